@@ -1,0 +1,113 @@
+"""Small raster values: where a chip lies, what its pixels are, and how its numbers are meant."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.errors import SensorError
+from terralign.sensors import Composite, Sensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """A georeferenced pixel grid.
+
+    `crs`: an authority code or WKT, None where the file has none; `transform`: the six
+    coefficients (a, b, c, d, e, f) of the affine map from (column, row) to map units.
+    """
+
+    crs: str | None
+    transform: tuple[float, float, float, float, float, float]
+    height: int
+    width: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(west, south, east, north) in `crs` units; the grid may be rotated or south-up."""
+        a, b, c, d, e, f = self.transform
+        corners = [
+            (a * column + b * row + c, d * column + e * row + f)
+            for column in (0, self.width)
+            for row in (0, self.height)
+        ]
+        xs, ys = zip(*corners, strict=True)
+        return (min(xs), min(ys), max(xs), max(ys))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelLayout:
+    """How the numbers of one sensor are to be read, as a data set or file declares it.
+
+    `bands`: canonical names in the order of the channels. `units`: "dn" (raw digital numbers, to
+    which `dn_offset` is added before scaling) or "physical" (already in `sensor.unit`).
+    `composite`: the RGB recipe, None where the sensor makes no RGB or lacks the bands.
+    """
+
+    sensor: Sensor
+    bands: tuple[str, ...]
+    units: Literal["dn", "physical"]
+    dn_offset: float = 0.0
+    composite: Composite | None = None
+
+    def __post_init__(self) -> None:
+        if self.sensor.resolve(self.bands) != self.bands:
+            raise SensorError(
+                f"bands {self.bands} of sensor {self.sensor.name!r} are not canonical names; "
+                "pass them through sensor.resolve"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chip:
+    """A piece of one scene.
+
+    `pixels`: (C, H, W), numbers as `layout` says. `valid`: (C, H, W) bool, True where a pixel may
+    be used. `datetime`: acquisition, None where unknown.
+    """
+
+    pixels: NDArray[np.generic]
+    valid: NDArray[np.bool_]
+    layout: PixelLayout
+    grid: Grid | None = None
+    datetime: dt.datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or len(self.pixels) != len(self.layout.bands):
+            raise SensorError(
+                f"chip has pixels of shape {self.pixels.shape} for {len(self.layout.bands)} bands "
+                f"({', '.join(self.layout.bands)}); expected (C, H, W) with one channel per band"
+            )
+        if self.valid.shape != self.pixels.shape:
+            raise SensorError(f"valid is {self.valid.shape}, pixels are {self.pixels.shape}")
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Canonical names of the channels, in order."""
+        return self.layout.bands
+
+    @property
+    def sensor(self) -> Sensor:
+        """The sensor that the bands belong to."""
+        return self.layout.sensor
+
+    def select_bands(self, names: Iterable[str]) -> Chip:
+        """The chip with just these bands, in this order; the only place that counts channels."""
+        wanted = self.sensor.resolve(names)
+        missing = [name for name in wanted if name not in self.bands]
+        if missing:
+            raise SensorError(
+                f"chip has bands {', '.join(self.bands)}; missing {', '.join(missing)}"
+            )
+        order = [self.bands.index(name) for name in wanted]
+        return replace(
+            self,
+            pixels=self.pixels[order],
+            valid=self.valid[order],
+            layout=replace(self.layout, bands=wanted),
+        )

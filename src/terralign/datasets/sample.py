@@ -1,0 +1,71 @@
+"""What a data set gives: samples with named bands, labels and keys.
+
+A `SampleSet` is one split of one data set. Labels, keys and captions are held in memory; pixels
+are read on demand, in batches, by index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.chips import PixelLayout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """The labels of N samples over K classes.
+
+    `values`: (N,) int64 class indices, or (N, K) bool where a sample may carry several labels.
+    `class_names`: as prompts say them. `class_list`: the name of the list they come from.
+    """
+
+    values: NDArray[np.int64] | NDArray[np.bool_]
+    class_names: tuple[str, ...]
+    class_list: str
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a sample may carry several labels."""
+        return self.values.ndim == 2
+
+
+class SampleSet(Protocol):
+    """One split of one data set.
+
+    `layouts`: sensor name -> how that sensor's pixels are to be read. `fingerprint` changes when
+    the samples, their order or their pixels' meaning change.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def layouts(self) -> Mapping[str, PixelLayout]: ...
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> Labels | None: ...
+    @property
+    def captions(self) -> tuple[str, ...] | None: ...
+    @property
+    def prompts(self) -> tuple[str, ...] | None:
+        """The data set's own templates with `{}`, None where the caller's are to be used."""
+        ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """Pixels of these samples: sensor name -> (B, C, H, W) in the layout's band order.
+
+        Raises `DataError` naming the file that is missing or damaged. Thread-safe.
+        """
+        ...

@@ -1,0 +1,70 @@
+"""Every fault that terralign tells its user about.
+
+    TerralignError                 one clear line: given, expected, what to do
+    ├── SensorError                unknown sensor, unknown or missing band, undeclared offset
+    ├── DataError                  a data set, split, image or scene that is missing or damaged
+    ├── ModelError                 a checkpoint, tower or space that cannot be used as asked
+    │   └── SpaceMismatchError     vectors of different embedding spaces
+    ├── RecipeError                a recipe or setting that is wrong or without effect
+    ├── TrainingError              training that cannot go on (a loss that is not finite)
+    └── StorageError               the disk: full, read-only, an existing file that must stay
+
+`Interrupted` is no fault: work stopped on request, saved, ready to be resumed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TerralignError(Exception):
+    """Root of all faults that are told in one line and exit the command line with status 1."""
+
+
+class SensorError(TerralignError):
+    """An unknown sensor, an unknown or missing band, or an undeclared radiometric offset."""
+
+
+class DataError(TerralignError):
+    """A data set, split, image or scene that is missing, damaged or not as declared."""
+
+
+class ModelError(TerralignError):
+    """A checkpoint, tower or embedding space that cannot be used as asked."""
+
+
+class SpaceMismatchError(ModelError):
+    """Vectors or towers of different embedding spaces were brought together."""
+
+
+class RecipeError(TerralignError):
+    """A recipe or a setting that is wrong, or that would have no effect."""
+
+
+class TrainingError(TerralignError):
+    """Training that cannot go on."""
+
+
+class StorageError(TerralignError):
+    """A disk that is full or read-only, or a file that would be overwritten."""
+
+
+class Interrupted(Exception):
+    """Work stopped on request (SIGINT, SIGTERM) after its state was saved.
+
+    `signal_number` is the signal that asked for it.
+    """
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """The hint that ends an error about an unknown name: the nearest right one, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + (", ".join(names) if names else "none")

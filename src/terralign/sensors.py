@@ -1,0 +1,388 @@
+"""Sensors as data: bands, spellings, digital numbers to physical units, RGB composites.
+
+Everything that touches pixels asks a `Sensor`, and always by band name.
+
+Sources: Sentinel-2 bands and GSD, ESA *Sentinel-2 Products Specification* (centre wavelengths of
+S2A); quantification 10000 and the RADIO_ADD_OFFSET / BOA_ADD_OFFSET of processing baselines from
+04.00 on, the same document, issue 14.9; Landsat 8/9 bands and Collection 2 scale factors, USGS
+*Landsat 8-9 Collection 2 Level 2 Science Product Guide*. Composite stretches: the paper
+(arXiv 2402.09816) and EuroSAT (Helber et al. 2019).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terralign.errors import SensorError, nearest
+
+Unit = Literal["reflectance", "dB", "intensity", "other"]
+
+OFFSET_FROM_BASELINE = 400
+"""Sentinel-2 processing baseline (as an integer: 04.00 -> 400) from which DN carry +1000."""
+
+SENTINEL2_DN_OFFSET = -1000.0
+"""What is added to the DN of those products (ESA's BOA_ADD_OFFSET and RADIO_ADD_OFFSET)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """One band. `center_nm`: centre wavelength in nm (None for radar); `gsd_m`: metres."""
+
+    name: str
+    center_nm: float | None = None
+    gsd_m: float | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Composite:
+    """How a sensor makes a picture: red, green, blue bands; `stretch` is the physical value at 1.
+
+    The picture is `clip(physical / stretch, 0, 1)`.
+    """
+
+    name: str
+    bands: tuple[str, str, str]
+    stretch: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensor:
+    """A sensor or product level.
+
+    Physical values are `(DN + dn_offset) * dn_scale + add`, in `unit`; `dn_offset` belongs to the
+    product (see `sentinel2_dn_offset`), `dn_scale` and `add` to the sensor. A pixel whose DN is
+    `nodata` in a band is masked and takes the physical value `fill`.
+    """
+
+    name: str
+    bands: tuple[Band, ...]
+    unit: Unit
+    dn_scale: float = 1.0
+    add: float = 0.0
+    nodata: int | None = None
+    fill: float = 0.0
+    offset_varies: bool = False
+    """True where the DN offset depends on the product and must be declared or read."""
+    composites: tuple[Composite, ...] = ()
+    """RGB recipes; the first is the default. Empty: the sensor makes no RGB."""
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Canonical band names, in the product's order."""
+        return tuple(band.name for band in self.bands)
+
+    def band(self, spelling: str) -> Band:
+        """The band that `spelling` means (`B1`, `b01`, `B8a`, `blue`); `SensorError` if none."""
+        wanted = _simplify(spelling)
+        for band in self.bands:
+            if wanted in {_simplify(name) for name in (band.name, *band.aliases)}:
+                return band
+        raise SensorError(
+            f"unknown band {spelling!r} of sensor {self.name!r}; "
+            f"known bands: {', '.join(self.band_names)}"
+        )
+
+    def resolve(self, spellings: Iterable[str]) -> tuple[str, ...]:
+        """Canonical names of several spellings, in their order; a band named twice is an error."""
+        names = tuple(self.band(spelling).name for spelling in spellings)
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise SensorError(f"sensor {self.name!r}: band {', '.join(sorted(twice))} named twice")
+        return names
+
+    def composite(self, name: str | None = None) -> Composite:
+        """The RGB recipe called `name`, or the default one; `SensorError` if there is none."""
+        if not self.composites:
+            raise SensorError(
+                f"sensor {self.name!r} makes no RGB composite; "
+                "take the optical chip that is paired with it"
+            )
+        if name is None:
+            return self.composites[0]
+        for composite in self.composites:
+            if composite.name == name:
+                return composite
+        known = [composite.name for composite in self.composites]
+        raise SensorError(
+            f"unknown composite {name!r} of sensor {self.name!r}; {nearest(name, known)}"
+        )
+
+
+def _simplify(spelling: str) -> str:
+    """Lower case, without an `SR_` prefix, separators and leading zeros: `B08A` -> `b8a`."""
+    text = re.sub(r"[\s_\-]", "", spelling.lower()).removeprefix("sr")
+    return re.sub(r"^b(and)?0*(?=\d)", "b", text)
+
+
+def _sentinel2_bands(*, with_b10: bool) -> tuple[Band, ...]:
+    rows: list[tuple[str, float, float, tuple[str, ...]]] = [
+        ("B01", 442.7, 60, ("coastal", "coastal aerosol", "aerosol")),
+        ("B02", 492.4, 10, ("blue",)),
+        ("B03", 559.8, 10, ("green",)),
+        ("B04", 664.6, 10, ("red",)),
+        ("B05", 704.1, 20, ("rededge1", "rededge", "vre1")),
+        ("B06", 740.5, 20, ("rededge2", "vre2")),
+        ("B07", 782.8, 20, ("rededge3", "vre3")),
+        ("B08", 832.8, 10, ("nir",)),
+        ("B8A", 864.7, 20, ("nir08", "nirnarrow", "rededge4", "B08A")),
+        ("B09", 945.1, 60, ("nir09", "watervapor", "watervapour")),
+        ("B10", 1373.5, 60, ("cirrus",)),
+        ("B11", 1613.7, 20, ("swir16", "swir1")),
+        ("B12", 2202.4, 20, ("swir22", "swir2")),
+    ]
+    return tuple(
+        Band(name=name, center_nm=center, gsd_m=gsd, aliases=aliases)
+        for name, center, gsd, aliases in rows
+        if with_b10 or name != "B10"
+    )
+
+
+def _landsat_bands(*, level: Literal[1, 2]) -> tuple[Band, ...]:
+    rows: list[tuple[str, float, float, tuple[str, ...]]] = [
+        ("B1", 443.0, 30, ("coastal", "coastal aerosol")),
+        ("B2", 482.0, 30, ("blue",)),
+        ("B3", 561.4, 30, ("green",)),
+        ("B4", 654.6, 30, ("red",)),
+        ("B5", 864.7, 30, ("nir", "nir08")),
+        ("B6", 1608.9, 30, ("swir16", "swir1")),
+        ("B7", 2200.7, 30, ("swir22", "swir2")),
+        ("B8", 589.5, 15, ("pan",)),
+        ("B9", 1373.4, 30, ("cirrus",)),
+    ]
+    return tuple(
+        Band(name=name, center_nm=center, gsd_m=gsd, aliases=aliases)
+        for name, center, gsd, aliases in rows
+        if level == 1 or name not in ("B8", "B9")
+    )
+
+
+_S2_RGB = ("B04", "B03", "B02")
+_EUROSAT = Composite(name="eurosat", bands=_S2_RGB, stretch=0.2750)
+
+SENSORS: dict[str, Sensor] = {
+    "sentinel2-l1c": Sensor(
+        name="sentinel2-l1c",
+        bands=_sentinel2_bands(with_b10=True),
+        unit="reflectance",
+        dn_scale=1e-4,
+        nodata=0,
+        offset_varies=True,
+        composites=(Composite(name="paper-l1c", bands=_S2_RGB, stretch=0.3558), _EUROSAT),
+    ),
+    "sentinel2-l2a": Sensor(
+        name="sentinel2-l2a",
+        bands=_sentinel2_bands(with_b10=False),
+        unit="reflectance",
+        dn_scale=1e-4,
+        nodata=0,
+        offset_varies=True,
+        composites=(Composite(name="paper-l2a", bands=_S2_RGB, stretch=0.2000), _EUROSAT),
+    ),
+    "sentinel1-grd": Sensor(
+        name="sentinel1-grd",
+        bands=(Band(name="VV", gsd_m=10), Band(name="VH", gsd_m=10)),
+        unit="dB",
+        fill=-35.0,
+    ),
+    "landsat-oli-l1": Sensor(
+        name="landsat-oli-l1",
+        bands=_landsat_bands(level=1),
+        unit="reflectance",
+        dn_scale=2e-5,
+        add=-0.1,
+        nodata=0,
+        composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.35),),
+    ),
+    "landsat-oli-l2": Sensor(
+        name="landsat-oli-l2",
+        bands=_landsat_bands(level=2),
+        unit="reflectance",
+        dn_scale=2.75e-5,
+        add=-0.2,
+        nodata=0,
+        composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.25),),
+    ),
+    "rgb": Sensor(
+        name="rgb",
+        bands=(
+            Band(name="red", center_nm=650, aliases=("R",)),
+            Band(name="green", center_nm=550, aliases=("G",)),
+            Band(name="blue", center_nm=470, aliases=("B",)),
+        ),
+        unit="intensity",
+        dn_scale=1 / 255,
+        composites=(Composite(name="as-is", bands=("red", "green", "blue"), stretch=1.0),),
+    ),
+}
+"""The built-in sensors by name. `sentinel1-grd` is sigma0 in dB and has no DN."""
+
+
+def find_sensor(name: str) -> Sensor:
+    """The built-in sensor `name`, or the one that the TOML file `name` defines."""
+    if name in SENSORS:
+        return SENSORS[name]
+    if name.endswith(".toml"):
+        return load_sensor(Path(name))
+    raise SensorError(f"unknown sensor {name!r}; {nearest(name, SENSORS)}, or a sensor's .toml file")
+
+
+class _BandModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    center_nm: float | None = Field(default=None, gt=0)
+    gsd_m: float | None = Field(default=None, gt=0)
+    aliases: tuple[str, ...] = ()
+
+
+class _CompositeModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    bands: tuple[str, str, str]
+    stretch: float = Field(gt=0)
+
+
+class _SensorModel(BaseModel):
+    """A user-defined sensor as TOML says it; the fields are those of `Sensor`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    bands: tuple[_BandModel, ...] = Field(min_length=1)
+    unit: Unit
+    dn_scale: float = Field(default=1.0, gt=0)
+    add: float = 0.0
+    nodata: int | None = None
+    fill: float = 0.0
+    offset_varies: bool = False
+    composites: tuple[_CompositeModel, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> _SensorModel:
+        seen: set[str] = set()
+        for band in self.bands:
+            for name in {_simplify(spelling) for spelling in (band.name, *band.aliases)}:
+                if name in seen:
+                    raise ValueError(f"two bands answer to {name!r}")
+                seen.add(name)
+        return self
+
+
+def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor:
+    """A sensor from plain values (TOML or JSON); `SensorError` says what is wrong and where."""
+    try:
+        model = _SensorModel.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "sensor"
+        if first["type"] == "extra_forbidden":
+            hint = nearest(str(first["loc"][-1]), _SensorModel.model_fields)
+            raise SensorError(f"{origin}: unknown key {where!r}; {hint}") from error
+        raise SensorError(f"{origin}: {where}: {first['msg']}") from error
+    if model.name in SENSORS and dict(values) != describe_sensor(SENSORS[model.name]):
+        raise SensorError(f"{origin}: {model.name!r} is a built-in sensor; give yours another name")
+    sensor = Sensor(
+        name=model.name,
+        bands=tuple(Band(**band.model_dump()) for band in model.bands),
+        unit=model.unit,
+        dn_scale=model.dn_scale,
+        add=model.add,
+        nodata=model.nodata,
+        fill=model.fill,
+        offset_varies=model.offset_varies,
+    )
+    composites = tuple(
+        Composite(name=one.name, bands=_three(sensor.resolve(one.bands)), stretch=one.stretch)
+        for one in model.composites
+    )
+    return _with_composites(sensor, composites)
+
+
+def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
+    red, green, blue = names
+    return (red, green, blue)
+
+
+def _with_composites(sensor: Sensor, composites: tuple[Composite, ...]) -> Sensor:
+    return Sensor(
+        name=sensor.name,
+        bands=sensor.bands,
+        unit=sensor.unit,
+        dn_scale=sensor.dn_scale,
+        add=sensor.add,
+        nodata=sensor.nodata,
+        fill=sensor.fill,
+        offset_varies=sensor.offset_varies,
+        composites=composites,
+    )
+
+
+def load_sensor(path: Path) -> Sensor:
+    """A user-defined sensor from a TOML file whose keys are the fields of `Sensor`."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SensorError(f"cannot read sensor file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SensorError(f"sensor file {path} is not valid TOML: {error}") from error
+    return parse_sensor(values, origin=str(path))
+
+
+def describe_sensor(sensor: Sensor) -> dict[str, Any]:
+    """A sensor as plain JSON values; `parse_sensor` makes the same sensor of them."""
+    return {
+        "name": sensor.name,
+        "bands": [
+            {
+                "name": band.name,
+                "center_nm": band.center_nm,
+                "gsd_m": band.gsd_m,
+                "aliases": list(band.aliases),
+            }
+            for band in sensor.bands
+        ],
+        "unit": sensor.unit,
+        "dn_scale": sensor.dn_scale,
+        "add": sensor.add,
+        "nodata": sensor.nodata,
+        "fill": sensor.fill,
+        "offset_varies": sensor.offset_varies,
+        "composites": [
+            {"name": one.name, "bands": list(one.bands), "stretch": one.stretch}
+            for one in sensor.composites
+        ],
+    }
+
+
+def sentinel2_dn_offset(
+    *,
+    product_name: str | None = None,
+    metadata_add_offset: float | None = None,
+    declared: float | None = None,
+) -> float:
+    """What must be added to a Sentinel-2 product's DN before scaling: 0 or -1000.
+
+    In this order: `metadata_add_offset` (the product's own BOA_ADD_OFFSET / RADIO_ADD_OFFSET),
+    `declared` (the data set's declaration, for archives that removed the offset already), then the
+    processing baseline in a standard `product_name` (`..._N0400_...`). A date decides nothing, and
+    `N9999` (reprocessed by a third party) says nothing: it raises `SensorError`.
+    """
+    if metadata_add_offset is not None:
+        return float(metadata_add_offset)
+    if declared is not None:
+        return float(declared)
+    match = re.search(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{4})_", product_name or "")
+    if match and match[1] != "9999":
+        return SENTINEL2_DN_OFFSET if int(match[1]) >= OFFSET_FROM_BASELINE else 0.0
+    said = f"the name {product_name!r} says nothing" if product_name else "nothing was said"
+    raise SensorError(
+        f"Sentinel-2 DN offset unknown: {said} about the processing baseline; "
+        "declare it (-1000 for baseline 04.00 and later as ESA delivers it, "
+        "0 for older products and for archives that removed it)"
+    )
