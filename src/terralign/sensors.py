@@ -231,7 +231,9 @@ def find_sensor(name: str) -> Sensor:
         return SENSORS[name]
     if name.endswith(".toml"):
         return load_sensor(Path(name))
-    raise SensorError(f"unknown sensor {name!r}; {nearest(name, SENSORS)}, or a sensor's .toml file")
+    raise SensorError(
+        f"unknown sensor {name!r}; {nearest(name, SENSORS)}, or a sensor's .toml file"
+    )
 
 
 class _BandModel(BaseModel):
