@@ -62,7 +62,7 @@ class Interrupted(Exception):
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """The hint that ends an error about an unknown name: the nearest right one, else all of them."""
+    """How an error about an unknown name ends: with the nearest right one, else with all."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     if close:

@@ -101,7 +101,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_json(value: Mapping[str, Any] | list[Any]) -> str:
-    """Name of a JSON value: the first `HASH_LENGTH` hex digits of the SHA-256 of its canonical form."""
+    """Name of a JSON value: `HASH_LENGTH` hex digits of the SHA-256 of its canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 

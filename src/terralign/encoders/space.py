@@ -1,0 +1,385 @@
+"""The embedding space: a text tower, an RGB tower and one tower per aligned sensor, all into D.
+
+On disk a space is one folder: an open_clip model (`open_clip_config.json`,
+`open_clip_model.safetensors`: open_clip loads the folder as it is), `towers/NAME.safetensors`, and
+`space.json` with the towers' input specifications, prompts, provenance and a SHA-256 of every file.
+
+Letters: N samples, C bands, H W pixels, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from terralign.chips import PixelLayout
+from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.sensor import SensorTower, TowerConfig, build_tower
+from terralign.encoders.weights import check_shapes, read_shapes, read_state_dict, write_state_dict
+from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
+from terralign.errors import ModelError, SensorError, SpaceMismatchError, StorageError, nearest
+from terralign.files import hash_file, read_json, write_json
+from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
+from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
+
+FORMAT_VERSION = 1
+RGB = "rgb"
+"""The name of the RGB tower."""
+
+Pixels = NDArray[np.generic] | Tensor
+
+
+class EmbeddingSpace:
+    """Text, RGB and every aligned sensor in one D-dimensional space.
+
+    `space_id` names the anchor (text and RGB tower): vectors are comparable exactly when theirs is
+    the same. Adding a tower leaves it as it is.
+    """
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        *,
+        towers: Mapping[str, SensorTower] | None = None,
+        sensors: Mapping[str, Sensor] | None = None,
+        prompts: PromptSet | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        source: str | None = None,
+    ) -> None:
+        self.clip = clip
+        self.towers: dict[str, SensorTower] = dict(towers or {})
+        self.sensors: dict[str, Sensor] = dict(sensors or {})
+        self.prompts = prompts
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        self.source = source or clip.source
+        self.space_id = clip.anchor_id()
+        for tower in self.towers.values():
+            tower.eval()
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.clip.dim
+
+    @property
+    def tower_names(self) -> tuple[str, ...]:
+        """The RGB tower's name and those of the aligned towers, defaults first."""
+        return (RGB, *self.towers)
+
+    def tower_id(self, name: str) -> str:
+        """The name of a tower's weights; the RGB tower belongs to the anchor: `space_id`."""
+        return self.space_id if name == RGB else self._tower(name).tower_id()
+
+    def input_spec(self, name: str = RGB) -> InputSpec:
+        """What a tower takes."""
+        return self.clip.input_spec if name == RGB else self._tower(name).config.input
+
+    def _tower(self, name: str) -> SensorTower:
+        if name not in self.towers:
+            raise ModelError(f"the space has no tower {name!r}; {nearest(name, self.tower_names)}")
+        return self.towers[name]
+
+    def to(self, device: str | torch.device) -> EmbeddingSpace:
+        """Move every tower to a device; returns self."""
+        self.clip.model.to(device)
+        for tower in self.towers.values():
+            tower.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return next(self.clip.model.parameters()).device
+
+    # Encoding
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 L2-normalised embeddings of N texts, on the CPU."""
+        if isinstance(texts, str):
+            texts = [texts]
+        return embed_text(self.clip, texts)
+
+    def encode_image(
+        self,
+        pixels: Pixels,
+        sensor: str | Sensor,
+        bands: Sequence[str] | None = None,
+        *,
+        units: Literal["dn", "physical"],
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
+        normalize: bool = True,
+        batch_size: int = 256,
+    ) -> Tensor:
+        """(N, D) float32 embeddings of N chips, on the CPU.
+
+        `pixels`: (N, C, H, W), or (C, H, W) for one chip. `bands`: the channels' names in order,
+        any known spelling; may be left out where C is the sensor's full band list in its order.
+        `units`: "dn" (digital numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance
+        0-1, dB, RGB intensity 0-1). `dn_offset` must be said for Sentinel-2 DN (0 or -1000, see
+        `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
+        by default the first aligned tower that takes these pixels, else the RGB tower.
+        """
+        layout = self.layout(
+            sensor,
+            bands,
+            units=units,
+            dn_offset=dn_offset,
+            composite=composite,
+            num_channels=int(pixels.shape[-3]) if pixels.ndim >= 3 else None,
+        )
+        tensor = torch.as_tensor(pixels)
+        if tensor.ndim == 3:
+            tensor = tensor[None]
+        name = tower or self.tower_for(layout)
+        rows = [
+            self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
+            for start in range(0, len(tensor), batch_size)
+        ]
+        embedded = torch.cat(rows) if rows else torch.zeros(0, self.dim)
+        return F.normalize(embedded, dim=-1) if normalize else embedded
+
+    def layout(
+        self,
+        sensor: str | Sensor,
+        bands: Sequence[str] | None,
+        *,
+        units: Literal["dn", "physical"],
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        num_channels: int | None = None,
+    ) -> PixelLayout:
+        """How pixels are to be read, from what a caller says of them; nothing is guessed."""
+        found = self.find_sensor(sensor) if isinstance(sensor, str) else sensor
+        names = found.band_names if bands is None else found.resolve(bands)
+        if num_channels is not None and num_channels != len(names):
+            raise SensorError(
+                f"pixels have {num_channels} channels, but {len(names)} bands of {found.name!r} "
+                f"({', '.join(names)}); say which bands they are, in order"
+            )
+        if units == "dn" and found.offset_varies and dn_offset is None:
+            raise SensorError(
+                f"DN of {found.name!r} need dn_offset: 0, or -1000 for processing baseline 04.00 "
+                "and later as ESA delivers it"
+            )
+        recipe = None
+        if composite is not None or found.composites:
+            recipe = found.composite(composite)
+        return PixelLayout(
+            sensor=found, bands=names, units=units, dn_offset=dn_offset or 0.0, composite=recipe
+        )
+
+    def find_sensor(self, name: str) -> Sensor:
+        """A built-in sensor, or one that came with the space's towers."""
+        known = {**SENSORS, **self.sensors}
+        if name not in known:
+            raise SensorError(f"unknown sensor {name!r}; {nearest(name, known)}")
+        return known[name]
+
+    def tower_for(self, layout: PixelLayout) -> str:
+        """The tower that pixels of this layout go through unless another is named."""
+        for name, tower in self.towers.items():
+            spec = tower.config.input
+            enough = spec.missing == "zero" or set(spec.bands) <= set(layout.bands)
+            if layout.sensor.name in spec.sensors and enough:
+                return name
+        return RGB
+
+    def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
+        """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of raw pixels."""
+        spec = self.input_spec(tower)
+        pixels = pixels.to(self.device)
+        if tower == RGB:
+            scaled = scale_composite(pixels, layout)
+            module: nn.Module = self.clip.visual
+        else:
+            scaled = scale_bands(pixels, layout, spec)
+            module = self._tower(tower)
+        with torch.inference_mode():
+            embedded: Tensor = module(make_ready(resize(scaled, spec), spec))
+        return embedded.float().cpu().clone()
+
+    # Classifying
+
+    def zero_shot_weights(
+        self,
+        labels: Sequence[str],
+        prompts: PromptSet | str | None = None,
+        *,
+        cache_dir: Path | None = None,
+    ) -> Tensor:
+        """W (K, D) of these class names; the space's own prompts unless others are given."""
+        chosen = load_prompts(prompts) if isinstance(prompts, str) else prompts or self.prompts
+        return zero_shot_weights(
+            self.clip, labels, chosen or load_prompts("satellite"), cache_dir=cache_dir
+        )
+
+    def classify(
+        self,
+        pixels: Pixels,
+        sensor: str | Sensor,
+        labels: Sequence[str],
+        bands: Sequence[str] | None = None,
+        *,
+        prompts: PromptSet | str | None = None,
+        **reading: Any,
+    ) -> Tensor:
+        """(N, K) float32 probabilities over `labels`: softmax of logit_scale times the cosines.
+
+        `reading`: `units` (required) and the other keywords of `encode_image`.
+        """
+        embedded = self.encode_image(pixels, sensor, bands, **reading)
+        weights = self.zero_shot_weights(labels, prompts)
+        return (self.clip.logit_scale * embedded @ weights.T).softmax(-1)
+
+    # Growing, saving, loading
+
+    def add_tower(self, tower: SensorTower, sensors: Sequence[Sensor] = ()) -> None:
+        """Add or replace an aligned tower; vectors of the other towers stay valid."""
+        if tower.config.embed_dim != self.dim:
+            raise SpaceMismatchError(
+                f"tower {tower.config.name!r} embeds into {tower.config.embed_dim} dimensions, "
+                f"the space has {self.dim}"
+            )
+        if tower.config.name == RGB:
+            raise ModelError("the RGB tower anchors the space; give a new tower another name")
+        self.sensors.update({one.name: one for one in sensors if one.name not in SENSORS})
+        self.towers[tower.config.name] = tower.eval()
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the space into `folder`: whole, or not at all.
+
+        An existing folder is refused unless `overwrite`, and even then only replaced when the new
+        one is complete. `StorageError` where the disk is full.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (overwrite and _is_space(folder)):
+            raise StorageError(f"{folder} exists; choose another folder or pass overwrite=True")
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            self._write(partial)
+            if folder.exists():
+                old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+                os.replace(folder, old)
+                os.replace(partial, folder)
+                shutil.rmtree(old)
+            else:
+                os.replace(partial, folder)
+        except OSError as error:
+            raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        files = save_clip(self.clip, folder)
+        for name, tower in self.towers.items():
+            write_state_dict(folder / "towers" / f"{name}.safetensors", tower.state_dict())
+            files.append(f"towers/{name}.safetensors")
+        write_json(
+            folder / "space.json",
+            {
+                "format": FORMAT_VERSION,
+                "space_id": self.space_id,
+                "dim": self.dim,
+                "towers": [
+                    {"tower_id": tower.tower_id(), **tower.config.model_dump(mode="json")}
+                    for tower in self.towers.values()
+                ],
+                "sensors": [describe_sensor(sensor) for sensor in self.sensors.values()],
+                "prompts": self.prompts.describe() if self.prompts else None,
+                "provenance": self.provenance,
+                "files": {
+                    name: {
+                        "sha256": hash_file(folder / name),
+                        "bytes": (folder / name).stat().st_size,
+                    }
+                    for name in files
+                },
+            },
+        )
+
+    @classmethod
+    def load(cls, source: str | Path) -> EmbeddingSpace:
+        """A space from its folder, or from anything `load_clip` takes (text and RGB only).
+
+        Needs no network for a folder. A changed, truncated or missing file is refused by its
+        hash (`ModelError`); nothing is ever searched for or guessed.
+        """
+        folder = Path(source)
+        if not _is_space(folder):
+            return cls(load_clip(str(source)))
+        values = read_json(folder / "space.json")
+        try:
+            return cls._from_values(folder, values)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ModelError(f"{folder / 'space.json'} is not a space: {error!r}") from error
+
+    @classmethod
+    def _from_values(cls, folder: Path, values: dict[str, Any]) -> EmbeddingSpace:
+        if values["format"] != FORMAT_VERSION:
+            raise ModelError(
+                f"{folder} has space format {values['format']}; this terralign reads "
+                f"{FORMAT_VERSION}"
+            )
+        _check_files(folder, values["files"])
+        clip = load_clip(str(folder))
+        sensors = [parse_sensor(one, origin=str(folder)) for one in values["sensors"]]
+        prompts = values["prompts"]
+        space = cls(
+            clip,
+            sensors={sensor.name: sensor for sensor in sensors},
+            prompts=PromptSet(name=prompts["name"], templates=tuple(prompts["templates"]))
+            if prompts
+            else None,
+            provenance=values["provenance"],
+            source=str(folder),
+        )
+        if space.space_id != values["space_id"]:
+            raise ModelError(f"{folder}: its towers are not those of space {values['space_id']}")
+        for entry in values["towers"]:
+            config = TowerConfig.model_validate(
+                {key: value for key, value in entry.items() if key != "tower_id"}
+            )
+            path = folder / "towers" / f"{config.name}.safetensors"
+            if f"towers/{config.name}.safetensors" not in values["files"]:
+                raise ModelError(f"{folder}: tower {config.name!r} has no weights listed")
+            tower = build_tower(config, clip)
+            expected = {key: tuple(one.shape) for key, one in tower.state_dict().items()}
+            check_shapes(expected, read_shapes(path), what=str(path))
+            tower.load_state_dict(read_state_dict(path))
+            space.add_tower(tower.requires_grad_(False))
+        return space
+
+
+def _is_space(folder: Path) -> bool:
+    return (folder / "space.json").is_file()
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    for name, expected in files.items():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
+            raise ModelError(f"{folder}: file name {name!r} points outside the space")
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{folder} lacks {name}; copy the whole folder again")
+        size = path.stat().st_size
+        if size != expected["bytes"] or hash_file(path) != expected["sha256"]:
+            raise ModelError(
+                f"{path} was changed or truncated ({size} bytes, expected {expected['bytes']}); "
+                "copy the whole folder again"
+            )

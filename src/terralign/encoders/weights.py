@@ -1,0 +1,133 @@
+"""Weights on disk and as values: safe reading, hashing, comparing.
+
+Files from strangers are hostile: a pickle is only ever read with `weights_only=True`, and a
+safetensors file is compared with its own header before memory is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from terralign.errors import ModelError
+from terralign.files import HASH_LENGTH, atomic_path
+
+StateDict = dict[str, Tensor]
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint file holds, read without ever executing it.
+
+    `.safetensors`: the state dict. Anything else: `torch.load(weights_only=True)` (training
+    arguments in an `argparse.Namespace` are let through, they are plain values). `ModelError`
+    says what is wrong with a missing, truncated or unsafe file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again"
+            ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than tensors and plain values, so it was not loaded: it could run "
+            "code. Ask its author for a state dict or a safetensors file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is not a whole checkpoint ({_first_line(error)})") from error
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The state dict in a checkpoint file, taken out of its usual wrappings.
+
+    Unwraps `state_dict` and drops a `module.` prefix, as open_clip's training writes them.
+    """
+    loaded = read_checkpoint(path)
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ModelError(f"{path} holds no state dict but {type(loaded).__name__}")
+    wrong = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ModelError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
+    if all(key.startswith("module.") for key in loaded):
+        return {key.removeprefix("module."): value for key, value in loaded.items()}
+    return dict(loaded)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file, from its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again"
+        ) from error
+
+
+def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, atomically."""
+    ready = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    with atomic_path(path) as partial:
+        save_file(ready, partial)
+
+
+def hash_state(state: Mapping[str, Tensor], *, extra: str = "") -> str:
+    """Name of a set of weights: SHA-256 over names, shapes and values, in the order of names.
+
+    Floating-point values are hashed as float32, so that the same values stored in another
+    precision and loaded have the same name. `extra` is hashed too (a configuration).
+    """
+    digest = hashlib.sha256(extra.encode())
+    for key in sorted(state):
+        value = state[key].detach().cpu()
+        if value.is_floating_point():
+            value = value.to(torch.float32)
+        digest.update(f"|{key}|{tuple(value.shape)}|{value.dtype}|".encode())
+        digest.update(value.contiguous().numpy().data if value.numel() else b"")
+    return digest.hexdigest()[:HASH_LENGTH]
+
+
+def check_shapes(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+    """Raise `ModelError` naming the first key that is missing, left over or of another shape."""
+    missing = sorted(expected.keys() - given.keys())
+    left_over = sorted(given.keys() - expected.keys())
+    if missing or left_over:
+        raise ModelError(
+            f"{what} does not fit its architecture: {len(missing)} missing keys"
+            f"{_example(missing)}, {len(left_over)} unexpected{_example(left_over)}"
+        )
+    for key in sorted(expected):
+        if expected[key] != given[key]:
+            raise ModelError(
+                f"{what} does not fit its architecture: {key} is {given[key]}, "
+                f"expected {expected[key]}"
+            )
+
+
+def _example(keys: list[str]) -> str:
+    return f" (such as {keys[0]})" if keys else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,193 @@
+"""What a tower takes, and how raw pixels become it.
+
+Letters: B batch, C channels, H W pixels. The way of a batch: raw numbers -> `to_physical` ->
+`scale_bands` (or `scale_composite` for an RGB tower), both to 0-1 -> geometry -> `make_ready`
+(clip and normalise). Everything is float32; autocast belongs inside the tower, since casting
+inputs to bfloat16 first loses up to 20 DN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from terralign.chips import PixelLayout
+from terralign.errors import DataError, SensorError
+from terralign.sensors import SENSORS
+
+RGB_BANDS = SENSORS["rgb"].band_names
+
+
+class InputSpec(BaseModel):
+    """What a tower takes: bands by name, size, scaling, normalisation.
+
+    A band's physical value x becomes `(clip((x - low) / (high - low), 0, 1) - mean) / std`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    sensors: tuple[str, ...] = Field(min_length=1)
+    """Sensors accepted. One Sentinel-2 tower may serve both product levels."""
+    bands: tuple[str, ...] = Field(min_length=1)
+    """Canonical band names in the order of the tower's channels."""
+    ranges: dict[str, tuple[tuple[float, float], ...]]
+    """Per sensor and band: the physical values (low, high) that become 0 and 1."""
+    mean: tuple[float, ...]
+    """Per band, after scaling to 0-1."""
+    std: tuple[float, ...]
+    """Per band, after scaling to 0-1."""
+    size: int = Field(gt=0)
+    """Height and width in pixels."""
+    missing: Literal["error", "zero"] = "error"
+    """A band that the pixels lack: an error, or 0 after scaling (the paper's B10 of L2A)."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels of another size are resized (antialiased)."""
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+    """Shortest side to `size` and a centre crop, or both sides to `size`."""
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        num = len(self.bands)
+        if len(set(self.bands)) != num:
+            raise ValueError(f"bands {self.bands} repeat a name")
+        if not len(self.mean) == len(self.std) == num:
+            raise ValueError(f"{num} bands, but {len(self.mean)} means and {len(self.std)} stds")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        for sensor in self.sensors:
+            pairs = self.ranges.get(sensor)
+            if pairs is None or len(pairs) != num:
+                raise ValueError(f"ranges of sensor {sensor!r} must give {num} (low, high) pairs")
+            if any(high <= low for low, high in pairs):
+                raise ValueError(f"ranges of sensor {sensor!r}: high must be above low")
+        return self
+
+
+def rgb_spec(
+    *,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+    resize_mode: Literal["shortest", "squash"] = "shortest",
+) -> InputSpec:
+    """The specification of a CLIP's RGB tower; its pictures are 0-1."""
+    return InputSpec(
+        sensors=("rgb",),
+        bands=RGB_BANDS,
+        ranges={"rgb": ((0.0, 1.0),) * 3},
+        mean=mean,
+        std=std,
+        size=size,
+        interpolation=interpolation,
+        resize_mode=resize_mode,
+    )
+
+
+def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
+    """Raw numbers (B, C, H, W) -> physical float32 in `layout.sensor.unit`, and `valid`.
+
+    `valid` is True where a pixel may be used: DN 0 of optical products and non-finite values are
+    masked before the offset is added, and take the sensor's `fill`.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != len(layout.bands):
+        raise DataError(
+            f"pixels of shape {tuple(pixels.shape)} for {len(layout.bands)} bands "
+            f"({', '.join(layout.bands)}); expected (B, {len(layout.bands)}, H, W)"
+        )
+    numbers = pixels.to(torch.float32)
+    valid = torch.isfinite(numbers)
+    sensor = layout.sensor
+    if layout.units == "dn":
+        if sensor.nodata is not None:
+            valid &= numbers != sensor.nodata
+        numbers = (numbers + layout.dn_offset) * sensor.dn_scale + sensor.add
+    return torch.where(valid, numbers, sensor.fill), valid
+
+
+def make_composite(physical: Tensor, layout: PixelLayout) -> Tensor:
+    """The RGB picture of physical pixels (B, C, H, W): (B, 3, H, W) float32 in 0-1.
+
+    `SensorError` where the layout declares no composite or lacks a band of it.
+    """
+    composite = layout.composite or layout.sensor.composite()
+    missing = [name for name in composite.bands if name not in layout.bands]
+    if missing:
+        raise SensorError(
+            f"composite {composite.name!r} needs {', '.join(composite.bands)}; "
+            f"the pixels have {', '.join(layout.bands)} (missing {', '.join(missing)})"
+        )
+    channels = [layout.bands.index(name) for name in composite.bands]
+    return (physical[:, channels] / composite.stretch).clamp(0, 1)
+
+
+def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
+    """Raw numbers (B, C, H, W) -> the composite (B, 3, H, W) in 0-1."""
+    physical, _ = to_physical(pixels, layout)
+    return make_composite(physical, layout)
+
+
+def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
+    """Raw numbers (B, C, H, W) -> the tower's bands (B, len(spec.bands), H, W), scaled to 0-1.
+
+    Bands are matched by name. `SensorError` for a sensor the tower does not take and for a band
+    that is missing, unless the tower declares `missing = "zero"`.
+    """
+    sensor = layout.sensor.name
+    if sensor not in spec.sensors:
+        raise SensorError(
+            f"tower takes {', '.join(spec.sensors)}; the pixels are of sensor {sensor!r}"
+        )
+    absent = [name for name in spec.bands if name not in layout.bands]
+    if absent and spec.missing == "error":
+        raise SensorError(
+            f"pixels have bands {', '.join(layout.bands)}; tower needs {', '.join(absent)} too. "
+            "Read them with the tower's input_spec.bands"
+        )
+    if len(absent) == len(spec.bands):
+        raise SensorError(
+            f"pixels have none of the tower's bands ({', '.join(spec.bands)}) "
+            f"but {', '.join(layout.bands)}"
+        )
+    physical, _ = to_physical(pixels, layout)
+    batch, _, height, width = physical.shape
+    scaled = physical.new_zeros((batch, len(spec.bands), height, width))
+    for channel, (name, (low, high)) in enumerate(
+        zip(spec.bands, spec.ranges[sensor], strict=True)
+    ):
+        if name not in absent:
+            band = physical[:, layout.bands.index(name)]
+            scaled[:, channel] = ((band - low) / (high - low)).clamp(0, 1)
+    return scaled
+
+
+def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
+    """(B, C, H, W) -> (B, C, size, size), antialiased; the same tensor where the size is right."""
+    height, width = pixels.shape[-2:]
+    if height == width == spec.size:
+        return pixels
+    if spec.resize_mode == "squash" or height == width:
+        target = (spec.size, spec.size)
+    else:
+        scale = spec.size / min(height, width)
+        target = (
+            max(spec.size, int(height * scale)),
+            max(spec.size, int(width * scale)),
+        )
+    resized = F.interpolate(
+        pixels, size=target, mode=spec.interpolation, antialias=True, align_corners=False
+    )
+    top = round((target[0] - spec.size) / 2)
+    left = round((target[1] - spec.size) / 2)
+    return resized[..., top : top + spec.size, left : left + spec.size]
+
+
+def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
+    """Scaled pixels (B, C, size, size) -> clipped to 0-1 and normalised, ready for the tower."""
+    mean = scaled.new_tensor(spec.mean)[:, None, None]
+    std = scaled.new_tensor(spec.std)[:, None, None]
+    return (scaled.clamp(0, 1) - mean) / std
