@@ -1,0 +1,96 @@
+"""BigEarthNet's nomenclatures, 43, 19 and 5 classes, from CORINE Land Cover codes.
+
+The tables are in `classes/bigearthnet.toml`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.datasets.class_lists import read_table
+from terralign.errors import DataError
+
+NumClasses = Literal[43, 19, 5]
+
+MIN_PRESENCE = 0.01
+"""A class is a label of a patch where it covers at least this share of its pixels: 144 pixels, or
+1.4 ha, of a 120x120 patch. Less is as likely an error of registration as it is visible."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nomenclature:
+    """`names`: the K official class names; `class_names`: the same as prompts say them.
+
+    `class_of_code`: CORINE level-3 code -> class index, None where this nomenclature dropped it.
+    """
+
+    names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    class_of_code: dict[int, int | None]
+
+
+@cache
+def nomenclature(num_classes: NumClasses) -> Nomenclature:
+    """The nomenclature of 43, 19 or 5 classes, in the order of their CORINE codes."""
+    table: dict[str, Any] = read_table("bigearthnet")
+    level_3 = {int(code): name for code, name in table["level_3"].items()}
+    if num_classes == 43:
+        name_of_code = level_3
+    elif num_classes == 19:
+        name_of_code = {int(code): name for code, name in table["merged"].items()}
+    else:
+        name_of_code = {code: table["level_1"][str(code // 100)] for code in level_3}
+    prompts = table["prompts_level_1" if num_classes == 5 else "prompts"]
+    names = tuple(dict.fromkeys(name_of_code[code] for code in sorted(name_of_code)))
+    assert len(names) == num_classes
+    return Nomenclature(
+        names=names,
+        class_names=tuple(prompts[name] for name in names),
+        class_of_code={
+            code: names.index(name_of_code[code]) if code in name_of_code else None
+            for code in level_3
+        },
+    )
+
+
+def labels_from_pixels(
+    codes: NDArray[np.integer[Any]], num_classes: NumClasses, min_presence: float = MIN_PRESENCE
+) -> NDArray[np.bool_]:
+    """Multi-hot labels (N, K) of CORINE level-3 codes (N, H, W).
+
+    A class is present where its codes together cover `min_presence` of the patch or more. Codes
+    that the nomenclature dropped, glaciers (335) and unclassified pixels give no label, so a row
+    may be all False: it stays, as a sample in which every class is absent.
+    """
+    known = nomenclature(num_classes)
+    values = np.zeros((len(codes), num_classes), dtype=bool)
+    ignored = set(read_table("bigearthnet")["ignored_codes"])
+    unknown = set(np.unique(codes).tolist()) - set(known.class_of_code) - ignored
+    if unknown:
+        raise DataError(
+            f"{sorted(unknown)[0]} is no CORINE level-3 code; expected codes such as 111 or 312"
+        )
+    for index in range(num_classes):
+        members = [code for code, target in known.class_of_code.items() if target == index]
+        values[:, index] = np.isin(codes, members).mean(axis=(1, 2)) >= min_presence
+    return values
+
+
+def labels_from_names(names: list[list[str]], num_classes: NumClasses) -> NDArray[np.bool_]:
+    """Multi-hot labels (N, K) from lists of 43-class names, as BigEarthNet v1's JSON has them."""
+    known, finest = nomenclature(num_classes), nomenclature(43)
+    code_of_name = {finest.names[index or 0]: code for code, index in finest.class_of_code.items()}
+    values = np.zeros((len(names), num_classes), dtype=bool)
+    for row, labels in enumerate(names):
+        for label in labels:
+            if label not in code_of_name:
+                raise DataError(f"{label!r} is no class of BigEarthNet v1 (43 CORINE names)")
+            target = known.class_of_code[code_of_name[label]]
+            if target is not None:
+                values[row, target] = True
+    return values

@@ -1,0 +1,42 @@
+"""The name of a data set's content: it changes when samples, order or pixels' meaning change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from terralign.chips import PixelLayout
+from terralign.files import hash_json
+from terralign.sensors import describe_sensor
+
+
+def describe_layout(layout: PixelLayout) -> dict[str, Any]:
+    """A layout as plain JSON values."""
+    recipe = layout.composite
+    return {
+        "sensor": describe_sensor(layout.sensor),
+        "bands": list(layout.bands),
+        "units": layout.units,
+        "dn_offset": layout.dn_offset,
+        "composite": recipe and [recipe.name, list(recipe.bands), recipe.stretch],
+    }
+
+
+def fingerprint(
+    *,
+    name: str,
+    split: str,
+    keys: Sequence[str],
+    layouts: Mapping[str, PixelLayout],
+    content: Sequence[Any],
+) -> str:
+    """Hash of a split. `content` stands for the pixels: file sizes, a file's hash, a size."""
+    return hash_json(
+        {
+            "name": name,
+            "split": split,
+            "keys": list(keys),
+            "layouts": {key: describe_layout(layout) for key, layout in layouts.items()},
+            "content": list(content),
+        }
+    )

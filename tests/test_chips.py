@@ -1,0 +1,63 @@
+"""Chips: one channel per named band, chosen by name only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terralign.chips import Chip, Grid, PixelLayout
+from terralign.errors import SensorError
+from terralign.sensors import SENSORS
+
+L2A = SENSORS["sentinel2-l2a"]
+
+
+def chip_of(bands: tuple[str, ...]) -> Chip:
+    """A chip whose every pixel is its band's place in the sensor, and valid where that is even."""
+    places = np.array([L2A.band_names.index(name) for name in bands], dtype=np.uint16)
+    pixels = np.broadcast_to(places[:, None, None], (len(bands), 2, 3)).copy()
+    layout = PixelLayout(sensor=L2A, bands=bands, units="dn", dn_offset=0.0)
+    return Chip(pixels=pixels, valid=pixels % 2 == 0, layout=layout)
+
+
+@given(
+    permutation=st.permutations(L2A.band_names),
+    wanted=st.lists(st.sampled_from(L2A.band_names), min_size=1, unique=True),
+)
+def test_select_bands_commutes_with_permutation(permutation: list[str], wanted: list[str]) -> None:
+    permuted, straight = chip_of(tuple(permutation)), chip_of(L2A.band_names)
+    ours, theirs = permuted.select_bands(wanted), straight.select_bands(wanted)
+    assert ours.bands == theirs.bands == tuple(wanted)
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    np.testing.assert_array_equal(ours.valid, theirs.valid)
+    assert ours.pixels[:, 0, 0].tolist() == [L2A.band_names.index(name) for name in wanted]
+
+
+def test_select_bands_takes_any_spelling() -> None:
+    assert chip_of(("B02", "B8A", "B04")).select_bands(["red", "b8a"]).bands == ("B04", "B8A")
+
+
+def test_a_missing_band_is_named() -> None:
+    with pytest.raises(SensorError, match=r"chip has bands B02, B03; missing B8A"):
+        chip_of(("B02", "B03")).select_bands(["B8A", "B02"])
+
+
+def test_pixels_and_bands_must_agree() -> None:
+    layout = PixelLayout(sensor=L2A, bands=("B02", "B03"), units="dn")
+    with pytest.raises(SensorError, match=r"shape \(3, 2, 2\) for 2 bands"):
+        Chip(pixels=np.zeros((3, 2, 2)), valid=np.ones((3, 2, 2), bool), layout=layout)
+    with pytest.raises(SensorError, match=r"valid is \(1, 2, 2\)"):
+        Chip(pixels=np.zeros((2, 2, 2)), valid=np.ones((1, 2, 2), bool), layout=layout)
+
+
+def test_a_layout_takes_canonical_names_only() -> None:
+    with pytest.raises(SensorError, match=r"not canonical names"):
+        PixelLayout(sensor=L2A, bands=("B2", "B3"), units="dn")
+
+
+def test_bounds_of_a_north_up_and_of_a_south_up_grid() -> None:
+    north_up = Grid(crs="EPSG:32633", transform=(10, 0, 500, 0, -10, 900), height=20, width=30)
+    south_up = Grid(crs="EPSG:32633", transform=(10, 0, 500, 0, 10, 700), height=20, width=30)
+    assert north_up.bounds == south_up.bounds == (500, 700, 800, 900)
