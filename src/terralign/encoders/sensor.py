@@ -16,7 +16,7 @@ from typing import Any, cast
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.encoders.clip import ClipModel
@@ -99,10 +99,10 @@ def _build_timm(config: TowerConfig, seed: int) -> SensorTower:
             backbone = timm.create_model(config.backbone, img_size=config.input.size, **options)
         except TypeError:  # convolutional models have no fixed size
             backbone = timm.create_model(config.backbone, **options)
-        projection = nn.Linear(int(backbone.num_features), config.embed_dim, bias=False)
-        width = backbone(torch.zeros(2, options["in_chans"], *(config.input.size,) * 2)).shape[-1]
-        if width != projection.in_features:
-            projection = nn.Linear(width, config.embed_dim, bias=False)
+        example = torch.zeros(1, options["in_chans"], config.input.size, config.input.size)
+        with torch.no_grad():
+            width = backbone.eval()(example).shape[-1]
+        projection = nn.Linear(width, config.embed_dim, bias=False)
     return SensorTower(config, backbone, projection)
 
 
@@ -240,7 +240,7 @@ def load_initial_weights(
     """
     state, left_out = _unwrap(read_checkpoint(path), path)
     own = tower.backbone.state_dict()
-    name, conv = _first_conv(tower.backbone, channels=len(tower.config.input.bands))
+    name, _ = _first_conv(tower.backbone, channels=len(tower.config.input.bands))
     first = f"{name}.weight"
     if first in state:
         state[first] = _pick_bands(state[first], bands, tower.config.input.bands, path)
@@ -260,9 +260,8 @@ def load_initial_weights(
                 f"{tuple(own[key].shape)}"
             )
     tower.backbone.load_state_dict(state, strict=False)
-    not_loaded = sorted(own.keys() - state.keys()) + ["projection.weight"]
+    not_loaded = [*sorted(own.keys() - state.keys()), "projection.weight"]
     logger.info("%s: %d tensors loaded, not loaded: %s", path, len(state), ", ".join(not_loaded))
-    del conv
     return {"not_loaded": not_loaded, "left_out": left_out}
 
 

@@ -1,0 +1,89 @@
+"""Zero-shot classification of a data set by the names of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from terralign.datasets.catalog import DATASETS
+from terralign.datasets.sample import Labels, SampleSet
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.zeroshot import PromptSet, load_prompts
+from terralign.errors import DataError
+from terralign.evaluate.embed import choose_route, embed_samples
+from terralign.evaluate.metrics import MetricResult, classification_metrics, multilabel_metrics
+from terralign.evaluate.result import Evaluation
+
+
+def choose_prompts(samples: SampleSet, prompts: PromptSet | str | None = None) -> PromptSet:
+    """The prompts named, else the data set's own, else those that its catalogue entry suits."""
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if prompts is not None:
+        return load_prompts(prompts)
+    if samples.prompts is not None:
+        return PromptSet(name=samples.name, templates=samples.prompts)
+    entry = DATASETS.get(samples.name)
+    return load_prompts(entry.prompts if entry else "satellite")
+
+
+def require_labels(samples: SampleSet) -> Labels:
+    """The labels of a set; `DataError` where it has none."""
+    if samples.labels is None:
+        raise DataError(
+            f"data set {samples.name!r} has no labels; it can be embedded and retrieved "
+            "(--task retrieval), not classified"
+        )
+    return samples.labels
+
+
+def score_classes(
+    embedded: Tensor, weights: Tensor, labels: Labels, *, num_bootstrap: int | None = None
+) -> MetricResult:
+    """Metrics of embeddings (N, D) against zero-shot weights W (K, D)."""
+    scores = (F.normalize(embedded.float(), dim=-1) @ weights.T).numpy()
+    options = {} if num_bootstrap is None else {"num_bootstrap": num_bootstrap}
+    if labels.multi_label:
+        return multilabel_metrics(scores, labels.values.astype(np.bool_), **options)
+    return classification_metrics(scores, labels.values, **options)
+
+
+def evaluate_zero_shot(
+    space: EmbeddingSpace,
+    samples: SampleSet,
+    *,
+    tower: str | None = None,
+    prompts: PromptSet | str | None = None,
+    class_names: Sequence[str] | None = None,
+    embedded: Tensor | None = None,
+) -> Evaluation:
+    """Classify every sample by the cosine to its classes' texts.
+
+    `class_names`: instead of the set's own, one per class, in its order. `embedded`: (N, D), where
+    they were computed before with the same tower.
+    """
+    labels = require_labels(samples)
+    names = tuple(class_names) if class_names is not None else labels.class_names
+    if len(names) != len(labels.class_names):
+        raise DataError(
+            f"{len(names)} class names for the {len(labels.class_names)} classes of {samples.name}"
+        )
+    route = choose_route(space, samples, tower)
+    chosen = choose_prompts(samples, prompts)
+    weights = space.zero_shot_weights(names, chosen)
+    if embedded is None:
+        embedded = embed_samples(space, samples, route)
+    return Evaluation(
+        task="multi-label" if labels.multi_label else "zero-shot",
+        dataset=samples.name,
+        split=samples.split,
+        space_id=space.space_id,
+        tower=route.tower,
+        note=route.note,
+        prompts={**chosen.describe(), "class_list": labels.class_list},
+        class_names=names,
+        result=score_classes(embedded, weights, labels),
+    )

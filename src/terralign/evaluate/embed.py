@@ -1,0 +1,100 @@
+"""Embedding whole data sets: which tower sees which sensor of a sample, and the vectors (N, D)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from terralign.chips import PixelLayout
+from terralign.datasets.loader import read_ahead
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.errors import SensorError
+from terralign.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Route:
+    """A way from samples to vectors: pixels of `layout` through `tower`; `note` says why."""
+
+    tower: str
+    layout: PixelLayout
+    note: str
+
+
+def optical_layout(samples: SampleSet) -> PixelLayout:
+    """The sensor of the samples that makes an RGB picture: `rgb` itself, else one's composite."""
+    layouts = samples.layouts
+    if RGB in layouts:
+        return layouts[RGB]
+    for layout in layouts.values():
+        if layout.composite is not None:
+            return layout
+    raise SensorError(
+        f"data set {samples.name!r} has {', '.join(layouts)}: none makes an RGB picture"
+    )
+
+
+def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = None) -> Route:
+    """How to embed samples: through `tower` (a tower's or a sensor's name), else by default.
+
+    The default is the aligned tower of the data's own sensor (the first one it has), else the RGB
+    tower on its composite, which is the paper's baseline.
+    """
+    layouts = samples.layouts
+    if tower is not None and tower in layouts and tower not in space.tower_names:
+        layout = layouts[tower]
+        name = space.tower_for(layout)
+        if name == RGB:
+            raise SensorError(
+                f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
+            )
+        return Route(tower=name, layout=layout, note=f"the {name} tower on {tower}")
+    if tower == RGB:
+        return _rgb_route(samples)
+    if tower is None:
+        own = next(iter(layouts.values()))
+        name = space.tower_for(own)
+        if name != RGB:
+            return Route(tower=name, layout=own, note=f"the {name} tower on {own.sensor.name}")
+        return _rgb_route(samples)
+    spec = space.input_spec(tower)
+    for sensor, layout in layouts.items():
+        if sensor in spec.sensors:
+            return Route(tower=tower, layout=layout, note=f"the {tower} tower on {sensor}")
+    raise SensorError(
+        f"tower {tower!r} takes {', '.join(spec.sensors)}; data set {samples.name!r} has "
+        f"{', '.join(layouts)}"
+    )
+
+
+def _rgb_route(samples: SampleSet) -> Route:
+    layout = optical_layout(samples)
+    if layout.sensor.name == RGB:
+        return Route(tower=RGB, layout=layout, note="the RGB tower")
+    composite = layout.composite or layout.sensor.composite()
+    note = f"the RGB tower on the {composite.name} composite of {layout.sensor.name}"
+    return Route(tower=RGB, layout=layout, note=note)
+
+
+def embed_samples(
+    space: EmbeddingSpace, samples: SampleSet, route: Route, *, batch_size: int = 128
+) -> Tensor:
+    """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU."""
+    starts = range(0, len(samples), batch_size)
+    sensor = route.layout.sensor.name
+
+    def read(start: int) -> Tensor:
+        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+        return torch.from_numpy(samples.read(indices)[sensor])
+
+    label = f"embed {samples.name} {samples.split} with {route.tower}"
+    rows = []
+    with Progress(label, total=len(samples), unit="sample") as progress:
+        for pixels in read_ahead(read, starts):
+            rows.append(space.encode_layout(pixels, route.layout, tower=route.tower))
+            progress.advance(len(pixels))
+    return torch.cat(rows) if rows else torch.zeros(0, space.dim)

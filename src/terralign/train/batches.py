@@ -1,0 +1,69 @@
+"""Which samples a step sees: every sample once per epoch, shuffled by (seed, epoch).
+
+Sources (data sets) are never mixed within a batch, so that a batch has one sensor layout and one
+label set; the batches of all sources are shuffled together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """`indices` (B,) into source number `source`; `epoch` is 0-based."""
+
+    source: int
+    epoch: int
+    indices: NDArray[np.int64]
+
+
+class Plan:
+    """The batches of all epochs, by step number, as a pure function of the arguments.
+
+    `sizes`: samples per source; `repeats`: how often a source is seen per epoch. A source's last
+    samples are spread over its batches (sizes differ by at most one) rather than left over.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], *, batch_size: int, seed: int, repeats: Sequence[int] = ()
+    ) -> None:
+        self.sizes = list(sizes)
+        self.repeats = list(repeats) or [1] * len(self.sizes)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch: tuple[int, list[Batch]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch, all sources together."""
+        return sum(
+            repeat * -(-size // self.batch_size)
+            for size, repeat in zip(self.sizes, self.repeats, strict=True)
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step` (0-based)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        number, batches = self._epoch
+        if number != epoch:
+            batches = self._make_epoch(epoch)
+            self._epoch = (epoch, batches)
+        return batches[position]
+
+    def _make_epoch(self, epoch: int) -> list[Batch]:
+        batches: list[Batch] = []
+        for source, (size, repeat) in enumerate(zip(self.sizes, self.repeats, strict=True)):
+            rng = np.random.default_rng([self.seed, 1, source, epoch])
+            for _ in range(repeat):
+                parts = np.array_split(rng.permutation(size), -(-size // self.batch_size))
+                batches += [
+                    Batch(source=source, epoch=epoch, indices=part.astype(np.int64))
+                    for part in parts
+                ]
+        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(batches))
+        return [batches[position] for position in order]

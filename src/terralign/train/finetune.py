@@ -1,0 +1,307 @@
+"""Stage 1, the gradients: fine-tune the RGB tower against frozen zero-shot weights.
+
+The text tower, its weights W and logit_scale never change, so every prompt still works afterwards.
+Letters: B batch, D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from terralign.datasets.loader import keep_in_memory
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.weights import StateDict
+from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.classification import require_labels
+from terralign.evaluate.embed import optical_layout
+from terralign.preprocess import (
+    Photometric,
+    ViewSpec,
+    apply_views,
+    augment_photometric,
+    draw_views,
+    make_ready,
+    scale_composite,
+)
+from terralign.train.batches import Plan
+from terralign.train.loop import LoopSettings, Prepared, fit
+from terralign.train.losses import Calibration, label_loss
+
+LabelLoss = Literal["cross_entropy", "bce", "calibrated_bce"]
+
+
+class FinetuneSettings(LoopSettings):
+    """Stage 1's gradients. Default rate, decay and clipping are the paper's (as reported)."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.5, ge=0)
+    loss: LabelLoss | None = None
+    """None: cross-entropy for single-label tasks, calibrated BCE for multi-label ones; "bce" is
+    the paper's for these."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
+    preserve: float = Field(default=0.0, ge=0)
+    """Weight of a term that keeps what the tower knew: 1 - cos between the embeddings of the
+    fine-tuned and the zero-shot tower, averaged over the batch. 0: off (the paper's)."""
+    trainable: tuple[str, ...] = ("*",)
+    """Names of the tower's parameters to train, with wildcards; the rest stays."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Running statistics of batch norms: kept, or updated (and re-estimated for each alpha)."""
+    views: ViewSpec = ViewSpec()
+    """Geometric augmentation, drawn anew in every epoch."""
+    photometric: Photometric | None = None
+    """Colour augmentation; None: off. `{}` in a recipe takes the paper's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchingTask:
+    """What one data set asks of the tower: its samples and the texts of its classes."""
+
+    samples: SampleSet
+    prompts: PromptSet
+    class_names: tuple[str, ...]
+
+    def weights(self, clip: ClipModel) -> Tensor:
+        """W (K, D) of the task under this text tower."""
+        return zero_shot_weights(clip, self.class_names, self.prompts)
+
+    def identity(self) -> dict[str, Any]:
+        """What a result depends on, as hashes and names."""
+        return {
+            "data": self.samples.fingerprint,
+            "classes": list(self.class_names),
+            "prompts": list(self.prompts.templates),
+        }
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics of its batches."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def train_mode(module: nn.Module, *, frozen_batch_norm: bool) -> None:
+    """Training mode; frozen batch norms stay in eval mode and keep their running statistics."""
+    module.train()
+    if frozen_batch_norm:
+        for layer in module.modules():
+            if is_batch_norm(layer):
+                layer.eval()
+
+
+def select_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Let only the parameters that match a pattern be trained; a pattern without a match is an
+    error."""
+    names = [name for name, _ in module.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise RecipeError(
+                f"trainable pattern {pattern!r} matches no parameter of the tower, "
+                f"which has {names[0]} ... {names[-1]}"
+            )
+    for name, value in module.named_parameters():
+        value.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+
+
+class _Student(nn.Module):
+    """The tower that is trained, and the scalars that are dropped afterwards."""
+
+    def __init__(self, visual: nn.Module, calibrations: dict[str, Calibration]) -> None:
+        super().__init__()
+        self.visual = visual
+        self.calibrations = nn.ModuleDict(calibrations)
+
+
+class _PictureBatches:
+    """Stage 1's batches: augmented composites, ready for the tower, with labels."""
+
+    def __init__(
+        self, clip: ClipModel, tasks: Sequence[PatchingTask], settings: FinetuneSettings, seed: int
+    ) -> None:
+        self._tasks = [keep_in_memory(task.samples) for task in tasks]
+        self._spec = clip.input_spec
+        self._settings = settings
+        self._seed = seed
+        sizes = [len(task.samples) for task in tasks]
+        self._plan = Plan(sizes, batch_size=settings.batch_size, seed=seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def prepare(self, step: int) -> Prepared:
+        batch = self._plan.batch(step)
+        samples = self._tasks[batch.source]
+        layout = optical_layout(samples)
+        labels = require_labels(samples)
+        settings = self._settings
+        draw: dict[str, Any] = {
+            "seed": self._seed,
+            "view": batch.epoch,
+            "indices": batch.indices,
+        }
+        raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
+        pictures = scale_composite(raw, layout)
+        pictures = apply_views(pictures, draw_views(settings.views, **draw), self._spec.size)
+        if settings.photometric is not None:
+            pictures = augment_photometric(pictures.clamp(0, 1), settings.photometric, **draw)
+        return Prepared(
+            keys=[samples.keys[index] for index in batch.indices],
+            inputs=(
+                batch.source,
+                make_ready(pictures, self._spec),
+                torch.from_numpy(labels.values[batch.indices]),
+            ),
+        )
+
+
+def finetune(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: FinetuneSettings,
+    folder: Path,
+    *,
+    seed: int = 0,
+    tensorboard: bool = False,
+    label: str = "patch",
+) -> StateDict:
+    """theta_1: the RGB tower fine-tuned on all tasks jointly, as a state dict on the CPU.
+
+    `folder` takes checkpoints and `metrics.jsonl`; calling again resumes, or does nothing when the
+    training is complete. `clip` itself is left as it is.
+    """
+    losses = [_loss_of(task, settings) for task in tasks]
+    device = next(clip.model.parameters()).device
+    batches = _PictureBatches(clip, tasks, settings, seed)
+    tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
+    calibrations = {
+        str(number): _calibration(clip, task, batches, number)
+        for number, (task, loss) in enumerate(zip(tasks, losses, strict=True))
+        if loss == "calibrated_bce"
+    }
+    student = _Student(tower, calibrations).to(device)
+    select_trainable(student.visual, settings.trainable)
+    frozen = settings.batch_norm == "frozen"
+    weights = [task.weights(clip).to(device) for task in tasks]
+    scale = clip.logit_scale
+
+    def loss_function(
+        inputs: Any, part: int, num_parts: int
+    ) -> tuple[Tensor, dict[str, float], int]:
+        source, pixels, labels = inputs
+        pixels = pixels.chunk(num_parts)[part].to(device)
+        labels = labels.chunk(num_parts)[part].to(device)
+        features = student.visual(pixels)
+        calibration = (
+            student.calibrations[str(source)] if losses[source] == "calibrated_bce" else None
+        )
+        loss = label_loss(
+            features, weights[source], labels, scale=scale,
+            calibration=cast(Calibration | None, calibration),
+            label_smoothing=settings.label_smoothing,
+        )  # fmt: skip
+        figures = {"label": float(loss.detach())}
+        if settings.preserve:
+            with torch.no_grad():
+                before = clip.visual(pixels)
+            kept = (1 - F.cosine_similarity(features.float(), before.float(), dim=-1)).mean()
+            figures["preserve"] = float(kept.detach())
+            loss = loss + settings.preserve * kept
+        return loss, figures, len(pixels)
+
+    identity = {
+        "stage": "finetune",
+        "settings": settings.model_dump(mode="json"),
+        "tasks": [task.identity() for task in tasks],
+        "theta_0": clip.anchor_id(),
+    }
+    fit(
+        student, loss_function, batches, settings, folder,
+        identity=identity, seed=seed, label=label, tensorboard=tensorboard,
+        set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
+    )  # fmt: skip
+    return {key: value.detach().cpu() for key, value in student.visual.state_dict().items()}
+
+
+def _loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
+    labels = require_labels(task.samples)
+    if len(task.samples) == 0:
+        raise DataError(f"{task.samples.name} {task.samples.split} has no samples to train on")
+    loss = settings.loss or ("calibrated_bce" if labels.multi_label else "cross_entropy")
+    if labels.multi_label == (loss == "cross_entropy"):
+        kind = "multi-label" if labels.multi_label else "single-label"
+        raise RecipeError(
+            f"loss {loss!r} does not fit {task.samples.name}, which is {kind}; "
+            f"use {'calibrated_bce or bce' if labels.multi_label else 'cross_entropy'}"
+        )
+    if labels.multi_label and settings.label_smoothing:
+        raise RecipeError("label_smoothing has no effect on multi-label data; leave it out")
+    return loss
+
+
+def _calibration(
+    clip: ClipModel, task: PatchingTask, batches: _PictureBatches, source: int
+) -> Calibration:
+    """Start at the base rate of the labels and the mean cosine of a batch of training samples."""
+    labels = require_labels(task.samples)
+    step = next(s for s in range(10_000) if batches._plan.batch(s).source == source)
+    _, pixels, _ = batches.prepare(step).inputs
+    device = next(clip.model.parameters()).device
+    with torch.inference_mode():
+        features = F.normalize(clip.visual(pixels.to(device)).float(), dim=-1).cpu()
+    mean_cosine = float((features @ task.weights(clip).T).mean())
+    return Calibration(
+        min(clip.logit_scale, 20.0),
+        base_rate=float(np.mean(labels.values)),
+        mean_cosine=mean_cosine,
+    )
+
+
+def reestimate_batch_norm(
+    module: nn.Module, pixels: Sequence[Tensor], *, momentum: float | None = None
+) -> None:
+    """Estimate the running statistics of a network anew from batches of ready pixels (B, C, H, W).
+
+    Needed after interpolating weights whose batch norms were trained: statistics of an
+    interpolated network are not the interpolated statistics. `momentum` None: the plain mean.
+    """
+    norms = [layer for layer in module.modules() if is_batch_norm(layer)]
+    if not norms or not pixels:
+        return
+    before = [cast(Any, layer).momentum for layer in norms]
+    train_mode(module, frozen_batch_norm=False)
+    for layer in norms:
+        cast(Any, layer).reset_running_stats()
+        cast(Any, layer).momentum = momentum
+    with torch.no_grad():
+        for batch in pixels:
+            module(batch)
+    for layer, value in zip(norms, before, strict=True):
+        cast(Any, layer).momentum = value
+    module.eval()
+
+
+def training_pictures(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: FinetuneSettings,
+    *,
+    num_batches: int,
+    seed: int,
+) -> list[Tensor]:
+    """Ready pixels (B, 3, H, W) of the first batches of training, for `reestimate_batch_norm`."""
+    batches = _PictureBatches(clip, tasks, settings, seed)
+    total = min(num_batches, batches.steps_per_epoch)
+    return [batches.prepare(step).inputs[1] for step in range(max(1, math.floor(total)))]

@@ -1,0 +1,71 @@
+"""Weights between weights: theta_alpha, and PAINT's merge of several fine-tuned towers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from terralign.encoders.weights import StateDict
+from terralign.errors import ModelError
+
+
+def check_same_weights(
+    theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], *, what: str = "theta_1"
+) -> None:
+    """Raise `ModelError` unless both have the same keys, shapes and dtypes."""
+    for key in sorted(theta_0.keys() ^ theta_1.keys()):
+        where = "theta_0 only" if key in theta_0 else f"{what} only"
+        raise ModelError(f"cannot interpolate: {key} is in {where}")
+    for key, value in theta_0.items():
+        other = theta_1[key]
+        if value.shape != other.shape or value.dtype != other.dtype:
+            raise ModelError(
+                f"cannot interpolate: {key} is {tuple(value.shape)} {value.dtype} in theta_0, "
+                f"{tuple(other.shape)} {other.dtype} in {what}"
+            )
+
+
+def interpolate(
+    theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], alpha: float
+) -> StateDict:
+    """(1 - alpha) * theta_0 + alpha * theta_1, computed in float32, stored in each one's dtype.
+
+    Exact at 0 and 1: the endpoints bit for bit. Integers (batch counters) are carried over from
+    theta_1, at alpha 0 from theta_0. alpha may lie outside 0-1. Source: WiSE-FT (Wortsman et al.
+    2021), PAINT (Ilharco et al. 2022).
+    """
+    check_same_weights(theta_0, theta_1)
+    return merge(theta_0, [theta_1], [alpha])
+
+
+def merge(
+    theta_0: Mapping[str, Tensor],
+    thetas: Sequence[Mapping[str, Tensor]],
+    alphas: Sequence[float],
+) -> StateDict:
+    """theta_0 + sum of alpha_i * (theta_i - theta_0); with one theta it interpolates.
+
+    With several it is PAINT's parallel patching. Computed in float32; exact where all alphas are
+    0, or one is 1 and the rest 0.
+    """
+    assert len(thetas) == len(alphas), "one alpha for each theta"
+    for number, theta in enumerate(thetas, 1):
+        check_same_weights(theta_0, theta, what=f"theta_{number}")
+    used = [(theta, alpha) for theta, alpha in zip(thetas, alphas, strict=True) if alpha != 0]
+    if not used:
+        return {key: value.clone() for key, value in theta_0.items()}
+    if len(used) == 1 and used[0][1] == 1:
+        return {key: value.clone() for key, value in used[0][0].items()}
+    merged: StateDict = {}
+    rest = 1.0 - sum(alpha for _, alpha in used)
+    for key, value in theta_0.items():
+        if not value.is_floating_point():
+            merged[key] = used[-1][0][key].clone()
+            continue
+        total = value.to(torch.float32) * rest
+        for theta, alpha in used:
+            total += alpha * theta[key].to(torch.float32)
+        merged[key] = total.to(value.dtype)
+    return merged

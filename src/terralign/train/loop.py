@@ -1,0 +1,400 @@
+"""The one training loop of both stages: optimiser, schedule, precision, checkpoints, exact resume.
+
+A step is a pure function of (weights, optimiser state, RNG state, step number): the batches come
+from `Batches.prepare(step)`, whose order and augmentation depend on seeds and the step number
+alone. So a run that is stopped anywhere and started again computes what an uninterrupted one does,
+bit for bit, on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from terralign.datasets.loader import read_ahead
+from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
+from terralign.files import atomic_path, hash_json
+from terralign.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class LoopSettings(BaseModel):
+    """How long and how fast to train. The learning rate warms up linearly, then follows a cosine
+    to zero over exactly the steps of the run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    """Samples per optimiser step."""
+    lr: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's; not applied to norms and biases."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(default=0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Greatest norm of the gradient."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts a batch is split into to fit the memory; the gradient is that of the whole batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the autocast inside the towers; inputs and weights stay float32."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights the stage goes on with: the last, or the best on validation data."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Steps between validations; None: once, at the end of each epoch, where there is a validation
+    set and `keep` is "best"."""
+
+
+class Batches(Protocol):
+    """The batches of a stage, by step number."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def prepare(self, step: int) -> Prepared:
+        """The batch of this step, decoded and augmented; called by a background thread."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A batch ready for its step: `inputs` is what the loss function takes."""
+
+    keys: Sequence[str]
+    inputs: Any
+
+
+class LossFunction(Protocol):
+    """The mean loss per sample of part `part` of `num_parts` of a batch, and figures to log."""
+
+    def __call__(
+        self, inputs: Any, part: int, num_parts: int
+    ) -> tuple[Tensor, dict[str, float], int]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """`module` holds the weights to go on with; `best` is the validation value, if any."""
+
+    num_steps: int
+    resumed_at: int
+    best: float | None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int | None]]:
+    """Within the block SIGINT and SIGTERM are remembered; the function says which one came.
+
+    A second SIGINT interrupts at once. Outside the main thread nothing is installed.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    installed: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            installed[number] = signal.signal(number, handle)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, previous in installed.items():
+            signal.signal(number, previous)
+
+
+def learning_rate(step: int, *, num_steps: int, settings: LoopSettings) -> float:
+    """The rate of step `step` (0-based): linear warm-up, then a cosine that ends with the run."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; norms, biases and other vectors are not decayed."""
+    trainable = [value for value in module.parameters() if value.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class Checkpoints:
+    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed."""
+
+    def __init__(self, folder: Path, *, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._last_time = time.monotonic()
+        self._cost = 0.0
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    def due(self) -> bool:
+        """True every 15 seconds, less often where writing takes more than a twentieth of that."""
+        return time.monotonic() - self._last_time >= max(15.0, 20 * self._cost)
+
+    def write(self, path: Path, values: dict[str, Any]) -> None:
+        start = time.monotonic()
+        with atomic_path(path) as partial:
+            torch.save({"identity": self.identity, **values}, partial)
+        self._last_time = time.monotonic()
+        self._cost = self._last_time - start
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """The checkpoint, None where there is none; another stage's is refused."""
+        if not path.is_file():
+            return None
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise StorageError(
+                f"checkpoint {path} is damaged ({str(error).splitlines()[0][:120]}); "
+                "delete it to start this stage anew"
+            ) from error
+        if values["identity"] != self.identity:
+            raise RecipeError(
+                f"checkpoint {path} is of other settings or data; "
+                "choose another output folder or delete it"
+            )
+        return dict(values)
+
+
+def fit(
+    module: nn.Module,
+    loss_function: LossFunction,
+    batches: Batches,
+    settings: LoopSettings,
+    folder: Path,
+    *,
+    identity: dict[str, Any],
+    seed: int,
+    label: str,
+    set_mode: Callable[[nn.Module], object] = nn.Module.train,
+    validate: Callable[[], float] | None = None,
+    tensorboard: bool = False,
+) -> FitResult:
+    """Train `module` in place, or go on where an earlier call stopped.
+
+    `folder` takes `last.pt`, `best.pt` and `metrics.jsonl`. `identity`: everything that the result
+    depends on (settings, data, initial weights); a checkpoint of another one is refused.
+    `set_mode` puts the module into training mode (and keeps batch norms frozen, say).
+    `validate`: higher is better. Raises `Interrupted` after saving, on SIGINT and SIGTERM, and
+    `TrainingError` for a loss that is not finite.
+    """
+    num_steps = settings.epochs * batches.steps_per_epoch
+    _check_settings(settings, num_steps, validate is not None)
+    checkpoints = Checkpoints(
+        folder,
+        identity=hash_json({"seed": seed, "loop": settings.model_dump(mode="json"), **identity}),
+    )
+    device = next(module.parameters()).device
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, settings.weight_decay), lr=settings.lr, betas=settings.betas
+    )
+    torch.manual_seed(seed)
+    first, best = _restore(checkpoints, module, optimizer)
+    log = MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
+    validate_every = settings.validate_every or batches.steps_per_epoch
+
+    def save(step: int) -> None:
+        checkpoints.write(checkpoints.last, _state(step, best, module, optimizer))
+
+    set_mode(module)
+    with stop_on_signals() as stopped, Progress(label, total=num_steps, done=first) as progress:
+        stream = read_ahead(batches.prepare, range(first, num_steps))
+        for step, prepared in zip(range(first, num_steps), stream, strict=True):
+            rate = learning_rate(step, num_steps=num_steps, settings=settings)
+            start = time.monotonic()
+            figures = _train_step(
+                module, loss_function, optimizer, prepared, settings, rate, device=device,
+                where=f"{label}: step {step + 1} of {num_steps}", checkpoints=checkpoints,
+            )  # fmt: skip
+            figures["samples_per_second"] = len(prepared.keys) / (time.monotonic() - start)
+            log.write(step + 1, {"lr": rate, **figures})
+            progress.advance(note=f"loss {figures['loss']:.4g}")
+            done = step + 1
+            if validate and settings.keep == "best" and done % validate_every == 0:
+                value = validate()
+                set_mode(module)
+                log.write(done, {"validation": value})
+                if best is None or value > best:
+                    best = value
+                    checkpoints.write(checkpoints.best, {"model": _detached(module)})
+            number = stopped()
+            if done == num_steps or number is not None or checkpoints.due():
+                save(done)
+            if number is not None and done < num_steps:
+                log.close()
+                raise Interrupted(
+                    f"{label}: stopped after step {done} of {num_steps} and saved; "
+                    "run the same command again to go on",
+                    number,
+                )
+    log.close()
+    if settings.keep == "best":
+        kept = checkpoints.read(checkpoints.best)
+        if kept is not None:
+            module.load_state_dict(kept["model"])
+    return FitResult(num_steps=num_steps, resumed_at=first, best=best)
+
+
+def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool) -> None:
+    if settings.warmup_steps >= num_steps:
+        raise RecipeError(
+            f"warmup_steps = {settings.warmup_steps}, but the run has only {num_steps} steps; "
+            "lower it or train longer"
+        )
+    if settings.keep == "best" and not has_validation:
+        raise RecipeError('keep = "best" needs validation data; name some, or keep = "last"')
+    if settings.keep == "last" and settings.validate_every is not None:
+        raise RecipeError('validate_every has no effect with keep = "last"; leave it out')
+
+
+def _train_step(
+    module: nn.Module,
+    loss_function: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    prepared: Prepared,
+    settings: LoopSettings,
+    rate: float,
+    *,
+    device: torch.device,
+    where: str,
+    checkpoints: Checkpoints,
+) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    figures: dict[str, float] = {}
+    for part in range(settings.accumulate):
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
+        ):
+            loss, parts, count = loss_function(prepared.inputs, part, settings.accumulate)
+        share = count / len(prepared.keys)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach()) * share
+        for name, value in parts.items():
+            figures[name] = figures.get(name, 0.0) + value * share
+    trainable = [value for value in module.parameters() if value.requires_grad]
+    limit = settings.clip_norm if settings.clip_norm is not None else math.inf
+    norm = float(nn.utils.clip_grad_norm_(trainable, limit))
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        last = checkpoints.last if checkpoints.last.is_file() else "none yet"
+        keys = ", ".join(list(prepared.keys)[:8])
+        raise TrainingError(
+            f"{where}: the loss is {total} and the gradient's norm {norm}; batch: {keys}"
+            f"{', ...' if len(prepared.keys) > 8 else ''}; last good checkpoint: {last}. "
+            "Lower the learning rate, or look at these samples"
+        )
+    optimizer.step()
+    return {"loss": total, **figures, "gradient_norm": norm}
+
+
+def _detached(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+
+
+def _state(
+    step: int, best: float | None, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "step": step,
+        "best": best,
+        "threads": torch.get_num_threads(),
+        "model": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore(
+    checkpoints: Checkpoints, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None]:
+    state = checkpoints.read(checkpoints.last)
+    if state is None:
+        return 0, None
+    if state["threads"] != torch.get_num_threads():
+        logger.warning(
+            "going on with %d thread(s), as before, not %d", state["threads"],
+            torch.get_num_threads(),
+        )  # fmt: skip
+        torch.set_num_threads(state["threads"])
+    module.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    logger.info("going on after step %d (%s)", state["step"], checkpoints.last)
+    return int(state["step"]), state["best"]
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object per line; lines after the checkpoint resumed from are dropped."""
+
+    def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_steps]
+            with atomic_path(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in lines))
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise RecipeError(
+                    "tensorboard = true needs TensorBoard: pip install 'terralign[tensorboard]'"
+                ) from error
+            self._writer = SummaryWriter(os.fspath(path.parent), purge_step=keep_steps + 1)
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self._writer is not None:
+            for key, value in figures.items():
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _step_of(line: str) -> int:
+    """The step of a line; a line cut short by a kill counts as after everything."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62

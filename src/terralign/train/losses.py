@@ -1,0 +1,106 @@
+"""Losses as pure functions. Letters: B batch, D embedding, K classes.
+
+Every loss is a mean over the samples of the batch; what it does over D is said at each, since a
+weight that suits one reduction does not suit another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What feature losses may use: exp(logit_scale), and anchors (K, D), L2-normalised texts."""
+
+    scale: float
+    anchors: Tensor | None = None
+
+
+def mse(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
+    """Mean squared error of raw features, averaged over B *and* D (the paper's feature term)."""
+    return F.mse_loss(student, teacher)
+
+
+def mse_normalised(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
+    """Squared error of L2-normalised features, summed over D, averaged over B: 2 - 2 cos."""
+    difference = F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)
+    return difference.square().sum(-1).mean()
+
+
+def cosine(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
+    """1 - cos, averaged over B."""
+    return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+def infonce(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
+    """Symmetric InfoNCE: each student embedding must find its teacher's among the batch's, and the
+    reverse; logits are `context.scale` times the cosines, averaged over B."""
+    logits = context.scale * F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def kl(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
+    """KL(teacher || student) of the distributions over the text anchors, averaged over B."""
+    assert context.anchors is not None, "kl needs anchors"
+    weights = context.anchors.T
+    log_student = (context.scale * F.normalize(student, dim=-1) @ weights).log_softmax(-1)
+    log_teacher = (context.scale * F.normalize(teacher, dim=-1) @ weights).log_softmax(-1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Context], Tensor]] = {
+    "mse": mse,
+    "mse_normalised": mse_normalised,
+    "cosine": cosine,
+    "infonce": infonce,
+    "kl": kl,
+}
+"""Feature losses by name: (student (B, D), teacher (B, D), context) -> scalar."""
+
+PAPER_LOSSES = {"mse": 1.0, "label": 0.05}
+"""The paper's stage 2 (as reported): MSE of raw features and 0.05 times the label loss."""
+
+
+class Calibration(nn.Module):
+    """Two scalars, s and b, for sigma(s * cos + b); trained beside the tower and then dropped.
+
+    Cosine logits times 100 without a bias start every sigmoid near 1. Here s starts at
+    exp(logit_scale) and b where the mean cosine of CLIP (about 0.2) gives the base rate.
+    """
+
+    def __init__(self, scale: float, *, base_rate: float, mean_cosine: float) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        odds = torch.logit(torch.tensor(base_rate), eps=1e-4)
+        self.bias = nn.Parameter(odds - scale * mean_cosine)
+
+    def forward(self, cosines: Tensor) -> Tensor:
+        return self.log_scale.exp() * cosines + self.bias
+
+
+def label_loss(
+    features: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    *,
+    scale: float,
+    calibration: Calibration | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of exp(logit_scale) * normalise(features (B, D)) @ weights (K, D).T against labels.
+
+    Labels (B,) int64: cross-entropy. Labels (B, K) bool: binary cross-entropy, averaged over B and
+    K, on the plain logits (the paper's), or through `calibration`.
+    """
+    cosines = F.normalize(features.float(), dim=-1) @ weights.T
+    if labels.ndim == 1:
+        return F.cross_entropy(scale * cosines, labels, label_smoothing=label_smoothing)
+    logits = calibration(cosines) if calibration is not None else scale * cosines
+    return F.binary_cross_entropy_with_logits(logits, labels.float())
