@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,72 +129,33 @@ def _widen(visual: nn.Module, num_bands: int) -> nn.Conv2d:
 
 
 def inflate(
-    config: TowerConfig, clip: ClipModel, composite: Composite, *, others: str = "zero"
+    config: TowerConfig, clip: ClipModel, composite: Composite | None, *, others: str = "zero"
 ) -> SensorTower:
     """The RGB tower over the bands of `config`, so that the student starts as the teacher.
 
     The filters of red, green and blue go to the bands of `composite`; the other bands start at
-    zero or at the filters' mean (`others`: "zero" or "mean"). A tower with no visible band starts
-    at the mean, scaled so that a grey picture gives the same response. The tower's input must keep
+    zero or at the filters' mean (`others`: "zero" or "mean"). A tower with no visible band, or of
+    a sensor without a composite, starts at the mean, scaled so that a grey picture gives the same
+    response. The tower's input must keep
     the composite's stretch and the CLIP's mean and std on the visible bands.
     """
     tower = build_tower(config, clip)
     name, source = _first_conv(clip.visual)
     conv = cast(nn.Conv2d, dict(tower.backbone.named_modules())[name])
     bands = config.input.bands
-    visible = [band for band in bands if band in composite.bands]
+    order = composite.bands if composite is not None else ()
+    visible = [band for band in bands if band in order]
     mean = source.weight.detach().mean(1)
     with torch.no_grad():
         for channel, band in enumerate(bands):
-            if band in composite.bands:
-                filters = source.weight[:, composite.bands.index(band)]
+            if band in order:
+                filters = source.weight[:, order.index(band)]
             elif not visible:
                 filters = mean * 3 / len(bands)
             else:
                 filters = mean / len(bands) if others == "mean" else torch.zeros_like(mean)
             conv.weight[:, channel] = filters
     return tower
-
-
-def inflated_input(
-    *,
-    sensors: Mapping[str, Composite],
-    bands: Iterable[str],
-    clip: ClipModel,
-    missing: str = "error",
-    other_high: float = 1.0,
-) -> InputSpec:
-    """The input of an inflated tower over `bands`: the composite's stretch where it is visible.
-
-    `sensors`: per accepted sensor, the composite whose stretch and channel order to keep. Other
-    bands take the range 0 to `other_high` (a physical value) and the mean of the CLIP's
-    normalisation.
-    """
-    rgb = clip.input_spec
-    names = tuple(bands)
-    composite = next(iter(sensors.values()))
-    if any(one.bands != composite.bands for one in sensors.values()):
-        raise ModelError("the composites of one tower must use the same bands")
-
-    def normal(values: tuple[float, ...], band: str) -> float:
-        if band in composite.bands:
-            return values[composite.bands.index(band)]
-        return math.fsum(values) / 3
-
-    return InputSpec(
-        sensors=tuple(sensors),
-        bands=names,
-        ranges={
-            sensor: tuple((0.0, one.stretch if band in one.bands else other_high) for band in names)
-            for sensor, one in sensors.items()
-        },
-        mean=tuple(normal(rgb.mean, band) for band in names),
-        std=tuple(normal(rgb.std, band) for band in names),
-        size=rgb.size,
-        missing=cast(Any, missing),
-        interpolation=rgb.interpolation,
-        resize_mode=rgb.resize_mode,
-    )
 
 
 # The wrappings of published self-supervised checkpoints (SSL4EO-S12: MoCo, DINO, MAE), and the

@@ -1,0 +1,353 @@
+"""A run as data: the TOML recipe base -> patch -> align* -> evaluate.
+
+A misspelt key, a setting without effect and data that would be validated on itself are refused
+before anything is computed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terralign.datasets.catalog import find_dataset
+from terralign.encoders.zeroshot import load_prompts
+from terralign.errors import RecipeError, TerralignError, nearest
+from terralign.sensors import find_sensor
+from terralign.train.align import AlignSettings
+from terralign.train.patch import PatchSettings
+from terralign.train.pretrain import PretrainSettings
+from terralign.train.student import StudentSettings
+
+Role = Literal["patching", "supported", "alignment", "unseen"]
+RgbModel = Literal["base", "finetuned", "patched"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BaseRecipe(_Strict):
+    """The CLIP to start from: one that exists, or a small one that is pretrained first."""
+
+    model: str | None = None
+    """A space or open_clip folder (also below the data root), hf-hub:ORG/NAME, ARCHITECTURE:TAG or
+    ARCHITECTURE:FILE."""
+    pretrain: PretrainSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.model is None) == (self.pretrain is None):
+            raise ValueError("base needs either model or pretrain")
+        return self
+
+
+class TaskData(_Strict):
+    """A labelled data set of stage 1."""
+
+    data: str
+    """A data set's name, or the path of a TOML that declares one."""
+    train: str = "train"
+    validation: str = "val"
+    prompts: str | None = None
+    """A prompt set; None: the data set's own."""
+    classes: str | None = None
+    """"openai-imagenet": OpenAI's class names for ImageNet; None: the data set's own."""
+
+
+class SupportedData(_Strict):
+    """A data set whose accuracy must hold."""
+
+    data: str
+    validation: str = "val"
+    prompts: str | None = None
+    classes: str | None = None
+
+
+class PatchRecipe(PatchSettings):
+    """Stage 1: its data and its settings."""
+
+    tasks: tuple[TaskData, ...] = Field(min_length=1)
+    supported: tuple[SupportedData, ...] = ()
+
+
+class AlignData(_Strict):
+    """A data set of stage 2."""
+
+    data: str
+    split: str = "train"
+    labels: bool = False
+    """Whether the label loss (or the validation) uses its labels."""
+    prompts: str | None = None
+    repeats: int = Field(default=1, ge=1)
+    """How often its samples are seen per epoch."""
+
+
+class AlignRecipe(AlignSettings):
+    """Stage 2 for one tower: its sensors, student, data and settings."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """The tower's name in the space."""
+    sensors: tuple[str, ...] = Field(min_length=1)
+    """The sensors it accepts."""
+    student: StudentSettings = StudentSettings()
+    data: tuple[AlignData, ...] = Field(min_length=1)
+    validation: AlignData | None = None
+    """For keep = "best"."""
+
+
+class EvaluateRecipe(_Strict):
+    """One measurement, of several models."""
+
+    data: str
+    split: str
+    role: Role
+    task: Literal["zero-shot", "retrieval"] = "zero-shot"
+    models: tuple[RgbModel, ...] = ()
+    """The RGB towers to measure; for retrieval leave it out."""
+    towers: tuple[str, ...] = ()
+    """The aligned towers to measure."""
+    query: str | None = None
+    """Retrieval: "text", "rgb" or a tower."""
+    gallery: str | None = None
+    prompts: str | None = None
+    classes: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> Self:
+        if self.task == "retrieval":
+            if not (self.query and self.gallery):
+                raise ValueError("retrieval needs query and gallery")
+            if self.models or self.towers:
+                raise ValueError("models and towers have no effect on retrieval; leave them out")
+        elif self.query or self.gallery:
+            raise ValueError("query and gallery have no effect on zero-shot; leave them out")
+        elif not (self.models or self.towers):
+            raise ValueError("name the models (base, finetuned, patched) or towers to measure")
+        return self
+
+
+class Recipe(_Strict):
+    """A whole run."""
+
+    name: str = Field(min_length=1)
+    note: str = ""
+    """What a reader of the report should know."""
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
+    tensorboard: bool = False
+    base: BaseRecipe
+    patch: PatchRecipe | None = None
+    align: tuple[AlignRecipe, ...] = ()
+    evaluate: tuple[EvaluateRecipe, ...] = ()
+
+    @model_validator(mode="after")
+    def _towers_exist(self) -> Self:
+        towers = [one.name for one in self.align]
+        twice = {name for name in towers if towers.count(name) > 1}
+        if twice or "rgb" in towers or "text" in towers:
+            raise ValueError(f"tower names must differ, and not be rgb or text: {towers}")
+        known = {*towers, "rgb", "text"}
+        for entry in self.evaluate:
+            for name in (*entry.towers, entry.query, entry.gallery):
+                if name is not None and name not in known and self.patch is not None:
+                    raise ValueError(f"evaluate names tower {name!r}; {nearest(name, known)}")
+            if self.patch is None and set(entry.models) & {"finetuned", "patched"}:
+                raise ValueError("evaluate names finetuned or patched, but there is no patch stage")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    folder = resources.files("terralign") / "recipes"
+    return sorted(
+        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
+    )
+
+
+def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a TOML file, with `KEY=VALUE` overrides applied.
+
+    `RecipeError` names the nearest right key for a misspelt one, an unknown data set, sensor or
+    prompt set, and training data that would be validated on itself.
+    """
+    if name_or_path in recipe_names():
+        text = (resources.files("terralign") / "recipes" / f"{name_or_path}.toml").read_text()
+    elif Path(name_or_path).suffix == ".toml":
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise RecipeError(f"cannot read recipe {name_or_path}: {reason}") from error
+    else:
+        hint = nearest(name_or_path, recipe_names())
+        raise RecipeError(f"no recipe {name_or_path!r}; {hint} (or the path of a .toml file)")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}") from error
+    for override in overrides:
+        apply_override(values, override)
+    return parse_recipe(values, origin=name_or_path)
+
+
+def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
+    """A recipe from plain values, checked."""
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"recipe {origin}: {explain(error, Recipe)}") from error
+    _check_names(recipe, origin)
+    return recipe
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a validation, in one line, with the nearest right key."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if isinstance(part, int | str)]
+    where = ".".join(str(part) for part in place)
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, place[:-1])
+        return f"unknown key {where!r}; {nearest(str(place[-1]), fields)}"
+    if first["type"] == "missing":
+        return f"key {where!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message}{shown}" if where else f"{message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """The keys of the table at `place` of a model, as a recipe writes them."""
+    current: Any = model
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        current = _model_in(field.annotation)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply `KEY=VALUE` to a recipe's values, in place.
+
+    KEY is dotted (`patch.lr`); an entry of a list is named by its number or its `name`
+    (`align.sentinel2.epochs`). VALUE is TOML, else a plain string.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {override!r}: expected KEY=VALUE, as in patch.lr=2e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    current: Any = values
+    for part in parents:
+        current = _step_into(current, part, override)
+    if isinstance(current, list):
+        raise RecipeError(f"--set {override!r}: name the entry of the list, by number or name")
+    if not isinstance(current, dict):
+        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} is not a table")
+    current[last] = value
+
+
+def _step_into(current: Any, part: str, override: str) -> Any:
+    if isinstance(current, list):
+        for number, entry in enumerate(current):
+            if part == str(number) or (isinstance(entry, dict) and entry.get("name") == part):
+                return entry
+        names = [str(entry.get("name", n)) for n, entry in enumerate(current)]
+        raise RecipeError(f"--set {override!r}: no entry {part!r}; {nearest(part, names)}")
+    if not isinstance(current, dict):
+        raise RecipeError(f"--set {override!r}: nothing lies below {part!r}")
+    return current.setdefault(part, {})
+
+
+def _check_names(recipe: Recipe, origin: str) -> None:
+    """Names that the run would only meet after hours of work."""
+    try:
+        prompts: list[str | None] = []
+        if recipe.patch is not None:
+            for task in recipe.patch.tasks:
+                entry = find_dataset(task.data)
+                prompts.append(task.prompts)
+                same = task.train == task.validation
+                if same or not entry.has_splits:
+                    raise RecipeError(
+                        f"{task.data} would be trained and validated on the same samples "
+                        f"(splits {task.train!r} and {task.validation!r})"
+                    )
+            for supported in recipe.patch.supported:
+                find_dataset(supported.data)
+                prompts.append(supported.prompts)
+        for tower in recipe.align:
+            for sensor in tower.sensors:
+                find_sensor(sensor)
+            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+                find_dataset(source.data)
+                prompts.append(source.prompts)
+        for entry_ in recipe.evaluate:
+            find_dataset(entry_.data)
+            prompts.append(entry_.prompts)
+        for name in prompts:
+            if name is not None:
+                load_prompts(name)
+    except TerralignError as error:
+        raise RecipeError(f"recipe {origin}: {error}") from error
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as TOML: every value, defaults included."""
+    return tomli_w.dumps(_without_none(recipe.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_none(one) for one in value]
+    return value
+
+
+def recipe_difference(old: str, new: str) -> list[str]:
+    """What differs between two resolved recipes (TOML texts): `key: old -> new`."""
+    before, after = (_flatten(tomllib.loads(text)) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, 'not there')} -> {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((one.get("name", number), one) for number, one in enumerate(value))
+    else:
+        return {prefix: repr(value)}
+    flat: dict[str, str] = {}
+    for key, one in items:
+        flat.update(_flatten(one, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

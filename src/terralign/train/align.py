@@ -1,0 +1,382 @@
+"""Stage 2: distil the patched RGB tower into the tower of another sensor.
+
+Per sample one geometry for teacher and student. The teacher's views are stored, or computed live;
+for the same view seeds both give the same targets within float16. Letters: B batch, D embedding,
+K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from terralign.datasets.loader import keep_in_memory, read_ahead
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.weights import hash_state
+from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.errors import RecipeError, nearest
+from terralign.evaluate.classification import require_labels, score_classes
+from terralign.preprocess import (
+    Spectral,
+    ViewSpec,
+    apply_views,
+    augment_spectral,
+    draw_views,
+    make_ready,
+    resize,
+    scale_bands,
+)
+from terralign.train.batches import Plan
+from terralign.train.finetune import LabelLoss, select_trainable, train_mode
+from terralign.train.loop import FitResult, LoopSettings, Prepared, fit
+from terralign.train.losses import (
+    LOSSES,
+    PAPER_LOSSES,
+    Calibration,
+    Context,
+    label_loss,
+)
+from terralign.train.student import student_layout
+from terralign.train.teacher import (
+    ViewPlan,
+    stored_views,
+    teacher_features,
+    teacher_pictures,
+)
+
+DEFAULT_LOSSES = {"mse_normalised": 1.0, "label": 0.2}
+"""Chosen on validation data (docs/experiment-log.md); "label" is dropped where no labels are
+given."""
+
+
+class AlignSettings(LoopSettings):
+    """Stage 2's training. Default rate and decay are the paper's (as reported)."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    losses: dict[str, float] | Literal["paper"] | None = None
+    """Weights of feature losses (mse, mse_normalised, cosine, infonce, kl) and of "label"; "paper":
+    MSE of raw features and 0.05 label loss; None: what was measured to be best."""
+    label_loss: LabelLoss | None = None
+    """None: cross-entropy for single-label data, calibrated BCE for multi-label data."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Running statistics of the student's batch norms."""
+    trainable: tuple[str, ...] = ("*",)
+    """Names of the student's parameters to train, with wildcards."""
+    views: ViewSpec = ViewSpec()
+    """Geometry of a view, the same for teacher and student."""
+    num_views: int = Field(default=1, ge=1)
+    """Seeded views per sample that the teacher embeds; epoch e trains on view e modulo this."""
+    live_teacher: bool = False
+    """Run the teacher in every step instead of storing its embeddings."""
+    spectral: Spectral = Spectral()
+    """Augmentation of the student's bands."""
+
+    @field_validator("losses")
+    @classmethod
+    def _losses_are_known(cls, value: Any) -> Any:
+        for name, weight in (value or {}).items() if isinstance(value, dict) else ():
+            if name not in (*LOSSES, "label"):
+                raise ValueError(f"unknown loss {name!r}; {nearest(name, [*LOSSES, 'label'])}")
+            if weight <= 0:
+                raise ValueError(f"loss {name!r} has weight {weight}; leave it out instead")
+        return value
+
+    def weights(self, *, labelled: bool) -> dict[str, float]:
+        """The losses with their weights; `RecipeError` for a label loss without labels."""
+        if self.losses == "paper":
+            chosen = dict(PAPER_LOSSES)
+        elif self.losses is None:
+            chosen = dict(DEFAULT_LOSSES)
+        else:
+            chosen = dict(self.losses)
+            if "label" in chosen and not labelled:
+                raise RecipeError(
+                    "losses has a label term, but no data set is used with its labels; "
+                    "set labels = true on one, or leave the term out"
+                )
+        if not labelled:
+            chosen.pop("label", None)
+        if not chosen:
+            raise RecipeError("no loss is left: name at least one")
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlignmentSource:
+    """Training data of stage 2. `prompts` and `class_names` where its labels are used, else None.
+
+    `repeats`: how often its samples are seen per epoch.
+    """
+
+    samples: SampleSet
+    prompts: PromptSet | None = None
+    class_names: tuple[str, ...] | None = None
+    repeats: int = 1
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the label loss sees this source."""
+        return self.prompts is not None
+
+    def identity(self) -> dict[str, Any]:
+        """What a result depends on, as hashes and names."""
+        return {
+            "data": self.samples.fingerprint,
+            "prompts": list(self.prompts.templates) if self.prompts else None,
+            "classes": list(self.class_names or ()),
+            "repeats": self.repeats,
+        }
+
+
+class _PairBatches:
+    """Stage 2's batches: the student's bands, and the teacher's embeddings or pictures."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        student: SensorTower,
+        sources: Sequence[AlignmentSource],
+        settings: AlignSettings,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        self._clip = clip
+        self._spec = student.config.input
+        self._settings = settings
+        self._sources = sources
+        self._seed = seed
+        self._samples = [keep_in_memory(source.samples) for source in sources]
+        self._layouts = [student_layout(s, self._spec.sensors) for s in self._samples]
+        self._views = ViewPlan(spec=settings.views, num_views=settings.num_views, seed=seed)
+        self._stored: list[NDArray[np.float16]] | None = None
+        if not settings.live_teacher:
+            self._stored = [
+                stored_views(clip, samples, self._views, folder) for samples in self._samples
+            ]
+        self._plan = Plan(
+            [len(samples) for samples in self._samples],
+            batch_size=settings.batch_size,
+            seed=seed,
+            repeats=[source.repeats for source in sources],
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def prepare(self, step: int) -> Prepared:
+        batch = self._plan.batch(step)
+        samples, layout = self._samples[batch.source], self._layouts[batch.source]
+        view = self._views.view_of_epoch(batch.epoch)
+        raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
+        views = draw_views(
+            self._settings.views, seed=self._views.seed, view=view, indices=batch.indices
+        )
+        bands = apply_views(scale_bands(raw, layout, self._spec), views, self._spec.size)
+        bands = augment_spectral(
+            bands, self._settings.spectral,
+            seed=self._seed, view=batch.epoch, indices=batch.indices,
+        )  # fmt: skip
+        if self._stored is not None:
+            target = torch.from_numpy(
+                self._stored[batch.source][view, batch.indices].astype(np.float32)
+            )
+        else:
+            target = teacher_pictures(self._clip, samples, self._views, view, batch.indices)
+        labels = None
+        if self._sources[batch.source].labelled:
+            labels = torch.from_numpy(require_labels(samples).values[batch.indices])
+        return Prepared(
+            keys=[samples.keys[index] for index in batch.indices],
+            inputs=(batch.source, make_ready(bands, self._spec), target, labels),
+        )
+
+
+def align(
+    clip: ClipModel,
+    student: SensorTower,
+    sources: Sequence[AlignmentSource],
+    settings: AlignSettings,
+    folder: Path,
+    *,
+    views_folder: Path | None = None,
+    anchors: Tensor | None = None,
+    validation: AlignmentSource | None = None,
+    seed: int = 0,
+    tensorboard: bool = False,
+) -> FitResult:
+    """Train `student` in place towards the RGB tower of `clip`, the teacher, which is frozen.
+
+    `folder` takes checkpoints and `metrics.jsonl`, `views_folder` (default: `folder`) the stored
+    teacher views, which other students of the same data share. `anchors` (K, D): L2-normalised
+    texts of the `kl` loss. `validation`: for keep = "best"; judged by accuracy where it is used
+    with its labels, else by the mean cosine to the teacher. Calling again resumes.
+    """
+    losses = settings.weights(labelled=any(source.labelled for source in sources))
+    if "infonce" in losses and settings.accumulate > 1:
+        raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
+    if "kl" in losses and anchors is None:
+        raise RecipeError("the kl loss needs anchors: class names of the patching tasks")
+    device = next(clip.model.parameters()).device
+    batches = _PairBatches(clip, student, sources, settings, views_folder or folder, seed)
+    learner = _Learner(student, sources, clip, settings).to(device)
+    select_trainable(student, settings.trainable)
+    identity = {
+        "stage": "align",
+        "settings": settings.model_dump(mode="json"),
+        "losses": losses,
+        "sources": [source.identity() for source in sources],
+        "teacher": clip.anchor_id(),
+        "student": student.tower_id(),
+        "anchors": None if anchors is None else hash_state({"anchors": anchors}),
+    }
+    loss_function = _AlignmentLoss(
+        learner, clip, losses, anchors=None if anchors is None else anchors.to(device),
+        live=settings.live_teacher, device=device,
+    )  # fmt: skip
+    frozen = settings.batch_norm == "frozen"
+
+    def validate() -> float:
+        assert validation is not None
+        student.eval()
+        return validation_value(clip, student, validation)
+
+    return fit(
+        learner, loss_function, batches, settings, folder,
+        identity=identity, seed=seed, label=f"align {student.config.name}",
+        set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
+        validate=validate if validation is not None else None,
+        tensorboard=tensorboard,
+    )  # fmt: skip
+
+
+class _Learner(nn.Module):
+    """The student, and the scalars that are dropped afterwards."""
+
+    def __init__(
+        self,
+        student: SensorTower,
+        sources: Sequence[AlignmentSource],
+        clip: ClipModel,
+        settings: AlignSettings,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.weights: dict[int, Tensor] = {}
+        calibrations = {}
+        for number, source in enumerate(sources):
+            if source.prompts is None:
+                continue
+            labels = require_labels(source.samples)
+            names = source.class_names or labels.class_names
+            self.weights[number] = zero_shot_weights(clip, names, source.prompts)
+            loss = settings.label_loss or (
+                "calibrated_bce" if labels.multi_label else "cross_entropy"
+            )
+            if labels.multi_label == (loss == "cross_entropy"):
+                raise RecipeError(f"label_loss {loss!r} does not fit {source.samples.name}")
+            if loss == "calibrated_bce":
+                calibrations[str(number)] = Calibration(
+                    min(clip.logit_scale, 20.0),
+                    base_rate=float(np.mean(labels.values)),
+                    mean_cosine=0.2,
+                )
+        self.calibrations = nn.ModuleDict(calibrations)
+
+
+class _AlignmentLoss:
+    """The weighted sum of feature losses and label loss of one part of a batch."""
+
+    def __init__(
+        self,
+        learner: _Learner,
+        clip: ClipModel,
+        losses: dict[str, float],
+        *,
+        anchors: Tensor | None,
+        live: bool,
+        device: torch.device,
+    ) -> None:
+        self._learner, self._clip, self._live, self._device = learner, clip, live, device
+        self._feature_losses = {name: w for name, w in losses.items() if name != "label"}
+        self._label_weight = losses.get("label", 0.0)
+        self._context = Context(scale=clip.logit_scale, anchors=anchors)
+        self._weights = {number: w.to(device) for number, w in learner.weights.items()}
+
+    def __call__(
+        self, inputs: Any, part: int, num_parts: int
+    ) -> tuple[Tensor, dict[str, float], int]:
+        source, bands, target, labels = inputs
+        bands = bands.chunk(num_parts)[part].to(self._device)
+        target = target.chunk(num_parts)[part].to(self._device)
+        if self._live:
+            target = teacher_features(self._clip, target)
+        features = self._learner.student(bands).float()
+        total = features.new_zeros(())
+        figures: dict[str, float] = {}
+        for name, weight in self._feature_losses.items():
+            value = LOSSES[name](features, target, self._context)
+            figures[name] = float(value.detach())
+            total = total + weight * value
+        if labels is not None and self._label_weight:
+            calibrations = self._learner.calibrations
+            key = str(source)
+            calibration = calibrations[key] if key in calibrations else None  # noqa: SIM401
+            value = label_loss(
+                features, self._weights[source], labels.chunk(num_parts)[part].to(self._device),
+                scale=self._context.scale,
+                calibration=calibration if isinstance(calibration, Calibration) else None,
+            )  # fmt: skip
+            figures["label"] = float(value.detach())
+            total = total + self._label_weight * value
+        return total, figures, len(bands)
+
+
+def student_features(student: SensorTower, samples: SampleSet, *, batch_size: int = 128) -> Tensor:
+    """(N, D) float32 embeddings of all samples through the student, on the CPU."""
+    spec = student.config.input
+    layout = student_layout(samples, spec.sensors)
+    device = next(student.parameters()).device
+
+    def read(start: int) -> Tensor:
+        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+        return make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
+
+    rows = []
+    with torch.inference_mode():
+        for bands in read_ahead(read, range(0, len(samples), batch_size)):
+            rows.append(student(bands.to(device)).float().cpu())
+    return torch.cat(rows)
+
+
+def validation_value(clip: ClipModel, student: SensorTower, validation: AlignmentSource) -> float:
+    """Accuracy (or macro_map) where there are labels, else the mean cosine to the teacher."""
+    features = student_features(student, validation.samples)
+    if validation.prompts is not None:
+        labels = require_labels(validation.samples)
+        names = validation.class_names or labels.class_names
+        weights = zero_shot_weights(clip, names, validation.prompts)
+        result = score_classes(features, weights, labels, num_bootstrap=1)
+        return result.value("macro_map" if labels.multi_label else "top1")
+    plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
+    indices = np.arange(len(validation.samples), dtype=np.int64)
+    targets = [
+        teacher_features(
+            clip, teacher_pictures(clip, validation.samples, plan=plain, view=0, indices=part)
+        ).cpu()
+        for part in np.array_split(indices, -(-len(indices) // 128))
+    ]
+    return float(F.cosine_similarity(features, torch.cat(targets), dim=-1).mean())

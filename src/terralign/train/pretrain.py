@@ -1,0 +1,124 @@
+"""A small CLIP from nothing, contrastively, on pictures with captions: where quickstart starts.
+
+Also a worked example of how a CLIP is pretrained. Source: Radford et al. 2021. Letters: B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from terralign.datasets.loader import keep_in_memory
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel, new_clip
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.embed import optical_layout
+from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
+from terralign.train.batches import Plan
+from terralign.train.loop import LoopSettings, Prepared, fit
+
+
+class PretrainSettings(LoopSettings):
+    """A small CLIP and how it is trained."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    data: str = "synthetic-photos"
+    """Pictures with captions."""
+    split: str = "train"
+    architecture: dict[str, Any]
+    """open_clip's model_cfg: embed_dim, vision_cfg, text_cfg."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    views: ViewSpec = ViewSpec(flips=False, turns=False)
+
+
+class _CaptionBatches:
+    """Batches of ready pictures and tokens."""
+
+    def __init__(
+        self, clip: ClipModel, samples: SampleSet, settings: PretrainSettings, seed: int
+    ) -> None:
+        self._samples = keep_in_memory(samples)
+        if samples.captions is None:
+            raise DataError(f"data set {samples.name!r} has no captions to pretrain on")
+        self._tokens = clip.tokenizer(list(samples.captions))
+        self._spec = clip.input_spec
+        self._views = settings.views
+        self._seed = seed
+        self._plan = Plan([len(samples)], batch_size=settings.batch_size, seed=seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def prepare(self, step: int) -> Prepared:
+        batch = self._plan.batch(step)
+        layout = optical_layout(self._samples)
+        raw = torch.from_numpy(self._samples.read(batch.indices)[layout.sensor.name])
+        views = draw_views(self._views, seed=self._seed, view=batch.epoch, indices=batch.indices)
+        pictures = apply_views(scale_composite(raw, layout), views, self._spec.size)
+        return Prepared(
+            keys=[self._samples.keys[index] for index in batch.indices],
+            inputs=(make_ready(pictures, self._spec), self._tokens[batch.indices]),
+        )
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy over the batch; images, texts (B, D); averaged over B."""
+    logits = logit_scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def pretrain(
+    samples: SampleSet,
+    settings: PretrainSettings,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    tensorboard: bool = False,
+) -> ClipModel:
+    """A CLIP trained on `samples` and their captions; calling again resumes."""
+    if settings.accumulate > 1:
+        raise RecipeError("the contrastive loss needs the whole batch at once; set accumulate = 1")
+    clip = new_clip(
+        settings.architecture,
+        {"mean": list(settings.mean), "std": list(settings.std), "interpolation": "bicubic",
+         "resize_mode": "shortest"},
+        seed=seed,
+    )  # fmt: skip
+    model = clip.model.to(device).requires_grad_(True)
+    batches = _CaptionBatches(clip, samples, settings, seed)
+    greatest = math.log(100)
+
+    def loss_function(
+        inputs: Any, part: int, num_parts: int
+    ) -> tuple[Tensor, dict[str, float], int]:
+        pictures, tokens = (value.to(device) for value in inputs)
+        scale = cast(nn.Parameter, model.logit_scale)
+        images = cast(Any, model).encode_image(pictures).float()
+        texts = cast(Any, model).encode_text(tokens).float()
+        loss = contrastive_loss(images, texts, scale.clamp(max=greatest).exp())
+        return loss, {"logit_scale": float(scale.detach().exp())}, len(pictures)
+
+    identity = {
+        "stage": "pretrain",
+        "settings": settings.model_dump(mode="json"),
+        "data": samples.fingerprint,
+    }
+    fit(
+        model, loss_function, batches, settings, folder,
+        identity=identity, seed=seed, label="pretrain", tensorboard=tensorboard,
+    )  # fmt: skip
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        cast(nn.Parameter, model.logit_scale).clamp_(max=greatest)
+    return clip

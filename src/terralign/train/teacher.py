@@ -1,0 +1,167 @@
+"""The frozen teacher's embeddings of seeded views: computed once, stored, memory-mapped.
+
+The teacher is 85 % of the work of stage 2 with a large CLIP, and it never changes: the embedding
+of (sample, view) depends on the teacher, its preprocessing, the data and the view seed alone, and
+the file is named by the hash of these. float16: 414 MB for 270,000 samples of 768 dimensions.
+
+Letters: V views, N samples, B batch, D embedding.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terralign.datasets.loader import read_ahead
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.errors import StorageError, TrainingError
+from terralign.evaluate.embed import optical_layout
+from terralign.files import check_free_space, hash_file, hash_json, read_json, write_json
+from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
+from terralign.progress import Progress
+
+SECONDS_BETWEEN_FLUSHES = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewPlan:
+    """Which views of a sample the teacher sees: `num_views` of them, seeded, of geometry `spec`.
+
+    Epoch e trains on view e modulo `num_views`.
+    """
+
+    spec: ViewSpec
+    num_views: int
+    seed: int
+
+    def view_of_epoch(self, epoch: int) -> int:
+        """The view that this epoch sees."""
+        return epoch % self.num_views
+
+
+def teacher_pictures(
+    clip: ClipModel, samples: SampleSet, plan: ViewPlan, view: int, indices: NDArray[np.int64]
+) -> Tensor:
+    """Ready pixels (B, 3, H, W) of one view, as the teacher takes them.
+
+    A sensor that cannot make RGB has its teacher look at the paired optical chip of the sample.
+    """
+    layout = optical_layout(samples)
+    raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+    views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
+    spec = clip.input_spec
+    return make_ready(apply_views(scale_composite(raw, layout), views, spec.size), spec)
+
+
+def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
+    """(B, D) float32 embeddings, not normalised, on the device of the teacher."""
+    device = next(clip.model.parameters()).device
+    with torch.inference_mode():
+        features: Tensor = clip.visual(pictures.to(device))
+    return features.float().clone()
+
+
+def views_name(clip: ClipModel, samples: SampleSet, plan: ViewPlan) -> str:
+    """The hash that names stored views."""
+    return hash_json(
+        {
+            "teacher": clip.anchor_id(),
+            "data": samples.fingerprint,
+            "views": plan.spec.model_dump(mode="json"),
+            "num_views": plan.num_views,
+            "seed": plan.seed,
+            "format": 1,
+        }
+    )
+
+
+def stored_views(
+    clip: ClipModel,
+    samples: SampleSet,
+    plan: ViewPlan,
+    folder: Path,
+    *,
+    batch_size: int = 128,
+) -> NDArray[np.float16]:
+    """(V, N, D) float16 embeddings of the views, memory-mapped from `folder`.
+
+    Computed where they are not there yet; a call that was interrupted goes on where the last one
+    stopped. The checksum is verified at every opening; a damaged file is a `StorageError`.
+    """
+    name = views_name(clip, samples, plan)
+    path = folder / f"views-{name}.npy"
+    note = folder / f"views-{name}.json"
+    if not (path.is_file() and note.is_file()):
+        _compute(clip, samples, plan, path, batch_size)
+    expected = read_json(note)["sha256"]
+    if hash_file(path) != expected:
+        raise StorageError(f"{path} is damaged; delete it and {note.name} to compute it again")
+    shape = (plan.num_views, len(samples), clip.dim)
+    views: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if views.shape != shape or views.dtype != np.float16:
+        raise StorageError(f"{path} holds {views.shape} {views.dtype}, expected {shape} float16")
+    return views
+
+
+def _compute(
+    clip: ClipModel, samples: SampleSet, plan: ViewPlan, path: Path, batch_size: int
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (plan.num_views, len(samples), clip.dim)
+    partial = path.with_suffix(".partial.npy")
+    state = path.with_suffix(".partial.json")
+    blocks = [
+        (view, start)
+        for view in range(plan.num_views)
+        for start in range(0, len(samples), batch_size)
+    ]
+    done = 0
+    if partial.is_file() and state.is_file():
+        kept: dict[str, Any] = read_json(state)
+        done = int(kept["blocks"]) if kept.get("batch_size") == batch_size else 0
+    if not done:
+        check_free_space(path.parent, int(np.prod(shape)) * 2)
+    views = np.lib.format.open_memmap(
+        partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
+    )
+
+    def prepare(block: tuple[int, int]) -> tuple[tuple[int, int], Tensor]:
+        view, start = block
+        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+        return block, teacher_pictures(clip, samples, plan, view, indices)
+
+    flushed = time.monotonic()
+    label = f"teacher views of {samples.name} {samples.split}"
+    with Progress(label, total=len(blocks), done=done, unit="batch") as progress:
+        for number, ((view, start), pictures) in enumerate(
+            read_ahead(prepare, blocks[done:]), start=done + 1
+        ):
+            features = teacher_features(clip, pictures).cpu().numpy().astype(np.float16)
+            if not np.isfinite(features).all():
+                raise TrainingError(
+                    f"the teacher's embeddings of {samples.name}, samples {start} and following, "
+                    "do not fit float16; use live_teacher = true"
+                )
+            views[view, start : start + len(features)] = features
+            progress.advance()
+            if time.monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
+                views.flush()
+                write_json(state, {"blocks": number, "batch_size": batch_size})
+                flushed = time.monotonic()
+    views.flush()
+    del views
+    os.replace(partial, path)
+    write_json(
+        path.with_suffix(".json"),
+        {"sha256": hash_file(path), "shape": list(shape), "samples": samples.name},
+    )
+    state.unlink(missing_ok=True)
