@@ -117,7 +117,7 @@ def classification_metrics(
 
 
 def multilabel_metrics(
-    scores: Floats, labels: NDArray[np.bool_], *, num_bootstrap: int = 200, seed: int = 0
+    scores: Floats, labels: NDArray[Any], *, num_bootstrap: int = 200, seed: int = 0
 ) -> MetricResult:
     """Multi-label average precision: `macro_map` and `micro_map`.
 
