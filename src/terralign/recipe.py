@@ -57,7 +57,7 @@ class TaskData(_Strict):
     prompts: str | None = None
     """A prompt set; None: the data set's own."""
     classes: str | None = None
-    """"openai-imagenet": OpenAI's class names for ImageNet; None: the data set's own."""
+    """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
 
 
 class SupportedData(_Strict):
@@ -205,6 +205,20 @@ def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
         raise RecipeError(f"recipe {origin}: {explain(error, Recipe)}") from error
     _check_names(recipe, origin)
     return recipe
+
+
+def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Recipe:
+    """The part of a recipe that only patches or only aligns; `base` replaces its base model."""
+    start = BaseRecipe(model=base) if base is not None else recipe.base
+    if stage == "patch":
+        if recipe.patch is None:
+            raise RecipeError(f"recipe {recipe.name!r} has no patch stage")
+        return recipe.model_copy(update={"base": start, "align": (), "evaluate": ()})
+    if not recipe.align:
+        raise RecipeError(f"recipe {recipe.name!r} has no align stage")
+    if base is None:
+        raise RecipeError("align starts from a patched space: name it with --base")
+    return recipe.model_copy(update={"base": start, "patch": None, "evaluate": ()})
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -13,7 +13,7 @@ from terralign.datasets.sample import Labels, SampleSet
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError
-from terralign.evaluate.embed import choose_route, embed_samples
+from terralign.evaluate.embed import Embed, choose_route, embed_samples
 from terralign.evaluate.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.evaluate.result import Evaluation
 
@@ -58,12 +58,12 @@ def evaluate_zero_shot(
     tower: str | None = None,
     prompts: PromptSet | str | None = None,
     class_names: Sequence[str] | None = None,
-    embedded: Tensor | None = None,
+    embed: Embed | None = None,
 ) -> Evaluation:
     """Classify every sample by the cosine to its classes' texts.
 
-    `class_names`: instead of the set's own, one per class, in its order. `embedded`: (N, D), where
-    they were computed before with the same tower.
+    `class_names`: instead of the set's own, one per class, in its order. `embed`: how to get the
+    vectors of a route, where they may have been computed before.
     """
     labels = require_labels(samples)
     names = tuple(class_names) if class_names is not None else labels.class_names
@@ -74,8 +74,7 @@ def evaluate_zero_shot(
     route = choose_route(space, samples, tower)
     chosen = choose_prompts(samples, prompts)
     weights = space.zero_shot_weights(names, chosen)
-    if embedded is None:
-        embedded = embed_samples(space, samples, route)
+    embedded = embed(route) if embed is not None else embed_samples(space, samples, route)
     return Evaluation(
         task="multi-label" if labels.multi_label else "zero-shot",
         dataset=samples.name,

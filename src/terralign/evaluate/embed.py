@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,10 @@ class Route:
     tower: str
     layout: PixelLayout
     note: str
+
+
+Embed = Callable[[Route], Tensor]
+"""How to get the vectors (N, D) of a route: computed, or kept from before."""
 
 
 def optical_layout(samples: SampleSet) -> PixelLayout:

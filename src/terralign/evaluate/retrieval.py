@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
 from terralign.evaluate.classification import choose_prompts
-from terralign.evaluate.embed import Route, choose_route, embed_samples
+from terralign.evaluate.embed import Embed, choose_route, embed_samples
 from terralign.evaluate.metrics import MetricResult
 from terralign.evaluate.ranking import retrieval_metrics
 from terralign.evaluate.result import Evaluation
 
 TEXT = "text"
-
-Embed = Callable[[Route], Tensor]
 
 
 def evaluate_retrieval(

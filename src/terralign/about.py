@@ -1,0 +1,73 @@
+"""What there is: versions, data sets, sensors, recipes, prompt sets, or what a model holds."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from typing import Any
+
+from terralign.datasets.catalog import DATASETS
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.zeroshot import load_prompts, prompt_set_names
+from terralign.recipe import recipe_names
+from terralign.run import versions
+from terralign.sensors import SENSORS
+
+
+def about(what: str | None = None) -> dict[str, Any]:
+    """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "prompts", or
+    anything `EmbeddingSpace.load` takes."""
+    if what is None:
+        return versions()
+    if what == "datasets":
+        return {
+            name: {
+                "is": entry.description,
+                "sensors": list(entry.sensors),
+                "classes": entry.class_list or "none",
+                "splits": list(entry.splits),
+                "prompts": entry.prompts,
+            }
+            for name, entry in DATASETS.items()
+        }
+    if what == "sensors":
+        return {
+            sensor.name: {
+                "bands": list(sensor.band_names),
+                "unit": sensor.unit,
+                "composites": [one.name for one in sensor.composites] or "none",
+            }
+            for sensor in SENSORS.values()
+        }
+    if what == "recipes":
+        return {name: _recipe_note(name) for name in recipe_names()}
+    if what == "prompts":
+        return {name: list(load_prompts(name).templates) for name in prompt_set_names()}
+    return _about_space(EmbeddingSpace.load(what))
+
+
+def _recipe_note(name: str) -> str:
+    text = (resources.files("terralign") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return str(tomllib.loads(text).get("note", ""))
+
+
+def _about_space(space: EmbeddingSpace) -> dict[str, Any]:
+    towers = {}
+    for name in space.tower_names:
+        spec = space.input_spec(name)
+        towers[name] = {
+            "tower_id": space.tower_id(name),
+            "sensors": list(spec.sensors),
+            "bands": list(spec.bands),
+            "size": spec.size,
+            "missing bands": spec.missing,
+        }
+    return {
+        "source": space.source,
+        "space_id": space.space_id,
+        "dimensions": space.dim,
+        "logit_scale": round(space.clip.logit_scale, 4),
+        "prompts": space.prompts.name if space.prompts else "none",
+        "towers": towers,
+        "provenance": space.provenance or "none",
+    }

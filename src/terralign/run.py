@@ -1,0 +1,433 @@
+"""Running a recipe: base -> patch -> align* -> evaluate, each stage kept in the run folder.
+
+A run folder holds `recipe.toml` (resolved), `versions.json`, the stages' checkpoints and
+`metrics.jsonl`, `model/` (the space), `results.json` and the report. Running the same recipe again
+resumes, or does nothing; another recipe in the same folder is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from terralign.datasets.catalog import open_dataset
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
+from terralign.encoders.zeroshot import OPENAI_IMAGENET, openai_imagenet_names
+from terralign.errors import RecipeError, StorageError
+from terralign.evaluate.classification import choose_prompts, evaluate_zero_shot, require_labels
+from terralign.evaluate.embed import Route, embed_samples
+from terralign.evaluate.report import write_report
+from terralign.evaluate.result import Evaluation
+from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.recipe import (
+    AlignData,
+    AlignRecipe,
+    EvaluateRecipe,
+    Recipe,
+    recipe_difference,
+    recipe_text,
+)
+from terralign.sensors import find_sensor
+from terralign.train.align import AlignmentSource, align
+from terralign.train.finetune import PatchingTask
+from terralign.train.patch import PatchResult, PatchSettings, patch, read_sweep
+from terralign.train.pretrain import pretrain
+from terralign.train.student import new_student
+from terralign.train.threads import choose_threads, set_threads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """A finished run. `complete_before`: nothing had to be done."""
+
+    folder: Path
+    rows: tuple[dict[str, Any], ...]
+    complete_before: bool
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, *, data_root: Path | None = None, device: str | None = None
+) -> RunResult:
+    """Run a recipe in `folder`, or go on where an earlier call stopped.
+
+    `device`: None takes CUDA where there is one. Raises `RecipeError` for a folder of another
+    recipe, with the difference, and `Interrupted` after saving when asked to stop.
+    """
+    with _claimed(folder):
+        _keep_recipe(recipe, folder)
+        results = folder / "results.json"
+        if results.is_file() and (folder / "model" / "space.json").is_file():
+            rows = read_json(results)["rows"]
+            return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
+        run = _Run(recipe, folder, data_root, device or _default_device())
+        rows = run.run()
+        return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another process is running in {folder}; wait for it") from error
+        yield
+
+
+def _keep_recipe(recipe: Recipe, folder: Path) -> None:
+    path = folder / "recipe.toml"
+    text = recipe_text(recipe)
+    if not path.is_file():
+        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
+        if others:
+            raise StorageError(
+                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no run; "
+                "choose an empty folder"
+            )
+        write_text(path, text)
+        return
+    difference = recipe_difference(path.read_text(encoding="utf-8"), text)
+    if difference:
+        raise RecipeError(
+            f"{folder} holds a run of another recipe; choose another --out. "
+            f"Different: {'; '.join(difference)}"
+        )
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides recipe and data."""
+    packages = ("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+class _Run:
+    """One run in progress: its folder, its opened data, its vectors so far."""
+
+    def __init__(self, recipe: Recipe, folder: Path, data_root: Path | None, device: str) -> None:
+        self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
+        self._sets: dict[tuple[str, str], SampleSet] = {}
+        self._vectors: dict[str, Tensor] = {}
+        self.size: int | None = None
+
+    def run(self) -> list[dict[str, Any]]:
+        self._set_threads()
+        base = self._base()
+        self.size = base.input_spec().size
+        self._open_everything()
+        patched = self._patch(base)
+        space = self._align(base, patched)
+        rows = self._evaluate(base, patched, space)
+        model = self.folder / "model"
+        if not (model / "space.json").is_file():
+            space.to("cpu").save(model)
+        self._report(rows, patched)
+        write_json(self.folder / "results.json", {"rows": rows})
+        return rows
+
+    def _set_threads(self) -> None:
+        """Threads chosen once per run folder, and used again on resume."""
+        path = self.folder / "versions.json"
+        now = {**versions(), "device": self.device}
+        if path.is_file():
+            kept = read_json(path)
+            num_threads = int(kept["threads"])
+            changed = [key for key, value in now.items() if kept.get(key) != value]
+            if changed:
+                logger.warning(
+                    "this run began with other versions: %s",
+                    ", ".join(f"{key} {kept.get(key)}, now {now[key]}" for key in changed),
+                )
+        else:
+            num_threads = choose_threads(self.recipe.threads)
+            write_json(path, {**now, "threads": num_threads})
+        set_threads(num_threads)
+
+    # Data
+
+    def open(self, data: str, split: str) -> SampleSet:
+        """A split, opened once."""
+        if (data, split) not in self._sets:
+            self._sets[data, split] = open_dataset(
+                data, data_root=self.data_root, split=split, size=self.size
+            )
+        return self._sets[data, split]
+
+    def _open_everything(self) -> None:
+        """Meet missing data before hours of work, not after."""
+        recipe = self.recipe
+        if recipe.patch is not None:
+            for task in recipe.patch.tasks:
+                self.open(task.data, task.train)
+                self.open(task.data, task.validation)
+            for supported in recipe.patch.supported:
+                self.open(supported.data, supported.validation)
+        for tower in recipe.align:
+            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+                self.open(source.data, source.split)
+        for entry in recipe.evaluate:
+            self.open(entry.data, entry.split)
+
+    def task(self, data: str, split: str, prompts: str | None, classes: str | None) -> PatchingTask:
+        samples = self.open(data, split)
+        return PatchingTask(
+            samples=samples,
+            prompts=choose_prompts(samples, prompts),
+            class_names=class_names(samples, classes),
+        )
+
+    # Stages
+
+    def _base(self) -> EmbeddingSpace:
+        recipe = self.recipe.base
+        if recipe.pretrain is None:
+            assert recipe.model is not None
+            below = self.data_root / recipe.model if self.data_root is not None else None
+            found = below if below is not None and below.is_dir() else recipe.model
+            return EmbeddingSpace.load(found).to(self.device)
+        folder = self.folder / "base"
+        if not (folder / "open_clip_config.json").is_file():
+            settings = recipe.pretrain
+            size = int(settings.architecture["vision_cfg"]["image_size"])
+            samples = open_dataset(
+                settings.data, data_root=self.data_root, split=settings.split, size=size
+            )
+            clip = pretrain(
+                samples, settings, self.folder / "pretrain",
+                seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
+            )  # fmt: skip
+            partial = self.folder / ".base.partial"
+            partial.mkdir(exist_ok=True)
+            save_clip(clip, partial)
+            partial.rename(folder)
+        return EmbeddingSpace(load_clip(str(folder))).to(self.device)
+
+    def _patch(self, base: EmbeddingSpace) -> PatchResult | None:
+        recipe = self.recipe.patch
+        if recipe is None:
+            return None
+        settings = PatchSettings.model_validate(
+            {name: getattr(recipe, name) for name in PatchSettings.model_fields}
+        )
+        return patch(
+            base.clip,
+            [self.task(t.data, t.train, t.prompts, t.classes) for t in recipe.tasks],
+            settings,
+            self.folder / "patch",
+            validation=[
+                self.task(t.data, t.validation, t.prompts, t.classes) for t in recipe.tasks
+            ],
+            supported=[
+                self.task(s.data, s.validation, s.prompts, s.classes) for s in recipe.supported
+            ],
+            seed=self.recipe.seed,
+            tensorboard=self.recipe.tensorboard,
+        )
+
+    def _align(self, base: EmbeddingSpace, patched: PatchResult | None) -> EmbeddingSpace:
+        space = EmbeddingSpace(
+            self._with_visual(base.clip, patched.patched if patched else None, "patched"),
+            towers=base.towers if patched is None else {},
+            sensors=base.sensors,
+            prompts=self._space_prompts(base),
+            provenance=self._provenance(base, patched),
+        )
+        for recipe in self.recipe.align:
+            tower = self._align_one(space.clip, recipe)
+            space.add_tower(tower, [find_sensor(name) for name in recipe.sensors])
+        return space
+
+    def _align_one(self, clip: ClipModel, recipe: AlignRecipe) -> SensorTower:
+        folder = self.folder / "align" / recipe.name
+        seed = self.recipe.seed
+        sources = [self._source(one) for one in recipe.data]
+        tower, initial = new_student(
+            recipe.name, clip, recipe.student, recipe.sensors,
+            [source.samples for source in sources], seed=seed, root=self.data_root,
+        )  # fmt: skip
+        finished = folder / "tower.safetensors"
+        if finished.is_file():
+            tower.load_state_dict(read_state_dict(finished))
+            return tower.to(self.device).eval().requires_grad_(False)
+        if initial:
+            write_json(folder / "initial.json", initial)
+        align(
+            clip, tower.to(self.device), sources, recipe, folder,
+            views_folder=self.folder / "teacher",
+            anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
+            validation=self._source(recipe.validation) if recipe.validation else None,
+            seed=seed, tensorboard=self.recipe.tensorboard,
+        )  # fmt: skip
+        write_state_dict(finished, tower.state_dict())
+        return tower.eval().requires_grad_(False)
+
+    def _source(self, data: AlignData) -> AlignmentSource:
+        samples = self.open(data.data, data.split)
+        if not data.labels:
+            return AlignmentSource(samples=samples, repeats=data.repeats)
+        return AlignmentSource(
+            samples=samples,
+            prompts=choose_prompts(samples, data.prompts),
+            class_names=require_labels(samples).class_names,
+            repeats=data.repeats,
+        )
+
+    def _anchors(self, clip: ClipModel) -> Tensor:
+        if self.recipe.patch is None:
+            raise RecipeError(
+                "the kl loss takes its anchors from the patching tasks; there is none"
+            )
+        tasks = [self.task(t.data, t.train, t.prompts, t.classes) for t in self.recipe.patch.tasks]
+        return torch.cat([task.weights(clip) for task in tasks])
+
+    def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
+        return clip if state is None else clip.with_visual(state, source=source)
+
+    def _space_prompts(self, base: EmbeddingSpace) -> Any:
+        if self.recipe.patch is None:
+            return base.prompts
+        task = self.recipe.patch.tasks[0]
+        return choose_prompts(self.open(task.data, task.train), task.prompts)
+
+    def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.name,
+            "recipe_hash": hash_json({"recipe": recipe_text(self.recipe)}),
+            "base": self.recipe.base.model or "pretrained by the recipe",
+            "base_id": base.space_id,
+            "alpha": patched.choice.alpha if patched else None,
+            "versions": versions(),
+        }
+
+    # Evaluation
+
+    def _evaluate(
+        self, base: EmbeddingSpace, patched: PatchResult | None, space: EmbeddingSpace
+    ) -> list[dict[str, Any]]:
+        models: dict[str, EmbeddingSpace] = {"base": base}
+        if patched is not None:
+            finetuned = self._with_visual(base.clip, patched.finetuned, "finetuned")
+            models["finetuned"] = EmbeddingSpace(finetuned)
+            models["patched"] = EmbeddingSpace(space.clip)
+        rows: list[dict[str, Any]] = []
+        for entry in self.recipe.evaluate:
+            if entry.task == "retrieval":
+                rows += self._measured("aligned", space, entry, tower=None)
+            for model in entry.models:
+                rows += self._measured(model, models[model], entry, tower=RGB)
+            for tower in entry.towers:
+                rows += self._measured("aligned", space, entry, tower=tower)
+        return rows
+
+    def _measured(
+        self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
+    ) -> list[dict[str, Any]]:
+        """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
+        samples = self.open(entry.data, entry.split)
+        names = [tower] if tower else [entry.query or "", entry.gallery or ""]
+        towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
+        identity = {
+            "space": space.space_id,
+            "model": model,
+            "towers": towers,
+            "data": samples.fingerprint,
+            "entry": entry.model_dump(mode="json", exclude={"models", "towers"}),
+        }
+        path = self.folder / "evaluate" / f"{hash_json(identity)}.json"
+        if path.is_file():
+            return list(read_json(path)["rows"])
+        evaluation = self._evaluation(space, samples, entry, tower)
+        rows = evaluation.to_rows(model=model, role=entry.role)
+        write_json(path, {"rows": rows, "evaluation": evaluation.to_json()})
+        return rows
+
+    def _evaluation(
+        self,
+        space: EmbeddingSpace,
+        samples: SampleSet,
+        entry: EvaluateRecipe,
+        tower: str | None,
+    ) -> Evaluation:
+        def embed(route: Route) -> Tensor:
+            key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
+            if key not in self._vectors:
+                self._vectors[key] = embed_samples(space, samples, route)
+            return self._vectors[key]
+
+        if entry.task == "retrieval":
+            return evaluate_retrieval(
+                space, samples, query=entry.query, gallery=entry.gallery or RGB,
+                prompts=entry.prompts, embed=embed,
+            )  # fmt: skip
+        return evaluate_zero_shot(
+            space, samples, tower=tower, prompts=entry.prompts,
+            class_names=class_names(samples, entry.classes), embed=embed,
+        )  # fmt: skip
+
+    def _report(self, rows: list[dict[str, Any]], patched: PatchResult | None) -> None:
+        curves = {}
+        for path in sorted(self.folder.rglob("metrics.jsonl")):
+            label = str(path.parent.relative_to(self.folder)).replace("/checkpoints", "")
+            curves[label] = [json.loads(line) for line in path.read_text().splitlines()]
+        notes = [self.recipe.note] if self.recipe.note else []
+        sweep = None
+        if patched is not None and (self.folder / "patch" / "sweep.json").is_file():
+            sweep = read_sweep(self.folder / "patch")
+            notes.append(patched.choice.reason[0].upper() + patched.choice.reason[1:] + ".")
+        write_report(
+            self.folder,
+            title=f"terralign run: {self.recipe.name}",
+            rows=rows,
+            sweep=sweep,
+            curves=curves,
+            recipe_text=recipe_text(self.recipe),
+            versions=read_json(self.folder / "versions.json"),
+            notes=notes,
+        )
+
+
+def class_names(samples: SampleSet, classes: str | None) -> tuple[str, ...]:
+    """The class names of a set, or OpenAI's for ImageNet, one per class."""
+    own = require_labels(samples).class_names
+    if classes is None:
+        return own
+    if classes != OPENAI_IMAGENET:
+        raise RecipeError(f"unknown class list {classes!r}; known: {OPENAI_IMAGENET}")
+    names = openai_imagenet_names()
+    if len(names) != len(own):
+        raise RecipeError(
+            f"{samples.name} has {len(own)} classes, ImageNet {len(names)}: "
+            f"classes = {OPENAI_IMAGENET!r} does not fit"
+        )
+    return names
