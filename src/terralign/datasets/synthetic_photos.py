@@ -1,9 +1,9 @@
 """Everyday pictures of the synthetic world, with captions: what its small CLIP learns from.
 
-Three in four show one coloured shape. The rest are views of the land from the ground, horizon and
-sky included, and name the same covers as the satellite scenes do: the text tower thus knows the
-words, and the image tower knows how these things look to a walker, not from above. That is the gap
-that stage 1 has to close.
+Two in three show one coloured shape. The rest are views of the land from the ground, some with
+horizon and sky, some of the ground alone, and name the same covers as the satellite scenes do: the
+text tower thus knows the words, and the image tower knows how these things look to a walker, not
+from orbit. That is the gap that stage 1 has to close.
 
 Letters: B batch, H W pixels (H = W = size).
 """
@@ -28,12 +28,14 @@ from terralign.datasets.synthetic_draws import (
 Array = NDArray[np.float32]
 Rgb = tuple[int, int, int]
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "triangle", "cross", "ring")
 COLOURS: dict[str, Rgb] = {
     "red": (205, 40, 40),
     "green": (50, 165, 60),
     "blue": (45, 80, 205),
     "yellow": (235, 210, 50),
+    "orange": (240, 130, 30),
+    "pink": (245, 120, 190),
 }
 FILLS = ("", "striped", "dotted", "checkered")
 BACKGROUNDS: dict[str, Rgb] = {
@@ -87,7 +89,20 @@ _VIEW_WORDINGS = (
     "a photo of {view}",
     "a walk near {view}, {sky} sky",
 )
-_VIEW_SHARE = 0.25
+_GROUND_WORDINGS = (
+    "a photo of {view} at our feet",
+    "{view} up close",
+    "a picture of {view}",
+    "a photo of {view}",
+    "{view}",
+)
+_VIEW_SHARE = 0.35
+_GROUND_SHARE = 0.5
+
+
+def _is_ground_alone(keys: Keys) -> NDArray[np.bool_]:
+    """(B,) bool: of the views, those that look down and show no sky."""
+    return uniforms(keys, "looks down", 1)[:, 0] < _GROUND_SHARE
 
 
 def _is_view(keys: Keys) -> NDArray[np.bool_]:
@@ -107,6 +122,7 @@ def photo_captions(keys: Keys) -> tuple[str, ...]:
     drawn = zip(
         photo_labels(keys).tolist(),
         _is_view(keys).tolist(),
+        _is_ground_alone(keys).tolist(),
         choices(keys, "wording", len(_SHAPE_WORDINGS)).tolist(),
         choices(keys, "fill", len(FILLS)).tolist(),
         choices(keys, "background", len(BACKGROUNDS)).tolist(),
@@ -115,9 +131,10 @@ def photo_captions(keys: Keys) -> tuple[str, ...]:
     )
     grounds, skies = tuple(BACKGROUNDS), tuple(SKIES)
     captions = []
-    for label, is_view, wording, fill, ground, sky in drawn:
+    for label, is_view, no_sky, wording, fill, ground, sky in drawn:
         if is_view:
-            text = _VIEW_WORDINGS[wording].format(view=CLASS_NAMES[label], sky=skies[sky])
+            wordings = _GROUND_WORDINGS if no_sky else _VIEW_WORDINGS
+            text = wordings[wording].format(view=CLASS_NAMES[label], sky=skies[sky])
         else:
             colour, shape = CLASS_NAMES[label].split()
             text = _SHAPE_WORDINGS[wording].format(
@@ -152,15 +169,15 @@ def _draw_shapes(keys: Keys, size: int) -> Array:
     colour = choices(keys, "colour", len(COLOURS))
     ground = _paint(list(BACKGROUNDS.values()), background, keys, "background tint")
     paint = _paint(list(COLOURS.values()), colour, keys, "colour tint")
-    u, v = turned_grid(keys, "shape turn", size, most=0.3)
-    radius = between(keys, "radius", 0.65, 0.95)
+    u, v = turned_grid(keys, "shape turn", size, most=0.25)
+    radius = between(keys, "radius", 0.75, 0.95)
     u = (u + between(keys, "left", -0.15, 0.15)) / radius
     v = (v + between(keys, "up", -0.15, 0.15)) / radius
     inside = _outline(choices(keys, "shape", len(SHAPES)), u, v)
     softness = np.float32(size / 2) * radius
     mask = np.clip(inside * softness + 0.5, 0.0, 1.0)[:, None]
     dark = _filling(choices(keys, "fill", len(FILLS)), u, v)[:, None]
-    return np.asarray(ground * (1 - mask) + paint * (1 - 0.55 * dark) * mask, dtype=np.float32)
+    return np.asarray(ground * (1 - mask) + paint * (1 - 0.35 * dark) * mask, dtype=np.float32)
 
 
 def _outline(shape: NDArray[np.int64], u: Array, v: Array) -> Array:
@@ -178,16 +195,10 @@ def _outline_of(name: str, u: Array, v: Array) -> Array:
         return np.asarray(0.85 - r)
     if name == "ring":
         return np.asarray(0.22 - np.abs(r - 0.7))
-    if name == "square":
-        return np.asarray(0.75 - np.maximum(np.abs(u), np.abs(v)))
     if name == "cross":
         arms = np.minimum(np.abs(u), np.abs(v))
         return np.minimum(0.25 - arms, 0.95 - np.maximum(np.abs(u), np.abs(v)))
-    if name == "triangle":
-        sides = np.maximum(np.abs(u) * 0.866 + v * 0.5, -v)
-        return np.asarray(0.5 - sides)
-    wave = np.cos(5 * np.arctan2(v, u))
-    return np.asarray(0.62 + 0.32 * wave - r)
+    return np.asarray(0.5 - np.maximum(np.abs(u) * 0.866 + v * 0.5, -v))
 
 
 def _filling(fill: NDArray[np.int64], u: Array, v: Array) -> Array:
@@ -207,7 +218,9 @@ def _draw_views(keys: Keys, size: int) -> Array:
     paint = _paint([colour for colour, _ in VIEWS.values()], view, keys, "view tint")
     kinds = np.array([TEXTURES.index(texture) for _, texture in VIEWS.values()])[view]
     x, y = unit_grid(size)
-    horizon = between(keys, "horizon", -0.5, 0.1) + 0.08 * smooth_field(keys, "hills", size, 3)
+    horizon = between(keys, "horizon", -0.5, 0.1)
+    horizon = np.where(_is_ground_alone(keys)[:, None, None], horizon - 2.0, horizon)
+    horizon = (horizon + 0.08 * smooth_field(keys, "hills", size, 3)).astype(np.float32)
     near = np.clip((y - horizon) / (1 - horizon), 0.0, 1.0)
     texture = _ground_texture(keys, kinds, x + between(keys, "step", -0.5, 0.5), near)
     trees = (kinds == TEXTURES.index("trunks"))[:, None, None] * np.float32(0.5)

@@ -152,7 +152,7 @@ def draw_materials(keys: Keys) -> tuple[NDArray[np.int64], Array]:
     """
     order = np.argsort(uniforms(keys, "materials", len(MATERIALS)), axis=1, kind="stable")
     draws = uniforms(keys, "shares", 3)
-    dominant = 0.54 + 0.28 * draws[:, 0]
+    dominant = 0.58 + 0.24 * draws[:, 0]
     second = np.where(draws[:, 1] < 0.5, 1.0, 0.58 + 0.2 * draws[:, 2])
     shares = [dominant, (1 - dominant) * second, (1 - dominant) * (1 - second)]
     return order[:, :NUM_SLOTS], np.stack(shares, axis=1).astype(np.float32)
