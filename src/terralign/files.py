@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        storage_error = _as_storage_error(error, path)
+        with suppress(OSError):
+            partial.unlink()
+        storage_error = _as_storage_error(error, path, partial)
         if storage_error is not None:
             raise storage_error from error
         raise
 
 
-def _as_storage_error(error: BaseException, path: Path) -> StorageError | None:
-    """What a failed write says: OSErrors of the disk, and the libraries' own wrapping of them."""
+def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
+    """What a failed write says: OSErrors of the disk, and the libraries' own wrapping of them.
+
+    None for a fault of something else, such as an input that is missing.
+    """
     if isinstance(error, StorageError) or not isinstance(error, Exception):
         return None
     text = str(error)
@@ -57,9 +61,9 @@ def _as_storage_error(error: BaseException, path: Path) -> StorageError | None:
             f"no space left while writing {path} ({_free_mb(path)} MB free); "
             "free some space and run the same command again"
         )
-    if isinstance(error, OSError) and error.filename is None:
-        return StorageError(f"cannot write {path}: {error.strerror or error}")
-    if isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError):
+    if isinstance(error, OSError) and (
+        error.filename is None or Path(str(error.filename)) in (partial, path, *path.parents)
+    ):
         return StorageError(f"cannot write {path}: {error.strerror or error}")
     return None
 
@@ -90,7 +94,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON: {error}") from error
 
 

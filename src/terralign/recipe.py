@@ -58,6 +58,9 @@ class TaskData(_Strict):
     """A prompt set; None: the data set's own."""
     classes: str | None = None
     """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many training samples, always the same."""
+    validation_limit: int | None = Field(default=None, ge=1)
 
 
 class SupportedData(_Strict):
@@ -67,10 +70,22 @@ class SupportedData(_Strict):
     validation: str = "val"
     prompts: str | None = None
     classes: str | None = None
+    validation_limit: int | None = Field(default=None, ge=1)
+
+
+class UnlabelledData(_Strict):
+    """Pictures whose labels are not used."""
+
+    data: str
+    split: str = "train"
+    limit: int | None = Field(default=None, ge=1)
 
 
 class PatchRecipe(PatchSettings):
     """Stage 1: its data and its settings."""
+
+    preserve_on: UnlabelledData | None = None
+    """Pictures on which `preserve` keeps the embeddings; None: those of the patching tasks."""
 
     tasks: tuple[TaskData, ...] = Field(min_length=1)
     supported: tuple[SupportedData, ...] = ()
@@ -86,6 +101,8 @@ class AlignData(_Strict):
     prompts: str | None = None
     repeats: int = Field(default=1, ge=1)
     """How often its samples are seen per epoch."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples, always the same."""
 
 
 class AlignRecipe(AlignSettings):
@@ -117,6 +134,8 @@ class EvaluateRecipe(_Strict):
     gallery: str | None = None
     prompts: str | None = None
     classes: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples, always the same."""
 
     @model_validator(mode="after")
     def _fits_its_task(self) -> Self:
@@ -312,6 +331,8 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                         f"{task.data} would be trained and validated on the same samples "
                         f"(splits {task.train!r} and {task.validation!r})"
                     )
+            if recipe.patch.preserve_on is not None:
+                _check_not_supported(recipe.patch.preserve_on, recipe.patch.supported)
             for supported in recipe.patch.supported:
                 find_dataset(supported.data)
                 prompts.append(supported.prompts)
@@ -329,6 +350,17 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                 load_prompts(name)
     except TerralignError as error:
         raise RecipeError(f"recipe {origin}: {error}") from error
+
+
+def _check_not_supported(data: UnlabelledData, supported: Sequence[SupportedData]) -> None:
+    """Pictures that training sees may not judge what it kept."""
+    has_splits = find_dataset(data.data).has_splits
+    for one in supported:
+        if one.data == data.data and (not has_splits or one.validation == data.split):
+            raise RecipeError(
+                f"preserve_on would train on the pictures that judge {one.data} "
+                f"({one.validation!r}); give it another split"
+            )
 
 
 def recipe_text(recipe: Recipe) -> str:

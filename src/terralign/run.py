@@ -14,7 +14,7 @@ import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.subset import limit_samples
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
@@ -39,6 +40,7 @@ from terralign.recipe import (
     AlignData,
     AlignRecipe,
     EvaluateRecipe,
+    PatchRecipe,
     Recipe,
     recipe_difference,
     recipe_text,
@@ -46,7 +48,7 @@ from terralign.recipe import (
 from terralign.sensors import find_sensor
 from terralign.train.align import AlignmentSource, align
 from terralign.train.finetune import PatchingTask
-from terralign.train.patch import PatchResult, PatchSettings, patch, read_sweep
+from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.student import new_student
 from terralign.train.threads import choose_threads, set_threads
@@ -137,7 +139,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, folder: Path, data_root: Path | None, device: str) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
-        self._sets: dict[tuple[str, str], SampleSet] = {}
+        self._sets: dict[tuple[str, str, int | None], SampleSet] = {}
         self._vectors: dict[str, Tensor] = {}
         self.size: int | None = None
 
@@ -176,36 +178,54 @@ class _Run:
 
     # Data
 
-    def open(self, data: str, split: str) -> SampleSet:
-        """A split, opened once."""
-        if (data, split) not in self._sets:
-            self._sets[data, split] = open_dataset(
-                data, data_root=self.data_root, split=split, size=self.size
-            )
-        return self._sets[data, split]
+    def open(self, data: str, split: str, limit: int | None = None) -> SampleSet:
+        """A split, or a fixed part of it, opened once."""
+        key = (data, split, limit)
+        if key not in self._sets:
+            whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
+            self._sets[key] = limit_samples(whole, limit)
+        return self._sets[key]
 
     def _open_everything(self) -> None:
         """Meet missing data before hours of work, not after."""
         recipe = self.recipe
         if recipe.patch is not None:
-            for task in recipe.patch.tasks:
-                self.open(task.data, task.train)
-                self.open(task.data, task.validation)
-            for supported in recipe.patch.supported:
-                self.open(supported.data, supported.validation)
+            self._patching_tasks(recipe.patch)
+            self._preserve_on(recipe.patch)
         for tower in recipe.align:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
-                self.open(source.data, source.split)
+                self._source(source)
         for entry in recipe.evaluate:
-            self.open(entry.data, entry.split)
+            self.open(entry.data, entry.split, entry.limit)
 
-    def task(self, data: str, split: str, prompts: str | None, classes: str | None) -> PatchingTask:
-        samples = self.open(data, split)
+    def _patching_tasks(
+        self, recipe: PatchRecipe
+    ) -> tuple[list[PatchingTask], list[PatchingTask], list[PatchingTask]]:
+        """The training data, validation data and supported tasks of stage 1."""
+        training, validation = [], []
+        for one in recipe.tasks:
+            samples = self.open(one.data, one.train, one.limit)
+            training.append(self._task(samples, one.prompts, one.classes))
+            samples = self.open(one.data, one.validation, one.validation_limit)
+            validation.append(self._task(samples, one.prompts, one.classes))
+        supported = [
+            self._task(
+                self.open(one.data, one.validation, one.validation_limit), one.prompts, one.classes
+            )
+            for one in recipe.supported
+        ]
+        return training, validation, supported
+
+    def _task(self, samples: SampleSet, prompts: str | None, classes: str | None) -> PatchingTask:
         return PatchingTask(
             samples=samples,
             prompts=choose_prompts(samples, prompts),
             class_names=class_names(samples, classes),
         )
+
+    def _preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
+        one = recipe.preserve_on
+        return None if one is None else self.open(one.data, one.split, one.limit)
 
     # Stages
 
@@ -224,7 +244,7 @@ class _Run:
                 settings.data, data_root=self.data_root, split=settings.split, size=size
             )
             clip = pretrain(
-                samples, settings, self.folder / "pretrain",
+                limit_samples(samples, settings.limit), settings, self.folder / "pretrain",
                 seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
             )  # fmt: skip
             partial = self.folder / ".base.partial"
@@ -240,17 +260,15 @@ class _Run:
         settings = PatchSettings.model_validate(
             {name: getattr(recipe, name) for name in PatchSettings.model_fields}
         )
+        training, validation, supported = self._patching_tasks(recipe)
         return patch(
             base.clip,
-            [self.task(t.data, t.train, t.prompts, t.classes) for t in recipe.tasks],
+            training,
             settings,
             self.folder / "patch",
-            validation=[
-                self.task(t.data, t.validation, t.prompts, t.classes) for t in recipe.tasks
-            ],
-            supported=[
-                self.task(s.data, s.validation, s.prompts, s.classes) for s in recipe.supported
-            ],
+            validation=validation,
+            supported=supported,
+            preserve_on=self._preserve_on(recipe),
             seed=self.recipe.seed,
             tensorboard=self.recipe.tensorboard,
         )
@@ -293,7 +311,7 @@ class _Run:
         return tower.eval().requires_grad_(False)
 
     def _source(self, data: AlignData) -> AlignmentSource:
-        samples = self.open(data.data, data.split)
+        samples = self.open(data.data, data.split, data.limit)
         if not data.labels:
             return AlignmentSource(samples=samples, repeats=data.repeats)
         return AlignmentSource(
@@ -308,7 +326,7 @@ class _Run:
             raise RecipeError(
                 "the kl loss takes its anchors from the patching tasks; there is none"
             )
-        tasks = [self.task(t.data, t.train, t.prompts, t.classes) for t in self.recipe.patch.tasks]
+        tasks, _, _ = self._patching_tasks(self.recipe.patch)
         return torch.cat([task.weights(clip) for task in tasks])
 
     def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
@@ -354,7 +372,7 @@ class _Run:
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
     ) -> list[dict[str, Any]]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
-        samples = self.open(entry.data, entry.split)
+        samples = self.open(entry.data, entry.split, entry.limit)
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
         towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
         identity = {
@@ -401,18 +419,20 @@ class _Run:
             label = str(path.parent.relative_to(self.folder)).replace("/checkpoints", "")
             curves[label] = [json.loads(line) for line in path.read_text().splitlines()]
         notes = [self.recipe.note] if self.recipe.note else []
-        sweep = None
-        if patched is not None and (self.folder / "patch" / "sweep.json").is_file():
-            sweep = read_sweep(self.folder / "patch")
-            notes.append(patched.choice.reason[0].upper() + patched.choice.reason[1:] + ".")
+        if patched is not None:
+            notes.append(f"Stage 1: {patched.choice.reason}.")
         write_report(
             self.folder,
             title=f"terralign run: {self.recipe.name}",
             rows=rows,
-            sweep=sweep,
+            sweep=[asdict(point) for point in patched.points] if patched else [],
+            chosen_alpha=patched.choice.alpha if patched else None,
+            max_supported_drop=self.recipe.patch.max_supported_drop if self.recipe.patch else None,
             curves=curves,
             recipe_text=recipe_text(self.recipe),
-            versions=read_json(self.folder / "versions.json"),
+            versions={
+                key: str(value) for key, value in read_json(self.folder / "versions.json").items()
+            },
             notes=notes,
         )
 

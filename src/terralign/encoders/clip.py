@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
+    first_line,
     hash_state,
     read_shapes,
     read_state_dict,
@@ -34,6 +38,12 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
+
+MAX_LAYERS = 1000
+"""A configuration with more layers in one tower is refused before it is built."""
+
+_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}
+"""What a stranger's configuration may tell the tokenizer; others load code or files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +76,14 @@ class ClipModel:
 
     @property
     def input_spec(self) -> InputSpec:
-        """What the RGB tower takes."""
+        """What the RGB tower takes; `ModelError` where its configuration is not supported."""
+        try:
+            return self._read_preprocess_cfg()
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(f"{self.source}: unusable preprocess_cfg ({reason})") from error
+
+    def _read_preprocess_cfg(self) -> InputSpec:
         size = self.preprocess_cfg["size"]
         if isinstance(size, list | tuple):
             if len(set(size)) != 1:
@@ -161,55 +178,97 @@ def _unknown_model(source: str, architecture: str, separator: str) -> ModelError
 
 
 def _load_folder(folder: Path) -> ClipModel:
-    config = read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else None
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise ModelError(f"{folder} is no open_clip folder: it lacks {CONFIG_NAME} with model_cfg")
-    model_cfg = config["model_cfg"]
-    _refuse_remote_parts(model_cfg, folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ModelError(f"{folder} is no space and no open_clip folder: it lacks {CONFIG_NAME}")
+    model_cfg = _read_model_cfg(folder / CONFIG_NAME, str(folder))
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise ModelError(f"{folder} lacks its weights, {WEIGHTS_NAME}")
     # Shapes first, on the meta device: a hostile configuration takes no memory.
     what = str(weights)
-    check_shapes(_meta_shapes(model_cfg, folder), read_shapes(weights), what=what)
+    check_shapes(_meta_shapes(model_cfg, what), read_shapes(weights), what=what)
     model = _create(f"local-dir:{folder}", what=str(folder))
     return _finish(model, model_cfg, f"local-dir:{folder}", source=str(folder))
 
 
-def _refuse_remote_parts(model_cfg: dict[str, Any], folder: Path) -> None:
-    """A configuration from a stranger may not make timm fetch a model from elsewhere."""
-    timm_name = str(model_cfg.get("vision_cfg", {}).get("timm_model_name", ""))
+def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
+    config = read_json(path)
+    model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model_cfg, dict) or not all(
+        isinstance(model_cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")
+    ):
+        raise ModelError(f"{what}: {CONFIG_NAME} has no model_cfg with vision_cfg and text_cfg")
+    _check_parts(model_cfg, what)
+    return model_cfg
+
+
+def _check_parts(model_cfg: dict[str, Any], what: str) -> None:
+    """Refuse what is not supported, and what would fetch or run something from elsewhere."""
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    if "multimodal_cfg" in model_cfg:
+        raise ModelError(f"{what}: captioning models (CoCa) are not supported")
+    if "hf_model_name" in text:
+        raise ModelError(f"{what}: text towers of transformers are not supported")
+    timm_name = str(vision.get("timm_model_name") or "")
     if ":" in timm_name or "/" in timm_name:
-        raise ModelError(f"{folder}: timm model {timm_name!r} points outside the folder")
+        raise ModelError(f"{what}: timm model {timm_name!r} points outside the model's own files")
+    options = text.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or options.keys() - _TOKENIZER_OPTIONS:
+        raise ModelError(
+            f"{what}: tokenizer_kwargs may only say {', '.join(sorted(_TOKENIZER_OPTIONS))}"
+        )
+    for part in (vision, text):
+        layers = part.get("layers", 0)
+        if any(
+            not isinstance(one, int) or one > MAX_LAYERS
+            for one in (layers if isinstance(layers, list) else [layers])
+        ):
+            raise ModelError(f"{what}: layers {layers!r}; at most {MAX_LAYERS} are supported")
 
 
-def _meta_shapes(model_cfg: dict[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:
+def _build(model_cfg: dict[str, Any], what: str) -> nn.Module:
+    """open_clip's module for a configuration, with random weights."""
     config = copy.deepcopy(model_cfg)
-    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
-    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
-    if "multimodal_cfg" in config:
-        raise ModelError(f"{folder}: captioning models (CoCa) are not supported")
-    config.get("vision_cfg", {}).update(
-        {"timm_model_pretrained": False} if "timm_model_name" in config["vision_cfg"] else {}
-    )
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
     try:
-        with torch.device("meta"):
-            model = kind(**config)
+        return cast(nn.Module, kind(**config))
     except Exception as error:  # whatever a wrong configuration makes a constructor raise
-        raise ModelError(f"{folder}: open_clip cannot build this model_cfg ({error})") from error
+        raise ModelError(
+            f"{what}: open_clip cannot build this model_cfg ({first_line(error)})"
+        ) from error
+
+
+def _meta_shapes(model_cfg: dict[str, Any], what: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a configuration; takes no memory for them."""
+    with torch.device("meta"):
+        model = _build(model_cfg, what)
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def _load_hub(source: str) -> ClipModel:
-    model = _create(source, what=source)
-    from open_clip.factory import _get_hf_config
-
-    model_cfg = _get_hf_config(source.removeprefix("hf-hub:"))["model_cfg"]
-    return _finish(model, model_cfg, source, source=source)
+    name = source.removeprefix("hf-hub:")
+    try:
+        config = Path(download_pretrained_from_hf(name, filename=CONFIG_NAME))
+        weights = Path(download_pretrained_from_hf(name))
+    except Exception as error:  # a hub and its network fail in many ways
+        raise _not_loaded(source, error) from error
+    model_cfg = _read_model_cfg(config, source)
+    # open_clip converts some of the hub's weights while loading, so only sizes can be compared:
+    # no format of theirs has less than one byte per weight.
+    num_weights = sum(math.prod(shape) for shape in _meta_shapes(model_cfg, source).values())
+    if num_weights > weights.stat().st_size:
+        raise ModelError(
+            f"{source}: its configuration has {num_weights} weights, {weights.name} only "
+            f"{weights.stat().st_size} bytes"
+        )
+    return _finish(_create(source, what=source), model_cfg, source, source=source)
 
 
 def _load_tag(architecture: str, tag: str) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
+    _check_parts(model_cfg, architecture)
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
     wants = bool(pretrained.get("quick_gelu", False))
     has = bool(model_cfg.get("quick_gelu", False))
@@ -225,15 +284,33 @@ def _load_tag(architecture: str, tag: str) -> ClipModel:
 
 def _load_file(architecture: str, path: Path) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
+    _check_parts(model_cfg, architecture)
     state = read_state_dict(path)
-    model = _create(architecture, what=architecture)
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     # Old checkpoints carry text position ids, which no architecture here has as weights.
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     given = {key: tuple(value.shape) for key, value in state.items()}
-    check_shapes(expected, given, what=f"{path} as {architecture}")
+    what = f"{path} as {architecture}"
+    check_shapes(_meta_shapes(model_cfg, what), given, what=what)
+    model = _build(model_cfg, what)
     model.load_state_dict(state)
+    size = cast(Any, model.visual).image_size
+    open_clip.set_model_preprocess_cfg(model, {**_published_preprocess(architecture), "size": size})
     return _finish(model, model_cfg, architecture, source=f"{architecture}:{path}")
+
+
+def _published_preprocess(architecture: str) -> dict[str, Any]:
+    """Preprocessing of an architecture's published weights where all agree, else open_clip's own.
+
+    A file of weights says nothing of it (SigLIP, for one, does not use OpenAI's mean).
+    """
+    default = asdict(PreprocessCfg())
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    published = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    found = [
+        {key: one[key] for key in default if one.get(key) is not None and key != "size"}
+        for one in published
+    ]
+    return {**default, **found[0]} if found and all(one == found[0] for one in found) else default
 
 
 def _create(name: str, *, what: str, pretrained: str | None = None) -> nn.Module:
@@ -248,14 +325,16 @@ def _create(name: str, *, what: str, pretrained: str | None = None) -> nn.Module
                     precision="fp32",
                     pretrained_image=False,
                     pretrained_text=False,
-                    require_pretrained=pretrained is not None or ":" in name,
+                    require_pretrained=True,
                 ),
             )
     except Exception as error:  # open_clip wraps network and file faults in many ways
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot load {what}: {first}. Without a network, give a local folder or file"
-        ) from error
+        raise _not_loaded(what, error) from error
+
+
+def _not_loaded(what: str, error: Exception) -> ModelError:
+    remedy = "" if Path(what).exists() else ". Without a network, give a local folder or file"
+    return ModelError(f"cannot load {what}: {first_line(error)}{remedy}")
 
 
 def _finish(
@@ -263,30 +342,36 @@ def _finish(
 ) -> ClipModel:
     preprocess_cfg = dict(open_clip.get_model_preprocess_cfg(model))
     model.eval().requires_grad_(False)
-    return ClipModel(
+    try:
+        tokenizer = open_clip.get_tokenizer(tokenizer_name)
+    except Exception as error:  # the tokenizer may need transformers, a network, its own files
+        raise _not_loaded(f"the tokenizer of {source}", error) from error
+    clip = ClipModel(
         model=model,
         model_cfg=copy.deepcopy(model_cfg),
         preprocess_cfg={
             key: list(value) if isinstance(value, tuple) else value
             for key, value in preprocess_cfg.items()
         },
-        tokenizer=open_clip.get_tokenizer(tokenizer_name),
+        tokenizer=tokenizer,
         source=source,
     )
+    _ = clip.input_spec  # unusable preprocessing is told at once
+    return clip
 
 
 def new_clip(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], *, seed: int) -> ClipModel:
     """A CLIP with random weights from an open_clip `model_cfg`; BPE tokenizer of open_clip."""
-    config = copy.deepcopy(model_cfg)
+    _check_parts(model_cfg, "architecture")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**config)
+        model = _build(model_cfg, "architecture")
     model.eval().requires_grad_(False)
     return ClipModel(
         model=model,
         model_cfg=copy.deepcopy(model_cfg),
-        preprocess_cfg={"size": config["vision_cfg"]["image_size"], **preprocess_cfg},
-        tokenizer=open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"]),
+        preprocess_cfg={"size": cast(Any, model.visual).image_size, **preprocess_cfg},
+        tokenizer=open_clip.SimpleTokenizer(context_length=cast(Any, model).context_length),
         source="random weights",
     )
 

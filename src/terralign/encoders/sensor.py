@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -19,7 +20,15 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import StateDict, hash_state, read_checkpoint
+from terralign.encoders.weights import (
+    StateDict,
+    check_shapes,
+    first_line,
+    hash_state,
+    read_checkpoint,
+    read_shapes,
+    read_state_dict,
+)
 from terralign.errors import ModelError
 from terralign.files import hash_json
 from terralign.preprocess import InputSpec
@@ -68,8 +77,8 @@ class SensorTower(nn.Module):
 def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> SensorTower:
     """A tower with fresh weights: random for timm backbones, the RGB tower's where inflated.
 
-    Inflated towers end with the RGB tower's own projection; `fill_inflated` sets the filters of
-    the first layer.
+    Inflated towers end with the RGB tower's own projection; the filters of their first layer are
+    zero until `inflate` sets them.
     """
     if config.embed_dim != clip.dim:
         raise ModelError(f"tower {config.name!r} has D {config.embed_dim}, the space {clip.dim}")
@@ -80,6 +89,18 @@ def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> Senso
         _widen(visual, len(config.input.bands))
         return SensorTower(config, visual, nn.Identity()).requires_grad_(True)
     return _build_timm(config, seed)
+
+
+def load_tower(config: TowerConfig, clip: ClipModel, path: Path) -> SensorTower:
+    """A tower with the weights of a safetensors file; `ModelError` where they do not fit."""
+    # Shapes first, on the meta device: a hostile configuration takes no memory.
+    with torch.device("meta"):
+        planned = build_tower(config, clip).state_dict()
+    expected = {key: tuple(value.shape) for key, value in planned.items()}
+    check_shapes(expected, read_shapes(path), what=str(path))
+    tower = build_tower(config, clip)
+    tower.load_state_dict(read_state_dict(path))
+    return tower.requires_grad_(False)
 
 
 def _build_timm(config: TowerConfig, seed: int) -> SensorTower:
@@ -95,49 +116,54 @@ def _build_timm(config: TowerConfig, seed: int) -> SensorTower:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            backbone = timm.create_model(config.backbone, img_size=config.input.size, **options)
-        except TypeError:  # convolutional models have no fixed size
-            backbone = timm.create_model(config.backbone, **options)
-        example = torch.zeros(1, options["in_chans"], config.input.size, config.input.size)
-        with torch.no_grad():
-            width = backbone.eval()(example).shape[-1]
-        projection = nn.Linear(width, config.embed_dim, bias=False)
-    return SensorTower(config, backbone, projection)
+            try:
+                backbone = timm.create_model(config.backbone, img_size=config.input.size, **options)
+            except TypeError:  # convolutional models have no fixed size
+                backbone = timm.create_model(config.backbone, **options)
+        except Exception as error:  # each of timm's models refuses in its own way
+            raise ModelError(
+                f"timm cannot build {config.backbone!r} with {options} at {config.input.size} "
+                f"pixels ({first_line(error)})"
+            ) from error
+        projection = nn.Linear(cast(int, backbone.head_hidden_size), config.embed_dim, bias=False)
+    return SensorTower(config, backbone.eval(), projection)
 
 
-def _first_conv(module: nn.Module, channels: int = 3) -> tuple[str, nn.Conv2d]:
-    """The convolution that meets the pixels: the only one with three input channels."""
+def _first_conv(visual: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The convolution that meets the picture: the only one with three input channels."""
     found = [
         (name, layer)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Conv2d) and layer.in_channels == channels
+        for name, layer in visual.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3
     ]
     if len(found) != 1:
         raise ModelError(
-            f"cannot inflate this tower: {len(found)} convolutions take {channels} channels, "
-            "expected one"
+            f"cannot inflate this tower: {len(found)} convolutions take 3 channels, expected one"
         )
     return found[0]
 
 
-def _widen(visual: nn.Module, num_bands: int) -> nn.Conv2d:
+def _widen(visual: nn.Module, num_bands: int) -> None:
     _, conv = _first_conv(visual)
     shape = (conv.out_channels, num_bands, *conv.kernel_size)
-    conv.weight = nn.Parameter(torch.zeros(shape))
+    conv.weight = nn.Parameter(conv.weight.new_zeros(shape))
     conv.in_channels = num_bands
-    return conv
 
 
 def inflate(
-    config: TowerConfig, clip: ClipModel, composite: Composite | None, *, others: str = "zero"
+    config: TowerConfig,
+    clip: ClipModel,
+    composite: Composite | None,
+    *,
+    others: Literal["zero", "mean"] = "zero",
 ) -> SensorTower:
     """The RGB tower over the bands of `config`, so that the student starts as the teacher.
 
-    The filters of red, green and blue go to the bands of `composite`; the other bands start at
-    zero or at the filters' mean (`others`: "zero" or "mean"). A tower with no visible band, or of
-    a sensor without a composite, starts at the mean, scaled so that a grey picture gives the same
-    response. The tower's input must keep
-    the composite's stretch and the CLIP's mean and std on the visible bands.
+    The filters of red, green and blue go to the bands of `composite`. The other bands start at
+    zero, or at the filters' mean over the number of bands (`others`: "zero" or "mean"). A tower
+    with no visible band, or of a sensor without a composite, starts at the mean, scaled so that a
+    grey picture gives the same response. The tower's input must keep the composite's stretch and
+    the CLIP's mean and std on the visible bands.
     """
     tower = build_tower(config, clip)
     name, source = _first_conv(clip.visual)
@@ -200,13 +226,12 @@ def load_initial_weights(
     """
     state, left_out = _unwrap(read_checkpoint(path), path)
     own = tower.backbone.state_dict()
-    name, _ = _first_conv(tower.backbone, channels=len(tower.config.input.bands))
-    first = f"{name}.weight"
+    first = f"{cast(Any, tower.backbone).pretrained_cfg['first_conv']}.weight"
     if first in state:
         state[first] = _pick_bands(state[first], bands, tower.config.input.bands, path)
-    if "pos_embed" in state and state["pos_embed"].shape != own["pos_embed"].shape:
+    if "pos_embed" in state and "pos_embed" in own:
         grid = cast(Any, tower.backbone).patch_embed.grid_size
-        state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], new_size=list(grid))
+        state["pos_embed"] = _fit_positions(state["pos_embed"], own["pos_embed"], grid, path)
     unexpected = sorted(state.keys() - own.keys())
     if unexpected:
         raise ModelError(
@@ -235,6 +260,8 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
     state: StateDict = {}
     left_out: list[str] = []
     for key, value in loaded.items():
+        if not isinstance(key, str):
+            raise ModelError(f"{path} is no state dict: its key {key!r} is not a name")
         if key.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
             continue
@@ -248,13 +275,30 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
     return state, left_out
 
 
+def _fit_positions(given: Tensor, own: Tensor, grid: tuple[int, int], path: Path) -> Tensor:
+    """Position embeddings (1, tokens, width) of another picture size, resampled to `grid`."""
+    if given.shape == own.shape:
+        return given
+    num_prefix = own.shape[1] - grid[0] * grid[1]
+    side = math.isqrt(max(given.shape[1] - num_prefix, 0)) if given.ndim == 3 else 0
+    if side == 0 or tuple(given.shape) != (1, num_prefix + side * side, own.shape[2]):
+        raise ModelError(
+            f"{path}: pos_embed is {tuple(given.shape)}, which cannot be resampled to "
+            f"{tuple(own.shape)}"
+        )
+    return cast(
+        Tensor,
+        resample_abs_pos_embed(given, new_size=list(grid), num_prefix_tokens=num_prefix),
+    )
+
+
 def _pick_bands(
     weight: Tensor, given: tuple[str, ...], wanted: tuple[str, ...], path: Path
 ) -> Tensor:
-    if weight.shape[1] != len(given):
+    if weight.ndim != 4 or weight.shape[1] != len(given):
         raise ModelError(
-            f"{path} takes {weight.shape[1]} channels, but {len(given)} band names were given "
-            f"({', '.join(given)}); say its bands in order"
+            f"{path} has a first layer of shape {tuple(weight.shape)}, but {len(given)} band "
+            f"names were given ({', '.join(given)}); say its bands in order"
         )
     missing = [band for band in wanted if band not in given]
     if missing:

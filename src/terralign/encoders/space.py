@@ -20,13 +20,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
-from terralign.encoders.sensor import SensorTower, TowerConfig, build_tower
-from terralign.encoders.weights import check_shapes, read_shapes, read_state_dict, write_state_dict
+from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
+from terralign.encoders.weights import first_line, write_state_dict
 from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
 from terralign.errors import ModelError, SensorError, SpaceMismatchError, StorageError, nearest
 from terralign.files import hash_file, read_json, write_json
@@ -140,7 +139,7 @@ class EmbeddingSpace:
             composite=composite,
             num_channels=int(pixels.shape[-3]) if pixels.ndim >= 3 else None,
         )
-        tensor = torch.as_tensor(pixels)
+        tensor = _as_tensor(pixels)
         if tensor.ndim == 3:
             tensor = tensor[None]
         name = tower or self.tower_for(layout)
@@ -162,6 +161,8 @@ class EmbeddingSpace:
         num_channels: int | None = None,
     ) -> PixelLayout:
         """How pixels are to be read, from what a caller says of them; nothing is guessed."""
+        if units not in ("dn", "physical"):
+            raise SensorError(f'units must be "dn" or "physical", not {units!r}')
         found = self.find_sensor(sensor) if isinstance(sensor, str) else sensor
         names = found.band_names if bands is None else found.resolve(bands)
         if num_channels is not None and num_channels != len(names):
@@ -174,6 +175,8 @@ class EmbeddingSpace:
                 f"DN of {found.name!r} need dn_offset: 0, or -1000 for processing baseline 04.00 "
                 "and later as ESA delivers it"
             )
+        if units == "physical" and dn_offset is not None:
+            raise SensorError("dn_offset has no effect on physical units; leave it out")
         recipe = None
         if composite is not None or found.composites:
             recipe = found.composite(composite)
@@ -192,7 +195,8 @@ class EmbeddingSpace:
         """The tower that pixels of this layout go through unless another is named."""
         for name, tower in self.towers.items():
             spec = tower.config.input
-            enough = spec.missing == "zero" or set(spec.bands) <= set(layout.bands)
+            num_there = len(set(spec.bands) & set(layout.bands))
+            enough = num_there == len(spec.bands) or (spec.missing == "zero" and num_there > 0)
             if layout.sensor.name in spec.sensors and enough:
                 return name
         return RGB
@@ -275,12 +279,16 @@ class EmbeddingSpace:
             if folder.exists():
                 old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
                 os.replace(folder, old)
-                os.replace(partial, folder)
-                shutil.rmtree(old)
+                try:
+                    os.replace(partial, folder)
+                except OSError:
+                    os.replace(old, folder)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(partial, folder)
         except OSError as error:
-            raise StorageError(f"cannot write {folder}: {error.strerror}") from error
+            raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
@@ -323,11 +331,11 @@ class EmbeddingSpace:
         folder = Path(source)
         if not _is_space(folder):
             return cls(load_clip(str(source)))
-        values = read_json(folder / "space.json")
         try:
-            return cls._from_values(folder, values)
-        except (KeyError, TypeError, ValidationError) as error:
-            raise ModelError(f"{folder / 'space.json'} is not a space: {error!r}") from error
+            return cls._from_values(folder, read_json(folder / "space.json"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError(f"{folder / 'space.json'} is not a space ({reason})") from error
 
     @classmethod
     def _from_values(cls, folder: Path, values: dict[str, Any]) -> EmbeddingSpace:
@@ -358,12 +366,20 @@ class EmbeddingSpace:
             path = folder / "towers" / f"{config.name}.safetensors"
             if f"towers/{config.name}.safetensors" not in values["files"]:
                 raise ModelError(f"{folder}: tower {config.name!r} has no weights listed")
-            tower = build_tower(config, clip)
-            expected = {key: tuple(one.shape) for key, one in tower.state_dict().items()}
-            check_shapes(expected, read_shapes(path), what=str(path))
-            tower.load_state_dict(read_state_dict(path))
-            space.add_tower(tower.requires_grad_(False))
+            space.add_tower(load_tower(config, clip, path))
+            if space.tower_id(config.name) != entry["tower_id"]:
+                raise ModelError(
+                    f"{folder}: tower {config.name!r} is not {entry['tower_id']} as space.json "
+                    "says; copy the whole folder again"
+                )
         return space
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it."""
+    if isinstance(pixels, Tensor):
+        return pixels
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
 
 
 def _is_space(folder: Path) -> bool:

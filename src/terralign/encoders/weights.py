@@ -1,7 +1,7 @@
 """Weights on disk and as values: safe reading, hashing, comparing.
 
-Files from strangers are hostile: a pickle is only ever read with `weights_only=True`, and a
-safetensors file is compared with its own header before memory is taken.
+Files from strangers are hostile: a pickle is only ever read with `weights_only=True`, and neither
+a checkpoint nor a safetensors file may take more memory than it has bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,32 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again"
+                f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
             ) from error
+    _refuse_other_formats(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than tensors and plain values, so it was not loaded: it could run "
             "code. Ask its author for a state dict or a safetensors file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is not a whole checkpoint ({_first_line(error)})") from error
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        raise ModelError(f"{path} is not a whole checkpoint ({first_line(error)})") from error
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """torch writes a pickle or an archive of tensors as they are; others may unpack to any size."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":
+        raise ModelError(f"{path} is no checkpoint: neither an archive of torch nor a pickle")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(one.file_size for one in archive.infolist()) > path.stat().st_size:
+                raise ModelError(f"{path} unpacks to more than its own size; it was not loaded")
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -63,7 +79,11 @@ def read_state_dict(path: Path) -> StateDict:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelError(f"{path} holds no state dict but {type(loaded).__name__}")
-    wrong = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
+    wrong = [
+        key
+        for key, value in loaded.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     if wrong:
         raise ModelError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
     if all(key.startswith("module.") for key in loaded):
@@ -78,7 +98,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again"
+            f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
         ) from error
 
 
@@ -128,6 +148,7 @@ def _example(keys: list[str]) -> str:
     return f" (such as {keys[0]})" if keys else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, cut to a length fit for one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

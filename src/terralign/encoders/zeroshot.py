@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,20 +62,23 @@ def load_prompts(name: str) -> PromptSet:
         templates = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
         return PromptSet(name=name, templates=templates)
     if name.endswith(".toml"):
-        path = Path(name)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(f"cannot read prompt file {name}: {error.strerror}") from error
+        file: Traversable = Path(name)
     elif name in prompt_set_names():
-        text = (resources.files("terralign.encoders") / "prompts" / f"{name}.toml").read_text()
+        file = resources.files("terralign.encoders") / "prompts" / f"{name}.toml"
     else:
         raise RecipeError(f"unknown prompt set {name!r}; {nearest(name, prompt_set_names())}")
     try:
-        templates = tomllib.loads(text)["templates"]
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise RecipeError(f"prompt file {name} has no list of templates ({error})") from error
-    return PromptSet(name=Path(name).stem, templates=tuple(str(one) for one in templates))
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read prompt file {name}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecipeError(f"prompt file {name} is not valid TOML: {error}") from error
+    templates = values.pop("templates", None)
+    if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
+        raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')
+    if values:
+        raise RecipeError(f"prompt file {name}: unknown key {next(iter(values))!r}")
+    return PromptSet(name=Path(name).stem, templates=tuple(templates))
 
 
 def openai_imagenet_names() -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 _GEOMETRY, _PHOTOMETRIC, _SPECTRAL = 1, 2, 3
@@ -33,6 +34,14 @@ class ViewSpec(BaseModel):
     """Left-right and up-down, each with probability 0.5."""
     turns: bool = True
     """0, 90, 180 or 270 degrees with the same probability."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale}: expected 0 < least <= greatest <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {self.crop_ratio}: expected 0 < least <= greatest")
+        return self
 
     @property
     def crops(self) -> bool:
@@ -133,11 +142,7 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     Without crops flips and turns are exact (no pixel is interpolated beyond the resize to `size`).
     With crops, samples that are too fine for the smallest crop are first resized with antialiasing.
     """
-    if (
-        views.min_scale >= 1.0
-        and bool(np.all(views.width == 1))
-        and bool(np.all(views.height == 1))
-    ):
+    if np.all(views.width == 1) and np.all(views.height == 1):
         return _flip_and_turn(_resize_square(pixels, size), views)
     enough = math.ceil(size / math.sqrt(views.min_scale))
     if max(pixels.shape[-2:]) > enough:
@@ -194,9 +199,8 @@ def augment_photometric(
     factors = torch.where(keep[:, None], 1.0, factors)
     brightness, contrast, saturation = (factors[:, i, None, None, None] for i in range(3))
     pictures = (pictures * brightness).clamp(0, 1)
-    pictures = torch.lerp(_grey(pictures).mean((2, 3), keepdim=True), pictures, contrast).clamp(
-        0, 1
-    )
+    level = _grey(pictures).mean((2, 3), keepdim=True)
+    pictures = torch.lerp(level, pictures, contrast).clamp(0, 1)
     saturation = torch.where(
         (draws[:, 4] < spec.grey_probability)[:, None, None, None], 0.0, saturation
     )

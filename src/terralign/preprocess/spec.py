@@ -40,7 +40,7 @@ class InputSpec(BaseModel):
     """Per band, after scaling to 0-1."""
     std: tuple[float, ...]
     """Per band, after scaling to 0-1."""
-    size: int = Field(gt=0)
+    size: int = Field(gt=0, le=4096)
     """Height and width in pixels."""
     missing: Literal["error", "zero"] = "error"
     """A band that the pixels lack: an error, or 0 after scaling (the paper's B10 of L2A)."""
@@ -112,7 +112,8 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
 def make_composite(physical: Tensor, layout: PixelLayout) -> Tensor:
     """The RGB picture of physical pixels (B, C, H, W): (B, 3, H, W) float32 in 0-1.
 
-    `SensorError` where the layout declares no composite or lacks a band of it.
+    By the layout's composite, else by its sensor's first. `SensorError` where the sensor makes no
+    RGB or the layout lacks a band of it.
     """
     composite = layout.composite or layout.sensor.composite()
     missing = [name for name in composite.bands if name not in layout.bands]
@@ -173,11 +174,8 @@ def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
     if spec.resize_mode == "squash" or height == width:
         target = (spec.size, spec.size)
     else:
-        scale = spec.size / min(height, width)
-        target = (
-            max(spec.size, int(height * scale)),
-            max(spec.size, int(width * scale)),
-        )
+        shortest = min(height, width)
+        target = (spec.size * height // shortest, spec.size * width // shortest)
     resized = F.interpolate(
         pixels, size=target, mode=spec.interpolation, antialias=True, align_corners=False
     )

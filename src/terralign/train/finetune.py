@@ -36,7 +36,7 @@ from terralign.preprocess import (
     make_ready,
     scale_composite,
 )
-from terralign.train.batches import Plan
+from terralign.train.batches import Batch, Plan
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import Calibration, label_loss
 
@@ -55,7 +55,10 @@ class FinetuneSettings(LoopSettings):
     """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
     preserve: float = Field(default=0.0, ge=0)
     """Weight of a term that keeps what the tower knew: 1 - cos between the embeddings of the
-    fine-tuned and the zero-shot tower, averaged over the batch. 0: off (the paper's)."""
+    fine-tuned and the zero-shot tower, averaged over unlabelled pictures (those of the patching
+    task where no others are given). 0: off (the paper's)."""
+    preserve_batch_size: int = Field(default=64, ge=1)
+    """Unlabelled pictures per step, where they are given."""
     trainable: tuple[str, ...] = ("*",)
     """Names of the tower's parameters to train, with wildcards; the rest stays."""
     batch_norm: Literal["frozen", "train"] = "frozen"
@@ -128,24 +131,56 @@ class _PictureBatches:
     """Stage 1's batches: augmented composites, ready for the tower, with labels."""
 
     def __init__(
-        self, clip: ClipModel, tasks: Sequence[PatchingTask], settings: FinetuneSettings, seed: int
+        self,
+        clip: ClipModel,
+        tasks: Sequence[PatchingTask],
+        settings: FinetuneSettings,
+        seed: int,
+        preserve_on: SampleSet | None = None,
     ) -> None:
         self._tasks = [keep_in_memory(task.samples) for task in tasks]
+        self._preserve_on = keep_in_memory(preserve_on) if preserve_on is not None else None
         self._spec = clip.input_spec
         self._settings = settings
         self._seed = seed
         sizes = [len(task.samples) for task in tasks]
         self._plan = Plan(sizes, batch_size=settings.batch_size, seed=seed)
+        self._preserve_plan = Plan(
+            [len(preserve_on) if preserve_on is not None else 1],
+            batch_size=settings.preserve_batch_size,
+            seed=seed + 1,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
+    def first_step_of(self, source: int) -> int:
+        """The first step whose batch is of task number `source`."""
+        step = 0
+        while self._plan.batch(step).source != source:
+            step += 1
+        return step
+
     def prepare(self, step: int) -> Prepared:
         batch = self._plan.batch(step)
         samples = self._tasks[batch.source]
+        unlabelled = None
+        if self._preserve_on is not None:
+            unlabelled = self._pictures(self._preserve_on, self._preserve_plan.batch(step))
+        return Prepared(
+            keys=[samples.keys[index] for index in batch.indices],
+            inputs=(
+                batch.source,
+                self._pictures(samples, batch),
+                torch.from_numpy(require_labels(samples).values[batch.indices]),
+                unlabelled,
+            ),
+        )
+
+    def _pictures(self, samples: SampleSet, batch: Batch) -> Tensor:
+        """(B, 3, size, size) augmented and ready."""
         layout = optical_layout(samples)
-        labels = require_labels(samples)
         settings = self._settings
         draw: dict[str, Any] = {
             "seed": self._seed,
@@ -157,14 +192,7 @@ class _PictureBatches:
         pictures = apply_views(pictures, draw_views(settings.views, **draw), self._spec.size)
         if settings.photometric is not None:
             pictures = augment_photometric(pictures.clamp(0, 1), settings.photometric, **draw)
-        return Prepared(
-            keys=[samples.keys[index] for index in batch.indices],
-            inputs=(
-                batch.source,
-                make_ready(pictures, self._spec),
-                torch.from_numpy(labels.values[batch.indices]),
-            ),
-        )
+        return make_ready(pictures, self._spec)
 
 
 def finetune(
@@ -173,6 +201,7 @@ def finetune(
     settings: FinetuneSettings,
     folder: Path,
     *,
+    preserve_on: SampleSet | None = None,
     seed: int = 0,
     tensorboard: bool = False,
     label: str = "patch",
@@ -180,11 +209,14 @@ def finetune(
     """theta_1: the RGB tower fine-tuned on all tasks jointly, as a state dict on the CPU.
 
     `folder` takes checkpoints and `metrics.jsonl`; calling again resumes, or does nothing when the
-    training is complete. `clip` itself is left as it is.
+    training is complete. `clip` itself is left as it is. `preserve_on`: pictures, whose labels are
+    not used, on which `settings.preserve` keeps the tower's embeddings.
     """
+    if preserve_on is not None and not settings.preserve:
+        raise RecipeError("preserve_on has no effect with preserve = 0; set its weight")
     losses = [_loss_of(task, settings) for task in tasks]
     device = next(clip.model.parameters()).device
-    batches = _PictureBatches(clip, tasks, settings, seed)
+    batches = _PictureBatches(clip, tasks, settings, seed, preserve_on)
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
     calibrations = {
         str(number): _calibration(clip, task, batches, number)
@@ -200,7 +232,7 @@ def finetune(
     def loss_function(
         inputs: Any, part: int, num_parts: int
     ) -> tuple[Tensor, dict[str, float], int]:
-        source, pixels, labels = inputs
+        source, pixels, labels, unlabelled = inputs
         pixels = pixels.chunk(num_parts)[part].to(device)
         labels = labels.chunk(num_parts)[part].to(device)
         features = student.visual(pixels)
@@ -214,15 +246,19 @@ def finetune(
         )  # fmt: skip
         figures = {"label": float(loss.detach())}
         if settings.preserve:
+            if unlabelled is not None:
+                pixels = unlabelled.chunk(num_parts)[part].to(device)
+                features = student.visual(pixels)
             with torch.no_grad():
                 before = clip.visual(pixels)
             kept = (1 - F.cosine_similarity(features.float(), before.float(), dim=-1)).mean()
             figures["preserve"] = float(kept.detach())
             loss = loss + settings.preserve * kept
-        return loss, figures, len(pixels)
+        return loss, figures, len(labels)
 
     identity = {
         "stage": "finetune",
+        "preserve_on": preserve_on.fingerprint if preserve_on is not None else None,
         "settings": settings.model_dump(mode="json"),
         "tasks": [task.identity() for task in tasks],
         "theta_0": clip.anchor_id(),
@@ -256,8 +292,7 @@ def _calibration(
 ) -> Calibration:
     """Start at the base rate of the labels and the mean cosine of a batch of training samples."""
     labels = require_labels(task.samples)
-    step = next(s for s in range(10_000) if batches._plan.batch(s).source == source)
-    _, pixels, _ = batches.prepare(step).inputs
+    pixels = batches.prepare(batches.first_step_of(source)).inputs[1]
     device = next(clip.model.parameters()).device
     with torch.inference_mode():
         features = F.normalize(clip.visual(pixels.to(device)).float(), dim=-1).cpu()

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from terralign.datasets.loader import read_ahead
+from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict, hash_state, read_state_dict, write_state_dict
 from terralign.errors import RecipeError
@@ -97,6 +98,7 @@ def patch(
     *,
     validation: Sequence[PatchingTask],
     supported: Sequence[PatchingTask],
+    preserve_on: SampleSet | None = None,
     seed: int = 0,
     tensorboard: bool = False,
 ) -> PatchResult:
@@ -107,7 +109,7 @@ def patch(
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
-    run = _Patching(clip, settings, folder, supported, seed, tensorboard)
+    run = _Patching(clip, settings, folder, supported, preserve_on, seed, tensorboard)
     if settings.mode == "joint" or len(tasks) == 1:
         if settings.mode != "joint":
             raise RecipeError(f'mode = "{settings.mode}" has no effect on a single patching task')
@@ -126,11 +128,13 @@ class _Patching:
         settings: PatchSettings,
         folder: Path,
         supported: Sequence[PatchingTask],
+        preserve_on: SampleSet | None,
         seed: int,
         tensorboard: bool,
     ) -> None:
         self.clip, self.settings, self.folder = clip, settings, folder
         self.supported, self.seed, self.tensorboard = supported, seed, tensorboard
+        self.preserve_on = preserve_on
         self.baseline: dict[str, float] | None = None
         self.finetune_settings = FinetuneSettings.model_validate(
             {name: getattr(settings, name) for name in FinetuneSettings.model_fields}
@@ -143,6 +147,7 @@ class _Patching:
                 "theta_0": start.anchor_id(),
                 "settings": self.finetune_settings.model_dump(mode="json"),
                 "tasks": [task.identity() for task in tasks],
+                "preserve_on": self.preserve_on.fingerprint if self.preserve_on else None,
                 "seed": self.seed,
             }
         )
@@ -154,7 +159,7 @@ class _Patching:
             return read_state_dict(path)
         theta_1 = finetune(
             start, tasks, self.finetune_settings, folder / "checkpoints",
-            seed=self.seed, tensorboard=self.tensorboard,
+            preserve_on=self.preserve_on, seed=self.seed, tensorboard=self.tensorboard,
         )  # fmt: skip
         write_state_dict(path, theta_1)
         write_json(marker, {"identity": identity, "sha": hash_state(theta_1)})
@@ -459,8 +464,3 @@ def choose_alpha(
 
 def _percent(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.2f} %" for name, value in values.items())
-
-
-def read_sweep(folder: Path) -> dict[str, Any]:
-    """The curve that `patch` kept in its folder."""
-    return dict(read_json(folder / "sweep.json"))

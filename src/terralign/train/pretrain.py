@@ -5,6 +5,7 @@ Also a worked example of how a CLIP is pretrained. Source: Radford et al. 2021. 
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -32,8 +33,13 @@ class PretrainSettings(LoopSettings):
     data: str = "synthetic-photos"
     """Pictures with captions."""
     split: str = "train"
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples, always the same."""
     architecture: dict[str, Any]
     """open_clip's model_cfg: embed_dim, vision_cfg, text_cfg."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters that keep their random start, with wildcards: the token embeddings of a
+    tiny CLIP cost more time than they bring."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     views: ViewSpec = ViewSpec(flips=False, turns=False)
@@ -96,6 +102,8 @@ def pretrain(
         seed=seed,
     )  # fmt: skip
     model = clip.model.to(device).requires_grad_(True)
+    for name, value in model.named_parameters():
+        value.requires_grad_(not any(fnmatch.fnmatchcase(name, one) for one in settings.freeze))
     batches = _CaptionBatches(clip, samples, settings, seed)
     greatest = math.log(100)
 
