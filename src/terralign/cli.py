@@ -283,7 +283,8 @@ def evaluate(
     MODEL is a space, an open_clip folder, ARCHITECTURE:TAG or ARCHITECTURE:FILE. Giving --query or
     --gallery means retrieval.
     """
-    if (query or gallery) and tower:
+    retrieval = task == "retrieval" or bool(query or gallery)
+    if retrieval and tower:
         raise click.UsageError("--tower is for classification; name towers by --query, --gallery")
     from terralign.datasets.catalog import open_dataset
     from terralign.encoders.space import EmbeddingSpace
@@ -295,7 +296,7 @@ def evaluate(
     samples = open_dataset(data, data_root=data_root, split=split, size=space.input_spec().size)
     if device:
         space.to(device)
-    if task == "retrieval" or query or gallery:
+    if retrieval:
         found = evaluate_retrieval(
             space, samples, query=query, gallery=gallery or "rgb", prompts=prompts
         )

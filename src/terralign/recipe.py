@@ -310,7 +310,10 @@ def _step_into(current: Any, part: str, override: str) -> Any:
         for number, entry in enumerate(current):
             if part == str(number) or (isinstance(entry, dict) and entry.get("name") == part):
                 return entry
-        names = [str(entry.get("name", n)) for n, entry in enumerate(current)]
+        names = [
+            str(entry.get("name", n)) if isinstance(entry, dict) else str(n)
+            for n, entry in enumerate(current)
+        ]
         raise RecipeError(f"--set {override!r}: no entry {part!r}; {nearest(part, names)}")
     if not isinstance(current, dict):
         raise RecipeError(f"--set {override!r}: nothing lies below {part!r}")
@@ -321,12 +324,13 @@ def _check_names(recipe: Recipe, origin: str) -> None:
     """Names that the run would only meet after hours of work."""
     try:
         prompts: list[str | None] = []
+        if recipe.base.pretrain is not None:
+            find_dataset(recipe.base.pretrain.data)
         if recipe.patch is not None:
             for task in recipe.patch.tasks:
-                entry = find_dataset(task.data)
+                find_dataset(task.data)
                 prompts.append(task.prompts)
-                same = task.train == task.validation
-                if same or not entry.has_splits:
+                if _overlap(task.data, task.train, task.data, task.validation):
                     raise RecipeError(
                         f"{task.data} would be trained and validated on the same samples "
                         f"(splits {task.train!r} and {task.validation!r})"
@@ -342,6 +346,14 @@ def _check_names(recipe: Recipe, origin: str) -> None:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 find_dataset(source.data)
                 prompts.append(source.prompts)
+            for source in tower.data if tower.validation else ():
+                kept = tower.validation
+                assert kept is not None
+                if _overlap(source.data, source.split, kept.data, kept.split):
+                    raise RecipeError(
+                        f"tower {tower.name!r} would be validated on samples of {source.data} "
+                        f"{source.split!r} that it is trained on; give validation another split"
+                    )
         for entry_ in recipe.evaluate:
             find_dataset(entry_.data)
             prompts.append(entry_.prompts)
@@ -352,11 +364,18 @@ def _check_names(recipe: Recipe, origin: str) -> None:
         raise RecipeError(f"recipe {origin}: {error}") from error
 
 
+def _overlap(data: str, split: str, other_data: str, other_split: str) -> bool:
+    """Whether two splits share samples."""
+    if data != other_data:
+        return False
+    splits = {split, other_split}
+    return len(splits) == 1 or "all" in splits or not find_dataset(data).has_splits
+
+
 def _check_not_supported(data: UnlabelledData, supported: Sequence[SupportedData]) -> None:
     """Pictures that training sees may not judge what it kept."""
-    has_splits = find_dataset(data.data).has_splits
     for one in supported:
-        if one.data == data.data and (not has_splits or one.validation == data.split):
+        if _overlap(one.data, one.validation, data.data, data.split):
             raise RecipeError(
                 f"preserve_on would train on the pictures that judge {one.data} "
                 f"({one.validation!r}); give it another split"

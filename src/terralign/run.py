@@ -196,7 +196,9 @@ class _Run:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 self._source(source)
         for entry in recipe.evaluate:
-            self.open(entry.data, entry.split, entry.limit)
+            samples = self.open(entry.data, entry.split, entry.limit)
+            if entry.task == "zero-shot":
+                class_names(samples, entry.classes)
 
     def _patching_tasks(
         self, recipe: PatchRecipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ KEEP_LIMIT_BYTES = 2 * 1024**3
 
 def read_ahead(
     make: Callable[[Item], Made], items: Iterable[Item], *, depth: int = 3, num_threads: int = 1
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """`make(item)` for each item, in order, made by background threads up to `depth` ahead.
 
     An exception of `make` is raised where its item is due. Decoding and tensor work release the

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from terralign.chips import Chip
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
+from terralign.errors import DataError
 from terralign.scenes.read import read_chip
 from terralign.sensors import Sensor
 
@@ -58,6 +59,9 @@ def classify_files(
 
     Raises `DataError` or `SensorError` naming the file that cannot be read.
     """
+    twice = {label for label in labels if list(labels).count(label) > 1}
+    if twice:
+        raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
     weights = space.zero_shot_weights(labels, prompts)
     found = []
     for path in files:

@@ -225,6 +225,7 @@ def align(
     with its labels, else by the mean cosine to the teacher. Calling again resumes.
     """
     losses = settings.weights(labelled=any(source.labelled for source in sources))
+    _check_effects(settings, losses, sources, validation)
     if "infonce" in losses and settings.accumulate > 1:
         raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
     if "kl" in losses and anchors is None:
@@ -260,6 +261,23 @@ def align(
         validate=validate if validation is not None else None,
         tensorboard=tensorboard,
     )  # fmt: skip
+
+
+def _check_effects(
+    settings: AlignSettings,
+    losses: dict[str, float],
+    sources: Sequence[AlignmentSource],
+    validation: AlignmentSource | None,
+) -> None:
+    """Refuse what would change nothing."""
+    if settings.label_loss is not None and "label" not in losses:
+        raise RecipeError("label_loss has no effect without a label term; leave it out")
+    if "label" not in losses and any(source.labelled for source in sources):
+        raise RecipeError(
+            "labels = true has no effect, since losses has no label term; leave one of both out"
+        )
+    if validation is not None and settings.keep == "last":
+        raise RecipeError('validation data have no effect with keep = "last"; set keep = "best"')
 
 
 class _Learner(nn.Module):
@@ -319,8 +337,8 @@ class _AlignmentLoss:
         self, inputs: Any, part: int, num_parts: int
     ) -> tuple[Tensor, dict[str, float], int]:
         source, bands, target, labels = inputs
-        bands = bands.chunk(num_parts)[part].to(self._device)
-        target = target.chunk(num_parts)[part].to(self._device)
+        bands = bands.tensor_split(num_parts)[part].to(self._device)
+        target = target.tensor_split(num_parts)[part].to(self._device)
         if self._live:
             target = teacher_features(self._clip, target)
         features = self._learner.student(bands).float()
@@ -334,8 +352,9 @@ class _AlignmentLoss:
             calibrations = self._learner.calibrations
             key = str(source)
             calibration = calibrations[key] if key in calibrations else None  # noqa: SIM401
+            labels = labels.tensor_split(num_parts)[part].to(self._device)
             value = label_loss(
-                features, self._weights[source], labels.chunk(num_parts)[part].to(self._device),
+                features, self._weights[source], labels,
                 scale=self._context.scale,
                 calibration=calibration if isinstance(calibration, Calibration) else None,
             )  # fmt: skip

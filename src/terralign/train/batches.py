@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
@@ -32,6 +34,8 @@ class Plan:
     def __init__(
         self, sizes: Sequence[int], *, batch_size: int, seed: int, repeats: Sequence[int] = ()
     ) -> None:
+        if not sizes or min(sizes) < 1:
+            raise DataError(f"data sets of {list(sizes)} samples: each needs one to train on")
         self.sizes = list(sizes)
         self.repeats = list(repeats) or [1] * len(self.sizes)
         self.batch_size = batch_size

@@ -37,6 +37,7 @@ from terralign.preprocess import (
     scale_composite,
 )
 from terralign.train.batches import Batch, Plan
+from terralign.train.interpolate import on_cpu
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import Calibration, label_loss
 
@@ -108,6 +109,8 @@ def select_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
     """Let only the parameters that match a pattern be trained; a pattern without a match is an
     error."""
     names = [name for name, _ in module.named_parameters()]
+    if not patterns:
+        raise RecipeError('trainable names no parameter; "*" stands for all')
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise RecipeError(
@@ -233,8 +236,8 @@ def finetune(
         inputs: Any, part: int, num_parts: int
     ) -> tuple[Tensor, dict[str, float], int]:
         source, pixels, labels, unlabelled = inputs
-        pixels = pixels.chunk(num_parts)[part].to(device)
-        labels = labels.chunk(num_parts)[part].to(device)
+        pixels = pixels.tensor_split(num_parts)[part].to(device)
+        labels = labels.tensor_split(num_parts)[part].to(device)
         features = student.visual(pixels)
         calibration = (
             student.calibrations[str(source)] if losses[source] == "calibrated_bce" else None
@@ -246,12 +249,16 @@ def finetune(
         )  # fmt: skip
         figures = {"label": float(loss.detach())}
         if settings.preserve:
+            pictures, seen = pixels, float(len(pixels))
             if unlabelled is not None:
-                pixels = unlabelled.chunk(num_parts)[part].to(device)
-                features = student.visual(pixels)
+                pictures = unlabelled.tensor_split(num_parts)[part].to(device)
+                features = student.visual(pictures)
+                # The loop weighs parts by their labelled samples; this one has its own share.
+                seen = len(inputs[2]) * len(pictures) / len(unlabelled)
             with torch.no_grad():
-                before = clip.visual(pixels)
-            kept = (1 - F.cosine_similarity(features.float(), before.float(), dim=-1)).mean()
+                before = clip.visual(pictures)
+            near = F.cosine_similarity(features.float(), before.float(), dim=-1)
+            kept = (1 - near).sum() / max(1, len(pictures)) * (seen / len(labels))
             figures["preserve"] = float(kept.detach())
             loss = loss + settings.preserve * kept
         return loss, figures, len(labels)
@@ -268,7 +275,7 @@ def finetune(
         identity=identity, seed=seed, label=label, tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
-    return {key: value.detach().cpu() for key, value in student.visual.state_dict().items()}
+    return on_cpu(student.visual.state_dict())
 
 
 def _loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
@@ -315,6 +322,7 @@ def reestimate_batch_norm(
     norms = [layer for layer in module.modules() if is_batch_norm(layer)]
     if not norms or not pixels:
         return
+    device = next(module.parameters()).device
     before = [cast(Any, layer).momentum for layer in norms]
     train_mode(module, frozen_batch_norm=False)
     for layer in norms:
@@ -322,7 +330,7 @@ def reestimate_batch_norm(
         cast(Any, layer).momentum = momentum
     with torch.no_grad():
         for batch in pixels:
-            module(batch)
+            module(batch.to(device))
     for layer, value in zip(norms, before, strict=True):
         cast(Any, layer).momentum = value
     module.eval()

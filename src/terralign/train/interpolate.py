@@ -11,6 +11,11 @@ from terralign.encoders.weights import StateDict
 from terralign.errors import ModelError
 
 
+def on_cpu(state: Mapping[str, Tensor]) -> StateDict:
+    """The tensors of a state dict, detached and on the CPU, where weights are interpolated."""
+    return {key: value.detach().cpu() for key, value in state.items()}
+
+
 def check_same_weights(
     theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], *, what: str = "theta_1"
 ) -> None:

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from terralign.datasets.loader import read_ahead
+from terralign.encoders.weights import first_line
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.files import atomic_path, hash_json
 from terralign.progress import Progress
@@ -172,12 +173,13 @@ class Checkpoints:
             return None
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            given = values["identity"]
+        except Exception as error:  # a damaged file makes its reader raise nearly anything
             raise StorageError(
-                f"checkpoint {path} is damaged ({str(error).splitlines()[0][:120]}); "
+                f"checkpoint {path} is damaged ({first_line(error)}); "
                 "delete it to start this stage anew"
             ) from error
-        if values["identity"] != self.identity:
+        if given != self.identity:
             raise RecipeError(
                 f"checkpoint {path} is of other settings or data; "
                 "choose another output folder or delete it"
@@ -219,15 +221,20 @@ def fit(
     )
     torch.manual_seed(seed)
     first, best = _restore(checkpoints, module, optimizer)
-    log = MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
     validate_every = settings.validate_every or batches.steps_per_epoch
 
     def save(step: int) -> None:
         checkpoints.write(checkpoints.last, _state(step, best, module, optimizer))
 
     set_mode(module)
-    with stop_on_signals() as stopped, Progress(label, total=num_steps, done=first) as progress:
-        stream = read_ahead(batches.prepare, range(first, num_steps))
+    with (
+        closing(
+            MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
+        ) as log,
+        stop_on_signals() as stopped,
+        Progress(label, total=num_steps, done=first) as progress,
+        closing(read_ahead(batches.prepare, range(first, num_steps))) as stream,
+    ):
         for step, prepared in zip(range(first, num_steps), stream, strict=True):
             rate = learning_rate(step, num_steps=num_steps, settings=settings)
             start = time.monotonic()
@@ -249,14 +256,12 @@ def fit(
             number = stopped()
             if done == num_steps or number is not None or checkpoints.due():
                 save(done)
-            if number is not None and done < num_steps:
-                log.close()
+            if number is not None:
                 raise Interrupted(
                     f"{label}: stopped after step {done} of {num_steps} and saved; "
                     "run the same command again to go on",
                     number,
                 )
-    log.close()
     if settings.keep == "best":
         kept = checkpoints.read(checkpoints.best)
         if kept is not None:
@@ -293,11 +298,12 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     figures: dict[str, float] = {}
-    for part in range(settings.accumulate):
+    num_parts = min(settings.accumulate, len(prepared.keys))
+    for part in range(num_parts):
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
         ):
-            loss, parts, count = loss_function(prepared.inputs, part, settings.accumulate)
+            loss, parts, count = loss_function(prepared.inputs, part, num_parts)
         share = count / len(prepared.keys)
         (loss * share).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach()) * share
@@ -368,7 +374,6 @@ class MetricsLog:
             lines = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_steps]
             with atomic_path(path) as partial:
                 partial.write_text("".join(f"{line}\n" for line in lines))
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._writer: Any = None
         if tensorboard:
             try:
@@ -378,6 +383,7 @@ class MetricsLog:
                     "tensorboard = true needs TensorBoard: pip install 'terralign[tensorboard]'"
                 ) from error
             self._writer = SummaryWriter(os.fspath(path.parent), purge_step=keep_steps + 1)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}

@@ -22,6 +22,13 @@ class Context:
     anchors: Tensor | None = None
 
 
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """(B, K) cosines of the rows of a (B, D) and b (K, D), in float32 even where autocast is on:
+    bfloat16 would round logits of 100 by a quarter."""
+    with torch.autocast(a.device.type, enabled=False):
+        return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+
+
 def mse(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
     """Mean squared error of raw features, averaged over B *and* D (the paper's feature term)."""
     return F.mse_loss(student, teacher)
@@ -41,7 +48,7 @@ def cosine(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
 def infonce(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
     """Symmetric InfoNCE: each student embedding must find its teacher's among the batch's, and the
     reverse; logits are `context.scale` times the cosines, averaged over B."""
-    logits = context.scale * F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).T
+    logits = context.scale * cosines(student, teacher)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -49,9 +56,8 @@ def infonce(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
 def kl(student: Tensor, teacher: Tensor, context: Context) -> Tensor:
     """KL(teacher || student) of the distributions over the text anchors, averaged over B."""
     assert context.anchors is not None, "kl needs anchors"
-    weights = context.anchors.T
-    log_student = (context.scale * F.normalize(student, dim=-1) @ weights).log_softmax(-1)
-    log_teacher = (context.scale * F.normalize(teacher, dim=-1) @ weights).log_softmax(-1)
+    log_student = (context.scale * cosines(student, context.anchors)).log_softmax(-1)
+    log_teacher = (context.scale * cosines(teacher, context.anchors)).log_softmax(-1)
     return F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
 
 
@@ -99,8 +105,8 @@ def label_loss(
     Labels (B,) int64: cross-entropy. Labels (B, K) bool: binary cross-entropy, averaged over B and
     K, on the plain logits (the paper's), or through `calibration`.
     """
-    cosines = F.normalize(features.float(), dim=-1) @ weights.T
+    near = cosines(features, weights)
     if labels.ndim == 1:
-        return F.cross_entropy(scale * cosines, labels, label_smoothing=label_smoothing)
-    logits = calibration(cosines) if calibration is not None else scale * cosines
+        return F.cross_entropy(scale * near, labels, label_smoothing=label_smoothing)
+    logits = calibration(near) if calibration is not None else scale * near
     return F.binary_cross_entropy_with_logits(logits, labels.float())

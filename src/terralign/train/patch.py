@@ -37,7 +37,7 @@ from terralign.train.finetune import (
     reestimate_batch_norm,
     training_pictures,
 )
-from terralign.train.interpolate import check_same_weights, interpolate, merge
+from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class _Patching:
             self.clip, tasks, self.finetune_settings, num_batches=16, seed=self.seed
         )
         reestimate_batch_norm(visual, pictures)
-        return dict(visual.state_dict())
+        return on_cpu(visual.state_dict())
 
     def jointly(
         self,
@@ -253,7 +253,7 @@ class _Patching:
         folder: Path,
         done: Sequence[PatchingTask] = (),
     ) -> PatchResult:
-        theta_0 = dict(start.visual.state_dict())
+        theta_0 = on_cpu(start.visual.state_dict())
         theta_1 = self.train(start, tasks, folder)
         check_same_weights(theta_0, theta_1)
         finetuned, patched, choice, points = self.finish(
@@ -285,7 +285,7 @@ class _Patching:
             self.train(self.clip, [task], self.folder / f"task-{number + 1}-{task.samples.name}")
             for number, task in enumerate(tasks)
         ]
-        theta_0 = dict(self.clip.visual.state_dict())
+        theta_0 = on_cpu(self.clip.visual.state_dict())
         finetuned, patched, choice, points = self.finish(
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,

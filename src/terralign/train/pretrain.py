@@ -23,6 +23,7 @@ from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
 from terralign.train.batches import Plan
 from terralign.train.loop import LoopSettings, Prepared, fit
+from terralign.train.losses import cosines
 
 
 class PretrainSettings(LoopSettings):
@@ -78,7 +79,7 @@ class _CaptionBatches:
 
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy over the batch; images, texts (B, D); averaged over B."""
-    logits = logit_scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    logits = logit_scale * cosines(images, texts)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

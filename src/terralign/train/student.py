@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
@@ -51,6 +51,19 @@ class StudentSettings(BaseModel):
     """The checkpoint's bands in order; None: those of the student."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of a timm backbone; the paper's is 0.2 (as reported)."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.backbone == INFLATE:
+            if self.initial is not None:
+                raise ValueError("an inflated tower starts from the RGB tower; leave out initial")
+            if self.drop_path:
+                raise ValueError("drop_path has no effect on an inflated tower; leave it out")
+        elif self.others != "zero":
+            raise ValueError(f"others = {self.others!r} has no effect on a timm backbone")
+        if self.initial_bands is not None and self.initial is None:
+            raise ValueError("initial_bands has no effect without initial; leave it out")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +120,8 @@ def new_student(
         drop_path=settings.drop_path,
     )
     if settings.backbone == INFLATE:
-        if settings.initial is not None:
-            raise RecipeError("an inflated tower starts from the RGB tower; leave out `initial`")
         visible = next(iter(composites.values()), None)
         return inflate(config, clip, visible, others=settings.others), {}
-    if settings.others != "zero":
-        raise RecipeError(f"others = {settings.others!r} has no effect on a timm backbone")
     tower = build_tower(config, clip, seed=seed)
     if settings.initial is None:
         return tower, {}

@@ -63,9 +63,12 @@ def teacher_pictures(
 
 
 def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
-    """(B, D) float32 embeddings, not normalised, on the device of the teacher."""
+    """(B, D) float32 embeddings, not normalised, on the device of the teacher.
+
+    Computed in float32 whatever the precision of the training around it, as stored views are.
+    """
     device = next(clip.model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         features: Tensor = clip.visual(pictures.to(device))
     return features.float().clone()
 
@@ -129,6 +132,7 @@ def _compute(
         kept: dict[str, Any] = read_json(state)
         done = int(kept["blocks"]) if kept.get("batch_size") == batch_size else 0
     if not done:
+        state.unlink(missing_ok=True)  # of another file than the one that is begun here
         check_free_space(path.parent, int(np.prod(shape)) * 2)
     views = np.lib.format.open_memmap(
         partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
