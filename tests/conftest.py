@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from terralign.encoders.clip import ClipModel
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,44 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"TERRALIGN_DATA names {folder}, which is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_config() -> dict[str, Any]:
+    """open_clip's model_cfg of a CLIP that runs in a millisecond: D = 32, pictures of 32 pixels."""
+    return {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 64,
+            "head_width": 32,
+            "layers": 2,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
+    """A CLIP with random weights and a ViT image tower; shared, so no test may change it."""
+    from terralign.encoders.clip import new_clip
+
+    preprocess_cfg = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    return new_clip(tiny_clip_config, preprocess_cfg, seed=0)
+
+
+@pytest.fixture(scope="session")
+def norm_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
+    """The same with a small ResNet, which has batch norms, as its image tower; shared."""
+    from terralign.encoders.clip import new_clip
+
+    vision_cfg = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+    preprocess_cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    return new_clip({**tiny_clip_config, "vision_cfg": vision_cfg}, preprocess_cfg, seed=0)

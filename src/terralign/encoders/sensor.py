@@ -7,6 +7,7 @@ Letters: B batch, C bands, H W pixels, D embedding. A backbone is either any tim
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def load_tower(config: TowerConfig, clip: ClipModel, path: Path) -> SensorTower:
 
 def _build_timm(config: TowerConfig, seed: int) -> SensorTower:
     if ":" in config.backbone or "/" in config.backbone or not timm.is_model(config.backbone):
-        close = timm.list_models(f"*{config.backbone[:6].replace('*', '')}*")[:4]
+        close = difflib.get_close_matches(config.backbone, timm.list_models(), n=4)
         raise ModelError(
             f"unknown timm model {config.backbone!r}"
             + (f"; near it: {', '.join(close)}" if close else "")

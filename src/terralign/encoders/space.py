@@ -177,9 +177,8 @@ class EmbeddingSpace:
             )
         if units == "physical" and dn_offset is not None:
             raise SensorError("dn_offset has no effect on physical units; leave it out")
-        recipe = None
-        if composite is not None or found.composites:
-            recipe = found.composite(composite)
+        has_rgb = composite is not None or found.composites
+        recipe = found.composite(composite) if has_rgb else None
         return PixelLayout(
             sensor=found, bands=names, units=units, dn_offset=dn_offset or 0.0, composite=recipe
         )

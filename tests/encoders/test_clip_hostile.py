@@ -1,0 +1,118 @@
+"""Damaged and hostile open_clip folders: refused in one line, and without taking memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from terralign.encoders.clip import (
+    CONFIG_NAME,
+    MAX_LAYERS,
+    WEIGHTS_NAME,
+    ClipModel,
+    load_clip,
+    save_clip,
+)
+from terralign.errors import ModelError
+
+
+def write_folder(folder: Path, clip: ClipModel, **model_cfg: Any) -> Path:
+    """An open_clip folder whose configuration is changed after the weights were written."""
+    folder.mkdir()
+    save_clip(clip, folder)
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    for key, value in model_cfg.items():
+        if isinstance(value, dict):
+            config["model_cfg"][key].update(value)
+        else:
+            config["model_cfg"][key] = value
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    return folder
+
+
+def test_a_folder_without_its_parts_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"lacks {CONFIG_NAME}"):
+        load_clip(str(tmp_path))
+    (tmp_path / CONFIG_NAME).write_text('{"embed_dim": 3}')
+    with pytest.raises(ModelError, match="no model_cfg with vision_cfg and text_cfg"):
+        load_clip(str(tmp_path))
+    save_clip(tiny_clip, tmp_path)
+    (tmp_path / WEIGHTS_NAME).unlink()
+    with pytest.raises(ModelError, match=f"lacks its weights, {WEIGHTS_NAME}"):
+        load_clip(str(tmp_path))
+
+
+def test_a_folder_with_truncated_weights_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    save_clip(tiny_clip, tmp_path)
+    content = (tmp_path / WEIGHTS_NAME).read_bytes()
+    (tmp_path / WEIGHTS_NAME).write_bytes(content[:-1000])
+    with pytest.raises(ModelError, match="is not a whole safetensors file"):
+        load_clip(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision_cfg": {"timm_model_name": "hf-hub:someone/model"}}, "points outside"),
+        ({"vision_cfg": {"timm_model_name": "local-dir:elsewhere"}}, "points outside"),
+        ({"text_cfg": {"hf_model_name": "someone/model"}}, "transformers are not supported"),
+        ({"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}, "tokenizer_kwargs may"),
+        ({"multimodal_cfg": {}}, "CoCa"),
+        ({"vision_cfg": {"layers": 10**9}}, f"at most {MAX_LAYERS}"),
+        ({"text_cfg": {"layers": "12"}}, f"at most {MAX_LAYERS}"),
+        ({"embed_dim": 10**9}, "expected .*1000000000"),
+        ({"text_cfg": {"width": 10**8}}, "does not fit"),
+        ({"vision_cfg": {"widht": 64}}, "cannot build this model_cfg .*widht"),
+        ({"vision_cfg": {"head_width": 0}}, "cannot build this model_cfg"),
+        ({"quick_gelu": True, "surprise": 1}, "cannot build this model_cfg .*surprise"),
+    ],
+)
+def test_a_hostile_configuration_is_refused_without_taking_memory(
+    tiny_clip: ClipModel, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    if "multimodal_cfg" in changes:
+        folder = write_folder(tmp_path / "m", tiny_clip)
+        config = json.loads((folder / CONFIG_NAME).read_text())
+        config["model_cfg"]["multimodal_cfg"] = {}
+        (folder / CONFIG_NAME).write_text(json.dumps(config))
+    else:
+        folder = write_folder(tmp_path / "m", tiny_clip, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=said) as told:
+        load_clip(str(folder))
+    assert "\n" not in str(told.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "said"),
+    [
+        ({"mean": ["a", "b", "c"]}, "unusable preprocess_cfg"),
+        ({"std": [0.1, 0.1]}, "unusable preprocess_cfg"),
+        ({"std": [0.0, 0.1, 0.1]}, "unusable preprocess_cfg"),
+        ({"resize_mode": "longest"}, "resize_mode 'longest' is not supported"),
+    ],
+)
+def test_preprocessing_that_cannot_be_used_is_told_when_loading(
+    tiny_clip: ClipModel, tmp_path: Path, preprocess: dict[str, Any], said: str
+) -> None:
+    folder = write_folder(tmp_path / "m", tiny_clip)
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config["preprocess_cfg"].update(preprocess)
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=said) as told:
+        load_clip(str(folder))
+    assert "\n" not in str(told.value)
+
+
+def test_a_tokenizer_that_cannot_be_had_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    """A hub tokenizer's files are looked for in the folder alone, and are not there."""
+    folder = write_folder(
+        tmp_path / "m", tiny_clip, text_cfg={"hf_tokenizer_name": "someone/tokenizer"}
+    )
+    with pytest.raises(ModelError, match="cannot load the tokenizer of"):
+        load_clip(str(folder))

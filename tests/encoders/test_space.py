@@ -1,0 +1,397 @@
+"""Embedding spaces: saved whole or not at all, loaded as they were, nothing guessed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from terralign.encoders import space as space_module
+from terralign.encoders.clip import ClipModel, save_clip
+from terralign.encoders.sensor import SensorTower, TowerConfig, inflate
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.zeroshot import PromptSet
+from terralign.errors import (
+    DataError,
+    ModelError,
+    SensorError,
+    SpaceMismatchError,
+    StorageError,
+    TerralignError,
+)
+from terralign.preprocess import InputSpec
+from terralign.sensors import SENSORS, Sensor, parse_sensor
+
+L2A = SENSORS["sentinel2-l2a"]
+BANDS = ("B02", "B03", "B04", "B08")
+PROMPTS = PromptSet(name="mine", templates=("{} from above",))
+
+
+def new_tower(
+    clip: ClipModel, name: str = "s2", sensor: Sensor = L2A, bands: tuple[str, ...] = BANDS
+) -> SensorTower:
+    num = len(bands)
+    config = TowerConfig(
+        name=name,
+        backbone="inflate",
+        embed_dim=clip.dim,
+        input=InputSpec(
+            sensors=(sensor.name,),
+            bands=bands,
+            ranges={sensor.name: ((0.0, 0.5),) * num},
+            mean=(0.4,) * num,
+            std=(0.2,) * num,
+            size=32,
+        ),
+    )
+    composite = sensor.composites[0] if sensor.composites else None
+    return inflate(config, clip, composite, others="mean")
+
+
+@pytest.fixture
+def space(tiny_clip: ClipModel) -> EmbeddingSpace:
+    made = EmbeddingSpace(tiny_clip, prompts=PROMPTS, provenance={"recipe": "test"})
+    made.add_tower(new_tower(tiny_clip))
+    return made
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint16]:
+    return np.random.default_rng(0).integers(1, 4000, (3, 4, 32, 32)).astype(np.uint16)
+
+
+def encode(space: EmbeddingSpace, pixels: Any, **more: Any) -> torch.Tensor:
+    return space.encode_image(pixels, L2A.name, BANDS, units="dn", dn_offset=0, **more)
+
+
+# Saving and loading
+
+
+def test_a_saved_space_gives_the_same_vectors_bit_for_bit(
+    space: EmbeddingSpace,
+    pixels: NDArray[np.uint16],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space.save(tmp_path / "model")
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise AssertionError("a space loads without a network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    loaded = EmbeddingSpace.load(tmp_path / "model")
+    assert loaded.space_id == space.space_id
+    assert loaded.tower_names == (RGB, "s2")
+    assert loaded.tower_id("s2") == space.tower_id("s2")
+    assert loaded.input_spec("s2") == space.input_spec("s2")
+    assert (loaded.prompts, loaded.provenance) == (PROMPTS, {"recipe": "test"})
+    for tower in space.tower_names:
+        assert torch.equal(encode(loaded, pixels, tower=tower), encode(space, pixels, tower=tower))
+    assert torch.equal(loaded.encode_text(["a lake"]), space.encode_text(["a lake"]))
+    assert not any(one.training for one in (loaded.clip.model, loaded.towers["s2"]))
+
+
+def test_an_open_clip_folder_is_a_space_of_text_and_rgb(
+    tiny_clip: ClipModel, space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    save_clip(tiny_clip, tmp_path)
+    plain = EmbeddingSpace.load(tmp_path)
+    assert plain.tower_names == (RGB,)
+    assert plain.space_id == space.space_id
+
+
+def test_adding_a_tower_keeps_the_space_and_retraining_changes_the_tower(
+    space: EmbeddingSpace, tiny_clip: ClipModel
+) -> None:
+    anchor, first = space.space_id, space.tower_id("s2")
+    space.add_tower(new_tower(tiny_clip, "visible", bands=BANDS[:3]))
+    assert (space.clip.anchor_id(), space.tower_id("s2")) == (anchor, first)
+    assert space.tower_id(RGB) == anchor
+    retrained = new_tower(tiny_clip)
+    with torch.no_grad():
+        next(retrained.parameters()).add_(0.01)
+    space.add_tower(retrained)
+    assert space.tower_id("s2") != first
+    assert space.clip.anchor_id() == anchor
+
+
+def test_a_tower_that_does_not_belong_is_refused(
+    space: EmbeddingSpace, tiny_clip: ClipModel
+) -> None:
+    tower = new_tower(tiny_clip)
+    tower.config = tower.config.model_copy(update={"embed_dim": 16})
+    with pytest.raises(SpaceMismatchError, match="embeds into 16 dimensions, the space has 32"):
+        space.add_tower(tower)
+    with pytest.raises(ModelError, match="give a new tower another name"):
+        space.add_tower(new_tower(tiny_clip, RGB))
+    with pytest.raises(ModelError, match="has no tower 's1'; known: rgb, s2"):
+        space.input_spec("s1")
+
+
+def _change_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip_model.safetensors", "open_clip_config.json", "towers/s2.safetensors"]
+)
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_change_byte, "was changed or truncated"),
+        (_truncate, "was changed or truncated"),
+        (Path.unlink, "lacks .*copy the whole folder again"),
+    ],
+)
+def test_a_damaged_space_is_refused(
+    space: EmbeddingSpace, tmp_path: Path, name: str, damage: Callable[[Path], None], said: str
+) -> None:
+    space.save(tmp_path / "model")
+    damage(tmp_path / "model" / name)
+    with pytest.raises(ModelError, match=said) as told:
+        EmbeddingSpace.load(tmp_path / "model")
+    assert name.split("/")[-1] in str(told.value)
+
+
+def _edit(values: Any, *keys: Any, to: Any) -> None:
+    for key in keys[:-1]:
+        values = values[key]
+    values[keys[-1]] = to
+
+
+@pytest.mark.parametrize(
+    ("keys", "to", "said"),
+    [
+        (("format",), 2, "has space format 2; this terralign reads 1"),
+        (("files", "../outside"), {"sha256": "", "bytes": 1}, "points outside the space"),
+        (("files", "/etc/passwd"), {"sha256": "", "bytes": 1}, "points outside the space"),
+        (("files", "a/../../b"), {"sha256": "", "bytes": 1}, "points outside the space"),
+        (("files",), {}, "has no weights listed"),
+        (("files",), [], "is not a space"),
+        (("files",), None, "is not a space"),
+        (("towers",), None, "is not a space"),
+        (("towers", 0, "name"), "../s2", "is not a space"),
+        (("towers", 0, "surprise"), 1, "is not a space"),
+        (("towers", 0, "input", "mean"), [0.4, 0.4, 0.4, 0.41], "tower 's2' is not"),
+        (("towers", 0, "input", "bands"), ["B04", "B03", "B02", "B08"], "tower 's2' is not"),
+        (("towers", 0, "backbone"), "resnet10t", "does not fit its architecture"),
+        (("space_id",), "0" * 16, "are not those of space 0000"),
+        (("provenance",), "text", "is not a space"),
+    ],
+)
+def test_a_space_file_that_was_tampered_with_is_refused(
+    space: EmbeddingSpace, tmp_path: Path, keys: tuple[Any, ...], to: Any, said: str
+) -> None:
+    path = space.save(tmp_path / "model") / "space.json"
+    values = json.loads(path.read_text())
+    _edit(values, *keys, to=to)
+    path.write_text(json.dumps(values))
+    with pytest.raises(TerralignError, match=said) as told:
+        EmbeddingSpace.load(tmp_path / "model")
+    assert "\n" not in str(told.value)
+
+
+def test_an_existing_folder_is_refused(space: EmbeddingSpace, tmp_path: Path) -> None:
+    space.save(tmp_path / "model")
+    with pytest.raises(StorageError, match="exists; choose another folder or pass overwrite"):
+        space.save(tmp_path / "model")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(StorageError, match="exists"):
+        space.save(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_overwriting_replaces_the_old_space(
+    space: EmbeddingSpace, tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    space.save(tmp_path / "model")
+    EmbeddingSpace(tiny_clip).save(tmp_path / "model", overwrite=True)
+    assert EmbeddingSpace.load(tmp_path / "model").tower_names == (RGB,)
+    assert not (tmp_path / "model" / "towers").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_leaves_nothing_and_the_old_space_intact(
+    space: EmbeddingSpace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+) -> None:
+    space.save(tmp_path / "model")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(space_module, "write_state_dict", fail)  # after the CLIP was written
+        expected = StorageError if isinstance(fault, OSError) else KeyboardInterrupt
+        with pytest.raises(expected):
+            space.save(tmp_path / "other")
+        with pytest.raises(expected):
+            space.save(tmp_path / "model", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert EmbeddingSpace.load(tmp_path / "model").space_id == space.space_id
+
+
+def test_a_save_that_cannot_be_put_in_place_puts_the_old_space_back(
+    space: EmbeddingSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space.save(tmp_path / "model")
+    replace = space_module.os.replace
+
+    def fail_on_the_new_one(source: Any, target: Any) -> None:
+        if str(source).endswith(".partial") and Path(source).is_dir():
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(space_module.os, "replace", fail_on_the_new_one)
+    with pytest.raises(StorageError, match="Input/output error"):
+        space.save(tmp_path / "model", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert EmbeddingSpace.load(tmp_path / "model").tower_names == (RGB, "s2")
+
+
+def test_a_user_defined_sensor_travels_with_its_tower(
+    space: EmbeddingSpace, tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    values = {
+        "name": "drone",
+        "bands": [{"name": "nir", "center_nm": 840.0}, {"name": "swir", "center_nm": 1600.0}],
+        "unit": "reflectance",
+        "dn_scale": 1e-3,
+    }
+    space.add_tower(
+        new_tower(tiny_clip, "drone", parse_sensor(values), ("nir", "swir")), [parse_sensor(values)]
+    )
+    space.save(tmp_path / "model")
+    loaded = EmbeddingSpace.load(tmp_path / "model")
+    numbers = np.random.default_rng(1).integers(0, 500, (2, 2, 32, 32)).astype(np.int16)
+    vectors = loaded.encode_image(numbers, "drone", units="dn")
+    assert torch.equal(vectors, space.encode_image(numbers, "drone", units="dn"))
+    with pytest.raises(SensorError, match="unknown sensor 'drome'; did you mean 'drone'"):
+        loaded.encode_image(numbers, "drome", units="dn")
+
+
+# Encoding
+
+
+def test_vectors_are_normalised_and_do_not_depend_on_the_batch_size(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    vectors = encode(space, pixels)
+    assert (vectors.shape, vectors.dtype) == ((3, 32), torch.float32)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(encode(space, pixels, batch_size=2), vectors)
+    raw = encode(space, pixels, normalize=False)
+    torch.testing.assert_close(torch.nn.functional.normalize(raw, dim=1), vectors)
+
+
+def test_one_chip_tensors_and_odd_arrays_are_taken(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    vectors = encode(space, pixels)
+    torch.testing.assert_close(encode(space, pixels[0]), vectors[:1])
+    torch.testing.assert_close(encode(space, torch.from_numpy(pixels)), vectors)
+    read_only = pixels.copy()
+    read_only.flags.writeable = False
+    torch.testing.assert_close(encode(space, read_only), vectors)
+    flipped = np.ascontiguousarray(pixels[..., ::-1])[..., ::-1]
+    torch.testing.assert_close(encode(space, flipped), vectors)
+    assert encode(space, pixels[:0]).shape == (0, 32)
+
+
+def test_band_order_and_spelling_do_not_matter(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    shuffled = space.encode_image(
+        pixels[:, [3, 1, 0, 2]], L2A.name, ["nir", "B3", "b02", "red"], units="dn", dn_offset=0
+    )
+    torch.testing.assert_close(shuffled, encode(space, pixels))
+
+
+def test_dn_and_physical_units_agree(space: EmbeddingSpace, pixels: NDArray[np.uint16]) -> None:
+    shifted = space.encode_image(pixels + 1000, L2A.name, BANDS, units="dn", dn_offset=-1000)
+    physical = space.encode_image(pixels * 1e-4, L2A.name, BANDS, units="physical")
+    torch.testing.assert_close(shifted, encode(space, pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(physical, encode(space, pixels), atol=1e-5, rtol=0)
+
+
+def test_nothing_about_the_pixels_is_guessed(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    with pytest.raises(TypeError, match="units"):
+        space.encode_image(pixels, L2A.name, BANDS)  # type: ignore[call-arg]
+    with pytest.raises(SensorError, match="units must be"):
+        space.encode_image(pixels, L2A.name, BANDS, units="DN")  # type: ignore[arg-type]
+    with pytest.raises(SensorError, match="DN of 'sentinel2-l2a' need dn_offset"):
+        space.encode_image(pixels, L2A.name, BANDS, units="dn")
+    with pytest.raises(SensorError, match="dn_offset has no effect on physical"):
+        space.encode_image(pixels, L2A.name, BANDS, units="physical", dn_offset=0)
+    with pytest.raises(SensorError, match="pixels have 4 channels, but 12 bands"):
+        space.encode_image(pixels, L2A.name, units="physical")
+    with pytest.raises(SensorError, match="unknown band 'B99'"):
+        space.encode_image(pixels, L2A.name, ["B99", *BANDS[1:]], units="physical")
+    with pytest.raises(DataError, match=r"expected \(B, 4, H, W\)"):
+        encode(space, pixels[0, 0])
+    with pytest.raises(SensorError, match="unknown composite 'nice'"):
+        encode(space, pixels, composite="nice")
+
+
+def test_the_tower_of_the_sensor_is_the_default_and_rgb_the_fallback(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    assert torch.equal(encode(space, pixels), encode(space, pixels, tower="s2"))
+    assert not torch.allclose(encode(space, pixels), encode(space, pixels, tower=RGB))
+    without_nir = space.encode_image(pixels[:, :3], L2A.name, BANDS[:3], units="dn", dn_offset=0)
+    assert torch.equal(without_nir, encode(space, pixels, tower=RGB))
+    with pytest.raises(SensorError, match="makes no RGB"):
+        space.encode_image(np.zeros((1, 2, 32, 32)), "sentinel1-grd", units="physical")
+    with pytest.raises(SensorError, match="tower takes sentinel2-l2a"):
+        space.encode_image(np.zeros((1, 2, 32, 32)), "sentinel1-grd", units="physical", tower="s2")
+
+
+def test_the_composite_can_be_chosen(space: EmbeddingSpace, pixels: NDArray[np.uint16]) -> None:
+    default = encode(space, pixels, tower=RGB)
+    eurosat = encode(space, pixels, tower=RGB, composite="eurosat")
+    assert not torch.allclose(default, eurosat)
+    levels = (pixels[:, [2, 1, 0]] / 2750).clip(0, 1)
+    by_hand = space.encode_image(levels, "rgb", units="physical")
+    torch.testing.assert_close(eurosat, by_hand, atol=1e-5, rtol=0)
+
+
+def test_one_text_is_a_list_of_one(space: EmbeddingSpace) -> None:
+    assert torch.equal(space.encode_text("a lake"), space.encode_text(["a lake"]))
+
+
+# Classifying
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    labels = ["forest", "river", "sea"]
+    probabilities = space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+    assert probabilities.shape == (3, 3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
+    cosines = encode(space, pixels) @ space.encode_text([f"{one} from above" for one in labels]).T
+    expected = (space.clip.logit_scale * cosines).softmax(1)
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+    other = space.classify(
+        pixels, L2A.name, labels, BANDS, prompts="photo", units="dn", dn_offset=0
+    )
+    assert not torch.allclose(other, probabilities)

@@ -1,0 +1,212 @@
+"""Weights from strangers: read without executing anything, refused in one line, named by hash."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from terralign.encoders.weights import (
+    check_shapes,
+    hash_state,
+    read_checkpoint,
+    read_shapes,
+    read_state_dict,
+    write_state_dict,
+)
+from terralign.errors import ModelError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor(1.5)}
+
+
+class Bomb:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("written", ["torch archive", "protocol 2", "protocol 4"])
+def test_a_pickle_bomb_is_refused_and_never_executed(tmp_path: Path, written: str) -> None:
+    path, trace = tmp_path / "bomb.pt", tmp_path / "executed"
+    bomb = {"state_dict": STATE, "extra": Bomb(trace)}
+    if written == "torch archive":
+        torch.save(bomb, path)
+    else:
+        path.write_bytes(pickle.dumps(bomb, protocol=int(written[-1])))
+    with pytest.raises(ModelError, match=r"could run code\. Ask its author") as told:
+        read_state_dict(path)
+    assert "\n" not in str(told.value)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Bomb(trace)))  # noqa: S301  (the bomb is a live one)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"hello, this is text", b"<html>404</html>", b"", b"\x80", b"PK"]
+)
+def test_a_file_that_is_no_checkpoint_is_told_in_one_line(
+    tmp_path: Path, suffix: str, content: bytes
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"a\{suffix}") as told:
+        read_state_dict(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.2, 0.9, 0.999])
+def test_a_truncated_file_is_told_in_one_line(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    state = {"a": torch.rand(100, 100), "b": torch.rand(10)}
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ModelError, match="is not a whole") as told:
+        read_state_dict(path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_safetensors_header_that_promises_more_than_there_is_takes_no_memory(
+    tmp_path: Path,
+) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"0000")
+    for read in (read_state_dict, read_shapes):
+        with pytest.raises(ModelError, match="is not a whole safetensors file"):
+            read(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(1_000_000)}, plain)
+    path = tmp_path / "packed.pt"
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for one in source.infolist():
+            packed.writestr(one.filename, source.read(one))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ModelError, match="unpacks to more than its own size"):
+        read_checkpoint(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: OrderedDict(state),
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"module." + key: value for key, value in state.items()},
+        lambda state: {"state_dict": {"module." + key: value for key, value in state.items()}},
+    ],
+)
+def test_the_usual_wrappings_of_a_state_dict_are_taken_off(tmp_path: Path, wrap: object) -> None:
+    torch.save(wrap(STATE), tmp_path / "a.pt")  # type: ignore[operator]
+    loaded = read_state_dict(tmp_path / "a.pt")
+    assert loaded.keys() == STATE.keys()
+    assert all(torch.equal(loaded[key], STATE[key]) for key in STATE)
+
+
+def test_a_module_prefix_on_some_keys_only_stays(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "a.pt")
+    assert read_state_dict(tmp_path / "a.pt").keys() == {"module.a", "b"}
+
+
+def test_a_checkpoint_with_training_arguments_loads(tmp_path: Path) -> None:
+    args = argparse.Namespace(lr=1e-4, name="run")
+    torch.save({"state_dict": STATE, "args": args}, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt")["args"] == args
+    assert read_state_dict(tmp_path / "a.pt").keys() == STATE.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds no state dict but list"),
+        ({}, "holds no state dict"),
+        ({"a": 1}, "'a' is not a tensor"),
+        ({0: torch.zeros(1)}, "0 is not a tensor|is no state dict: 0"),
+    ],
+)
+def test_what_is_no_state_dict_is_told(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match=said):
+        read_state_dict(tmp_path / "a.pt")
+
+
+def test_written_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
+    base = torch.rand(4, 4)
+    state = {"a": base.T, "tied": base, "half": base.half(), "count": torch.tensor(3)}
+    write_state_dict(tmp_path / "a.safetensors", state)
+    loaded = read_state_dict(tmp_path / "a.safetensors")
+    assert loaded.keys() == state.keys()
+    for key, value in state.items():
+        assert loaded[key].dtype == value.dtype
+        assert torch.equal(loaded[key], value)
+    assert read_shapes(tmp_path / "a.safetensors") == {
+        "a": (4, 4),
+        "tied": (4, 4),
+        "half": (4, 4),
+        "count": (),
+    }
+
+
+def test_the_hash_is_that_of_the_values_whatever_the_precision_on_disk() -> None:
+    half = {key: value.half() for key, value in STATE.items()}
+    loaded = {key: value.float() for key, value in half.items()}
+    assert hash_state(half) == hash_state(loaded)
+    backwards = dict(reversed(list(STATE.items())))
+    assert hash_state(backwards) == hash_state(STATE)
+    strided = {**STATE, "a.weight": STATE["a.weight"].T.contiguous().T}
+    assert hash_state(strided) == hash_state(STATE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a.bias": torch.tensor(1.5000001)},
+        {"a.bias": torch.tensor([1.5])},
+        {"a.weight": STATE["a.weight"].flip(0)},
+        {"a.weight": STATE["a.weight"].reshape(3, 2)},
+        {"b": torch.zeros(0)},
+        {"count": torch.tensor(1)},
+    ],
+)
+def test_the_hash_differs_on_any_change(change: dict[str, torch.Tensor]) -> None:
+    assert hash_state({**STATE, **change}) != hash_state(STATE)
+    assert hash_state(STATE, extra="x") != hash_state(STATE)
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    expected = {"a": (2, 3), "b": (1,)}
+    check_shapes(expected, {"b": (1,), "a": (2, 3)}, what="x")
+    with pytest.raises(ModelError, match=r"x does not fit .*1 missing keys \(such as b\), 0 unexp"):
+        check_shapes(expected, {"a": (2, 3)}, what="x")
+    with pytest.raises(ModelError, match=r"0 missing keys, 1 unexpected \(such as c\)"):
+        check_shapes(expected, {**expected, "c": (1,)}, what="x")
+    with pytest.raises(ModelError, match=r"a is \(3, 2\), expected \(2, 3\)"):
+        check_shapes(expected, {**expected, "a": (3, 2)}, what="x")

@@ -1,0 +1,164 @@
+"""Zero-shot weights equal open_clip's own, and caches never mix up what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from terralign.encoders import zeroshot
+from terralign.encoders.clip import ClipModel, load_clip, new_clip
+from terralign.encoders.zeroshot import (
+    OPENAI_IMAGENET,
+    PromptSet,
+    embed_text,
+    load_prompts,
+    openai_imagenet_names,
+    prompt_set_names,
+    zero_shot_weights,
+)
+from terralign.errors import RecipeError
+
+CLASSES = ("annual crop", "forest", "sea or lake")
+PROMPTS = PromptSet(name="two", templates=("a photo of {}.", "{} from above"))
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeroshot, "_cache", {})
+
+
+def theirs(clip: ClipModel, templates: tuple[str, ...]) -> Tensor:
+    with torch.inference_mode():
+        built = open_clip.build_zero_shot_classifier(clip.model, clip.tokenizer, CLASSES, templates)
+    return built.T
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, load_prompts("satellite"), load_prompts("plain")])
+def test_weights_equal_open_clips_own(tiny_clip: ClipModel, prompts: PromptSet) -> None:
+    weights = zero_shot_weights(tiny_clip, CLASSES, prompts)
+    assert weights.shape == (3, 32)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, theirs(tiny_clip, prompts.templates), atol=1e-6, rtol=0)
+
+
+@pytest.mark.realdata
+def test_weights_of_micro_clip_equal_open_clips_own(real_data: Path) -> None:
+    clip = load_clip(str(real_data / "micro-clip"))
+    prompts = load_prompts("satellite")
+    weights = zero_shot_weights(clip, CLASSES, prompts)
+    torch.testing.assert_close(weights, theirs(clip, prompts.templates), atol=1e-6, rtol=0)
+
+
+def test_openai_templates_are_those_of_open_clip(tiny_clip: ClipModel) -> None:
+    prompts = load_prompts(OPENAI_IMAGENET)
+    expected = [template("heron") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    assert [template.replace("{}", "heron") for template in prompts.templates] == expected
+    assert len(openai_imagenet_names()) == 1000
+
+
+def test_text_embeddings_do_not_depend_on_the_batch_size(tiny_clip: ClipModel) -> None:
+    texts = [f"a photo of {name}" for name in CLASSES]
+    together = embed_text(tiny_clip, texts)
+    torch.testing.assert_close(together, embed_text(tiny_clip, texts, batch_size=2))
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("texts", [[], [1], ["a", None]])
+def test_what_is_no_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> None:
+    with pytest.raises(RecipeError, match="list of at least one string"):
+        embed_text(tiny_clip, texts)
+
+
+def test_no_class_is_refused(tiny_clip: ClipModel) -> None:
+    with pytest.raises(RecipeError, match="at least one class name"):
+        zero_shot_weights(tiny_clip, [], PROMPTS)
+
+
+def test_the_same_question_is_answered_from_the_cache(tiny_clip: ClipModel) -> None:
+    first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS)
+    renamed = PromptSet(name="other name", templates=PROMPTS.templates)
+    assert zero_shot_weights(tiny_clip, list(CLASSES), renamed) is first
+
+
+def test_another_template_class_or_text_tower_is_another_answer(
+    tiny_clip: ClipModel, tiny_clip_config: dict[str, object]
+) -> None:
+    first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS)
+    changed = PromptSet(name="two", templates=("a photo of {}!", "{} from above"))
+    assert not torch.equal(zero_shot_weights(tiny_clip, CLASSES, changed), first)
+    swapped = zero_shot_weights(tiny_clip, CLASSES[::-1], PROMPTS)
+    torch.testing.assert_close(swapped.flip(0), first)
+    other = new_clip(tiny_clip_config, tiny_clip.preprocess_cfg, seed=0)
+    same = zero_shot_weights(other, CLASSES, PROMPTS)
+    assert same is first
+    with torch.no_grad():
+        other.model.token_embedding.weight.add_(0.1 * torch.rand(32))  # type: ignore[union-attr, operator]
+    assert not torch.equal(zero_shot_weights(other, CLASSES, PROMPTS), first)
+
+
+def test_another_rgb_tower_shares_the_cache(
+    tiny_clip: ClipModel, tiny_clip_config: dict[str, object]
+) -> None:
+    first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS)
+    other = new_clip(tiny_clip_config, tiny_clip.preprocess_cfg, seed=9)
+    patched = tiny_clip.with_visual(other.visual.state_dict(), source="patched")
+    assert zero_shot_weights(patched, CLASSES, PROMPTS) is first
+
+
+def test_the_cache_on_disk_is_read_and_named_by_hash(
+    tiny_clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(zeroshot, "_cache", {})
+    monkeypatch.setattr(zeroshot, "embed_text", None)  # embedding again would fail
+    again = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
+    assert torch.equal(again, first)
+    with pytest.raises(TypeError):
+        zero_shot_weights(tiny_clip, CLASSES[:2], PROMPTS, cache_dir=tmp_path)
+
+
+def test_prompt_sets_ship_by_name() -> None:
+    assert prompt_set_names() == sorted(["photo", "plain", "satellite", OPENAI_IMAGENET])
+    for name in prompt_set_names():
+        assert load_prompts(name).name == name
+    with pytest.raises(RecipeError, match="unknown prompt set 'satelite'; did you mean 'satell"):
+        load_prompts("satelite")
+
+
+def test_a_prompt_file_of_ones_own_loads(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('templates = ["ein Bild von {}"]', encoding="utf-8")
+    prompts = load_prompts(str(tmp_path / "mine.toml"))
+    assert prompts == PromptSet(name="mine", templates=("ein Bild von {}",))
+    description = prompts.describe()
+    assert description["templates"] == ["ein Bild von {}"]
+    assert description["hash"] != PROMPTS.describe()["hash"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'templates = "a photo of {}"', "needs templates ="),
+        (b'template = ["{}"]', "needs templates ="),
+        (b"templates = [1]", "needs templates ="),
+        (b'templates = ["{}"]\nname = "x"', "unknown key 'name'"),
+        (b"templates = []", "has no template"),
+        (b'templates = ["a photo"]', "every template needs one {}, 'a photo' has not"),
+        (b'templates = ["{} and {}"]', "every template needs one {}"),
+        (b"templates = [", "is not valid TOML"),
+        (b"\xff\xfe", "is not valid TOML"),
+    ],
+)
+def test_a_prompt_file_that_is_wrong_is_told(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(RecipeError, match=said):
+        load_prompts(str(tmp_path / "mine.toml"))
+
+
+def test_a_missing_prompt_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read prompt file .*mine\.toml"):
+        load_prompts(str(tmp_path / "mine.toml"))

@@ -1,0 +1,178 @@
+"""Files that are whole or not there, and what is said of those that cannot be read or written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terralign.errors import StorageError
+from terralign.files import (
+    HASH_LENGTH,
+    MAX_JSON_BYTES,
+    atomic_path,
+    check_free_space,
+    hash_file,
+    hash_json,
+    read_json,
+    write_json,
+    write_text,
+)
+
+
+def write_and_fail(path: Path, fault: BaseException) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text("half")
+        raise fault
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", "grün")
+    assert (tmp_path / "new" / "a.txt").read_bytes() == "grün".encode()
+    assert names(tmp_path / "new") == ["a.txt"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("wrong"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path, fault: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(type(fault)):
+        write_and_fail(path, fault)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_path(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, code: int) -> None:
+    with pytest.raises(StorageError, match=r"left while writing .*a\.txt \(\d+ MB free\)"):
+        write_and_fail(tmp_path / "a.txt", OSError(code, os.strerror(code)))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_device_that_is_full_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="no space left"), atomic_path(tmp_path / "a.pt"):
+        (tmp_path / "full").write_bytes(b"0" * 100_000)
+    (tmp_path / "full").unlink()
+    assert names(tmp_path) == []
+
+
+def test_torchs_own_words_for_a_full_disk_are_understood(tmp_path: Path) -> None:
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None: ...
+
+    with pytest.raises(StorageError, match="no space left"), atomic_path(tmp_path / "a.pt"):
+        torch.save({"a": torch.zeros(10)}, Full())  # type: ignore[arg-type]
+
+
+def test_a_read_only_disk_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(StorageError, match=r"cannot write .*Read-only"), atomic_path(path) as part:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(part))
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*taken.a\.txt"):
+        write_text(tmp_path / "taken" / "a.txt", "x")
+
+
+def test_a_folder_in_the_place_of_the_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*a\.txt"):
+        write_text(tmp_path / "a.txt", "x")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_missing_input_is_not_mistaken_for_a_failed_write(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="input"), atomic_path(tmp_path / "a.txt"):
+        (tmp_path / "input").read_text()
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "Ä"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_json_never_holds_numbers_that_json_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe\x00", b"", b"[" * 100_000])
+def test_damaged_json_names_the_file(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text)
+    with pytest.raises(StorageError, match=r"a\.json is not valid JSON"):
+        read_json(path)
+
+
+def test_missing_json_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot read .*a\.json: No such file"):
+        read_json(tmp_path / "a.json")
+
+
+def test_huge_json_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with open(path, "wb") as file:
+        file.truncate(MAX_JSON_BYTES + 1)  # a sparse file: it takes no space
+    with pytest.raises(StorageError, match="larger than 256 MiB"):
+        read_json(path)
+
+
+def test_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 1000)
+    assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), json_values))
+def test_hash_of_json_does_not_depend_on_order_or_on_writing(value: dict[str, object]) -> None:
+    reordered = dict(reversed(list(value.items())))
+    assert hash_json(reordered) == hash_json(value)
+    assert hash_json(json.loads(json.dumps(value, indent=3))) == hash_json(value)
+    assert len(hash_json(value)) == HASH_LENGTH
+
+
+def test_hash_of_json_tells_values_apart() -> None:
+    values: list[list[object]] = [[], [0], ["0"], [[0]], [0, 0], [None], [0.5]]
+    assert len({hash_json(value) for value in values}) == len(values)
+    assert hash_json((1, 2)) == hash_json([1, 2])  # type: ignore[arg-type]
+
+
+def test_free_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    check_free_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(StorageError, match="MB free; free some space"):
+        check_free_space(tmp_path, 10**18)
