@@ -50,41 +50,18 @@ class KeptInMemory:
 
     def __init__(self, samples: SampleSet) -> None:
         self._samples = samples
+        # Taken once: a set may make these anew at every access.
+        self.name: str = samples.name
+        self.split: str = samples.split
+        self.layouts: Mapping[str, PixelLayout] = samples.layouts
+        self.keys: tuple[str, ...] = samples.keys
+        self.labels: Labels | None = samples.labels
+        self.captions: tuple[str, ...] | None = samples.captions
+        self.prompts: tuple[str, ...] | None = samples.prompts
+        self.fingerprint: str = samples.fingerprint
         self._pixels: dict[str, NDArray[np.generic]] = {}
         self._have = np.zeros(len(samples), dtype=np.bool_)
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        return self._samples.name
-
-    @property
-    def split(self) -> str:
-        return self._samples.split
-
-    @property
-    def layouts(self) -> Mapping[str, PixelLayout]:
-        return self._samples.layouts
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self._samples.keys
-
-    @property
-    def labels(self) -> Labels | None:
-        return self._samples.labels
-
-    @property
-    def captions(self) -> tuple[str, ...] | None:
-        return self._samples.captions
-
-    @property
-    def prompts(self) -> tuple[str, ...] | None:
-        return self._samples.prompts
-
-    @property
-    def fingerprint(self) -> str:
-        return self._samples.fingerprint
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -19,40 +19,19 @@ class Subset:
     def __init__(self, samples: SampleSet, indices: NDArray[np.int64]) -> None:
         self._samples = samples
         self._indices = indices
-
-    @property
-    def name(self) -> str:
-        return self._samples.name
-
-    @property
-    def split(self) -> str:
-        return self._samples.split
-
-    @property
-    def layouts(self) -> Mapping[str, PixelLayout]:
-        return self._samples.layouts
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(self._samples.keys[index] for index in self._indices)
-
-    @property
-    def labels(self) -> Labels | None:
-        labels = self._samples.labels
-        return None if labels is None else replace(labels, values=labels.values[self._indices])
-
-    @property
-    def captions(self) -> tuple[str, ...] | None:
-        captions = self._samples.captions
-        return None if captions is None else tuple(captions[index] for index in self._indices)
-
-    @property
-    def prompts(self) -> tuple[str, ...] | None:
-        return self._samples.prompts
-
-    @property
-    def fingerprint(self) -> str:
-        return hash_json({"of": self._samples.fingerprint, "indices": self._indices.tolist()})
+        labels, keys, captions = samples.labels, samples.keys, samples.captions
+        self.name: str = samples.name
+        self.split: str = samples.split
+        self.layouts: Mapping[str, PixelLayout] = samples.layouts
+        self.keys: tuple[str, ...] = tuple(keys[index] for index in indices)
+        self.labels: Labels | None = (
+            None if labels is None else replace(labels, values=labels.values[indices])
+        )
+        self.captions: tuple[str, ...] | None = (
+            None if captions is None else tuple(captions[index] for index in indices)
+        )
+        self.prompts: tuple[str, ...] | None = samples.prompts
+        self.fingerprint: str = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
 
     def __len__(self) -> int:
         return len(self._indices)

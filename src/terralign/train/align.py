@@ -37,7 +37,7 @@ from terralign.preprocess import (
     resize,
     scale_bands,
 )
-from terralign.train.batches import Plan
+from terralign.train.batches import Plan, keys_of
 from terralign.train.finetune import LabelLoss, select_trainable, train_mode
 from terralign.train.loop import FitResult, LoopSettings, Prepared, fit
 from terralign.train.losses import (
@@ -199,7 +199,7 @@ class _PairBatches:
         if self._sources[batch.source].labelled:
             labels = torch.from_numpy(require_labels(samples).values[batch.indices])
         return Prepared(
-            keys=[samples.keys[index] for index in batch.indices],
+            keys=keys_of(samples, batch.indices),
             inputs=(batch.source, make_ready(bands, self._spec), target, labels),
         )
 

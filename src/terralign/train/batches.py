@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.datasets.sample import SampleSet
+
 from terralign.errors import DataError
 
 
@@ -71,3 +73,9 @@ class Plan:
                 ]
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(batches))
         return [batches[position] for position in order]
+
+
+def keys_of(samples: SampleSet, indices: NDArray[np.int64]) -> list[str]:
+    """The keys of these samples."""
+    keys = samples.keys
+    return [keys[index] for index in indices]

@@ -36,7 +36,7 @@ from terralign.preprocess import (
     make_ready,
     scale_composite,
 )
-from terralign.train.batches import Batch, Plan
+from terralign.train.batches import Batch, Plan, keys_of
 from terralign.train.interpolate import on_cpu
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import Calibration, label_loss
@@ -172,7 +172,7 @@ class _PictureBatches:
         if self._preserve_on is not None:
             unlabelled = self._pictures(self._preserve_on, self._preserve_plan.batch(step))
         return Prepared(
-            keys=[samples.keys[index] for index in batch.indices],
+            keys=keys_of(samples, batch.indices),
             inputs=(
                 batch.source,
                 self._pictures(samples, batch),

@@ -21,7 +21,7 @@ from terralign.encoders.clip import ClipModel, new_clip
 from terralign.errors import DataError, RecipeError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
-from terralign.train.batches import Plan
+from terralign.train.batches import Plan, keys_of
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import cosines
 
@@ -72,7 +72,7 @@ class _CaptionBatches:
         views = draw_views(self._views, seed=self._seed, view=batch.epoch, indices=batch.indices)
         pictures = apply_views(scale_composite(raw, layout), views, self._spec.size)
         return Prepared(
-            keys=[self._samples.keys[index] for index in batch.indices],
+            keys=keys_of(self._samples, batch.indices),
             inputs=(make_ready(pictures, self._spec), self._tokens[batch.indices]),
         )
 
