@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
-
 from terralign.errors import DataError
 
 
