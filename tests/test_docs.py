@@ -1,0 +1,193 @@
+"""README and documentation say what is there: their code runs, their commands parse."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import stat
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import rasterio
+import yaml
+
+import terralign
+from terralign.cli import main
+from terralign.datasets.declared import read_declaration
+from terralign.encoders.clip import new_clip
+from terralign.encoders.sensor import TowerConfig, build_tower
+from terralign.encoders.space import EmbeddingSpace
+from terralign.preprocess import InputSpec
+from terralign.recipe import load_recipe, parse_recipe, recipe_names
+from terralign.sensors import SENSORS, parse_sensor
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:terralign) [a-z][^`\n]*)`")
+
+
+def blocks(language: str) -> list[Any]:
+    """Every fenced block of a language, as a test parameter named after its page."""
+    found = []
+    for page in PAGES:
+        texts = [text for kind, text in FENCE.findall(page.read_text()) if kind == language]
+        for number, text in enumerate(texts, start=1):
+            found.append(pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}"))
+    return found
+
+
+def commands() -> Iterator[Any]:
+    """Every terralign command of shell blocks and inline code that names its arguments."""
+    for page in PAGES:
+        text = page.read_text()
+        lines = [
+            part
+            for kind, block in FENCE.findall(text)
+            if kind == "sh"
+            for line in block.splitlines()
+            for part in line.split(" && ")
+        ]
+        lines += [code for code in INLINE.findall(text) if " " in code.removeprefix("terralign ")]
+        for number, line in enumerate(lines, start=1):
+            words = shlex.split(line, comments=True)
+            if words and Path(words[0]).name == "terralign":
+                yield pytest.param(words[1:], id=f"{page.relative_to(ROOT)}-{number}")
+
+
+def fill(folder: Path) -> None:
+    """What the Python blocks read: spaces with a Sentinel-2 tower, and a scene."""
+    clip = new_clip(
+        {
+            "embed_dim": 16,
+            "vision_cfg": {
+                "timm_model_name": "test_convnext3",
+                "timm_model_pretrained": False,
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+                "image_size": 32,
+            },
+            "text_cfg": {"context_length": 20, "width": 16, "heads": 2, "layers": 1},
+        },
+        {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "shortest"},
+        seed=0,
+    )
+    sensor = SENSORS["sentinel2-l2a"]
+    num = len(sensor.bands)
+    spec = InputSpec(
+        sensors=(sensor.name,),
+        bands=sensor.band_names,
+        ranges={sensor.name: ((0.0, 1.0),) * num},
+        mean=(0.5,) * num,
+        std=(0.5,) * num,
+        size=32,
+    )
+    config = TowerConfig(name="sentinel2", backbone="inflate", input=spec, embed_dim=clip.dim)
+    space = EmbeddingSpace(clip, towers={"sentinel2": build_tower(config, clip)})
+    for name in ("terralign-quickstart", "runs/m", "runs/b32"):
+        space.save(folder / name / "model")
+    pixels = np.random.default_rng(0).integers(1001, 5000, (num, 40, 40)).astype(np.uint16)
+    with rasterio.open(
+        folder / "scene.tif", "w", driver="GTiff", dtype="uint16", count=num, height=40, width=40,
+        crs="EPSG:32633", transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000),
+    ) as file:  # fmt: skip
+        file.write(pixels)
+        for position, name in enumerate(sensor.band_names, start=1):
+            file.set_band_description(position, name)
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+
+
+def test_the_geotiff_example_of_the_readme_has_ten_lines() -> None:
+    [text] = [text for kind, text in FENCE.findall((ROOT / "README.md").read_text())
+              if kind == "python"]  # fmt: skip
+    assert len([line for line in text.splitlines() if line.strip()]) == 10
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_parse(words: list[str]) -> None:
+    name, *rest = words
+    command = main.commands[name]
+    context = command.make_context(name, list(rest))  # parses without running
+    given = context.params
+    recipe = given.get("recipe")
+    if recipe and not recipe.endswith(".toml") and recipe.islower():
+        load_recipe(recipe, overrides=given.get("overrides", ()))
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_toml_blocks_are_what_they_look_like(text: str, tmp_path: Path) -> None:
+    values = tomllib.loads(text)
+    if "reader" in values:
+        path = tmp_path / "data.toml"
+        path.write_text(text)
+        read_declaration(path)
+    elif "base" in values:
+        parse_recipe(values, origin="docs")
+    else:
+        parse_sensor(values)
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_a_section_that_names_its_options(name: str) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    [section] = [one for one in sections if one.startswith(f"`terralign {name}`")]
+    for parameter in main.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert f"`{parameter.opts[0]}" in section, f"{name} {parameter.opts[0]}"
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    assert f"terralign {name}" in (main.commands[name].help or "")
+
+
+def test_every_recipe_is_described() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    assert [name for name in recipe_names() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    dead = [
+        link
+        for link in links
+        if not link.startswith(("http", "#")) and not (page.parent / link.split("#")[0]).exists()
+    ]
+    assert dead == []
+
+
+def test_ci_runs_the_two_commands_of_the_readme_word_for_word() -> None:
+    readme = (ROOT / "README.md").read_text().splitlines()
+    script = (ROOT / ".ci" / "run").read_text()
+    commands = re.findall(r'^(?:quickstart|tests)="(.*)"$', script, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert command in readme
+    assert "[dev]" not in commands[0]
+
+
+@pytest.mark.parametrize("name", ["run", "gate"])
+def test_ci_scripts_are_executable(name: str) -> None:
+    assert (ROOT / ".ci" / name).stat().st_mode & stat.S_IXUSR
+
+
+def test_the_citation_names_this_version() -> None:
+    values = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert values["version"] == terralign.__version__
+    assert values["license"] == "Apache-2.0"
