@@ -149,7 +149,7 @@ def _compute(
         for number, ((view, start), pictures) in enumerate(
             read_ahead(prepare, blocks[done:]), start=done + 1
         ):
-            features = teacher_features(clip, pictures).cpu().numpy().astype(np.float16)
+            features = teacher_features(clip, pictures).half().cpu().numpy()
             if not np.isfinite(features).all():
                 raise TrainingError(
                     f"the teacher's embeddings of {samples.name}, samples {start} and following, "

@@ -1,0 +1,117 @@
+"""Classifying single files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio import Affine
+
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.zeroshot import PromptSet
+from terralign.errors import DataError, SensorError
+from terralign.evaluate.files import classify_files
+from terralign.sensors import SENSORS
+
+LABELS = ["forest", "river", "town"]
+S2 = SENSORS["sentinel2-l2a"]
+
+
+@pytest.fixture(scope="module")
+def space(tiny_clip: ClipModel) -> EmbeddingSpace:
+    return EmbeddingSpace(tiny_clip, prompts=PromptSet(name="plain", templates=("{}",)))
+
+
+def _picture() -> NDArray[np.uint8]:
+    """(48, 48, 3): a smooth gradient, which JPEG keeps nearly as it is."""
+    ramp = np.linspace(0, 255, 48)
+    return np.stack(
+        [np.tile(ramp, (48, 1)), np.tile(ramp, (48, 1)).T, np.full((48, 48), 90)], -1
+    ).astype(np.uint8)
+
+
+def _write_tif(path: Path, pixels: NDArray[Any], names: tuple[str, ...] = ()) -> None:
+    with (
+        warnings.catch_warnings(),
+        rasterio.open(
+            path, "w", driver="GTiff", dtype=pixels.dtype, count=len(pixels),
+            height=pixels.shape[1], width=pixels.shape[2], crs="EPSG:32633",
+            transform=Affine(10, 0, 500_000, 0, -10, 5_000_000),
+        ) as file,
+    ):  # fmt: skip
+        file.write(pixels)
+        for number, name in enumerate(names, 1):
+            file.set_band_description(number, name)
+
+
+def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_path: Path) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "a.png")
+    Image.fromarray(_picture()).save(tmp_path / "a.jpg", quality=95)
+    png, jpg = classify_files(space, [tmp_path / "a.png", tmp_path / "a.jpg"], LABELS)
+    pixels = _picture().transpose(2, 0, 1)
+    expected = space.classify(pixels, "rgb", LABELS, units="dn")[0].tolist()
+    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+    assert list(jpg.probabilities.values()) == pytest.approx(expected, abs=0.2)
+    assert sum(png.probabilities.values()) == pytest.approx(1)
+    assert png.label == LABELS[int(np.argmax(expected))]
+    assert png.tower == "rgb"
+    assert png.to_json() == {
+        "file": str(tmp_path / "a.png"),
+        "label": png.label,
+        "probability": max(png.probabilities.values()),
+        "probabilities": png.probabilities,
+        "tower": "rgb",
+    }
+
+
+def test_a_geotiff_goes_through_its_sensors_composite(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(200, 3000, (12, 32, 32)).astype(np.uint16)
+    _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+    (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+    expected = space.classify(pixels, S2, LABELS, units="dn", dn_offset=0)[0].tolist()
+    assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+    (moved,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=-1000)
+    assert moved.probabilities != found.probabilities
+    (other,) = classify_files(
+        space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0, composite="eurosat"
+    )
+    assert other.probabilities != found.probabilities
+
+
+def test_no_data_is_masked_whatever_the_offset(space: EmbeddingSpace, tmp_path: Path) -> None:
+    pixels = np.full((12, 32, 32), 1500, dtype=np.uint16)
+    pixels[:, :8] = 0
+    _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+    (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=-1000)
+    expected = space.classify(pixels, S2, LABELS, units="dn", dn_offset=-1000)[0].tolist()
+    assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_text_file_called_jpg_is_told(space: EmbeddingSpace, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("I am not a picture")
+    with pytest.raises(DataError, match=r"a\.jpg"):
+        classify_files(space, [tmp_path / "a.jpg"], LABELS)
+
+
+def test_a_geotiff_of_another_number_of_bands_is_told(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    _write_tif(tmp_path / "a.tif", np.ones((5, 16, 16), dtype=np.uint16))
+    with pytest.raises((DataError, SensorError), match="5"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+
+
+def test_a_label_given_twice_is_refused(space: EmbeddingSpace, tmp_path: Path) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="label 'river' is given more than once"):
+        classify_files(space, [tmp_path / "a.png"], ["river", "town", "river"])

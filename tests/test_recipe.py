@@ -1,0 +1,332 @@
+"""Recipes: what is accepted, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from terralign.errors import RecipeError
+from terralign.recipe import (
+    Recipe,
+    apply_override,
+    load_recipe,
+    parse_recipe,
+    recipe_difference,
+    recipe_names,
+    recipe_text,
+    single_stage,
+)
+
+VALUES: dict[str, Any] = {
+    "name": "small",
+    "base": {"model": "clip"},
+    "patch": {
+        "epochs": 2,
+        "views": {"flips": True},
+        "tasks": [{"data": "eurosat-rgb"}],
+        "supported": [{"data": "tiny-imagenet"}],
+    },
+    "align": [
+        {
+            "name": "s2",
+            "sensors": ["sentinel2-l2a"],
+            "student": {"backbone": "inflate"},
+            "spectral": {"gain": 0.1},
+            "data": [{"data": "s2-l2a"}],
+        },
+        {"name": "s1", "sensors": ["sentinel1-grd"], "data": [{"data": "bigearthnet-mini"}]},
+    ],
+    "evaluate": [
+        {"data": "eurosat-rgb", "split": "val", "role": "patching", "models": ["base"]},
+        {"data": "eurosat-ms", "split": "val", "role": "alignment", "towers": ["s2"]},
+    ],
+}
+
+
+def _changed(place: str, value: Any) -> dict[str, Any]:
+    """`VALUES` with one value replaced; `place` is dotted, with numbers for entries of lists."""
+    values = copy.deepcopy(VALUES)
+    current: Any = values
+    *parents, last = place.split(".")
+    for part in parents:
+        current = current[int(part)] if part.isdigit() else current.setdefault(part, {})
+    current[last] = value
+    return values
+
+
+def _said(values: dict[str, Any]) -> str:
+    with pytest.raises(RecipeError) as told:
+        parse_recipe(values, origin="small.toml")
+    text = str(told.value)
+    assert "\n" not in text
+    assert text.startswith("recipe small.toml: ")
+    return text
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_survives_being_resolved(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.note
+    text = recipe_text(recipe)
+    again = parse_recipe(tomllib.loads(text), origin=name)
+    assert again == recipe
+    assert recipe_text(again) == text
+
+
+def test_the_recipes_of_the_readme_ship() -> None:
+    assert {"quickstart", "micro-real", "paper-vit-b32", "paper-vit-l14"} <= set(recipe_names())
+
+
+def test_the_resolved_text_says_every_default() -> None:
+    values = tomllib.loads(recipe_text(parse_recipe(VALUES, origin="x")))
+    assert values["patch"]["max_supported_drop"] == 0.01
+    assert values["align"][0]["views"]["turns"] is True
+    assert values["patch"]["tasks"][0] == {
+        "data": "eurosat-rgb", "train": "train", "validation": "val",
+    }  # fmt: skip
+
+
+# Misspelt keys
+
+
+@pytest.mark.parametrize(
+    ("place", "nearest"),
+    [
+        ("patc", "patch"),
+        ("base.modle", "model"),
+        ("patch.epoch", "epochs"),
+        ("patch.views.flip", "flips"),
+        ("patch.photometric.jiter", "jitter"),
+        ("patch.tasks.0.validaton", "validation"),
+        ("patch.supported.0.promts", "prompts"),
+        ("align.0.sensor", "sensors"),
+        ("align.1.student.backbon", "backbone"),
+        ("align.0.spectral.band_droput", "band_dropout"),
+        ("align.0.data.0.repeat", "repeats"),
+        ("evaluate.1.spilt", "split"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest_at_any_depth(place: str, nearest: str) -> None:
+    said = _said(_changed(place, 1))
+    assert f"unknown key {place!r}; did you mean {nearest!r}?" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("patch.epochs", 0, "patch.epochs: Input should be greater than or equal to 1 (given: 0)"),
+        ("patch.lr", "fast", "(given: 'fast')"),
+        ("patch.mode", "both", "'joint', 'sequential' or 'parallel' (given: 'both')"),
+        ("align.0.losses", {"infonse": 1.0}, "unknown loss 'infonse'; did you mean 'infonce'?"),
+        ("align.0.student.drop_path", 0.1, "drop_path has no effect on an inflated tower"),
+        ("base", {}, "base needs either model or pretrain"),
+        ("base.pretrain", {"architecture": {}}, "base needs either model or pretrain"),
+        ("align.1.name", "s2", "tower names must differ"),
+        ("align.1.name", "rgb", "not be rgb or text"),
+        ("evaluate.1.towers", ["s3"], "evaluate names tower 's3'"),
+        ("evaluate.0.models", [], "name the models (base, finetuned, patched) or towers"),
+        ("evaluate.0.query", "text", "query and gallery have no effect on zero-shot"),
+        ("evaluate.0.task", "retrieval", "retrieval needs query and gallery"),
+        ("evaluate.0.role", "main", "(given: 'main')"),
+    ],
+)
+def test_wrong_values_are_told_with_their_place(place: str, value: Any, said: str) -> None:
+    assert said in _said(_changed(place, value))
+
+
+def test_a_missing_key_is_told() -> None:
+    values = copy.deepcopy(VALUES)
+    del values["align"][0]["sensors"]
+    assert "key 'align.0.sensors' is missing" in _said(values)
+
+
+def test_models_have_no_effect_on_retrieval() -> None:
+    entry = {**VALUES["evaluate"][0], "task": "retrieval", "query": "text", "gallery": "rgb"}
+    assert "have no effect on retrieval" in _said(_changed("evaluate", [entry]))
+
+
+def test_models_of_a_stage_that_is_not_there_are_refused() -> None:
+    values = copy.deepcopy(VALUES)
+    del values["patch"]
+    values["evaluate"][0]["models"] = ["patched"]
+    assert "there is no patch stage" in _said(values)
+
+
+# Names that a run would only meet after hours
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("patch.tasks.0.data", "eurosat-rbg", "did you mean 'eurosat-rgb'?"),
+        ("patch.supported.0.data", "imagnet", "did you mean 'imagenet'?"),
+        ("align.0.data.0.data", "s2-l2b", "did you mean 's2-l2a'?"),
+        ("align.0.sensors", ["sentinel2-l2b"], "sentinel2-l2"),
+        ("evaluate.1.data", "nowhere.toml", "nowhere.toml"),
+        ("patch.tasks.0.prompts", "satelite", "did you mean 'satellite'?"),
+        ("evaluate.0.prompts", "photos", "did you mean 'photo'?"),
+        ("align.0.data.0.prompts", "fotos", "unknown prompt set 'fotos'"),
+        (
+            "base",
+            {"pretrain": {"data": "synthetic-photo", "architecture": {}}},
+            "did you mean 'synthetic-photos'?",
+        ),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(place: str, value: Any, said: str) -> None:
+    assert said in _said(_changed(place, value))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"data": "eurosat-rgb", "train": "val"},
+        {"data": "aid", "train": "train", "validation": "val"},
+        {"data": "s2-l2a", "train": "all", "validation": "val"},
+    ],
+)
+def test_data_are_not_validated_on_themselves(task: dict[str, str]) -> None:
+    said = _said(_changed("patch.tasks", [task]))
+    assert "trained and validated on the same samples" in said
+
+
+@pytest.mark.parametrize("split", ["train", "all"])
+def test_a_tower_is_not_validated_on_its_training_data(split: str) -> None:
+    values = _changed("align.0.validation", {"data": "s2-l2a", "split": split})
+    assert "tower 's2' would be validated on samples of s2-l2a" in _said(values)
+    other = _changed("align.0.validation", {"data": "s2-l2a", "split": "val"})
+    assert parse_recipe(other, origin="x").align[0].validation is not None
+
+
+def test_pictures_to_preserve_on_may_not_judge() -> None:
+    values = _changed("patch.preserve_on", {"data": "tiny-imagenet", "split": "val"})
+    assert "preserve_on would train on the pictures that judge tiny-imagenet" in _said(values)
+    parse_recipe(_changed("patch.preserve_on", {"data": "tiny-imagenet"}), origin="x")
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("patch.lr=2e-5", ("patch", "lr"), 2e-5),
+        ("seed=7", ("seed",), 7),
+        ("patch.alphas=[0.5, 1.0]", ("patch", "alphas"), [0.5, 1.0]),
+        ("patch.views.flips=false", ("patch", "views", "flips"), False),
+        ("patch.photometric={}", ("patch", "photometric"), {}),
+        ("align.s1.epochs=3", ("align", 1, "epochs"), 3),
+        ("align.0.epochs=4", ("align", 0, "epochs"), 4),
+        ("align.s2.data.0.repeats=2", ("align", 0, "data", 0, "repeats"), 2),
+        ("base.model=ViT-B-32:file=x.pt", ("base", "model"), "ViT-B-32:file=x.pt"),
+        ('note="a = b"', ("note",), "a = b"),
+        ("patch.mode=joint", ("patch", "mode"), "joint"),
+    ],
+)
+def test_one_value_is_overridden(override: str, place: tuple[Any, ...], value: Any) -> None:
+    values = copy.deepcopy(VALUES)
+    apply_override(values, override)
+    current: Any = values
+    for part in place:
+        current = current[part]
+    assert current == value
+    parse_recipe(values, origin="x")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("patch.lr", "expected KEY=VALUE"),
+        ("=1", "expected KEY=VALUE"),
+        ("align.s3.lr=1", "no entry 's3'"),
+        ("align.2.lr=1", "no entry '2'"),
+        ("align.0=1", "name the entry of the list"),
+        ("name.lr=1", "name is not a table"),
+        ("name.lr.x=1", "nothing lies below 'lr'"),
+        ("patch.alphas.0.x=1", "patch.alphas"),
+        ("evaluate.zero.data=aid", "no entry 'zero'"),
+    ],
+)
+def test_an_override_without_a_place_is_refused(override: str, said: str) -> None:
+    values = _changed("patch.alphas", [0.0, 1.0])
+    with pytest.raises(RecipeError) as told:
+        apply_override(values, override)
+    assert said in str(told.value)
+
+
+def test_a_misspelt_override_names_the_nearest_key(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(tomli_w.dumps(VALUES))
+    assert load_recipe(str(path), overrides=["patch.lr=0.5"]).patch.lr == 0.5  # type: ignore[union-attr]
+    with pytest.raises(RecipeError, match=r"unknown key 'patch\.epoch'; did you mean 'epochs'"):
+        load_recipe(str(path), overrides=["patch.epoch=2"])
+
+
+# Files
+
+
+def test_recipes_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'quikstart'; did you mean 'quickstart'"):
+        load_recipe("quikstart")
+    with pytest.raises(RecipeError, match=r"cannot read recipe nowhere\.toml: No such file"):
+        load_recipe("nowhere.toml")
+    (tmp_path / "a.toml").write_text("name = ")
+    with pytest.raises(RecipeError, match=r"a\.toml is not valid TOML"):
+        load_recipe(str(tmp_path / "a.toml"))
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="it is not UTF-8 text"):
+        load_recipe(str(tmp_path / "b.toml"))
+
+
+# Differences and single stages
+
+
+def test_the_difference_of_two_recipes_names_every_key() -> None:
+    old = recipe_text(parse_recipe(VALUES, origin="x"))
+    values = _changed("patch.lr", 0.5)
+    values["align"][1]["epochs"] = 9
+    values["patch"]["tasks"][0]["limit"] = 5
+    new = recipe_text(parse_recipe(values, origin="x"))
+    assert recipe_difference(old, old) == []
+    assert recipe_difference(old, new) == [
+        "align.s1.epochs: 1 -> 9",
+        "patch.lr: 1e-05 -> 0.5",
+        "patch.tasks.0.limit: not there -> 5",
+    ]
+
+
+def test_a_tower_less_is_a_difference() -> None:
+    old = recipe_text(parse_recipe(VALUES, origin="x"))
+    values = copy.deepcopy(VALUES)
+    del values["align"][1]
+    found = recipe_difference(old, recipe_text(parse_recipe(values, origin="x")))
+    assert "align.s1.name: 's1' -> not there" in found
+
+
+def _recipe(**change: Any) -> Recipe:
+    return parse_recipe({**VALUES, **change}, origin="x")
+
+
+def test_single_stages() -> None:
+    patched = single_stage(_recipe(), "patch", base="other")
+    assert (patched.base.model, patched.align, patched.evaluate) == ("other", (), ())
+    assert single_stage(_recipe(), "patch").base.model == "clip"
+    aligned = single_stage(_recipe(), "align", base="runs/p/model")
+    assert (aligned.patch, aligned.base.model) == (None, "runs/p/model")
+    assert [one.name for one in aligned.align] == ["s2", "s1"]
+
+
+def test_single_stages_that_are_not_there() -> None:
+    with pytest.raises(RecipeError, match="name it with --base"):
+        single_stage(_recipe(), "align")
+    with pytest.raises(RecipeError, match="has no align stage"):
+        single_stage(_recipe(align=[], evaluate=[]), "align", base="x")
+    bare = {key: value for key, value in VALUES.items() if key != "patch"}
+    with pytest.raises(RecipeError, match="has no patch stage"):
+        single_stage(parse_recipe(bare, origin="x"), "patch")

@@ -1,0 +1,340 @@
+"""Stage 2: a student learns to embed as its teacher does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from terralign.datasets.synthetic import SyntheticSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.weights import hash_state
+from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.errors import Interrupted, RecipeError
+from terralign.preprocess import Spectral
+from terralign.train import align as module
+from terralign.train.align import (
+    DEFAULT_LOSSES,
+    AlignmentSource,
+    AlignSettings,
+    align,
+    student_features,
+    validation_value,
+)
+from terralign.train.student import StudentSettings, new_student
+from terralign.train.teacher import teacher_features
+
+PLAIN = PromptSet(name="plain", templates=("{}",))
+QUICK = AlignSettings(epochs=2, batch_size=8, lr=1e-3, losses={"mse_normalised": 1.0})
+NUM_STEPS = 10
+S2, S1 = "sentinel2-l2a", "sentinel1-grd"
+
+
+def _student(
+    clip: ClipModel, samples: SyntheticSet, sensor: str = S2, **settings: Any
+) -> SensorTower:
+    return new_student("student", clip, StudentSettings(**settings), [sensor], [samples], seed=0)[0]
+
+
+def _labelled(samples: SyntheticSet) -> AlignmentSource:
+    return AlignmentSource(samples=samples, prompts=PLAIN, class_names=samples.labels.class_names)
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+
+
+def _cosine_to_teacher(clip: ClipModel, student: SensorTower, samples: SyntheticSet) -> float:
+    student.eval()
+    return validation_value(clip, student, AlignmentSource(samples=samples))
+
+
+@pytest.mark.parametrize(
+    ("sensor", "options"),
+    [
+        (S2, {"bands": ("B05", "B08", "B11", "B12")}),
+        (S1, {}),
+        (S1, {"backbone": "test_convnext3"}),
+    ],
+)
+def test_a_student_comes_closer_to_its_teacher(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    sensor: str,
+    options: dict[str, Any],
+) -> None:
+    """Radar too, whose teacher sees the paired optical chip."""
+    student = _student(tiny_clip, scenes, sensor, **options)
+    before = _cosine_to_teacher(tiny_clip, student, scenes)
+    anchor = tiny_clip.anchor_id()
+    align(tiny_clip, student, [AlignmentSource(samples=scenes)], QUICK, tmp_path)
+    after = _cosine_to_teacher(tiny_clip, student, scenes)
+    assert 1 - after < 0.8 * (1 - before)
+    assert tiny_clip.anchor_id() == anchor
+
+
+def test_without_labels_there_is_no_label_term(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"losses": None, "epochs": 1})
+    for name, source in (("free", AlignmentSource(samples=scenes)), ("with", _labelled(scenes))):
+        align(tiny_clip, _student(tiny_clip, scenes), [source], settings, tmp_path / name)
+    free, labelled = _lines(tmp_path / "free")[0], _lines(tmp_path / "with")[0]
+    assert "label" not in free
+    assert free["loss"] == pytest.approx(free["mse_normalised"], rel=1e-4)
+    expected = sum(weight * labelled[name] for name, weight in DEFAULT_LOSSES.items())
+    assert labelled["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_never_reach_a_label_free_student(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    class _NoLabels:
+        labels = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(scenes, name)
+
+        def __len__(self) -> int:
+            return len(scenes)
+
+    trained = []
+    for name, samples in (("has", scenes), ("none", _NoLabels())):
+        student = _student(tiny_clip, scenes)
+        source = AlignmentSource(samples=samples)  # type: ignore[arg-type]
+        align(tiny_clip, student, [source], QUICK, tmp_path / name)
+        trained.append(student.tower_id())
+    assert trained[0] == trained[1]
+
+
+def test_of_two_sources_only_the_labelled_one_has_a_label_term(
+    tiny_clip: ClipModel, scenes: SyntheticSet, scenes_val: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"losses": {"cosine": 1.0, "label": 0.5}, "epochs": 1})
+    sources = [AlignmentSource(samples=scenes), _labelled(scenes_val)]
+    align(tiny_clip, _student(tiny_clip, scenes), sources, settings, tmp_path)
+    rows = _lines(tmp_path)
+    assert len(rows) == 5 + 3
+    assert sum("label" in row for row in rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "live"), [(0, False), (4, False), (7, False), (NUM_STEPS - 1, False), (7, True)]
+)
+def test_resuming_is_exact(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    live: bool,
+) -> None:
+    """With stochastic depth, spectral augmentation, calibration and several views."""
+    settings = QUICK.model_copy(
+        update={
+            "losses": {"mse": 1.0, "label": 0.1},
+            "num_views": 2,
+            "spectral": Spectral(band_dropout=0.2, gain=0.1),
+            "live_teacher": live,
+        }
+    )
+
+    def run(folder: Path) -> str:
+        student = _student(tiny_clip, scenes, backbone="test_vit", drop_path=0.5)
+        align(tiny_clip, student, [_labelled(scenes)], settings, folder)
+        return hash_state(student.state_dict())
+
+    whole = run(tmp_path / "whole")
+    calls = iter(range(1000))
+    real = module.label_loss
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "label_loss", stopping)
+    with pytest.raises(Interrupted, match=f"after step {step + 1} of {NUM_STEPS}"):
+        run(tmp_path / "stopped")
+    monkeypatch.undo()
+    assert run(tmp_path / "stopped") == whole
+    assert _lines(tmp_path / "stopped") == _lines(tmp_path / "whole")
+
+
+def test_stored_views_and_live_teacher_train_alike(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"num_views": 2})
+    losses = []
+    for live in (False, True):
+        student = _student(tiny_clip, scenes, bands=("B08", "B11"))
+        changed = settings.model_copy(update={"live_teacher": live})
+        folder = tmp_path / str(live)
+        align(tiny_clip, student, [AlignmentSource(samples=scenes)], changed, folder)
+        losses.append([row["loss"] for row in _lines(folder)])
+        assert bool(list(folder.glob("views-*.npy"))) != live
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+def test_students_of_the_same_data_share_their_teachers_views(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def counted(clip: ClipModel, pictures: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pictures))
+        return teacher_features(clip, pictures)
+
+    monkeypatch.setattr("terralign.train.teacher.teacher_features", counted)
+    for name, sensor in (("one", S2), ("two", S1)):
+        align(
+            tiny_clip, _student(tiny_clip, scenes, sensor), [AlignmentSource(samples=scenes)],
+            QUICK, tmp_path / name, views_folder=tmp_path / "views",
+        )  # fmt: skip
+    assert sum(calls) == len(scenes)
+    assert len(list((tmp_path / "views").glob("*.npy"))) == 1
+
+
+@pytest.mark.parametrize("parts", [3, 4])
+def test_accumulation_gives_the_same_student(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, parts: int
+) -> None:
+    settings = QUICK.model_copy(
+        update={"losses": {"cosine": 1.0, "label": 0.1}, "lr": 1e-4, "epochs": 1}
+    )
+    students = []
+    for accumulate in (1, parts):
+        student = _student(tiny_clip, scenes)
+        changed = settings.model_copy(update={"accumulate": accumulate})
+        align(tiny_clip, student, [_labelled(scenes)], changed, tmp_path / str(accumulate))
+        students.append(student.state_dict())
+    for key, value in students[0].items():
+        torch.testing.assert_close(students[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_every_feature_loss_trains(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    names = {"mse": 1.0, "mse_normalised": 1.0, "cosine": 1.0, "infonce": 0.1, "kl": 0.1}
+    settings = QUICK.model_copy(update={"losses": names, "epochs": 1, "precision": "bf16"})
+    anchors = zero_shot_weights(tiny_clip, ["forest", "water", "town"], PLAIN)
+    student = _student(tiny_clip, scenes)
+    before = student.tower_id()
+    source = AlignmentSource(samples=scenes)
+    align(tiny_clip, student, [source], settings, tmp_path, anchors=anchors)
+    row = _lines(tmp_path)[0]
+    assert row["loss"] == pytest.approx(sum(w * row[n] for n, w in names.items()), rel=1e-4)
+    assert student.tower_id() != before
+
+
+def test_the_best_student_on_validation_is_kept(
+    tiny_clip: ClipModel, scenes: SyntheticSet, scenes_val: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"keep": "best", "validate_every": 2, "lr": 0.02})
+    student = _student(tiny_clip, scenes)
+    validation = AlignmentSource(samples=scenes_val)
+    found = align(
+        tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path,
+        validation=validation,
+    )  # fmt: skip
+    values = [row["validation"] for row in _lines(tmp_path) if "validation" in row]
+    assert len(values) == 5
+    assert found.best == pytest.approx(max(values), rel=1e-5)
+    student.eval()
+    assert validation_value(tiny_clip, student, validation) == pytest.approx(found.best, rel=1e-5)
+
+
+def test_validation_with_labels_is_accuracy(tiny_clip: ClipModel, scenes_val: SyntheticSet) -> None:
+    student = _student(tiny_clip, scenes_val).eval()
+    features = F.normalize(student_features(student, scenes_val, batch_size=7), dim=-1)
+    weights = zero_shot_weights(tiny_clip, scenes_val.labels.class_names, PLAIN)
+    right = (features @ weights.T).argmax(-1).numpy() == scenes_val.labels.values
+    value = validation_value(tiny_clip, student, _labelled(scenes_val))
+    assert value == pytest.approx(float(np.mean(right)))
+
+
+def test_student_features_do_not_depend_on_the_batch(
+    tiny_clip: ClipModel, scenes_val: SyntheticSet
+) -> None:
+    student = _student(tiny_clip, scenes_val, S1).eval()
+    small = student_features(student, scenes_val, batch_size=5)
+    whole = student_features(student, scenes_val, batch_size=100)
+    torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-5)
+
+
+# Settings
+
+
+def test_losses_by_name() -> None:
+    assert AlignSettings(losses="paper").weights(labelled=True) == {"mse": 1.0, "label": 0.05}
+    assert AlignSettings(losses="paper").weights(labelled=False) == {"mse": 1.0}
+    assert AlignSettings().weights(labelled=True) == DEFAULT_LOSSES
+    assert "label" not in AlignSettings().weights(labelled=False)
+    with pytest.raises(ValueError, match="unknown loss 'infonse'; did you mean 'infonce'"):
+        AlignSettings(losses={"infonse": 1.0})
+    with pytest.raises(ValueError, match="leave it out instead"):
+        AlignSettings(losses={"mse": 0.0})
+    with pytest.raises(RecipeError, match="no loss is left"):
+        AlignSettings(losses={}).weights(labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "labelled", "said"),
+    [
+        ({"losses": {"mse": 1.0, "label": 1.0}}, False, "no data set is used with its labels"),
+        ({"losses": {"mse": 1.0}}, True, "labels = true has no effect"),
+        ({"label_loss": "cross_entropy"}, False, "label_loss has no effect"),
+        ({"losses": {"infonce": 1.0}, "accumulate": 2}, False, "set accumulate = 1"),
+        ({"losses": {"kl": 1.0}}, False, "the kl loss needs anchors"),
+        ({"trainable": ("backbone.layer9.*",)}, False, "matches no parameter"),
+        ({"warmup_steps": NUM_STEPS}, False, "has only 10 steps"),
+        ({"keep": "best"}, False, "needs validation data"),
+        ({"losses": None, "label_loss": "bce"}, True, "'bce' does not fit synthetic-scenes"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    change: dict[str, Any],
+    labelled: bool,
+    said: str,
+) -> None:
+    source = _labelled(scenes) if labelled else AlignmentSource(samples=scenes)
+    student = _student(tiny_clip, scenes)
+    with pytest.raises(RecipeError, match=said):
+        align(tiny_clip, student, [source], QUICK.model_copy(update=change), tmp_path)
+
+
+def test_validation_data_need_something_to_choose(
+    tiny_clip: ClipModel, scenes: SyntheticSet, scenes_val: SyntheticSet, tmp_path: Path
+) -> None:
+    source = AlignmentSource(samples=scenes)
+    with pytest.raises(RecipeError, match='no effect with keep = "last"'):
+        align(
+            tiny_clip, _student(tiny_clip, scenes), [source], QUICK, tmp_path,
+            validation=AlignmentSource(samples=scenes_val),
+        )  # fmt: skip
+
+
+def test_another_student_in_the_same_folder_is_refused(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    source = AlignmentSource(samples=scenes)
+    align(tiny_clip, _student(tiny_clip, scenes), [source], QUICK, tmp_path)
+    other = _student(tiny_clip, scenes, bands=("B08", "B11"))
+    with pytest.raises(RecipeError, match="of other settings or data"):
+        align(tiny_clip, other, [source], QUICK, tmp_path)

@@ -1,0 +1,85 @@
+"""Which samples a step sees."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from terralign.errors import DataError
+from terralign.train.batches import Batch, Plan
+
+SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
+
+
+def _as_values(batch: Batch) -> tuple[int, int, list[int]]:
+    return batch.source, batch.epoch, batch.indices.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), sizes=SIZES, batch_size=st.integers(1, 12), seed=st.integers(0, 99))
+def test_every_sample_is_seen_once_per_repeat_and_epoch(
+    data: st.DataObject, sizes: list[int], batch_size: int, seed: int
+) -> None:
+    repeats = data.draw(st.lists(st.integers(1, 3), min_size=len(sizes), max_size=len(sizes)))
+    epoch = data.draw(st.integers(0, 3))
+    plan = Plan(sizes, batch_size=batch_size, seed=seed, repeats=repeats)
+    first = epoch * plan.steps_per_epoch
+    batches = [plan.batch(first + step) for step in range(plan.steps_per_epoch)]
+    seen = Counter((batch.source, int(i)) for batch in batches for i in batch.indices)
+    assert seen == {
+        (source, index): repeat
+        for source, (size, repeat) in enumerate(zip(sizes, repeats, strict=True))
+        for index in range(size)
+    }
+    assert {batch.epoch for batch in batches} == {epoch}
+    for source in range(len(sizes)):
+        lengths = [len(batch.indices) for batch in batches if batch.source == source]
+        assert max(lengths) <= batch_size
+        assert max(lengths) - min(lengths) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=SIZES,
+    batch_size=st.integers(1, 12),
+    steps=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+)
+def test_a_batch_depends_on_its_step_alone(
+    sizes: list[int], batch_size: int, steps: list[int]
+) -> None:
+    in_order = Plan(sizes, batch_size=batch_size, seed=3)
+    expected = {step: _as_values(in_order.batch(step)) for step in range(41)}
+    anywhere = Plan(sizes, batch_size=batch_size, seed=3)
+    assert [_as_values(anywhere.batch(step)) for step in steps] == [expected[s] for s in steps]
+
+
+def test_the_order_follows_seed_and_epoch() -> None:
+    def epoch(seed: int, number: int) -> list[tuple[int, list[int]]]:
+        plan = Plan([50, 20], batch_size=10, seed=seed)
+        first = number * plan.steps_per_epoch
+        batches = [plan.batch(first + step) for step in range(plan.steps_per_epoch)]
+        return [(batch.source, batch.indices.tolist()) for batch in batches]
+
+    assert epoch(0, 0) == epoch(0, 0)
+    assert epoch(0, 0) != epoch(1, 0)
+    assert epoch(0, 0) != epoch(0, 1)
+    flat = [index for _, indices in epoch(0, 0) for index in indices]
+    assert flat != sorted(flat)
+
+
+def test_batches_of_several_sources_are_shuffled_together_and_never_mixed() -> None:
+    plan = Plan([64, 64], batch_size=4, seed=0)
+    sources = [plan.batch(step).source for step in range(plan.steps_per_epoch)]
+    assert sources != sorted(sources)
+    assert sources.count(0) == sources.count(1) == 16
+    assert plan.batch(0).indices.dtype == np.int64
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [3, 0]])
+def test_an_empty_set_is_refused(sizes: list[int]) -> None:
+    with pytest.raises(DataError, match="each needs one to train on"):
+        Plan(sizes, batch_size=2, seed=0)

@@ -1,0 +1,380 @@
+"""Stage 1: the sweep and the choice of alpha; three ways of patching."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from terralign.datasets.synthetic import SyntheticSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.weights import StateDict, hash_state, read_state_dict
+from terralign.errors import RecipeError
+from terralign.evaluate.classification import evaluate_zero_shot
+from terralign.train import patch as module
+from terralign.train.finetune import PatchingTask
+from terralign.train.interpolate import interpolate, merge
+from terralign.train.patch import (
+    PatchResult,
+    PatchSettings,
+    SweepMemory,
+    SweepPoint,
+    choose_alpha,
+    patch,
+    sweep,
+)
+
+ALPHAS = (0.0, 0.5, 1.0)
+QUICK = PatchSettings(epochs=1, batch_size=8, lr=1e-3, alphas=ALPHAS, max_supported_drop=0.5)
+
+
+class _Counted:
+    """A set that counts how often each sample is read."""
+
+    def __init__(self, samples: SyntheticSet) -> None:
+        self._samples = samples
+        self.reads = np.zeros(len(samples), dtype=np.int64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._samples, name)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        np.add.at(self.reads, indices, 1)
+        return self._samples.read(indices)
+
+
+def _moved(clip: ClipModel) -> StateDict:
+    """Weights some way from those of the tower."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        key: value + 0.05 * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point() and "running" not in key
+        else value.clone()
+        for key, value in clip.visual.state_dict().items()
+    }
+
+
+def _with_samples(task: PatchingTask, samples: Any) -> PatchingTask:
+    return PatchingTask(samples=samples, prompts=task.prompts, class_names=task.class_names)
+
+
+# The sweep
+
+
+def test_the_sweep_equals_evaluating_each_alpha(
+    tiny_clip: ClipModel, validation: PatchingTask, supported: PatchingTask
+) -> None:
+    theta_0, theta_1 = tiny_clip.visual.state_dict(), _moved(tiny_clip)
+    points = sweep(
+        tiny_clip, lambda alpha: interpolate(theta_0, theta_1, alpha), ALPHAS,
+        validation=[validation], supported=[supported],
+    )  # fmt: skip
+    assert [point.alpha for point in points] == list(ALPHAS)
+    for point in points:
+        theta = interpolate(theta_0, theta_1, point.alpha)
+        space = EmbeddingSpace(tiny_clip.with_visual(theta, source="test"))
+        for task, values in ((validation, point.patching), (supported, point.supported)):
+            found = evaluate_zero_shot(space, task.samples, tower="rgb", prompts=task.prompts)
+            name = f"{task.samples.name}/{task.samples.split}"
+            assert values == {name: found.result.value("top1")}
+
+
+def test_each_image_is_read_once_for_all_alphas(
+    tiny_clip: ClipModel, validation: PatchingTask, scenes_val: SyntheticSet
+) -> None:
+    counted = _Counted(scenes_val)
+    made = []
+
+    def make(alpha: float) -> StateDict:
+        made.append(alpha)
+        return tiny_clip.visual.state_dict()
+
+    alphas = [0.0, 0.3, 0.6, 1.0]
+    task = _with_samples(validation, counted)
+    sweep(tiny_clip, make, alphas, validation=[task], supported=[], batch_size=7)
+    np.testing.assert_array_equal(counted.reads, 1)
+    assert made == alphas
+
+
+def test_pieces_give_the_same_values_and_still_read_once(
+    tiny_clip: ClipModel, validation: PatchingTask, scenes_val: SyntheticSet
+) -> None:
+    theta_0, theta_1 = tiny_clip.visual.state_dict(), _moved(tiny_clip)
+
+    def run(limit_bytes: int) -> tuple[tuple[SweepPoint, ...], list[float], NDArray[np.int64]]:
+        counted, made = _Counted(scenes_val), []
+
+        def make(alpha: float) -> StateDict:
+            made.append(alpha)
+            return interpolate(theta_0, theta_1, alpha)
+
+        points = sweep(
+            tiny_clip, make, ALPHAS, validation=[_with_samples(validation, counted)],
+            supported=[], batch_size=5, limit_bytes=limit_bytes,
+        )  # fmt: skip
+        return points, made, counted.reads
+
+    whole, one_piece, _ = run(2**30)
+    parts, several, reads = run(2 * 5 * 3 * 32 * 32 * 4)  # two batches of 5 pictures at a time
+    assert parts == whole
+    assert one_piece == list(ALPHAS)
+    assert several == list(ALPHAS) * 3
+    np.testing.assert_array_equal(reads, 1)
+
+
+def test_the_sweep_leaves_the_clip_as_it_is(tiny_clip: ClipModel, validation: PatchingTask) -> None:
+    before = hash_state(tiny_clip.model.state_dict())
+    moved = _moved(tiny_clip)
+    sweep(tiny_clip, lambda alpha: moved, [0.0, 1.0], validation=[validation], supported=[])
+    assert hash_state(tiny_clip.model.state_dict()) == before
+
+
+def test_two_tasks_of_the_same_set_keep_apart(
+    tiny_clip: ClipModel, validation: PatchingTask
+) -> None:
+    state = tiny_clip.visual.state_dict()
+    (point,) = sweep(
+        tiny_clip, lambda alpha: state, [0.0], validation=[validation], supported=[validation]
+    )
+    assert len({*point.patching, *point.supported}) == 2
+
+
+def test_an_interrupted_sweep_goes_on_after_the_tasks_it_finished(
+    tiny_clip: ClipModel, validation: PatchingTask, supported: PatchingTask, tmp_path: Path
+) -> None:
+    theta_0, theta_1 = tiny_clip.visual.state_dict(), _moved(tiny_clip)
+    memory = SweepMemory(path=tmp_path / "memory.json", identity="same")
+
+    class _Broken(_Counted):
+        def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+            raise OSError("cable pulled")
+
+    def run(first: Any, second: Any, kept: SweepMemory | None) -> tuple[SweepPoint, ...]:
+        return sweep(
+            tiny_clip, lambda alpha: interpolate(theta_0, theta_1, alpha), ALPHAS,
+            validation=[_with_samples(validation, first)],
+            supported=[_with_samples(supported, second)], memory=kept,
+        )  # fmt: skip
+
+    scenes, photos = validation.samples, supported.samples
+    with pytest.raises(OSError, match="cable pulled"):
+        run(scenes, _Broken(photos), memory)  # type: ignore[arg-type]
+    again = _Counted(scenes)  # type: ignore[arg-type]
+    points = run(again, photos, memory)
+    assert again.reads.sum() == 0
+    assert points == run(scenes, photos, None)
+    other = SweepMemory(path=memory.path, identity="of another sweep")
+    run(again, photos, other)
+    assert again.reads.sum() == len(scenes)
+
+
+# The choice
+
+
+def _points(*values: tuple[float, dict[str, float], dict[str, float]]) -> list[SweepPoint]:
+    return [SweepPoint(alpha=a, patching=p, supported=s) for a, p, s in values]
+
+
+def test_the_best_mean_within_the_bound_is_chosen() -> None:
+    points = _points(
+        (0.0, {"p": 0.4, "q": 0.4}, {"s": 0.60}),
+        (0.5, {"p": 0.7, "q": 0.5}, {"s": 0.595}),
+        (0.8, {"p": 0.5, "q": 0.9}, {"s": 0.59}),
+        (1.0, {"p": 0.9, "q": 0.9}, {"s": 0.58}),
+    )
+    choice = choose_alpha(points, max_supported_drop=0.01)
+    assert choice.alpha == 0.8
+    assert "70.00 %" in choice.reason
+    assert "1.00 points (s)" in choice.reason
+    assert choose_alpha(points, max_supported_drop=0.02).alpha == 1.0
+    assert choose_alpha(points, max_supported_drop=0.005).alpha == 0.5
+
+
+def test_the_bound_holds_for_every_supported_task() -> None:
+    """A mean drop within the bound is not enough."""
+    points = _points(
+        (0.0, {"p": 0.4}, {"s": 0.6, "t": 0.5}),
+        (0.5, {"p": 0.6}, {"s": 0.6, "t": 0.495}),
+        (1.0, {"p": 0.9}, {"s": 0.7, "t": 0.48}),
+    )
+    assert choose_alpha(points, max_supported_drop=0.01).alpha == 0.5
+
+
+def test_of_equal_means_the_smaller_alpha_is_chosen() -> None:
+    points = _points(
+        (0.0, {"p": 0.4}, {}), (0.4, {"p": 0.8}, {}), (0.6, {"p": 0.8}, {}), (1.0, {"p": 0.7}, {})
+    )
+    choice = choose_alpha(points, max_supported_drop=0.01)
+    assert choice.alpha == 0.4
+    assert "no supported task was given" in choice.reason
+
+
+def test_where_only_zero_qualifies_the_curve_is_told() -> None:
+    points = _points(
+        (0.0, {"p": 0.4}, {"s": 0.6}), (0.5, {"p": 0.7}, {"s": 0.5}), (1.0, {"p": 0.9}, {"s": 0.3})
+    )
+    choice = choose_alpha(points, max_supported_drop=0.01)
+    assert choice.alpha == 0.0
+    assert "only alpha 0" in choice.reason
+    for part in ("alpha 0.5: p 70.00 %, s 50.00 %", "alpha 1: p 90.00 %, s 30.00 %"):
+        assert part in choice.reason
+
+
+def test_patching_that_does_not_help_is_not_called_a_broken_bound() -> None:
+    points = _points((0.0, {"p": 0.8}, {"s": 0.6}), (1.0, {"p": 0.7}, {"s": 0.6}))
+    choice = choose_alpha(points, max_supported_drop=0.01)
+    assert choice.alpha == 0.0
+    assert "only alpha 0" not in choice.reason
+
+
+def test_drops_are_measured_against_the_baseline() -> None:
+    """Of a later task of sequential patching, where alpha 0 has lost something already."""
+    points = _points((0.0, {"p": 0.4}, {"s": 0.592}), (1.0, {"p": 0.9}, {"s": 0.585}))
+    assert choose_alpha(points, max_supported_drop=0.01).alpha == 1.0
+    assert choose_alpha(points, max_supported_drop=0.01, baseline={"s": 0.6}).alpha == 0.0
+
+
+def test_a_sweep_without_zero_cannot_be_judged() -> None:
+    with pytest.raises(RecipeError, match="lacks alpha 0"):
+        choose_alpha(_points((1.0, {"p": 0.9}, {})), max_supported_drop=0.01)
+
+
+# End to end
+
+
+def _patch(
+    clip: ClipModel,
+    folder: Path,
+    tasks: list[PatchingTask],
+    validation: list[PatchingTask],
+    supported: PatchingTask,
+    **change: Any,
+) -> PatchResult:
+    settings = QUICK.model_copy(update=change)
+    return patch(clip, tasks, settings, folder, validation=validation, supported=[supported])
+
+
+def _same(a: StateDict, b: StateDict) -> bool:
+    return hash_state(a) == hash_state(b)
+
+
+def test_patching_jointly(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+) -> None:
+    found = _patch(tiny_clip, tmp_path, [task], [validation], supported, alphas=(0.5, 1.0))
+    assert [point.alpha for point in found.points] == [0.0, 0.5, 1.0]
+    theta_0 = tiny_clip.visual.state_dict()
+    assert not _same(found.finetuned, theta_0)
+    assert _same(found.patched, interpolate(theta_0, found.finetuned, found.choice.alpha))
+    assert _same(read_state_dict(tmp_path / "finetuned.safetensors"), found.finetuned)
+    assert _same(read_state_dict(tmp_path / "patched.safetensors"), found.patched)
+    kept = json.loads((tmp_path / "sweep.json").read_text())
+    assert kept["chosen"]["alpha"] == found.choice.alpha
+    assert len(kept["points"]) == 3
+
+
+def test_patching_again_reads_what_is_complete(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = _patch(tiny_clip, tmp_path, [task], [validation], supported)
+
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(module, "finetune", never)
+    monkeypatch.setattr(module, "sweep", never)
+    again = _patch(tiny_clip, tmp_path, [task], [validation], supported)
+    assert again.choice == first.choice
+    assert again.points == first.points
+    assert _same(again.patched, first.patched)
+    with pytest.raises(RecipeError, match="holds stage 1 of other settings"):
+        _patch(tiny_clip, tmp_path, [task], [validation], supported, lr=2e-3)
+
+
+def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    many_label_task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+) -> None:
+    tasks, checks = [task, many_label_task], [validation, many_label_task]
+    alone = [
+        _patch(tiny_clip, tmp_path / str(n), [one], [check], supported).finetuned
+        for n, (one, check) in enumerate(zip(tasks, checks, strict=True))
+    ]
+    theta_0 = tiny_clip.visual.state_dict()
+    names = {"synthetic-scenes/val", "synthetic-scenes/train"}
+
+    joint = _patch(tiny_clip, tmp_path / "joint", tasks, checks, supported)
+    assert set(joint.points[0].patching) == names
+
+    parallel = _patch(tiny_clip, tmp_path / "parallel", tasks, checks, supported, mode="parallel")
+    assert set(parallel.points[0].patching) == names
+    alpha = parallel.choice.alpha
+    assert _same(parallel.patched, merge(theta_0, alone, [alpha, alpha]))
+
+    kept = tmp_path / "sequential"
+    sequential = _patch(tiny_clip, kept, tasks, checks, supported, mode="sequential")
+    first = read_state_dict(kept / "task-1-synthetic-scenes" / "patched.safetensors")
+    assert _same(read_state_dict(kept / "patched.safetensors"), sequential.patched)
+    assert _same(
+        sequential.patched, interpolate(first, sequential.finetuned, sequential.choice.alpha)
+    )
+    assert set(sequential.points[0].patching) == names
+    assert len({hash_state(one.patched) for one in (joint, parallel, sequential)}) > 1
+
+
+def test_a_way_of_patching_several_tasks_needs_several(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RecipeError, match='mode = "parallel" has no effect on a single'):
+        _patch(tiny_clip, tmp_path, [task], [validation], supported, mode="parallel")
+    with pytest.raises(RecipeError, match="each with its validation data"):
+        _patch(tiny_clip, tmp_path, [task], [], supported)
+
+
+def test_trained_batch_norms_are_estimated_anew_for_each_alpha(
+    norm_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+) -> None:
+    found = _patch(
+        norm_clip, tmp_path, [task], [validation], supported,
+        batch_norm="train", alphas=(1.0,), max_supported_drop=1.0, lr=1e-2,
+    )  # fmt: skip
+    key = "bn1.running_mean"
+    settings = QUICK.model_copy(update={"batch_norm": "train", "lr": 1e-2})
+    run = module._Patching(norm_clip, settings, tmp_path, [], None, 0, False)
+    theta_0 = copy.deepcopy(norm_clip.visual.state_dict())
+    half = interpolate(theta_0, found.finetuned, 0.5)
+    anew = run.with_statistics(half, 0.5, [task])
+    assert not torch.equal(anew[key], half[key])
+    assert all(torch.equal(anew[k], half[k]) for k in half if "running" not in k and "num" not in k)
+    assert run.with_statistics(theta_0, 0.0, [task]) is theta_0

@@ -1,0 +1,214 @@
+"""The teacher's stored views."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
+from terralign.encoders.clip import ClipModel
+from terralign.errors import StorageError, TrainingError
+from terralign.preprocess import ViewSpec
+from terralign.train import teacher
+from terralign.train.teacher import (
+    ViewPlan,
+    stored_views,
+    teacher_features,
+    teacher_pictures,
+    views_name,
+)
+
+PLAN = ViewPlan(spec=ViewSpec(crop_scale=(0.5, 1.0)), num_views=2, seed=4)
+
+
+class _Counted:
+    """A set that counts how often each sample is read, and fails after some reads."""
+
+    def __init__(self, samples: SyntheticSet, fail_after: int | None = None) -> None:
+        self._samples, self._fail_after = samples, fail_after
+        self.calls = 0
+        self.reads = np.zeros(len(samples), dtype=np.int64)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._samples, name)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        self.calls += 1
+        if self._fail_after is not None and self.calls > self._fail_after:
+            raise OSError("cable pulled")
+        np.add.at(self.reads, indices, 1)
+        return self._samples.read(indices)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_stored_views_are_those_of_the_live_teacher(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    views = stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
+    assert views.shape == (2, 40, 32)
+    assert views.dtype == np.float16
+    indices = np.array([39, 0, 17, 5], dtype=np.int64)
+    for view in range(2):
+        live = teacher_features(
+            tiny_clip, teacher_pictures(tiny_clip, scenes, PLAN, view, indices)
+        ).numpy()
+        np.testing.assert_allclose(views[view, indices], live, rtol=2e-3, atol=2e-3)
+    assert not np.allclose(views[0], views[1], atol=1e-2)
+
+
+def test_views_are_named_by_the_hash_of_what_they_depend_on(
+    tiny_clip: ClipModel, norm_clip: ClipModel, scenes: SyntheticSet, scenes_val: SyntheticSet
+) -> None:
+    def plan(**change: Any) -> ViewPlan:
+        values = {"spec": PLAN.spec, "num_views": PLAN.num_views, "seed": PLAN.seed}
+        return ViewPlan(**{**values, **change})
+
+    names = {
+        views_name(tiny_clip, scenes, PLAN),
+        views_name(norm_clip, scenes, PLAN),
+        views_name(tiny_clip, scenes_val, PLAN),
+        views_name(tiny_clip, scenes, plan(seed=5)),
+        views_name(tiny_clip, scenes, plan(num_views=3)),
+        views_name(tiny_clip, scenes, plan(spec=ViewSpec(flips=False))),
+    }
+    assert len(names) == 6
+    assert views_name(tiny_clip, scenes, plan()) in names
+
+
+def test_stored_views_are_not_computed_again(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    first = stored_views(tiny_clip, scenes, PLAN, tmp_path)
+    counted = _Counted(scenes)
+    again = stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
+    assert counted.calls == 0
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(first, again)
+    name = views_name(tiny_clip, scenes, PLAN)
+    assert _files(tmp_path) == [f"views-{name}.json", f"views-{name}.npy"]
+
+
+@pytest.mark.parametrize("fail_after", [1, 2, 4])
+def test_an_interrupted_computation_goes_on(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fail_after: int,
+) -> None:
+    monkeypatch.setattr(teacher, "SECONDS_BETWEEN_FLUSHES", -1.0)
+    whole = stored_views(tiny_clip, scenes, PLAN, tmp_path / "whole", batch_size=16)
+    broken = _Counted(scenes, fail_after=fail_after)
+    with pytest.raises(OSError, match="cable pulled"):
+        stored_views(tiny_clip, broken, PLAN, tmp_path / "b", batch_size=16)  # type: ignore[arg-type]
+    counted = _Counted(scenes)
+    resumed = stored_views(tiny_clip, counted, PLAN, tmp_path / "b", batch_size=16)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(resumed, whole)
+    assert counted.calls == 6 - fail_after
+    assert _files(tmp_path / "b") == _files(tmp_path / "whole")
+
+
+def test_a_kill_before_the_checksum_was_written_costs_the_work_and_nothing_else(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was done of the old file must not be taken for done in the new one."""
+    monkeypatch.setattr(teacher, "SECONDS_BETWEEN_FLUSHES", -1.0)
+
+    def killed(path: Path, value: Any) -> None:
+        if "sha256" in value:
+            raise KeyboardInterrupt
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr(teacher, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
+    monkeypatch.undo()
+    broken = _Counted(scenes, fail_after=0)
+    with pytest.raises(OSError, match="cable pulled"):
+        stored_views(tiny_clip, broken, PLAN, tmp_path, batch_size=16)  # type: ignore[arg-type]
+    found = stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
+    expected = stored_views(tiny_clip, scenes, PLAN, tmp_path / "whole", batch_size=16)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_damaged_views_are_refused(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    stored_views(tiny_clip, scenes, PLAN, tmp_path)
+    path = next(tmp_path.glob("*.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(StorageError, match=r"is damaged; delete it and views-\w+\.json"):
+        stored_views(tiny_clip, scenes, PLAN, tmp_path)
+    os.truncate(path, 100)
+    with pytest.raises(StorageError, match="is damaged"):
+        stored_views(tiny_clip, scenes, PLAN, tmp_path)
+
+
+def test_embeddings_that_do_not_fit_float16_are_refused(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    state = {key: value.clone() for key, value in tiny_clip.visual.state_dict().items()}
+    state["proj"] *= 1e6
+    with pytest.raises(TrainingError, match="do not fit float16; use live_teacher = true"):
+        stored_views(tiny_clip.with_visual(state, source="large"), scenes, PLAN, tmp_path)
+
+
+def test_a_disk_without_the_room_is_told_before_the_work(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terralign.files._free_mb", lambda path: 0)
+    counted = _Counted(scenes)
+    with pytest.raises(StorageError, match="free some space"):
+        stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
+    assert counted.calls == 0
+
+
+def test_the_teacher_of_radar_looks_at_the_paired_optical_chip(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    """The pictures come from the composite whatever sensor the student takes."""
+    plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
+    indices = np.arange(3, dtype=np.int64)
+    pictures = teacher_pictures(tiny_clip, scenes, plain, 0, indices)
+    dn = scenes.read(indices)["sentinel2-l2a"].astype(np.float32)
+    bands = scenes.layouts["sentinel2-l2a"].bands
+    red = torch.from_numpy(dn[:, bands.index("B04")] / 2000).clamp(0, 1)
+    mean, std = tiny_clip.input_spec.mean[0], tiny_clip.input_spec.std[0]
+    torch.testing.assert_close(pictures[:, 0], (red - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_computes_in_float32_within_a_bfloat16_run(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    pictures = teacher_pictures(tiny_clip, scenes, PLAN, 0, np.arange(4, dtype=np.int64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = teacher_features(tiny_clip, pictures)
+    assert torch.equal(inside, teacher_features(tiny_clip, pictures))
+
+
+def test_epochs_take_the_views_in_turn() -> None:
+    assert [PLAN.view_of_epoch(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
+
+
+def test_multi_label_sets_share_no_name_with_single_label_ones(tiny_clip: ClipModel) -> None:
+    single = open_synthetic_scenes("val", num_samples=4)
+    several = open_synthetic_scenes("val", num_samples=4, multi_label=True)
+    assert views_name(tiny_clip, single, PLAN) != views_name(tiny_clip, several, PLAN)
