@@ -63,3 +63,14 @@ def norm_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
     vision_cfg = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
     preprocess_cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     return new_clip({**tiny_clip_config, "vision_cfg": vision_cfg}, preprocess_cfg, seed=0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the small run, complete; shared, so no test may change it."""
+    from small_run import small_recipe
+    from terralign.run import run_recipe
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    run_recipe(small_recipe(), folder, device="cpu")
+    return folder

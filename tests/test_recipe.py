@@ -22,6 +22,8 @@ from terralign.recipe import (
     single_stage,
 )
 
+ARCHITECTURE = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"width": 8}}
+
 VALUES: dict[str, Any] = {
     "name": "small",
     "base": {"model": "clip"},
@@ -126,7 +128,13 @@ def test_a_misspelt_key_names_the_nearest_at_any_depth(place: str, nearest: str)
         ("align.0.losses", {"infonse": 1.0}, "unknown loss 'infonse'; did you mean 'infonce'?"),
         ("align.0.student.drop_path", 0.1, "drop_path has no effect on an inflated tower"),
         ("base", {}, "base needs either model or pretrain"),
-        ("base.pretrain", {"architecture": {}}, "base needs either model or pretrain"),
+        ("base.pretrain", {"architecture": ARCHITECTURE}, "base needs either model or pretrain"),
+        ("base", {"pretrain": {"architecture": {}}}, "expected embed_dim, vision_cfg = {...} and"),
+        (
+            "base",
+            {"pretrain": {"architecture": {**ARCHITECTURE, "vision_cfg": {}}}},
+            "vision_cfg.image_size must be a whole number, not None",
+        ),
         ("align.1.name", "s2", "tower names must differ"),
         ("align.1.name", "rgb", "not be rgb or text"),
         ("evaluate.1.towers", ["s3"], "evaluate names tower 's3'"),
@@ -174,7 +182,7 @@ def test_models_of_a_stage_that_is_not_there_are_refused() -> None:
         ("align.0.data.0.prompts", "fotos", "unknown prompt set 'fotos'"),
         (
             "base",
-            {"pretrain": {"data": "synthetic-photo", "architecture": {}}},
+            {"pretrain": {"data": "synthetic-photo", "architecture": ARCHITECTURE}},
             "did you mean 'synthetic-photos'?",
         ),
     ],

@@ -145,6 +145,9 @@ class _Run:
 
     def run(self) -> list[dict[str, Any]]:
         self._set_threads()
+        if self.recipe.base.pretrain is not None:
+            self.size = self.recipe.base.pretrain.image_size
+            self._open_everything()
         base = self._base()
         self.size = base.input_spec().size
         self._open_everything()
@@ -241,12 +244,9 @@ class _Run:
         folder = self.folder / "base"
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
-            size = int(settings.architecture["vision_cfg"]["image_size"])
-            samples = open_dataset(
-                settings.data, data_root=self.data_root, split=settings.split, size=size
-            )
+            samples = self.open(settings.data, settings.split, settings.limit)
             clip = pretrain(
-                limit_samples(samples, settings.limit), settings, self.folder / "pretrain",
+                samples, settings, self.folder / "pretrain",
                 seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
             )  # fmt: skip
             partial = self.folder / ".base.partial"

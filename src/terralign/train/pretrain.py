@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from terralign.datasets.loader import keep_in_memory
@@ -44,6 +44,25 @@ class PretrainSettings(LoopSettings):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     views: ViewSpec = ViewSpec(flips=False, turns=False)
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_is_whole(cls, value: dict[str, Any]) -> dict[str, Any]:
+        vision = value.get("vision_cfg")
+        if not (isinstance(vision, dict) and isinstance(value.get("text_cfg"), dict)):
+            raise ValueError("expected embed_dim, vision_cfg = {...} and text_cfg = {...}")
+        for key, given in (
+            ("embed_dim", value.get("embed_dim")),
+            ("vision_cfg.image_size", vision.get("image_size")),
+        ):
+            if not isinstance(given, int) or given < 1:
+                raise ValueError(f"{key} must be a whole number, not {given!r}")
+        return value
+
+    @property
+    def image_size(self) -> int:
+        """The side of its pictures in pixels."""
+        return int(self.architecture["vision_cfg"]["image_size"])
 
 
 class _CaptionBatches:

@@ -1,0 +1,322 @@
+"""Whole runs: what they leave behind, and what is left to do after a stop."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+
+from small_run import SMALL_RECIPE, small_recipe, small_values
+from terralign.encoders.space import EmbeddingSpace
+from terralign.errors import DataError, Interrupted, RecipeError, StorageError
+from terralign.files import hash_file
+from terralign.recipe import single_stage
+from terralign.run import run_recipe, versions
+from terralign.train import align as align_module
+from terralign.train import finetune as finetune_module
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    """The hashes of the final weights."""
+    model = folder / "model"
+    return {str(path.relative_to(model)): hash_file(path) for path in model.rglob("*.safetensors")}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "results.json").read_text())["rows"])
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+
+
+# What a run leaves behind
+
+
+def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
+    there = {path.name for path in finished_run.iterdir()}
+    assert {
+        "recipe.toml", "versions.json", "model", "results.json", "report.html", "report.md",
+        "figures", "alpha-sweep.csv", "patch", "align", "pretrain",
+    } <= there  # fmt: skip
+    values = tomllib.loads((finished_run / "recipe.toml").read_text())
+    assert values["name"] == "small"
+    assert values["patch"]["weight_decay"] == 0.5  # a default, resolved
+    kept = json.loads((finished_run / "versions.json").read_text())
+    assert kept["threads"] == 1
+    assert {"terralign", "torch", "python", "device"} <= kept.keys()
+    assert len(list((finished_run / "figures").glob("*.png"))) >= 2
+    assert len(_lines(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
+
+
+def test_rows_have_the_documented_keys(finished_run: Path) -> None:
+    rows = _rows(finished_run)
+    keys = {
+        "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
+        "num_samples", "chance",
+    }  # fmt: skip
+    for row in rows:
+        towers = {"query_tower", "gallery_tower"} if row["task"] == "retrieval" else {"tower"}
+        assert set(row) == keys | towers
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    measured = {(row["model"], row.get("tower"), row["dataset"]) for row in rows}
+    assert {
+        ("base", "rgb", "synthetic-scenes"),
+        ("finetuned", "rgb", "synthetic-scenes"),
+        ("patched", "rgb", "synthetic-scenes"),
+        ("aligned", "s2", "synthetic-scenes"),
+        ("aligned", "s1", "synthetic-scenes"),
+        ("base", "rgb", "synthetic-photos"),
+        ("patched", "rgb", "synthetic-photos"),
+    } <= measured
+    pairs = {(row["query_tower"], row["gallery_tower"]) for row in rows if "query_tower" in row}
+    assert pairs == {("s1", "s2"), ("text", "rgb")}
+    assert {row["role"] for row in rows} == {"patching", "supported", "alignment"}
+
+
+def test_the_final_space_loads(finished_run: Path) -> None:
+    space = EmbeddingSpace.load(finished_run / "model")
+    assert space.tower_names == ("rgb", "s2", "s1")
+    assert space.provenance["recipe"] == "small"
+    chosen = json.loads((finished_run / "patch" / "sweep.json").read_text())["chosen"]
+    assert space.provenance["alpha"] == chosen["alpha"]
+    assert space.prompts is not None
+    assert space.space_id != space.provenance["base_id"] or chosen["alpha"] == 0
+
+
+def test_the_final_space_is_an_open_clip_model(finished_run: Path) -> None:
+    space = EmbeddingSpace.load(finished_run / "model")
+    model = open_clip.create_model(f"local-dir:{finished_run / 'model'}").eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(pixels), space.clip.visual(pixels))
+
+
+def test_a_complete_run_does_nothing(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terralign.run._Run.run", lambda self: pytest.fail("it ran again"))
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
+    found = run_recipe(small_recipe(), finished_run)
+    assert found.complete_before
+    assert list(found.rows) == _rows(finished_run)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_another_recipe_in_the_folder_is_refused_with_the_difference(finished_run: Path) -> None:
+    values = small_values()
+    values["patch"]["lr"] = 0.5
+    with pytest.raises(RecipeError, match=r"Different: patch\.lr: 0\.001 -> 0\.5$"):
+        run_recipe(small_recipe(patch=values["patch"]), finished_run)
+
+
+# What is refused before the work
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.doc").write_text("precious")
+    with pytest.raises(StorageError, match=r"holds other files \(thesis\.doc\) and no run"):
+        run_recipe(small_recipe(), tmp_path)
+    assert (tmp_path / "thesis.doc").read_text() == "precious"
+
+
+def test_a_folder_that_another_process_uses_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process is running in"):
+            run_recipe(small_recipe(), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write into"):
+        run_recipe(small_recipe(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"data": "eurosat-rgb", "split": "test"}, DataError, "lies in files"),
+        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "did you mean 'test'"),
+        (
+            {"data": "synthetic-scenes", "split": "test", "classes": "openai-imagenet"},
+            RecipeError,
+            "does not fit",
+        ),
+        (
+            {"data": "synthetic-scenes", "split": "test", "classes": "imagenet"},
+            RecipeError,
+            "unknown class list 'imagenet'",
+        ),
+    ],
+)
+def test_what_evaluation_lacks_is_told_before_anything_is_trained(
+    tmp_path: Path, change: dict[str, str], error: type[Exception], said: str
+) -> None:
+    entry = {**change, "role": "unseen", "models": ["base"]}
+    with pytest.raises(error, match=said):
+        run_recipe(small_recipe(evaluate=[entry]), tmp_path)
+    assert not (tmp_path / "pretrain").exists()
+
+
+# Single stages
+
+
+def test_patching_and_aligning_apart_give_what_a_run_gives(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    base = str(finished_run / "base")
+    patched = single_stage(small_recipe(), "patch", base=base)
+    found = run_recipe(patched, tmp_path / "patched", device="cpu")
+    assert found.rows == ()
+    assert (
+        _weights(tmp_path / "patched")["open_clip_model.safetensors"]
+        == _weights(finished_run)["open_clip_model.safetensors"]
+    )
+    first = small_recipe(align=small_values()["align"][:1], evaluate=None)
+    aligned = single_stage(first, "align", base=str(tmp_path / "patched" / "model"))
+    run_recipe(aligned, tmp_path / "aligned", device="cpu")
+    expected = _weights(finished_run)
+    del expected["towers/s1.safetensors"]
+    assert _weights(tmp_path / "aligned") == expected
+
+
+# Stopping and going on
+
+
+def _stop_at(
+    monkeypatch: pytest.MonkeyPatch, module: Any, call: int, act: Callable[[], None]
+) -> list[int]:
+    """Do `act` at a call of the label loss of a stage; the list counts the calls."""
+    calls: list[int] = []
+    real = module.label_loss
+
+    def counted(*args: Any, **options: Any) -> Any:
+        if len(calls) == call:
+            act()
+        calls.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "label_loss", counted)
+    return calls
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_stopped_in_each_stage_goes_on_to_the_same_weights(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in stage 1, once in stage 2; each step of each stage is done once."""
+    recipe = small_recipe(evaluate=None)
+    with monkeypatch.context() as patched:
+        first = _stop_at(patched, finetune_module, 5, _terminate)
+        with pytest.raises(Interrupted, match="patch: stopped after step 6 of 8") as stopped:
+            run_recipe(recipe, tmp_path)
+    assert stopped.value.signal_number == signal.SIGTERM
+    with monkeypatch.context() as patched:
+        second = _stop_at(patched, finetune_module, -1, _terminate)
+        aligned = _stop_at(patched, align_module, 2, _terminate)
+        with pytest.raises(Interrupted, match="align s2: stopped after step 3 of 8"):
+            run_recipe(recipe, tmp_path)
+    assert len(first) + len(second) == 8
+    with monkeypatch.context() as patched:
+        third = _stop_at(patched, finetune_module, -1, _terminate)
+        rest = _stop_at(patched, align_module, -1, _terminate)
+        found = run_recipe(recipe, tmp_path)
+    assert not found.complete_before
+    assert (len(third), len(aligned) + len(rest)) == (0, 8)
+    assert _weights(tmp_path) == _weights(finished_run)
+    for stage in ("patch/checkpoints", "align/s2", "align/s1", "pretrain"):
+        path = Path(stage) / "metrics.jsonl"
+        assert _lines(tmp_path / path) == _lines(finished_run / path), stage
+
+
+def test_measurements_are_kept_over_a_stop(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose results were not written yet measures nothing twice."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    (folder / "results.json").unlink()
+    monkeypatch.setattr("terralign.run.embed_samples", lambda *args: pytest.fail("measured again"))
+    found = run_recipe(small_recipe(), folder)
+    assert not found.complete_before
+    assert list(found.rows) == _rows(finished_run)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from terralign.recipe import load_recipe
+from terralign.run import run_recipe
+from terralign.train import {module} as module
+from terralign.train.loop import Checkpoints
+
+Checkpoints.due = lambda self: True
+real, calls = module.label_loss, []
+
+def killing(*args, **options):
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(1)
+    return real(*args, **options)
+
+module.label_loss = killing
+run_recipe(load_recipe(sys.argv[1]), Path(sys.argv[2]), device="cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "call", "stage"),
+    [("finetune", 5, "patch/checkpoints"), ("align", 3, "align/s2")],
+)
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_weights(
+    finished_run: Path, tmp_path: Path, module: str, call: int, stage: str
+) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL_RECIPE)
+    folder = tmp_path / "run"
+    script = _KILLED.format(module=module, call=call)
+    killed = subprocess.run(
+        [sys.executable, "-c", script, recipe, folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert torch.load(folder / stage / "last.pt", weights_only=True)["step"] == call
+    run_recipe(small_recipe(), folder, device="cpu")
+    assert _weights(folder) == _weights(finished_run)
+    assert _rows(folder) == _rows(finished_run)
+    leftovers = [
+        path.name for path in folder.rglob("*.partial*") if path.name != "sweep-partial.json"
+    ]
+    assert leftovers == []
+
+
+def test_versions_name_what_a_result_depends_on() -> None:
+    found = versions()
+    assert found["torch"].startswith(torch.__version__.split("+")[0])
+    assert {"python", "machine", "terralign", "open_clip_torch", "timm"} <= found.keys()
