@@ -53,8 +53,9 @@ def _as_storage_error(error: BaseException, path: Path, partial: Path) -> Storag
     if isinstance(error, StorageError) or not isinstance(error, Exception):
         return None
     text = str(error)
-    full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or (
-        "No space left" in text or "os error 28" in text or "PytorchStreamWriter" in text
+    full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
+        sign in text
+        for sign in ("No space left", "os error 28", "PytorchStreamWriter", "inline_container")
     )
     if full:
         return StorageError(

@@ -1,0 +1,498 @@
+"""The command line: help, exit codes, one line per fault, JSON that parses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import rasterio
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from small_run import SMALL_RECIPE
+from terralign.cli import main
+from terralign.encoders import weights
+from terralign.errors import Interrupted
+from terralign.run import RunResult
+
+COMMANDS = sorted(main.commands)
+
+
+@pytest.fixture(autouse=True)
+def quiet_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put logging and threads back as they were, and know no data root."""
+    monkeypatch.delenv("TERRALIGN_DATA", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    names = ("", "terralign", "huggingface_hub", "httpx", "matplotlib", "rasterio")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
+
+
+def _call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(one) for one in arguments])
+
+
+def _fault(*arguments: object, code: int = 1) -> str:
+    """What a faulty call says: one line on stderr, nothing on stdout, no traceback."""
+    result = _call("--quiet", *arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    said = result.stderr
+    assert "Traceback" not in said
+    lines = said.strip().splitlines()
+    assert len(lines) == 1, said
+    assert lines[0].startswith("terralign: ")
+    assert "unexpected" not in said
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _write_tif(path: Path, count: int) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(
+            path, "w", driver="GTiff", dtype="uint16", count=count, height=32, width=32
+        ) as file:
+            file.write(np.full((count, 32, 32), 1500, dtype=np.uint16))
+    return path
+
+
+# Help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = _call(name, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.output
+    assert f"terralign {name}" in result.output
+    assert main.commands[name].get_short_help_str()
+
+
+def test_the_program_has_help_and_a_version() -> None:
+    result = _call("--help")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in COMMANDS)
+    assert _call("-h").output == result.output
+    assert "terralign, version" in _call("--version").output
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    check = "import sys, terralign.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
+
+
+def test_every_option_says_what_it_is() -> None:
+    silent = [
+        f"{name} {option.opts[0]}"
+        for name, command in main.commands.items()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help and not option.show_default
+    ]
+    assert silent == []
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluat"],
+        ["evaluate"],
+        ["evaluate", "model"],
+        ["evaluate", "model", "--data", "aid", "--task", "guess"],
+        ["evaluate", "model", "--data", "aid", "--query", "text", "--tower", "rgb"],
+        ["evaluate", "model", "--data", "aid", "--task", "retrieval", "--tower", "rgb"],
+        ["classify", "model", "--labels", "a,b"],
+        ["classify", "model", "a.png"],
+        ["classify", "model", "a.png", "--labels", "one"],
+        ["classify", "model", "a.png", "--labels", "a,b", "--dn-offset", "much"],
+        ["patch", "--recipe", "quickstart"],
+        ["run"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    result = _call(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    assert result.stdout == ""
+
+
+# What works
+
+
+def test_evaluate_prints_one_json_object(finished_run: Path) -> None:
+    result = _call(
+        "evaluate", finished_run / "model", "--data", "synthetic-scenes", "--split", "val", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert {
+        "metrics", "intervals", "num_samples", "space_id", "tower", "prompts", "dataset", "split",
+        "task",
+    } <= value.keys()  # fmt: skip
+    assert (value["tower"], value["task"], value["split"]) == ("s2", "zero-shot", "val")
+    assert value["num_samples"] == 40
+
+
+def test_evaluate_prints_a_table_for_people(finished_run: Path) -> None:
+    result = _call(
+        "evaluate", finished_run / "base", "--data", "synthetic-scenes", "--split", "val"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "the RGB tower on the paper-l2a composite of sentinel2-l2a" in result.stdout
+    assert "top1" in result.stdout
+    assert "chance" in result.stdout
+
+
+@pytest.fixture(autouse=True)
+def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The synthetic splits that no recipe limits, cut to 40 samples."""
+    from terralign.datasets import synthetic
+
+    monkeypatch.setattr(synthetic, "NUM_SAMPLES", dict.fromkeys(synthetic.NUM_SAMPLES, 40))
+
+
+def test_evaluate_retrieves_when_a_query_is_named(finished_run: Path) -> None:
+    result = _call(
+        "evaluate", finished_run / "model", "--data", "synthetic-scenes", "--query", "s1",
+        "--gallery", "s2", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert (value["task"], value["tower"]) == ("retrieval", "s1 -> s2")
+    assert "recall@1" in value["metrics"]
+
+
+def test_classify_prints_json_and_lines(finished_run: Path, picture: Path, tmp_path: Path) -> None:
+    scene = _write_tif(tmp_path / "scene.tif", 12)
+    common = [finished_run / "model", "--labels", "forest, river,town"]
+    result = _call("classify", *common, picture, "--json")
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert list(row["probabilities"]) == ["forest", "river", "town"]
+    assert row["tower"] == "rgb"
+    result = _call(
+        "classify", *common, scene, "--sensor", "sentinel2-l2a", "--dn-offset", "0", "--bands",
+        "B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B11,B12",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert str(scene) in result.stdout
+    assert "(s2)" in result.stdout
+
+
+def test_run_says_that_it_is_complete(finished_run: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL_RECIPE)
+    result = _call("run", recipe, "--out", finished_run, "--json")
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    assert value["complete_before"] is True
+    assert value["rows"] == json.loads((finished_run / "results.json").read_text())["rows"]
+    result = _call("run", recipe, "--out", finished_run)
+    assert "is complete; nothing was to do" in result.stdout
+    assert f"model:  {finished_run / 'model'}" in result.stdout
+
+
+def test_set_reaches_the_recipe(finished_run: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL_RECIPE)
+    said = _fault("run", recipe, "--out", finished_run, "--set", "align.s1.epochs=9")
+    assert "Different: align.s1.epochs: 2 -> 9" in said
+
+
+@pytest.mark.parametrize("command", ["patch", "align"])
+def test_single_stages_take_a_base_and_a_recipe(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake(recipe: Any, out: Path, **options: Any) -> RunResult:
+        seen.update(recipe=recipe, out=out, **options)
+        return RunResult(folder=out, rows=(), complete_before=False)
+
+    monkeypatch.setattr("terralign.run.run_recipe", fake)
+    result = _call(
+        command, "--recipe", "micro-real", "--base", "b", "--out", tmp_path / "o",
+        "--data-root", tmp_path, "--set", "seed=3", "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert (seen["recipe"].base.model, seen["recipe"].seed) == ("b", 3)
+    assert (seen["recipe"].patch is None) == (command == "align")
+    assert (seen["out"], seen["data_root"], seen["device"]) == (tmp_path / "o", tmp_path, "cpu")
+
+
+def test_quickstart_runs_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(recipe: Any, out: Path, **options: Any) -> RunResult:
+        return RunResult(folder=out, rows=({"recipe": recipe.name},), complete_before=False)
+
+    monkeypatch.setattr("terralign.run.run_recipe", fake)
+    result = _call("quickstart", "--out", tmp_path / "q", "--json")
+    assert json.loads(result.stdout) == {
+        "folder": str(tmp_path / "q"),
+        "complete_before": False,
+        "rows": [{"recipe": "quickstart"}],
+    }
+
+
+@pytest.mark.parametrize("what", [None, "datasets", "sensors", "recipes", "prompts", "model"])
+def test_info_says_what_there_is(finished_run: Path, what: str | None) -> None:
+    shown = finished_run / "model" if what == "model" else what
+    arguments = ["info"] if shown is None else ["info", shown]
+    result = _call(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    value = json.loads(result.stdout)
+    expected = {
+        None: "torch", "datasets": "eurosat-ms", "sensors": "sentinel1-grd",
+        "recipes": "quickstart", "prompts": "satellite", "model": "towers",
+    }[what]  # fmt: skip
+    assert expected in value
+    assert expected in _call(*arguments).stdout
+
+
+def test_info_on_a_model_names_its_towers(finished_run: Path) -> None:
+    value = json.loads(_call("info", finished_run / "model", "--json").stdout)
+    assert list(value["towers"]) == ["rgb", "s2", "s1"]
+    assert value["towers"]["s1"]["bands"] == ["VV", "VH"]
+
+
+# Faults: one clear line each
+
+
+def test_a_typo_in_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "typo.toml"
+    recipe.write_text(SMALL_RECIPE.replace("max_supported_drop", "max_suported_drop"))
+    said = _fault("run", recipe, "--out", tmp_path / "o")
+    assert "unknown key 'patch.max_suported_drop'; did you mean 'max_supported_drop'?" in said
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_missing_band(finished_run: Path, tmp_path: Path) -> None:
+    scene = _write_tif(tmp_path / "scene.tif", 3)
+    said = _fault(
+        "classify", finished_run / "model", scene, "--labels", "a,b", "--sensor", "sentinel2-l2a",
+        "--bands", "B04,B03,B02", "--dn-offset", "0", "--tower", "s2",
+    )  # fmt: skip
+    assert "pixels have bands B04, B03, B02; tower needs B01, B05" in said
+
+
+def test_an_unknown_band(finished_run: Path, tmp_path: Path) -> None:
+    scene = _write_tif(tmp_path / "scene.tif", 1)
+    said = _fault(
+        "classify", finished_run / "model", scene, "--labels", "a,b", "--sensor", "sentinel2-l2a",
+        "--bands", "B99", "--dn-offset", "0",
+    )  # fmt: skip
+    assert "B99" in said
+    assert "B8A" in said
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "towers/s2.safetensors"])
+def test_a_truncated_safetensors_file(finished_run: Path, tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(finished_run / "model", model)
+    os.truncate(model / name, (model / name).stat().st_size // 2)
+    said = _fault("info", model)
+    assert f"{model / name} was changed or truncated" in said
+    if "/" not in name:
+        (model / "space.json").unlink()  # a plain open_clip folder has no hashes
+        assert "not a whole safetensors file" in _fault("info", model)
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_bomb_is_never_executed(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.pt"
+    bomb.write_bytes(pickle.dumps({"state_dict": _Bomb(tmp_path / "exploded")}))
+    said = _fault("evaluate", f"ViT-B-32:{bomb}", "--data", "synthetic-photos")
+    assert str(bomb) in said
+    assert "not loaded" in said
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(bomb.read_bytes())  # noqa: S301 (the bomb itself works)
+    assert (tmp_path / "exploded").exists()
+
+
+def test_a_jpeg_that_is_a_text_file(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("I am not a picture")
+    said = _fault("classify", finished_run / "model", tmp_path / "a.jpg", "--labels", "a,b")
+    assert str(tmp_path / "a.jpg") in said
+
+
+def test_a_geotiff_with_the_wrong_number_of_bands(finished_run: Path, tmp_path: Path) -> None:
+    scene = _write_tif(tmp_path / "scene.tif", 5)
+    said = _fault(
+        "classify", finished_run / "model", scene, "--labels", "a,b", "--sensor",
+        "sentinel2-l2a", "--dn-offset", "0",
+    )  # fmt: skip
+    assert str(scene) in said
+    assert "5" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "run"])
+def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, command: str) -> None:
+    nowhere = tmp_path / "nowhere"
+    if command == "evaluate":
+        arguments: list[object] = ["evaluate", finished_run / "model", "--data", "aid"]
+    else:
+        recipe = tmp_path / "small.toml"
+        recipe.write_text(SMALL_RECIPE.replace('"synthetic-scenes"', '"eurosat-rgb"', 1))
+        arguments = ["run", recipe, "--out", tmp_path / "o"]
+    said = _fault(*arguments, "--data-root", nowhere)
+    assert f"data root {nowhere} is not there" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["info", "nowhere"], "no model at 'nowhere'"),
+        (["evaluate", "nowhere", "--data", "aid"], "no model at 'nowhere'"),
+        (["run", "quikstart"], "did you mean 'quickstart'?"),
+        (["run", "quickstart", "--set", "patch.lr"], "expected KEY=VALUE"),
+        (["align", "--recipe", "micro-real", "--out", "o"], "name it with --base"),
+        (["evaluate", "MODEL", "--data", "eurosat"], "did you mean 'eurosat-"),
+        (["evaluate", "MODEL", "--data", "aid"], "lies in files"),
+        (["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tst"], "'test'"),
+        (["evaluate", "MODEL", "--data", "synthetic-photos", "--tower", "s2"], "tower 's2' takes"),
+        (["evaluate", "MODEL", "--data", "synthetic-scenes", "--tower", "s3"], "no tower 's3'"),
+        (["evaluate", "MODEL", "--data", "synthetic-scenes", "--prompts", "x"], "prompt set 'x'"),
+        (["classify", "MODEL", "nowhere.png", "--labels", "a,b"], "nowhere.png"),
+        (["classify", "MODEL", "a.tif", "--labels", "a,b", "--sensor", "s2"], "sensor 's2'"),
+    ],
+)
+def test_other_faults(
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = [str(finished_run / "model") if one == "MODEL" else one for one in arguments]
+    assert said in _fault(*real)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills while the pretrained base is written; with room again, the run goes on."""
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(SMALL_RECIPE)
+    folder = tmp_path / "o"
+
+    def full(state: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(weights, "save_file", full)
+        said = _fault("run", recipe, "--out", folder)
+    assert "no space left while writing" in said
+    assert "free some space and run the same command again" in said
+    assert list(folder.rglob("*.safetensors")) == []
+    assert not (folder / "base").exists()
+    assert not (folder / "results.json").exists()
+    assert [path.name for path in folder.rglob("*.partial") if path.is_file()] == []
+
+
+def test_a_disk_that_is_full_in_truth(tmp_path: Path) -> None:
+    """A file system of half a megabyte, where it may be mounted."""
+    place = tmp_path / "small-disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no file system may be mounted here")
+    try:
+        recipe = tmp_path / "small.toml"
+        recipe.write_text(SMALL_RECIPE)
+        said = _fault("run", recipe, "--out", place / "o")
+        assert "no space left while writing" in said
+        assert not [path for path in place.rglob("*") if path.suffix in (".pt", ".safetensors")]
+        assert not list(place.rglob("*.partial"))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(what: str | None) -> None:
+        raise ZeroDivisionError("a bug\nof ours")
+
+    monkeypatch.setattr("terralign.about.about", broken)
+    result = _call("info")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "terralign: unexpected ZeroDivisionError: a bug of ours; "
+        "please report it with the output of --debug\n"
+    )
+    result = _call("--debug", "info")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "in broken" in result.stderr
+
+
+def test_debug_shows_the_traceback_of_a_users_fault() -> None:
+    result = _call("--debug", "run", "quikstart")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.rstrip().endswith("(or the path of a .toml file)")
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"),
+    [
+        (Interrupted("patch: stopped and saved", 15), 143, "patch: stopped and saved"),
+        (Interrupted("patch: stopped and saved", 2), 130, "patch: stopped and saved"),
+        (KeyboardInterrupt(), 130, "run the same command again to go on"),
+    ],
+)
+def test_a_stop_exits_as_its_signal_does(
+    monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int, said: str
+) -> None:
+    def stopped(*args: Any, **options: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr("terralign.run.run_recipe", stopped)
+    assert said in _fault("run", "quickstart", code=code)
+
+
+def test_quiet_says_nothing_but_results(finished_run: Path) -> None:
+    arguments = ["evaluate", finished_run / "model", "--data", "synthetic-photos"]
+    assert "computing with 1 thread" in _call(*arguments).stderr
+    assert _call("--quiet", *arguments).stderr == ""
