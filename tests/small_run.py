@@ -61,6 +61,7 @@ epochs = 2
 batch_size = 16
 lr = 1e-3
 losses = { cosine = 1.0, kl = 0.1 }
+num_views = 2
 student = { backbone = "test_vit", drop_path = 0.2 }
 
 [[align.data]]

@@ -69,6 +69,10 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
     assert len(_lines(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
 
 
+def test_towers_of_the_same_data_share_their_teachers_views(finished_run: Path) -> None:
+    assert [path.parent.name for path in finished_run.rglob("views-*.npy")] == ["teacher"]
+
+
 def test_rows_have_the_documented_keys(finished_run: Path) -> None:
     rows = _rows(finished_run)
     keys = {

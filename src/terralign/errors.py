@@ -68,3 +68,9 @@ def nearest(given: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return "known: " + (", ".join(names) if names else "none")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, cut to a length fit for one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

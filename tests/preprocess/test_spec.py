@@ -17,7 +17,6 @@ from terralign.encoders.clip import ClipModel
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import (
     InputSpec,
-    make_composite,
     make_ready,
     resize,
     rgb_spec,
@@ -85,10 +84,10 @@ def test_composite_equals_the_hand_computation() -> None:
 
 def test_composite_without_its_bands_says_which_are_missing() -> None:
     with pytest.raises(SensorError, match="missing B04"):
-        make_composite(torch.zeros(1, 2, 4, 4), layout(("B02", "B03")))
+        scale_composite(torch.zeros(1, 2, 4, 4), layout(("B02", "B03")))
     radar = PixelLayout(sensor=SENSORS["sentinel1-grd"], bands=("VV", "VH"), units="physical")
     with pytest.raises(SensorError, match="makes no RGB"):
-        make_composite(torch.zeros(1, 2, 4, 4), radar)
+        scale_composite(torch.zeros(1, 2, 4, 4), radar)
 
 
 @given(order=st.permutations(range(4)))

@@ -19,7 +19,7 @@ from terralign.encoders.sensor import SensorTower
 from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import Interrupted, RecipeError
-from terralign.preprocess import Spectral
+from terralign.preprocess import Spectral, ViewSpec
 from terralign.train import align as module
 from terralign.train.align import (
     DEFAULT_LOSSES,
@@ -81,6 +81,26 @@ def test_a_student_comes_closer_to_its_teacher(
     after = _cosine_to_teacher(tiny_clip, student, scenes)
     assert 1 - after < 0.8 * (1 - before)
     assert tiny_clip.anchor_id() == anchor
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_teacher_and_student_see_the_same_ground(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, live: bool
+) -> None:
+    """A student that starts as its teacher has nothing to learn, whatever the views."""
+    settings = QUICK.model_copy(
+        update={
+            "lr": 1e-12,
+            "weight_decay": 0.0,
+            "epochs": 3,
+            "num_views": 3,
+            "views": ViewSpec(crop_scale=(0.3, 0.8), crop_ratio=(0.7, 1.4)),
+            "live_teacher": live,
+        }
+    )
+    student = _student(tiny_clip, scenes)
+    align(tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path)
+    assert max(row["loss"] for row in _lines(tmp_path)) < 1e-4
 
 
 def test_without_labels_there_is_no_label_term(

@@ -345,6 +345,32 @@ def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
     assert len({hash_state(one.patched) for one in (joint, parallel, sequential)}) > 1
 
 
+def test_drops_of_later_tasks_are_measured_from_before_any_patching(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    curves = iter([0.60, 0.55])  # what is left of the supported task at alpha 0
+    given = []
+
+    def curve(*args: Any, **options: Any) -> tuple[SweepPoint, ...]:
+        left = next(curves)
+        return tuple(_points((0.0, {"p": 0.1}, {"s": left}), (1.0, {"p": 0.9}, {"s": left})))
+
+    def choose(points: Any, *, max_supported_drop: float, baseline: Any) -> Any:
+        given.append(baseline)
+        return choose_alpha(points, max_supported_drop=max_supported_drop, baseline=baseline)
+
+    monkeypatch.setattr(module, "sweep", curve)
+    monkeypatch.setattr(module, "choose_alpha", choose)
+    two = [task, validation]
+    _patch(tiny_clip, tmp_path, two, two, supported, mode="sequential", max_supported_drop=0.1)
+    assert given == [{"s": 0.60}, {"s": 0.60}]
+
+
 def test_a_way_of_patching_several_tasks_needs_several(
     tiny_clip: ClipModel,
     task: PatchingTask,

@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
-    first_line,
     hash_state,
     read_shapes,
     read_state_dict,
     write_state_dict,
 )
-from terralign.errors import ModelError, nearest
+from terralign.errors import ModelError, first_line, nearest
 from terralign.files import hash_json, read_json, write_json
 from terralign.preprocess import InputSpec, rgb_spec
 

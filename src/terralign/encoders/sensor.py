@@ -24,13 +24,12 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
-    first_line,
     hash_state,
     read_checkpoint,
     read_shapes,
     read_state_dict,
 )
-from terralign.errors import ModelError
+from terralign.errors import ModelError, first_line
 from terralign.files import hash_json
 from terralign.preprocess import InputSpec
 from terralign.sensors import Composite

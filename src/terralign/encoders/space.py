@@ -25,9 +25,16 @@ from torch import Tensor, nn
 from terralign.chips import PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
-from terralign.encoders.weights import first_line, write_state_dict
+from terralign.encoders.weights import write_state_dict
 from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
-from terralign.errors import ModelError, SensorError, SpaceMismatchError, StorageError, nearest
+from terralign.errors import (
+    ModelError,
+    SensorError,
+    SpaceMismatchError,
+    StorageError,
+    first_line,
+    nearest,
+)
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor

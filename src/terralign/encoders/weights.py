@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from terralign.errors import ModelError
+from terralign.errors import ModelError, first_line
 from terralign.files import HASH_LENGTH, atomic_path
 
 StateDict = dict[str, Tensor]
@@ -146,9 +146,3 @@ def check_shapes(
 
 def _example(keys: list[str]) -> str:
     return f" (such as {keys[0]})" if keys else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says, cut to a length fit for one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from terralign.errors import DataError, nearest
 
@@ -157,9 +158,8 @@ def multilabel_metrics(
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
-    once = np.ones(num_samples, dtype=np.int64)
     precisions = np.full(num_classes, np.nan)
-    precisions[classes] = [column.average_precision(once) for column in columns]
+    precisions[classes] = [average_precision_score(labels[:, k], scores[:, k]) for k in classes]
     return _with_classes(metrics, precisions, positives, "positives")
 
 

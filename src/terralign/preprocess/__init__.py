@@ -12,7 +12,6 @@ from terralign.preprocess.augment import (
 )
 from terralign.preprocess.spec import (
     InputSpec,
-    make_composite,
     make_ready,
     resize,
     rgb_spec,
@@ -31,7 +30,6 @@ __all__ = [
     "augment_photometric",
     "augment_spectral",
     "draw_views",
-    "make_composite",
     "make_ready",
     "resize",
     "rgb_spec",

@@ -8,6 +8,8 @@ inputs to bfloat16 first loses up to 20 DN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -94,11 +96,7 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
     `valid` is True where a pixel may be used: DN 0 of optical products and non-finite values are
     masked before the offset is added, and take the sensor's `fill`.
     """
-    if pixels.ndim != 4 or pixels.shape[1] != len(layout.bands):
-        raise DataError(
-            f"pixels of shape {tuple(pixels.shape)} for {len(layout.bands)} bands "
-            f"({', '.join(layout.bands)}); expected (B, {len(layout.bands)}, H, W)"
-        )
+    check_channels(pixels, layout)
     numbers = pixels.to(torch.float32)
     valid = torch.isfinite(numbers)
     sensor = layout.sensor
@@ -109,8 +107,31 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
     return torch.where(valid, numbers, sensor.fill), valid
 
 
-def make_composite(physical: Tensor, layout: PixelLayout) -> Tensor:
-    """The RGB picture of physical pixels (B, C, H, W): (B, 3, H, W) float32 in 0-1.
+def select_bands(
+    pixels: Tensor, layout: PixelLayout, names: Sequence[str]
+) -> tuple[Tensor, PixelLayout]:
+    """Just these bands of pixels (B, C, H, W), in this order, and their layout.
+
+    Taking what is needed first spares the conversion of the rest. The names must be in the layout.
+    """
+    check_channels(pixels, layout)
+    if tuple(names) == layout.bands:
+        return pixels, layout
+    channels = [layout.bands.index(name) for name in names]
+    return pixels[:, channels], replace(layout, bands=tuple(names))
+
+
+def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
+    """Raise `DataError` unless pixels are (B, C, H, W) with one channel per band."""
+    if pixels.ndim != 4 or pixels.shape[1] != len(layout.bands):
+        raise DataError(
+            f"pixels of shape {tuple(pixels.shape)} for {len(layout.bands)} bands "
+            f"({', '.join(layout.bands)}); expected (B, {len(layout.bands)}, H, W)"
+        )
+
+
+def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
+    """Raw numbers (B, C, H, W) -> the RGB picture (B, 3, H, W) float32 in 0-1.
 
     By the layout's composite, else by its sensor's first. `SensorError` where the sensor makes no
     RGB or the layout lacks a band of it.
@@ -122,14 +143,8 @@ def make_composite(physical: Tensor, layout: PixelLayout) -> Tensor:
             f"composite {composite.name!r} needs {', '.join(composite.bands)}; "
             f"the pixels have {', '.join(layout.bands)} (missing {', '.join(missing)})"
         )
-    channels = [layout.bands.index(name) for name in composite.bands]
-    return (physical[:, channels] / composite.stretch).clamp(0, 1)
-
-
-def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
-    """Raw numbers (B, C, H, W) -> the composite (B, 3, H, W) in 0-1."""
-    physical, _ = to_physical(pixels, layout)
-    return make_composite(physical, layout)
+    physical, _ = to_physical(*select_bands(pixels, layout, composite.bands))
+    return (physical / composite.stretch).clamp(0, 1)
 
 
 def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
@@ -154,15 +169,17 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
             f"pixels have none of the tower's bands ({', '.join(spec.bands)}) "
             f"but {', '.join(layout.bands)}"
         )
-    physical, _ = to_physical(pixels, layout)
-    batch, _, height, width = physical.shape
-    scaled = physical.new_zeros((batch, len(spec.bands), height, width))
-    for channel, (name, (low, high)) in enumerate(
-        zip(spec.bands, spec.ranges[sensor], strict=True)
-    ):
-        if name not in absent:
-            band = physical[:, layout.bands.index(name)]
-            scaled[:, channel] = ((band - low) / (high - low)).clamp(0, 1)
+    present = [name for name in spec.bands if name in layout.bands]
+    physical, _ = to_physical(*select_bands(pixels, layout, present))
+    limits = dict(zip(spec.bands, spec.ranges[sensor], strict=True))
+    low = physical.new_tensor([limits[name][0] for name in present])[:, None, None]
+    high = physical.new_tensor([limits[name][1] for name in present])[:, None, None]
+    known = ((physical - low) / (high - low)).clamp(0, 1)
+    if not absent:
+        return known
+    batch, _, height, width = known.shape
+    scaled = known.new_zeros((batch, len(spec.bands), height, width))
+    scaled[:, [spec.bands.index(name) for name in present]] = known
     return scaled
 
 

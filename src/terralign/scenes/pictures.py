@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from terralign.errors import DataError
+from terralign.errors import DataError, first_line
 
 MAX_IMAGE_PIXELS = 89_478_485
 """A picture with more pixels is refused before it is decoded: the limit at which Pillow warns."""
@@ -95,8 +95,3 @@ def require_file(path: Path) -> None:
     """Raise `DataError` where `path` is missing or is no file."""
     if not path.is_file():
         raise DataError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

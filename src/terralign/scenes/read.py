@@ -22,8 +22,8 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from terralign.chips import Chip, Grid, PixelLayout
-from terralign.errors import DataError, SensorError
-from terralign.scenes.pictures import decode_rgb, first_line, require_file
+from terralign.errors import DataError, SensorError, first_line
+from terralign.scenes.pictures import decode_rgb, require_file
 from terralign.sensors import SENSORS, Sensor, sentinel2_dn_offset
 
 Units = Literal["dn", "physical"]

@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from terralign.datasets.loader import read_ahead
-from terralign.encoders.weights import first_line
-from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
+from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError, first_line
 from terralign.files import atomic_path, hash_json
 from terralign.progress import Progress
 

@@ -25,7 +25,7 @@ from terralign.encoders.sensor import (
 )
 from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import optical_layout
-from terralign.preprocess import InputSpec, make_composite, to_physical
+from terralign.preprocess import InputSpec, scale_composite, to_physical
 from terralign.sensors import Composite
 
 NUM_MEASURED = 256
@@ -204,7 +204,7 @@ def _brightness(data: Sequence[SampleSet]) -> float:
     for samples in data:
         layout = optical_layout(samples)
         raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
-        means.append(float(make_composite(to_physical(raw, layout)[0], layout).mean()))
+        means.append(float(scale_composite(raw, layout).mean()))
     return float(np.mean(means))
 
 
