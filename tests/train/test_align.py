@@ -103,6 +103,22 @@ def test_teacher_and_student_see_the_same_ground(
     assert max(row["loss"] for row in _lines(tmp_path)) < 1e-4
 
 
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_each_epoch_sees_its_view(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, num_views: int
+) -> None:
+    """With a student that stands still, an epoch costs the same exactly where its view is."""
+    settings = QUICK.model_copy(
+        update={"lr": 1e-12, "weight_decay": 0.0, "epochs": 3, "num_views": num_views}
+    )
+    student = _student(tiny_clip, scenes, bands=("B08", "B11"))
+    align(tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path)
+    losses = [row["loss"] for row in _lines(tmp_path)]
+    first, second, third = (np.mean(losses[start : start + 5]) for start in (0, 5, 10))
+    assert third == pytest.approx(first, rel=1e-4)
+    assert (second == pytest.approx(first, rel=1e-4)) == (num_views == 1)
+
+
 def test_without_labels_there_is_no_label_term(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
 ) -> None:
