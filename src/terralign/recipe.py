@@ -85,7 +85,7 @@ class PatchRecipe(PatchSettings):
     """Stage 1: its data and its settings."""
 
     preserve_on: UnlabelledData | None = None
-    """Pictures on which `preserve` keeps the embeddings; None: those of the patching tasks."""
+    """Pictures on which `preserve_unlabelled` keeps the tower's embeddings."""
 
     tasks: tuple[TaskData, ...] = Field(min_length=1)
     supported: tuple[SupportedData, ...] = ()

@@ -126,7 +126,7 @@ def test_resuming_is_exact_with_every_part_of_a_run(
 ) -> None:
     """Two tasks, calibration scalars, photometric draws, pictures to preserve on."""
     settings = FinetuneSettings(
-        epochs=1, batch_size=8, lr=1e-3, preserve=1.0, preserve_batch_size=4,
+        epochs=1, batch_size=8, lr=1e-3, preserve=1.0, preserve_unlabelled=1.0, preserve_batch_size=4,
         photometric=Photometric(),
     )  # fmt: skip
     tasks = [task, many_label_task]
@@ -157,7 +157,7 @@ def test_accumulation_gives_the_same_tower(
 ) -> None:
     """Also with pictures to preserve on, of another number than the batch."""
     settings = QUICK.model_copy(
-        update={"preserve": 5.0, "preserve_batch_size": 6, "lr": 1e-4, "epochs": 1}
+        update={"preserve_unlabelled": 5.0, "preserve_batch_size": 6, "lr": 1e-4, "epochs": 1}
     )
     one = finetune(tiny_clip, [task], settings, tmp_path / "one", preserve_on=photos)
     settings = settings.model_copy(update={"accumulate": parts})
@@ -181,7 +181,7 @@ def test_preserving_keeps_embeddings_closer(
             near = F.cosine_similarity(visual(pictures), tiny_clip.visual(pictures))
         return 1 - float(near.mean())
 
-    assert drift("kept", preserve=50.0) < drift("free")
+    assert drift("kept", preserve_unlabelled=50.0) < drift("free")
 
 
 def test_only_the_parameters_named_are_trained(
@@ -301,7 +301,7 @@ def test_settings_without_effect_on_multi_label_data_are_refused(
 def test_pictures_to_preserve_on_need_a_weight(
     tiny_clip: ClipModel, task: PatchingTask, photos: SyntheticSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(RecipeError, match="preserve_on has no effect with preserve = 0"):
+    with pytest.raises(RecipeError, match="preserve_on \\(its pictures\\) need one another"):
         finetune(tiny_clip, [task], QUICK, tmp_path, preserve_on=photos)
 
 

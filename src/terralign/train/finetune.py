@@ -56,10 +56,12 @@ class FinetuneSettings(LoopSettings):
     """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
     preserve: float = Field(default=0.0, ge=0)
     """Weight of a term that keeps what the tower knew: 1 - cos between the embeddings of the
-    fine-tuned and the zero-shot tower, averaged over unlabelled pictures (those of the patching
-    task where no others are given). 0: off (the paper's)."""
+    fine-tuned and the zero-shot tower, averaged over the patching pictures. 0: off (the
+    paper's)."""
+    preserve_unlabelled: float = Field(default=0.0, ge=0)
+    """Weight of the same term over other pictures (`preserve_on`), whose labels are not used."""
     preserve_batch_size: int = Field(default=64, ge=1)
-    """Unlabelled pictures per step, where they are given."""
+    """Other pictures per step."""
     trainable: tuple[str, ...] = ("*",)
     """Names of the tower's parameters to train, with wildcards; the rest stays."""
     batch_norm: Literal["frozen", "train"] = "frozen"
@@ -213,10 +215,13 @@ def finetune(
 
     `folder` takes checkpoints and `metrics.jsonl`; calling again resumes, or does nothing when the
     training is complete. `clip` itself is left as it is. `preserve_on`: pictures, whose labels are
-    not used, on which `settings.preserve` keeps the tower's embeddings.
+    not used, on which `settings.preserve_unlabelled` keeps the tower's embeddings.
     """
-    if preserve_on is not None and not settings.preserve:
-        raise RecipeError("preserve_on has no effect with preserve = 0; set its weight")
+    if (preserve_on is None) != (settings.preserve_unlabelled == 0):
+        raise RecipeError(
+            "preserve_unlabelled (a weight) and preserve_on (its pictures) need one another; "
+            "give both or neither"
+        )
     losses = [_loss_of(task, settings) for task in tasks]
     device = next(clip.model.parameters()).device
     batches = _PictureBatches(clip, tasks, settings, seed, preserve_on)
@@ -249,18 +254,17 @@ def finetune(
         )  # fmt: skip
         figures = {"label": float(loss.detach())}
         if settings.preserve:
-            pictures, seen = pixels, float(len(pixels))
-            if unlabelled is not None:
-                pictures = unlabelled.tensor_split(num_parts)[part].to(device)
-                features = student.visual(pictures)
-                # The loop weighs parts by their labelled samples; this one has its own share.
-                seen = len(inputs[2]) * len(pictures) / len(unlabelled)
-            with torch.no_grad():
-                before = clip.visual(pictures)
-            near = F.cosine_similarity(features.float(), before.float(), dim=-1)
-            kept = (1 - near).sum() / max(1, len(pictures)) * (seen / len(labels))
+            kept = _moved(clip, pixels, features).mean()
             figures["preserve"] = float(kept.detach())
             loss = loss + settings.preserve * kept
+        if unlabelled is not None:
+            pictures = unlabelled.tensor_split(num_parts)[part].to(device)
+            # The loop weighs parts by their labelled samples; this term has its own share.
+            share = len(inputs[2]) * len(pictures) / len(unlabelled) / len(labels)
+            moved = _moved(clip, pictures, student.visual(pictures))
+            kept = moved.sum() / max(1, len(pictures)) * share
+            figures["preserve_unlabelled"] = float(kept.detach())
+            loss = loss + settings.preserve_unlabelled * kept
         return loss, figures, len(labels)
 
     identity = {
@@ -276,6 +280,13 @@ def finetune(
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return on_cpu(student.visual.state_dict())
+
+
+def _moved(clip: ClipModel, pictures: Tensor, features: Tensor) -> Tensor:
+    """1 - cos (B,) between features (B, D) and the zero-shot tower's of the same pictures."""
+    with torch.no_grad():
+        before = clip.visual(pictures)
+    return 1 - F.cosine_similarity(features.float(), before.float(), dim=-1)
 
 
 def _loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
