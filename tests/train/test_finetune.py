@@ -126,7 +126,8 @@ def test_resuming_is_exact_with_every_part_of_a_run(
 ) -> None:
     """Two tasks, calibration scalars, photometric draws, pictures to preserve on."""
     settings = FinetuneSettings(
-        epochs=1, batch_size=8, lr=1e-3, preserve=1.0, preserve_unlabelled=1.0, preserve_batch_size=4,
+        epochs=1, batch_size=8, lr=1e-3, preserve=1.0, preserve_unlabelled=1.0,
+        preserve_batch_size=4,
         photometric=Photometric(),
     )  # fmt: skip
     tasks = [task, many_label_task]
