@@ -1,6 +1,6 @@
 """Stage 1's sweep: what one more alpha costs, against one forward pass over the same tensors.
 
-`terralign.train.patch.sweep` runs with one alpha and with several; the difference, per alpha, holds
+`terralign.train.sweep.sweep` runs with one alpha and with several; the difference, per alpha, holds
 everything an alpha needs: interpolating, loading the weights, the forward passes and the score.
 The aim: within a tenth of the forward pass over tensors that are ready.
 """
@@ -33,7 +33,7 @@ from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import make_ready, resize, scale_composite
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate
-from terralign.train.patch import sweep
+from terralign.train.sweep import sweep
 
 BATCH_SIZE = 128
 

@@ -277,7 +277,7 @@ import torch
 from terralign.recipe import load_recipe
 from terralign.run import run_recipe
 from terralign.train import {module} as module
-from terralign.train.loop import Checkpoints
+from terralign.train.checkpoints import Checkpoints
 
 Checkpoints.due = lambda self: True
 real, calls = module.label_loss, []

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
-from terralign.train import loop
 from terralign.train.batches import Plan
+from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
-    Checkpoints,
     FitResult,
     LoopSettings,
     Prepared,
@@ -366,7 +365,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
             raise OSError(28, "No space left on device")
         save(value, path)
 
-    monkeypatch.setattr(loop.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StorageError, match="no space left while writing"):
         _fit(tmp_path)
     monkeypatch.undo()

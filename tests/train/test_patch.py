@@ -21,15 +21,8 @@ from terralign.evaluate.classification import evaluate_zero_shot
 from terralign.train import patch as module
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate, merge
-from terralign.train.patch import (
-    PatchResult,
-    PatchSettings,
-    SweepMemory,
-    SweepPoint,
-    choose_alpha,
-    patch,
-    sweep,
-)
+from terralign.train.patch import PatchResult, PatchSettings, patch
+from terralign.train.sweep import SweepMemory, SweepPoint, choose_alpha, sweep
 
 ALPHAS = (0.0, 0.5, 1.0)
 QUICK = PatchSettings(epochs=1, batch_size=8, lr=1e-3, alphas=ALPHAS, max_supported_drop=0.5)

@@ -1,0 +1,151 @@
+"""What a stage keeps in its folder while it trains: checkpoints and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terralign.errors import RecipeError, StorageError, first_line
+from terralign.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed."""
+
+    def __init__(self, folder: Path, *, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._last_time = time.monotonic()
+        self._cost = 0.0
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    def due(self) -> bool:
+        """True every 15 seconds, less often where writing takes more than a twentieth of that."""
+        return time.monotonic() - self._last_time >= max(15.0, 20 * self._cost)
+
+    def write(self, path: Path, values: dict[str, Any]) -> None:
+        start = time.monotonic()
+        with atomic_path(path) as partial:
+            torch.save({"identity": self.identity, **values}, partial)
+        self._last_time = time.monotonic()
+        self._cost = self._last_time - start
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """The checkpoint, None where there is none; another stage's is refused."""
+        if not path.is_file():
+            return None
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            given = values["identity"]
+        except Exception as error:  # a damaged file makes its reader raise nearly anything
+            raise StorageError(
+                f"checkpoint {path} is damaged ({first_line(error)}); "
+                "delete it to start this stage anew"
+            ) from error
+        if given != self.identity:
+            raise RecipeError(
+                f"checkpoint {path} is of other settings or data; "
+                "choose another output folder or delete it"
+            )
+        return dict(values)
+
+
+def detached(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights, on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+
+
+def training_state(
+    step: int, best: float | None, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Everything that the next step depends on."""
+    state: dict[str, Any] = {
+        "step": step,
+        "best": best,
+        "threads": torch.get_num_threads(),
+        "model": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore(
+    checkpoints: Checkpoints, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None]:
+    """Go on from the last checkpoint: (steps done, best validation value); (0, None) without."""
+    state = checkpoints.read(checkpoints.last)
+    if state is None:
+        return 0, None
+    if state["threads"] != torch.get_num_threads():
+        logger.warning(
+            "going on with %d thread(s), as before, not %d", state["threads"],
+            torch.get_num_threads(),
+        )  # fmt: skip
+        torch.set_num_threads(state["threads"])
+    module.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    logger.info("going on after step %d (%s)", state["step"], checkpoints.last)
+    return int(state["step"]), state["best"]
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object per line; lines after the checkpoint resumed from are dropped."""
+
+    def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_steps]
+            with atomic_path(path) as partial:
+                partial.write_text("".join(f"{line}\n" for line in lines))
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise RecipeError(
+                    "tensorboard = true needs TensorBoard: pip install 'terralign[tensorboard]'"
+                ) from error
+            self._writer = SummaryWriter(os.fspath(path.parent), purge_step=keep_steps + 1)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self._writer is not None:
+            for key, value in figures.items():
+                self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _step_of(line: str) -> int:
+    """The step of a line; a line cut short by a kill counts as after everything."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62
