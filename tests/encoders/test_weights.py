@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import os
 import pickle
@@ -14,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from terralign.encoders import weights
 from terralign.encoders.weights import (
     check_shapes,
+    hash_module,
     hash_state,
     read_checkpoint,
     read_shapes,
@@ -210,3 +213,42 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         check_shapes(expected, {**expected, "c": (1,)}, what="x")
     with pytest.raises(ModelError, match=r"a is \(3, 2\), expected \(2, 3\)"):
         check_shapes(expected, {**expected, "a": (3, 2)}, what="x")
+
+
+def test_a_module_is_hashed_once_and_again_after_any_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed = []
+    real = weights.hash_state
+
+    def counted(state: dict[str, torch.Tensor], *, extra: str = "") -> str:
+        hashed.append(sorted(state))
+        return real(state, extra=extra)
+
+    monkeypatch.setattr(weights, "hash_state", counted)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    first = hash_module(module)
+    assert first == real(module.state_dict())
+    assert hash_module(module) == first
+    assert len(hashed) == 1
+    other = hash_module(module, extra="x", without="1.")
+    assert other == real({k: v for k, v in module.state_dict().items() if k[0] == "0"}, extra="x")
+    assert hashed[-1] == ["0.bias", "0.weight"]
+
+    names = [first]
+
+    def changed() -> None:
+        names.append(hash_module(module))
+        assert names[-1] == real(module.state_dict())
+        assert len(set(names)) == len(names)
+
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module(torch.randn(4, 2)).sum().backward()  # moves the running statistics
+    changed()
+    optimizer.step()
+    changed()
+    module.load_state_dict({key: value * 2 for key, value in module.state_dict().items()})
+    changed()
+    module[0].weight = torch.nn.Parameter(torch.zeros(2, 2))
+    changed()
+    assert hash_module(copy.deepcopy(module)) == names[-1]

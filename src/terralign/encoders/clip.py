@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
-    hash_state,
+    hash_module,
     read_shapes,
     read_state_dict,
     write_state_dict,
@@ -119,17 +119,12 @@ class ClipModel:
     def anchor_id(self) -> str:
         """The name of what anchors a space: text and RGB weights, architecture, preprocessing."""
         config = hash_json({"model": self.model_cfg, "preprocess": self.input_spec.model_dump()})
-        return hash_state(self.model.state_dict(), extra=config)
+        return hash_module(self.model, extra=config)
 
     def text_id(self) -> str:
         """The name of the text tower: every weight that is not of the RGB tower, and its config."""
-        state = {
-            key: value
-            for key, value in self.model.state_dict().items()
-            if not key.startswith("visual.")
-        }
         text = {key: value for key, value in self.model_cfg.items() if key != "vision_cfg"}
-        return hash_state(state, extra=hash_json(text))
+        return hash_module(self.model, extra=hash_json(text), without="visual.")
 
 
 def load_clip(source: str) -> ClipModel:

@@ -24,7 +24,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
-    hash_state,
+    hash_module,
     read_checkpoint,
     read_shapes,
     read_state_dict,
@@ -71,7 +71,7 @@ class SensorTower(nn.Module):
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""
         extra = hash_json(self.config.model_dump(mode="json"))
-        return hash_state(self.state_dict(), extra=extra)
+        return hash_module(self, extra=extra)
 
 
 def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> SensorTower:

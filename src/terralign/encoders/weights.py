@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import pickle
 import warnings
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from terralign.errors import ModelError, first_line
 from terralign.files import HASH_LENGTH, atomic_path
@@ -123,6 +125,40 @@ def hash_state(state: Mapping[str, Tensor], *, extra: str = "") -> str:
         digest.update(f"|{key}|{tuple(value.shape)}|{value.dtype}|".encode())
         digest.update(value.contiguous().numpy().data if value.numel() else b"")
     return digest.hexdigest()[:HASH_LENGTH]
+
+
+_Stamp = list[tuple[weakref.ref[Tensor], int, int]]
+_hashed: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, str], tuple[_Stamp, str]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def hash_module(module: nn.Module, *, extra: str = "", without: str = "\0") -> str:
+    """`hash_state` of a module's weights, those that start with `without` left out.
+
+    Remembered while every weight stays as it is: a large CLIP takes seconds to hash, and is asked
+    for its name at every turn. Weights that are replaced, moved or changed in place are hashed
+    anew (torch counts changes in place, except those made behind its back through `.data`).
+    """
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    stamp = [
+        (weakref.ref(value), value.data_ptr(), -1 if value.is_inference() else value._version)
+        for _, value in named
+    ]
+    known = _hashed.setdefault(module, {})
+    before, name = known.get((extra, without), ([], ""))
+    if not name or not _same_stamp(before, stamp):
+        state = {k: v for k, v in module.state_dict().items() if not k.startswith(without)}
+        name = hash_state(state, extra=extra)
+        known[extra, without] = (stamp, name)
+    return name
+
+
+def _same_stamp(a: _Stamp, b: _Stamp) -> bool:
+    """Whether both are of the same tensors (by identity), unchanged."""
+    return len(a) == len(b) and all(
+        x[0] is y[0] and x[1:] == y[1:] for x, y in zip(a, b, strict=True)
+    )
 
 
 def check_shapes(
