@@ -228,6 +228,14 @@ def test_reestimated_statistics_are_those_of_the_pictures(norm_clip: ClipModel) 
     assert _changed(visual.state_dict(), again.state_dict()) == set()
 
 
+def test_reestimating_draws_nothing() -> None:
+    module = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+    before = torch.get_rng_state()
+    reestimate_batch_norm(module, [torch.ones(2, 3, 4, 4)])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(module[1].running_mean, torch.ones(3))
+
+
 def test_pictures_for_statistics_are_those_of_training(
     norm_clip: ClipModel, task: PatchingTask
 ) -> None:

@@ -326,6 +326,8 @@ def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
     assert set(parallel.points[0].patching) == names
     alpha = parallel.choice.alpha
     assert _same(parallel.patched, merge(theta_0, alone, [alpha, alpha]))
+    merged = read_state_dict(tmp_path / "parallel" / "finetuned.safetensors")
+    assert _same(merged, merge(theta_0, alone, [1.0, 1.0]))
 
     kept = tmp_path / "sequential"
     sequential = _patch(tiny_clip, kept, tasks, checks, supported, mode="sequential")
@@ -393,7 +395,40 @@ def test_trained_batch_norms_are_estimated_anew_for_each_alpha(
     run = module._Patching(norm_clip, settings, tmp_path, [], None, 0, False)
     theta_0 = copy.deepcopy(norm_clip.visual.state_dict())
     half = interpolate(theta_0, found.finetuned, 0.5)
-    anew = run.with_statistics(half, 0.5, [task])
+    pictures = run.pictures([task])
+    anew = run.with_statistics(half, 0.5, lambda: pictures)
     assert not torch.equal(anew[key], half[key])
     assert all(torch.equal(anew[k], half[k]) for k in half if "running" not in k and "num" not in k)
-    assert run.with_statistics(theta_0, 0.0, [task]) is theta_0
+    assert run.with_statistics(theta_0, 0.0, lambda: pictures) is theta_0
+
+
+def test_the_finetuned_tower_is_the_one_of_the_curve(
+    norm_clip: ClipModel,
+    task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its batch-norm statistics too; training pictures are decoded once for all alphas."""
+    calls = []
+    real = module.training_pictures
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "training_pictures", counted)
+    found = _patch(
+        norm_clip, tmp_path, [task], [validation], supported,
+        batch_norm="train", alphas=(0.5, 1.0), max_supported_drop=1.0, lr=1e-2,
+    )  # fmt: skip
+    assert len(calls) == 1
+    space = EmbeddingSpace(norm_clip.with_visual(found.finetuned, source="test"))
+    for one, values in ((validation, "patching"), (supported, "supported")):
+        measured = evaluate_zero_shot(space, one.samples, tower="rgb", prompts=one.prompts)
+        name = f"{one.samples.name}/{one.samples.split}"
+        assert getattr(found.points[-1], values)[name] == measured.result.value("top1")
+    trained = read_state_dict(tmp_path / "finetuned.safetensors")
+    assert not torch.equal(trained["bn1.running_mean"], found.finetuned["bn1.running_mean"])
+    assert torch.equal(trained["conv1.weight"], found.finetuned["conv1.weight"])

@@ -335,8 +335,9 @@ def reestimate_batch_norm(
         return
     device = next(module.parameters()).device
     before = [cast(Any, layer).momentum for layer in norms]
-    train_mode(module, frozen_batch_norm=False)
+    module.eval()  # dropout would draw from the generator, and blur the statistics
     for layer in norms:
+        layer.train()
         cast(Any, layer).reset_running_stats()
         cast(Any, layer).momentum = momentum
     with torch.no_grad():

@@ -5,6 +5,7 @@ PAINT's three ways of patching several tasks: jointly, one after another, or eac
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
@@ -137,7 +139,13 @@ class _Patching:
         validation: Sequence[PatchingTask],
         folder: Path,
     ) -> tuple[StateDict, StateDict, Choice, tuple[SweepPoint, ...]]:
-        points = self.curve(make, tasks, validation, folder)
+        pictures = functools.cache(lambda: self.pictures(tasks))
+
+        def at(alpha: float) -> StateDict:
+            return self.with_statistics(make(alpha), alpha, pictures)
+
+        identity = self.curve_identity(make, validation)
+        points = self.curve(at, identity, validation, folder)
         if self.baseline is None:
             self.baseline = next(point.supported for point in points if point.alpha == 0)
         choice = choose_alpha(
@@ -149,15 +157,15 @@ class _Patching:
         write_json(
             folder / "sweep.json",
             {
-                "identity": self.curve_identity(make, validation),
+                "identity": identity,
                 "chosen": asdict(choice),
                 "max_supported_drop": self.settings.max_supported_drop,
                 "points": [asdict(point) for point in points],
             },
         )
-        patched = self.with_statistics(make(choice.alpha), choice.alpha, tasks)
+        patched = at(choice.alpha)
         write_state_dict(folder / "patched.safetensors", patched)
-        return make(1.0), patched, choice, points
+        return at(1.0), patched, choice, points
 
     def curve_identity(
         self, make: Callable[[float], StateDict], validation: Sequence[PatchingTask]
@@ -174,40 +182,40 @@ class _Patching:
 
     def curve(
         self,
-        make: Callable[[float], StateDict],
-        tasks: Sequence[PatchingTask],
+        at: Callable[[float], StateDict],
+        identity: str,
         validation: Sequence[PatchingTask],
         folder: Path,
     ) -> tuple[SweepPoint, ...]:
         path = folder / "sweep.json"
         if path.is_file():
             kept = read_json(path)
-            if kept["identity"] == self.curve_identity(make, validation):
+            if kept["identity"] == identity:
                 return tuple(SweepPoint(**point) for point in kept["points"])
         return sweep(
             self.clip,
-            lambda alpha: self.with_statistics(make(alpha), alpha, tasks),
+            at,
             sorted({0.0, *self.settings.alphas}),
             validation=validation,
             supported=self.supported,
-            memory=SweepMemory(
-                path=folder / "sweep-partial.json",
-                identity=self.curve_identity(make, validation),
-            ),
+            memory=SweepMemory(path=folder / "sweep-partial.json", identity=identity),
+        )
+
+    def pictures(self, tasks: Sequence[PatchingTask]) -> list[Tensor]:
+        """Training pictures from which batch-norm statistics are estimated."""
+        return training_pictures(
+            self.clip, tasks, self.finetune_settings, num_batches=16, seed=self.seed
         )
 
     def with_statistics(
-        self, theta: StateDict, alpha: float, tasks: Sequence[PatchingTask]
+        self, theta: StateDict, alpha: float, pictures: Callable[[], Sequence[Tensor]]
     ) -> StateDict:
         """theta, its batch-norm statistics re-estimated where training moved them."""
         trained = self.settings.batch_norm == "train"
         if not trained or alpha == 0 or not any(map(is_batch_norm, self.clip.visual.modules())):
             return theta
         visual = self.clip.with_visual(theta, source="theta").visual
-        pictures = training_pictures(
-            self.clip, tasks, self.finetune_settings, num_batches=16, seed=self.seed
-        )
-        reestimate_batch_norm(visual, pictures)
+        reestimate_batch_norm(visual, pictures())
         return on_cpu(visual.state_dict())
 
     def jointly(
@@ -255,4 +263,5 @@ class _Patching:
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,
         )  # fmt: skip
+        write_state_dict(self.folder / "finetuned.safetensors", finetuned)
         return PatchResult(finetuned=finetuned, patched=patched, choice=choice, points=points)
