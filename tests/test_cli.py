@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -199,6 +200,7 @@ def test_classify_prints_json_and_lines(finished_run: Path, picture: Path, tmp_p
     (row,) = json.loads(result.stdout)
     assert list(row["probabilities"]) == ["forest", "river", "town"]
     assert row["tower"] == "rgb"
+    assert row["prompts"] == "synthetic-scenes"
     result = _call(
         "classify", *common, scene, "--sensor", "sentinel2-l2a", "--dn-offset", "0", "--bands",
         "B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B11,B12",
@@ -490,6 +492,51 @@ def test_a_stop_exits_as_its_signal_does(
 
     monkeypatch.setattr("terralign.run.run_recipe", stopped)
     assert said in _fault("run", "quickstart", code=code)
+
+
+_TERMINATED = """
+import os, signal, sys
+from terralign.cli import main
+from terralign.encoders.space import EmbeddingSpace
+
+def load(source):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("cleared away")
+
+EmbeddingSpace.load = load
+main(["--quiet", "evaluate", "x", "--data", "y"])
+"""
+
+
+def test_sigterm_outside_training_ends_with_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TERMINATED], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert done.stdout == "cleared away\n"
+    assert done.stderr == "terralign: stopped; run the same command again to go on\n"
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert _call("info", "recipes").exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "MODEL", "--data", "synthetic-photos"],
+        ["classify", "MODEL", "a.png", "--labels", "a,b"],
+    ],
+)
+def test_a_device_that_is_not_there(finished_run: Path, arguments: list[str]) -> None:
+    model = str(finished_run / "model")
+    filled = [model if one == "MODEL" else one for one in arguments]
+    assert "cannot compute on device 'gpu'" in _fault(*filled, "--device", "gpu")
 
 
 def test_quiet_says_nothing_but_results(finished_run: Path) -> None:

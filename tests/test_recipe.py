@@ -323,11 +323,35 @@ def _recipe(**change: Any) -> Recipe:
 
 def test_single_stages() -> None:
     patched = single_stage(_recipe(), "patch", base="other")
-    assert (patched.base.model, patched.align, patched.evaluate) == ("other", (), ())
+    assert (patched.base.model, patched.align) == ("other", ())
     assert single_stage(_recipe(), "patch").base.model == "clip"
     aligned = single_stage(_recipe(), "align", base="runs/p/model")
     assert (aligned.patch, aligned.base.model) == (None, "runs/p/model")
     assert [one.name for one in aligned.align] == ["s2", "s1"]
+
+
+def test_single_stages_measure_what_is_theirs() -> None:
+    both = {"data": "eurosat-ms", "split": "val", "role": "alignment"}
+    recipe = _recipe(
+        evaluate=[
+            {"data": "aid", "split": "all", "role": "unseen", "models": ["base", "patched"]},
+            {**both, "models": ["base", "finetuned", "patched"], "towers": ["s2"]},
+            {**both, "task": "retrieval", "query": "rgb", "gallery": "s2"},
+            {**both, "task": "retrieval", "query": "text", "gallery": "rgb"},
+        ]
+    )
+    patched = single_stage(recipe, "patch").evaluate
+    assert [(one.data, one.models, one.towers) for one in patched] == [
+        ("aid", ("base", "patched"), ()),
+        ("eurosat-ms", ("base", "finetuned", "patched"), ()),
+    ]
+    aligned = single_stage(recipe, "align", base="x")
+    assert [(one.models, one.towers, one.gallery) for one in aligned.evaluate] == [
+        (("base",), ("s2",), None),
+        ((), (), "s2"),
+    ]
+    again = parse_recipe(tomllib.loads(recipe_text(aligned)), origin="resolved")
+    assert again == aligned
 
 
 def test_single_stages_that_are_not_there() -> None:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
+import rasterio
 import torch
+from click.testing import CliRunner
 
 from small_run import SMALL_RECIPE, small_recipe, small_values
+from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, Interrupted, RecipeError, StorageError
 from terralign.files import hash_file
 from terralign.recipe import single_stage
-from terralign.run import run_recipe, versions
+from terralign.run import run_recipe
+from terralign.run_folder import versions
+from terralign.sensors import find_sensor
 from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
 
@@ -67,6 +75,16 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
     assert {"terralign", "torch", "python", "device"} <= kept.keys()
     assert len(list((finished_run / "figures").glob("*.png"))) >= 2
     assert len(_lines(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
+
+
+def test_one_log_holds_the_lines_of_all_stages(finished_run: Path) -> None:
+    lines = _lines(finished_run / "metrics.jsonl")
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    assert stages == ["align/s1", "align/s2", "patch", "pretrain"]
+    own = _lines(finished_run / "align" / "s2" / "metrics.jsonl")
+    assert [line for line in lines if line["stage"] == "align/s2"] == [
+        {"stage": "align/s2", **line} for line in own
+    ]
 
 
 def test_towers_of_the_same_data_share_their_teachers_views(finished_run: Path) -> None:
@@ -155,6 +173,24 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         run_recipe(small_recipe(), tmp_path / "file" / "run")
 
 
+def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    recipe = small_recipe(base={"model": "micro-clip"})
+    with pytest.raises(DataError, match=r"data root .*nowhere is not there"):
+        run_recipe(recipe, tmp_path / "out", data_root=tmp_path / "nowhere")
+
+
+def test_two_measurements_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
+    """They could not be told apart in results.json, nor drawn in one table."""
+    entry = {"data": "synthetic-scenes", "split": "test", "role": "unseen", "models": ["base"]}
+    other = {**entry, "prompts": "satellite", "models": ["patched", "base"]}
+    recipe = small_recipe(base={"model": str(finished_run / "base")}, evaluate=[entry, other])
+    with pytest.raises(RecipeError, match="measures base on synthetic-scenes test twice as unseen"):
+        run_recipe(recipe, tmp_path)
+    assert not (tmp_path / "patch").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -190,17 +226,141 @@ def test_patching_and_aligning_apart_give_what_a_run_gives(
     base = str(finished_run / "base")
     patched = single_stage(small_recipe(), "patch", base=base)
     found = run_recipe(patched, tmp_path / "patched", device="cpu")
-    assert found.rows == ()
+    assert list(found.rows) == [
+        row
+        for row in _rows(finished_run)
+        if row["model"] in ("base", "finetuned", "patched") and row["task"] == "zero-shot"
+    ]
     assert (
         _weights(tmp_path / "patched")["open_clip_model.safetensors"]
         == _weights(finished_run)["open_clip_model.safetensors"]
     )
-    first = small_recipe(align=small_values()["align"][:1], evaluate=None)
+    entry = {**small_values()["evaluate"][0], "towers": ["s2"]}
+    first = small_recipe(align=small_values()["align"][:1], evaluate=[entry])
     aligned = single_stage(first, "align", base=str(tmp_path / "patched" / "model"))
-    run_recipe(aligned, tmp_path / "aligned", device="cpu")
+    found = run_recipe(aligned, tmp_path / "aligned", device="cpu")
+    expected_rows = {
+        "base": [row for row in _rows(finished_run) if row["model"] == "patched"],
+        "aligned": [row for row in _rows(finished_run) if row.get("tower") == "s2"],
+    }
+    for model, rows in expected_rows.items():
+        values = [row["value"] for row in rows if row["dataset"] == "synthetic-scenes"]
+        assert [row["value"] for row in found.rows if row["model"] == model] == values
     expected = _weights(finished_run)
     del expected["towers/s1.safetensors"]
     assert _weights(tmp_path / "aligned") == expected
+
+
+def test_aligning_adds_to_the_towers_that_a_space_has(finished_run: Path, tmp_path: Path) -> None:
+    values = small_values()["align"][0]
+    recipe = small_recipe(align=[{**values, "name": "third", "epochs": 1}], evaluate=None)
+    aligned = single_stage(recipe, "align", base=str(finished_run / "model"))
+    run_recipe(aligned, tmp_path / "out", device="cpu")
+    before, after = (EmbeddingSpace.load(one / "model") for one in (finished_run, tmp_path / "out"))
+    assert after.tower_names == ("rgb", "s2", "s1", "third")
+    assert after.space_id == before.space_id
+    assert after.tower_id("s2") == before.tower_id("s2")
+
+
+def test_patching_a_space_says_which_towers_it_leaves_behind(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = small_recipe(align=None, evaluate=None)
+    patched = single_stage(recipe, "patch", base=str(finished_run / "model"))
+    with caplog.at_level("WARNING", logger="terralign"):
+        run_recipe(patched, tmp_path / "out", device="cpu")
+    assert "the base's towers (s2, s1)" in caplog.text
+    assert EmbeddingSpace.load(tmp_path / "out" / "model").tower_names == ("rgb",)
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel"])
+def test_several_tasks_are_patched_as_the_recipe_says(
+    finished_run: Path, tmp_path: Path, mode: str
+) -> None:
+    values = small_values()["patch"]
+    more = {"data": "synthetic-scenes-multilabel", "limit": 32, "validation_limit": 32}
+    change = {"mode": mode, "tasks": [*values["tasks"], more], "warmup_steps": 1}
+    entry = {"split": "test", "role": "patching", "models": ["base", "finetuned", "patched"]}
+    names = ("synthetic-scenes", "synthetic-scenes-multilabel")
+    recipe = small_recipe(
+        patch={**values, **change},
+        evaluate=[{**entry, "data": name, "limit": 40} for name in names],
+    )
+    alone = single_stage(recipe, "patch", base=str(finished_run / "base"))
+    found = run_recipe(alone, tmp_path, device="cpu")
+    tasks = {(row["task"], row["model"]) for row in found.rows}
+    assert len(tasks) == 6
+    folders = sorted(path.name for path in (tmp_path / "patch").iterdir() if path.is_dir())
+    assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes"]
+    header = (tmp_path / "alpha-sweep.csv").read_text().splitlines()[0]
+    assert "synthetic-scenes/val" in header
+    assert "synthetic-scenes/val#1" in header
+    assert (tmp_path / "figures" / "alpha-curve.png").is_file()
+
+
+SENSOR = """
+name = "drone"
+unit = "reflectance"
+dn_scale = 1e-4
+nodata = 0
+bands = [{ name = "blue" }, { name = "green" }, { name = "red" }, { name = "nir" }]
+composites = [{ name = "natural", bands = ["red", "green", "blue"], stretch = 0.3 }]
+"""
+DECLARED = """
+name = "flights"
+reader = "folder"
+sensor = "drone.toml"
+root = "flights"
+bands = ["blue", "green", "red", "nir"]
+prompts = ["a drone's picture of {}."]
+classes = { a = "a meadow", b = "a roof" }
+splits = { train = "train.txt", test = "test.txt" }
+"""
+
+
+def test_a_sensor_of_ones_own_is_aligned_measured_and_travels(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{folder}/{number}.tif" for folder in "ab" for number in range(8)]
+    for name in names:
+        path = tmp_path / "flights" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            rasterio.open(
+                path, "w", driver="GTiff", dtype="uint16", count=4, height=32, width=32
+            ) as file,
+        ):
+            file.write(rng.integers(1, 4000, (4, 32, 32)).astype(np.uint16))
+    (tmp_path / "train.txt").write_text("\n".join(names[::2]))
+    (tmp_path / "test.txt").write_text("\n".join(names[1::2]))
+    sensor, data = tmp_path / "drone.toml", tmp_path / "flights.toml"
+    sensor.write_text(SENSOR)
+    data.write_text(DECLARED)
+    tower = {
+        "name": "d", "sensors": [str(sensor)], "epochs": 1, "batch_size": 4,
+        "data": [{"data": str(data), "split": "train", "labels": True}],
+    }  # fmt: skip
+    common = {"data": str(data), "split": "test", "role": "alignment", "towers": ["d"]}
+    recipe = small_recipe(align=[tower], evaluate=[{**common, "models": ["base"]}])
+    aligned = single_stage(recipe, "align", base=str(finished_run / "base"))
+    found = run_recipe(aligned, tmp_path / "out", data_root=tmp_path, device="cpu")
+    assert {(row["model"], row["dataset"], row["num_samples"]) for row in found.rows} == {
+        ("base", "flights", 8),
+        ("aligned", "flights", 8),
+    }
+    space = EmbeddingSpace.load(tmp_path / "out" / "model")
+    assert space.input_spec("d").sensors == ("drone",)
+    assert space.find_sensor("drone") == find_sensor(str(sensor))
+
+    said = CliRunner().invoke(
+        main,
+        ["classify", str(tmp_path / "out" / "model"), str(tmp_path / "flights" / names[0]),
+         "--labels", "meadow,roof", "--sensor", "drone", "--bands", "blue,green,red,nir", "--json"],
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)[0]["tower"] == "d"
 
 
 # Stopping and going on
@@ -259,8 +419,6 @@ def test_measurements_are_kept_over_a_stop(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run whose results were not written yet measures nothing twice."""
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     (folder / "results.json").unlink()
@@ -268,6 +426,18 @@ def test_measurements_are_kept_over_a_stop(
     found = run_recipe(small_recipe(), folder)
     assert not found.complete_before
     assert list(found.rows) == _rows(finished_run)
+
+
+def test_a_tower_of_another_teacher_is_not_taken_for_this_one(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    (folder / "results.json").unlink()
+    marker = folder / "align" / "s2" / "tower.json"
+    marker.write_text(json.dumps({"identity": "of another teacher"}))
+    with pytest.raises(RecipeError, match="holds a tower of other data or another teacher"):
+        run_recipe(small_recipe(), folder)
 
 
 _KILLED = """

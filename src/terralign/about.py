@@ -10,7 +10,7 @@ from terralign.datasets.catalog import DATASETS
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import load_prompts, prompt_set_names
 from terralign.recipe import recipe_names
-from terralign.run import versions
+from terralign.run_folder import versions
 from terralign.sensors import SENSORS
 
 

@@ -11,10 +11,14 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -48,15 +52,43 @@ def _example(text: str) -> Callable[[Command], Command]:
     return add
 
 
+class _Terminated(BaseException):
+    """SIGTERM came; like KeyboardInterrupt no fault, and nothing catches it on the way."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within the block SIGTERM unwinds the stack, so that parts of files are cleared away.
+
+    Training has its own way, which saves first. Outside the main thread nothing is installed.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 class _OneLineFaults(click.Group):
     """Tells every fault in one line and exits with its code."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _terminable():
+                return super().invoke(context)
         except Interrupted as stop:
             _tell(str(stop))
             sys.exit(128 + stop.signal_number)
+        except _Terminated:
+            _tell("stopped; run the same command again to go on")
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             _tell("interrupted; run the same command again to go on")
             sys.exit(130)
@@ -290,12 +322,13 @@ def evaluate(
     from terralign.encoders.space import EmbeddingSpace
     from terralign.evaluate.classification import evaluate_zero_shot
     from terralign.evaluate.retrieval import evaluate_retrieval
+    from terralign.train.threads import choose_device
 
     _threads()
+    chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     samples = open_dataset(data, data_root=data_root, split=split, size=space.input_spec().size)
-    if device:
-        space.to(device)
+    space.to(chosen_device)
     if retrieval:
         found = evaluate_retrieval(
             space, samples, query=query, gallery=gallery or "rgb", prompts=prompts
@@ -324,7 +357,7 @@ def evaluate(
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--labels", required=True, help='Class names: "forest,river,industrial area".')
-@click.option("--sensor", help="Sensor of GeoTIFFs, or a TOML that defines one.")
+@click.option("--sensor", help="Sensor of GeoTIFFs, the model's own too, or a TOML.")
 @click.option("--bands", help="Band names of the files in order: B02,B03,B04,B08.")
 @click.option("--dn-offset", type=float, help="Added to Sentinel-2 DN: 0 or -1000.")
 @click.option("--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are.")
@@ -353,20 +386,19 @@ def classify(
     """Classify FILES (pictures, or GeoTIFFs of a known sensor) by the names of classes."""
     from terralign.encoders.space import EmbeddingSpace
     from terralign.evaluate.files import classify_files
-    from terralign.sensors import find_sensor
+    from terralign.train.threads import choose_device
 
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if len(names) < 2:
         raise click.UsageError('--labels needs at least two names, as in "forest,river"')
     _threads()
-    space = EmbeddingSpace.load(model)
-    if device:
-        space.to(device)
+    chosen_device = choose_device(device)
+    space = EmbeddingSpace.load(model).to(chosen_device)
     rows = classify_files(
         space,
         files,
         names,
-        sensor=find_sensor(sensor) if sensor else None,
+        sensor=space.find_sensor(sensor) if sensor else None,
         bands=[band.strip() for band in bands.split(",")] if bands else None,
         dn_offset=dn_offset,
         units=units,

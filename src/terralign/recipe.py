@@ -227,17 +227,29 @@ def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
 
 
 def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Recipe:
-    """The part of a recipe that only patches or only aligns; `base` replaces its base model."""
+    """The part of a recipe that only patches or only aligns; `base` replaces its base model.
+
+    What it measures of that stage stays: the RGB models, or the towers and what retrieves with
+    them, beside the model that the stage started from.
+    """
     start = BaseRecipe(model=base) if base is not None else recipe.base
     if stage == "patch":
         if recipe.patch is None:
             raise RecipeError(f"recipe {recipe.name!r} has no patch stage")
-        return recipe.model_copy(update={"base": start, "align": (), "evaluate": ()})
+        measured = tuple(
+            entry.model_copy(update={"towers": ()}) for entry in recipe.evaluate if entry.models
+        )
+        return recipe.model_copy(update={"base": start, "align": (), "evaluate": measured})
     if not recipe.align:
         raise RecipeError(f"recipe {recipe.name!r} has no align stage")
     if base is None:
         raise RecipeError("align starts from a patched space: name it with --base")
-    return recipe.model_copy(update={"base": start, "patch": None, "evaluate": ()})
+    measured = tuple(
+        entry.model_copy(update={"models": ("base",) if entry.models else ()})
+        for entry in recipe.evaluate
+        if entry.towers or {entry.query, entry.gallery} & {tower.name for tower in recipe.align}
+    )
+    return recipe.model_copy(update={"base": start, "patch": None, "evaluate": measured})
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,19 +1,15 @@
 """Running a recipe: base -> patch -> align* -> evaluate, each stage kept in the run folder.
 
 A run folder holds `recipe.toml` (resolved), `versions.json`, the stages' checkpoints and
-`metrics.jsonl`, `model/` (the space), `results.json` and the report. Running the same recipe again
-resumes, or does nothing; another recipe in the same folder is refused.
+`metrics.jsonl` (all stages' lines are in the run folder's own too), `model/` (the space),
+`results.json` and the report. Running the same recipe again resumes, or does nothing; another
+recipe in the same folder is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
 import json
 import logging
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +24,13 @@ from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
-from terralign.encoders.zeroshot import OPENAI_IMAGENET, openai_imagenet_names
-from terralign.errors import RecipeError, StorageError
-from terralign.evaluate.classification import choose_prompts, evaluate_zero_shot, require_labels
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.classification import (
+    choose_class_names,
+    choose_prompts,
+    evaluate_zero_shot,
+    require_labels,
+)
 from terralign.evaluate.embed import Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
@@ -42,16 +42,16 @@ from terralign.recipe import (
     EvaluateRecipe,
     PatchRecipe,
     Recipe,
-    recipe_difference,
     recipe_text,
 )
+from terralign.run_folder import claimed, keep_recipe, keep_threads, versions
 from terralign.sensors import find_sensor
 from terralign.train.align import AlignmentSource, align
 from terralign.train.finetune import PatchingTask
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.student import new_student
-from terralign.train.threads import choose_threads, set_threads
+from terralign.train.threads import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -73,65 +73,15 @@ def run_recipe(
     `device`: None takes CUDA where there is one. Raises `RecipeError` for a folder of another
     recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
-    with _claimed(folder):
-        _keep_recipe(recipe, folder)
+    with claimed(folder):
+        keep_recipe(recipe, folder)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_json(results)["rows"]
             return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
-        run = _Run(recipe, folder, data_root, device or _default_device())
+        run = _Run(recipe, folder, data_root, choose_device(device))
         rows = run.run()
         return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageError(f"another process is running in {folder}; wait for it") from error
-        yield
-
-
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    path = folder / "recipe.toml"
-    text = recipe_text(recipe)
-    if not path.is_file():
-        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
-        if others:
-            raise StorageError(
-                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no run; "
-                "choose an empty folder"
-            )
-        write_text(path, text)
-        return
-    difference = recipe_difference(path.read_text(encoding="utf-8"), text)
-    if difference:
-        raise RecipeError(
-            f"{folder} holds a run of another recipe; choose another --out. "
-            f"Different: {'; '.join(difference)}"
-        )
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides recipe and data."""
-    packages = ("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 class _Run:
@@ -144,7 +94,11 @@ class _Run:
         self.size: int | None = None
 
     def run(self) -> list[dict[str, Any]]:
-        self._set_threads()
+        if self.data_root is not None and not self.data_root.is_dir():
+            raise DataError(
+                f"data root {self.data_root} is not there; give the folder that holds the data sets"
+            )
+        keep_threads(self.folder, self.recipe.threads, device=self.device)
         if self.recipe.base.pretrain is not None:
             self.size = self.recipe.base.pretrain.image_size
             self._open_everything()
@@ -160,24 +114,6 @@ class _Run:
         self._report(rows, patched)
         write_json(self.folder / "results.json", {"rows": rows})
         return rows
-
-    def _set_threads(self) -> None:
-        """Threads chosen once per run folder, and used again on resume."""
-        path = self.folder / "versions.json"
-        now = {**versions(), "device": self.device}
-        if path.is_file():
-            kept = read_json(path)
-            num_threads = int(kept["threads"])
-            changed = [key for key, value in now.items() if kept.get(key) != value]
-            if changed:
-                logger.warning(
-                    "this run began with other versions: %s",
-                    ", ".join(f"{key} {kept.get(key)}, now {now[key]}" for key in changed),
-                )
-        else:
-            num_threads = choose_threads(self.recipe.threads)
-            write_json(path, {**now, "threads": num_threads})
-        set_threads(num_threads)
 
     # Data
 
@@ -201,7 +137,24 @@ class _Run:
         for entry in recipe.evaluate:
             samples = self.open(entry.data, entry.split, entry.limit)
             if entry.task == "zero-shot":
-                class_names(samples, entry.classes)
+                choose_class_names(samples, entry.classes)
+        self._check_figures_differ()
+
+    def _check_figures_differ(self) -> None:
+        """Results tell figures apart by these; two of one name could not stand in one table."""
+        seen: set[tuple[Any, ...]] = set()
+        for entry in self.recipe.evaluate:
+            samples = self.open(entry.data, entry.split, entry.limit)
+            multi_label = samples.labels is not None and samples.labels.multi_label
+            where = (samples.name, samples.split, entry.role, entry.task, multi_label)
+            for who in (*entry.models, *entry.towers, (entry.query, entry.gallery)):
+                if (*where, who) in seen and who != (None, None):
+                    name = who if isinstance(who, str) else " -> ".join(map(str, who))
+                    raise RecipeError(
+                        f"evaluate measures {name} on {samples.name} {samples.split} twice as "
+                        f"{entry.role}; results could not tell the two apart: leave one out"
+                    )
+                seen.add((*where, who))
 
     def _patching_tasks(
         self, recipe: PatchRecipe
@@ -225,7 +178,7 @@ class _Run:
         return PatchingTask(
             samples=samples,
             prompts=choose_prompts(samples, prompts),
-            class_names=class_names(samples, classes),
+            class_names=choose_class_names(samples, classes),
         )
 
     def _preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
@@ -276,6 +229,11 @@ class _Run:
         )
 
     def _align(self, base: EmbeddingSpace, patched: PatchResult | None) -> EmbeddingSpace:
+        if patched is not None and base.towers:
+            logger.warning(
+                "the base's towers (%s) belong to its RGB tower and are not kept, now that it is "
+                "patched; align them again", ", ".join(base.towers),
+            )  # fmt: skip
         space = EmbeddingSpace(
             self._with_visual(base.clip, patched.patched if patched else None, "patched"),
             towers=base.towers if patched is None else {},
@@ -293,11 +251,24 @@ class _Run:
         seed = self.recipe.seed
         sources = [self._source(one) for one in recipe.data]
         tower, initial = new_student(
-            recipe.name, clip, recipe.student, recipe.sensors,
+            recipe.name, clip, recipe.student, [find_sensor(name).name for name in recipe.sensors],
             [source.samples for source in sources], seed=seed, root=self.data_root,
         )  # fmt: skip
-        finished = folder / "tower.safetensors"
-        if finished.is_file():
+        identity = hash_json(
+            {
+                "teacher": clip.anchor_id(),
+                "student": tower.tower_id(),
+                "recipe": recipe.model_dump(mode="json"),
+                "sources": [source.identity() for source in sources],
+                "seed": seed,
+            }
+        )
+        finished, marker = folder / "tower.safetensors", folder / "tower.json"
+        if finished.is_file() and marker.is_file():
+            if read_json(marker)["identity"] != identity:
+                raise RecipeError(
+                    f"{folder} holds a tower of other data or another teacher; choose another --out"
+                )
             tower.load_state_dict(read_state_dict(finished))
             return tower.to(self.device).eval().requires_grad_(False)
         if initial:
@@ -310,6 +281,7 @@ class _Run:
             seed=seed, tensorboard=self.recipe.tensorboard,
         )  # fmt: skip
         write_state_dict(finished, tower.state_dict())
+        write_json(marker, {"identity": identity, "tower_id": tower.tower_id()})
         return tower.eval().requires_grad_(False)
 
     def _source(self, data: AlignData) -> AlignmentSource:
@@ -383,6 +355,8 @@ class _Run:
             "towers": towers,
             "data": samples.fingerprint,
             "entry": entry.model_dump(mode="json", exclude={"models", "towers"}),
+            "prompts": choose_prompts(samples, entry.prompts).describe(),
+            "classes": samples.labels and list(samples.labels.class_names),
         }
         path = self.folder / "evaluate" / f"{hash_json(identity)}.json"
         if path.is_file():
@@ -412,21 +386,25 @@ class _Run:
             )  # fmt: skip
         return evaluate_zero_shot(
             space, samples, tower=tower, prompts=entry.prompts,
-            class_names=class_names(samples, entry.classes), embed=embed,
+            class_names=choose_class_names(samples, entry.classes), embed=embed,
         )  # fmt: skip
 
-    def _report(self, rows: list[dict[str, Any]], patched: PatchResult | None) -> None:
+    def _report(self, figures: list[dict[str, Any]], patched: PatchResult | None) -> None:
         curves = {}
-        for path in sorted(self.folder.rglob("metrics.jsonl")):
+        for path in sorted(self.folder.rglob("*/metrics.jsonl")):
             label = str(path.parent.relative_to(self.folder)).replace("/checkpoints", "")
             curves[label] = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [{"stage": stage, **line} for stage, rows in curves.items() for line in rows]
+        write_text(
+            self.folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines)
+        )
         notes = [self.recipe.note] if self.recipe.note else []
         if patched is not None:
             notes.append(f"Stage 1: {patched.choice.reason}.")
         write_report(
             self.folder,
             title=f"terralign run: {self.recipe.name}",
-            rows=rows,
+            rows=figures,
             sweep=[asdict(point) for point in patched.points] if patched else [],
             chosen_alpha=patched.choice.alpha if patched else None,
             max_supported_drop=self.recipe.patch.max_supported_drop if self.recipe.patch else None,
@@ -437,19 +415,3 @@ class _Run:
             },
             notes=notes,
         )
-
-
-def class_names(samples: SampleSet, classes: str | None) -> tuple[str, ...]:
-    """The class names of a set, or OpenAI's for ImageNet, one per class."""
-    own = require_labels(samples).class_names
-    if classes is None:
-        return own
-    if classes != OPENAI_IMAGENET:
-        raise RecipeError(f"unknown class list {classes!r}; known: {OPENAI_IMAGENET}")
-    names = openai_imagenet_names()
-    if len(names) != len(own):
-        raise RecipeError(
-            f"{samples.name} has {len(own)} classes, ImageNet {len(names)}: "
-            f"classes = {OPENAI_IMAGENET!r} does not fit"
-        )
-    return names

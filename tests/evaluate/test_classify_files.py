@@ -68,6 +68,7 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
         "probability": max(png.probabilities.values()),
         "probabilities": png.probabilities,
         "tower": "rgb",
+        "prompts": "plain",
     }
 
 

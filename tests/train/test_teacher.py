@@ -121,30 +121,53 @@ def test_an_interrupted_computation_goes_on(
     assert _files(tmp_path / "b") == _files(tmp_path / "whole")
 
 
-def test_a_kill_before_the_checksum_was_written_costs_the_work_and_nothing_else(
+@pytest.mark.parametrize("moment", ["before the checksum", "after the checksum"])
+def test_a_kill_at_the_very_end_costs_no_view(
     tiny_clip: ClipModel,
     scenes: SyntheticSet,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    moment: str,
 ) -> None:
-    """What was done of the old file must not be taken for done in the new one."""
     monkeypatch.setattr(teacher, "SECONDS_BETWEEN_FLUSHES", -1.0)
 
-    def killed(path: Path, value: Any) -> None:
-        if "sha256" in value:
-            raise KeyboardInterrupt
-        path.write_text(json.dumps(value))
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(teacher, "write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
-    monkeypatch.undo()
-    broken = _Counted(scenes, fail_after=0)
-    with pytest.raises(OSError, match="cable pulled"):
-        stored_views(tiny_clip, broken, PLAN, tmp_path, batch_size=16)  # type: ignore[arg-type]
-    found = stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
+    name = "hash_file" if moment == "before the checksum" else "os.replace"
+    with monkeypatch.context() as patched:
+        patched.setattr(f"terralign.train.teacher.{name}", killed)
+        if name == "os.replace":  # only the last of them, not those of the notes on the way
+            patched.setattr("terralign.train.teacher.write_json", _write)
+        with pytest.raises(KeyboardInterrupt):
+            stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
+    counted = _Counted(scenes)
+    found = stored_views(tiny_clip, counted, PLAN, tmp_path, batch_size=16)  # type: ignore[arg-type]
+    assert counted.calls == 0
     expected = stored_views(tiny_clip, scenes, PLAN, tmp_path / "whole", batch_size=16)
     np.testing.assert_array_equal(found, expected)
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [
+        ".json",
+        ".npy",
+    ]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def test_a_disk_that_cannot_promise_the_room_is_told(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the promise, writing to the memory map would end in a bus error."""
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(teacher.os, "posix_fallocate", full, raising=False)
+    with pytest.raises(StorageError, match="No space left on device"):
+        stored_views(tiny_clip, scenes, PLAN, tmp_path)
+    assert list(tmp_path.glob("*.npy")) == []
 
 
 def test_damaged_views_are_refused(

@@ -37,7 +37,7 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
+from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
 RGB = "rgb"
@@ -191,11 +191,13 @@ class EmbeddingSpace:
         )
 
     def find_sensor(self, name: str) -> Sensor:
-        """A built-in sensor, or one that came with the space's towers."""
+        """A built-in sensor, one that came with the space's towers, or the one of a TOML file."""
         known = {**SENSORS, **self.sensors}
-        if name not in known:
-            raise SensorError(f"unknown sensor {name!r}; {nearest(name, known)}")
-        return known[name]
+        if name in known:
+            return known[name]
+        if name.endswith(".toml"):
+            return load_sensor(Path(name))
+        raise SensorError(f"unknown sensor {name!r}; {nearest(name, known)}, or a sensor's .toml")
 
     def tower_for(self, layout: PixelLayout) -> str:
         """The tower that pixels of this layout go through unless another is named."""
@@ -223,6 +225,12 @@ class EmbeddingSpace:
 
     # Classifying
 
+    def choose_prompts(self, prompts: PromptSet | str | None = None) -> PromptSet:
+        """The prompts given, else the space's own, else `satellite`."""
+        if isinstance(prompts, str):
+            return load_prompts(prompts)
+        return prompts or self.prompts or load_prompts("satellite")
+
     def zero_shot_weights(
         self,
         labels: Sequence[str],
@@ -231,9 +239,8 @@ class EmbeddingSpace:
         cache_dir: Path | None = None,
     ) -> Tensor:
         """W (K, D) of these class names; the space's own prompts unless others are given."""
-        chosen = load_prompts(prompts) if isinstance(prompts, str) else prompts or self.prompts
         return zero_shot_weights(
-            self.clip, labels, chosen or load_prompts("satellite"), cache_dir=cache_dir
+            self.clip, labels, self.choose_prompts(prompts), cache_dir=cache_dir
         )
 
     def classify(

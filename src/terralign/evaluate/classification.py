@@ -11,8 +11,13 @@ from torch import Tensor
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.sample import Labels, SampleSet
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.zeroshot import PromptSet, load_prompts
-from terralign.errors import DataError
+from terralign.encoders.zeroshot import (
+    OPENAI_IMAGENET,
+    PromptSet,
+    load_prompts,
+    openai_imagenet_names,
+)
+from terralign.errors import DataError, RecipeError
 from terralign.evaluate.embed import Embed, choose_route, embed_samples
 from terralign.evaluate.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.evaluate.result import Evaluation
@@ -38,6 +43,22 @@ def require_labels(samples: SampleSet) -> Labels:
             "(--task retrieval), not classified"
         )
     return samples.labels
+
+
+def choose_class_names(samples: SampleSet, classes: str | None = None) -> tuple[str, ...]:
+    """The class names of a set, or OpenAI's for ImageNet, one per class."""
+    own = require_labels(samples).class_names
+    if classes is None:
+        return own
+    if classes != OPENAI_IMAGENET:
+        raise RecipeError(f"unknown class list {classes!r}; known: {OPENAI_IMAGENET}")
+    names = openai_imagenet_names()
+    if len(names) != len(own):
+        raise RecipeError(
+            f"{samples.name} has {len(own)} classes, ImageNet {len(names)}: "
+            f"classes = {OPENAI_IMAGENET!r} does not fit"
+        )
+    return names
 
 
 def score_classes(

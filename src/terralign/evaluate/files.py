@@ -20,10 +20,11 @@ from terralign.sensors import Sensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileClass:
-    """One file: class name -> probability (they sum to 1), and the tower that saw it."""
+    """One file: class name -> probability (they sum to 1), the tower and the prompt set's name."""
 
     file: Path
     tower: str
+    prompts: str
     probabilities: dict[str, float]
 
     @property
@@ -39,6 +40,7 @@ class FileClass:
             "probability": self.probabilities[self.label],
             "probabilities": self.probabilities,
             "tower": self.tower,
+            "prompts": self.prompts,
         }
 
 
@@ -62,7 +64,8 @@ def classify_files(
     twice = {label for label in labels if list(labels).count(label) > 1}
     if twice:
         raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
-    weights = space.zero_shot_weights(labels, prompts)
+    chosen = space.choose_prompts(prompts)
+    weights = space.zero_shot_weights(labels, chosen)
     found = []
     for path in files:
         chip = read_chip(path, sensor=sensor, bands=bands, dn_offset=dn_offset, units=units)
@@ -77,6 +80,7 @@ def classify_files(
             FileClass(
                 file=path,
                 tower=name,
+                prompts=chosen.name,
                 probabilities=dict(zip(labels, chances, strict=True)),
             )
         )

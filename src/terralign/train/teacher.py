@@ -137,6 +137,8 @@ def _compute(
     views = np.lib.format.open_memmap(
         partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
     )
+    if not done:
+        _take_space(partial)
 
     def prepare(block: tuple[int, int]) -> tuple[tuple[int, int], Tensor]:
         view, start = block
@@ -163,9 +165,25 @@ def _compute(
                 flushed = time.monotonic()
     views.flush()
     del views
-    os.replace(partial, path)
+    # The note first: a kill between the two then costs no view.
     write_json(
         path.with_suffix(".json"),
-        {"sha256": hash_file(path), "shape": list(shape), "samples": samples.name},
+        {"sha256": hash_file(partial), "shape": list(shape), "samples": samples.name},
     )
+    os.replace(partial, path)
     state.unlink(missing_ok=True)
+
+
+def _take_space(path: Path) -> None:
+    """Have the disk promise every byte of a new file now: a disk that fills up later would kill
+    the process that writes to its memory map."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise StorageError(
+            f"no space for {path} ({error.strerror}); free some and run the same command again"
+        ) from error

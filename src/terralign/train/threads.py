@@ -1,4 +1,4 @@
-"""How many threads torch computes with: chosen once per run, recorded, and used again on resume."""
+"""What torch computes with: threads (chosen once per run, recorded, used again) and device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import torch
+
+from terralign.errors import RecipeError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,4 +45,18 @@ def choose_threads(requested: int | None = None) -> int:
 def set_threads(num_threads: int) -> None:
     """Compute with this many intra-op threads from now on, and say so."""
     torch.set_num_threads(num_threads)
-    logger.info("computing with %d thread%s", num_threads, "" if num_threads == 1 else "s")
+    plural = "" if num_threads == 1 else "s"
+    logger.info("computing with %d thread%s; one more reads ahead", num_threads, plural)
+
+
+def choose_device(requested: str | None = None) -> str:
+    """`requested`, checked, else CUDA where there is one, else the CPU."""
+    if requested is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=requested).add_(1)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(
+            f"cannot compute on device {requested!r} ({first_line(error)}); try cpu, cuda or cuda:1"
+        ) from error
+    return requested

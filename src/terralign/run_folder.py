@@ -1,0 +1,84 @@
+"""The run folder: whose it is, which recipe it holds, what versions it began with."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from terralign.errors import RecipeError, StorageError
+from terralign.files import read_json, write_json, write_text
+from terralign.recipe import Recipe, recipe_difference, recipe_text
+from terralign.train.threads import choose_threads, set_threads
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another process is running in {folder}; wait for it") from error
+        yield
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the resolved recipe, or refuse a folder that holds another one or other files."""
+    path = folder / "recipe.toml"
+    text = recipe_text(recipe)
+    if not path.is_file():
+        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
+        if others:
+            raise StorageError(
+                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no run; "
+                "choose an empty folder"
+            )
+        write_text(path, text)
+        return
+    difference = recipe_difference(path.read_text(encoding="utf-8"), text)
+    if difference:
+        raise RecipeError(
+            f"{folder} holds a run of another recipe; choose another --out. "
+            f"Different: {'; '.join(difference)}"
+        )
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides recipe and data."""
+    packages = ("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
+    """Compute with the threads chosen once per run folder, and used again on resume."""
+    path = folder / "versions.json"
+    now = {**versions(), "device": device}
+    if path.is_file():
+        kept = read_json(path)
+        num_threads = int(kept["threads"])
+        changed = [key for key, value in now.items() if kept.get(key) != value]
+        if changed:
+            logger.warning(
+                "this run began with other versions: %s",
+                ", ".join(f"{key} {kept.get(key)}, now {now[key]}" for key in changed),
+            )
+    else:
+        num_threads = choose_threads(requested)
+        write_json(path, {**now, "threads": num_threads})
+    set_threads(num_threads)
