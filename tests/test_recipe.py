@@ -13,14 +13,13 @@ import tomli_w
 from terralign.errors import RecipeError
 from terralign.recipe import (
     Recipe,
-    apply_override,
     load_recipe,
     parse_recipe,
-    recipe_difference,
     recipe_names,
     recipe_text,
     single_stage,
 )
+from terralign.toml_values import apply_override, toml_difference
 
 ARCHITECTURE = {"embed_dim": 8, "vision_cfg": {"image_size": 32}, "text_cfg": {"width": 8}}
 
@@ -301,8 +300,8 @@ def test_the_difference_of_two_recipes_names_every_key() -> None:
     values["align"][1]["epochs"] = 9
     values["patch"]["tasks"][0]["limit"] = 5
     new = recipe_text(parse_recipe(values, origin="x"))
-    assert recipe_difference(old, old) == []
-    assert recipe_difference(old, new) == [
+    assert toml_difference(old, old) == []
+    assert toml_difference(old, new) == [
         "align.s1.epochs: 1 -> 9",
         "patch.lr: 1e-05 -> 0.5",
         "patch.tasks.0.limit: not there -> 5",
@@ -313,7 +312,7 @@ def test_a_tower_less_is_a_difference() -> None:
     old = recipe_text(parse_recipe(VALUES, origin="x"))
     values = copy.deepcopy(VALUES)
     del values["align"][1]
-    found = recipe_difference(old, recipe_text(parse_recipe(values, origin="x")))
+    found = toml_difference(old, recipe_text(parse_recipe(values, origin="x")))
     assert "align.s1.name: 's1' -> not there" in found
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from terralign.errors import RecipeError, StorageError
 from terralign.files import read_json, write_json, write_text
-from terralign.recipe import Recipe, recipe_difference, recipe_text
+from terralign.recipe import Recipe, recipe_text
+from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
             )
         write_text(path, text)
         return
-    difference = recipe_difference(path.read_text(encoding="utf-8"), text)
+    difference = toml_difference(path.read_text(encoding="utf-8"), text)
     if difference:
         raise RecipeError(
             f"{folder} holds a run of another recipe; choose another --out. "

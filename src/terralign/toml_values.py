@@ -1,0 +1,123 @@
+"""Values of TOML files: overriding one, telling what is wrong with one or differs between two."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from terralign.errors import RecipeError, nearest
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault of a validation, in one line, with the nearest right key."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if isinstance(part, int | str)]
+    where = ".".join(str(part) for part in place)
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, place[:-1])
+        return f"unknown key {where!r}; {nearest(str(place[-1]), fields)}"
+    if first["type"] == "missing":
+        return f"key {where!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message}{shown}" if where else f"{message}{shown}"
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+    """The keys of the table at `place` of a model, as a recipe writes them."""
+    current: Any = model
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        current = _model_in(field.annotation)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply `KEY=VALUE` to a recipe's values, in place.
+
+    KEY is dotted (`patch.lr`); an entry of a list is named by its number or its `name`
+    (`align.sentinel2.epochs`). VALUE is TOML, else a plain string.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {override!r}: expected KEY=VALUE, as in patch.lr=2e-5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    current: Any = values
+    for part in parents:
+        current = _step_into(current, part, override)
+    if isinstance(current, list):
+        raise RecipeError(f"--set {override!r}: name the entry of the list, by number or name")
+    if not isinstance(current, dict):
+        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} is not a table")
+    current[last] = value
+
+
+def _step_into(current: Any, part: str, override: str) -> Any:
+    if isinstance(current, list):
+        for number, entry in enumerate(current):
+            if part == str(number) or (isinstance(entry, dict) and entry.get("name") == part):
+                return entry
+        names = [
+            str(entry.get("name", n)) if isinstance(entry, dict) else str(n)
+            for n, entry in enumerate(current)
+        ]
+        raise RecipeError(f"--set {override!r}: no entry {part!r}; {nearest(part, names)}")
+    if not isinstance(current, dict):
+        raise RecipeError(f"--set {override!r}: nothing lies below {part!r}")
+    return current.setdefault(part, {})
+
+
+def without_none(value: Any) -> Any:
+    """Plain values without the keys whose value is None, which TOML cannot say."""
+    if isinstance(value, dict):
+        return {key: without_none(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [without_none(one) for one in value]
+    return value
+
+
+def toml_difference(old: str, new: str) -> list[str]:
+    """What differs between two TOML texts: `key: old -> new`."""
+    before, after = (_flatten(tomllib.loads(text)) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, 'not there')} -> {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = ((one.get("name", number), one) for number, one in enumerate(value))
+    else:
+        return {prefix: repr(value)}
+    flat: dict[str, str] = {}
+    for key, one in items:
+        flat.update(_flatten(one, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
