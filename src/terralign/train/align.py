@@ -55,7 +55,7 @@ from terralign.train.teacher import (
     teacher_pictures,
 )
 
-DEFAULT_LOSSES = {"mse_normalised": 1.0, "label": 0.2}
+DEFAULT_LOSSES = {"mse_normalised": 1.0, "label": 1.0}
 """Chosen on validation data (docs/experiment-log.md); "label" is dropped where no labels are
 given."""
 
