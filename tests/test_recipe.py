@@ -340,9 +340,10 @@ def test_single_stages_measure_what_is_theirs() -> None:
         ]
     )
     patched = single_stage(recipe, "patch").evaluate
-    assert [(one.data, one.models, one.towers) for one in patched] == [
-        ("aid", ("base", "patched"), ()),
-        ("eurosat-ms", ("base", "finetuned", "patched"), ()),
+    assert [(one.data, one.models, one.towers, one.query) for one in patched] == [
+        ("aid", ("base", "patched"), (), None),
+        ("eurosat-ms", ("base", "finetuned", "patched"), (), None),
+        ("eurosat-ms", (), (), "text"),
     ]
     aligned = single_stage(recipe, "align", base="x")
     assert [(one.models, one.towers, one.gallery) for one in aligned.evaluate] == [

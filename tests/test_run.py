@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from small_run import SMALL_RECIPE, small_recipe, small_values
 from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, Interrupted, RecipeError, StorageError
+from terralign.errors import DataError, Interrupted, RecipeError, SensorError, StorageError
 from terralign.files import hash_file
 from terralign.recipe import single_stage
 from terralign.run import run_recipe
@@ -111,8 +111,12 @@ def test_rows_have_the_documented_keys(finished_run: Path) -> None:
         ("base", "rgb", "synthetic-photos"),
         ("patched", "rgb", "synthetic-photos"),
     } <= measured
-    pairs = {(row["query_tower"], row["gallery_tower"]) for row in rows if "query_tower" in row}
-    assert pairs == {("s1", "s2"), ("text", "rgb")}
+    pairs = {
+        (row["model"], row["query_tower"], row["gallery_tower"])
+        for row in rows
+        if "query_tower" in row
+    }
+    assert pairs == {("aligned", "s1", "s2"), ("patched", "text", "rgb")}
     assert {row["role"] for row in rows} == {"patching", "supported", "alignment"}
 
 
@@ -181,6 +185,28 @@ def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
         run_recipe(recipe, tmp_path / "out", data_root=tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"towers": ["s3"]}, RecipeError, "evaluate names tower 's3'; did you mean 's2'"),
+        (
+            {"data": "synthetic-photos", "towers": ["s2"]},
+            SensorError,
+            "the student takes sentinel2-l2a; data set 'synthetic-photos' has rgb",
+        ),
+    ],
+)
+def test_a_tower_that_cannot_be_measured_is_told_before_it_is_trained(
+    finished_run: Path, tmp_path: Path, change: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    entry = {"data": "synthetic-scenes", "split": "test", "role": "alignment", **change}
+    recipe = small_recipe(patch=None, align=small_values()["align"][:1], evaluate=[entry])
+    aligned = single_stage(recipe, "align", base=str(finished_run / "base"))
+    with pytest.raises(error, match=said):
+        run_recipe(aligned, tmp_path)
+    assert not (tmp_path / "align").exists()
+
+
 def test_two_measurements_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
     """They could not be told apart in results.json, nor drawn in one table."""
     entry = {"data": "synthetic-scenes", "split": "test", "role": "unseen", "models": ["base"]}
@@ -227,9 +253,7 @@ def test_patching_and_aligning_apart_give_what_a_run_gives(
     patched = single_stage(small_recipe(), "patch", base=base)
     found = run_recipe(patched, tmp_path / "patched", device="cpu")
     assert list(found.rows) == [
-        row
-        for row in _rows(finished_run)
-        if row["model"] in ("base", "finetuned", "patched") and row["task"] == "zero-shot"
+        row for row in _rows(finished_run) if row["model"] in ("base", "finetuned", "patched")
     ]
     assert (
         _weights(tmp_path / "patched")["open_clip_model.safetensors"]
@@ -244,7 +268,7 @@ def test_patching_and_aligning_apart_give_what_a_run_gives(
         "aligned": [row for row in _rows(finished_run) if row.get("tower") == "s2"],
     }
     for model, rows in expected_rows.items():
-        values = [row["value"] for row in rows if row["dataset"] == "synthetic-scenes"]
+        values = [row["value"] for row in rows if row["role"] == "patching"]
         assert [row["value"] for row in found.rows if row["model"] == model] == values
     expected = _weights(finished_run)
     del expected["towers/s1.safetensors"]

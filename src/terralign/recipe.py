@@ -238,7 +238,9 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
         if recipe.patch is None:
             raise RecipeError(f"recipe {recipe.name!r} has no patch stage")
         measured = tuple(
-            entry.model_copy(update={"towers": ()}) for entry in recipe.evaluate if entry.models
+            entry.model_copy(update={"towers": ()})
+            for entry in recipe.evaluate
+            if entry.models or {entry.query, entry.gallery} == {"text", "rgb"}
         )
         return recipe.model_copy(update={"base": start, "align": (), "evaluate": measured})
     if not recipe.align:

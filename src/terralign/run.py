@@ -24,17 +24,17 @@ from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
-from terralign.errors import DataError, RecipeError
+from terralign.errors import DataError, RecipeError, nearest
 from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
     evaluate_zero_shot,
     require_labels,
 )
-from terralign.evaluate.embed import Route, embed_samples
+from terralign.evaluate.embed import Route, embed_samples, optical_layout
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
-from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
 from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignData,
@@ -50,7 +50,7 @@ from terralign.train.align import AlignmentSource, align
 from terralign.train.finetune import PatchingTask
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
-from terralign.train.student import new_student
+from terralign.train.student import new_student, student_layout
 from terralign.train.threads import choose_device
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class _Run:
         base = self._base()
         self.size = base.input_spec().size
         self._open_everything()
+        self._check_towers(base)
         patched = self._patch(base)
         space = self._align(base, patched)
         rows = self._evaluate(base, patched, space)
@@ -139,6 +140,23 @@ class _Run:
             if entry.task == "zero-shot":
                 choose_class_names(samples, entry.classes)
         self._check_figures_differ()
+
+    def _check_towers(self, base: EmbeddingSpace) -> None:
+        """Meet a measurement whose tower is not there, or does not take the data, as early."""
+        kept = {} if self.recipe.patch is not None else base.towers
+        sensors = {name: tower.config.input.sensors for name, tower in kept.items()}
+        for tower in self.recipe.align:
+            sensors[tower.name] = tuple(find_sensor(name).name for name in tower.sensors)
+        for entry in self.recipe.evaluate:
+            samples = self.open(entry.data, entry.split, entry.limit)
+            for name in (*entry.towers, entry.query, entry.gallery, *(RGB for _ in entry.models)):
+                if name in sensors:
+                    student_layout(samples, sensors[name])
+                elif name == RGB:
+                    optical_layout(samples)
+                elif name not in (None, TEXT):
+                    hint = nearest(str(name), [*sensors, RGB, TEXT])
+                    raise RecipeError(f"evaluate names tower {name!r}; {hint}")
 
     def _check_figures_differ(self) -> None:
         """Results tell figures apart by these; two of one name could not stand in one table."""
@@ -335,7 +353,9 @@ class _Run:
         rows: list[dict[str, Any]] = []
         for entry in self.recipe.evaluate:
             if entry.task == "retrieval":
-                rows += self._measured("aligned", space, entry, tower=None)
+                aligned = {entry.query, entry.gallery} & set(space.towers)
+                plain = "patched" if patched is not None else "base"
+                rows += self._measured("aligned" if aligned else plain, space, entry, tower=None)
             for model in entry.models:
                 rows += self._measured(model, models[model], entry, tower=RGB)
             for tower in entry.towers:

@@ -78,10 +78,6 @@ class AlignSettings(LoopSettings):
     """Geometry of a view, the same for teacher and student."""
     num_views: int = Field(default=1, ge=1)
     """Seeded views per sample that the teacher embeds; epoch e trains on view e modulo this."""
-    target: Literal["view", "mean"] = "view"
-    """What the student is drawn to: the teacher's embedding of the same view, or the mean of its
-    stored views' L2-normalised embeddings (without crops these show the same ground in other
-    orientations; the mean is steadier than any one of them)."""
     live_teacher: bool = False
     """Run the teacher in every step instead of storing its embeddings."""
     spectral: Spectral = Spectral()
@@ -194,12 +190,9 @@ class _PairBatches:
             seed=self._seed, view=batch.epoch, indices=batch.indices,
         )  # fmt: skip
         if self._stored is not None:
-            stored = self._stored[batch.source]
-            if self._settings.target == "mean":
-                every = torch.from_numpy(stored[:, batch.indices].astype(np.float32))
-                target = F.normalize(every, dim=-1).mean(0)
-            else:
-                target = torch.from_numpy(stored[view, batch.indices].astype(np.float32))
+            target = torch.from_numpy(
+                self._stored[batch.source][view, batch.indices].astype(np.float32)
+            )
         else:
             target = teacher_pictures(self._clip, samples, self._views, view, batch.indices)
         labels = None
@@ -235,10 +228,6 @@ def align(
     _check_effects(settings, losses, sources, validation)
     if "infonce" in losses and settings.accumulate > 1:
         raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
-    if settings.target == "mean" and (settings.live_teacher or settings.num_views == 1):
-        raise RecipeError('target = "mean" needs num_views of 2 or more, stored')
-    if settings.target == "mean" and "mse" in losses:
-        raise RecipeError('target = "mean" is of normalised embeddings; "mse" compares raw ones')
     if "kl" in losses and anchors is None:
         raise RecipeError("the kl loss needs anchors: class names of the patching tasks")
     device = next(clip.model.parameters()).device
