@@ -188,7 +188,7 @@ def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"towers": ["s3"]}, RecipeError, "evaluate names tower 's3'; did you mean 's2'"),
+        ({"towers": ["s3"]}, RecipeError, "evaluate names tower 's3'; known: rgb, s2, text"),
         (
             {"data": "synthetic-photos", "towers": ["s2"]},
             SensorError,

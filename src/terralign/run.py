@@ -24,17 +24,17 @@ from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
-from terralign.errors import DataError, RecipeError, nearest
+from terralign.errors import DataError, RecipeError
 from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
     evaluate_zero_shot,
     require_labels,
 )
-from terralign.evaluate.embed import Route, embed_samples, optical_layout
+from terralign.evaluate.embed import Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
-from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
+from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignData,
@@ -44,13 +44,14 @@ from terralign.recipe import (
     Recipe,
     recipe_text,
 )
+from terralign.run_checks import check_figures_differ, check_towers
 from terralign.run_folder import claimed, keep_recipe, keep_threads, versions
 from terralign.sensors import find_sensor
 from terralign.train.align import AlignmentSource, align
 from terralign.train.finetune import PatchingTask
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
-from terralign.train.student import new_student, student_layout
+from terralign.train.student import new_student
 from terralign.train.threads import choose_device
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class _Run:
         base = self._base()
         self.size = base.input_spec().size
         self._open_everything()
-        self._check_towers(base)
+        check_towers(self.recipe, base, self.open)
         patched = self._patch(base)
         space = self._align(base, patched)
         rows = self._evaluate(base, patched, space)
@@ -139,40 +140,7 @@ class _Run:
             samples = self.open(entry.data, entry.split, entry.limit)
             if entry.task == "zero-shot":
                 choose_class_names(samples, entry.classes)
-        self._check_figures_differ()
-
-    def _check_towers(self, base: EmbeddingSpace) -> None:
-        """Meet a measurement whose tower is not there, or does not take the data, as early."""
-        kept = {} if self.recipe.patch is not None else base.towers
-        sensors = {name: tower.config.input.sensors for name, tower in kept.items()}
-        for tower in self.recipe.align:
-            sensors[tower.name] = tuple(find_sensor(name).name for name in tower.sensors)
-        for entry in self.recipe.evaluate:
-            samples = self.open(entry.data, entry.split, entry.limit)
-            for name in (*entry.towers, entry.query, entry.gallery, *(RGB for _ in entry.models)):
-                if name in sensors:
-                    student_layout(samples, sensors[name])
-                elif name == RGB:
-                    optical_layout(samples)
-                elif name not in (None, TEXT):
-                    hint = nearest(str(name), [*sensors, RGB, TEXT])
-                    raise RecipeError(f"evaluate names tower {name!r}; {hint}")
-
-    def _check_figures_differ(self) -> None:
-        """Results tell figures apart by these; two of one name could not stand in one table."""
-        seen: set[tuple[Any, ...]] = set()
-        for entry in self.recipe.evaluate:
-            samples = self.open(entry.data, entry.split, entry.limit)
-            multi_label = samples.labels is not None and samples.labels.multi_label
-            where = (samples.name, samples.split, entry.role, entry.task, multi_label)
-            for who in (*entry.models, *entry.towers, (entry.query, entry.gallery)):
-                if (*where, who) in seen and who != (None, None):
-                    name = who if isinstance(who, str) else " -> ".join(map(str, who))
-                    raise RecipeError(
-                        f"evaluate measures {name} on {samples.name} {samples.split} twice as "
-                        f"{entry.role}; results could not tell the two apart: leave one out"
-                    )
-                seen.add((*where, who))
+        check_figures_differ(recipe, self.open)
 
     def _patching_tasks(
         self, recipe: PatchRecipe
