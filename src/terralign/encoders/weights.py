@@ -138,7 +138,7 @@ def hash_module(module: nn.Module, *, extra: str = "", without: str = "\0") -> s
 
     Remembered while every weight stays as it is: a large CLIP takes seconds to hash, and is asked
     for its name at every turn. Weights that are replaced, moved or changed in place are hashed
-    anew (torch counts changes in place, except those made behind its back through `.data`).
+    anew: torch counts changes in place, save those through `.data` or by a fused optimiser.
     """
     named = itertools.chain(module.named_parameters(), module.named_buffers())
     stamp = [
