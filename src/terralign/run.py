@@ -24,7 +24,7 @@ from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
-from terralign.errors import DataError, RecipeError
+from terralign.errors import DataError, ModelError, RecipeError
 from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
@@ -179,6 +179,11 @@ class _Run:
             assert recipe.model is not None
             below = self.data_root / recipe.model if self.data_root is not None else None
             found = below if below is not None and below.is_dir() else recipe.model
+            if below is None and not Path(recipe.model).exists() and ":" not in recipe.model:
+                raise ModelError(
+                    f"no model at {recipe.model!r}; a recipe's base is also looked for below the "
+                    "data root: give it with --data-root"
+                )
             return EmbeddingSpace.load(found).to(self.device)
         folder = self.folder / "base"
         if not (folder / "open_clip_config.json").is_file():

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terralign.errors import SensorError, nearest
+from terralign.toml_values import explain
 
 Unit = Literal["reflectance", "dB", "intensity", "other"]
 
@@ -281,12 +282,7 @@ def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor
     try:
         model = _SensorModel.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "sensor"
-        if first["type"] == "extra_forbidden":
-            hint = nearest(str(first["loc"][-1]), _SensorModel.model_fields)
-            raise SensorError(f"{origin}: unknown key {where!r}; {hint}") from error
-        raise SensorError(f"{origin}: {where}: {first['msg']}") from error
+        raise SensorError(f"{origin}: {explain(error, _SensorModel)}") from error
     if model.name in SENSORS and dict(values) != describe_sensor(SENSORS[model.name]):
         raise SensorError(f"{origin}: {model.name!r} is a built-in sensor; give yours another name")
     sensor = Sensor(

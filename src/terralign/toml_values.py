@@ -12,8 +12,9 @@ from terralign.errors import RecipeError, nearest
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a validation, in one line, with the nearest right key."""
-    first = error.errors()[0]
+    """One fault of a validation, in one line: a misspelt key before what is missing for it."""
+    faults = error.errors()
+    first = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     place = [part for part in first["loc"] if isinstance(part, int | str)]
     where = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":

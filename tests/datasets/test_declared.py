@@ -87,7 +87,7 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
     [
         ("prompts", "prompt", r"unknown key 'prompt'; did you mean 'prompts'"),
         ('"folder"', '"zip"', r"reader: Input should be 'folder'"),
-        ('name = "harbours"', "", r"name: Field required"),
+        ('name = "harbours"', "", r"key .name. is missing"),
         ('"{} from above"', '"from above"', r"'from above' needs {} once"),
         ('"{} from above"', '"{} and {}"', r"needs {} once"),
         ('"rgb"', '"rbg"', r"unknown sensor 'rbg'; did you mean 'rgb'"),

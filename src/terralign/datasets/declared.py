@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from terralign.datasets.folder import FileSet, Pixels, open_folder, require_inside
 from terralign.datasets.photos import require_whole_split
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError
 from terralign.scenes.read import Units
 from terralign.sensors import Sensor, find_sensor
+from terralign.toml_values import explain
 
 
 class DeclaredDataset(BaseModel):
@@ -89,12 +90,7 @@ def read_declaration(path: Path) -> DeclaredDataset:
     try:
         return DeclaredDataset.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            hint = nearest(str(first["loc"][0]), DeclaredDataset.model_fields)
-            raise DataError(f"{path}: unknown key {where!r}; {hint}") from error
-        raise DataError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise DataError(f"{path}: {explain(error, DeclaredDataset)}") from error
 
 
 def declared_sensor(declaration: DeclaredDataset, path: Path) -> Sensor:
