@@ -251,10 +251,10 @@ def evaluate(
     from terralign.evaluate.retrieval import evaluate_retrieval
     from terralign.train.threads import choose_device
 
-    _threads()
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     samples = open_dataset(data, data_root=data_root, split=split, size=space.input_spec().size)
+    _threads()
     space.to(chosen_device)
     if retrieval:
         found = evaluate_retrieval(
@@ -318,9 +318,9 @@ def classify(
     names = [name.strip() for name in labels.split(",") if name.strip()]
     if len(names) < 2:
         raise click.UsageError('--labels needs at least two names, as in "forest,river"')
-    _threads()
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model).to(chosen_device)
+    _threads()
     rows = classify_files(
         space,
         files,
