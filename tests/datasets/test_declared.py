@@ -88,6 +88,8 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
         ("prompts", "prompt", r"unknown key 'prompt'; did you mean 'prompts'"),
         ('"folder"', '"zip"', r"reader: Input should be 'folder'"),
         ('name = "harbours"', "", r"key .name. is missing"),
+        ('name = "harbours"', 'name = "../x"', r"name: String should match"),
+        ('reader = "folder"', 'reder = "folder"', r"unknown key 'reder'; did you mean 'reader'"),
         ('"{} from above"', '"from above"', r"'from above' needs {} once"),
         ('"{} from above"', '"{} and {}"', r"needs {} once"),
         ('"rgb"', '"rbg"', r"unknown sensor 'rbg'; did you mean 'rgb'"),

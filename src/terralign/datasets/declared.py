@@ -35,8 +35,9 @@ class DeclaredDataset(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    name: str = Field(min_length=1)
-    """What results call the data set."""
+    name: str = Field(pattern=r"^[\w][\w .-]*$")
+    """What results call the data set, and the folders of its results: letters, digits, - _ . and
+    spaces."""
     reader: Literal["folder"]
     """How it lies on disk: one folder per class."""
     sensor: str
