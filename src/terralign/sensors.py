@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ class Sensor:
         )
 
 
+@lru_cache(maxsize=4096)
 def _simplify(spelling: str) -> str:
     """Lower case, without an `SR_` prefix, separators and leading zeros: `B08A` -> `b8a`."""
     text = re.sub(r"[\s_\-]", "", spelling.lower()).removeprefix("sr")
@@ -299,26 +301,12 @@ def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor
         Composite(name=one.name, bands=_three(sensor.resolve(one.bands)), stretch=one.stretch)
         for one in model.composites
     )
-    return _with_composites(sensor, composites)
+    return replace(sensor, composites=composites)
 
 
 def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
     red, green, blue = names
     return (red, green, blue)
-
-
-def _with_composites(sensor: Sensor, composites: tuple[Composite, ...]) -> Sensor:
-    return Sensor(
-        name=sensor.name,
-        bands=sensor.bands,
-        unit=sensor.unit,
-        dn_scale=sensor.dn_scale,
-        add=sensor.add,
-        nodata=sensor.nodata,
-        fill=sensor.fill,
-        offset_varies=sensor.offset_varies,
-        composites=composites,
-    )
 
 
 def load_sensor(path: Path) -> Sensor:

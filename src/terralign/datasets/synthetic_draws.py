@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.scatter import GOLDEN, scatter, unit_interval
+
 Keys = NDArray[np.uint64]
 
 TABLE_LENGTH = 2**20
@@ -27,32 +29,23 @@ RADAR_LOOKS = 4.4
 """Equivalent number of looks of a Sentinel-1 IW GRD product at high resolution (ESA, *Sentinel-1
 Product Definition*)."""
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(values: Keys) -> Keys:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection that scatters all bits."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
 
 def sample_keys(dataset: str, seed: int, split: str, indices: NDArray[np.int64]) -> Keys:
     """(B,) keys of the samples `indices` of one split; other splits and seeds share none."""
     stream: Keys = np.array([zlib.crc32(f"{dataset}/{split}".encode()), seed], dtype=np.uint64)
-    scattered = _mix(stream)
-    start = _mix(scattered[:1] ^ (scattered[1:] >> np.uint64(1)))
-    steps: Keys = indices.astype(np.uint64) * _GOLDEN
-    return _mix(start + steps)
+    scattered = scatter(stream)
+    start = scatter(scattered[:1] ^ (scattered[1:] >> np.uint64(1)))
+    steps: Keys = indices.astype(np.uint64) * GOLDEN
+    return scatter(start + steps)
 
 
 def uniforms(keys: Keys, what: str, count: int) -> NDArray[np.float64]:
     """(B, count) uniform numbers in [0, 1)."""
     first = (zlib.crc32(what.encode()) << 16) + 1
     numbers: Keys = np.arange(first, first + count, dtype=np.uint64)
-    steps = numbers * _GOLDEN
-    bits = _mix(_mix(keys[:, None] + steps) ^ keys[:, None])
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    steps = numbers * GOLDEN
+    bits = scatter(scatter(keys[:, None] + steps) ^ keys[:, None])
+    return unit_interval(bits)
 
 
 def between(keys: Keys, what: str, low: float, high: float) -> NDArray[np.float32]:

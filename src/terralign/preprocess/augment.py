@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from terralign.scatter import GOLDEN, scatter, unit_interval
+
 _GEOMETRY, _PHOTOMETRIC, _SPECTRAL = 1, 2, 3
 
 
@@ -91,26 +93,18 @@ class Views:
     """Least share of the area that any crop keeps; 1 where nothing is cropped."""
 
 
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014): a hash of 64 bits to 64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def uniform(
     seed: int, stream: int, view: int, indices: NDArray[np.int64], count: int
 ) -> NDArray[np.float64]:
     """(B, count) numbers in [0, 1), a function of the arguments and each index alone."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        state = _mix(np.array([seed], dtype=np.uint64) + golden)
-        state = _mix(state ^ (np.uint64(stream) + golden))
-        state = _mix(state ^ (np.uint64(view) + golden))
-        state = _mix(state ^ (indices.astype(np.uint64) + golden))
-        columns = np.arange(1, count + 1, dtype=np.uint64) * golden
-        bits = _mix(state[:, None] + columns[None, :])
-    return np.asarray((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+        state = scatter(np.array([seed], dtype=np.uint64) + GOLDEN)
+        state = scatter(state ^ (np.uint64(stream) + GOLDEN))
+        state = scatter(state ^ (np.uint64(view) + GOLDEN))
+        state = scatter(state ^ (indices.astype(np.uint64) + GOLDEN))
+        columns = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
+        bits = scatter(state[:, None] + columns[None, :])
+    return unit_interval(bits)
 
 
 def draw_views(spec: ViewSpec, *, seed: int, view: int, indices: NDArray[np.int64]) -> Views:

@@ -167,7 +167,7 @@ def make_layout(
 def _make_layout(
     sensor: Sensor, bands: tuple[str, ...], units: Units, dn_offset: float, composite: str | None
 ) -> PixelLayout:
-    names = _resolve(sensor, bands)
+    names = sensor.resolve(bands)
     if composite is None:
         recipe = sensor.composites[0] if sensor.composites else None
         if recipe is not None and not set(recipe.bands) <= set(names):
@@ -183,12 +183,6 @@ def _make_layout(
     return PixelLayout(
         sensor=sensor, bands=names, units=units, dn_offset=dn_offset, composite=recipe
     )
-
-
-@lru_cache(maxsize=64)
-def _resolve(sensor: Sensor, bands: tuple[str, ...]) -> tuple[str, ...]:
-    """`sensor.resolve`, remembered: a data set asks the same for each of its files."""
-    return sensor.resolve(bands)
 
 
 @contextmanager
@@ -233,7 +227,7 @@ def _identify(
                 "Give bands= in the file's order"
             )
         return sensor, described
-    names = _resolve(sensor, tuple(bands))
+    names = sensor.resolve(tuple(bands))
     if len(names) != count:
         raise DataError(
             f"{path} has {count} band(s), but {len(names)} were declared ({', '.join(names)}); "
@@ -261,7 +255,7 @@ def _described_bands(source: Any, sensor: Sensor) -> tuple[str, ...] | None:
     if counted or not all(texts):
         return None
     try:
-        return _resolve(sensor, tuple(texts))
+        return sensor.resolve(tuple(texts))
     except SensorError:
         return None
 

@@ -138,7 +138,7 @@ class _Patching:
         tasks: Sequence[PatchingTask],
         validation: Sequence[PatchingTask],
         folder: Path,
-    ) -> tuple[StateDict, StateDict, Choice, tuple[SweepPoint, ...]]:
+    ) -> PatchResult:
         pictures = functools.cache(lambda: self.pictures(tasks))
 
         def at(alpha: float) -> StateDict:
@@ -165,7 +165,7 @@ class _Patching:
         )
         patched = at(choice.alpha)
         write_state_dict(folder / "patched.safetensors", patched)
-        return at(1.0), patched, choice, points
+        return PatchResult(finetuned=at(1.0), patched=patched, choice=choice, points=points)
 
     def curve_identity(
         self, make: Callable[[float], StateDict], validation: Sequence[PatchingTask]
@@ -229,11 +229,10 @@ class _Patching:
         theta_0 = on_cpu(start.visual.state_dict())
         theta_1 = self.train(start, tasks, folder)
         check_same_weights(theta_0, theta_1)
-        finetuned, patched, choice, points = self.finish(
+        return self.finish(
             lambda alpha: interpolate(theta_0, theta_1, alpha),
             tasks, [*done, *validation], folder,
         )  # fmt: skip
-        return PatchResult(finetuned=finetuned, patched=patched, choice=choice, points=points)
 
     def sequentially(
         self, tasks: Sequence[PatchingTask], validation: Sequence[PatchingTask]
@@ -259,9 +258,9 @@ class _Patching:
             for number, task in enumerate(tasks)
         ]
         theta_0 = on_cpu(self.clip.visual.state_dict())
-        finetuned, patched, choice, points = self.finish(
+        result = self.finish(
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,
         )  # fmt: skip
-        write_state_dict(self.folder / "finetuned.safetensors", finetuned)
-        return PatchResult(finetuned=finetuned, patched=patched, choice=choice, points=points)
+        write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
+        return result
