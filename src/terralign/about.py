@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 from terralign.datasets.catalog import DATASETS
+from terralign.datasets.facts import read_facts
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import load_prompts, prompt_set_names
 from terralign.recipe import recipe_names
@@ -20,16 +21,7 @@ def about(what: str | None = None) -> dict[str, Any]:
     if what is None:
         return versions()
     if what == "datasets":
-        return {
-            name: {
-                "is": entry.description,
-                "sensors": list(entry.sensors),
-                "classes": entry.class_list or "none",
-                "splits": list(entry.splits),
-                "prompts": entry.prompts,
-            }
-            for name, entry in DATASETS.items()
-        }
+        return {name: read_facts(name).about() for name in DATASETS}
     if what == "sensors":
         return {
             sensor.name: {

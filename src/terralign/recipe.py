@@ -304,7 +304,7 @@ def _overlap(data: str, split: str, other_data: str, other_split: str) -> bool:
     if data != other_data:
         return False
     splits = {split, other_split}
-    return len(splits) == 1 or "all" in splits or not find_dataset(data).has_splits
+    return len(splits) == 1 or "all" in splits or not find_dataset(data).facts.has_splits
 
 
 def _check_not_supported(data: UnlabelledData, supported: Sequence[SupportedData]) -> None:

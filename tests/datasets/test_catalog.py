@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from terralign.datasets.catalog import DATASETS, find_dataset, open_dataset
+from terralign.datasets.facts import read_facts
 from terralign.errors import DataError
+from terralign.sensors import SENSORS
 
 REAL = {
     "eurosat-rgb": "val",
@@ -23,14 +27,14 @@ REAL = {
 
 
 def check(name: str, data_root: Path | None, split: str) -> None:
-    entry = DATASETS[name]
+    facts = read_facts(name)
     samples = open_dataset(name, data_root=data_root, split=split)
     again = open_dataset(name, data_root=data_root, split=split)
-    assert tuple(samples.layouts) == entry.sensors
-    assert split in entry.splits
+    assert tuple(samples.layouts) == facts.sensors
+    assert split in facts.splits
     assert samples.fingerprint == again.fingerprint
     assert len(samples) == len(samples.keys) == len(set(samples.keys))
-    assert (samples.labels and samples.labels.class_list) == entry.class_list
+    assert (samples.labels and samples.labels.class_list) == facts.class_list
     if samples.labels is not None:
         assert len(samples.labels.values) == len(samples)
     indices = np.array([len(samples) - 1, 0])
@@ -70,11 +74,26 @@ def test_real_bigearthnet_entries(real_data: Path, num_classes: int) -> None:
     samples = open_dataset(f"bigearthnet-{num_classes}", data_root=root, split="all")
     assert samples.labels is not None
     assert samples.labels.values.shape == (6, num_classes)
-    assert samples.labels.class_list == DATASETS[f"bigearthnet-{num_classes}"].class_list
+    assert samples.labels.class_list == read_facts(f"bigearthnet-{num_classes}").class_list
 
 
 def test_sets_without_splits_say_so() -> None:
-    assert [name for name, entry in DATASETS.items() if not entry.has_splits] == ["aid"]
+    assert not read_facts("aid").has_splits
+    assert read_facts("eurosat-rgb").has_splits
+
+
+def test_every_data_set_has_an_entry_and_every_entry_a_data_set() -> None:
+    folder = resources.files("terralign.datasets") / "entries"
+    entries = {
+        name: values
+        for file in folder.iterdir()
+        for name, values in tomllib.loads(file.read_text(encoding="utf-8")).items()
+    }
+    assert set(entries) == set(DATASETS)
+    for name in DATASETS:
+        facts = read_facts(name)
+        assert all(sensor in SENSORS for sensor in facts.sensors)
+        assert (facts.labels in ("single", "multi")) == (facts.class_list is not None)
 
 
 def test_an_unknown_name_names_the_nearest() -> None:

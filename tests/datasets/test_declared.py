@@ -62,15 +62,15 @@ def test_a_declared_set_is_what_its_file_says(root: Path) -> None:
 def test_lists_lie_in_the_root_or_beside_the_declaration(root: Path) -> None:
     assert declared(root, split="train").keys == ("Dock/1", "Yard/3")
     assert declared(root, split="all").keys == ("Dock/1", "Dock/2", "Yard/3")
-    entry = find_dataset(str(root / "harbours.toml"))
-    assert (entry.has_splits, entry.splits, entry.sensors) == (True, ("train", "test"), ("rgb",))
+    entry = find_dataset(str(root / "harbours.toml")).facts
+    assert (entry.has_splits, tuple(entry.splits), entry.sensors) == (True, ("train", "test"), ("rgb",))
 
 
 def test_without_splits_every_name_gives_the_whole(root: Path) -> None:
     splits = TOML[TOML.index("[splits]") :]
     for split in ("all", "train", "val", "test"):
         assert len(declared(root, splits, split=split)) == 3
-    assert not find_dataset(str(root / "harbours.toml")).has_splits
+    assert not find_dataset(str(root / "harbours.toml")).facts.has_splits
     with pytest.raises(DataError, match="has no splits"):
         declared(root, splits, split="validation")
 

@@ -12,7 +12,8 @@ import rasterio
 from PIL import Image
 from rasterio import Affine
 
-from terralign.datasets.folder import FileSet, Pixels, open_folder, read_split_list
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.folder import Pixels, open_folder, read_split_list
 from terralign.errors import DataError
 from terralign.scenes.pictures import decode_rgb
 from terralign.sensors import SENSORS

@@ -181,7 +181,7 @@ def test_every_class_occurs_about_as_often() -> None:
 def test_captions_say_the_label() -> None:
     photos = open_synthetic_photos("train", num_samples=2000)
     assert photos.captions is not None
-    for caption, label in zip(photos.captions, photos.labels.values, strict=True):
+    for (caption,), label in zip(photos.captions, photos.labels.values, strict=True):
         assert set(photos.labels.class_names[label].split()) <= set(
             caption.replace(",", "").split()
         )
@@ -200,7 +200,7 @@ def test_captions_say_the_colours_in_the_picture(
     names = list(palette)
     said = [
         (index, names.index(word))
-        for index, caption in enumerate(photos.captions or ())
+        for index, (caption,) in enumerate(photos.captions or ())
         for word in caption.split()
         if word in palette and photos.labels.values[index] < num_shape_classes
     ]
@@ -220,7 +220,7 @@ def test_captions_say_the_colours_in_the_picture(
 
 def test_the_scenes_class_names_are_words_that_photos_teach() -> None:
     captions = open_synthetic_photos("train", num_samples=2000).captions or ()
-    taught = {word for caption in captions for word in caption.replace(",", "").split()}
+    taught = {word for (caption,) in captions for word in caption.replace(",", "").split()}
     for name in synthetic_scenes.CLASS_NAMES:
         assert set(name.split()) <= taught
 

@@ -249,7 +249,7 @@ def test_captions_find_their_pictures(base: EmbeddingSpace, photos: SyntheticSet
     assert found.note == "captions finds the RGB tower"
     assert _names(found) > RECALLS
     assert found.prompts is not None
-    texts = base.encode_text(photos.captions or ())
+    texts = base.encode_text([text for (text,) in photos.captions or ()])
     images = F.normalize(embed_samples(base, photos, choose_route(base, photos)), dim=-1)
     own = (texts * images).sum(-1, keepdim=True)
     above = ((texts @ images.T) > own + 1e-7).sum(-1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.sample import Labels
+from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError
 from terralign.files import hash_file
 from terralign.scenes.read import make_layout
@@ -55,7 +55,7 @@ class ArraySet:
     rows: NDArray[np.int64]
     fingerprint: str
     labels: Labels | None = None
-    captions: tuple[str, ...] | None = None
+    captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
 
     def __len__(self) -> int:

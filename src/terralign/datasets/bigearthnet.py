@@ -21,8 +21,9 @@ from terralign.datasets.corine import (
     labels_from_pixels,
     nomenclature,
 )
+from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.folder import FileSet, read_split_list
+from terralign.datasets.folder import read_split_list
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError, StorageError
 from terralign.files import read_json
@@ -101,7 +102,7 @@ def open_bigearthnet_v1(data_root: Path, split: str, *, num_classes: NumClasses 
         layouts=layouts,
         keys=keys,
         files=tuple(patches),
-        decode=read_patch,
+        decode=lambda patch: {sensor.name: read_patch(patch)},
         fingerprint=fingerprint(
             name=name, split=split, keys=keys, layouts=layouts, content=["bilinear"]
         ),

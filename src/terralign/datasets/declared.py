@@ -22,7 +22,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from terralign.datasets.folder import FileSet, Pixels, open_folder, require_inside
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.folder import Pixels, open_folder, require_inside
 from terralign.datasets.photos import require_whole_split
 from terralign.errors import DataError
 from terralign.scenes.read import Units

@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from terralign.datasets.class_lists import load_class_list
+from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import (
-    FileSet,
     Pixels,
     list_class_files,
     make_file_set,

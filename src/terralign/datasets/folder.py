@@ -1,12 +1,11 @@
 """Image files in one folder per class, and split lists that name some of them.
 
-`FileSet` is the sample set behind every reader whose samples are single files. B samples, C bands,
-H W pixels, K classes.
+C bands, H W pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
+from terralign.datasets.file_set import Decode, FileSet, sizes_differ
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError
@@ -24,50 +24,6 @@ from terralign.sensors import SENSORS, Sensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Files with these endings, in any case, are samples; others and hidden ones are passed over."""
-
-Decode = Callable[[Path], NDArray[Any]]
-"""File -> (C, H, W); raises `DataError` naming a file that is missing or damaged."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSet:
-    """Samples that are files of one sensor, read when asked for. See `SampleSet`."""
-
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
-    files: tuple[Path, ...]
-    decode: Decode
-    fingerprint: str
-    labels: Labels | None = None
-    captions: tuple[str, ...] | None = None
-    prompts: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Sensor name -> (B, C, H, W); every file of a batch must have the same shape."""
-        (sensor,) = self.layouts
-        files = [self.files[index] for index in indices]
-        pixels = [self.decode(file) for file in files]
-        for file, one in zip(files, pixels, strict=True):
-            if one.shape != pixels[0].shape:
-                raise DataError(_sizes_differ(file, one.shape, files[0], pixels[0].shape))
-        if not pixels:
-            raise DataError(f"data set {self.name!r}: no index was given to read")
-        return {sensor: np.stack(pixels)}
-
-
-def _sizes_differ(
-    file: Path, shape: tuple[int, ...], first: Path, first_shape: tuple[int, ...]
-) -> str:
-    return (
-        f"{file} has {shape[-1]}x{shape[-2]} pixels, {first} has "
-        f"{first_shape[-1]}x{first_shape[-2]}; samples of one data set must be of one size: "
-        "pass size= for RGB images, cut other rasters to one size"
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +47,15 @@ class Pixels:
             return self._open_pictures(first)
         layout = self._read(first).layout
 
-        def decode(file: Path) -> NDArray[Any]:
+        def decode(file: Path) -> dict[str, NDArray[Any]]:
             chip = self._read(file)
             if chip.layout != layout:
                 raise DataError(
                     f"{file} and {first} differ in bands, units or DN offset; "
                     "declare bands and dn_offset for the whole data set"
                 )
-            return chip.pixels if chip.valid.all() else _with_nodata(chip)
+            pixels = chip.pixels if chip.valid.all() else _with_nodata(chip)
+            return {layout.sensor.name: pixels}
 
         return layout, decode
 
@@ -116,14 +73,14 @@ class Pixels:
         layout = make_layout(self.sensor, self.sensor.band_names, units="dn")
         size = self.size
         if size is not None:
-            return layout, lambda file: decode_rgb(file, size)
+            return layout, lambda file: {"rgb": decode_rgb(file, size)}
         shape = picture_shape(first)
 
-        def decode(file: Path) -> NDArray[Any]:
+        def decode(file: Path) -> dict[str, NDArray[Any]]:
             pixels = decode_rgb(file)
             if pixels.shape[1:] != shape:
-                raise DataError(_sizes_differ(file, pixels.shape, first, shape))
-            return pixels
+                raise DataError(sizes_differ(file, pixels.shape, first, shape))
+            return {"rgb": pixels}
 
         return layout, decode
 

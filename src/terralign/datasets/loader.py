@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Labels, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -56,7 +56,7 @@ class KeptInMemory:
         self.layouts: Mapping[str, PixelLayout] = samples.layouts
         self.keys: tuple[str, ...] = samples.keys
         self.labels: Labels | None = samples.labels
-        self.captions: tuple[str, ...] | None = samples.captions
+        self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.fingerprint: str = samples.fingerprint
         self._pixels: dict[str, NDArray[np.generic]] = {}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from terralign.datasets.class_lists import load_class_list
-from terralign.datasets.folder import FileSet, Pixels, open_folder
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.folder import Pixels, open_folder
 from terralign.errors import DataError, StorageError
 from terralign.files import read_json
 from terralign.sensors import SENSORS

@@ -6,9 +6,10 @@ are read on demand, in batches, by index.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,33 @@ class Labels:
         return self.values.ndim == 2
 
 
+Captions = tuple[tuple[str, ...], ...]
+"""One entry per sample: its captions, at least one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where and when a sample was taken.
+
+    `bounds`: (west, south, east, north) in degrees of WGS84; each is None where unknown.
+    """
+
+    bounds: tuple[float, float, float, float] | None = None
+    datetime: dt.datetime | None = None
+
+
+NOWHERE = Place()
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A `SampleSet` that knows where and when its samples were taken."""
+
+    def place(self, index: int) -> Place:
+        """Of one sample."""
+        ...
+
+
 class SampleSet(Protocol):
     """One split of one data set.
 
@@ -52,7 +80,7 @@ class SampleSet(Protocol):
     @property
     def labels(self) -> Labels | None: ...
     @property
-    def captions(self) -> tuple[str, ...] | None: ...
+    def captions(self) -> Captions | None: ...
     @property
     def prompts(self) -> tuple[str, ...] | None:
         """The data set's own templates with `{}`, None where the caller's are to be used."""

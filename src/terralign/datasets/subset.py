@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Labels, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.files import hash_json
 
 
@@ -27,7 +27,7 @@ class Subset:
         self.labels: Labels | None = (
             None if labels is None else replace(labels, values=labels.values[indices])
         )
-        self.captions: tuple[str, ...] | None = (
+        self.captions: Captions | None = (
             None if captions is None else tuple(captions[index] for index in indices)
         )
         self.prompts: tuple[str, ...] | None = samples.prompts

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets import synthetic_photos, synthetic_scenes
-from terralign.datasets.sample import Labels
+from terralign.datasets.sample import Captions, Labels
 from terralign.datasets.synthetic_draws import MAX_SIZE, Keys, sample_keys
 from terralign.errors import DataError, nearest
 from terralign.files import hash_json
@@ -47,7 +47,7 @@ class SyntheticSet:
     split: str
     layouts: Mapping[str, PixelLayout]
     labels: Labels
-    captions: tuple[str, ...] | None
+    captions: Captions | None
     prompts: tuple[str, ...]
     fingerprint: str
     sample_keys: Keys
@@ -105,7 +105,7 @@ def open_synthetic_photos(
             class_names=synthetic_photos.CLASS_NAMES,
             class_list=name,
         ),
-        captions=synthetic_photos.photo_captions(keys),
+        captions=tuple((text,) for text in synthetic_photos.photo_captions(keys)),
         prompts=synthetic_photos.SHAPE_PROMPTS,
         fingerprint=fingerprint,
         sample_keys=keys,

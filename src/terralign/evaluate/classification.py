@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.datasets.catalog import DATASETS
+from terralign.datasets.facts import read_facts
 from terralign.datasets.sample import Labels, SampleSet
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import (
@@ -31,8 +32,8 @@ def choose_prompts(samples: SampleSet, prompts: PromptSet | str | None = None) -
         return load_prompts(prompts)
     if samples.prompts is not None:
         return PromptSet(name=samples.name, templates=samples.prompts)
-    entry = DATASETS.get(samples.name)
-    return load_prompts(entry.prompts if entry else "satellite")
+    known = samples.name in DATASETS
+    return load_prompts(read_facts(samples.name).prompts if known else "satellite")
 
 
 def require_labels(samples: SampleSet) -> Labels:

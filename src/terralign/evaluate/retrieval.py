@@ -81,7 +81,7 @@ class _Side:
         self.name = TEXT
         if samples.captions is not None:
             self.note = "captions"
-            self.vectors = space.encode_text(samples.captions).numpy()
+            self.vectors = space.encode_text([texts[0] for texts in samples.captions]).numpy()
             return
         if samples.labels is None:
             raise DataError(f"data set {samples.name!r} has neither captions nor class names")

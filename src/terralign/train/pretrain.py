@@ -74,7 +74,7 @@ class _CaptionBatches:
         self._samples = keep_in_memory(samples)
         if samples.captions is None:
             raise DataError(f"data set {samples.name!r} has no captions to pretrain on")
-        self._tokens = clip.tokenizer(list(samples.captions))
+        self._tokens = clip.tokenizer([texts[0] for texts in samples.captions])
         self._spec = clip.input_spec
         self._views = settings.views
         self._seed = seed

@@ -1,0 +1,85 @@
+"""What is known of a data set before it is opened: the catalog's entries, `entries/*.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DatasetFacts(BaseModel):
+    """One entry of the catalog."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    description: str
+    """What it is, in one line."""
+    sensors: tuple[str, ...] = Field(min_length=1)
+    """The sensors that every sample has, the data's own first."""
+    labels: Literal["single", "multi", "captions", "none"]
+    """Whether a sample has one class, several, captions, or nothing."""
+    class_list: str | None = None
+    """Where class names come from; None where it has no labels."""
+    splits: dict[str, int | None] = Field(min_length=1)
+    """Split -> its number of samples as published, None where that depends on what is there. A
+    data root need not hold all of them."""
+    has_splits: bool = True
+    """False where every split name gives the whole set, so that training and validating on it
+    would use the same samples."""
+    prompts: Literal["satellite", "photo"] = "satellite"
+    """The prompt set that suits it."""
+    needs_root: bool = True
+    """Whether it lies in files."""
+    size: str = ""
+    """Pixels of a sample, and bytes on disk where they matter."""
+    licence: str = ""
+    source: str = ""
+    """Who published it, and where."""
+    download: tuple[str, ...] = ()
+    """What to fetch and how to unpack it, one step each."""
+    layout: tuple[str, ...] = ()
+    """Where files lie below the data root."""
+    note: str = ""
+    """What a user should know: offset, removed samples, what is left out."""
+
+    def about(self) -> dict[str, Any]:
+        """As plain values for people, without what is empty."""
+        shown: dict[str, Any] = {
+            "is": self.description,
+            "sensors": list(self.sensors),
+            "labels": self.labels,
+            "classes": self.class_list or "none",
+            "splits": [
+                name if number is None else f"{name} ({number:,})"
+                for name, number in self.splits.items()
+            ],
+            "samples": self.size,
+            "prompts": self.prompts if self.labels in ("single", "multi") else "",
+            "licence": self.licence,
+            "source": self.source,
+            "download": list(self.download),
+            "goes to": list(self.layout),
+            "note": self.note,
+        }
+        return {key: value for key, value in shown.items() if value}
+
+
+@cache
+def read_facts(name: str) -> DatasetFacts:
+    """The catalog's entry `name`."""
+    return _entries()[name]
+
+
+@cache
+def _entries() -> dict[str, DatasetFacts]:
+    folder = resources.files("terralign.datasets") / "entries"
+    entries: dict[str, DatasetFacts] = {}
+    for file in sorted(folder.iterdir(), key=lambda one: one.name):
+        if file.name.endswith(".toml"):
+            for name, values in tomllib.loads(file.read_text(encoding="utf-8")).items():
+                assert name not in entries, f"{name} is in two entry files"
+                entries[name] = DatasetFacts.model_validate(values)
+    return entries

@@ -1,0 +1,74 @@
+"""Samples that lie in files of their own, of one sensor or of several, read when asked for.
+
+`FileSet` is the sample set behind every reader whose samples are single files or folders of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.chips import PixelLayout
+from terralign.datasets.sample import NOWHERE, Captions, Labels, Place
+from terralign.errors import DataError
+
+Decode = Callable[[Path], Mapping[str, NDArray[Any]]]
+"""A sample's file or folder -> sensor name -> (C, H, W), for every sensor of the set; raises
+`DataError` naming a file that is missing or damaged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileSet:
+    """One split of a data set of files. See `SampleSet`.
+
+    `files`: each sample's file or folder, in order. `locate`: where and when that sample was
+    taken, from its file; None where the format does not say.
+    """
+
+    name: str
+    split: str
+    layouts: Mapping[str, PixelLayout]
+    keys: tuple[str, ...]
+    files: tuple[Path, ...]
+    decode: Decode
+    fingerprint: str
+    labels: Labels | None = None
+    captions: Captions | None = None
+    prompts: tuple[str, ...] | None = None
+    locate: Callable[[Path], Place] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""
+        if not len(indices):
+            raise DataError(f"data set {self.name!r}: no index was given to read")
+        files = [self.files[index] for index in indices]
+        samples = [self.decode(file) for file in files]
+        for sensor in self.layouts:
+            first = samples[0][sensor].shape
+            for file, sample in zip(files, samples, strict=True):
+                if sample[sensor].shape != first:
+                    raise DataError(sizes_differ(file, sample[sensor].shape, files[0], first))
+        return {sensor: np.stack([sample[sensor] for sample in samples]) for sensor in self.layouts}
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken."""
+        return NOWHERE if self.locate is None else self.locate(self.files[index])
+
+
+def sizes_differ(
+    file: Path, shape: tuple[int, ...], first: Path, first_shape: tuple[int, ...]
+) -> str:
+    """What to say of two samples of one set that differ in size."""
+    return (
+        f"{file} has {shape[-1]}x{shape[-2]} pixels, {first} has "
+        f"{first_shape[-1]}x{first_shape[-2]}; samples of one data set must be of one size: "
+        "pass size= for RGB images, cut other rasters to one size"
+    )
