@@ -63,7 +63,11 @@ def test_lists_lie_in_the_root_or_beside_the_declaration(root: Path) -> None:
     assert declared(root, split="train").keys == ("Dock/1", "Yard/3")
     assert declared(root, split="all").keys == ("Dock/1", "Dock/2", "Yard/3")
     entry = find_dataset(str(root / "harbours.toml")).facts
-    assert (entry.has_splits, tuple(entry.splits), entry.sensors) == (True, ("train", "test"), ("rgb",))
+    assert (entry.has_splits, tuple(entry.splits), entry.sensors) == (
+        True,
+        ("train", "test"),
+        ("rgb",),
+    )
 
 
 def test_without_splits_every_name_gives_the_whole(root: Path) -> None:
