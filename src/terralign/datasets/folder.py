@@ -54,7 +54,7 @@ class Pixels:
                     f"{file} and {first} differ in bands, units or DN offset; "
                     "declare bands and dn_offset for the whole data set"
                 )
-            pixels = chip.pixels if chip.valid.all() else _with_nodata(chip)
+            pixels = chip.pixels if chip.valid.all() else _with_nodata(file, chip)
             return {layout.sensor.name: pixels}
 
         return layout, decode
@@ -85,12 +85,30 @@ class Pixels:
         return layout, decode
 
 
-def _with_nodata(chip: Chip) -> NDArray[Any]:
-    """Pixels whose invalid ones carry what the sensor calls no data: its DN, or its fill."""
+def _with_nodata(file: Path, chip: Chip) -> NDArray[Any]:
+    """Pixels whose invalid ones carry what the sensor calls no data: its DN, or its fill.
+
+    Fractions of a sensor that names none carry NaN. `DataError` where whole numbers have none, or
+    cannot hold it: a sample's mask is read from its numbers.
+    """
     nodata = chip.sensor.fill if chip.layout.units == "physical" else chip.sensor.nodata
-    if nodata is None:
-        return chip.pixels
-    return np.where(chip.valid, chip.pixels, chip.pixels.dtype.type(nodata))
+    dtype = chip.pixels.dtype
+    if nodata is None and np.issubdtype(dtype, np.floating):
+        nodata = np.nan
+    if nodata is None or not _can_hold(dtype, nodata):
+        fault = "names no nodata" if nodata is None else f"has {nodata}, which {dtype} cannot hold"
+        raise DataError(
+            f"{file} has {int((~chip.valid).sum())} numbers without data, but sensor "
+            f"{chip.sensor.name!r} {fault}; declare the files' own no-data number as the sensor's"
+        )
+    return np.where(chip.valid, chip.pixels, dtype.type(nodata))
+
+
+def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
+    if not np.issubdtype(dtype, np.integer):
+        return True
+    limits = np.iinfo(dtype)
+    return value == int(value) and limits.min <= value <= limits.max
 
 
 def list_class_files(root: Path, classes: Iterable[str]) -> dict[str, list[Path]]:

@@ -24,6 +24,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from terralign.chips import Chip, Grid, PixelLayout
 from terralign.errors import DataError, SensorError, first_line
 from terralign.scenes.pictures import decode_rgb, require_file
+from terralign.scenes.product_metadata import stated_offset
 from terralign.sensors import SENSORS, Sensor, sentinel2_dn_offset
 
 Units = Literal["dn", "physical"]
@@ -103,8 +104,9 @@ def read_geotiff(
 
     `sensor`: may be left out only for three 8-bit bands marked red, green, blue. `bands`: names in
     the file's order; left out, they come from the file's own band descriptions. `dn_offset`: what
-    is added to the DN; for Sentinel-2 it may be left out where the name of the file or its folder
-    is a product name (see `sentinel2_dn_offset`). `units`: left out, integers are DN, and numbers
+    is added to the DN; for Sentinel-2 it may be left out where metadata state it (see
+    `stated_offset`; stating another is an error) or the name of the file or its folder is a product
+    name (see `sentinel2_dn_offset`). `units`: left out, integers are DN, and numbers
     of a sensor without DN (dB) are physical. `composite`: the sensor's default where left out.
 
     Pixels come as the file has them; `valid` is False where they are the sensor's no-data DN, the
@@ -128,7 +130,7 @@ def read_geotiff(
             sensor,
             names,
             units=units,
-            dn_offset=_offset_of(path, sensor, units, dn_offset),
+            dn_offset=_offset_of(path, source, sensor, names, units, dn_offset),
             composite=composite,
         )
         try:
@@ -277,16 +279,26 @@ def _units_of(path: Path, sensor: Sensor, dtype: np.dtype[Any]) -> Units:
     )
 
 
-def _offset_of(path: Path, sensor: Sensor, units: Units, declared: float | None) -> float:
+def _offset_of(
+    path: Path,
+    source: Any,
+    sensor: Sensor,
+    names: Sequence[str],
+    units: Units,
+    declared: float | None,
+) -> float:
     if units == "physical":
         if declared:
             raise DataError(f"{path}: dn_offset={declared:g} has no effect on physical units")
         return 0.0
     if not sensor.offset_varies:
         return declared or 0.0
+    stated = stated_offset(path, source, sensor, names, declared=declared)
     try:
         return sentinel2_dn_offset(
-            product_name=f"{path.name} in {path.absolute().parent.name}", declared=declared
+            product_name=f"{path.name} in {path.absolute().parent.name}",
+            metadata_add_offset=stated,
+            declared=declared,
         )
     except SensorError as error:
         raise SensorError(f"{path}: {error} (dn_offset=)") from error

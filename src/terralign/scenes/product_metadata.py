@@ -1,0 +1,219 @@
+"""What a Sentinel-2 product says of its DN offset: its metadata XML, and the tags of a GeoTIFF.
+
+Sources: ESA *Sentinel-2 Products Specification*, issue 14.9 (`BOA_ADD_OFFSET_VALUES_LIST` of L2A,
+`Radiometric_Offset_List` of L1C, band identifiers 0 to 12); the items that GDAL's SENTINEL2 driver
+writes; GDAL's scale and offset of a band, as cloud-optimised archives set them. Metadata are
+untrusted files: their size is checked before they are read, and XML with a document type or an
+entity is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from terralign.errors import DataError, SensorError, first_line
+from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
+
+MAX_XML_BYTES = 2 * 1024**2
+"""A larger metadata file is refused; real ones have some 60 kB."""
+
+_BAND_OF_ID = {str(index): name for index, name in enumerate(SENSORS["sentinel2-l1c"].band_names)}
+"""The metadata count the 13 bands of L1C, at both levels; B8A comes after B08."""
+
+_FILE_AND_ITEM = {
+    "sentinel2-l1c": ("MTD_MSIL1C.xml", "RADIO_ADD_OFFSET"),
+    "sentinel2-l2a": ("MTD_MSIL2A.xml", "BOA_ADD_OFFSET"),
+}
+"""Sensor -> the metadata file in a product's folder, and the item that holds the offset."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Statement:
+    value: float
+    origin: str
+
+
+def stated_offset(
+    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], *, declared: float | None
+) -> float | None:
+    """What metadata say must be added to a GeoTIFF's DN; None where they say nothing.
+
+    `source`: the open rasterio dataset of `path`; `bands`: canonical names in its order. Asked in
+    turn: the product's metadata XML (beside the file, or in the product's folder where the file
+    lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or `RADIO_ADD_OFFSET` (L1C) of the bands
+    or the file, and the bands' own scale and offset. A sensor other than Sentinel-2's is asked for
+    the last only. Earth Engine's `BOA_ADD_OFFSET_B4` is not believed: its harmonised images keep it
+    although their pixels were shifted.
+
+    Raises `DataError` where metadata are damaged, where the file's bands have different offsets,
+    and where two of these disagree; `SensorError` where `declared` says something else, or nothing
+    and all there is comes from Earth Engine.
+    """
+    found = [
+        *_from_xml(path, sensor, bands),
+        *_from_items(path, source, sensor, bands),
+        *_from_scale(path, source, sensor),
+    ]
+    if not found:
+        if declared is None:
+            _refuse_earth_engine(path, source, sensor)
+        return None
+    first = found[0]
+    for other in found[1:]:
+        if other.value != first.value:
+            raise DataError(
+                f"{path}: DN offset {first.value:g} after {first.origin}, {other.value:g} after "
+                f"{other.origin}; correct the one that is wrong"
+            )
+    if declared is not None and declared != first.value:
+        raise SensorError(
+            f"{path}: dn_offset={declared:g} was declared, but it is {first.value:g} after "
+            f"{first.origin}; leave dn_offset out, or, where the offset was removed from the "
+            "pixels, take away the metadata that no longer hold"
+        )
+    return first.value
+
+
+def _from_xml(path: Path, sensor: Sensor, bands: Sequence[str]) -> Iterable[_Statement]:
+    if sensor.name not in _FILE_AND_ITEM:
+        return
+    name, item = _FILE_AND_ITEM[sensor.name]
+    for folder in _product_folders(path):
+        file = folder / name
+        if not file.is_file():
+            continue
+        status = file.stat()
+        offsets = _read_xml(file, item, status.st_size, status.st_mtime_ns)
+        if offsets is not None:
+            value = _one_offset(file, {band: offsets.get(band) for band in bands})
+            yield _Statement(value=value, origin=str(file))
+        return
+
+
+def _product_folders(path: Path) -> list[Path]:
+    """Where a file's product metadata may lie: beside it, and above the `GRANULE` it lies in."""
+    above = path.absolute().parents
+    return [above[0], *(folder.parent for folder in above if folder.name == "GRANULE")]
+
+
+@lru_cache(maxsize=64)
+def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, float] | None:
+    """Band -> offset, as the metadata list them; size and time are there to notice a change.
+
+    Products from before baseline 04.00 list none: 0 for every band. None where the list is absent
+    and the baseline does not explain it.
+    """
+    root = _parse_xml(file, size)
+    offsets: dict[str, float] = {}
+    for element in root.iter(item):
+        band = _BAND_OF_ID.get(element.get("band_id", ""))
+        if band is None or band in offsets:
+            raise DataError(f"{file}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once")
+        offsets[band] = _number(file, item, element.text)
+    if offsets:
+        return offsets
+    stated = (root.findtext(".//PROCESSING_BASELINE") or "").strip()
+    baseline = re.fullmatch(r"(\d\d)\.(\d\d)", stated)
+    if baseline and int(baseline[1] + baseline[2]) < OFFSET_FROM_BASELINE:
+        return dict.fromkeys(_BAND_OF_ID.values(), 0.0)
+    return None
+
+
+def _parse_xml(file: Path, size: int) -> ET.Element:
+    if size > MAX_XML_BYTES:
+        raise DataError(
+            f"{file} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
+            "that is no product metadata"
+        )
+    try:
+        with open(file, "rb") as stream:
+            text = stream.read(MAX_XML_BYTES + 1).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8: {first_line(error)}") from error
+    for declaration in ("<!DOCTYPE", "<!ENTITY"):
+        if declaration in text:
+            raise DataError(f"{file} holds {declaration}, which product metadata never do; refused")
+    try:
+        return ET.fromstring(text)
+    except (ET.ParseError, ValueError) as error:
+        raise DataError(f"{file} is damaged: {first_line(error)}") from error
+
+
+def _from_items(
+    path: Path, source: Any, sensor: Sensor, bands: Sequence[str]
+) -> Iterable[_Statement]:
+    """From GDAL metadata items of the bands, or of the file for all of them."""
+    if sensor.name not in _FILE_AND_ITEM:
+        return
+    _, item = _FILE_AND_ITEM[sensor.name]
+    of_file = source.tags().get(item)
+    offsets: dict[str, float | None] = {}
+    for position, band in enumerate(bands, start=1):
+        text = source.tags(position).get(item, of_file)
+        offsets[band] = None if text is None else _number(path, item, text)
+    if any(value is not None for value in offsets.values()):
+        yield _Statement(value=_one_offset(path, offsets), origin=f"its own {item}")
+
+
+def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
+    if sensor.name not in _FILE_AND_ITEM:
+        return
+    prefix = f"{_FILE_AND_ITEM[sensor.name][1]}_B"
+    item = next((key for key in source.tags() if key.startswith(prefix)), None)
+    if item is not None:
+        raise SensorError(
+            f"{path}: Sentinel-2 DN offset unknown: {item} is Earth Engine's, which harmonised "
+            "images keep after their offset was removed; declare it (dn_offset=0 for a "
+            "HARMONIZED collection, else what the item says)"
+        )
+
+
+def _from_scale(path: Path, source: Any, sensor: Sensor) -> Iterable[_Statement]:
+    """From the bands' scale and offset, where they are set: scale 0.0001 and offset -0.1 are -1000.
+
+    A scale of 1 with offset 0 is what GDAL says of bands without any.
+    """
+    pairs = set(zip(source.scales, source.offsets, strict=True))
+    if pairs == {(1.0, 0.0)}:
+        return
+    scale, offset = min(pairs)
+    if len(pairs) > 1 or not math.isclose(scale, sensor.dn_scale, rel_tol=1e-6):
+        shown = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in sorted(pairs))
+        raise DataError(
+            f"{path}: its bands have scale and offset {shown}; sensor {sensor.name!r} has scale "
+            f"{sensor.dn_scale:g} and one offset for all bands"
+        )
+    value = round((offset - sensor.add) / sensor.dn_scale, 3)
+    yield _Statement(value=value, origin=f"the offset {offset:g} of its bands")
+
+
+def _one_offset(origin: Path, offsets: Mapping[str, float | None]) -> float:
+    values = set(offsets.values())
+    value = next(iter(values))
+    if len(values) > 1 or value is None:
+        shown = ", ".join(
+            f"{band} {'none' if offset is None else format(offset, 'g')}"
+            for band, offset in offsets.items()
+        )
+        raise DataError(
+            f"{origin}: DN offsets of bands differ ({shown}); the bands of one file must share "
+            "one: write those of different offset into files of their own"
+        )
+    return value
+
+
+def _number(origin: Path, item: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{origin}: {item} is {text!r}; expected a number")
+    return value
