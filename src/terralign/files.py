@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -119,3 +120,19 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
             f"{folder} needs {num_bytes // 1_000_000} MB but its disk has {free} MB free; "
             "free some space or choose another --out"
         )
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder for this process alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another process is running in {folder}; wait for it") from error
+        yield

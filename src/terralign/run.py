@@ -35,7 +35,7 @@ from terralign.evaluate.embed import Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
-from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignData,
     AlignRecipe,
@@ -45,7 +45,7 @@ from terralign.recipe import (
     recipe_text,
 )
 from terralign.run_checks import check_figures_differ, check_towers
-from terralign.run_folder import claimed, keep_recipe, keep_threads, versions
+from terralign.run_folder import keep_recipe, keep_threads, versions
 from terralign.sensors import find_sensor
 from terralign.train.align import AlignmentSource, align
 from terralign.train.finetune import PatchingTask

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from terralign.errors import RecipeError, StorageError
@@ -17,22 +14,6 @@ from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageError(f"another process is running in {folder}; wait for it") from error
-        yield
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:

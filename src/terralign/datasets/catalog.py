@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from terralign.datasets.arrays import open_s2_l2a
 from terralign.datasets.bigearthnet import open_bigearthnet_mini, open_bigearthnet_v1
@@ -13,6 +14,8 @@ from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.photos import WHOLE_SPLITS, open_aid, open_imagenet, open_tiny_imagenet
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.store import StoreSet
+from terralign.datasets.store_files import is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, nearest
 
@@ -62,13 +65,18 @@ DATASETS: dict[str, Open] = {
 
 
 def find_dataset(name_or_toml: str) -> DatasetEntry:
-    """The data set of this name, or the one that this TOML file declares; `DataError` if none."""
+    """The data set of this name, in this packed store, or declared in this TOML file.
+
+    `DataError`, with the nearest name, where there is none.
+    """
     if name_or_toml in DATASETS:
         return DatasetEntry(facts=read_facts(name_or_toml), open=DATASETS[name_or_toml])
+    if is_store(Path(name_or_toml)):
+        return _find_store(Path(name_or_toml))
     if not name_or_toml.endswith(".toml"):
         raise DataError(
             f"unknown data set {name_or_toml!r}; {nearest(name_or_toml, DATASETS)} "
-            "(one of your own is given as its .toml file)"
+            "(one of your own is given as its .toml file, a packed one as its folder)"
         )
     path = Path(name_or_toml)
     declaration = read_declaration(path)
@@ -83,6 +91,28 @@ def find_dataset(name_or_toml: str) -> DatasetEntry:
             layout=(declaration.root,),
         ),
         open=lambda root, split, size: open_declared(path, root, split, size=size),
+    )
+
+
+def _find_store(store: Path) -> DatasetEntry:
+    manifest = read_manifest(store)
+    labels = manifest.labels
+    kind: Literal["single", "multi", "captions", "none"]
+    if labels is not None:
+        kind = "multi" if labels.multi_label else "single"
+    else:
+        kind = "captions" if manifest.captions else "none"
+    return DatasetEntry(
+        facts=DatasetFacts(
+            description=f"{manifest.name}, packed",
+            sensors=tuple(manifest.sensors),
+            labels=kind,
+            class_list=labels.class_list if labels else None,
+            splits=dict(manifest.splits),
+            has_splits=manifest.has_splits,
+            needs_root=False,
+        ),
+        open=lambda root, split, size: StoreSet(store, split, size=size),
     )
 
 

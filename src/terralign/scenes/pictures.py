@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,44 +37,61 @@ def decode_rgb(path: Path, size: int | None = None) -> NDArray[np.uint8]:
     filter, then the centre crop. An image whose shorter side is `size` already is only cropped.
     Raises `DataError` naming a file that is missing, damaged, too large or no image.
     """
-    with _open_picture(path) as image:
-        try:
-            picture = _to_rgb(image, path)
-            if size is not None:
-                picture = _resize_and_crop(picture, size)
-        except _IMAGE_FAULTS as error:
-            raise DataError(f"{path} is damaged: {first_line(error)}") from error
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    require_file(path)
+    with _open_picture(path, str(path)) as image:
+        return _decode(image, str(path), size)
+
+
+def decode_rgb_bytes(content: bytes, what: str, size: int | None = None) -> NDArray[np.uint8]:
+    """`decode_rgb` of a file's bytes; errors call it `what`."""
+    with _open_picture(io.BytesIO(content), what) as image:
+        return _decode(image, what, size)
+
+
+def resize_rgb(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Decoded pixels (3, H, W) uint8 as `decode_rgb` would have given them at `size`."""
+    picture = _resize_and_crop(Image.fromarray(pixels.transpose(1, 2, 0)), size)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _decode(image: Image.Image, what: str, size: int | None) -> NDArray[np.uint8]:
+    try:
+        picture = _to_rgb(image, what)
+        if size is not None:
+            picture = _resize_and_crop(picture, size)
+    except _IMAGE_FAULTS as error:
+        raise DataError(f"{what} is damaged: {first_line(error)}") from error
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
     """(height, width) of a picture, from its header."""
-    with _open_picture(path) as image:
+    require_file(path)
+    with _open_picture(path, str(path)) as image:
         return (image.height, image.width)
 
 
 @contextmanager
-def _open_picture(path: Path) -> Iterator[Image.Image]:
-    require_file(path)
+def _open_picture(source: Path | io.BytesIO, what: str) -> Iterator[Image.Image]:
     try:
-        image = Image.open(path, formats=IMAGE_FORMATS)
+        image = Image.open(source, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image: it is no JPEG, PNG or TIFF") from error
+        raise DataError(f"{what} is not an image: it is no JPEG, PNG or TIFF") from error
     except _IMAGE_FAULTS as error:
-        raise DataError(f"{path} cannot be read as an image: {first_line(error)}") from error
+        raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image:
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise DataError(
-                f"{path} has {image.width}x{image.height} pixels, more than the limit of "
+                f"{what} has {image.width}x{image.height} pixels, more than the limit of "
                 f"{MAX_IMAGE_PIXELS}; cut it into smaller images"
             )
         yield image
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, what: str) -> Image.Image:
     if image.mode not in _CONVERTIBLE_MODES:
         raise DataError(
-            f"{path} has pixels of mode {image.mode}, not 8 bits per channel; "
+            f"{what} has pixels of mode {image.mode}, not 8 bits per channel; "
             "save it as an 8-bit RGB image"
         )
     if image.mode in ("P", "PA") and "transparency" in image.info:

@@ -1,0 +1,132 @@
+"""The commands about data and about what there is: pack, info."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from terralign.cli.app import data_root_option, example, json_option, main
+
+
+@main.command()
+@click.argument("dataset", required=False)
+@click.argument("store", required=False, type=click.Path(path_type=Path))
+@data_root_option
+@click.option("--split", "splits", multiple=True, help="May be repeated; default: all there are.")
+@click.option("--size", type=int, help="Pictures: resize and crop to this side, as CLIP does.")
+@click.option(
+    "--images", type=click.Choice(["pixels", "encoded"]), default="pixels", show_default=True,
+    help="Pictures: decoded, or the bytes of their files.",
+)  # fmt: skip
+@click.option("--shard-mb", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Threads; default: one per CPU.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out what cannot be read; name and count.")
+@click.option(
+    "--verify", "verified", type=click.Path(path_type=Path), metavar="STORE",
+    help="Check a store against its checksums instead of packing.",
+)  # fmt: skip
+@json_option
+@example("terralign pack eurosat-ms stores/eurosat-ms --data-root data")
+def pack(
+    dataset: str | None,
+    store: Path | None,
+    data_root: Path | None,
+    splits: tuple[str, ...],
+    size: int | None,
+    images: Any,
+    shard_mb: int,
+    workers: int | None,
+    skip_damaged: bool,
+    verified: Path | None,
+    as_json: bool,
+) -> None:
+    """Pack DATASET, a name or a TOML file, into the folder STORE: decoded once, fast from then on.
+
+    The same command again goes on where it was stopped, to the same bytes. A store is used as a
+    data set: --data STORE.
+    """
+    if verified is not None:
+        if dataset or store:
+            raise click.UsageError("--verify takes the store; leave out DATASET and STORE")
+        _verify(verified, as_json)
+        return
+    if dataset is None or store is None:
+        raise click.UsageError("pack needs a DATASET and a STORE, or --verify STORE")
+    from terralign.datasets.pack import PackSettings
+    from terralign.datasets.packing import pack_dataset
+
+    packed = pack_dataset(
+        dataset,
+        store,
+        data_root=data_root,
+        splits=splits,
+        settings=PackSettings(
+            shard_bytes=shard_mb * 2**20, images=images, size=size, skip_damaged=skip_damaged
+        ),
+        num_workers=workers,
+    )
+    manifest = packed.manifest
+    num_bytes = sum(one.num_bytes for one in (manifest.table, *manifest.shards))
+    value = {
+        "store": str(store),
+        "dataset": manifest.name,
+        "splits": manifest.splits,
+        "sensors": list(manifest.sensors),
+        "num_shards": len(manifest.shards),
+        "num_bytes": num_bytes,
+        "num_skipped": manifest.num_skipped,
+        "complete_before": packed.complete_before,
+    }
+    if as_json:
+        click.echo(json.dumps(value))
+        return
+    counts = ", ".join(f"{split} {number:,}" for split, number in manifest.splits.items())
+    skipped = f", {manifest.num_skipped} left out" if manifest.num_skipped else ""
+    click.echo(f"{manifest.name}: {counts} samples{skipped}")
+    click.echo(f"{store}: {num_bytes / 1e6:,.1f} MB in {len(manifest.shards)} shards")
+    if packed.complete_before:
+        click.echo("It was complete; nothing was to do.")
+
+
+def _verify(store: Path, as_json: bool) -> None:
+    from terralign.datasets.verify import verify_store
+
+    faults = verify_store(store)
+    if as_json:
+        click.echo(json.dumps({"store": str(store), "faults": faults}))
+    for fault in [] if as_json else faults:
+        click.echo(fault)
+    if faults:
+        raise SystemExit(1)
+    if not as_json:
+        click.echo(f"{store} is whole")
+
+
+@main.command()
+@click.argument("what", required=False)
+@json_option
+@example("terralign info runs/m/model")
+def info(what: str | None, as_json: bool) -> None:
+    """Say what WHAT is: datasets, sensors, recipes, prompts, or a model. Default: the versions."""
+    from terralign.about import about
+
+    value = about(what)
+    click.echo(json.dumps(value) if as_json else _outline(value))
+
+
+def _outline(value: Any, indent: str = "") -> str:
+    """Nested plain values as indented lines."""
+    if not isinstance(value, dict):
+        return f"{indent}{value}"
+    lines = []
+    width = max((len(str(key)) for key in value), default=0)
+    for key, one in value.items():
+        if isinstance(one, dict) and one:
+            lines += [f"{indent}{key}", _outline(one, indent + "  ")]
+        else:
+            shown = ", ".join(map(str, one)) if isinstance(one, list | tuple) else one
+            lines.append(f"{indent}{key:<{width}}  {shown}")
+    return "\n".join(lines)

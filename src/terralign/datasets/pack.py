@@ -1,0 +1,370 @@
+"""Packing a data set: decoded once, into shards that are memory-mapped from then on.
+
+Shards are made in parallel, each written beside and renamed. Whatever stops the work, the same call
+goes on with the shards that are missing, and the store is the same, byte for byte. See
+`store_files` for the format.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.loader import read_ahead
+from terralign.datasets.sample import NOWHERE, Labels, Located, Place, SampleSet
+from terralign.datasets.shards_to_pack import Shard, read_encoded, read_pixels
+from terralign.datasets.store_files import (
+    FORMAT,
+    MANIFEST,
+    TABLE,
+    VERSION,
+    Images,
+    Manifest,
+    StoredFile,
+    StoredLabels,
+    StoredSensor,
+    StoredShard,
+    describe_stored,
+    is_store,
+    read_manifest,
+)
+from terralign.datasets.store_table import sample_table
+from terralign.errors import DataError
+from terralign.files import (
+    atomic_path,
+    check_free_space,
+    claimed,
+    hash_file,
+    read_json,
+    write_json,
+)
+from terralign.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+PLAN, PARTS = ".pack.json", ".parts"
+SHARD_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackSettings:
+    """What a store's bytes depend on beside its data.
+
+    `shard_bytes`: about how large a shard becomes; each worker holds one in memory. `images`:
+    pictures decoded ("pixels") or as the bytes of their files ("encoded"). `size`: the side to
+    which pictures were resized, as the data set was opened. `skip_damaged`: leave out samples that
+    cannot be read, counted and named, instead of stopping at the first.
+    """
+
+    shard_bytes: int = SHARD_BYTES
+    images: Images = "pixels"
+    size: int | None = None
+    skip_damaged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """A finished store. `complete_before`: nothing had to be done."""
+
+    store: Path
+    manifest: Manifest
+    complete_before: bool
+
+
+def pack(
+    splits: Mapping[str, SampleSet],
+    store: Path,
+    settings: PackSettings | None = None,
+    *,
+    has_splits: bool = True,
+    num_workers: int | None = None,
+) -> Packed:
+    """Pack splits of one data set into the folder `store`, or go on where an earlier call stopped.
+
+    `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
+    that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
+    read, or a folder that holds something else, and `StorageError` where the disk is too small.
+    """
+    settings = settings or PackSettings()
+    work = _Packing(dict(splits), Path(store), settings, has_splits)
+    with claimed(work.store):
+        if is_store(work.store):
+            return Packed(store=work.store, manifest=work.require_same(), complete_before=True)
+        work.begin()
+        manifest = work.run(num_workers or len(os.sched_getaffinity(0)))
+        return Packed(store=work.store, manifest=manifest, complete_before=False)
+
+
+class _Packing:
+    """One store in the making."""
+
+    def __init__(
+        self, splits: dict[str, SampleSet], store: Path, settings: PackSettings, has_splits: bool
+    ) -> None:
+        if not splits or not all(len(samples) for samples in splits.values()):
+            raise DataError("there is nothing to pack: name at least one split with samples")
+        self.splits, self.store = splits, store
+        self.settings, self.has_splits = settings, has_splits
+        first = next(iter(splits.values()))
+        for samples in splits.values():
+            if samples.layouts != first.layouts or _label_names(samples) != _label_names(first):
+                raise DataError(
+                    f"splits {first.split!r} and {samples.split!r} of {first.name!r} differ in "
+                    "their sensors or classes; pack them into stores of their own"
+                )
+        self.first, self._skip = first, settings.skip_damaged
+        self.source = {split: samples.fingerprint for split, samples in splits.items()}
+        if settings.images == "encoded":
+            self.encoded = {split: _picture_files(samples) for split, samples in splits.items()}
+        self.sensors = self._describe_sensors()
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": self.source,
+            "packing": asdict(self.settings),
+        }
+
+    def require_same(self) -> Manifest:
+        """The manifest of the complete store, which must be of the same data and settings."""
+        manifest = read_manifest(self.store)
+        kept = manifest.model_dump(include={"source", "packing"})
+        wanted = {key: self.identity()[key] for key in kept}
+        if kept != wanted:
+            raise DataError(
+                f"{self.store} holds {_difference(kept, wanted)}; choose another folder"
+            )
+        return manifest
+
+    def begin(self) -> None:
+        """Claim an empty folder for this work, or check that it is this work's."""
+        plan = self.store / PLAN
+        if plan.is_file():
+            kept = read_json(plan)
+            if kept != self.identity():
+                raise DataError(
+                    f"{self.store} is a packing in progress of "
+                    f"{_difference(kept, self.identity())}; "
+                    "choose another folder, or delete this one"
+                )
+            return
+        others = [one.name for one in self.store.iterdir() if not one.name.startswith(".")]
+        if others:
+            raise DataError(
+                f"{self.store} holds other files ({', '.join(sorted(others)[:3])}) and no store; "
+                "choose an empty folder"
+            )
+        check_free_space(self.store, self._num_bytes())
+        write_json(plan, self.identity())
+
+    def run(self, num_workers: int) -> Manifest:
+        shards = self._plan_shards()
+        (self.store / PARTS).mkdir(exist_ok=True)
+        parts = {shard.number: self._finished(shard) for shard in shards}
+        todo = [shard for shard in shards if parts[shard.number] is None]
+        total = sum(shard.end - shard.start for shard in shards)
+        done = total - sum(shard.end - shard.start for shard in todo)
+        with Progress(f"pack {self.first.name}", total=total, done=done, unit="sample") as progress:
+            made = read_ahead(self._make_shard, todo, depth=num_workers, num_threads=num_workers)
+            for shard, part in zip(todo, made, strict=True):
+                parts[shard.number] = part
+                progress.advance(shard.end - shard.start)
+        finished = [(shard, parts[shard.number] or {}) for shard in shards]
+        return self._finish(finished)
+
+    # Planning
+
+    def _describe_sensors(self) -> dict[str, StoredSensor]:
+        if self.settings.images == "encoded":
+            layout = self.first.layouts["rgb"]
+            return {"rgb": describe_stored(layout, images="encoded", pixels=None)}
+        pixels = self._probe(self.first)
+        return {
+            name: describe_stored(layout, images="pixels", pixels=pixels[name])
+            for name, layout in self.first.layouts.items()
+        }
+
+    def _probe(self, samples: SampleSet) -> dict[str, NDArray[Any]]:
+        """The first sample that can be read."""
+        for index in range(len(samples)):
+            try:
+                return samples.read(np.array([index], dtype=np.int64))
+            except DataError:
+                if not self._skip:
+                    raise
+        raise DataError(f"no sample of {samples.name!r} {samples.split!r} can be read")
+
+    def _sample_bytes(self) -> int:
+        return sum(
+            int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize
+            for one in self.sensors.values()
+            if one.shape is not None and one.dtype is not None
+        )
+
+    def _num_bytes(self) -> int:
+        if self.settings.images == "encoded":
+            return sum(_size_of(path) for files in self.encoded.values() for path in files)
+        return self._sample_bytes() * sum(len(samples) for samples in self.splits.values())
+
+    def _plan_shards(self) -> list[Shard]:
+        shards: list[Shard] = []
+        for split, samples in self.splits.items():
+            if self.settings.images == "encoded":
+                sizes = np.cumsum([_size_of(path) for path in self.encoded[split]])
+                groups = (sizes - 1) // self.settings.shard_bytes
+                cuts = np.flatnonzero(np.diff(groups)) + 1
+            else:
+                step = max(1, self.settings.shard_bytes // self._sample_bytes())
+                cuts = np.arange(step, len(samples), step)
+            for start, end in itertools.pairwise([0, *cuts.tolist(), len(samples)]):
+                shards.append(Shard(number=len(shards), split=split, start=start, end=end))
+        return shards
+
+    # One shard
+
+    def _part_path(self, shard: Shard) -> Path:
+        return self.store / PARTS / f"{shard.number:05d}.json"
+
+    def _finished(self, shard: Shard) -> dict[str, Any] | None:
+        """What an earlier call noted of a shard that it finished; None where it did not."""
+        path = self._part_path(shard)
+        if not path.is_file():
+            return None
+        part: dict[str, Any] = read_json(path)
+        file = self.store / shard.file
+        whole = not part["kept"] or (file.is_file() and file.stat().st_size == part["num_bytes"])
+        return part if whole else None
+
+    def _make_shard(self, shard: Shard) -> dict[str, Any]:
+        samples = self.splits[shard.split]
+        if self.settings.images == "encoded":
+            content = read_encoded(samples, shard, self.encoded[shard.split], skip=self._skip)
+        else:
+            content = read_pixels(samples, shard, self.sensors, skip=self._skip)
+        kept = content.kept
+        part = {"kept": kept, "skipped": content.skipped, "num_bytes": 0, "sha256": ""}
+        if kept:
+            path = self.store / shard.file
+            with atomic_path(path) as partial_path:
+                save_file(content.tensors, partial_path)
+            part |= {"num_bytes": path.stat().st_size, "sha256": hash_file(path)}
+        places = [samples.place(i) if isinstance(samples, Located) else NOWHERE for i in kept]
+        part["places"] = [
+            [list(one.bounds) if one.bounds else None, one.datetime and one.datetime.isoformat()]
+            for one in places
+        ]
+        write_json(self._part_path(shard), part)
+        return part
+
+    # The end
+
+    def _finish(self, parts: list[tuple[Shard, dict[str, Any]]]) -> Manifest:
+        shards = tuple(
+            StoredShard(
+                file=shard.file,
+                num_bytes=part["num_bytes"],
+                sha256=part["sha256"],
+                split=shard.split,
+                num_samples=len(part["kept"]),
+            )
+            for shard, part in parts
+            if part["kept"]
+        )
+        skipped = [entry for _, part in parts for entry in part["skipped"]]
+        for key, reason in skipped:
+            logger.warning("left out %s: %s", key, reason)
+        path = self.store / TABLE
+        with atomic_path(path) as partial_path:
+            pq.write_table(self._table(parts), partial_path, compression="zstd")
+        labels = self.first.labels
+        manifest = Manifest(
+            name=self.first.name,
+            sensors=self.sensors,
+            splits={
+                split: sum(one.num_samples for one in shards if one.split == split)
+                for split in self.splits
+            },
+            has_splits=self.has_splits,
+            labels=None if labels is None else _stored_labels(labels),
+            captions=self.first.captions is not None,
+            prompts=self.first.prompts,
+            image_size=self.settings.size if self.settings.images == "pixels" else None,
+            num_skipped=len(skipped),
+            source=self.source,
+            packing=asdict(self.settings),
+            table=StoredFile(file=TABLE, num_bytes=path.stat().st_size, sha256=hash_file(path)),
+            shards=shards,
+        )
+        write_json(self.store / MANIFEST, manifest.model_dump(mode="json"))
+        shutil.rmtree(self.store / PARTS)
+        (self.store / PLAN).unlink()
+        return manifest
+
+    def _table(self, parts: list[tuple[Shard, dict[str, Any]]]) -> Any:
+        rows = [(shard.split, index) for shard, part in parts for index in part["kept"]]
+        places = [
+            Place(
+                bounds=bounds and tuple(bounds),
+                datetime=dt.datetime.fromisoformat(when) if when else None,
+            )
+            for _, part in parts
+            for bounds, when in part["places"]
+        ]
+        return sample_table(self.splits, rows, places)
+
+
+def _stored_labels(labels: Labels) -> StoredLabels:
+    return StoredLabels(
+        class_names=labels.class_names,
+        class_list=labels.class_list,
+        multi_label=labels.multi_label,
+    )
+
+
+def _label_names(samples: SampleSet) -> object:
+    labels = samples.labels
+    kind = labels and (labels.class_names, labels.class_list, labels.multi_label)
+    return kind, samples.captions is not None, samples.prompts
+
+
+def _picture_files(samples: SampleSet) -> tuple[Path, ...]:
+    if not isinstance(samples, FileSet) or set(samples.layouts) != {"rgb"}:
+        raise DataError(
+            f"{samples.name!r} is not made of JPEG or PNG files alone; pack it with --images pixels"
+        )
+    return samples.files
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} is not there") from error
+
+
+def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs between two identities, in words."""
+    for part in ("source", "packing"):
+        for key in {**kept.get(part, {}), **wanted[part]}:
+            one, other = kept.get(part, {}).get(key), wanted[part].get(key)
+            if one != other:
+                what = f"split {key!r}" if part == "source" else key
+                return (
+                    f"other data or settings ({what}: {json.dumps(one)}, not {json.dumps(other)})"
+                )
+    return "another version of the format"

@@ -1,0 +1,59 @@
+"""Packing a data set by its name: which of its splits are there, and how they are opened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.pack import Packed, PackSettings, pack
+from terralign.datasets.sample import SampleSet
+from terralign.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def pack_dataset(
+    name: str,
+    store: Path,
+    *,
+    data_root: Path | None,
+    splits: Sequence[str] = (),
+    settings: PackSettings | None = None,
+    num_workers: int | None = None,
+) -> Packed:
+    """Pack the data set `name` of the catalog, or of a TOML file, into the folder `store`.
+
+    `splits`: each must be there; left out, every split that the catalog lists and that can be
+    opened, the others being named. Raises as `pack` and `open_dataset` do.
+    """
+    settings = settings or PackSettings()
+    facts = find_dataset(name).facts
+    opened: dict[str, SampleSet] = {}
+
+    def open_split(split: str) -> None:
+        opened[split] = open_dataset(name, data_root=data_root, split=split, size=settings.size)
+
+    if splits:
+        for split in splits:
+            open_split(split)
+    elif not facts.has_splits:
+        open_split("all")
+    else:
+        _open_those_there(name, [one for one in facts.splits if one != "all"], open_split)
+    return pack(
+        opened, store, settings, has_splits=facts.has_splits, num_workers=num_workers
+    )
+
+
+def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[str], None]) -> None:
+    faults: list[DataError] = []
+    for split in splits:
+        try:
+            open_split(split)
+        except DataError as error:
+            faults.append(error)
+            logger.warning("split %r is not packed: %s", split, error)
+    if len(faults) == len(splits):
+        raise faults[0]

@@ -1,0 +1,248 @@
+"""What a packed store is made of: its manifest, its shards, its table of samples.
+
+    STORE/manifest.json               what the numbers mean, and a checksum of every file
+    STORE/samples.parquet             one row per sample: key, split, labels, footprint, date, place
+    STORE/shards/00000.safetensors    one tensor per sensor: (n, C, H, W) as the source has them
+
+A shard holds samples of one split, in the order of the split. Pictures may be kept as the bytes of
+their files instead: `rgb.bytes` (all files, one after another) and `rgb.offsets` (n + 1,).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+
+from terralign.chips import PixelLayout
+from terralign.errors import DataError, SensorError, StorageError, first_line
+from terralign.files import read_json
+from terralign.sensors import describe_sensor, parse_sensor
+from terralign.toml_values import explain
+
+MANIFEST = "manifest.json"
+TABLE = "samples.parquet"
+SHARDS = "shards"
+FORMAT = "terralign-store"
+VERSION = 1
+
+Images = Literal["pixels", "encoded"]
+"""How pictures are packed: decoded, or as the bytes of their JPEG or PNG files."""
+
+_DTYPES = {
+    "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "I64": "int64", "F16": "float16", "F32": "float32", "F64": "float64",
+}  # fmt: skip
+_MAX_SIDE = 1 << 16
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StoredSensor(_Strict):
+    """One sensor of a store: what its numbers mean, and how they lie in the shards."""
+
+    sensor: dict[str, Any]
+    bands: tuple[str, ...] = Field(min_length=1)
+    units: Literal["dn", "physical"]
+    dn_offset: float
+    composite: str | None
+    images: Images = "pixels"
+    dtype: str | None = None
+    """NumPy's name; None for encoded pictures, which decode to uint8."""
+    shape: tuple[int, int, int] | None = None
+    """(C, H, W); None for encoded pictures, whose sizes may differ."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        encoded = self.images == "encoded"
+        if encoded != (self.dtype is None) or encoded != (self.shape is None):
+            raise ValueError("dtype and shape belong to pixels, and only to them")
+        if self.dtype is not None and self.dtype not in _DTYPES.values():
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES.values())}")
+        if self.shape is not None and (
+            self.shape[0] != len(self.bands) or not all(0 < side < _MAX_SIDE for side in self.shape)
+        ):
+            raise ValueError(f"shape {self.shape} does not fit {len(self.bands)} bands")
+        return self
+
+    def layout(self) -> PixelLayout:
+        """How the numbers are to be read."""
+        sensor = parse_sensor(self.sensor, origin="store")
+        return PixelLayout(
+            sensor=sensor,
+            bands=sensor.resolve(self.bands),
+            units=self.units,
+            dn_offset=self.dn_offset,
+            composite=None if self.composite is None else sensor.composite(self.composite),
+        )
+
+
+def describe_stored(
+    layout: PixelLayout, *, images: Images, pixels: NDArray[Any] | None
+) -> StoredSensor:
+    """The manifest's entry of a layout; `pixels`: (B, C, H, W) of it, None where encoded."""
+    return StoredSensor(
+        sensor=describe_sensor(layout.sensor),
+        bands=layout.bands,
+        units=layout.units,
+        dn_offset=layout.dn_offset,
+        composite=layout.composite.name if layout.composite else None,
+        images=images,
+        dtype=None if pixels is None else str(pixels.dtype),
+        shape=None if pixels is None else (pixels.shape[1], pixels.shape[2], pixels.shape[3]),
+    )
+
+
+class StoredLabels(_Strict):
+    """What the label numbers of the table mean."""
+
+    class_names: tuple[str, ...] = Field(min_length=1)
+    class_list: str
+    multi_label: bool
+
+
+class StoredFile(_Strict):
+    """A file of a store. `split` and `num_samples`: of a shard."""
+
+    file: str = Field(pattern=r"^[\w./-]+$")
+    num_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class StoredShard(StoredFile):
+    """A shard."""
+
+    split: str
+    num_samples: int = Field(ge=1)
+
+
+class Manifest(_Strict):
+    """What a store holds."""
+
+    format: Literal["terralign-store"] = "terralign-store"
+    version: Literal[1] = 1
+    name: str
+    """The data set that was packed."""
+    sensors: dict[str, StoredSensor] = Field(min_length=1)
+    splits: dict[str, int] = Field(min_length=1)
+    """Split -> number of samples."""
+    has_splits: bool = True
+    """False where the data set has none, so that its one split is the whole."""
+    labels: StoredLabels | None = None
+    captions: bool = False
+    prompts: tuple[str, ...] | None = None
+    """The data set's own templates."""
+    image_size: int | None = None
+    """The side to which pictures were resized and cropped; None where they keep their own."""
+    num_skipped: int = Field(default=0, ge=0)
+    """Damaged samples that were left out, as asked."""
+    source: dict[str, str]
+    """Split -> fingerprint of what was packed."""
+    packing: dict[str, int | bool | str | None]
+    """The settings with which it was packed."""
+    table: StoredFile
+    shards: tuple[StoredShard, ...]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        counts = dict.fromkeys(self.splits, 0)
+        for shard in self.shards:
+            if shard.split not in counts:
+                raise ValueError(f"{shard.file} is of split {shard.split!r}, which is not listed")
+            counts[shard.split] += shard.num_samples
+        if counts != self.splits:
+            raise ValueError(f"shards hold {counts}, the splits {self.splits}")
+        for file in (self.table, *self.shards):
+            if file.file.startswith("/") or ".." in Path(file.file).parts:
+                raise ValueError(f"{file.file} leads outside the store")
+        return self
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a packed store."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(store: Path) -> Manifest:
+    """Read and check a store's manifest; `DataError` says what is wrong."""
+    path = store / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{store} is no packed store: it has no {MANIFEST}")
+    try:
+        values = read_json(path)
+        if isinstance(values, dict) and values.get("version", VERSION) != VERSION:
+            raise DataError(
+                f"{path} is of version {values['version']}, this program reads {VERSION}; "
+                "update terralign or pack again"
+            )
+        manifest = Manifest.model_validate(values)
+        for stored in manifest.sensors.values():
+            stored.layout()
+        return manifest
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {explain(error, Manifest)}") from error
+    except (StorageError, SensorError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """A tensor of a shard in its memory map. `start`: its first byte in the file."""
+
+    array: NDArray[Any]
+    memory: mmap.mmap
+    start: int
+
+    def advise(self, rows: NDArray[np.int64]) -> None:
+        """Ask the system to fetch these rows (along the first axis) from disk, all at once."""
+        stride = self.array.nbytes // len(self.array)
+        for row in rows.tolist():
+            first = self.start + row * stride
+            aligned = first - first % mmap.PAGESIZE
+            self.memory.madvise(mmap.MADV_WILLNEED, aligned, first + stride - aligned)
+
+
+def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    """The tensors of a shard, memory-mapped, read-only: name -> `MappedTensor`.
+
+    `expected`: name -> (dtype, shape), -1 for any length. `DataError` names a shard that is
+    missing, truncated, or not as the manifest says.
+    """
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header against the file's size
+            pass
+        with open(path, "rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_bytes))
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = "it is not there" if not path.is_file() else first_line(error)
+        raise DataError(
+            f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` tells which "
+            "shards are, packing again mends the store"
+        ) from error
+    tensors = {}
+    for name, (dtype, shape) in expected.items():
+        entry = header.get(name) or {"dtype": None, "shape": ()}
+        found = (_DTYPES.get(entry["dtype"]), tuple(entry["shape"]))
+        if found[0] != dtype or len(found[1]) != len(shape) or any(
+            want not in (-1, got) for got, want in zip(found[1], shape, strict=True)
+        ):  # fmt: skip
+            raise DataError(
+                f"shard {path}: {name} is {found[0]} of shape {found[1]}; the manifest says "
+                f"{dtype} of shape {shape}"
+            )
+        start = 8 + header_bytes + entry["data_offsets"][0]
+        array = np.frombuffer(memory, dtype, math.prod(found[1]), start).reshape(found[1])
+        tensors[name] = MappedTensor(array, memory, start)
+    return tensors

@@ -1,0 +1,79 @@
+"""The table of a packed store: one row per sample, as GeoParquet where footprints are known."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from terralign.datasets.sample import Place, SampleSet
+
+_BOUNDS = ("west", "south", "east", "north")
+
+
+def sample_table(
+    splits: Mapping[str, SampleSet], rows: Sequence[tuple[str, int]], places: Sequence[Place]
+) -> pa.Table:
+    """One row for each of `rows` (split, index in that split), with its place.
+
+    Columns: key, split, labels (class indices), captions, west, south, east, north (degrees,
+    WGS84), datetime (UTC), and geometry (GeoParquet 1.1, the footprint's bounds) where any is
+    known.
+    """
+    columns: dict[str, pa.Array] = {
+        "key": pa.array([splits[split].keys[index] for split, index in rows], pa.string()),
+        "split": pa.array([split for split, _ in rows], pa.string()).dictionary_encode(),
+    }
+    first = next(iter(splits.values()))
+    if first.labels is not None:
+        columns["labels"] = pa.array(
+            [_labels_of(splits[split], index) for split, index in rows], pa.list_(pa.int32())
+        )
+    if first.captions is not None:
+        texts = [(splits[split].captions or ())[index] for split, index in rows]
+        columns["captions"] = pa.array([list(one) for one in texts], pa.list_(pa.string()))
+    for position, side in enumerate(_BOUNDS):
+        values = [place.bounds and place.bounds[position] for place in places]
+        columns[side] = pa.array(values, pa.float64())
+    columns["datetime"] = pa.array(
+        [_as_utc(place.datetime) for place in places], pa.timestamp("us", tz="UTC")
+    )
+    if not any(place.bounds for place in places):
+        return pa.table(columns)
+    columns["geometry"] = pa.array(
+        [place.bounds and _polygon(place.bounds) for place in places], pa.binary()
+    )
+    return pa.table(columns).replace_schema_metadata({"geo": json.dumps(_GEO)})
+
+
+_GEO = {
+    "version": "1.1.0",
+    "primary_column": "geometry",
+    "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"]}},
+}
+"""GeoParquet's file metadata; without a crs it is longitude and latitude of WGS84."""
+
+
+def _labels_of(samples: SampleSet, index: int) -> list[int]:
+    assert samples.labels is not None
+    values = samples.labels.values
+    if samples.labels.multi_label:
+        return [int(one) for one in np.flatnonzero(values[index])]
+    return [int(values[index])]
+
+
+def _as_utc(time: dt.datetime | None) -> dt.datetime | None:
+    if time is None:
+        return None
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
+
+
+def _polygon(bounds: tuple[float, float, float, float]) -> bytes:
+    """The rectangle of `bounds` as well-known binary, its ring counter-clockwise."""
+    west, south, east, north = bounds
+    ring = (west, south, east, south, east, north, west, north, west, south)
+    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)

@@ -1,0 +1,382 @@
+"""Packed stores: the same samples, whatever stopped the packing, and damage that is found."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from terralign.datasets import pack as packing
+from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.folder import Pixels, open_folder
+from terralign.datasets.pack import PackSettings, pack
+from terralign.datasets.packing import pack_dataset
+from terralign.datasets.sample import Place, SampleSet
+from terralign.datasets.store import StoreSet
+from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
+from terralign.datasets.verify import verify_store
+from terralign.errors import DataError, StorageError
+from terralign.sensors import SENSORS
+
+SMALL = PackSettings(shard_bytes=150_000)
+
+
+def scenes(split: str = "train", num_samples: int = 40, **options: Any) -> SampleSet:
+    return open_synthetic_scenes(split, num_samples=num_samples, size=24, **options)
+
+
+def assert_same(one: SampleSet, other: SampleSet) -> None:
+    assert one.keys == other.keys
+    assert one.layouts == other.layouts
+    assert (one.name, one.split, one.captions) == (other.name, other.split, other.captions)
+    assert (one.labels is None) == (other.labels is None)
+    if one.labels is not None and other.labels is not None:
+        np.testing.assert_array_equal(one.labels.values, other.labels.values)
+        assert one.labels.class_names == other.labels.class_names
+        assert one.labels.class_list == other.labels.class_list
+    indices = np.random.default_rng(0).permutation(len(one)).astype(np.int64)
+    mine, theirs = one.read(indices), other.read(indices)
+    assert mine.keys() == theirs.keys()
+    for sensor in mine:
+        assert mine[sensor].dtype == theirs[sensor].dtype
+        np.testing.assert_array_equal(mine[sensor], theirs[sensor])
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        scenes(),
+        scenes(multi_label=True),
+        open_synthetic_photos("val", num_samples=30, size=20),
+    ],
+    ids=["single-label, two sensors", "multi-label", "pictures with captions"],
+)
+def test_a_store_holds_the_samples_it_was_made_of(tmp_path: Path, source: SampleSet) -> None:
+    pack({source.split: source}, tmp_path / "s", replace(SMALL, shard_bytes=30_000))
+    stored = StoreSet(tmp_path / "s", source.split)
+    assert len(list((tmp_path / "s" / "shards").iterdir())) > 1
+    assert_same(stored, source)
+    assert_same(pickle.loads(pickle.dumps(stored)), source)  # noqa: S301
+    assert verify_store(tmp_path / "s") == []
+
+
+def test_splits_stay_apart(tmp_path: Path) -> None:
+    both = {"train": scenes("train", 17), "val": scenes("val", 9)}
+    pack(both, tmp_path / "s", SMALL)
+    for split, source in both.items():
+        assert_same(open_dataset(str(tmp_path / "s"), data_root=None, split=split), source)
+    facts = find_dataset(str(tmp_path / "s")).facts
+    assert facts.splits == {"train": 17, "val": 9}
+    assert facts.labels == "single"
+    with pytest.raises(DataError, match="has no split 'test'; there: train, val"):
+        StoreSet(tmp_path / "s", "test")
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
+    for workers in (1, 4):
+        pack({"train": scenes()}, tmp_path / str(workers), SMALL, num_workers=workers)
+    assert content(tmp_path / "1") == content(tmp_path / "4")
+
+
+class _StopsAt:
+    """A sample set whose reading fails once it comes to a sample."""
+
+    def __init__(self, samples: SampleSet, stop: int) -> None:
+        self._samples, self._stop = samples, stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._samples, name)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: Any) -> Any:
+        if self._stop in indices:
+            raise KeyboardInterrupt
+        return self._samples.read(indices)
+
+
+@pytest.mark.parametrize("stop", [0, 13, 39])
+def test_what_stopped_the_packing_leaves_no_trace(tmp_path: Path, stop: int) -> None:
+    source = scenes()
+    pack({"train": source}, tmp_path / "whole", SMALL)
+    stopping: Any = _StopsAt(source, stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack({"train": stopping}, tmp_path / "s", SMALL, num_workers=1)
+    with pytest.raises(DataError, match="no packed store"):
+        StoreSet(tmp_path / "s", "train")
+    kept = len(list((tmp_path / "s").glob("shards/*")))
+    counted = _Counted(source)
+    pack({"train": counted}, tmp_path / "s", SMALL, num_workers=1)  # type: ignore[dict-item]
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+    if stop == 39:
+        assert kept > 0
+        assert counted.num_read < len(source), "what was finished is not read again"
+    again = pack({"train": source}, tmp_path / "s", SMALL)
+    assert again.complete_before
+
+
+class _Counted(_StopsAt):
+    def __init__(self, samples: SampleSet) -> None:
+        super().__init__(samples, -1)
+        self.num_read = 0
+
+    def read(self, indices: Any) -> Any:
+        self.num_read += len(indices)
+        return super().read(indices)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from terralign.datasets.pack import pack, PackSettings\n"
+        "from terralign.datasets.synthetic import open_synthetic_scenes\n"
+        "pack({'train': open_synthetic_scenes('train', num_samples=6000)}, Path(sys.argv[1]),"
+        " PackSettings(shard_bytes=3_000_000))\n"
+    )
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-c", script, str(tmp_path / name)]
+
+    subprocess.run(command("whole"), check=True)
+    for delay in (0.3, 0.7, 1.1, 1.6):
+        process = subprocess.Popen(command("s"))
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "s" / ".pack.json").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command("s"), check=True)
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
+def test_other_data_or_settings_are_refused(tmp_path: Path) -> None:
+    pack({"train": scenes()}, tmp_path / "s", SMALL)
+    with pytest.raises(DataError, match=r"other data or settings \(shard_bytes: 150000, not 9000"):
+        pack({"train": scenes()}, tmp_path / "s", replace(SMALL, shard_bytes=90_000))
+    with pytest.raises(DataError, match="split 'train'"):
+        pack({"train": scenes(num_samples=39)}, tmp_path / "s", SMALL)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds other files \(thesis.txt\)"):
+        pack({"train": scenes()}, tmp_path / "other", SMALL)
+    with pytest.raises(DataError, match="nothing to pack"):
+        pack({}, tmp_path / "none", SMALL)
+    with pytest.raises(DataError, match="differ in their sensors or classes"):
+        pack({"train": scenes(), "val": scenes("val", multi_label=True)}, tmp_path / "mixed", SMALL)
+
+
+def test_a_small_disk_is_met_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def too_small(folder: Path, num_bytes: int) -> None:
+        asked.append(num_bytes)
+        raise StorageError("too small")
+
+    monkeypatch.setattr(packing, "check_free_space", too_small)
+    with pytest.raises(StorageError, match="too small"):
+        pack({"train": scenes()}, tmp_path / "s", SMALL)
+    pixels = scenes().read(np.arange(40))
+    assert asked == [sum(one.nbytes for one in pixels.values())]
+
+
+# Damage
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    pack({"train": scenes()}, tmp_path / "s", SMALL)
+    return tmp_path / "s"
+
+
+def test_a_flipped_bit_is_found_and_named(store: Path) -> None:
+    path = sorted((store / "shards").iterdir())[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[-100] ^= 1
+    path.write_bytes(damaged)
+    (fault,) = verify_store(store)
+    assert fault.startswith("shards/00001.safetensors has changed")
+    path.unlink()
+    (fault,) = verify_store(store)
+    assert fault == "shards/00001.safetensors is missing"
+
+
+def test_a_truncated_shard_is_named_when_it_is_read(store: Path) -> None:
+    path = sorted((store / "shards").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"00000.safetensors is damaged or missing"):
+        StoreSet(store, "train").read(np.array([0]))
+    assert "bytes" in verify_store(store)[0]
+
+
+def test_a_shard_that_is_not_as_the_manifest_says(store: Path) -> None:
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["sensors"]["sentinel1-grd"]["shape"] = [2, 24, 12]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"sentinel1-grd is float32 of shape .*the manifest says"):
+        StoreSet(store, "train").read(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"version": 2}, "of version 2, this program reads 1"),
+        ({"format": "zip"}, "is damaged: format"),
+        ({"shards": []}, "shards hold"),
+        ({"surprise": 1}, "surprise"),
+        ({"splits": {"train": 3}}, "shards hold"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line(store: Path, change: dict[str, Any], match: str) -> None:
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(DataError, match=match) as caught:
+        StoreSet(store, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_outside_the_store_is_refused(store: Path) -> None:
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["shards"][0]["file"] = "../elsewhere.safetensors"
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="leads outside the store"):
+        StoreSet(store, "train")
+
+
+def test_a_damaged_table_is_one_line(store: Path) -> None:
+    (store / "samples.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(DataError, match=r"samples.parquet is damaged"):
+        StoreSet(store, "train")
+
+
+# Pictures
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root, rng = tmp_path / "pictures", np.random.default_rng(3)
+    for number in range(12):
+        folder = root / ("dock" if number % 2 else "yard")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (30 + number, 33, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
+    return root
+
+
+def opened(root: Path, size: int | None) -> FileSet:
+    return open_folder(
+        root,
+        name="pictures",
+        split="all",
+        classes={"dock": "a dock", "yard": "a yard"},
+        class_list="pictures",
+        pixels=Pixels(sensor=SENSORS["rgb"], size=size),
+    )
+
+
+def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Path) -> None:
+    source = opened(pictures, 16)
+    pack({"all": source}, tmp_path / "pixels", PackSettings(size=16))
+    assert_same(StoreSet(tmp_path / "pixels", "all"), source)
+    settings = PackSettings(images="encoded", shard_bytes=2_000)
+    pack({"all": opened(pictures, None)}, tmp_path / "encoded", settings)
+    assert len(list((tmp_path / "encoded" / "shards").iterdir())) > 2
+    for size in (16, 24):
+        assert_same(StoreSet(tmp_path / "encoded", "all", size=size), opened(pictures, size))
+    with pytest.raises(DataError, match=r"pass size="):
+        StoreSet(tmp_path / "encoded", "all").read(np.arange(12))
+    with pytest.raises(DataError, match="holds pictures at 16 pixels, 24 are needed"):
+        StoreSet(tmp_path / "pixels", "all", size=24)
+    with pytest.raises(DataError, match="--size"):
+        pack({"all": opened(pictures, None)}, tmp_path / "mixed", PackSettings())
+
+
+def test_pictures_of_one_size_are_resized_as_their_files_are(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    for name, seed in (("dock", 0), ("yard", 1)):
+        (root / name).mkdir(parents=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / name / "a.png")
+    pack({"all": opened(root, None)}, tmp_path / "s")
+    assert_same(StoreSet(tmp_path / "s", "all", size=16), opened(root, 16))
+
+
+def test_damaged_samples_stop_the_packing_or_are_left_out_and_counted(
+    tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (pictures / "dock" / "3.jpg").write_bytes(b"not a picture")
+    source = opened(pictures, 16)
+    with pytest.raises(DataError, match=r"3.jpg is not an image"):
+        pack({"all": source}, tmp_path / "s", PackSettings(size=16))
+    for images in ("pixels", "encoded"):
+        settings = PackSettings(size=16, images=images, skip_damaged=True)  # type: ignore[arg-type]
+        packed = pack({"all": source}, tmp_path / images, settings)
+        assert packed.manifest.num_skipped == 1
+        stored = StoreSet(tmp_path / images, "all", size=16)
+        assert set(source.keys) - set(stored.keys) == {"dock/3"}
+        kept = np.array([index for index, key in enumerate(source.keys) if key != "dock/3"])
+        np.testing.assert_array_equal(stored.read(np.arange(11))["rgb"], source.read(kept)["rgb"])
+        assert stored.labels is not None
+        assert source.labels is not None
+        np.testing.assert_array_equal(stored.labels.values, source.labels.values[kept])
+    assert "left out dock/3" in caplog.text
+
+
+# Where and when
+
+
+def test_places_are_kept_as_geoparquet(tmp_path: Path, pictures: Path) -> None:
+    time = dt.datetime(2022, 7, 6, 8, 56, 11, tzinfo=dt.UTC)
+    where = (13.0, 52.0, 13.1, 52.1)
+
+    def locate(path: Path) -> Place:
+        return Place(bounds=where, datetime=time) if path.stem != "0" else Place()
+
+    source = replace(opened(pictures, 16), locate=locate)
+    pack({"all": source}, tmp_path / "s", PackSettings(size=16))
+    stored = StoreSet(tmp_path / "s", "all")
+    for index in range(len(stored)):
+        assert stored.place(index) == source.place(index)
+    schema = pq.read_schema(tmp_path / "s" / "samples.parquet")
+    geo = json.loads(schema.metadata[b"geo"])
+    assert geo["columns"][geo["primary_column"]]["encoding"] == "WKB"
+    polygon = pq.read_table(tmp_path / "s" / "samples.parquet")["geometry"][1].as_py()
+    assert struct.unpack("<BIII", polygon[:13]) == (1, 3, 1, 5)
+    corners = np.frombuffer(polygon[13:]).reshape(5, 2)
+    assert (*corners.min(0), *corners.max(0)) == where
+    np.testing.assert_array_equal(corners[0], corners[-1])
+
+
+@pytest.mark.realdata
+def test_real_geotiffs_give_the_same_samples(tmp_path: Path, real_data: Path) -> None:
+    packed = pack_dataset("eurosat-ms", tmp_path / "s", data_root=real_data)
+    assert packed.manifest.splits == {"train": 165, "val": 56}
+    for split in ("train", "val"):
+        source = open_dataset("eurosat-ms", data_root=real_data, split=split)
+        assert_same(StoreSet(tmp_path / "s", split), source)
