@@ -2,16 +2,13 @@
 
 Q queries, G gallery items, D embedding dimensions, K classes, B a block's rows.
 
-Similarity is the cosine. Unit vectors are rounded to multiples of 2**-26, float32's own
-resolution between 1/4 and 1/2. A product of two entries is then a multiple of 2**-52, and no
-partial sum exceeds 1 by more than rounding, so float64 holds every step of a dot product exactly:
-equal vectors tie exactly, and no result depends on the block size, on the order of the gallery or
-on the order in which a BLAS adds.
+Similarity is the cosine as `similarity.py` computes it: equal vectors tie exactly, and no result
+depends on the block size or on the order of the gallery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +21,8 @@ from terralign.evaluate.metrics import (
     check_labels,
     hit_probability,
     mean_metrics,
-    row_norms,
-    row_slices,
 )
-
-GRID = 2.0**26
-"""Entries of unit vectors are multiples of 1 / GRID."""
+from terralign.evaluate.similarity import BLOCK, GalleryPenalty, Similarities
 
 DEFAULT_KS = (1, 5, 10, 20, 50)
 """The cut-offs that the paper reports (arXiv 2402.09816)."""
@@ -44,7 +37,8 @@ def retrieval_metrics(
     gallery_labels: NDArray[Any] | None = None,
     ks: Sequence[int] = DEFAULT_KS,
     exclude_self: bool = False,
-    block: int = 2048,
+    penalty: GalleryPenalty | None = None,
+    block: int = BLOCK,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> MetricResult:
@@ -52,8 +46,9 @@ def retrieval_metrics(
 
     `query`: (Q, D), `gallery`: (G, D), any floating-point vectors; they are L2-normalised here.
     `exclude_self`: query i and gallery item i are the same item, which no query may find.
-    Memory beyond the inputs is some 6 * block * block * 8 bytes. Intervals resample queries; the
-    gallery stays. Raises `DataError`. Exactly one of these is given:
+    `penalty`: rank by penalised cosines instead, see `hubness.py`. Memory beyond the inputs is
+    some 6 * block * block * 8 bytes. Intervals resample queries; the gallery stays. Raises
+    `DataError`. Exactly one of these is given:
 
     `target`: (Q,) the gallery item paired with each query. Gives `recall@k`, the share of queries
     whose pair is among the first k. A pair that `a` items outrank and `t` others tie with has a
@@ -74,68 +69,73 @@ def retrieval_metrics(
     harmonic number.
     """
     ks = _check_ks(ks)
-    if block < 1:
-        raise DataError(f"block is {block}; expected at least 1")
-    tiles = _Similarities(query, gallery, exclude_self=exclude_self, block=block)
+    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
     if (target is None) == (query_labels is None and gallery_labels is None):
         raise DataError("give either target (instance-level) or query_labels and gallery_labels")
     if target is not None:
-        return _instance_level(tiles, target, ks, num_bootstrap=num_bootstrap, seed=seed)
-    if query_labels is None or gallery_labels is None:
-        missing = "query_labels" if query_labels is None else "gallery_labels"
-        raise DataError(f"{missing} is missing; class-level retrieval needs both sides' labels")
-    relevance = _Relevance(query_labels, gallery_labels, len(query), len(gallery))
-    return _class_level(tiles, relevance, ks, num_bootstrap=num_bootstrap, seed=seed)
-
-
-class _Similarities:
-    """Exact cosine similarities of two checked sets of vectors, tile by tile."""
-
-    def __init__(self, query: Floats, gallery: Floats, *, exclude_self: bool, block: int) -> None:
-        self.query, self.gallery = query, gallery
-        self.query_norms = row_norms(query, name="query")
-        self.gallery_norms = row_norms(gallery, name="gallery")
-        self.exclude_self, self.block = exclude_self, block
-        if query.shape[1] != gallery.shape[1]:
-            raise DataError(
-                f"query has {query.shape[1]} dimensions, gallery has {gallery.shape[1]}; "
-                "both must come from one embedding space"
+        hits = _recall(tiles, target, ks)
+        chances = [min(1.0, k / tiles.num_candidates) for k in ks]
+        return MetricResult(
+            metrics=mean_metrics(
+                [f"recall@{k}" for k in ks], hits, chances, num_bootstrap=num_bootstrap, seed=seed
             )
-        if exclude_self and len(query) != len(gallery):
-            raise DataError(
-                f"exclude_self needs query and gallery to be the same items; there are "
-                f"{len(query)} queries and {len(gallery)} gallery items"
-            )
-        if self.num_candidates < 1:
-            raise DataError("exclude_self leaves no gallery item to find; give at least two items")
+        )
+    relevance = _relevance(tiles, query_labels, gallery_labels)
+    precisions, num_relevant = _average_precision(tiles, relevance, ks)
+    kept = num_relevant > 0
+    num_left_out = int(len(kept) - kept.sum())
+    note = f"{num_left_out} of {len(kept)} queries have no relevant gallery item and are left out."
+    return MetricResult(
+        metrics=mean_metrics(
+            [f"map@{k}" for k in ks],
+            precisions[kept],
+            [_map_chance(num_relevant[kept], tiles.num_candidates, k) for k in ks],
+            num_bootstrap=num_bootstrap,
+            seed=seed,
+        ),
+        num_queries_left_out=num_left_out,
+        notes=(note,) if num_left_out else (),
+    )
 
-    @property
-    def num_candidates(self) -> int:
-        """Gallery items that a query may find."""
-        return len(self.gallery) - self.exclude_self
 
-    def query_slices(self) -> Iterator[slice]:
-        """The queries in blocks."""
-        return row_slices(len(self.query), self.block)
+def recall_per_query(
+    query: Floats,
+    gallery: Floats,
+    target: NDArray[np.int64],
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    exclude_self: bool = False,
+    penalty: GalleryPenalty | None = None,
+    block: int = BLOCK,
+) -> Floats:
+    """Each query's share in `recall@k` of `retrieval_metrics`: (Q, M) float64, a column per k.
 
-    def unit_queries(self, rows: slice) -> Floats:
-        """Unit vectors of these queries, (B, D) float64 on the grid."""
-        return _unit(self.query[rows], self.query_norms[rows])
+    The ks are taken in rising order. For comparing two models on the same queries.
+    """
+    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
+    return _recall(tiles, target, _check_ks(ks))
 
-    def unit_gallery(self, rows: slice | NDArray[np.int64]) -> Floats:
-        """Unit vectors of these gallery items, (B, D) float64 on the grid."""
-        return _unit(self.gallery[rows], self.gallery_norms[rows])
 
-    def tiles(self, rows: slice, units: Floats) -> Iterator[tuple[slice, Floats]]:
-        """For queries `rows`: gallery slices with similarities (B, B'), -inf at excluded items."""
-        for columns in row_slices(len(self.gallery), self.block):
-            similarity = units @ self.unit_gallery(columns).T
-            if self.exclude_self:
-                same = np.arange(
-                    max(rows.start, columns.start), min(rows.stop, columns.stop), dtype=np.int64
-                )
-                similarity[same - rows.start, same - columns.start] = -np.inf
-            yield columns, similarity
+def average_precision_per_query(
+    query: Floats,
+    gallery: Floats,
+    query_labels: NDArray[Any],
+    gallery_labels: NDArray[Any],
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    exclude_self: bool = False,
+    penalty: GalleryPenalty | None = None,
+    block: int = BLOCK,
+) -> Floats:
+    """Each query's AP@k of `retrieval_metrics`: (Q, M) float64, a column per k in rising order.
+
+    NaN for queries that no gallery item is relevant to. For comparing two models on the same
+    queries.
+    """
+    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
+    relevance = _relevance(tiles, query_labels, gallery_labels)
+    precisions, _ = _average_precision(tiles, relevance, _check_ks(ks))
+    return precisions
 
 
 class _Relevance:
@@ -175,14 +175,17 @@ class _Relevance:
         return np.asarray(self.query[rows, None] == self.gallery[None, columns])
 
 
-def _instance_level(
-    tiles: _Similarities,
-    target: NDArray[np.int64],
-    ks: Sequence[int],
-    *,
-    num_bootstrap: int,
-    seed: int,
-) -> MetricResult:
+def _relevance(
+    tiles: Similarities, query_labels: NDArray[Any] | None, gallery_labels: NDArray[Any] | None
+) -> _Relevance:
+    if query_labels is None or gallery_labels is None:
+        missing = "query_labels" if query_labels is None else "gallery_labels"
+        raise DataError(f"{missing} is missing; class-level retrieval needs both sides' labels")
+    return _Relevance(query_labels, gallery_labels, len(tiles.query), len(tiles.gallery))
+
+
+def _recall(tiles: Similarities, target: NDArray[np.int64], ks: Sequence[int]) -> Floats:
+    """Probability (Q, M) that each query's pair is among the first k, a column per k."""
     target = check_labels(target, len(tiles.query), len(tiles.gallery), name="target")
     if tiles.exclude_self:
         own = np.flatnonzero(target == np.arange(len(target)))
@@ -195,55 +198,34 @@ def _instance_level(
     tied = np.full(len(target), -1, dtype=np.int64)  # the pair ties with itself
     for rows in tiles.query_slices():
         units = tiles.unit_queries(rows)
-        pair = (units * tiles.unit_gallery(target[rows])).sum(axis=1, keepdims=True)
+        pair = tiles.pairs(rows, units, target[rows])
         for _, similarity in tiles.tiles(rows, units):
             above[rows] += np.count_nonzero(similarity > pair, axis=1)
             tied[rows] += np.count_nonzero(similarity == pair, axis=1)
-    hits = np.stack([hit_probability(above, tied, k) for k in ks], axis=1)
-    chances = [min(1.0, k / tiles.num_candidates) for k in ks]
-    names = [f"recall@{k}" for k in ks]
-    return MetricResult(
-        metrics=mean_metrics(names, hits, chances, num_bootstrap=num_bootstrap, seed=seed)
-    )
+    return np.stack([hit_probability(above, tied, k) for k in ks], axis=1)
 
 
-def _class_level(
-    tiles: _Similarities,
-    relevance: _Relevance,
-    ks: Sequence[int],
-    *,
-    num_bootstrap: int,
-    seed: int,
-) -> MetricResult:
-    num_queries, num_candidates = len(tiles.query), tiles.num_candidates
-    depth = min(max(ks), num_candidates)
-    gains = np.empty((num_queries, depth))
-    num_relevant = np.empty(num_queries, dtype=np.int64)
+def _average_precision(
+    tiles: Similarities, relevance: _Relevance, ks: Sequence[int]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Expected AP@k (Q, M), NaN where nothing is relevant; numbers of relevant items (Q,)."""
+    depth = min(max(ks), tiles.num_candidates)
+    precisions = np.full((len(tiles.query), len(ks)), np.nan)
+    num_relevant = np.empty(len(tiles.query), dtype=np.int64)
     for rows in tiles.query_slices():
         top = _TopRanks(rows.stop - rows.start, depth)
         units = tiles.unit_queries(rows)
         for columns, similarity in tiles.tiles(rows, units):
             top.add(similarity, relevance.tile(rows, columns) & (similarity > -np.inf))
-        gains[rows], num_relevant[rows] = top.expected_gains(), top.num_relevant
-    kept = num_relevant > 0
-    num_left_out = int(num_queries - kept.sum())
-    if num_left_out == num_queries:
+        num_relevant[rows] = top.num_relevant
+        sums = np.cumsum(top.expected_gains(), axis=1)
+        for column, k in enumerate(ks):
+            best = np.maximum(np.minimum(k, top.num_relevant), 1)
+            precisions[rows, column] = sums[:, min(k, depth) - 1] / best
+    precisions[num_relevant == 0] = np.nan
+    if not num_relevant.any():
         raise DataError("no query has a relevant item in the gallery; check the labels")
-    gains, num_relevant = gains[kept], num_relevant[kept]
-    sums = np.cumsum(gains, axis=1)
-    precisions = np.stack(
-        [sums[:, min(k, depth) - 1] / np.minimum(k, num_relevant) for k in ks], axis=1
-    )
-    names = [f"map@{k}" for k in ks]
-    chances = [_map_chance(num_relevant, num_candidates, k) for k in ks]
-    note = (
-        f"{num_left_out} of {num_queries} queries have no relevant gallery item and are left out."
-    )
-    return MetricResult(
-        metrics=mean_metrics(names, precisions, chances, num_bootstrap=num_bootstrap, seed=seed),
-        num_queries_left_out=num_left_out,
-        notes=(note,) if num_left_out else (),
-    )
+    return precisions, num_relevant
 
 
 class _TopRanks:
@@ -311,10 +293,6 @@ def _map_chance(num_relevant: NDArray[np.int64], num_candidates: int, k: int) ->
     others = (num_relevant - 1) / max(num_candidates - 1, 1)
     gains = num_relevant / num_candidates * (harmonic + others * (depth - harmonic))
     return float(np.mean(gains / np.minimum(k, num_relevant)))
-
-
-def _unit(vectors: Floats, norms: Floats) -> Floats:
-    return np.asarray(np.rint(vectors / norms[:, None] * GRID) / GRID)
 
 
 def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
