@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from terralign.datasets.arrays import open_s2_l2a
-from terralign.datasets.bigearthnet import open_bigearthnet_mini, open_bigearthnet_v1
+from terralign.datasets.bigearthnet import open_bigearthnet_mini
+from terralign.datasets.bigearthnet_v1 import open_bigearthnet_v1
+from terralign.datasets.bigearthnet_v2 import open_bigearthnet_v2
+from terralign.datasets.captioned import open_captioned
+from terralign.datasets.cifar import open_cifar
 from terralign.datasets.declared import declared_sensor, open_declared, read_declaration
 from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
-from terralign.datasets.photos import WHOLE_SPLITS, open_aid, open_imagenet, open_tiny_imagenet
+from terralign.datasets.photos import WHOLE_SPLITS, open_imagenet, open_tiny_imagenet
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.scene_classes import open_scene_classes
 from terralign.datasets.store import StoreSet
 from terralign.datasets.store_files import is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
@@ -36,10 +41,23 @@ DATASETS: dict[str, Open] = {
     "eurosat-rgb": lambda root, split, size: open_eurosat_rgb(root, split, size=size),
     "eurosat-ms": lambda root, split, size: open_eurosat_ms(root, split),
     # RGB scenes
-    "aid": lambda root, split, size: open_aid(root, split, size=size),
+    "aid": lambda root, split, size: open_scene_classes("aid", root, split, size=size),
+    "resisc45": lambda root, split, size: open_scene_classes("resisc45", root, split, size=size),
+    "ucmerced": lambda root, split, size: open_scene_classes("ucmerced", root, split, size=size),
+    "patternnet": lambda root, split, size: open_scene_classes(
+        "patternnet", root, split, size=size
+    ),
+    # RGB scenes with captions
+    "rsicd": lambda root, split, size: open_captioned("rsicd", root, split, size=size),
+    "rsitmd": lambda root, split, size: open_captioned("rsitmd", root, split, size=size),
+    "ucm-captions": lambda root, split, size: open_captioned(
+        "ucm-captions", root, split, size=size
+    ),
     # Photos: supported tasks
     "tiny-imagenet": lambda root, split, size: open_tiny_imagenet(root, split, size=size),
     "imagenet": lambda root, split, size: open_imagenet(root, split, size=size),
+    "cifar10": lambda root, split, size: open_cifar("cifar10", root, split),
+    "cifar100": lambda root, split, size: open_cifar("cifar100", root, split),
     # BigEarthNet
     "bigearthnet-mini": lambda root, split, size: open_bigearthnet_mini(root, split),
     "bigearthnet-mini-43": lambda root, split, size: open_bigearthnet_mini(
@@ -51,6 +69,19 @@ DATASETS: dict[str, Open] = {
     "bigearthnet-19": lambda root, split, size: open_bigearthnet_v1(root, split),
     "bigearthnet-43": lambda root, split, size: open_bigearthnet_v1(root, split, num_classes=43),
     "bigearthnet-5": lambda root, split, size: open_bigearthnet_v1(root, split, num_classes=5),
+    "bigearthnet-mm-19": lambda root, split, size: open_bigearthnet_v1(root, split, radar=True),
+    "bigearthnet-mm-43": lambda root, split, size: open_bigearthnet_v1(
+        root, split, num_classes=43, radar=True
+    ),
+    "bigearthnet-mm-5": lambda root, split, size: open_bigearthnet_v1(
+        root, split, num_classes=5, radar=True
+    ),
+    "bigearthnet-v2-19": lambda root, split, size: open_bigearthnet_v2(root, split),
+    "bigearthnet-v2-5": lambda root, split, size: open_bigearthnet_v2(root, split, num_classes=5),
+    "bigearthnet-v2-mm-19": lambda root, split, size: open_bigearthnet_v2(root, split, radar=True),
+    "bigearthnet-v2-mm-5": lambda root, split, size: open_bigearthnet_v2(
+        root, split, num_classes=5, radar=True
+    ),
     # Sentinel-2 without labels
     "s2-l2a": lambda root, split, size: open_s2_l2a(root, split),
     # The synthetic world

@@ -1,10 +1,11 @@
 """BigEarthNet's nomenclatures, 43, 19 and 5 classes, from CORINE Land Cover codes.
 
-The tables are in `classes/bigearthnet.toml`.
+The tables are in `classes/bigearthnet.toml`. N patches, K classes, H W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -13,13 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.class_lists import read_table
-from terralign.errors import DataError
+from terralign.errors import DataError, nearest
 
 NumClasses = Literal[43, 19, 5]
 
 MIN_PRESENCE = 0.01
 """A class is a label of a patch where it covers at least this share of its pixels: 144 pixels, or
 1.4 ha, of a 120x120 patch. Less is as likely an error of registration as it is visible."""
+
+ANY_PRESENCE = 0.0
+"""As `min_presence`: one pixel is enough. The labels of BigEarthNet v2 were made so."""
+
+_NUM_CODES = 1000
+"""CORINE's level-3 codes have three digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,34 +70,59 @@ def labels_from_pixels(
 ) -> NDArray[np.bool_]:
     """Multi-hot labels (N, K) of CORINE level-3 codes (N, H, W).
 
-    A class is present where its codes together cover `min_presence` of the patch or more. Codes
-    that the nomenclature dropped, glaciers (335) and unclassified pixels give no label, so a row
-    may be all False: it stays, as a sample in which every class is absent.
+    A class is present where its codes together cover `min_presence` of the patch or more, and at
+    least one pixel. Codes that the nomenclature dropped, glaciers (335) and unclassified pixels
+    give no label, so a row may be all False: it stays, as a sample in which every class is absent.
     """
     known = nomenclature(num_classes)
-    values = np.zeros((len(codes), num_classes), dtype=bool)
-    ignored = set(read_table("bigearthnet")["ignored_codes"])
-    unknown = set(np.unique(codes).tolist()) - set(known.class_of_code) - ignored
+    flat = codes.reshape(len(codes), -1)
+    counts = np.zeros((len(codes), _NUM_CODES), dtype=np.int64)
+    for row, pixels in zip(counts, flat, strict=True):
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high >= _NUM_CODES:
+            raise _no_code(low if low < 0 else high)
+        row += np.bincount(pixels, minlength=_NUM_CODES)
+    used = np.flatnonzero(counts.any(axis=0)).tolist()
+    ignored = read_table("bigearthnet")["ignored_codes"]
+    unknown = set(used).difference(known.class_of_code, ignored)
     if unknown:
-        raise DataError(
-            f"{sorted(unknown)[0]} is no CORINE level-3 code; expected codes such as 111 or 312"
-        )
+        raise _no_code(min(unknown))
+    values = np.zeros((len(codes), num_classes), dtype=bool)
     for index in range(num_classes):
         members = [code for code, target in known.class_of_code.items() if target == index]
-        values[:, index] = np.isin(codes, members).mean(axis=(1, 2)) >= min_presence
+        pixels_of_class = counts[:, members].sum(axis=1)
+        values[:, index] = (pixels_of_class > 0) & (pixels_of_class / flat.shape[1] >= min_presence)
     return values
 
 
-def labels_from_names(names: list[list[str]], num_classes: NumClasses) -> NDArray[np.bool_]:
-    """Multi-hot labels (N, K) from lists of 43-class names, as BigEarthNet v1's JSON has them."""
+def _no_code(code: int) -> DataError:
+    return DataError(f"{code} is no CORINE level-3 code; expected codes such as 111 or 312")
+
+
+def labels_from_names(
+    names: Sequence[Sequence[str]], num_classes: NumClasses, *, origins: Sequence[object] = ()
+) -> NDArray[np.bool_]:
+    """Multi-hot labels (N, K) from lists of 43-class names, as BigEarthNet v1's JSON has them.
+
+    A class that the nomenclature dropped gives no label, so a row may be all False. `origins`:
+    where each list comes from, which an error about a name outside the nomenclature says.
+    """
     known, finest = nomenclature(num_classes), nomenclature(43)
-    code_of_name = {finest.names[index or 0]: code for code, index in finest.class_of_code.items()}
+    class_of_name = {
+        finest.names[index]: known.class_of_code[code]
+        for code, index in finest.class_of_code.items()
+        if index is not None
+    }
     values = np.zeros((len(names), num_classes), dtype=bool)
     for row, labels in enumerate(names):
         for label in labels:
-            if label not in code_of_name:
-                raise DataError(f"{label!r} is no class of BigEarthNet v1 (43 CORINE names)")
-            target = known.class_of_code[code_of_name[label]]
+            if label not in class_of_name:
+                where = f"{origins[row]}: " if len(origins) else ""
+                raise DataError(
+                    f"{where}{label!r} is no class of BigEarthNet v1 (43 CORINE names); "
+                    f"{nearest(label, class_of_name)}"
+                )
+            target = class_of_name[label]
             if target is not None:
                 values[row, target] = True
     return values
