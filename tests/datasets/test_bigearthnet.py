@@ -1,20 +1,21 @@
-"""BigEarthNet: nomenclatures from CORINE codes, the small arrays, the folders of version 1."""
+"""BigEarthNet: nomenclatures from CORINE codes, and the small arrays."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
-from rasterio import Affine
 
-from terralign.datasets.bigearthnet import open_bigearthnet_mini, open_bigearthnet_v1, read_patch
+from terralign.datasets.bigearthnet import open_bigearthnet_mini
 from terralign.datasets.class_lists import read_table
-from terralign.datasets.corine import labels_from_names, labels_from_pixels, nomenclature
+from terralign.datasets.corine import (
+    ANY_PRESENCE,
+    labels_from_names,
+    labels_from_pixels,
+    nomenclature,
+)
 from terralign.errors import DataError
-from terralign.sensors import SENSORS
 
 
 def test_nomenclatures_have_their_number_of_classes() -> None:
@@ -41,6 +42,40 @@ def test_every_prompt_belongs_to_a_class() -> None:
 def test_the_19_classes_drop_eleven_of_the_43() -> None:
     dropped = {code for code, index in nomenclature(19).class_of_code.items() if index is None}
     assert dropped == {122, 123, 124, 131, 132, 133, 141, 142, 332, 334, 423}
+
+
+MERGED_AS_PUBLISHED = {
+    "Urban fabric": (111, 112),
+    "Industrial or commercial units": (121,),
+    "Arable land": (211, 212, 213),
+    "Permanent crops": (221, 222, 223, 241),
+    "Pastures": (231,),
+    "Complex cultivation patterns": (242,),
+    "Land principally occupied by agriculture, with significant areas of natural vegetation": (
+        243,
+    ),
+    "Agro-forestry areas": (244,),
+    "Broad-leaved forest": (311,),
+    "Coniferous forest": (312,),
+    "Mixed forest": (313,),
+    "Natural grassland and sparsely vegetated areas": (321, 333),
+    "Moors, heathland and sclerophyllous vegetation": (322, 323),
+    "Transitional woodland, shrub": (324,),
+    "Beaches, dunes, sands": (331,),
+    "Inland wetlands": (411, 412),
+    "Coastal wetlands": (421, 422),
+    "Inland waters": (511, 512),
+    "Marine waters": (521, 522, 523),
+}
+"""The 19 classes in the published order, with the codes that each was merged from."""
+
+
+def test_the_19_classes_are_merged_as_published() -> None:
+    merged = nomenclature(19)
+    assert merged.names == tuple(MERGED_AS_PUBLISHED)
+    for index, codes_of_class in enumerate(MERGED_AS_PUBLISHED.values()):
+        members = {code for code, target in merged.class_of_code.items() if target == index}
+        assert members == set(codes_of_class)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +141,19 @@ def test_a_patch_of_dropped_or_ignored_codes_has_no_label() -> None:
     assert names_of(codes(c335=500, c999=500), 43) == set()
 
 
+def test_where_any_pixel_counts_one_is_enough_and_none_is_not() -> None:
+    row = labels_from_pixels(codes(c312=1), 5, ANY_PRESENCE)[0]
+    assert row.tolist() == [False, True, True, False, False]
+
+
 def test_an_unknown_code_is_an_error() -> None:
     with pytest.raises(DataError, match="44 is no CORINE level-3 code"):
         labels_from_pixels(codes(c44=5), 19)
+    for stray in (-5, 1000):
+        pixels = codes()
+        pixels[0, 0, 0] = stray
+        with pytest.raises(DataError, match=f"{stray} is no CORINE level-3 code"):
+            labels_from_pixels(pixels, 5)
 
 
 def test_labels_from_names_agree_with_labels_from_pixels() -> None:
@@ -120,8 +165,13 @@ def test_labels_from_names_agree_with_labels_from_pixels() -> None:
             from_names = labels_from_names([[fine.names[index]]], num_classes)  # type: ignore[arg-type]
             from_pixels = labels_from_pixels(pixels, num_classes)  # type: ignore[arg-type]
             np.testing.assert_array_equal(from_names, from_pixels)
-    with pytest.raises(DataError, match="'Tundra' is no class"):
-        labels_from_names([["Tundra"]], 19)
+
+
+def test_a_name_outside_the_nomenclature_names_its_file_and_the_nearest() -> None:
+    with pytest.raises(
+        DataError, match=r"b: 'Rice field' is no class .*did you mean 'Rice fields'"
+    ):
+        labels_from_names([["Vineyards"], ["Rice field"]], 19, origins=["a", "b"])
 
 
 @pytest.fixture
@@ -158,68 +208,6 @@ def test_mini_pairs_optical_and_radar(mini: Path) -> None:
         np.testing.assert_array_equal(got["sentinel1-grd"][0], file["s1_db"][8].astype("f4"))
 
 
-def write_patch(root: Path, name: str, labels: list[str]) -> Path:
-    patch = root / name
-    patch.mkdir(parents=True)
-    for number, band in enumerate(SENSORS["sentinel2-l2a"].bands, start=1):
-        side = round(1200 / (band.gsd_m or 10))
-        settings = {"driver": "GTiff", "count": 1, "dtype": "uint16"}
-        place = {"height": side, "width": side, "transform": Affine(10, 0, 0, 0, -10, 0)}
-        with rasterio.open(patch / f"{name}_{band.name}.tif", "w", **settings, **place) as file:
-            file.write(np.full((1, side, side), number * 100, np.uint16))
-    (patch / f"{name}_labels_metadata.json").write_text(json.dumps({"labels": labels}))
-    return patch
-
-
-FIRST, SECOND = "S2A_MSIL2A_20170613T101031_1_2", "S2B_MSIL2A_20170924T93020_3_4"
-
-
-@pytest.fixture
-def v1(tmp_path: Path) -> Path:
-    write_patch(tmp_path / "BigEarthNet-v1.0", FIRST, ["Pastures", "Airports"])
-    write_patch(tmp_path / "BigEarthNet-v1.0", SECOND, ["Water bodies"])
-    (tmp_path / "val.csv").write_text(f"{SECOND},S1A_paired\n")
-    return tmp_path
-
-
-def test_v1_patches_come_on_one_grid_with_their_labels(v1: Path) -> None:
-    samples = open_bigearthnet_v1(v1, "all")
-    assert samples.keys == (FIRST, SECOND)
-    pixels = samples.read(np.arange(2))["sentinel2-l2a"]
-    assert pixels.shape == (2, 12, 120, 120)
-    expected = np.arange(100, 1300, 100)[:, None, None]
-    assert (pixels == expected).all()
-    assert samples.labels is not None
-    names = nomenclature(19).names
-    assert [[names[i] for i in np.flatnonzero(row)] for row in samples.labels.values] == [
-        ["Pastures"],
-        ["Inland waters"],
-    ]
-    assert samples.layouts["sentinel2-l2a"].dn_offset == 0
-
-
-def test_v1_splits_are_lists_beside_the_patches(v1: Path) -> None:
-    assert open_bigearthnet_v1(v1, "val", num_classes=43).keys == (SECOND,)
-    with pytest.raises(DataError, match=r"no split 'test'.*there: all, val"):
-        open_bigearthnet_v1(v1, "test")
-    with pytest.raises(DataError, match="holds no BigEarthNet v1 patches"):
-        open_bigearthnet_v1(v1 / "elsewhere", "all")
-
-
-def test_v1_faults_are_named(v1: Path) -> None:
-    patch = v1 / "BigEarthNet-v1.0" / FIRST
-    samples = open_bigearthnet_v1(v1, "all")
-    (patch / f"{FIRST}_B8A.tif").write_text("broken")
-    with pytest.raises(DataError, match=r"B8A.tif is not a readable GeoTIFF"):
-        samples.read(np.array([0]))
-    (patch / f"{FIRST}_B8A.tif").unlink()
-    with pytest.raises(DataError, match=r"B8A.tif is not there"):
-        read_patch(patch)
-    (patch / f"{FIRST}_labels_metadata.json").write_text('{"classes": []}')
-    with pytest.raises(DataError, match="has no list 'labels'"):
-        open_bigearthnet_v1(v1, "all")
-
-
 @pytest.mark.realdata
 def test_real_mini_has_labels_in_every_nomenclature(real_data: Path) -> None:
     for num_classes in (43, 19, 5):
@@ -232,23 +220,3 @@ def test_real_mini_has_labels_in_every_nomenclature(real_data: Path) -> None:
         14,
         14,
     ]
-
-
-@pytest.mark.realdata
-def test_real_v1_patches_read_as_rasterio_reads_them(real_data: Path) -> None:
-    root = real_data / "formats" / "bigearthnet_v1"
-    samples = open_bigearthnet_v1(root, "all", num_classes=43)
-    assert len(samples) == 6
-    pixels = samples.read(np.arange(6))["sentinel2-l2a"]
-    bands = samples.layouts["sentinel2-l2a"].bands
-    for patch, got in zip(samples.files, pixels, strict=True):
-        for band in ("B02", "B08"):
-            with rasterio.open(patch / f"{patch.name}_{band}.tif") as source:
-                np.testing.assert_array_equal(got[bands.index(band)], source.read(1))
-        with rasterio.open(patch / f"{patch.name}_B8A.tif") as source:
-            coarse = source.read(1).astype(float)
-        ours = got[bands.index("B8A")].reshape(60, 2, 60, 2).mean((1, 3))
-        assert np.corrcoef(ours.ravel(), coarse.ravel())[0, 1] > 0.98
-    assert samples.labels is not None
-    index = samples.keys.index("S2A_MSIL2A_20170613T101031_87_48")
-    assert samples.labels.values[index].sum() == 2

@@ -242,8 +242,8 @@ def _find_partners(root: Path, listed: dict[str, str], places: dict[str, str]) -
         "unpack BigEarthNet-S1-v1.0.tar.gz again, or take the data set without '-mm', "
         "which needs no Sentinel-1"
     )
-    said = f"below {root} are sought"
-    require_all(listed.values(), there, said=said, what="partners", todo=todo)
+    said = f"the split list names for {root}"
+    require_all(listed.values(), there, said=said, what="Sentinel-1 patches", todo=todo)
     candidates: dict[str, list[str]] = {}
     wanted = set(places.values())
     for name in sorted(there) if wanted else ():
@@ -256,7 +256,12 @@ def _find_partners(root: Path, listed: dict[str, str], places: dict[str, str]) -
     for patch, partner in zip(answers, asked, strict=True):
         if patch in places:
             found[patch] = partner.name
-    require_all(places, found, said=said, what="partners, of patches", todo=todo)
+    alone = [patch for patch in places if patch not in found]
+    if alone:
+        raise DataError(
+            f"{len(alone):,} of {len(places):,} patches have no Sentinel-1 partner below {root}, "
+            f"{alone[0]} first; {todo}"
+        )
     return {patch: root / partner for patch, partner in found.items()}
 
 
