@@ -16,13 +16,13 @@ from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import StateDict, hash_state, read_state_dict
-from terralign.errors import RecipeError
-from terralign.evaluate.classification import evaluate_zero_shot
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.classification import evaluate_zero_shot, score_classes
 from terralign.train import patch as module
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate, merge
 from terralign.train.patch import PatchResult, PatchSettings, patch
-from terralign.train.sweep import SweepMemory, SweepPoint, choose_alpha, sweep
+from terralign.train.sweep import SweepMemory, SweepPoint, Tally, choose_alpha, sweep
 
 ALPHAS = (0.0, 0.5, 1.0)
 QUICK = PatchSettings(epochs=1, batch_size=8, lr=1e-3, alphas=ALPHAS, max_supported_drop=0.5)
@@ -80,6 +80,54 @@ def test_the_sweep_equals_evaluating_each_alpha(
             found = evaluate_zero_shot(space, task.samples, tower="rgb", prompts=task.prompts)
             name = f"{task.samples.name}/{task.samples.split}"
             assert values == {name: found.result.value("top1")}
+
+
+def test_a_multi_label_sweep_equals_evaluating_each_alpha(
+    tiny_clip: ClipModel, many_label_task: PatchingTask
+) -> None:
+    theta_0, theta_1 = tiny_clip.visual.state_dict(), _moved(tiny_clip)
+    points = sweep(
+        tiny_clip, lambda alpha: interpolate(theta_0, theta_1, alpha), ALPHAS,
+        validation=[many_label_task], supported=[], batch_size=7,
+    )  # fmt: skip
+    for point in points:
+        theta = interpolate(theta_0, theta_1, point.alpha)
+        found = evaluate_zero_shot(
+            EmbeddingSpace(tiny_clip.with_visual(theta, source="test")),
+            many_label_task.samples, tower="rgb", prompts=many_label_task.prompts,
+        )  # fmt: skip
+        (value,) = point.patching.values()
+        assert value == pytest.approx(found.result.value("macro_map"), abs=1e-6)
+
+
+def test_a_tally_counts_ties_as_the_metrics_do(task: PatchingTask) -> None:
+    """Features that are near no class, or as near to one as to another."""
+    labels = task.samples.labels
+    assert labels is not None
+    weights = torch.eye(len(labels.class_names))
+    rows = torch.randint(0, 2, (len(labels.values), len(weights))).float() + 1e-3
+    tally = Tally(task, weights)
+    for part in rows.split(9):
+        tally.add(part)
+    expected = score_classes(rows, weights, labels, num_bootstrap=1).value("top1")
+    assert tally.value() == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected < 1
+
+
+def test_a_tally_keeps_no_more_than_the_metric_needs(
+    task: PatchingTask, many_label_task: PatchingTask, tiny_clip: ClipModel
+) -> None:
+    for one, per_sample in ((task, 8), (many_label_task, 4 * len(many_label_task.class_names))):
+        tally = Tally(one, one.weights(tiny_clip))
+        held = [value for value in vars(tally).values() if isinstance(value, np.ndarray)]
+        assert sum(value.nbytes for value in held) == per_sample * len(one.samples)
+
+
+def test_a_tower_that_gives_nan_is_told(task: PatchingTask, tiny_clip: ClipModel) -> None:
+    tally = Tally(task, task.weights(tiny_clip))
+    tally.add(torch.ones(3, tiny_clip.dim))
+    with pytest.raises(DataError, match="NaN or infinite values within samples 3 to 4"):
+        tally.add(torch.full((2, tiny_clip.dim), float("nan")))
 
 
 def test_each_image_is_read_once_for_all_alphas(
@@ -377,6 +425,14 @@ def test_a_way_of_patching_several_tasks_needs_several(
         _patch(tiny_clip, tmp_path, [task], [validation], supported, mode="parallel")
     with pytest.raises(RecipeError, match="each with its validation data"):
         _patch(tiny_clip, tmp_path, [task], [], supported)
+
+
+def test_a_preserving_batch_needs_pictures_to_preserve_on(
+    tiny_clip: ClipModel, task: PatchingTask, validation: PatchingTask, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"preserve_batch_size": 32})
+    with pytest.raises(RecipeError, match="preserve_batch_size = 32 has no effect without"):
+        patch(tiny_clip, [task], settings, tmp_path, validation=[validation], supported=[])
 
 
 def test_trained_batch_norms_are_estimated_anew_for_each_alpha(

@@ -76,6 +76,11 @@ def patch(
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
+    if preserve_on is None and settings.preserve_batch_size != _default("preserve_batch_size"):
+        raise RecipeError(
+            f"preserve_batch_size = {settings.preserve_batch_size} has no effect without "
+            "preserve_on; leave it out, or name pictures to preserve on"
+        )
     run = _Patching(clip, settings, folder, supported, preserve_on, seed, tensorboard)
     if settings.mode == "joint" or len(tasks) == 1:
         if settings.mode != "joint":
@@ -84,6 +89,10 @@ def patch(
     if settings.mode == "sequential":
         return run.sequentially(tasks, validation)
     return run.in_parallel(tasks, validation)
+
+
+def _default(name: str) -> object:
+    return PatchSettings.model_fields[name].default
 
 
 class _Patching:

@@ -11,17 +11,21 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.loader import read_ahead
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict
-from terralign.errors import RecipeError
-from terralign.evaluate.classification import require_labels, score_classes
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.classification import require_labels
 from terralign.evaluate.embed import optical_layout
+from terralign.evaluate.metrics import hit_probability, multilabel_metrics
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress
@@ -86,8 +90,8 @@ def sweep(
     """Validation accuracy of every alpha; each image is decoded and preprocessed once for all.
 
     `make(alpha)`: the RGB tower's weights there. Ready tensors are held up to `limit_bytes`; a
-    larger set goes through in pieces, each of them through all alphas. With `memory`, tasks that
-    an interrupted call finished are not done again.
+    larger set goes through in pieces, each of them through all alphas. Of features only scores are
+    kept (`Tally`). With `memory`, tasks that an interrupted call finished are not done again.
     """
     device = next(clip.model.parameters()).device
     visual = copy.deepcopy(clip.visual).to(device)
@@ -99,17 +103,15 @@ def sweep(
     with Progress(f"sweep over {len(alphas)} alphas", total=total, unit="sample") as progress:
         for number in left:
             task = all_tasks[number]
-            features: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
+            weights = task.weights(clip)
+            tallies = {alpha: Tally(task, weights) for alpha in alphas}
             for piece in _ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
                 for alpha in alphas:
                     visual.load_state_dict(make(alpha))
                     for batch in piece:
-                        features[alpha].append(_forward(visual, batch.to(device)))
+                        tallies[alpha].add(embed_ready(visual, batch.to(device)))
                         progress.advance(len(batch))
-            values[names[number]] = {
-                str(alpha): _primary(torch.cat(rows), task, clip)
-                for alpha, rows in features.items()
-            }
+            values[names[number]] = {str(alpha): tally.value() for alpha, tally in tallies.items()}
             if memory is not None:
                 memory.write(values)
     split = len(validation)
@@ -155,7 +157,8 @@ def _ready_pieces(
         yield piece
 
 
-def _forward(visual: nn.Module, batch: Tensor) -> Tensor:
+def embed_ready(visual: nn.Module, batch: Tensor) -> Tensor:
+    """(B, D) float32 features, on the CPU, of pixels (B, 3, H, W) ready for the tower."""
     visual.eval()
     with torch.inference_mode():
         features: Tensor = visual(batch)
@@ -167,10 +170,62 @@ def primary_metric(task: PatchingTask) -> str:
     return "macro_map" if require_labels(task.samples).multi_label else "top1"
 
 
-def _primary(embedded: Tensor, task: PatchingTask, clip: ClipModel) -> float:
-    labels = require_labels(task.samples)
-    result = score_classes(embedded, task.weights(clip), labels, num_bootstrap=1)
-    return result.value(primary_metric(task))
+class Tally:
+    """What `primary_metric` needs of the embeddings of a task, gathered batch by batch.
+
+    Of N samples and K classes it holds N numbers for a single-label task, N * K in float32 for a
+    multi-label one, whose average precision ranks all samples at once; never features (N, D).
+    """
+
+    def __init__(self, task: PatchingTask, weights: Tensor) -> None:
+        self._labels = require_labels(task.samples)
+        self._weights = weights
+        self._num_added = 0
+        size = (len(task.samples),)
+        self._kept = (
+            np.empty((*size, len(weights)), np.float32)
+            if self._labels.multi_label
+            else np.empty(size, np.float64)
+        )
+
+    def add(self, features: Tensor) -> None:
+        """The next features (B, D), in the order of the task's samples."""
+        scores = (F.normalize(features.float(), dim=-1) @ self._weights.T).numpy()
+        rows = slice(self._num_added, self._num_added + len(scores))
+        if not np.isfinite(scores).all():
+            raise DataError(
+                f"the tower gives NaN or infinite values within samples {rows.start} "
+                f"to {rows.stop - 1}"
+            )
+        own = self._labels.values[rows]
+        self._kept[rows] = scores if self._labels.multi_label else _top1_hits(scores, own)
+        self._num_added = rows.stop
+
+    def value(self) -> float:
+        """`primary_metric` of all samples, a fraction of 1."""
+        assert self._num_added == len(self._kept), "samples are missing"
+        if self._labels.multi_label:
+            result = multilabel_metrics(
+                self._kept, self._labels.values.astype(np.bool_), num_bootstrap=1
+            )
+            return result.value("macro_map")
+        return float(np.ones(len(self._kept), np.int64) @ self._kept / len(self._kept))
+
+
+def _top1_hits(scores: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.floating[Any]]:
+    """(B,) probability that the label has the best of scores (B, K), ties broken at random."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    tied = np.count_nonzero(scores == own, axis=1) - 1
+    return hit_probability(np.count_nonzero(scores > own, axis=1), tied, 1)
+
+
+def within_bound(
+    supported: Mapping[str, float], before: Mapping[str, float], max_supported_drop: float
+) -> bool:
+    """Whether every supported task is at most `max_supported_drop` below its value `before`."""
+    return all(
+        before[name] - value <= max_supported_drop + 1e-9 for name, value in supported.items()
+    )
 
 
 def choose_alpha(
@@ -189,12 +244,7 @@ def choose_alpha(
         raise RecipeError("the sweep lacks alpha 0, against which drops are measured")
     before = zero.supported if baseline is None else baseline
     allowed = [
-        point
-        for point in points
-        if all(
-            before[name] - value <= max_supported_drop + 1e-9
-            for name, value in point.supported.items()
-        )
+        point for point in points if within_bound(point.supported, before, max_supported_drop)
     ] or [zero]
     best = max(allowed, key=lambda point: (point.mean_patching, -abs(point.alpha)))
     bound = f"{100 * max_supported_drop:g} points"
