@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.facts import read_facts
+from terralign.datasets.store_files import is_store, read_manifest
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import load_prompts, prompt_set_names
 from terralign.recipe import recipe_names
@@ -16,8 +18,8 @@ from terralign.sensors import SENSORS
 
 
 def about(what: str | None = None) -> dict[str, Any]:
-    """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "prompts", or
-    anything `EmbeddingSpace.load` takes."""
+    """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "prompts", a
+    packed store, or anything `EmbeddingSpace.load` takes."""
     if what is None:
         return versions()
     if what == "datasets":
@@ -35,12 +37,36 @@ def about(what: str | None = None) -> dict[str, Any]:
         return {name: _recipe_note(name) for name in recipe_names()}
     if what == "prompts":
         return {name: list(load_prompts(name).templates) for name in prompt_set_names()}
+    if is_store(Path(what)):
+        return _about_store(Path(what))
     return _about_space(EmbeddingSpace.load(what))
 
 
 def _recipe_note(name: str) -> str:
     text = (resources.files("terralign") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
     return str(tomllib.loads(text).get("note", ""))
+
+
+def _about_store(store: Path) -> dict[str, Any]:
+    manifest = read_manifest(store)
+    return {
+        "data set": manifest.name,
+        "splits": [f"{split} ({number:,})" for split, number in manifest.splits.items()],
+        "sensors": {
+            name: {
+                "bands": list(stored.bands),
+                "numbers": stored.dtype or "encoded pictures",
+                "shape": list(stored.shape) if stored.shape else "varies",
+                "units": stored.units,
+                "DN offset": stored.dn_offset,
+            }
+            for name, stored in manifest.sensors.items()
+        },
+        "classes": list(manifest.labels.class_names) if manifest.labels else "none",
+        "left out": manifest.num_skipped,
+        "shards": len(manifest.shards),
+        "bytes": sum(one.num_bytes for one in (manifest.table, *manifest.shards)),
+    }
 
 
 def _about_space(space: EmbeddingSpace) -> dict[str, Any]:

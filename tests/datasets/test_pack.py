@@ -311,9 +311,11 @@ def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Pat
         assert_same(StoreSet(tmp_path / "encoded", "all", size=size), opened(pictures, size))
     with pytest.raises(DataError, match=r"pass size="):
         StoreSet(tmp_path / "encoded", "all").read(np.arange(12))
+    with pytest.raises(DataError, match="size has no effect"):
+        pack({"all": source}, tmp_path / "both", PackSettings(images="encoded", size=16))
     with pytest.raises(DataError, match="holds pictures at 16 pixels, 24 are needed"):
         StoreSet(tmp_path / "pixels", "all", size=24)
-    with pytest.raises(DataError, match="--size"):
+    with pytest.raises(DataError, match="give RGB images a size"):
         pack({"all": opened(pictures, None)}, tmp_path / "mixed", PackSettings())
 
 
@@ -334,8 +336,11 @@ def test_damaged_samples_stop_the_packing_or_are_left_out_and_counted(
     source = opened(pictures, 16)
     with pytest.raises(DataError, match=r"3.jpg is not an image"):
         pack({"all": source}, tmp_path / "s", PackSettings(size=16))
-    for images in ("pixels", "encoded"):
-        settings = PackSettings(size=16, images=images, skip_damaged=True)  # type: ignore[arg-type]
+    for settings in (
+        PackSettings(size=16, skip_damaged=True),
+        PackSettings(images="encoded", skip_damaged=True),
+    ):
+        images = settings.images
         packed = pack({"all": source}, tmp_path / images, settings)
         assert packed.manifest.num_skipped == 1
         stored = StoreSet(tmp_path / images, "all", size=16)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
-from terralign.train.batches import Plan
+from terralign.datasets.order import Plan
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
     FitResult,

@@ -110,7 +110,7 @@ def _verify(store: Path, as_json: bool) -> None:
 @json_option
 @example("terralign info runs/m/model")
 def info(what: str | None, as_json: bool) -> None:
-    """Say what WHAT is: datasets, sensors, recipes, prompts, or a model. Default: the versions."""
+    """Say what WHAT is: datasets, sensors, recipes, prompts, a store or a model; else versions."""
     from terralign.about import about
 
     value = about(what)

@@ -129,6 +129,11 @@ class _Packing:
         self.first, self._skip = first, settings.skip_damaged
         self.source = {split: samples.fingerprint for split, samples in splits.items()}
         if settings.images == "encoded":
+            if settings.size is not None:
+                raise DataError(
+                    "encoded pictures keep their own size, so size has no effect: they are resized "
+                    "when they are read; leave it out"
+                )
             self.encoded = {split: _picture_files(samples) for split, samples in splits.items()}
         self.sensors = self._describe_sensors()
 

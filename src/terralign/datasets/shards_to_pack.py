@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store_files import SHARDS, StoredSensor
 from terralign.errors import DataError
+from terralign.scenes.pictures import decode_rgb
 
 READ_AT_ONCE = 32
 
@@ -101,7 +102,7 @@ def read_encoded(samples: SampleSet, shard: Shard, files: Sequence[Path], *, ski
     contents: list[bytes] = []
 
     def keep(index: int) -> None:
-        samples.read(np.array([index], dtype=np.int64))
+        decode_rgb(files[index])
         contents.append(files[index].read_bytes())
         content.kept.append(index)
 

@@ -37,7 +37,7 @@ from terralign.preprocess import (
     resize,
     scale_bands,
 )
-from terralign.train.batches import Plan, keys_of
+from terralign.datasets.order import Plan, keys_of
 from terralign.train.finetune import LabelLoss, select_trainable, train_mode
 from terralign.train.loop import FitResult, LoopSettings, Prepared, fit
 from terralign.train.losses import (

@@ -36,7 +36,7 @@ from terralign.preprocess import (
     make_ready,
     scale_composite,
 )
-from terralign.train.batches import Batch, Plan, keys_of
+from terralign.datasets.order import Batch, Plan, keys_of
 from terralign.train.interpolate import on_cpu
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import Calibration, label_loss

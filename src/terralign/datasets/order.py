@@ -1,7 +1,9 @@
 """Which samples a step sees: every sample once per epoch, shuffled by (seed, epoch).
 
 Sources (data sets) are never mixed within a batch, so that a batch has one sensor layout and one
-label set; the batches of all sources are shuffled together.
+label set; the batches of all sources are shuffled together. The order is a pure function of the
+arguments, so that it can be entered at any step, by any rank of a distributed job and by any number
+of workers.
 """
 
 from __future__ import annotations
@@ -30,13 +32,32 @@ class Plan:
 
     `sizes`: samples per source; `repeats`: how often a source is seen per epoch. A source's last
     samples are spread over its batches (sizes differ by at most one) rather than left over.
+    `batch_size`: of all ranks together; rank `rank` of `world_size` gets its share of every batch,
+    so that all ranks take the same number of steps and no sample is seen twice. `DataError` where
+    a batch has fewer samples than there are ranks.
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, batch_size: int, seed: int, repeats: Sequence[int] = ()
+        self,
+        sizes: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        repeats: Sequence[int] = (),
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if not sizes or min(sizes) < 1:
             raise DataError(f"data sets of {list(sizes)} samples: each needs one to train on")
+        if not 0 <= rank < world_size:
+            raise DataError(f"rank {rank} of {world_size}: ranks are counted from 0")
+        smallest = min(size // -(-size // batch_size) for size in sizes)
+        if smallest < world_size:
+            raise DataError(
+                f"a batch of {smallest} samples cannot be shared by {world_size} ranks; "
+                "take a larger batch_size, or fewer ranks"
+            )
+        self.rank, self.world_size = rank, world_size
         self.sizes = list(sizes)
         self.repeats = list(repeats) or [1] * len(self.sizes)
         self.batch_size = batch_size
@@ -52,7 +73,7 @@ class Plan:
         )
 
     def batch(self, step: int) -> Batch:
-        """The batch of step `step` (0-based)."""
+        """This rank's share of the batch of step `step` (0-based)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         number, batches = self._epoch
         if number != epoch:
@@ -66,9 +87,10 @@ class Plan:
             rng = np.random.default_rng([self.seed, 1, source, epoch])
             for _ in range(repeat):
                 parts = np.array_split(rng.permutation(size), -(-size // self.batch_size))
+                shares = [np.array_split(part, self.world_size)[self.rank] for part in parts]
                 batches += [
-                    Batch(source=source, epoch=epoch, indices=part.astype(np.int64))
-                    for part in parts
+                    Batch(source=source, epoch=epoch, indices=share.astype(np.int64))
+                    for share in shares
                 ]
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(batches))
         return [batches[position] for position in order]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from terralign.datasets.order import Batch, Plan
 from terralign.errors import DataError
-from terralign.train.batches import Batch, Plan
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 
@@ -83,3 +83,52 @@ def test_batches_of_several_sources_are_shuffled_together_and_never_mixed() -> N
 def test_an_empty_set_is_refused(sizes: list[int]) -> None:
     with pytest.raises(DataError, match="each needs one to train on"):
         Plan(sizes, batch_size=2, seed=0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    data=st.data(),
+    size=st.integers(1, 60),
+    batch_size=st.integers(1, 16),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 4),
+)
+def test_ranks_share_every_sample_once_in_the_seeded_order(
+    data: st.DataObject, size: int, batch_size: int, seed: int, epoch: int
+) -> None:
+    """For any world size, worker count, epoch and resume point."""
+    whole = Plan([size], batch_size=batch_size, seed=seed)
+    num_steps = whole.steps_per_epoch
+    world_size = data.draw(st.integers(1, size // num_steps), label="world size")
+    num_workers = data.draw(st.integers(1, 4), label="workers per rank")
+    resume_at = data.draw(st.integers(0, num_steps - 1), label="resume at")
+    first = epoch * num_steps
+    expected = [whole.batch(first + step).indices.tolist() for step in range(num_steps)]
+    shares: list[list[list[int]]] = []
+    for rank in range(world_size):
+
+        def plan(rank: int = rank) -> Plan:
+            options: dict[str, int] = {"rank": rank, "world_size": world_size}
+            return Plan([size], batch_size=batch_size, seed=seed, **options)  # type: ignore[arg-type]
+
+        steps: dict[int, list[int]] = {}
+        before = plan()
+        for step in range(resume_at):
+            steps[step] = before.batch(first + step).indices.tolist()
+        for worker in range(num_workers):  # after the stop each worker has a plan of its own
+            own = plan()
+            for step in range(resume_at + worker, num_steps, num_workers):
+                steps[step] = own.batch(first + step).indices.tolist()
+        shares.append([steps[step] for step in range(num_steps)])
+    together = [[i for share in shares for i in share[step]] for step in range(num_steps)]
+    assert together == expected
+    assert sorted(i for batch in together for i in batch) == list(range(size))
+    lengths = [len(share[step]) for share in shares for step in range(num_steps)]
+    assert min(lengths) > 0
+
+
+def test_ranks_that_cannot_share_are_refused() -> None:
+    with pytest.raises(DataError, match="a batch of 2 samples cannot be shared by 3 ranks"):
+        Plan([5], batch_size=3, seed=0, rank=0, world_size=3)
+    with pytest.raises(DataError, match="rank 2 of 2"):
+        Plan([50], batch_size=8, seed=0, rank=2, world_size=2)
