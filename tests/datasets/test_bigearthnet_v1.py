@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from bigearthnet_files import write_optical, write_radar, write_v1_json, write_v1_radar_json
+from patch_files import write_optical, write_radar, write_v1_json, write_v1_radar_json
 
 from terralign.datasets.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.corine import NumClasses, nomenclature
@@ -29,18 +29,25 @@ RADAR = {
 """FIRST and SECOND lie at the same place: only the JSON tells their partners apart."""
 
 
-@pytest.fixture
-def v1(tmp_path: Path) -> Path:
-    optical, radar = tmp_path / "BigEarthNet-v1.0", tmp_path / "BigEarthNet-S1-v1.0"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("v1")
+    optical, radar = root / "BigEarthNet-v1.0", root / "BigEarthNet-S1-v1.0"
     labels = {FIRST: ["Pastures", "Airports"], SECOND: ["Water bodies"], AIRPORT: ["Airports"]}
     for number, (patch, names) in enumerate(labels.items(), start=1):
         write_v1_json(optical / patch, names, "33UUP")
         write_optical(optical / patch, step=100 * number)
         write_v1_radar_json(radar / RADAR[patch], patch)
         write_radar(radar / RADAR[patch], decibel=-10.0 * number)
-    (tmp_path / "val.csv").write_text(f"{SECOND}\n{FIRST}\n")
-    (tmp_path / "patches_with_seasonal_snow.csv").write_text("S2A_MSIL2A_20180101T000000_9_9\n")
-    (tmp_path / "patches_with_cloud_and_shadow.csv").write_text("S2A_MSIL2A_20180101T000000_8_8\n")
+    (root / "val.csv").write_text(f"{SECOND}\n{FIRST}\n")
+    (root / "patches_with_seasonal_snow.csv").write_text("S2A_MSIL2A_20180101T000000_9_9\n")
+    (root / "patches_with_cloud_and_shadow.csv").write_text("S2A_MSIL2A_20180101T000000_8_8\n")
+    return root
+
+
+@pytest.fixture
+def v1(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

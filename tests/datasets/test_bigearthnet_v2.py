@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
-from bigearthnet_files import write_optical, write_radar, write_tif
+from patch_files import write_optical, write_radar, write_tif
 
 from terralign.datasets.bigearthnet_v2 import open_bigearthnet_v2
 from terralign.datasets.corine import nomenclature
@@ -44,9 +44,9 @@ def write_table(root: Path, **changes: Any) -> None:
     pq.write_table(pa.table(columns), root / "metadata.parquet")
 
 
-@pytest.fixture
-def v2(tmp_path: Path) -> Path:
-    root = tmp_path / "bigearthnet_v2"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("v2") / "bigearthnet_v2"
     for number, (patch, radar) in enumerate(zip(PATCHES, RADAR, strict=True), start=1):
         tile = patch.rsplit("_", 2)[0]
         write_optical(root / "BigEarthNet-S2" / tile / patch, step=100 * number)
@@ -57,6 +57,12 @@ def v2(tmp_path: Path) -> Path:
         path = root / "Reference_Maps" / tile / patch / f"{patch}_reference_map.tif"
         write_tif(path, codes)
     write_table(root)
+    return root.parent
+
+
+@pytest.fixture
+def v2(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""Patches in BigEarthNet's own file formats, small enough for tests."""
+"""Patches in the file formats of BigEarthNet and SEN12MS, small enough for tests."""
 
 from __future__ import annotations
 
