@@ -54,6 +54,15 @@ def test_random_splits_and_the_whole_set(root: Path) -> None:
     assert len(open_eurosat_ms(root, "all")) == 20
 
 
+def test_the_archives_on_zenodo_give_the_same(root: Path) -> None:
+    rgb, ms = open_eurosat_rgb(root, "val"), open_eurosat_ms(root, "val")
+    (root / "eurosat_rgb/2750").rename(root / "eurosat_rgb/EuroSAT_RGB")
+    (root / "eurosat_ms" / MS_FOLDER).rename(root / "eurosat_ms/EuroSAT_MS")
+    assert open_eurosat_rgb(root, "val").fingerprint == rgb.fingerprint
+    assert open_eurosat_ms(root, "val").fingerprint == ms.fingerprint
+    assert open_eurosat_ms(root, "random-test").keys == ("River/River_2",)
+
+
 def test_the_data_root_may_be_the_sets_own_folder(root: Path) -> None:
     assert open_eurosat_rgb(root / "eurosat_rgb", "val").keys == open_eurosat_rgb(root, "val").keys
     assert len(open_eurosat_ms(root / "eurosat_ms", "val")) == 10

@@ -1,8 +1,10 @@
 """EuroSAT (Helber et al. 2019): Sentinel-2 tiles of 64x64 at 10 m in ten classes.
 
 RGB as JPEG (`2750/<Class>/<Class>_N.jpg`), multispectral as GeoTIFF in the folders of the official
-archive. Both are Sentinel-2 L1C, published in 2017, years before DN had an offset. Split lists lie
-beside them and name `<Class>_N.jpg`, for the GeoTIFFs too.
+archives. Both are Sentinel-2 L1C, published in 2017, years before DN had an offset. Split lists lie
+beside them and name `<Class>_N.jpg`, for the GeoTIFFs too: by longitude
+(`eurosat-spatial-train.txt`) and the usual random 60/20/20 (`eurosat-train.txt`, Neumann et al.
+2019, arXiv 1911.06721), both published with TorchGeo.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from terralign.sensors import SENSORS
 
 RGB_FOLDER = "2750"
 MS_FOLDER = "ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
+"""The class folders of `EuroSAT.zip` and `EuroSATallBands.zip`, as first published."""
+
+RGB_FOLDERS = (RGB_FOLDER, "EuroSAT_RGB")
+MS_FOLDERS = (MS_FOLDER, "EuroSAT_MS")
+"""The second ones are those of the archives on Zenodo (record 7711810)."""
 
 BANDS_ON_DISK = (
     *("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12"),
@@ -36,9 +43,9 @@ def open_eurosat_rgb(data_root: Path, split: str, *, size: int | None = None) ->
     `split`: that of a list `eurosat-spatial-{split}.txt` (split by longitude), `random-{split}`
     for a list `eurosat-{split}.txt`, or `all`. Only the list asked for needs to be there.
     """
-    base = _find_base(data_root, "eurosat_rgb", RGB_FOLDER)
+    base, images = _find_images(data_root, "eurosat_rgb", RGB_FOLDERS)
     pixels = Pixels(sensor=SENSORS["rgb"], size=size)
-    return _open("eurosat-rgb", base, RGB_FOLDER, ".jpg", split, pixels)
+    return _open("eurosat-rgb", base, images, ".jpg", split, pixels)
 
 
 def open_eurosat_ms(data_root: Path, split: str) -> FileSet:
@@ -47,7 +54,7 @@ def open_eurosat_ms(data_root: Path, split: str) -> FileSet:
     Splits as for `open_eurosat_rgb`; a tile has the key of its JPEG. Its RGB composite is
     DN / 2750, with which the JPEGs were made.
     """
-    base = _find_base(data_root, "eurosat_ms", MS_FOLDER)
+    base, images = _find_images(data_root, "eurosat_ms", MS_FOLDERS)
     pixels = Pixels(
         sensor=SENSORS["sentinel2-l1c"],
         bands=BANDS_ON_DISK,
@@ -55,15 +62,18 @@ def open_eurosat_ms(data_root: Path, split: str) -> FileSet:
         units="dn",
         composite="eurosat",
     )
-    return _open("eurosat-ms", base, MS_FOLDER, ".tif", split, pixels)
+    return _open("eurosat-ms", base, images, ".tif", split, pixels)
 
 
-def _find_base(data_root: Path, folder: str, images: str) -> Path:
+def _find_images(data_root: Path, folder: str, places: tuple[str, ...]) -> tuple[Path, str]:
+    """Where the split lists lie, and the folder of the class folders below it."""
     for base in (data_root / folder, data_root):
-        if (base / images).is_dir():
-            return base
+        for images in places:
+            if (base / images).is_dir():
+                return base, images
     raise DataError(
-        f"{data_root} holds no {folder}/{images}; give the folder that does as data root"
+        f"{data_root} holds no {folder}/{places[0]} and no {folder}/{places[1]}; give the folder "
+        "that does as data root"
     )
 
 

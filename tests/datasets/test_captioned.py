@@ -1,0 +1,174 @@
+"""RSICD, RSITMD and UCM-Captions in their published JSON form."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from terralign.datasets.captioned import ARCHIVES, open_captioned
+from terralign.datasets.catalog import open_dataset
+from terralign.datasets.facts import read_facts
+from terralign.datasets.loader import KeptInMemory
+from terralign.datasets.subset import limit_samples
+from terralign.errors import DataError
+
+PLACES = {
+    "rsicd": ("rsicd/annotations_rsicd/dataset_rsicd.json", "rsicd/RSICD_images", ".jpg", 224),
+    "rsitmd": ("rsitmd/dataset_RSITMD.json", "rsitmd/images", ".tif", 256),
+    "ucm-captions": ("ucm_captions/dataset.json", "ucm_captions/imgs", ".tif", 256),
+}
+
+
+def sentence(raw: str, number: int) -> dict[str, Any]:
+    return {"tokens": raw.split(), "raw": raw, "imgid": number, "sentid": number}
+
+
+def write(root: Path, name: str, num_images: int = 6) -> dict[str, Any]:
+    """Images i of red 40 * i; two train, then val and test by turns; 1 + i % 3 captions."""
+    _, images, ending, side = PLACES[name]
+    (root / images).mkdir(parents=True)
+    entries = []
+    for number in range(num_images):
+        filename = f"airport_{number}{ending}"
+        Image.new("RGB", (side, side), (40 * number, 0, 0)).save(root / images / filename)
+        texts = [f"image {number} , caption {one} ." for one in range(1 + number % 3)]
+        entries.append(
+            {
+                "filename": filename,
+                "imgid": number,
+                "sentids": [number],
+                "split": "train" if number < 2 else ("val", "test")[number % 2],
+                "sentences": [sentence(text, number) for text in texts],
+            }
+        )
+    value = {"images": entries, "dataset": name}
+    rewrite(root, name, value)
+    return value
+
+
+def rewrite(root: Path, name: str, value: Any) -> None:
+    path = root / PLACES[name][0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_every_image_comes_with_all_its_captions(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name)
+    samples = open_dataset(name, data_root=tmp_path, split="test", size=16)
+    assert [key.split(".")[0] for key in samples.keys] == ["airport_3", "airport_5"]
+    assert samples.captions == (
+        ("image 3 , caption 0 .",),
+        ("image 5 , caption 0 .", "image 5 , caption 1 .", "image 5 , caption 2 ."),
+    )
+    assert samples.labels is None
+    assert read_facts(name).labels == "captions"
+    pixels = samples.read(np.array([1, 0]))["rgb"]
+    assert pixels.shape == (2, 3, 16, 16)
+    assert pixels[:, 0, 8, 8].tolist() == pytest.approx([200, 120], abs=2)
+    side = PLACES[name][3]
+    whole = open_captioned(name, tmp_path, "all")
+    assert len(whole) == 6
+    assert whole.read(np.array([0]))["rgb"].shape == (1, 3, side, side)
+    assert len({open_captioned(name, tmp_path, one).fingerprint for one in ("val", "test")}) == 2
+
+
+def test_captions_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    value = write(tmp_path, "rsitmd")
+    before = open_captioned("rsitmd", tmp_path, "train").fingerprint
+    value["images"][0]["sentences"][0]["raw"] = "something else"
+    rewrite(tmp_path, "rsitmd", value)
+    assert open_captioned("rsitmd", tmp_path, "train").fingerprint != before
+
+
+def test_parts_and_kept_sets_keep_their_captions(tmp_path: Path) -> None:
+    write(tmp_path, "rsitmd")
+    samples = open_captioned("rsitmd", tmp_path, "all", size=8)
+    part = limit_samples(samples, 3)
+    assert part.captions is not None
+    for key, captions in zip(part.keys, part.captions, strict=True):
+        number = int(key.removeprefix("airport_").removesuffix(".tif"))
+        assert captions == samples.captions[number]
+        assert len(captions) == 1 + number % 3
+    kept = KeptInMemory(part)
+    assert kept.captions == part.captions
+    np.testing.assert_array_equal(
+        kept.read(np.array([2, 0]))["rgb"], part.read(np.array([2, 0]))["rgb"]
+    )
+
+
+def test_empty_captions_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = write(tmp_path, "rsitmd")
+    value["images"][1]["sentences"] += [sentence("  ", 1), sentence(" a port . ", 1)]
+    rewrite(tmp_path, "rsitmd", value)
+    with caplog.at_level(logging.WARNING):
+        samples = open_captioned("rsitmd", tmp_path, "train")
+    assert samples.captions is not None
+    assert samples.captions[1][2:] == ("a port .",)
+    assert "1 empty captions were left out" in caplog.text
+    value["images"][0]["sentences"] = [sentence(" ", 0)]
+    rewrite(tmp_path, "rsitmd", value)
+    with pytest.raises(DataError, match=r"image airport_0\.tif has no caption"):
+        open_captioned("rsitmd", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ([1, 2], "is no caption file"),
+        ({"annotations": []}, "is no caption file .*'images' is missing"),
+        ({"images": []}, "is no caption file"),
+        ({"images": [{"filename": "a.tif", "split": "train"}]}, "images.0.sentences' is missing"),
+        (
+            {"images": [{"filename": "a.tif", "split": "test", "sentences": ["a port"]}]},
+            "images.0.sentences.0",
+        ),
+        (
+            {"images": [{"filename": "../a.tif", "split": "test", "sentences": []}]},
+            "leads outside the data set",
+        ),
+        (
+            {"images": [{"filename": "a.tif", "split": "test", "sentences": []}] * 2},
+            "names image a.tif twice",
+        ),
+    ],
+)
+def test_a_json_of_another_form_is_told(tmp_path: Path, value: Any, message: str) -> None:
+    write(tmp_path, "rsitmd")
+    rewrite(tmp_path, "rsitmd", value)
+    with pytest.raises(DataError, match=message) as told:
+        open_captioned("rsitmd", tmp_path, "test")
+    assert "dataset_RSITMD.json" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rsicd/dataset_rsicd.json is not there; put its captions"):
+        open_captioned("rsicd", tmp_path, "test")
+    write(tmp_path, "rsicd")
+    with pytest.raises(DataError, match=r"no split 'restval'; .*json has test, train, val, all"):
+        open_captioned("rsicd", tmp_path, "restval")
+    (tmp_path / "rsicd/RSICD_images/airport_3.jpg").unlink()
+    with pytest.raises(DataError, match=r"airport_3.jpg is not there, though dataset_rsicd.json"):
+        open_captioned("rsicd", tmp_path, "test")
+    assert len(open_captioned("rsicd", tmp_path, "train")) == 2
+    (tmp_path / "rsicd/RSICD_images").rename(tmp_path / "rsicd/elsewhere")
+    with pytest.raises(DataError, match=r"RSICD_images is not there; unpack its images"):
+        open_captioned("rsicd", tmp_path, "train")
+
+
+def test_the_json_may_lie_beside_the_images(tmp_path: Path) -> None:
+    write(tmp_path, "rsicd")
+    old = open_captioned("rsicd", tmp_path, "val").keys
+    (tmp_path / PLACES["rsicd"][0]).rename(tmp_path / "rsicd/dataset_rsicd.json")
+    assert open_captioned("rsicd", tmp_path, "val").keys == old
+    assert open_captioned("rsicd", tmp_path / "rsicd", "val").keys == old
