@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import Captions, SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
+from terralign.evaluate.caption_recall import captions_find_images, images_find_captions
 from terralign.evaluate.classification import choose_prompts
 from terralign.evaluate.embed import Embed, choose_route, embed_samples
 from terralign.evaluate.metrics import MetricResult
@@ -34,9 +37,10 @@ def evaluate_retrieval(
     `query`, `gallery`: "text", "rgb", or the name of a tower or of a sensor of the samples; the
     query's default is the data's own sensor. Two image modalities of the same samples: `recall@k`,
     the right answer being the same sample; with labels, also class-level `map@k`. Text: the
-    captions where the set has them (`recall@k`), else one query per class name (`map@k`). The same
-    modality twice: class-level, the query itself left out. `embed`: how to get the vectors of a
-    route, where they were computed before.
+    captions where the set has them, else one query per class name (`map@k`). Of several captions
+    each is a query for its sample; a sample finds text where its best-ranked caption is among the
+    first k (`recall@k`, see `caption_recall.py`). The same modality twice: class-level, the query
+    itself left out. `embed`: how to get the vectors of a route, where they were computed before.
     """
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
@@ -60,7 +64,8 @@ def evaluate_retrieval(
 class _Side:
     """The vectors of one modality, and how they belong to the samples.
 
-    `vectors` (M, D); `paired`: row i is sample i; otherwise row k is class k.
+    `vectors` (M, D). `owners`: (M,) the sample that each row belongs to, None where row k is class
+    k. `captions`: the texts, where rows are captions, in the samples' order.
     """
 
     def __init__(
@@ -72,7 +77,8 @@ class _Side:
         prompts: PromptSet | None,
         embed: Embed,
     ) -> None:
-        self.paired = True
+        self.captions: Captions | None = None
+        self.owners: NDArray[np.int64] | None = np.arange(len(samples), dtype=np.int64)
         if name != TEXT:
             route = choose_route(space, samples, name)
             self.name, self.note = route.tower, route.note
@@ -81,24 +87,37 @@ class _Side:
         self.name = TEXT
         if samples.captions is not None:
             self.note = "captions"
-            self.vectors = space.encode_text([texts[0] for texts in samples.captions]).numpy()
+            self.captions = samples.captions
+            self.vectors = _embed_captions(space, samples.captions)
+            self.owners = np.repeat(self.owners, self.num_captions)
             return
         if samples.labels is None:
             raise DataError(f"data set {samples.name!r} has neither captions nor class names")
-        self.paired = False
+        self.owners = None
         self.note = "class names"
         self.vectors = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
 
+    @property
+    def num_captions(self) -> NDArray[np.int64]:
+        """How many captions each sample has, (N,)."""
+        return np.array([len(texts) for texts in self.captions or ()], dtype=np.int64)
+
+
+def _embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
+    """(T, D), one row per caption; equal texts are embedded once, so that they tie exactly."""
+    places: dict[str, int] = {}
+    rows = [places.setdefault(text, len(places)) for texts in captions for text in texts]
+    return np.asarray(space.encode_text(list(places)).numpy()[rows])
+
 
 def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
-    if not query.paired and not gallery.paired:
+    if query.owners is None and gallery.owners is None:
         raise DataError("text finds text: name an image modality for the query or the gallery")
     same = query.name == gallery.name
     labels = samples.labels
     instance: MetricResult | None = None
-    if query.paired and gallery.paired and not same:
-        target = np.arange(len(samples), dtype=np.int64)
-        instance = retrieval_metrics(query.vectors, gallery.vectors, target=target)
+    if query.owners is not None and gallery.owners is not None and not same:
+        instance = _find_own(query, gallery)
     if labels is None:
         if instance is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
@@ -108,8 +127,8 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
     by_class = retrieval_metrics(
         query.vectors,
         gallery.vectors,
-        query_labels=labels.values if query.paired else own,
-        gallery_labels=labels.values if gallery.paired else own,
+        query_labels=own if query.owners is None else labels.values[query.owners],
+        gallery_labels=own if gallery.owners is None else labels.values[gallery.owners],
         exclude_self=same,
     )
     if instance is None:
@@ -120,4 +139,28 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         num_classes_without_positives=by_class.num_classes_without_positives,
         num_queries_left_out=by_class.num_queries_left_out,
         notes=instance.notes + by_class.notes,
+    )
+
+
+def _find_own(query: _Side, gallery: _Side) -> MetricResult:
+    """`recall@k`, the right answer being what belongs to the same sample."""
+    if query.captions is not None:
+        found = captions_find_images(query.vectors, gallery.vectors, query.num_captions)
+        return replace(found, notes=_shared(query.captions))
+    if gallery.captions is not None:
+        found = images_find_captions(query.vectors, gallery.vectors, gallery.num_captions)
+        return replace(found, notes=_shared(gallery.captions))
+    return retrieval_metrics(query.vectors, gallery.vectors, target=query.owners)
+
+
+def _shared(captions: Captions) -> tuple[str, ...]:
+    """A note on captions that stand with several samples, where there are such."""
+    owners = Counter(text for texts in captions for text in set(texts))
+    num_shared = sum(owners[text] > 1 for texts in captions for text in texts)
+    if not num_shared:
+        return ()
+    total = sum(len(texts) for texts in captions)
+    return (
+        f"{num_shared:,} of {total:,} captions stand with several images; "
+        "only the image a caption is from counts as right.",
     )
