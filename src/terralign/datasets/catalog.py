@@ -13,14 +13,15 @@ from terralign.datasets.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.bigearthnet_v2 import open_bigearthnet_v2
 from terralign.datasets.captioned import open_captioned
 from terralign.datasets.cifar import open_cifar
-from terralign.datasets.declared import declared_sensor, open_declared, read_declaration
+from terralign.datasets.declared import declared_facts, open_declared, read_declaration
 from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
-from terralign.datasets.photos import WHOLE_SPLITS, open_imagenet, open_tiny_imagenet
+from terralign.datasets.photos import open_imagenet, open_tiny_imagenet
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.scene_classes import open_scene_classes
 from terralign.datasets.store import StoreSet
 from terralign.datasets.store_files import is_store, read_manifest
+from terralign.datasets.sen12ms import open_sen12ms
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, nearest
 
@@ -82,6 +83,9 @@ DATASETS: dict[str, Open] = {
     "bigearthnet-v2-mm-5": lambda root, split, size: open_bigearthnet_v2(
         root, split, num_classes=5, radar=True
     ),
+    # SEN12MS
+    "sen12ms": lambda root, split, size: open_sen12ms(root, split),
+    "sen12ms-single": lambda root, split, size: open_sen12ms(root, split, multi_label=False),
     # Sentinel-2 without labels
     "s2-l2a": lambda root, split, size: open_s2_l2a(root, split),
     # The synthetic world
@@ -110,17 +114,8 @@ def find_dataset(name_or_toml: str) -> DatasetEntry:
             "(one of your own is given as its .toml file, a packed one as its folder)"
         )
     path = Path(name_or_toml)
-    declaration = read_declaration(path)
     return DatasetEntry(
-        facts=DatasetFacts(
-            description=f"declared in {path.name}",
-            sensors=(declared_sensor(declaration, path).name,),
-            labels="single",
-            class_list=path.name,
-            splits=dict.fromkeys(declaration.splits or WHOLE_SPLITS),
-            has_splits=declaration.splits is not None,
-            layout=(declaration.root,),
-        ),
+        facts=declared_facts(read_declaration(path), path),
         open=lambda root, split, size: open_declared(path, root, split, size=size),
     )
 

@@ -1,0 +1,117 @@
+"""Label values as a table, a JSON file or a text holds them, mapped to declared classes.
+
+N samples, K classes. A value outside the declared classes is an error that names its sample.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from terralign.datasets.sample import Labels
+from terralign.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
+
+Tell = Callable[[int], str]
+"""The number of a sample -> how an error names it."""
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def single_labels(
+    values: pa.Array, classes: Mapping[str, str], tell: Tell, *, class_list: str
+) -> Labels:
+    """Labels of samples with one class each; `values`: N strings."""
+    indices = _indices(values, classes, tell)
+    return _labels(indices, classes, class_list)
+
+
+def list_labels(
+    values: pa.Array, classes: Mapping[str, str], tell: Tell, *, class_list: str
+) -> Labels:
+    """Labels of samples with several classes, or none; `values`: N lists of strings."""
+    if values.null_count:
+        position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"{tell(position)} has no list of labels; write an empty list for none")
+    owners = pc.list_parent_indices(values).to_numpy()
+    indices = _indices(
+        pc.list_flatten(values), classes, lambda position: tell(int(owners[position]))
+    )
+    hot = np.zeros((len(values), len(classes)), dtype=np.bool_)
+    hot[owners, indices] = True
+    return _labels(hot, classes, class_list)
+
+
+def split_labels(values: pa.Array, separator: str) -> pa.Array:
+    """N strings of values with `separator` between them -> N lists of strings."""
+    lists = [
+        None if text is None else [part for one in text.split(separator) if (part := one.strip())]
+        for text in values.to_pylist()
+    ]
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def flag_labels(
+    columns: Mapping[str, pa.Array], classes: Mapping[str, str], tell: Tell, *, class_list: str
+) -> Labels:
+    """Labels from one column per class, each 0 or 1, or false or true, as N strings."""
+    hot = np.zeros((len(next(iter(columns.values()))), len(classes)), dtype=np.bool_)
+    for position, value in enumerate(classes):
+        flags = pc.index_in(pc.utf8_lower(columns[value]), pa.array(list(_FLAGS)))
+        if flags.null_count:
+            row = int(np.flatnonzero(flags.is_null().to_numpy(zero_copy_only=False))[0])
+            given = columns[value][row].as_py()
+            raise DataError(f"{tell(row)} has {given!r} in column {value!r}; expected 0 or 1")
+        hot[:, position] = np.array(list(_FLAGS.values()))[flags.to_numpy()]
+    return _labels(hot, classes, class_list)
+
+
+def _indices(values: pa.Array, classes: Mapping[str, str], tell: Tell) -> NDArray[np.int64]:
+    found = pc.index_in(values, pa.array(list(classes), pa.string()))
+    if values.null_count or found.null_count:
+        position = int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])
+        value = values[position].as_py()
+        if value is None or not value.strip():
+            raise DataError(f"{tell(position)} has no label")
+        raise DataError(
+            f"{tell(position)} has label {value!r}, which is none of [classes]; "
+            f"{nearest(value, classes)}"
+        )
+    indices: NDArray[np.int64] = found.to_numpy().astype(np.int64)
+    return indices
+
+
+def _labels(values: NDArray[Any], classes: Mapping[str, str], class_list: str) -> Labels:
+    return Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
+
+
+def tell_unused(labels: Labels, *, name: str, split: str) -> None:
+    """Say how many classes no sample of a split has."""
+    num_classes = len(labels.class_names)
+    if labels.multi_label:
+        counts = labels.values.sum(axis=0)
+    else:
+        counts = np.bincount(labels.values, minlength=num_classes)
+    unused = [one for one, count in zip(labels.class_names, counts, strict=True) if not count]
+    if unused:
+        shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+        logger.warning(
+            "data set %r, split %r: no sample of %d of %d classes: %s",
+            name, split, len(unused), num_classes, shown,
+        )  # fmt: skip
+
+
+def text_of(value: Any) -> str | None:
+    """A value of JSON as the text that [classes] calls it; None where it has none."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | str):
+        return str(value)
+    return None
