@@ -6,7 +6,8 @@
     patches_with_seasonal_snow.csv, patches_with_cloud_and_shadow.csv
 
 What it costs to open: one listing of the patches' folder, and one JSON per patch of the split, for
-nothing else has the labels. Bands are not looked for before they are read.
+nothing else has the labels: about 0.15 ms each from a warm disk, 40 s for `train`; a packed store
+has them in its table. Bands are not looked for before they are read.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ cloud and shadow.
     metadata.parquet                                    names, labels, splits, partners
 
 What it costs to open: the table, and one listing of each tile's folder (115 of them; 312 more for
-Sentinel-1). In 5 classes also one reference map per patch. Bands are not looked for before they are
-read.
+Sentinel-1), a few seconds. In 5 classes also one reference map per patch, about 2 ms each; a packed
+store has the labels in its table. Bands are not looked for before they are read.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ was taken beyond its season.
 Labels are made as Schmitt and Wu (2021) made them, from the share of a patch that each IGBP class
 covers, summed over the simplified classes. Their own label files are pickles, which are not read.
 
-What it costs to open: a listing of the folders, and one land-cover file per patch of the split.
+What it costs to open: a listing of the folders, and one land-cover file per patch of the split,
+about 5 ms each, ten minutes for `train`; a packed store has the labels in its table.
 
 N patches, K classes, C bands, H W pixels.
 """
