@@ -10,8 +10,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +20,21 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from terralign.encoders.clip_config import (
+    build,
+    check_model_cfg,
+    meta_shapes,
+    towers_cfg,
+    towers_state,
+)
+from terralign.encoders.text_tower import (
+    TEXT_CONFIG_NAME,
+    Tokenizer,
+    load_tokenizer,
+    local_text_cfg,
+    read_text_config,
+    save_tokenizer,
+)
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
@@ -38,25 +52,21 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 
-MAX_LAYERS = 1000
-"""A configuration with more layers in one tower is refused before it is built."""
-
-_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}
-"""What a stranger's configuration may tell the tokenizer; others load code or files."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipModel:
     """A CLIP: its module, configuration, tokenizer and where it came from.
 
-    `model_cfg` and `preprocess_cfg` are open_clip's; `tokenizer`: list of str -> (N, L) int64.
+    `model_cfg` and `preprocess_cfg` are open_clip's; `tokenizer`: list of str -> (N, L) int64;
+    `text_config` is the configuration of a text tower that comes from transformers.
     """
 
     model: nn.Module
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
-    tokenizer: Callable[[list[str]], Tensor]
+    tokenizer: Tokenizer
     source: str
+    text_config: dict[str, Any] | None = None
 
     @property
     def visual(self) -> nn.Module:
@@ -108,23 +118,21 @@ class ClipModel:
         given = {key: tuple(value.shape) for key, value in state.items()}
         check_shapes(expected, given, what=source)
         visual.load_state_dict(state)
-        return ClipModel(
-            model=model,
-            model_cfg=self.model_cfg,
-            preprocess_cfg=self.preprocess_cfg,
-            tokenizer=self.tokenizer,
-            source=source,
-        )
+        return replace(self, model=model, source=source)
 
     def anchor_id(self) -> str:
         """The name of what anchors a space: text and RGB weights, architecture, preprocessing."""
-        config = hash_json({"model": self.model_cfg, "preprocess": self.input_spec.model_dump()})
-        return hash_module(self.model, extra=config)
+        config = {"model": self.model_cfg, "preprocess": self.input_spec.model_dump()}
+        return hash_module(self.model, extra=hash_json(config | self._text_config()))
 
     def text_id(self) -> str:
         """The name of the text tower: every weight that is not of the RGB tower, and its config."""
         text = {key: value for key, value in self.model_cfg.items() if key != "vision_cfg"}
-        return hash_module(self.model, extra=hash_json(text), without="visual.")
+        extra = hash_json(text | self._text_config())
+        return hash_module(self.model, extra=extra, without="visual.")
+
+    def _text_config(self) -> dict[str, Any]:
+        return {"text_config": self.text_config} if self.text_config else {}
 
 
 def load_clip(source: str) -> ClipModel:
@@ -175,14 +183,15 @@ def _load_folder(folder: Path) -> ClipModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(f"{folder} is no space and no open_clip folder: it lacks {CONFIG_NAME}")
     model_cfg = _read_model_cfg(folder / CONFIG_NAME, str(folder))
+    text_config = read_text_config(model_cfg["text_cfg"], folder=folder, what=str(folder))
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise ModelError(f"{folder} lacks its weights, {WEIGHTS_NAME}")
     # Shapes first, on the meta device: a hostile configuration takes no memory.
     what = str(weights)
-    check_shapes(_meta_shapes(model_cfg, what), read_shapes(weights), what=what)
-    model = _create(f"local-dir:{folder}", what=str(folder))
-    return _finish(model, model_cfg, f"local-dir:{folder}", source=str(folder))
+    check_shapes(meta_shapes(model_cfg, text_config, what), read_shapes(weights), what=what)
+    model = _create(f"local-dir:{folder}", model_cfg, text_config, what=str(folder))
+    return _finish(model, model_cfg, text_config, source=str(folder), folder=folder)
 
 
 def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
@@ -192,53 +201,8 @@ def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
         isinstance(model_cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")
     ):
         raise ModelError(f"{what}: {CONFIG_NAME} has no model_cfg with vision_cfg and text_cfg")
-    _check_parts(model_cfg, what)
+    check_model_cfg(model_cfg, what)
     return model_cfg
-
-
-def _check_parts(model_cfg: dict[str, Any], what: str) -> None:
-    """Refuse what is not supported, and what would fetch or run something from elsewhere."""
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    if "multimodal_cfg" in model_cfg:
-        raise ModelError(f"{what}: captioning models (CoCa) are not supported")
-    if "hf_model_name" in text:
-        raise ModelError(f"{what}: text towers of transformers are not supported")
-    timm_name = str(vision.get("timm_model_name") or "")
-    if ":" in timm_name or "/" in timm_name:
-        raise ModelError(f"{what}: timm model {timm_name!r} points outside the model's own files")
-    options = text.get("tokenizer_kwargs") or {}
-    if not isinstance(options, dict) or options.keys() - _TOKENIZER_OPTIONS:
-        raise ModelError(
-            f"{what}: tokenizer_kwargs may only say {', '.join(sorted(_TOKENIZER_OPTIONS))}"
-        )
-    for part in (vision, text):
-        layers = part.get("layers", 0)
-        if any(
-            not isinstance(one, int) or one > MAX_LAYERS
-            for one in (layers if isinstance(layers, list) else [layers])
-        ):
-            raise ModelError(f"{what}: layers {layers!r}; at most {MAX_LAYERS} are supported")
-
-
-def _build(model_cfg: dict[str, Any], what: str) -> nn.Module:
-    """open_clip's module for a configuration, with random weights."""
-    config = copy.deepcopy(model_cfg)
-    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-    if "timm_model_name" in config["vision_cfg"]:
-        config["vision_cfg"]["timm_model_pretrained"] = False
-    try:
-        return cast(nn.Module, kind(**config))
-    except Exception as error:  # whatever a wrong configuration makes a constructor raise
-        raise ModelError(
-            f"{what}: open_clip cannot build this model_cfg ({first_line(error)})"
-        ) from error
-
-
-def _meta_shapes(model_cfg: dict[str, Any], what: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of a configuration; takes no memory for them."""
-    with torch.device("meta"):
-        model = _build(model_cfg, what)
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def _load_hub(source: str) -> ClipModel:
@@ -249,47 +213,54 @@ def _load_hub(source: str) -> ClipModel:
     except Exception as error:  # a hub and its network fail in many ways
         raise _not_loaded(source, error) from error
     model_cfg = _read_model_cfg(config, source)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=source)
     # open_clip converts some of the hub's weights while loading, so only sizes can be compared:
     # no format of theirs has less than one byte per weight.
-    num_weights = sum(math.prod(shape) for shape in _meta_shapes(model_cfg, source).values())
+    shapes = meta_shapes(model_cfg, text_config, source)
+    num_weights = sum(math.prod(shape) for shape in shapes.values())
     if num_weights > weights.stat().st_size:
         raise ModelError(
             f"{source}: its configuration has {num_weights} weights, {weights.name} only "
             f"{weights.stat().st_size} bytes"
         )
-    return _finish(_create(source, what=source), model_cfg, source, source=source)
+    model = _create(source, model_cfg, text_config, what=source)
+    return _finish(model, model_cfg, text_config, source=source)
 
 
 def _load_tag(architecture: str, tag: str) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
-    _check_parts(model_cfg, architecture)
+    check_model_cfg(model_cfg, architecture)
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
     wants = bool(pretrained.get("quick_gelu", False))
     has = bool(model_cfg.get("quick_gelu", False))
-    if wants != has:
-        other = architecture.removesuffix("-quickgelu") + ("-quickgelu" if wants else "")
+    other = architecture.removesuffix("-quickgelu") + ("-quickgelu" if wants else "")
+    # Without a counterpart (roberta-ViT-B-32 has none) the architecture's activation is right.
+    if wants != has and other != architecture:
         raise ModelError(
             f"{architecture}:{tag} was trained with {'QuickGELU' if wants else 'GELU'}, but the "
             f"architecture uses {'QuickGELU' if has else 'GELU'}; use {other}:{tag}"
         )
-    model = _create(architecture, pretrained=tag, what=f"{architecture}:{tag}")
-    return _finish(model, model_cfg, architecture, source=f"{architecture}:{tag}")
+    source = f"{architecture}:{tag}"
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=source)
+    model = _create(architecture, model_cfg, text_config, pretrained=tag, what=source)
+    return _finish(model, model_cfg, text_config, source=source)
 
 
 def _load_file(architecture: str, path: Path) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
-    _check_parts(model_cfg, architecture)
+    check_model_cfg(model_cfg, architecture)
     state = read_state_dict(path)
     # Old checkpoints carry text position ids, which no architecture here has as weights.
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     given = {key: tuple(value.shape) for key, value in state.items()}
     what = f"{path} as {architecture}"
-    check_shapes(_meta_shapes(model_cfg, what), given, what=what)
-    model = _build(model_cfg, what)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=what)
+    check_shapes(meta_shapes(model_cfg, text_config, what), given, what=what)
+    model = build(model_cfg, text_config, what)
     model.load_state_dict(state)
     size = cast(Any, model.visual).image_size
     open_clip.set_model_preprocess_cfg(model, {**_published_preprocess(architecture), "size": size})
-    return _finish(model, model_cfg, architecture, source=f"{architecture}:{path}")
+    return _finish(model, model_cfg, text_config, source=f"{architecture}:{path}")
 
 
 def _published_preprocess(architecture: str) -> dict[str, Any]:
@@ -307,23 +278,33 @@ def _published_preprocess(architecture: str) -> dict[str, Any]:
     return {**default, **found[0]} if found and all(one == found[0] for one in found) else default
 
 
-def _create(name: str, *, what: str, pretrained: str | None = None) -> nn.Module:
+def _create(
+    name: str,
+    model_cfg: dict[str, Any],
+    text_config: dict[str, Any] | None,
+    *,
+    what: str,
+    pretrained: str | None = None,
+) -> nn.Module:
+    """open_clip's module with its weights; it takes `model_cfg` from where `name` points."""
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            local_text_cfg(model_cfg["text_cfg"], text_config) as text_cfg,
+        ):
             warnings.simplefilter("ignore")
-            return cast(
-                nn.Module,
-                open_clip.create_model(
-                    name,
-                    pretrained=pretrained,
-                    precision="fp32",
-                    pretrained_image=False,
-                    pretrained_text=False,
-                    require_pretrained=True,
-                ),
+            model = open_clip.create_model(
+                name,
+                pretrained=pretrained,
+                precision="fp32",
+                pretrained_image=False,
+                pretrained_text=False,
+                require_pretrained=True,
+                **({"text_cfg": text_cfg} if text_config else {}),
             )
     except Exception as error:  # open_clip wraps network and file faults in many ways
         raise _not_loaded(what, error) from error
+    return cast(nn.Module, model)
 
 
 def _not_loaded(what: str, error: Exception) -> ModelError:
@@ -332,48 +313,63 @@ def _not_loaded(what: str, error: Exception) -> ModelError:
 
 
 def _finish(
-    model: nn.Module, model_cfg: dict[str, Any], tokenizer_name: str, *, source: str
+    model: nn.Module,
+    model_cfg: dict[str, Any],
+    text_config: dict[str, Any] | None,
+    *,
+    source: str,
+    folder: Path | None = None,
 ) -> ClipModel:
     preprocess_cfg = dict(open_clip.get_model_preprocess_cfg(model))
+    towers = towers_cfg(model_cfg)
+    if towers != model_cfg:
+        state = towers_state(model.state_dict())
+        model = build(towers, text_config, source)
+        model.load_state_dict(state)
     model.eval().requires_grad_(False)
-    try:
-        tokenizer = open_clip.get_tokenizer(tokenizer_name)
-    except Exception as error:  # the tokenizer may need transformers, a network, its own files
-        raise _not_loaded(f"the tokenizer of {source}", error) from error
     clip = ClipModel(
         model=model,
-        model_cfg=copy.deepcopy(model_cfg),
+        model_cfg=towers,
         preprocess_cfg={
             key: list(value) if isinstance(value, tuple) else value
             for key, value in preprocess_cfg.items()
         },
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(towers["text_cfg"], folder=folder, what=source),
         source=source,
+        text_config=text_config,
     )
     _ = clip.input_spec  # unusable preprocessing is told at once
     return clip
 
 
 def new_clip(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], *, seed: int) -> ClipModel:
-    """A CLIP with random weights from an open_clip `model_cfg`; BPE tokenizer of open_clip."""
-    _check_parts(model_cfg, "architecture")
+    """A CLIP with random weights from an open_clip `model_cfg`.
+
+    Only a text tower or a tokenizer of transformers is fetched, by its name.
+    """
+    what = "architecture"
+    check_model_cfg(model_cfg, what)
+    towers = towers_cfg(model_cfg)
+    text_config = read_text_config(towers["text_cfg"], folder=None, what=what)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build(model_cfg, "architecture")
+        model = build(towers, text_config, what)
     model.eval().requires_grad_(False)
     return ClipModel(
         model=model,
-        model_cfg=copy.deepcopy(model_cfg),
+        model_cfg=towers,
         preprocess_cfg={"size": cast(Any, model.visual).image_size, **preprocess_cfg},
-        tokenizer=open_clip.SimpleTokenizer(context_length=cast(Any, model).context_length),
+        tokenizer=load_tokenizer(towers["text_cfg"], folder=None, what=what),
         source="random weights",
+        text_config=text_config,
     )
 
 
 def save_clip(clip: ClipModel, folder: Path) -> list[str]:
     """Write a CLIP into `folder` in the layout of open_clip's hub models; names what it wrote.
 
-    `open_clip.create_model("local-dir:FOLDER")` loads the result.
+    `open_clip.create_model("local-dir:FOLDER")` loads the result. A text tower of transformers
+    has its configuration beside it, for `load_clip` to need no network.
     """
     write_json(
         folder / CONFIG_NAME,
@@ -381,9 +377,7 @@ def save_clip(clip: ClipModel, folder: Path) -> list[str]:
     )
     write_state_dict(folder / WEIGHTS_NAME, clip.model.state_dict())
     written = [CONFIG_NAME, WEIGHTS_NAME]
-    hf_tokenizer = getattr(clip.tokenizer, "tokenizer", None)
-    if hf_tokenizer is not None and hasattr(hf_tokenizer, "save_pretrained"):
-        before = set(folder.iterdir())
-        hf_tokenizer.save_pretrained(folder)
-        written += sorted(path.name for path in set(folder.iterdir()) - before)
-    return written
+    if clip.text_config is not None:
+        write_json(folder / TEXT_CONFIG_NAME, clip.text_config)
+        written.append(TEXT_CONFIG_NAME)
+    return written + save_tokenizer(clip.tokenizer, folder)
