@@ -123,7 +123,9 @@ def test_the_cache_on_disk_is_read_and_named_by_hash(
 
 
 def test_prompt_sets_ship_by_name() -> None:
-    assert prompt_set_names() == sorted(["photo", "plain", "satellite", OPENAI_IMAGENET])
+    assert prompt_set_names() == sorted(
+        ["photo", "plain", "satellite", "satellite-centered", OPENAI_IMAGENET]
+    )
     for name in prompt_set_names():
         assert load_prompts(name).name == name
     with pytest.raises(RecipeError, match="unknown prompt set 'satelite'; did you mean 'satell"):

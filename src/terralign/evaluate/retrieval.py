@@ -37,15 +37,17 @@ def evaluate_retrieval(
     `query`, `gallery`: "text", "rgb", or the name of a tower or of a sensor of the samples; the
     query's default is the data's own sensor. Two image modalities of the same samples: `recall@k`,
     the right answer being the same sample; with labels, also class-level `map@k`. Text: the
-    captions where the set has them, else one query per class name (`map@k`). Of several captions
-    each is a query for its sample; a sample finds text where its best-ranked caption is among the
-    first k (`recall@k`, see `caption_recall.py`). The same modality twice: class-level, the query
-    itself left out. `embed`: how to get the vectors of a route, where they were computed before.
+    captions as they are where the set has them, else one prompted query per class name (`map@k`).
+    Of several captions each is a query for its sample; a sample finds text where its best-ranked
+    caption is among the first k (`recall@k`, see `caption_recall.py`). The same modality twice:
+    class-level, the query itself left out. `embed`: how to get the vectors of a route, where they
+    were computed before.
     """
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
     query = query or own.tower
-    chosen = choose_prompts(samples, prompts) if TEXT in (query, gallery) else None
+    of_names = TEXT in (query, gallery) and samples.captions is None
+    chosen = choose_prompts(samples, prompts) if of_names else None
     sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
     result = _rank(samples, *sides)
     return Evaluation(
