@@ -165,14 +165,13 @@ def test_a_missing_partner_is_named(v1: Path) -> None:
 
 
 def test_the_pairing_is_part_of_the_fingerprint(v1: Path) -> None:
-    prints = {
-        open_bigearthnet_v1(v1, "val").fingerprint,
-        open_bigearthnet_v1(v1, "val", num_classes=5).fingerprint,
-        open_bigearthnet_v1(v1, "val", radar=True).fingerprint,
-        open_bigearthnet_v1(v1, "all", num_classes=5).fingerprint,
-    }
-    assert len(prints) == 4
-    assert open_bigearthnet_v1(v1, "val", radar=True).fingerprint in prints
+    prints = []
+    for partner in (RADAR[FIRST], RADAR[SECOND]):
+        (v1 / "pairs.csv").write_text(f"{FIRST},{partner}\n")
+        prints.append(open_bigearthnet_v1(v1, "pairs", radar=True).fingerprint)
+        assert open_bigearthnet_v1(v1, "pairs", radar=True).fingerprint == prints[-1]
+    assert prints[0] != prints[1]
+    assert open_bigearthnet_v1(v1, "pairs").fingerprint not in prints
 
 
 def test_a_half_unpacked_archive_is_told(v1: Path) -> None:

@@ -35,7 +35,7 @@ def land_cover(**percent: int) -> np.ndarray:
 
 COVER = [
     land_cover(c1=20, c5=20, c10=50),
-    land_cover(c12=30, c14=30),
+    land_cover(c12=30, c14=26, c16=4),
     land_cover(c10=45, c6=30, c7=25),
     land_cover(c13=100),
     land_cover(c15=100),
@@ -98,7 +98,7 @@ def test_a_class_of_ten_percent_is_a_label_and_the_largest_the_single_one(root: 
     assert one.labels is not None
     assert [names[i] for i in one.labels.values] == [
         "Grassland",
-        "Croplands",  # 30 % and 30 % of two codes exceed the 40 % of water
+        "Croplands",  # 30 % and 26 % of two codes exceed the 40 % of water
         "Shrubland",
         "Urban/Built-up",
     ]
@@ -112,6 +112,10 @@ def test_just_below_ten_percent_is_no_label() -> None:
     assert shares_of(codes)[8] < 0.1
     codes[6553] = 16
     assert shares_of(codes)[8] >= 0.1
+
+
+def test_pixels_without_a_class_are_part_of_the_whole() -> None:
+    assert shares_of(np.array([255, 0, 16, 17])).tolist() == [0] * 8 + [0.25, 0.25]
 
 
 def test_splits_are_scenes_and_never_share_one(root: Path) -> None:
