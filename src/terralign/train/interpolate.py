@@ -17,17 +17,24 @@ def on_cpu(state: Mapping[str, Tensor]) -> StateDict:
 
 
 def check_same_weights(
-    theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor], *, what: str = "theta_1"
+    theta_0: Mapping[str, Tensor],
+    theta_1: Mapping[str, Tensor],
+    *,
+    what: str = "theta_1",
+    first: str = "theta_0",
 ) -> None:
-    """Raise `ModelError` unless both have the same keys, shapes and dtypes."""
+    """Raise `ModelError` unless both have the same keys, shapes and dtypes.
+
+    `first` and `what` are what the error calls them.
+    """
     for key in sorted(theta_0.keys() ^ theta_1.keys()):
-        where = "theta_0 only" if key in theta_0 else f"{what} only"
+        where = f"{first} only" if key in theta_0 else f"{what} only"
         raise ModelError(f"cannot interpolate: {key} is in {where}")
     for key, value in theta_0.items():
         other = theta_1[key]
         if value.shape != other.shape or value.dtype != other.dtype:
             raise ModelError(
-                f"cannot interpolate: {key} is {tuple(value.shape)} {value.dtype} in theta_0, "
+                f"cannot interpolate: {key} is {tuple(value.shape)} {value.dtype} in {first}, "
                 f"{tuple(other.shape)} {other.dtype} in {what}"
             )
 

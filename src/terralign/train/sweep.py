@@ -96,7 +96,7 @@ def sweep(
     device = next(clip.model.parameters()).device
     visual = copy.deepcopy(clip.visual).to(device)
     all_tasks = [*validation, *supported]
-    names = _unique_names(all_tasks)
+    names = unique_names(all_tasks)
     values = memory.read() if memory is not None else {}
     left = [number for number, name in enumerate(names) if name not in values]
     total = sum(len(all_tasks[number].samples) for number in left) * len(alphas)
@@ -105,7 +105,7 @@ def sweep(
             task = all_tasks[number]
             weights = task.weights(clip)
             tallies = {alpha: Tally(task, weights) for alpha in alphas}
-            for piece in _ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
+            for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
                 for alpha in alphas:
                     visual.load_state_dict(make(alpha))
                     for batch in piece:
@@ -125,7 +125,8 @@ def sweep(
     )
 
 
-def _unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
+def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
+    """What the figures of each task go by: `data set/split`, numbered where that is taken."""
     names: list[str] = []
     for task in tasks:
         name = f"{task.samples.name}/{task.samples.split}"
@@ -133,7 +134,7 @@ def _unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
     return names
 
 
-def _ready_pieces(
+def ready_pieces(
     task: PatchingTask, spec: InputSpec, batch_size: int, limit_bytes: int
 ) -> Iterator[list[Tensor]]:
     """The samples of a task as batches ready for the tower, in pieces of at most `limit_bytes`."""
