@@ -31,20 +31,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio import Affine
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.warp import reproject
-from rasterio.windows import Window
 
 from terralign.chips import Grid, PixelLayout
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.listing import list_names
 from terralign.datasets.sample import Place
-from terralign.errors import DataError, StorageError, first_line
+from terralign.errors import DataError, StorageError
 from terralign.files import read_json
 from terralign.scenes.read import Units, make_layout, open_geotiff
+from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 
 logger = logging.getLogger(__name__)
@@ -68,9 +64,6 @@ VAL_DIGIT = "9"
 """Locations whose number ends in it are `val`, all others `train`: nine to one, by place."""
 
 SPLITS = ("train", "val", "all")
-
-_FLAT = "EPSG:3857"
-"""Both sides of an enlargement, which is about rows and columns only."""
 
 _LOCATION = re.compile(r"\d{7}")
 _START = re.compile(r"(?:^|_)(\d{8}T\d{6})_")
@@ -232,11 +225,7 @@ def _spell(band: str) -> str:
 
 
 def _read_band(path: Path, into: NDArray[Any], factor: int) -> None:
-    """Read the middle of a band into an array full of what stands for no data.
-
-    Bands of 20 and 60 m are enlarged bilinearly, without mixing in pixels of no data.
-    """
-    nothing = into.flat[0].item()
+    """Read the middle of a band into an array full of what stands for no data."""
     with open_geotiff(path) as source:
         shape = (source.height, source.width)
         found = (source.count, source.dtypes[0])
@@ -247,24 +236,7 @@ def _read_band(path: Path, into: NDArray[Any], factor: int) -> None:
                 "pixels each way"
             )
         top, left = ((factor * n - SIDE) // 2 for n in shape)
-        try:
-            if factor == 1:
-                pixels = source.read(1, window=Window(left, top, SIDE, SIDE))
-                np.copyto(into, pixels, where=np.isfinite(pixels))
-            else:
-                reproject(
-                    source.read(1),
-                    into,
-                    src_transform=Affine.scale(factor),
-                    dst_transform=Affine.translation(left, top),
-                    src_crs=_FLAT,
-                    dst_crs=_FLAT,
-                    src_nodata=nothing,
-                    dst_nodata=nothing,
-                    resampling=Resampling.bilinear,
-                )
-        except (RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {first_line(error)}") from error
+        read_enlarged(source, into, factor=factor, top=top, left=left, origin=str(path))
 
 
 def _require_no_offset(folder: Path) -> None:

@@ -115,7 +115,9 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
     for element in root.iter(item):
         band = _BAND_OF_ID.get(element.get("band_id", ""))
         if band is None or band in offsets:
-            raise DataError(f"{file}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once")
+            raise DataError(
+                f"{file}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once"
+            )
         offsets[band] = _number(file, item, element.text)
     if offsets:
         return offsets

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 
 from terralign.chips import Chip, Grid, PixelLayout
 from terralign.errors import DataError, SensorError, first_line
@@ -194,14 +195,27 @@ def open_geotiff(path: Path) -> Iterator[Any]:
     Raises `DataError` where the file is missing or no GeoTIFF.
     """
     require_file(path)
+    with _opened(lambda: rasterio.open(path, driver="GTiff"), str(path)) as source:
+        yield source
+
+
+@contextmanager
+def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
+    """The same of a GeoTIFF in memory; `origin` is what `DataError` calls it."""
+    with (
+        MemoryFile(content) as memory,
+        _opened(lambda: memory.open(driver="GTiff"), origin) as source,
+    ):
+        yield source
+
+
+def _opened(opening: Callable[[], Any], origin: str) -> Any:
     try:
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            source = rasterio.open(path, driver="GTiff")
+            return opening()
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable GeoTIFF: {first_line(error)}") from error
-    with source:
-        yield source
+        raise DataError(f"{origin} is not a readable GeoTIFF: {first_line(error)}") from error
 
 
 def _identify(

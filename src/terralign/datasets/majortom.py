@@ -1,0 +1,303 @@
+"""Major-TOM Core-S2L2A (Francis and Czerkawski 2024): Sentinel-2 L2A of almost all land, no labels.
+
+    Core-S2L2A/images/part_00001.parquet, part_00002.parquet, ...
+
+One row is a grid cell, seen once: `product_id`, `grid_cell`, and in `B01` to `B12` (without B10)
+the bytes of a GeoTIFF each, uint16 DN as ESA delivered them, 1068 pixels wide at 10 m, 534 at 20 m
+and 178 at 60 m. Every row is a row group, so that one cell is read without its neighbours.
+
+One sample is a window of a cell: 224 x 224 pixels of 10 m, of which a cell has `PER_SIDE` x
+`PER_SIDE`, in its middle, because cells overlap at their edges. Bands of 20 and 60 m are enlarged.
+
+Cells come from products of many processing baselines. They are given one meaning: the DN of all
+samples carry +1000 (the layout's offset is -1000). 1000 is added, exactly, to the DN of products
+from before baseline 04.00, DN 0 staying what it is, no data; the few above 64,535, which is a
+reflectance of 6.4, become 65,535. A product whose name (`N9999`) does not say its baseline is not
+guessed.
+
+What it costs to open: two short columns of every part. Windows of one cell that are read one after
+another read the cell once, so reading in order (`terralign pack`) is cheap, at random is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from terralign.chips import Grid
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.sample import Place
+from terralign.errors import DataError, SensorError, first_line
+from terralign.scenes.places import product_datetime, wgs84_bounds
+from terralign.scenes.read import make_layout, open_geotiff_bytes
+from terralign.scenes.resolution import read_enlarged
+from terralign.sensors import SENSORS, SENTINEL2_DN_OFFSET, sentinel2_dn_offset
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "Core-S2L2A"
+SENSOR = SENSORS["sentinel2-l2a"]
+GSD_M = 10
+
+CELL_SIDE = 1068
+WINDOW = 224
+PER_SIDE = CELL_SIDE // WINDOW
+MARGIN = (CELL_SIDE - PER_SIDE * WINDOW) // 2
+"""Pixels of 10 m: a cell's side, a sample's, windows along a side, what is left at the edges."""
+
+MAX_ROW_BYTES = 64 * 1024**2
+"""A row whose bands take more than this is refused before they are read; real ones have 10 MB."""
+
+MAX_NAMES_BYTES = 64 * 1024**2
+"""The same of the names in a part."""
+
+SPLITS = ("train", "val", "all")
+VAL_PERIOD = 10
+"""One cell in ten, by the hash of its name, is `val` with all of its windows."""
+
+
+def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool = False) -> FileSet:
+    """The cells in the parts that are in `data_root/Core-S2L2A/images`, in windows.
+
+    `split`: `train`, `val` (see `VAL_PERIOD`: the authors publish no split) or `all`.
+    `leave_out_unknown`: cells of products whose name does not say the DN offset are left out, and
+    counted in the log; otherwise one of them is an error.
+
+    Raises `DataError`: no parts, a part that is damaged or has other columns, a cell that is there
+    twice, an unknown split, nothing in a split.
+    """
+    name = "majortom-core-s2l2a-known" if leave_out_unknown else "majortom-core-s2l2a"
+    if split not in SPLITS:
+        raise DataError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+    folder = data_root / FOLDER / "images"
+    parts = sorted(folder.glob("*.parquet"))
+    if not parts:
+        raise DataError(f"{folder} has no part_*.parquet; download some parts of Core-S2L2A there")
+    cells = [cell for part in parts for cell in _list_cells(part) if _is_in(cell, split)]
+    cells = _with_known_offset(cells, leave_out_unknown=leave_out_unknown)
+    if not cells:
+        raise DataError(f"data set {name!r}, split {split!r} is empty in {folder}")
+    _require_different(cells)
+    windows = {
+        cell.part / cell.key / f"{row}_{column}": _Window(cell, row, column)
+        for cell in cells
+        for row in range(PER_SIDE)
+        for column in range(PER_SIDE)
+    }
+    layouts = {
+        SENSOR.name: make_layout(
+            SENSOR, SENSOR.band_names, units="dn", dn_offset=SENTINEL2_DN_OFFSET
+        )
+    }
+    keys = tuple(f"{one.cell.key}/{one.row}_{one.column}" for one in windows.values())
+    return FileSet(
+        name=name,
+        split=split,
+        layouts=layouts,
+        keys=keys,
+        files=tuple(windows),
+        decode=partial(_decode, windows),
+        fingerprint=fingerprint(
+            name=name, split=split, keys=keys, layouts=layouts, content=[CELL_SIDE, WINDOW]
+        ),
+        locate=partial(_locate, windows),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A row of a part; `group`: its row group."""
+
+    part: Path
+    group: int
+    product_id: str
+    grid_cell: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.product_id}/{self.grid_cell}"
+
+    def __str__(self) -> str:
+        return f"{self.part}, row {self.group} ({self.grid_cell})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    cell: _Cell
+    row: int
+    column: int
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Top and left in pixels of 10 m."""
+        return (MARGIN + self.row * WINDOW, MARGIN + self.column * WINDOW)
+
+
+def _list_cells(part: Path) -> list[_Cell]:
+    with _open_part(part) as file:
+        metadata = file.metadata
+        missing = {"product_id", "grid_cell", *SENSOR.band_names} - set(file.schema_arrow.names)
+        if missing:
+            raise DataError(
+                f"{part} has no column {', '.join(sorted(missing))}; expected a part of Core-S2L2A"
+            )
+        if metadata.num_row_groups != metadata.num_rows:
+            raise DataError(
+                f"{part} has {metadata.num_rows} rows in {metadata.num_row_groups} row groups; "
+                "expected one row in each, as published: download the part as it is"
+            )
+        groups = range(metadata.num_row_groups)
+        _require_small(file, groups, ("product_id", "grid_cell"), MAX_NAMES_BYTES, part)
+        table = file.read(columns=["product_id", "grid_cell"])
+    rows = zip(table["product_id"].to_pylist(), table["grid_cell"].to_pylist(), strict=True)
+    return [_Cell(part, group, str(one), str(cell)) for group, (one, cell) in enumerate(rows)]
+
+
+@contextmanager
+def _open_part(part: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(part) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{part} is not a readable Parquet file ({first_line(error)}); download it again"
+        ) from error
+
+
+def _require_small(
+    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], limit: int, origin: object
+) -> None:
+    """Raise `DataError` where columns of row groups say that they need more memory than `limit`."""
+    num_bytes = 0
+    for group in groups:
+        row_group = file.metadata.row_group(group)
+        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+        num_bytes += sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns
+        )
+    if num_bytes > limit:
+        raise DataError(
+            f"{origin}: {', '.join(columns)} take {num_bytes / 2**20:.0f} MiB, more than the "
+            f"limit of {limit / 2**20:.0f} MiB"
+        )
+
+
+def _is_in(cell: _Cell, split: str) -> bool:
+    if split == "all":
+        return True
+    number = int.from_bytes(hashlib.sha256(cell.grid_cell.encode()).digest()[:8], "big")
+    return (number % VAL_PERIOD == 0) == (split == "val")
+
+
+def _with_known_offset(cells: list[_Cell], *, leave_out_unknown: bool) -> list[_Cell]:
+    known = [cell for cell in cells if _dn_offset(cell) is not None]
+    num_unknown = len(cells) - len(known)
+    if not num_unknown:
+        return known
+    if not leave_out_unknown:
+        first = next(cell for cell in cells if _dn_offset(cell) is None)
+        raise DataError(
+            f"{first}: product {first.product_id} does not say whether its DN carry +1000, nor do "
+            f"those of {num_unknown - 1} other cells of {len(cells)}; take the data set "
+            "'majortom-core-s2l2a-known', which leaves them out"
+        )
+    logger.warning(
+        "Core-S2L2A: %d of %d cells left out, because the names of their products do not say "
+        "whether their DN carry +1000",
+        num_unknown, len(cells),
+    )  # fmt: skip
+    return known
+
+
+def _dn_offset(cell: _Cell) -> float | None:
+    try:
+        return sentinel2_dn_offset(product_name=cell.product_id)
+    except SensorError:
+        return None
+
+
+def _require_different(cells: Sequence[_Cell]) -> None:
+    seen: dict[str, _Cell] = {}
+    for cell in cells:
+        first = seen.setdefault(cell.key, cell)
+        if first is not cell:
+            raise DataError(f"{cell} is in {first.part} too; remove one of the two parts")
+
+
+def _decode(windows: Mapping[Path, _Window], file: Path) -> dict[str, NDArray[Any]]:
+    """(12, 224, 224) uint16 DN that carry +1000, 0 where there is no data."""
+    window = windows[file]
+    cell = window.cell
+    top, left = window.corner
+    contents = _read_bands(cell, SENSOR.band_names)
+    pixels = np.zeros((len(SENSOR.bands), WINDOW, WINDOW), dtype=np.uint16)
+    for band, channel in zip(SENSOR.bands, pixels, strict=True):
+        factor = round((band.gsd_m or GSD_M) / GSD_M)
+        with _open_band(cell, band.name, contents[band.name], CELL_SIDE // factor) as source:
+            read_enlarged(
+                source, channel, factor=factor, top=top, left=left, origin=f"{cell}, {band.name}"
+            )
+    if _dn_offset(cell) == 0:
+        pixels = _with_offset(pixels)
+    return {SENSOR.name: pixels}
+
+
+def _with_offset(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """DN without offset -> DN that carry +1000."""
+    shift = round(-SENTINEL2_DN_OFFSET)
+    highest = np.iinfo(np.uint16).max - shift
+    shifted = np.minimum(pixels, highest) + np.uint16(shift)
+    return np.where(pixels == SENSOR.nodata, pixels, shifted)
+
+
+@lru_cache(maxsize=4)
+def _read_bands(cell: _Cell, bands: tuple[str, ...]) -> Mapping[str, bytes]:
+    """Band -> the bytes of its GeoTIFF; a few cells are kept, whose windows follow one another."""
+    with _open_part(cell.part) as file:
+        _require_small(file, [cell.group], bands, MAX_ROW_BYTES, cell)
+        row: dict[str, bytes] = file.read_row_group(cell.group, columns=list(bands)).to_pylist()[0]
+    for band in bands:
+        if not isinstance(row[band], bytes):
+            raise DataError(f"{cell}: {band} holds no bytes; download the part again")
+    return row
+
+
+@contextmanager
+def _open_band(cell: _Cell, band: str, content: bytes, side: int) -> Iterator[Any]:
+    with open_geotiff_bytes(content, origin=f"{cell}, {band}") as source:
+        found = (source.count, source.height, source.width, source.dtypes[0])
+        if found != (1, side, side, "uint16"):
+            raise DataError(
+                f"{cell}, {band} is {source.count}x{source.height}x{source.width} "
+                f"{source.dtypes[0]}; expected one uint16 band of {side}x{side} pixels"
+            )
+        yield source
+
+
+def _locate(windows: Mapping[Path, _Window], file: Path) -> Place:
+    window = windows[file]
+    cell = window.cell
+    top, left = window.corner
+    with _open_band(cell, "B02", _read_bands(cell, ("B02",))["B02"], CELL_SIDE) as source:
+        if source.crs is None:
+            raise DataError(f"{cell}, B02 is not georeferenced")
+        a, b, c, d, e, f = tuple(source.transform)[:6]
+        corner = (a, b, c + a * left + b * top, d, e, f + d * left + e * top)
+        crs = source.crs.to_wkt()
+    grid = Grid(crs=crs, transform=corner, height=WINDOW, width=WINDOW)
+    return Place(
+        bounds=wgs84_bounds(grid.bounds, crs, origin=str(cell)),
+        datetime=product_datetime(cell.product_id),
+    )

@@ -1,0 +1,59 @@
+"""Bands of several resolutions on one pixel grid: the finest one's.
+
+A coarse band covers the same square from the same corner in fewer pixels, `factor` times as wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.warp import reproject
+from rasterio.windows import Window
+
+from terralign.errors import DataError, first_line
+
+_FLAT = "EPSG:3857"
+"""Both sides of an enlargement, which is about rows and columns only."""
+
+
+def read_enlarged(
+    source: Any, into: NDArray[Any], *, factor: int, top: int, left: int, origin: str
+) -> None:
+    """Read a window of a single-band dataset into an array (H, W) of the fine grid.
+
+    `source`: an open rasterio dataset whose pixels are `factor` times as wide as the array's; `top`
+    and `left`: the window's corner in pixels of the fine grid. `into` holds, throughout, the number
+    that stands for no data; it stays where the band has that number or none that is finite. Coarse
+    bands are enlarged bilinearly, and no data is not mixed into its neighbours. Only the pixels
+    that are needed are read. `DataError` names `origin` where they are damaged.
+    """
+    nothing = into.flat[0].item()
+    height, width = into.shape
+    margin = 0 if factor == 1 else 1
+    row = max(0, top // factor - margin)
+    column = max(0, left // factor - margin)
+    stop_row = min(source.height, -(-(top + height) // factor) + margin)
+    stop_column = min(source.width, -(-(left + width) // factor) + margin)
+    try:
+        pixels = source.read(1, window=Window(column, row, stop_column - column, stop_row - row))
+        if factor == 1:
+            np.copyto(into, pixels, where=np.isfinite(pixels))
+            return
+        reproject(
+            pixels,
+            into,
+            src_transform=Affine(factor, 0, column * factor, 0, factor, row * factor),
+            dst_transform=Affine.translation(left, top),
+            src_crs=_FLAT,
+            dst_crs=_FLAT,
+            src_nodata=nothing,
+            dst_nodata=nothing,
+            resampling=Resampling.bilinear,
+        )
+    except (RasterioError, OSError, ValueError) as error:
+        raise DataError(f"{origin} is damaged: {first_line(error)}") from error
