@@ -55,7 +55,8 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+    times = ("samples_per_second", "seconds_waiting")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows]
 
 
 # What a run leaves behind

@@ -19,7 +19,7 @@ from terralign.sensors import SENSORS
 
 def about(what: str | None = None) -> dict[str, Any]:
     """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "prompts", a
-    packed store, or anything `EmbeddingSpace.load` takes."""
+    data set, a packed store, or anything `EmbeddingSpace.load` takes."""
     if what is None:
         return versions()
     if what == "datasets":
@@ -37,6 +37,8 @@ def about(what: str | None = None) -> dict[str, Any]:
         return {name: _recipe_note(name) for name in recipe_names()}
     if what == "prompts":
         return {name: list(load_prompts(name).templates) for name in prompt_set_names()}
+    if what in DATASETS:
+        return read_facts(what).about()
     if is_store(Path(what)):
         return _about_store(Path(what))
     return _about_space(EmbeddingSpace.load(what))

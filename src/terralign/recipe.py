@@ -162,6 +162,8 @@ class Recipe(_Strict):
     threads: int | None = Field(default=None, ge=1)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
     tensorboard: bool = False
+    pack: bool = False
+    """Pack data sets that lie in files on first use, and read them from their stores."""
     base: BaseRecipe
     patch: PatchRecipe | None = None
     align: tuple[AlignRecipe, ...] = ()

@@ -17,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terralign.datasets.catalog import open_dataset
 from terralign.datasets.sample import SampleSet
-from terralign.datasets.subset import limit_samples
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
@@ -29,7 +27,6 @@ from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
     evaluate_zero_shot,
-    require_labels,
 )
 from terralign.evaluate.embed import Route, embed_samples
 from terralign.evaluate.report import write_report
@@ -37,18 +34,16 @@ from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
-    AlignData,
     AlignRecipe,
     EvaluateRecipe,
-    PatchRecipe,
     Recipe,
     recipe_text,
 )
-from terralign.run_checks import check_figures_differ, check_towers
+from terralign.run_checks import check_towers
+from terralign.run_data import RunData
 from terralign.run_folder import keep_recipe, keep_threads, versions
 from terralign.sensors import find_sensor
-from terralign.train.align import AlignmentSource, align
-from terralign.train.finetune import PatchingTask
+from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.student import new_student
@@ -67,12 +62,18 @@ class RunResult:
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, data_root: Path | None = None, device: str | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    device: str | None = None,
+    stores: Path | None = None,
 ) -> RunResult:
     """Run a recipe in `folder`, or go on where an earlier call stopped.
 
-    `device`: None takes CUDA where there is one. Raises `RecipeError` for a folder of another
-    recipe, with the difference, and `Interrupted` after saving when asked to stop.
+    `device`: None takes CUDA where there is one. `stores`: where a recipe with `pack` keeps its
+    packed data sets, for other runs too; None: in the run folder. Raises `RecipeError` for a folder
+    of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
     with claimed(folder):
         keep_recipe(recipe, folder)
@@ -80,7 +81,7 @@ def run_recipe(
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_json(results)["rows"]
             return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
-        run = _Run(recipe, folder, data_root, choose_device(device))
+        run = _Run(recipe, folder, data_root, choose_device(device), stores)
         rows = run.run()
         return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
 
@@ -88,11 +89,17 @@ def run_recipe(
 class _Run:
     """One run in progress: its folder, its opened data, its vectors so far."""
 
-    def __init__(self, recipe: Recipe, folder: Path, data_root: Path | None, device: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        data_root: Path | None,
+        device: str,
+        stores: Path | None,
+    ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
-        self._sets: dict[tuple[str, str, int | None], SampleSet] = {}
+        self.data = RunData(recipe, data_root, stores or folder / "stores")
         self._vectors: dict[str, Tensor] = {}
-        self.size: int | None = None
 
     def run(self) -> list[dict[str, Any]]:
         if self.data_root is not None and not self.data_root.is_dir():
@@ -101,12 +108,12 @@ class _Run:
             )
         keep_threads(self.folder, self.recipe.threads, device=self.device)
         if self.recipe.base.pretrain is not None:
-            self.size = self.recipe.base.pretrain.image_size
-            self._open_everything()
+            self.data.size = self.recipe.base.pretrain.image_size
+            self.data.open_everything()
         base = self._base()
-        self.size = base.input_spec().size
-        self._open_everything()
-        check_towers(self.recipe, base, self.open)
+        self.data.size = base.input_spec().size
+        self.data.open_everything()
+        check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)
         space = self._align(base, patched)
         rows = self._evaluate(base, patched, space)
@@ -116,60 +123,6 @@ class _Run:
         self._report(rows, patched)
         write_json(self.folder / "results.json", {"rows": rows})
         return rows
-
-    # Data
-
-    def open(self, data: str, split: str, limit: int | None = None) -> SampleSet:
-        """A split, or a fixed part of it, opened once."""
-        key = (data, split, limit)
-        if key not in self._sets:
-            whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
-            self._sets[key] = limit_samples(whole, limit)
-        return self._sets[key]
-
-    def _open_everything(self) -> None:
-        """Meet missing data before hours of work, not after."""
-        recipe = self.recipe
-        if recipe.patch is not None:
-            self._patching_tasks(recipe.patch)
-            self._preserve_on(recipe.patch)
-        for tower in recipe.align:
-            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
-                self._source(source)
-        for entry in recipe.evaluate:
-            samples = self.open(entry.data, entry.split, entry.limit)
-            if entry.task == "zero-shot":
-                choose_class_names(samples, entry.classes)
-        check_figures_differ(recipe, self.open)
-
-    def _patching_tasks(
-        self, recipe: PatchRecipe
-    ) -> tuple[list[PatchingTask], list[PatchingTask], list[PatchingTask]]:
-        """The training data, validation data and supported tasks of stage 1."""
-        training, validation = [], []
-        for one in recipe.tasks:
-            samples = self.open(one.data, one.train, one.limit)
-            training.append(self._task(samples, one.prompts, one.classes))
-            samples = self.open(one.data, one.validation, one.validation_limit)
-            validation.append(self._task(samples, one.prompts, one.classes))
-        supported = [
-            self._task(
-                self.open(one.data, one.validation, one.validation_limit), one.prompts, one.classes
-            )
-            for one in recipe.supported
-        ]
-        return training, validation, supported
-
-    def _task(self, samples: SampleSet, prompts: str | None, classes: str | None) -> PatchingTask:
-        return PatchingTask(
-            samples=samples,
-            prompts=choose_prompts(samples, prompts),
-            class_names=choose_class_names(samples, classes),
-        )
-
-    def _preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
-        one = recipe.preserve_on
-        return None if one is None else self.open(one.data, one.split, one.limit)
 
     # Stages
 
@@ -188,7 +141,7 @@ class _Run:
         folder = self.folder / "base"
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
-            samples = self.open(settings.data, settings.split, settings.limit)
+            samples = self.data.open(settings.data, settings.split, settings.limit)
             clip = pretrain(
                 samples, settings, self.folder / "pretrain",
                 seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
@@ -206,7 +159,7 @@ class _Run:
         settings = PatchSettings.model_validate(
             {name: getattr(recipe, name) for name in PatchSettings.model_fields}
         )
-        training, validation, supported = self._patching_tasks(recipe)
+        training, validation, supported = self.data.patching_tasks(recipe)
         return patch(
             base.clip,
             training,
@@ -214,7 +167,7 @@ class _Run:
             self.folder / "patch",
             validation=validation,
             supported=supported,
-            preserve_on=self._preserve_on(recipe),
+            preserve_on=self.data.preserve_on(recipe),
             seed=self.recipe.seed,
             tensorboard=self.recipe.tensorboard,
         )
@@ -240,7 +193,7 @@ class _Run:
     def _align_one(self, clip: ClipModel, recipe: AlignRecipe) -> SensorTower:
         folder = self.folder / "align" / recipe.name
         seed = self.recipe.seed
-        sources = [self._source(one) for one in recipe.data]
+        sources = [self.data.source(one) for one in recipe.data]
         tower, initial = new_student(
             recipe.name, clip, recipe.student, [find_sensor(name).name for name in recipe.sensors],
             [source.samples for source in sources], seed=seed, root=self.data_root,
@@ -268,30 +221,19 @@ class _Run:
             clip, tower.to(self.device), sources, recipe, folder,
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
-            validation=self._source(recipe.validation) if recipe.validation else None,
+            validation=self.data.source(recipe.validation) if recipe.validation else None,
             seed=seed, tensorboard=self.recipe.tensorboard,
         )  # fmt: skip
         write_state_dict(finished, tower.state_dict())
         write_json(marker, {"identity": identity, "tower_id": tower.tower_id()})
         return tower.eval().requires_grad_(False)
 
-    def _source(self, data: AlignData) -> AlignmentSource:
-        samples = self.open(data.data, data.split, data.limit)
-        if not data.labels:
-            return AlignmentSource(samples=samples, repeats=data.repeats)
-        return AlignmentSource(
-            samples=samples,
-            prompts=choose_prompts(samples, data.prompts),
-            class_names=require_labels(samples).class_names,
-            repeats=data.repeats,
-        )
-
     def _anchors(self, clip: ClipModel) -> Tensor:
         if self.recipe.patch is None:
             raise RecipeError(
                 "the kl loss takes its anchors from the patching tasks; there is none"
             )
-        tasks, _, _ = self._patching_tasks(self.recipe.patch)
+        tasks, _, _ = self.data.patching_tasks(self.recipe.patch)
         return torch.cat([task.weights(clip) for task in tasks])
 
     def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
@@ -301,7 +243,7 @@ class _Run:
         if self.recipe.patch is None:
             return base.prompts
         task = self.recipe.patch.tasks[0]
-        return choose_prompts(self.open(task.data, task.train), task.prompts)
+        return choose_prompts(self.data.open(task.data, task.train), task.prompts)
 
     def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
         return {
@@ -339,7 +281,7 @@ class _Run:
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
     ) -> list[dict[str, Any]]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
-        samples = self.open(entry.data, entry.split, entry.limit)
+        samples = self.data.open(entry.data, entry.split, entry.limit)
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
         towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
         identity = {

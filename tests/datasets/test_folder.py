@@ -103,7 +103,8 @@ def test_images_of_several_sizes_need_a_size(root: Path) -> None:
     picture(root / "Bog" / "e.png", side=12)
     samples = opened(root)
     assert samples.read(np.array([0]))["rgb"].shape == (1, 3, 8, 8)
-    with pytest.raises(DataError, match=r"e.png has 12x12 pixels, .*a.JPG has 8x8.*pass size="):
+    message = r"e.png has 12x12 pixels, .*a.JPG has 8x8.*give RGB images a size"
+    with pytest.raises(DataError, match=message):
         samples.read(np.array([4]))
     resized = opened(root, pixels=replace(RGB, size=6)).read(np.arange(5))["rgb"]
     assert resized.shape == (5, 3, 6, 6)

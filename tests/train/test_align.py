@@ -37,6 +37,8 @@ QUICK = AlignSettings(epochs=2, batch_size=8, lr=1e-3, losses={"mse_normalised":
 NUM_STEPS = 10
 S2, S1 = "sentinel2-l2a", "sentinel1-grd"
 
+TIMES = ("samples_per_second", "seconds_waiting")
+
 
 def _student(
     clip: ClipModel, samples: SyntheticSet, sensor: str = S2, **settings: Any
@@ -50,7 +52,7 @@ def _labelled(samples: SyntheticSet) -> AlignmentSource:
 
 def _lines(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def _cosine_to_teacher(clip: ClipModel, student: SensorTower, samples: SyntheticSet) -> float:

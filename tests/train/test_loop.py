@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.datasets.order import Plan
+from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
     FitResult,
@@ -57,6 +57,9 @@ class _Points:
         indices = self.plan.batch(step).indices
         keys = [f"point-{index}" for index in indices]
         return Prepared(keys=keys, inputs=(self.x[indices], self.y[indices]))
+
+
+TIMES = ("samples_per_second", "seconds_waiting")
 
 
 def _network(dropout: float = 0.5) -> nn.Module:
@@ -108,7 +111,7 @@ def _fit(
 def _lines(folder: Path) -> list[dict[str, float]]:
     """`metrics.jsonl` without its one figure about time."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

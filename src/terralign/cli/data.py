@@ -110,11 +110,15 @@ def _verify(store: Path, as_json: bool) -> None:
 @json_option
 @example("terralign info runs/m/model")
 def info(what: str | None, as_json: bool) -> None:
-    """Say what WHAT is: datasets, sensors, recipes, prompts, a store or a model; else versions."""
+    """Say what WHAT is: datasets, sensors, recipes, prompts, a data set, a store or a model."""
     from terralign.about import about
 
     value = about(what)
     click.echo(json.dumps(value) if as_json else _outline(value))
+
+
+_SHORT = 40
+"""Items of a list that are longer than this have a line each."""
 
 
 def _outline(value: Any, indent: str = "") -> str:
@@ -127,6 +131,9 @@ def _outline(value: Any, indent: str = "") -> str:
         if isinstance(one, dict) and one:
             lines += [f"{indent}{key}", _outline(one, indent + "  ")]
         else:
-            shown = ", ".join(map(str, one)) if isinstance(one, list | tuple) else one
-            lines.append(f"{indent}{key:<{width}}  {shown}")
+            items = [str(item) for item in one] if isinstance(one, list | tuple) else [str(one)]
+            if all(len(item) <= _SHORT for item in items):
+                items = [", ".join(items)]
+            for number, item in enumerate(items):
+                lines.append(f"{indent}{'' if number else key:<{width}}  {item}")
     return "\n".join(lines)

@@ -49,6 +49,10 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NAME.")
 @data_root_option
 @set_option
+@click.option(
+    "--stores", type=click.Path(path_type=Path),
+    help="Where a recipe with pack = true keeps its stores; default: in the run folder.",
+)  # fmt: skip
 @device_option
 @json_option
 @example("terralign run micro-real --data-root data --out runs/m --set patch.epochs=2")
@@ -57,6 +61,7 @@ def run(
     out: Path | None,
     data_root: Path | None,
     overrides: tuple[str, ...],
+    stores: Path | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -69,7 +74,9 @@ def run(
 
     loaded = load_recipe(recipe, overrides=overrides)
     folder = out or Path("runs") / loaded.name
-    print_run(run_recipe(loaded, folder, data_root=data_root, device=device), as_json)
+    print_run(
+        run_recipe(loaded, folder, data_root=data_root, device=device, stores=stores), as_json
+    )
 
 
 def _single_stage(stage: str) -> Callable[[Command], Command]:

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class DatasetFacts(BaseModel):
@@ -26,6 +26,8 @@ class DatasetFacts(BaseModel):
     splits: dict[str, int | None] = Field(min_length=1)
     """Split -> its number of samples as published, None where that depends on what is there. A
     data root need not hold all of them."""
+    alternative_splits: tuple[str, ...] = ()
+    """Those that overlap the others, packed only when they are named."""
     has_splits: bool = True
     """False where every split name gives the whole set, so that training and validating on it
     would use the same samples."""
@@ -44,6 +46,12 @@ class DatasetFacts(BaseModel):
     """Where files lie below the data root."""
     note: str = ""
     """What a user should know: offset, removed samples, what is left out."""
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, splits: dict[str, Any]) -> dict[str, Any]:
+        """TOML has no None: an entry writes `""` for a number that depends on what is there."""
+        return {name: None if number == "" else number for name, number in splits.items()}
 
     def about(self) -> dict[str, Any]:
         """As plain values for people, without what is empty."""

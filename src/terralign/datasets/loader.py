@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet, is_mapped
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -80,8 +80,11 @@ class KeptInMemory:
 
 
 def keep_in_memory(samples: SampleSet, *, limit_bytes: int = KEEP_LIMIT_BYTES) -> SampleSet:
-    """`samples`, kept in memory as they are read where the whole set fits within `limit_bytes`."""
-    if len(samples) == 0:
+    """`samples`, kept in memory as they are read where the whole set fits within `limit_bytes`.
+
+    A packed store is left as it is: the system keeps its pages.
+    """
+    if len(samples) == 0 or is_mapped(samples):
         return samples
     one = samples.read(np.zeros(1, dtype=np.int64))
     num_bytes = len(samples) * sum(pixels.nbytes for pixels in one.values())

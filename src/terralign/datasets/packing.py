@@ -9,6 +9,7 @@ from pathlib import Path
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.pack import Packed, PackSettings, pack
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.store import StoreSet
 from terralign.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def pack_dataset(
     """Pack the data set `name` of the catalog, or of a TOML file, into the folder `store`.
 
     `splits`: each must be there; left out, every split that the catalog lists and that can be
-    opened, the others being named. Raises as `pack` and `open_dataset` do.
+    opened, the others being named (not `all`, nor one that overlaps others). Raises as `pack` and
+    `open_dataset` do.
     """
     settings = settings or PackSettings()
     facts = find_dataset(name).facts
@@ -41,10 +43,10 @@ def pack_dataset(
     elif not facts.has_splits:
         open_split("all")
     else:
-        _open_those_there(name, [one for one in facts.splits if one != "all"], open_split)
-    return pack(
-        opened, store, settings, has_splits=facts.has_splits, num_workers=num_workers
-    )
+        others = {"all", *facts.alternative_splits}
+        names = [one for one in facts.splits if one not in others] or list(facts.splits)
+        _open_those_there(name, names, open_split)
+    return pack(opened, store, settings, has_splits=facts.has_splits, num_workers=num_workers)
 
 
 def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[str], None]) -> None:
@@ -57,3 +59,15 @@ def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[st
             logger.warning("split %r is not packed: %s", split, error)
     if len(faults) == len(splits):
         raise faults[0]
+
+
+def pack_on_use(samples: SampleSet, stores: Path, *, size: int | None) -> StoreSet:
+    """A split from its packed store below `stores`, which is made where it is not there.
+
+    `size`: that at which the split was opened, for pictures. A store is named by the fingerprint
+    of its data, so that other data never meets it.
+    """
+    store = stores / f"{samples.name}-{samples.split}-{samples.fingerprint[:8]}"
+    settings = PackSettings(size=size if "rgb" in samples.layouts else None)
+    pack({samples.split: samples}, store, settings)
+    return StoreSet(store, samples.split, size=size)

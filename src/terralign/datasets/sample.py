@@ -97,3 +97,8 @@ class SampleSet(Protocol):
         Raises `DataError` naming the file that is missing or damaged. Thread-safe.
         """
         ...
+
+
+def is_mapped(samples: SampleSet) -> bool:
+    """Whether a set's pixels lie ready in memory-mapped files, as a packed store's do."""
+    return bool(getattr(samples, "is_mapped", False))

@@ -76,6 +76,16 @@ class StoreSet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether reading only copies from memory-mapped files: nothing is decoded or resized."""
+        side = self._size
+        return all(
+            stored.shape is not None
+            and (name != "rgb" or side is None or stored.shape[1:] == (side, side))
+            for name, stored in self._manifest.sensors.items()
+        )
+
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W) as packed."""
         if not len(indices):

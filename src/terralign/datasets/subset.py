@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet, is_mapped
 from terralign.files import hash_json
 
 
@@ -31,6 +31,7 @@ class Subset:
             None if captions is None else tuple(captions[index] for index in indices)
         )
         self.prompts: tuple[str, ...] | None = samples.prompts
+        self.is_mapped: bool = is_mapped(samples)
         self.fingerprint: str = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
 
     def __len__(self) -> int:

@@ -35,9 +35,10 @@ def evaluate_retrieval(
     """Rank the gallery for every query by cosine.
 
     `query`, `gallery`: "text", "rgb", or the name of a tower or of a sensor of the samples; the
-    query's default is the data's own sensor. Two image modalities of the same samples: `recall@k`,
-    the right answer being the same sample; with labels, also class-level `map@k`. Text: the
-    captions as they are where the set has them, else one prompted query per class name (`map@k`).
+    query's default is the data's own sensor, or text where the data has captions and no labels.
+    Two image modalities of the same samples: `recall@k`, the right answer being the same
+    sample; with labels, also class-level `map@k`. Text: the captions as they are where the set
+    has them, else one prompted query per class name (`map@k`).
     Of several captions each is a query for its sample; a sample finds text where its best-ranked
     caption is among the first k (`recall@k`, see `caption_recall.py`). The same modality twice:
     class-level, the query itself left out. `embed`: how to get the vectors of a route, where they
@@ -45,7 +46,8 @@ def evaluate_retrieval(
     """
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
-    query = query or own.tower
+    only_captions = samples.captions is not None and samples.labels is None
+    query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
     of_names = TEXT in (query, gallery) and samples.captions is None
     chosen = choose_prompts(samples, prompts) if of_names else None
     sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]

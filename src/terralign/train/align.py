@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from terralign.datasets.loader import keep_in_memory, read_ahead
+from terralign.datasets.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower
@@ -37,7 +38,6 @@ from terralign.preprocess import (
     resize,
     scale_bands,
 )
-from terralign.datasets.order import Plan, keys_of
 from terralign.train.finetune import LabelLoss, select_trainable, train_mode
 from terralign.train.loop import FitResult, LoopSettings, Prepared, fit
 from terralign.train.losses import (

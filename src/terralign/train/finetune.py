@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from terralign.datasets.loader import keep_in_memory
+from terralign.datasets.order import Batch, Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict
@@ -36,7 +37,6 @@ from terralign.preprocess import (
     make_ready,
     scale_composite,
 )
-from terralign.datasets.order import Batch, Plan, keys_of
 from terralign.train.interpolate import on_cpu
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import Calibration, label_loss

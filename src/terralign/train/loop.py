@@ -34,6 +34,7 @@ from terralign.train.checkpoints import (
     restore,
     training_state,
 )
+from terralign.train.threads import num_readers
 
 
 class LoopSettings(BaseModel):
@@ -186,16 +187,21 @@ def fit(
         ) as log,
         stop_on_signals() as stopped,
         Progress(label, total=num_steps, done=first) as progress,
-        closing(read_ahead(batches.prepare, range(first, num_steps))) as stream,
+        closing(
+            read_ahead(batches.prepare, range(first, num_steps), num_threads=num_readers(device))
+        ) as stream,
     ):
-        for step, prepared in zip(range(first, num_steps), stream, strict=True):
-            rate = learning_rate(step, num_steps=num_steps, settings=settings)
+        for step in range(first, num_steps):
+            asked = time.monotonic()
+            prepared = next(stream)
             start = time.monotonic()
+            rate = learning_rate(step, num_steps=num_steps, settings=settings)
             figures = _train_step(
                 module, loss_function, optimizer, prepared, settings, rate, device=device,
                 where=f"{label}: step {step + 1} of {num_steps}", checkpoints=checkpoints,
             )  # fmt: skip
             figures["samples_per_second"] = len(prepared.keys) / (time.monotonic() - start)
+            figures["seconds_waiting"] = start - asked
             log.write(step + 1, {"lr": rate, **figures})
             progress.advance(note=f"loss {figures['loss']:.4g}")
             done = step + 1

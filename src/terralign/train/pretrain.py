@@ -16,12 +16,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from terralign.datasets.loader import keep_in_memory
+from terralign.datasets.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, new_clip
 from terralign.errors import DataError, RecipeError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
-from terralign.datasets.order import Plan, keys_of
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import cosines
 

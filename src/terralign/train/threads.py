@@ -42,6 +42,11 @@ def choose_threads(requested: int | None = None) -> int:
     return max(1, available_cores() - 1)
 
 
+def num_readers(device: torch.device) -> int:
+    """Threads that read and prepare batches: one beside a CPU's own work, several for a GPU."""
+    return 1 if device.type == "cpu" else max(1, min(8, available_cores() - 1))
+
+
 def set_threads(num_threads: int) -> None:
     """Compute with this many intra-op threads from now on, and say so."""
     torch.set_num_threads(num_threads)

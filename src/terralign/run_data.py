@@ -1,0 +1,94 @@
+"""The data of a run: each split opened once, from its files or from its packed store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.packing import pack_on_use
+from terralign.datasets.sample import SampleSet
+from terralign.datasets.subset import limit_samples
+from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
+from terralign.recipe import AlignData, PatchRecipe, Recipe
+from terralign.run_checks import check_figures_differ
+from terralign.train.align import AlignmentSource
+from terralign.train.finetune import PatchingTask
+
+
+class RunData:
+    """Opens what a recipe names. `size`: the side of RGB pictures, known once the base model is.
+
+    `stores`: where packed stores are made, where the recipe asks for them.
+    """
+
+    def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path) -> None:
+        self.recipe, self.data_root, self.stores = recipe, data_root, stores
+        self.size: int | None = None
+        self._sets: dict[tuple[str, str, int | None], SampleSet] = {}
+
+    def open(self, data: str, split: str, limit: int | None = None) -> SampleSet:
+        """A split, or a fixed part of it, opened once."""
+        key = (data, split, limit)
+        if key not in self._sets:
+            whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
+            if self.recipe.pack and find_dataset(data).facts.needs_root:
+                whole = pack_on_use(whole, self.stores, size=self.size)
+            self._sets[key] = limit_samples(whole, limit)
+        return self._sets[key]
+
+    def open_everything(self) -> None:
+        """Meet missing data before hours of work, not after."""
+        recipe = self.recipe
+        if recipe.patch is not None:
+            self.patching_tasks(recipe.patch)
+            self.preserve_on(recipe.patch)
+        for tower in recipe.align:
+            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+                self.source(source)
+        for entry in recipe.evaluate:
+            samples = self.open(entry.data, entry.split, entry.limit)
+            if entry.task == "zero-shot":
+                choose_class_names(samples, entry.classes)
+        check_figures_differ(recipe, self.open)
+
+    def patching_tasks(
+        self, recipe: PatchRecipe
+    ) -> tuple[list[PatchingTask], list[PatchingTask], list[PatchingTask]]:
+        """The training data, validation data and supported tasks of stage 1."""
+        training, validation = [], []
+        for one in recipe.tasks:
+            samples = self.open(one.data, one.train, one.limit)
+            training.append(self._task(samples, one.prompts, one.classes))
+            samples = self.open(one.data, one.validation, one.validation_limit)
+            validation.append(self._task(samples, one.prompts, one.classes))
+        supported = [
+            self._task(
+                self.open(one.data, one.validation, one.validation_limit), one.prompts, one.classes
+            )
+            for one in recipe.supported
+        ]
+        return training, validation, supported
+
+    def _task(self, samples: SampleSet, prompts: str | None, classes: str | None) -> PatchingTask:
+        return PatchingTask(
+            samples=samples,
+            prompts=choose_prompts(samples, prompts),
+            class_names=choose_class_names(samples, classes),
+        )
+
+    def preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
+        """The pictures of stage 1 whose labels are not used."""
+        one = recipe.preserve_on
+        return None if one is None else self.open(one.data, one.split, one.limit)
+
+    def source(self, data: AlignData) -> AlignmentSource:
+        """A data set of stage 2."""
+        samples = self.open(data.data, data.split, data.limit)
+        if not data.labels:
+            return AlignmentSource(samples=samples, repeats=data.repeats)
+        return AlignmentSource(
+            samples=samples,
+            prompts=choose_prompts(samples, data.prompts),
+            class_names=require_labels(samples).class_names,
+            repeats=data.repeats,
+        )
