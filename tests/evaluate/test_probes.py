@@ -17,12 +17,12 @@ from sklearn.preprocessing import StandardScaler, normalize
 from terralign.errors import DataError
 from terralign.evaluate import probes
 from terralign.evaluate.metrics import classification_metrics
-from terralign.evaluate.probes import (
-    few_shot,
-    fit_linear_probe,
+from terralign.evaluate.neighbours import (
+    TEMPERATURE,
     fit_neighbour_probe,
     neighbour_scores,
 )
+from terralign.evaluate.probes import few_shot, fit_linear_probe
 
 CENTRES = np.random.default_rng(99).normal(size=(4, 12))
 
@@ -124,7 +124,7 @@ def test_a_neighbour_probe_is_sklearns_at_the_k_that_validates_best() -> None:
         model = KNeighborsClassifier(
             k,
             metric="euclidean",
-            weights=lambda distances: np.exp((1 - distances**2 / 2) / probes.TEMPERATURE),
+            weights=lambda distances: np.exp((1 - distances**2 / 2) / TEMPERATURE),
         ).fit(normalize(train[0]), train[1])
         oracle[k] = model.score(normalize(validation[0]), validation[1])
     assert len(set(oracle.values())) > 1
