@@ -2,7 +2,8 @@
 
     TerralignError                 one clear line: given, expected, what to do
     ├── SensorError                unknown sensor, unknown or missing band, undeclared offset
-    ├── DataError                  a data set, split, image or scene that is missing or damaged
+    ├── DataError                  a data set, image or scene that is missing or damaged
+    │   └── SplitError             a split that the data set, or this copy of it, does not have
     ├── ModelError                 a checkpoint, tower or space that cannot be used as asked
     │   └── SpaceMismatchError     vectors of different embedding spaces
     ├── RecipeError                a recipe or setting that is wrong or without effect
@@ -28,6 +29,10 @@ class SensorError(TerralignError):
 
 class DataError(TerralignError):
     """A data set, split, image or scene that is missing, damaged or not as declared."""
+
+
+class SplitError(DataError):
+    """A split that the data set does not have, or that this copy of it lacks."""
 
 
 class ModelError(TerralignError):

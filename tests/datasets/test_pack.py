@@ -385,3 +385,22 @@ def test_real_geotiffs_give_the_same_samples(tmp_path: Path, real_data: Path) ->
     for split in ("train", "val"):
         source = open_dataset("eurosat-ms", data_root=real_data, split=split)
         assert_same(StoreSet(tmp_path / "s", split), source)
+
+
+def test_splits_that_are_not_there_are_passed_over_and_a_damaged_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "eurosat_rgb"
+    for number, folder in enumerate(("Forest", "River")):
+        (base / "2750" / folder).mkdir(parents=True)
+        pixels = np.full((8, 8, 3), 20 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(base / "2750" / folder / f"{folder}_1.jpg")
+    (base / "eurosat-spatial-val.txt").write_text("Forest_1.jpg\nRiver_1.jpg\n")
+    packed = pack_dataset("eurosat-rgb", tmp_path / "s", data_root=tmp_path)
+    assert packed.manifest.splits == {"val": 2}
+    assert "split 'test' is not packed" in caplog.text
+    (base / "eurosat-spatial-train.txt").write_text("Forest_1.jpg\nForest_2.jpg\n")
+    with pytest.raises(DataError, match=r"Forest_2.jpg is not there"):
+        pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path)
+    with pytest.raises(DataError, match="has no split 'test'"):
+        pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path, splits=["test"])

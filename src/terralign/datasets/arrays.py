@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from terralign.chips import PixelLayout
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
@@ -177,7 +177,7 @@ def choose_rows(
     if split == "all":
         return rows
     if split not in places:
-        raise DataError(
+        raise SplitError(
             f"data set {name!r} has no split {split!r}; there: {', '.join(places)}, all"
         )
     return rows[np.isin(rows % period, places[split])]

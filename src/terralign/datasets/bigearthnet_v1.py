@@ -38,7 +38,7 @@ from terralign.datasets.footprint import to_wgs84
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _find_split_list(name: str, root: Path, split: str) -> Path:
                 return path
     lists = (path for suffix in ("csv", "txt") for path in root.parent.glob(f"*.{suffix}"))
     found = sorted(path.stem for path in lists if path.name not in EXCLUSIONS)
-    raise DataError(
+    raise SplitError(
         f"data set {name!r} has no split {split!r}: no {split}.csv beside {root}; "
         f"there: {', '.join(['all', *found])}"
     )

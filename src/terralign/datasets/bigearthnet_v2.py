@@ -45,7 +45,7 @@ from terralign.datasets.footprint import geotiff_bounds
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, SplitError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _choose_rows(name: str, split: str, table: pa.Table) -> pa.Table:
     """Rows of the split, in the table's order, without those under snow, cloud or shadow."""
     if split != "all":
         if split not in SPLITS:
-            raise DataError(
+            raise SplitError(
                 f"data set {name!r} has no split {split!r}; there: {', '.join([*SPLITS, 'all'])}"
             )
         table = table.filter(pc.equal(table["split"], SPLITS[split]))

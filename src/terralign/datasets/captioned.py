@@ -20,7 +20,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.folder import require_inside
 from terralign.datasets.sample import Captions
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.pictures import decode_rgb
 from terralign.scenes.read import make_layout
@@ -99,7 +99,7 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: int | None =
     splits = sorted({entry.split for entry in entries})
     chosen = [entry for entry in entries if split in (entry.split, "all")]
     if not chosen:
-        raise DataError(
+        raise SplitError(
             f"data set {name!r} has no split {split!r}; {annotations.name} has "
             f"{', '.join([*splits, 'all'])}"
         )

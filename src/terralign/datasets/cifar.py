@@ -18,7 +18,7 @@ from terralign.datasets.arrays import ArraySet, choose_rows
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Labels
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
@@ -79,7 +79,7 @@ def open_cifar(name: str, data_root: Path, split: str) -> ArraySet:
     archive = ARCHIVES[name]
     if split not in (*SPLITS, "test"):
         known = ", ".join((*SPLITS, "test"))
-        raise DataError(f"data set {name!r} has no split {split!r}; there: {known}")
+        raise SplitError(f"data set {name!r} has no split {split!r}; there: {known}")
     folder = _find_folder(name, archive, data_root)
     is_test = split == "test"
     files = [folder / one for one in ([archive.test_file] if is_test else archive.train_files)]

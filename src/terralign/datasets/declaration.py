@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from terralign.datasets.folder import Pixels
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.scenes.read import Units
 from terralign.sensors import Sensor, find_sensor
 
@@ -142,6 +142,6 @@ def pixels_of(
 def require_split(name: str, split: str, declared: Sequence[str], path: Path) -> None:
     """Raise `DataError` unless `split` is declared, or is `all`."""
     if split != "all" and split not in declared:
-        raise DataError(
+        raise SplitError(
             f"data set {name!r} has no split {split!r}; {path} declares {', '.join(declared)}"
         )

@@ -19,7 +19,7 @@ from terralign.datasets.folder import (
     make_file_set,
     read_split_list,
 )
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.sensors import SENSORS
 
 RGB_FOLDER = "2750"
@@ -109,7 +109,7 @@ def _find_split_list(name: str, base: Path, split: str) -> Path:
         part = found.stem.removeprefix("eurosat-")
         spatial = part.startswith("spatial-")
         there.append(part.removeprefix("spatial-") if spatial else f"random-{part}")
-    raise DataError(
+    raise SplitError(
         f"data set {name!r} has no split {split!r} in {base} (no {path.name}); "
         f"there: {', '.join(there)}"
     )

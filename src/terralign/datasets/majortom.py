@@ -39,7 +39,7 @@ from terralign.chips import Grid
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Place
-from terralign.errors import DataError, SensorError, first_line
+from terralign.errors import DataError, SensorError, SplitError, first_line
 from terralign.scenes.places import product_datetime, wgs84_bounds
 from terralign.scenes.read import make_layout, open_geotiff_bytes
 from terralign.scenes.resolution import read_enlarged
@@ -80,7 +80,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     """
     name = "majortom-core-s2l2a-known" if leave_out_unknown else "majortom-core-s2l2a"
     if split not in SPLITS:
-        raise DataError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
     folder = data_root / FOLDER / "images"
     parts = sorted(folder.glob("*.parquet"))
     if not parts:

@@ -10,7 +10,7 @@ from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.pack import Packed, PackSettings, pack
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import StoreSet
-from terralign.errors import DataError
+from terralign.errors import SplitError
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ def pack_dataset(
 ) -> Packed:
     """Pack the data set `name` of the catalog, or of a TOML file, into the folder `store`.
 
-    `splits`: each must be there; left out, every split that the catalog lists and that can be
-    opened, the others being named (not `all`, nor one that overlaps others). Raises as `pack` and
+    `splits`: each must be there; left out, every split that the catalog lists and that is
+    there, the others being named (not `all`, nor one that overlaps others). Raises as `pack` and
     `open_dataset` do.
     """
     settings = settings or PackSettings()
@@ -50,11 +50,11 @@ def pack_dataset(
 
 
 def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[str], None]) -> None:
-    faults: list[DataError] = []
+    faults: list[SplitError] = []
     for split in splits:
         try:
             open_split(split)
-        except DataError as error:
+        except SplitError as error:
             faults.append(error)
             logger.warning("split %r is not packed: %s", split, error)
     if len(faults) == len(splits):

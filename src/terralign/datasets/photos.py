@@ -8,7 +8,7 @@ from pathlib import Path
 
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import Pixels, list_images, make_file_set, open_folder
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.sensors import SENSORS
 
@@ -52,7 +52,7 @@ def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) 
         )
     there |= {one for one in ("train", "val") if (official / one).is_dir()}
     if split not in there:
-        raise DataError(
+        raise SplitError(
             f"data set 'tiny-imagenet' has no split {split!r} in {data_root} (no {root.name}, no "
             f"{TINY_FOLDER}); there: {', '.join(sorted(there)) or 'none'}"
         )
@@ -138,7 +138,7 @@ def open_imagenet(
     base = data_root / "imagenet"
     splits = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     if split not in splits:
-        raise DataError(
+        raise SplitError(
             f"data set 'imagenet' has no split {split!r}: {base / split} is not there; "
             f"there: {', '.join(splits) or 'none'}"
         )

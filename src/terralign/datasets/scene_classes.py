@@ -13,7 +13,7 @@ from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import Pixels, open_folder
 from terralign.datasets.photos import require_whole_split
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.sensors import SENSORS
 
 
@@ -91,7 +91,7 @@ def _find_split_list(name: str, archive: SceneArchive, images: Path, split: str)
             lists[path.name.removeprefix(before).removesuffix(after)] = path
     if split in lists:
         return lists[split]
-    raise DataError(
+    raise SplitError(
         f"data set {name!r} has no split {split!r} (no {archive.split_list.format(split)} in "
         f"{images.parent}); there: {', '.join(['all', *sorted(lists)])}"
     )

@@ -38,7 +38,7 @@ from terralign.datasets.footprint import geotiff_bounds
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Labels, Place
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, SplitError, first_line
 from terralign.scenes.read import make_layout, open_geotiff
 from terralign.sensors import SENSORS
 
@@ -131,7 +131,7 @@ def _find_base(data_root: Path) -> Path:
 def _choose_scenes(name: str, base: Path, split: str) -> list[tuple[str, str]]:
     """(season, number of the scene) of a split, sorted."""
     if split not in SPLITS:
-        raise DataError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
     there = {
         (season, folder.removeprefix("s2_"))
         for season in SEASONS

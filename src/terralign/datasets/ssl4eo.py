@@ -37,7 +37,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.listing import list_names
 from terralign.datasets.sample import Place
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.read import Units, make_layout, open_geotiff
 from terralign.scenes.resolution import read_enlarged
@@ -82,7 +82,7 @@ def open_ssl4eo_s12(
     """
     name = "ssl4eo-s12" if len(sensors) > 1 else f"ssl4eo-s12-{sensors[0].split('-')[1]}"
     if split not in SPLITS:
-        raise DataError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
     samples = _find_samples(data_root / FOLDER, split, sensors)
     if not samples:
         raise DataError(f"data set {name!r}, split {split!r} is empty in {data_root / FOLDER}")

@@ -26,7 +26,7 @@ from terralign.datasets.store_files import (
     map_shard,
     read_manifest,
 )
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, SplitError, first_line
 from terralign.files import hash_json
 from terralign.scenes.pictures import decode_rgb_bytes, resize_rgb
 
@@ -41,7 +41,7 @@ class StoreSet:
         self._store, self._size = Path(store), size
         self._manifest = manifest = read_manifest(self._store)
         if split not in manifest.splits:
-            raise DataError(
+            raise SplitError(
                 f"store {store} has no split {split!r}; there: {', '.join(manifest.splits)}"
             )
         self.name: str = manifest.name

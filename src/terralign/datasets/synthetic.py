@@ -18,7 +18,7 @@ from terralign.chips import PixelLayout
 from terralign.datasets import synthetic_photos, synthetic_scenes
 from terralign.datasets.sample import Captions, Labels
 from terralign.datasets.synthetic_draws import MAX_SIZE, Keys, sample_keys
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError, SplitError, nearest
 from terralign.files import hash_json
 from terralign.sensors import SENSORS
 
@@ -165,7 +165,7 @@ def _samples(
 ) -> tuple[Keys, str]:
     """The keys of one split and the fingerprint of everything that decides its samples."""
     if split not in NUM_SAMPLES:
-        raise DataError(f"{name} has no split {split!r}; {nearest(split, NUM_SAMPLES)}")
+        raise SplitError(f"{name} has no split {split!r}; {nearest(split, NUM_SAMPLES)}")
     if num_samples is None:
         num_samples = NUM_SAMPLES[split]
     for what, value, least, most in (
