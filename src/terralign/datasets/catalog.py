@@ -16,12 +16,14 @@ from terralign.datasets.cifar import open_cifar
 from terralign.datasets.declared import declared_facts, open_declared, read_declaration
 from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
+from terralign.datasets.majortom import open_majortom_s2l2a
 from terralign.datasets.photos import open_imagenet, open_tiny_imagenet
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.scene_classes import open_scene_classes
+from terralign.datasets.sen12ms import open_sen12ms
+from terralign.datasets.ssl4eo import open_ssl4eo_s12
 from terralign.datasets.store import StoreSet
 from terralign.datasets.store_files import is_store, read_manifest
-from terralign.datasets.sen12ms import open_sen12ms
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, nearest
 
@@ -88,6 +90,18 @@ DATASETS: dict[str, Open] = {
     "sen12ms-single": lambda root, split, size: open_sen12ms(root, split, multi_label=False),
     # Sentinel-2 without labels
     "s2-l2a": lambda root, split, size: open_s2_l2a(root, split),
+    # Sentinel-1 and -2 without labels
+    "ssl4eo-s12": lambda root, split, size: open_ssl4eo_s12(root, split),
+    "ssl4eo-s12-l2a": lambda root, split, size: open_ssl4eo_s12(
+        root, split, sensors=("sentinel2-l2a",)
+    ),
+    "ssl4eo-s12-l1c": lambda root, split, size: open_ssl4eo_s12(
+        root, split, sensors=("sentinel2-l1c",)
+    ),
+    "majortom-core-s2l2a": lambda root, split, size: open_majortom_s2l2a(root, split),
+    "majortom-core-s2l2a-known": lambda root, split, size: open_majortom_s2l2a(
+        root, split, leave_out_unknown=True
+    ),
     # The synthetic world
     "synthetic-photos": lambda root, split, size: open_synthetic_photos(split, size=size or 32),
     "synthetic-scenes": lambda root, split, size: open_synthetic_scenes(split),
