@@ -15,7 +15,7 @@ from rasterio import Affine
 from rasterio.io import MemoryFile
 
 from terralign.datasets.majortom import MAX_ROW_BYTES, open_majortom_s2l2a
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.sensors import SENSORS
 
 S2 = SENSORS["sentinel2-l2a"]
@@ -170,7 +170,7 @@ def test_a_cell_is_in_one_split_with_all_its_windows(tmp_path: Path) -> None:
     assert found["train"] | found["val"] == found["all"]
     assert 1 <= len(found["val"]) <= 15
     assert len(open_majortom_s2l2a(tmp_path, "val")) == 16 * len(found["val"])
-    with pytest.raises(DataError, match="no split 'test'"):
+    with pytest.raises(SplitError, match="no split 'test'"):
         open_majortom_s2l2a(tmp_path, "test")
 
 

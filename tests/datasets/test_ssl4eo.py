@@ -12,7 +12,7 @@ import rasterio
 from rasterio import Affine
 
 from terralign.datasets.ssl4eo import open_ssl4eo_s12
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 
 L2A, L1C, S1 = "sentinel2-l2a", "sentinel2-l1c", "sentinel1-grd"
 SIZES = {1: 44, 9: 44, 10: 44, 2: 264, 3: 264, 4: 264, 8: 264}
@@ -153,8 +153,14 @@ def test_a_tenth_of_the_locations_is_for_validation(tmp_path: Path) -> None:
     assert keys["val"] == {"0000009/jun", "0000019/jun"}
     assert keys["train"] | keys["val"] == keys["all"]
     assert len(keys["all"]) == 5
-    with pytest.raises(DataError, match=r"'ssl4eo-s12-grd' has no split 'test'; there: train"):
+    with pytest.raises(SplitError, match=r"'ssl4eo-s12-grd' has no split 'test'; there: train"):
         open_ssl4eo_s12(tmp_path, "test", sensors=(S1,))
+
+
+def test_a_split_without_samples_is_said(tmp_path: Path) -> None:
+    write_s1(tmp_path, "0000000", "20200607T010800")
+    with pytest.raises(SplitError, match=r"split 'val' is empty in .*ssl4eo_s12"):
+        open_ssl4eo_s12(tmp_path, "val", sensors=(S1,))
 
 
 def test_an_archive_that_is_not_there_is_named(tmp_path: Path) -> None:

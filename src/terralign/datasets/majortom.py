@@ -76,7 +76,8 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     counted in the log; otherwise one of them is an error.
 
     Raises `DataError`: no parts, a part that is damaged or has other columns, a cell that is there
-    twice, an unknown split, nothing in a split.
+    twice, an unknown split or nothing in it
+    (`SplitError`).
     """
     name = "majortom-core-s2l2a-known" if leave_out_unknown else "majortom-core-s2l2a"
     if split not in SPLITS:
@@ -88,7 +89,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     cells = [cell for part in parts for cell in _list_cells(part) if _is_in(cell, split)]
     cells = _with_known_offset(cells, leave_out_unknown=leave_out_unknown)
     if not cells:
-        raise DataError(f"data set {name!r}, split {split!r} is empty in {folder}")
+        raise SplitError(f"data set {name!r}, split {split!r} is empty in {folder}")
     _require_different(cells)
     windows = {
         cell.part / cell.key / f"{row}_{column}": _Window(cell, row, column)

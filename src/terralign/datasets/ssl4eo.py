@@ -78,14 +78,15 @@ def open_ssl4eo_s12(
     split) or `all`. A location or season that one of the sensors lacks is left out, and counted in
     the log. Opening lists the folders and reads none of their files.
 
-    Raises `DataError`: an archive that is not there, an unknown split, nothing in a split.
+    Raises `DataError`: an archive that is not there, an unknown split or nothing in it
+    (`SplitError`).
     """
     name = "ssl4eo-s12" if len(sensors) > 1 else f"ssl4eo-s12-{sensors[0].split('-')[1]}"
     if split not in SPLITS:
         raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
     samples = _find_samples(data_root / FOLDER, split, sensors)
     if not samples:
-        raise DataError(f"data set {name!r}, split {split!r} is empty in {data_root / FOLDER}")
+        raise SplitError(f"data set {name!r}, split {split!r} is empty in {data_root / FOLDER}")
     layouts = {one: _layout(SENSORS[one]) for one in sensors}
     keys = tuple(sample.key for sample in samples)
     folders = {sample.folders[sensors[0]]: sample.folders for sample in samples}
