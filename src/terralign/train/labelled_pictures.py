@@ -1,0 +1,99 @@
+"""What the baselines of stage 1 share with fine-tuning: its batches, its losses, its checks.
+
+Prompt learning and linear probing are compared with patching at the same budget, so they see the
+very same batches: same samples, same order, same views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from terralign.encoders.clip import ClipModel
+from terralign.evaluate.classification import require_labels
+from terralign.preprocess import Photometric, ViewSpec
+from terralign.train.finetune import (
+    FinetuneSettings,
+    LabelLoss,
+    PatchingTask,
+    _loss_of,
+    _PictureBatches,
+)
+from terralign.train.loop import LoopSettings, Prepared
+from terralign.train.losses import Calibration
+
+
+class PictureSettings(LoopSettings):
+    """The settings of fine-tuning that are not about what is trained."""
+
+    loss: LabelLoss | None = None
+    """None: cross-entropy for single-label tasks, calibrated BCE for multi-label ones."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
+    views: ViewSpec = ViewSpec()
+    """Geometric augmentation, drawn anew in every epoch."""
+    photometric: Photometric | None = None
+    """Colour augmentation; None: off."""
+
+
+class LabelledPictures:
+    """The batches of fine-tuning with the same settings and seed; they begin at step `first`."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        tasks: Sequence[PatchingTask],
+        settings: PictureSettings,
+        *,
+        seed: int,
+    ) -> None:
+        same = {name: getattr(settings, name) for name in PictureSettings.model_fields}
+        finetune_settings = FinetuneSettings.model_validate(same)
+        self.tasks = list(tasks)
+        self.losses = [_loss_of(task, finetune_settings) for task in tasks]
+        self._batches = _PictureBatches(clip, tasks, finetune_settings, seed)
+        self._clip = clip
+        self.first = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch, all tasks together."""
+        return self._batches.steps_per_epoch
+
+    def prepare(self, step: int) -> Prepared:
+        """Inputs: (task number, pictures (B, 3, size, size), labels, None)."""
+        return self._batches.prepare(self.first + step)
+
+    def calibration(self, number: int, weights: Tensor) -> Calibration | None:
+        """Where the calibration of task `number` starts: at the base rate of its labels and the
+        mean cosine of its first batch to `weights` (K, D); None where its loss needs none."""
+        if self.losses[number] != "calibrated_bce":
+            return None
+        labels = require_labels(self.tasks[number].samples)
+        pixels = self._batches.prepare(self._batches.first_step_of(number)).inputs[1]
+        device = next(self._clip.model.parameters()).device
+        with torch.inference_mode():
+            features = F.normalize(self._clip.visual(pixels.to(device)).float(), dim=-1).cpu()
+            mean_cosine = float((features @ weights.cpu().T).mean())
+        return Calibration(
+            min(self._clip.logit_scale, 20.0),
+            base_rate=float(np.mean(labels.values)),
+            mean_cosine=mean_cosine,
+        )
+
+
+def part_of(
+    inputs: tuple[int, Tensor, Tensor, None], part: int, num_parts: int, device: torch.device
+) -> tuple[int, Tensor, Tensor]:
+    """(task number, pictures, labels) of one part of a batch, on `device`."""
+    source, pixels, labels, _ = inputs
+    return (
+        source,
+        pixels.tensor_split(num_parts)[part].to(device),
+        labels.tensor_split(num_parts)[part].to(device),
+    )

@@ -1,0 +1,238 @@
+"""Linear probing, then fine-tuning (LP-FT, Kumar et al. 2022, arXiv 2202.10054), a baseline.
+
+A linear head on the frozen RGB tower, begun at the zero-shot weights, is trained first; then head
+and tower together. A head trained beforehand spares the tower the large gradients that distort
+it. The head belongs to its task: what it measures is *not* zero-shot. Letters: B batch,
+D embedding, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.weights import StateDict, hash_module
+from terralign.errors import DataError, RecipeError
+from terralign.evaluate.classification import require_labels
+from terralign.evaluate.embed import choose_route, embed_samples
+from terralign.evaluate.metrics import MetricResult, classification_metrics, multilabel_metrics
+from terralign.train.finetune import PatchingTask, select_trainable, train_mode
+from terralign.train.interpolate import on_cpu
+from terralign.train.labelled_pictures import LabelledPictures, PictureSettings, part_of
+from terralign.train.loop import LoopSettings, fit
+
+
+class LinearProbeSettings(PictureSettings):
+    """LP-FT's training. Rate and decay of the second part are fine-tuning's defaults."""
+
+    epochs: int = Field(default=2, ge=1)
+    """The budget: epochs of both parts together (`within_budget`), or of the second alone."""
+    lr: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.5, ge=0)
+    probe_epochs: int = Field(default=1, ge=1)
+    """Epochs of the first part, in which only the head is trained."""
+    probe_lr: float = Field(default=1e-3, gt=0)
+    probe_weight_decay: float = Field(default=0.0, ge=0)
+    within_budget: bool = True
+    """Whether `epochs` holds both parts, so that as many samples are seen as by fine-tuning."""
+    trainable: tuple[str, ...] = ("*",)
+    """Names of the tower's parameters to train in the second part, with wildcards."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Running statistics of batch norms in the second part."""
+
+    @property
+    def tower_epochs(self) -> int:
+        """Epochs of the second part."""
+        if not self.within_budget:
+            return self.epochs
+        if self.probe_epochs >= self.epochs:
+            raise RecipeError(
+                f"probe_epochs = {self.probe_epochs} leaves none of epochs = {self.epochs} to the "
+                "tower; raise epochs, or set within_budget = false"
+            )
+        return self.epochs - self.probe_epochs
+
+
+class LinearHead(nn.Module):
+    """Logits (B, K) = scale * normalise(features (B, D)) @ weight (K, D).T + bias (K).
+
+    `scale` is fixed. With zero-shot weights and a bias of 0 it begins as zero-shot classification.
+    """
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, *, scale: float, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(torch.full((len(weight),), bias))
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            near = F.normalize(features.float(), dim=-1) @ self.weight.T
+            return self.scale * near + self.bias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearProbeResult:
+    """One head per task, in the order of the tasks.
+
+    `probe_heads` fit the tower as it was; `heads` fit `finetuned`, the tower's weights afterwards.
+    """
+
+    probe_heads: tuple[LinearHead, ...]
+    heads: tuple[LinearHead, ...]
+    finetuned: StateDict
+
+
+class _HeadsAndTower(nn.Module):
+    def __init__(self, visual: nn.Module, heads: nn.ModuleList) -> None:
+        super().__init__()
+        self.visual = visual
+        self.heads = heads
+
+
+def probe_then_finetune(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: LinearProbeSettings,
+    folder: Path,
+    *,
+    seed: int = 0,
+    tensorboard: bool = False,
+    label: str = "linear probe",
+) -> LinearProbeResult:
+    """A head per task trained on the frozen tower, then heads and tower, on all tasks jointly.
+
+    The second part goes on with the batches where the first ended, so that both together see what
+    fine-tuning of as many epochs sees. `folder` takes `probe` and `finetune`, each with checkpoints
+    and `metrics.jsonl`; calling again resumes, or does nothing when all is complete. `clip` is left
+    as it is.
+    """
+    tower_epochs = settings.tower_epochs
+    pictures = LabelledPictures(clip, tasks, settings, seed=seed)
+    device = next(clip.model.parameters()).device
+    heads = nn.ModuleList(_first_head(clip, pictures, n) for n in range(len(tasks))).to(device)
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "tasks": [task.identity() for task in tasks],
+        "theta_0": clip.anchor_id(),
+    }
+    fit(
+        heads,
+        _HeadLoss(clip.visual, heads, settings.label_smoothing, frozen_tower=True),
+        pictures,
+        _probe_settings(settings),
+        folder / "probe",
+        identity={"stage": "linear-probe", **identity},
+        seed=seed, label=label, tensorboard=tensorboard,
+    )  # fmt: skip
+    probe_heads = tuple(_kept(head) for head in heads)
+    tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
+    both = _HeadsAndTower(tower, heads).to(device)
+    select_trainable(both.visual, settings.trainable)
+    pictures.first = settings.probe_epochs * pictures.steps_per_epoch
+    frozen = settings.batch_norm == "frozen"
+    fit(
+        both,
+        _HeadLoss(both.visual, heads, settings.label_smoothing, frozen_tower=False),
+        pictures,
+        settings.model_copy(update={"epochs": tower_epochs}),
+        folder / "finetune",
+        identity={"stage": "probed-finetune", "heads": hash_module(heads), **identity},
+        seed=seed, label=f"{label}, tower", tensorboard=tensorboard,
+        set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
+    )  # fmt: skip
+    return LinearProbeResult(
+        probe_heads=probe_heads,
+        heads=tuple(_kept(head) for head in heads),
+        finetuned=on_cpu(both.visual.state_dict()),
+    )
+
+
+def _first_head(clip: ClipModel, pictures: LabelledPictures, number: int) -> LinearHead:
+    """The zero-shot classifier of a task; for calibrated BCE with the scale and bias of its start,
+    which the head can then change by itself."""
+    weights = pictures.tasks[number].weights(clip)
+    calibration = pictures.calibration(number, weights)
+    if calibration is None:
+        return LinearHead(weights, scale=clip.logit_scale)
+    scale, bias = calibration.log_scale.detach().exp(), calibration.bias.detach()
+    return LinearHead(weights, scale=float(scale), bias=float(bias))
+
+
+def _probe_settings(settings: LinearProbeSettings) -> LoopSettings:
+    """The loop of the first part: the same batches, without warm-up."""
+    same = {name: getattr(settings, name) for name in LoopSettings.model_fields}
+    return LoopSettings.model_validate(
+        {
+            **same,
+            "epochs": settings.probe_epochs,
+            "lr": settings.probe_lr,
+            "weight_decay": settings.probe_weight_decay,
+            "warmup_steps": 0,
+        }
+    )
+
+
+def _kept(head: nn.Module) -> LinearHead:
+    """A copy of a head on the CPU, which training no longer changes."""
+    source = cast(LinearHead, head)
+    copied = LinearHead(source.weight.detach().cpu(), scale=float(source.scale))
+    copied.load_state_dict(on_cpu(source.state_dict()))
+    return copied.eval().requires_grad_(False)
+
+
+class _HeadLoss:
+    """The label loss of the heads' logits for one part of a batch."""
+
+    def __init__(
+        self, visual: nn.Module, heads: nn.ModuleList, label_smoothing: float, *, frozen_tower: bool
+    ) -> None:
+        self._visual, self._heads = visual, heads
+        self._label_smoothing, self._frozen_tower = label_smoothing, frozen_tower
+
+    def __call__(
+        self, inputs: Any, part: int, num_parts: int
+    ) -> tuple[Tensor, dict[str, float], int]:
+        device = next(self._heads.parameters()).device
+        source, pixels, labels = part_of(inputs, part, num_parts, device)
+        with torch.set_grad_enabled(not self._frozen_tower):
+            features = self._visual(pixels)
+        logits = self._heads[source](features)
+        if labels.ndim == 1:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+        return loss, {"label": float(loss.detach())}, len(labels)
+
+
+def evaluate_linear_head(clip: ClipModel, head: LinearHead, samples: SampleSet) -> MetricResult:
+    """Metrics of a head's logits over the RGB tower of `clip`: of one task, not zero-shot.
+
+    For `LinearProbeResult.heads` give `clip.with_visual(result.finetuned, ...)`.
+    """
+    labels = require_labels(samples)
+    if len(head.bias) != len(labels.class_names):
+        raise DataError(
+            f"the head has {len(head.bias)} classes, {samples.name} {len(labels.class_names)}: "
+            "a head serves only the task it was trained for"
+        )
+    space = EmbeddingSpace(clip)
+    embedded = embed_samples(space, samples, choose_route(space, samples, RGB))
+    with torch.inference_mode():
+        scores = head(embedded).numpy()
+    if labels.multi_label:
+        return multilabel_metrics(scores, labels.values.astype(np.bool_))
+    return classification_metrics(scores, labels.values)
