@@ -94,7 +94,7 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
     ("old", "new", "message"),
     [
         ("prompts", "prompt", r"unknown key 'prompt'; did you mean 'prompts'"),
-        ('"folder"', '"zip"', r"unknown reader 'zip'; known: folder, "),
+        ('"folder"', '"zip"', r"unknown reader 'zip'; known: folder, shards, table"),
         ('name = "harbours"', "", r"key .name. is missing"),
         ('name = "harbours"', 'name = "../x"', r"name: String should match"),
         ('reader = "folder"', 'reder = "folder"', r"unknown key 'reder'; did you mean 'reader'"),

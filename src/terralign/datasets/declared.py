@@ -44,6 +44,7 @@ from terralign.datasets.image_tree import Companion, add_sensors, open_tree
 from terralign.datasets.located import place_of_files
 from terralign.datasets.photos import WHOLE_SPLITS, require_whole_split
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.shards import ShardsDeclaration, ShardSensor, open_shards
 from terralign.datasets.table import TableDeclaration, TableSensor, open_table
 from terralign.errors import DataError, nearest
 from terralign.scenes.read import Units
@@ -118,12 +119,14 @@ class FolderDeclaration(Declaration):
 READERS: dict[str, type[Declaration]] = {
     "folder": FolderDeclaration,
     "table": TableDeclaration,
+    "shards": ShardsDeclaration,
 }
 """What a TOML file may name as its `reader`."""
 
 _SENSOR_TABLES: dict[str, type[BaseModel]] = {
     "folder": FolderSensor,
     "table": TableSensor,
+    "shards": ShardSensor,
 }
 
 
@@ -188,6 +191,8 @@ def open_declared(path: Path, data_root: Path, split: str, *, size: int | None =
     declaration = read_declaration(path)
     if isinstance(declaration, TableDeclaration):
         return open_table(declaration, path, data_root, split, size=size)
+    if isinstance(declaration, ShardsDeclaration):
+        return open_shards(declaration, path, data_root, split, size=size)
     assert isinstance(declaration, FolderDeclaration)
     return _open_folder(declaration, path, data_root, split, size=size)
 

@@ -45,21 +45,21 @@ class Pixels:
         """The layout that all files share with the `first` one, and their decoder."""
         if self.sensor == SENSORS["rgb"]:
             return self._open_pictures(first)
-        layout = self._read(first).layout
+        layout = self.read(first).layout
 
         def decode(file: Path) -> dict[str, NDArray[Any]]:
-            chip = self._read(file)
+            chip = self.read(file)
             if chip.layout != layout:
                 raise DataError(
                     f"{file} and {first} differ in bands, units or DN offset; "
                     "declare bands and dn_offset for the whole data set"
                 )
-            pixels = chip.pixels if chip.valid.all() else _with_nodata(file, chip)
-            return {layout.sensor.name: pixels}
+            return {layout.sensor.name: filled_pixels(chip, file)}
 
         return layout, decode
 
-    def _read(self, file: Path) -> Chip:
+    def read(self, file: Path) -> Chip:
+        """One GeoTIFF."""
         return read_geotiff(
             file,
             sensor=self.sensor,
@@ -83,6 +83,11 @@ class Pixels:
             return {"rgb": pixels}
 
         return layout, decode
+
+
+def filled_pixels(chip: Chip, file: Path) -> NDArray[Any]:
+    """A chip's pixels, the invalid ones as what its sensor calls no data; `file` is for errors."""
+    return chip.pixels if chip.valid.all() else _with_nodata(file, chip)
 
 
 def _with_nodata(file: Path, chip: Chip) -> NDArray[Any]:

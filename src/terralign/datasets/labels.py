@@ -37,25 +37,46 @@ def list_labels(
     values: pa.Array, classes: Mapping[str, str], tell: Tell, *, class_list: str
 ) -> Labels:
     """Labels of samples with several classes, or none; `values`: N lists of strings."""
+    _require_lists(values, tell)
+    owners, flat = pc.list_parent_indices(values), pc.list_flatten(values)
+    return _multi_labels(owners, flat, len(values), classes, tell, class_list=class_list)
+
+
+def separated_labels(
+    values: pa.Array, separator: str, classes: Mapping[str, str], tell: Tell, *, class_list: str
+) -> Labels:
+    """Labels of samples with several classes, or none; `values`: N strings, each of classes with
+    `separator` between them. Spaces around them and empty ones do not count.
+    """
+    _require_lists(values, tell)
+    lists = pc.split_pattern(values, separator)
+    owners, flat = pc.list_parent_indices(lists), pc.utf8_trim_whitespace(pc.list_flatten(lists))
+    kept = pc.not_equal(flat, "")
+    owners, flat = owners.filter(kept), flat.filter(kept)
+    return _multi_labels(owners, flat, len(values), classes, tell, class_list=class_list)
+
+
+def _require_lists(values: pa.Array, tell: Tell) -> None:
     if values.null_count:
         position = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"{tell(position)} has no list of labels; write an empty list for none")
-    owners = pc.list_parent_indices(values).to_numpy()
-    indices = _indices(
-        pc.list_flatten(values), classes, lambda position: tell(int(owners[position]))
-    )
-    hot = np.zeros((len(values), len(classes)), dtype=np.bool_)
-    hot[owners, indices] = True
+        raise DataError(f"{tell(position)} has no labels; write an empty list or text for none")
+
+
+def _multi_labels(
+    owners: pa.Array,
+    values: pa.Array,
+    num_samples: int,
+    classes: Mapping[str, str],
+    tell: Tell,
+    *,
+    class_list: str,
+) -> Labels:
+    """`owners`: the sample of each of the `values`."""
+    samples = owners.to_numpy(zero_copy_only=False)
+    indices = _indices(values, classes, lambda position: tell(int(samples[position])))
+    hot = np.zeros((num_samples, len(classes)), dtype=np.bool_)
+    hot[samples, indices] = True
     return _labels(hot, classes, class_list)
-
-
-def split_labels(values: pa.Array, separator: str) -> pa.Array:
-    """N strings of values with `separator` between them -> N lists of strings."""
-    lists = [
-        None if text is None else [part for one in text.split(separator) if (part := one.strip())]
-        for text in values.to_pylist()
-    ]
-    return pa.array(lists, pa.list_(pa.string()))
 
 
 def flag_labels(
@@ -106,12 +127,3 @@ def tell_unused(labels: Labels, *, name: str, split: str) -> None:
             "data set %r, split %r: no sample of %d of %d classes: %s",
             name, split, len(unused), num_classes, shown,
         )  # fmt: skip
-
-
-def text_of(value: Any) -> str | None:
-    """A value of JSON as the text that [classes] calls it; None where it has none."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | str):
-        return str(value)
-    return None

@@ -60,8 +60,8 @@ from terralign.datasets.footprints import read_footprints
 from terralign.datasets.labels import (
     flag_labels,
     list_labels,
+    separated_labels,
     single_labels,
-    split_labels,
     tell_unused,
 )
 from terralign.datasets.photos import require_whole_split
@@ -322,9 +322,9 @@ def _labels(table: TableFile, declaration: TableDeclaration, *, class_list: str)
         texts = table.texts(said.column)
         return single_labels(texts, classes, table.tell, class_list=class_list)
     if said.separator is not None:
-        lists = split_labels(table.texts(said.column), said.separator)
-    else:
-        lists = table.text_lists(said.column)
+        texts = table.texts(said.column)
+        return separated_labels(texts, said.separator, classes, table.tell, class_list=class_list)
+    lists = table.text_lists(said.column)
     return list_labels(lists, classes, table.tell, class_list=class_list)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from terralign.errors import DataError, first_line, nearest
 MAX_ROWS = 200_000_000
 MAX_TABLE_BYTES = 16 * 1024**3
 """A table with more rows, or whose columns would take more memory, is refused before it is read."""
+
+_UTC = pa.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,16 +98,23 @@ class TableFile:
                 f"{self.path}: column {column!r} is of type {kind}; expected lists of texts"
             ) from error
 
-    def times(self, column: str) -> list[dt.datetime | None]:
-        """A column of dates, times or ISO texts, UTC where they name no zone; empty is None."""
+    def times(self, column: str) -> pa.Array:
+        """A column of dates, times or ISO texts as N timestamps in UTC, null where it is empty.
+
+        Those that name no zone are UTC.
+        """
         values = self.columns[column]
         kind = values.type
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            naive = values.cast(pa.timestamp("us", kind.tz if hasattr(kind, "tz") else None), False)
-            found = naive.cast(pa.timestamp("us")).to_pylist()
-            return [time and time.replace(tzinfo=dt.UTC) for time in found]
+        if pa.types.is_timestamp(kind):
+            return values.cast(pa.timestamp("us", kind.tz), False).cast(_UTC)
+        if pa.types.is_date(kind):
+            return values.cast(pa.timestamp("us")).cast(_UTC)
+        texts = self.texts(column)
+        for written in (pa.timestamp("us"), _UTC):  # none of them names a zone, or all of them
+            with suppress(pa.ArrowInvalid):
+                return pc.if_else(pc.equal(texts, ""), None, texts).cast(written).cast(_UTC)
         times = []
-        for row, text in enumerate(self.texts(column).to_pylist()):
+        for row, text in enumerate(texts.to_pylist()):
             try:
                 times.append(parse_time(text))
             except ValueError as error:
@@ -112,7 +122,7 @@ class TableFile:
                     f"{self.tell(row)} has {text!r} in column {column!r}; expected an ISO date "
                     "as 2024-05-31 or 2024-05-31T10:20:30Z"
                 ) from error
-        return times
+        return pa.array(times, _UTC)
 
 
 def parse_time(text: str | None) -> dt.datetime | None:

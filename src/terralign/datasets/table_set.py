@@ -24,8 +24,8 @@ from terralign.errors import DataError
 class TableSet:
     """One split of a data set whose files a table lists. See `SampleSet`.
 
-    `files`: sensor name -> (N,) paths relative to `root`. `dates`: of each sample. `footprints`:
-    where each lies; None where its GeoTIFFs are to say it.
+    `files`: sensor name -> (N,) paths relative to `root`. `dates`: (N,) timestamps in UTC.
+    `footprints`: where each lies. Each of these is None where the files are to say it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class TableSet:
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
-    dates: Sequence[dt.datetime | None] | None = None
+    dates: pa.Array | None = None
     footprints: Footprints | None = None
 
     def __len__(self) -> int:
@@ -73,5 +73,10 @@ class TableSet:
             bounds=said.bounds
             if self.footprints is None
             else self.footprints.bounds(index, f"data set {self.name!r}, {self.keys[index]}"),
-            datetime=said.datetime if self.dates is None else self.dates[index],
+            datetime=said.datetime if self.dates is None else _as_utc(self.dates[index]),
         )
+
+
+def _as_utc(time: pa.Scalar) -> dt.datetime | None:
+    naive: dt.datetime | None = time.cast(pa.timestamp("us")).as_py()
+    return naive and naive.replace(tzinfo=dt.UTC)
