@@ -1,0 +1,130 @@
+"""Figures of diagnostics: what they draw, where, and that labels keep apart."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from terralign.errors import DataError
+from terralign.evaluate.calibration import reliability_curve
+from terralign.evaluate.canvas import DARK, MAX_PNG_BYTES
+from terralign.evaluate.diagnostic_figures import (
+    MAX_POINTS,
+    plot_projection,
+    plot_reliability,
+    plot_retrieval,
+    projection_figure,
+    reliability_figure,
+    retrieval_figure,
+)
+from terralign.evaluate.diagnostics import Projection, project
+from terralign.evaluate.metrics import MetricResult
+from terralign.evaluate.ranking import retrieval_metrics
+
+
+def _projection() -> Projection:
+    generator = np.random.default_rng(0)
+    return project(
+        {
+            "text (19 class names)": generator.normal(size=(19, 16)) + 1,
+            "rgb": generator.normal(size=(3000, 16)),
+            "sentinel2-l2a $x$": generator.normal(size=(1500, 16)) + 2 * np.eye(16)[0],
+        }
+    )
+
+
+def _curve(power: float):  # type: ignore[no-untyped-def]
+    generator = np.random.default_rng(1)
+    probabilities = generator.random(5000)
+    return reliability_curve(probabilities, generator.random(5000) < probabilities**power)
+
+
+def _result(noise: float, ks: tuple[int, ...] = (1, 2, 3, 5, 10, 11, 20, 50)) -> MetricResult:
+    generator = np.random.default_rng(2)
+    gallery = generator.normal(size=(200, 16))
+    query = gallery + noise * generator.normal(size=(200, 16))
+    return retrieval_metrics(query, gallery, target=np.arange(200), ks=ks, num_bootstrap=50)
+
+
+def _texts_apart(figure: Figure) -> bool:
+    """No tick or axis label and no legend touches another."""
+    figure.draw_without_rendering()
+    boxes = []
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            texts = [t for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
+            frame = axes.get_window_extent().padded(20)
+            boxes += [b for t in texts if frame.overlaps(b := t.get_window_extent())]
+            if axis.label.get_text():
+                boxes.append(axis.label.get_window_extent())
+    boxes += [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    assert len(boxes) > 5
+    return not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
+
+
+def test_labels_keep_apart() -> None:
+    curves = {"zero-shot, as it is": _curve(2), "after Platt scaling": _curve(1)}
+    for figure in (
+        projection_figure(_projection(), theme=DARK),
+        reliability_figure(curves),
+        retrieval_figure({"rgb -> sentinel2": _result(1), "CSLS": _result(0.5)}),
+        retrieval_figure({"one": _result(1, ks=tuple(range(1, 51)))}),
+        retrieval_figure({"one": _result(1, ks=(10,))}),
+    ):
+        assert _texts_apart(figure)
+
+
+def test_a_projection_shows_every_group_in_part_where_it_is_large() -> None:
+    projection = _projection()
+    lines = projection_figure(projection).axes[0].lines
+    assert [len(line.get_xydata()) for line in lines] == [19, MAX_POINTS, MAX_POINTS]
+    assert lines[0].get_xydata() == pytest.approx(projection.points["text (19 class names)"])
+    assert lines[0].get_zorder() > lines[1].get_zorder()
+    assert lines[0].get_markersize() > lines[1].get_markersize()
+
+
+def test_reliability_is_drawn_in_per_cent_with_its_error() -> None:
+    curve = _curve(2)
+    figure = reliability_figure({"raw": curve})
+    upper, lower = figure.axes
+    points = upper.lines[1].get_xydata()
+    assert points == pytest.approx(100 * np.stack([curve.confidence, curve.accuracy], axis=1))
+    values = lower.patches[0].get_data().values
+    assert values.sum() == pytest.approx(100)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[0] == f"raw: error {100 * curve.expected_calibration_error:.1f} points"
+
+
+def test_retrieval_is_drawn_against_k_with_chance_where_it_is_common() -> None:
+    result = _result(1)
+    axes = retrieval_figure({"a": result}).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3, 5, 10, 11, 20, 50]
+    assert axes.lines[0].get_ydata() == pytest.approx([100 * m.value for m in result.metrics])
+    assert axes.lines[1].get_ydata() == pytest.approx([100 * m.chance for m in result.metrics])
+    other = _result(1, ks=(1, 7))
+    assert len(retrieval_figure({"a": result, "b": other}).axes[0].lines) == 2
+
+
+def test_figures_are_written_small(tmp_path: Path) -> None:
+    plot_projection(tmp_path / "a.png", _projection())
+    plot_reliability(tmp_path / "b.png", {"raw": _curve(1)})
+    plot_retrieval(tmp_path / "c.png", {"one": _result(1)})
+    for name in "abc":
+        path = tmp_path / f"{name}.png"
+        assert path.stat().st_size < MAX_PNG_BYTES
+        with Image.open(path) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+
+
+def test_figures_without_anything_to_draw_are_refused() -> None:
+    with pytest.raises(DataError, match="no points"):
+        projection_figure(Projection(points={}, explained=(0, 0)))
+    with pytest.raises(DataError, match="at least one"):
+        reliability_figure({})
+    with pytest.raises(DataError, match="map@k"):
+        retrieval_figure({"one": _result(1)}, metric="map")
