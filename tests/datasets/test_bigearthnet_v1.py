@@ -233,7 +233,7 @@ def test_place_and_time_come_from_the_json(v1: Path) -> None:
     path = samples.files[0] / f"{FIRST}_labels_metadata.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"projection": "nowhere"}))
-    with pytest.raises(DataError, match=rf"{path.name} does not say where it lies"):
+    with pytest.raises(DataError, match=rf"{path.name}: its bounds cannot be brought to WGS84"):
         samples.place(0)
     path.write_text(json.dumps(content | {"acquisition_date": "yesterday"}))
     with pytest.raises(DataError, match="'yesterday' is no date"):

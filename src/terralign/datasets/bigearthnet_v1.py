@@ -34,12 +34,12 @@ from terralign.datasets.corine import NumClasses, labels_from_names
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.folder import read_split_list
-from terralign.datasets.footprint import to_wgs84
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
+from terralign.scenes.places import wgs84_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def locate_patch(patch: Path) -> Place:
         raise DataError(f"{origin}: acquisition_date {time!r} is no date and time") from error
     west, south, east, north = sides
     return Place(
-        bounds=to_wgs84(projection, (west, south, east, north), origin=origin), datetime=taken
+        bounds=wgs84_bounds((west, south, east, north), projection, origin=origin), datetime=taken
     )
 
 

@@ -41,11 +41,11 @@ from terralign.datasets.bigearthnet import (
 from terralign.datasets.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.footprint import geotiff_bounds
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, first_line
+from terralign.scenes.places import geotiff_bounds
 
 logger = logging.getLogger(__name__)
 

@@ -1,27 +1,22 @@
 """Footprints in a GeoParquet column: well-known binary geometries, or boxes in a struct.
 
-Sources: GeoParquet 1.1 (metadata key `geo`, columns' `crs`, bounding-box columns); OGC Simple
-Features for well-known binary, with the flags of its extended form.
+Source: GeoParquet 1.1 (metadata key `geo`, columns' `crs`, bounding-box columns).
 """
 
 from __future__ import annotations
 
 import json
-import math
-import struct
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import shapely
 
 from terralign.datasets.table_file import TableFile
-from terralign.errors import DataError
+from terralign.errors import DataError, first_line
 from terralign.scenes.places import Bounds, wgs84_bounds
 
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
-MAX_DEPTH = 8
-"""A geometry nested deeper than this is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +33,8 @@ class Footprints:
             return None
         try:
             box = _box_of(value)
-        except (ValueError, struct.error) as error:
-            raise DataError(f"{origin}: its geometry is damaged: {error}") from error
+        except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
+            raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
         if box is None or self.crs is None:
             return box
         return wgs84_bounds(box, self.crs, origin=origin)
@@ -82,56 +77,8 @@ def _box_of(value: Any) -> Bounds | None:
     if isinstance(value, dict):
         west, south, east, north = (value[name] for name in BOX_FIELDS)
         return None if west is None else (west, south, east, north)
-    points = _Points(value)
-    points.read_geometry(0)
-    if not points.found:
+    geometry = shapely.from_wkb(value)
+    if geometry.is_empty:
         return None
-    lows = np.min([low for low, _ in points.found], axis=0)
-    highs = np.max([high for _, high in points.found], axis=0)
-    return (float(lows[0]), float(lows[1]), float(highs[0]), float(highs[1]))
-
-
-class _Points:
-    """Reads through one well-known binary geometry; `found`: (lows, highs) of its point lists."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content, self.place = content, 0
-        self.found: list[tuple[Any, Any]] = []
-
-    def read_geometry(self, depth: int) -> None:
-        if depth > MAX_DEPTH:
-            raise ValueError("it is nested too deep")
-        order = {0: ">", 1: "<"}.get(self._unpack("B"))
-        if order is None:
-            raise ValueError("its byte order is unknown")
-        code = self._unpack(f"{order}I")
-        if code & 0x20000000:
-            self._unpack(f"{order}I")  # the reference system's number of the extended form
-        thousands, kind = divmod(code & 0x0FFFFFFF, 1000)
-        has_z = bool(code & 0x80000000) or thousands in (1, 3)
-        has_m = bool(code & 0x40000000) or thousands in (2, 3)
-        num_axes = 2 + has_z + has_m
-        if kind == 1:
-            self._read_points(order, 1, num_axes)
-        elif kind == 2:
-            self._read_points(order, self._unpack(f"{order}I"), num_axes)
-        elif kind in (3, 17):
-            for _ in range(self._unpack(f"{order}I")):
-                self._read_points(order, self._unpack(f"{order}I"), num_axes)
-        elif kind in (4, 5, 6, 7):
-            for _ in range(self._unpack(f"{order}I")):
-                self.read_geometry(depth + 1)
-        else:
-            raise ValueError(f"its type {kind} is unknown")
-
-    def _unpack(self, form: str) -> int:
-        (value,) = struct.unpack_from(form, self.content, self.place)
-        self.place += struct.calcsize(form)
-        return int(value)
-
-    def _read_points(self, order: str, count: int, num_axes: int) -> None:
-        points = np.frombuffer(self.content, f"{order}f8", count * num_axes, self.place)
-        self.place += points.nbytes
-        flat = points.reshape(count, num_axes)[:, :2]
-        if count and not math.isnan(flat[0, 0]):  # an empty point is written as NaN
-            self.found.append((flat.min(axis=0), flat.max(axis=0)))
+    west, south, east, north = geometry.bounds
+    return (west, south, east, north)

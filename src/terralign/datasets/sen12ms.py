@@ -34,11 +34,11 @@ from terralign.datasets.class_lists import read_table
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.folder import read_split_list
-from terralign.datasets.footprint import geotiff_bounds
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, SplitError, first_line
+from terralign.scenes.places import geotiff_bounds
 from terralign.scenes.read import make_layout, open_geotiff
 from terralign.sensors import SENSORS
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import shapely
 
 from terralign.datasets.sample import Place, SampleSet
 
@@ -45,7 +45,8 @@ def sample_table(
     if not any(place.bounds for place in places):
         return pa.table(columns)
     columns["geometry"] = pa.array(
-        [place.bounds and _polygon(place.bounds) for place in places], pa.binary()
+        [place.bounds and shapely.to_wkb(shapely.box(*place.bounds)) for place in places],
+        pa.binary(),
     )
     return pa.table(columns).replace_schema_metadata({"geo": json.dumps(_GEO)})
 
@@ -70,10 +71,3 @@ def _as_utc(time: dt.datetime | None) -> dt.datetime | None:
     if time is None:
         return None
     return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)
-
-
-def _polygon(bounds: tuple[float, float, float, float]) -> bytes:
-    """The rectangle of `bounds` as well-known binary, its ring counter-clockwise."""
-    west, south, east, north = bounds
-    ring = (west, south, east, south, east, north, west, north, west, south)
-    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)

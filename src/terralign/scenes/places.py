@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
@@ -35,12 +37,17 @@ def wgs84_bounds(bounds: Bounds, crs: Any, *, origin: str) -> Bounds:
     where the reference system is unknown or does not reach there.
     """
     try:
-        west, south, east, north = transform_bounds(crs, WGS84, *bounds)
+        west, south, east, north = transform_bounds(_parse_crs(crs), WGS84, *bounds)
     except (RasterioError, ValueError) as error:
         raise DataError(
             f"{origin}: its bounds cannot be brought to WGS84: {first_line(error)}"
         ) from error
     return (west, south, east, north)
+
+
+@lru_cache(maxsize=256)
+def _parse_crs(crs: Any) -> CRS:
+    return CRS.from_user_input(crs)
 
 
 def geotiff_bounds(path: Path) -> Bounds | None:
