@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from terralign.preprocess.parts import new_pixels, parts_of
 from terralign.scatter import GOLDEN, scatter, unit_interval
 
 _GEOMETRY, _PHOTOMETRIC, _SPECTRAL = 1, 2, 3
@@ -136,14 +137,20 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     Without crops flips and turns are exact (no pixel is interpolated beyond the resize to `size`).
     With crops, samples that are too fine for the smallest crop are first resized with antialiasing.
     """
+    turned = new_pixels((*pixels.shape[:2], size, size), pixels)
     if np.all(views.width == 1) and np.all(views.height == 1):
-        return _flip_and_turn(_resize_square(pixels, size), views)
+        _flip_and_turn(pixels, views, turned)
+        return turned
     enough = math.ceil(size / math.sqrt(views.min_scale))
-    if max(pixels.shape[-2:]) > enough:
-        pixels = _resize_square(pixels, enough)
     theta = _affine(views).to(device=pixels.device, dtype=pixels.dtype)
-    grid = F.affine_grid(theta, [len(pixels), pixels.shape[1], size, size], align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    for rows in parts_of(len(pixels), pixels.shape[1:]):
+        part = pixels[rows]
+        if max(part.shape[-2:]) > enough:
+            part = _resize_square(part, enough)
+        shape = [len(part), part.shape[1], size, size]
+        grid = F.affine_grid(theta[rows], shape, align_corners=False)
+        turned[rows] = F.grid_sample(part, grid, padding_mode="border", align_corners=False)
+    return turned
 
 
 def _resize_square(pixels: Tensor, size: int) -> Tensor:
@@ -154,18 +161,18 @@ def _resize_square(pixels: Tensor, size: int) -> Tensor:
     )
 
 
-def _mask(flags: NDArray[np.bool_], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(flags)).to(like.device)[:, None, None, None]
-
-
-def _flip_and_turn(pixels: Tensor, views: Views) -> Tensor:
-    if views.transpose.any():
-        pixels = torch.where(_mask(views.transpose, pixels), pixels.transpose(-1, -2), pixels)
-    if views.flip_x.any():
-        pixels = torch.where(_mask(views.flip_x, pixels), pixels.flip(-1), pixels)
-    if views.flip_y.any():
-        pixels = torch.where(_mask(views.flip_y, pixels), pixels.flip(-2), pixels)
-    return pixels
+def _flip_and_turn(pixels: Tensor, views: Views, turned: Tensor) -> None:
+    """Write every sample into `turned` (B, C, size, size), samples of one orientation together."""
+    orientation = views.transpose * 4 + views.flip_x * 2 + views.flip_y * 1
+    for code in np.unique(orientation).tolist():
+        alike = np.flatnonzero(orientation == code)
+        for part in parts_of(len(alike), pixels.shape[1:]):
+            rows = torch.from_numpy(alike[part]).to(pixels.device)
+            chips = _resize_square(pixels[rows], turned.shape[-1])
+            if code & 4:
+                chips = chips.transpose(-1, -2)
+            axes = [axis for axis, flipped in ((-1, code & 2), (-2, code & 1)) if flipped]
+            turned[rows] = chips.flip(axes) if axes else chips
 
 
 def _affine(views: Views) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError
+from terralign.preprocess.parts import new_pixels, parts_of
 from terralign.sensors import SENSORS
 
 RGB_BANDS = SENSORS["rgb"].band_names
@@ -97,14 +98,28 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
     masked before the offset is added, and take the sensor's `fill`.
     """
     check_channels(pixels, layout)
-    numbers = pixels.to(torch.float32)
-    valid = torch.isfinite(numbers)
+    numbers = new_pixels(pixels.shape, pixels, torch.float32).copy_(pixels)
+    invalid = _make_physical(numbers, pixels.dtype, layout)
+    if invalid is None:
+        return numbers, torch.ones_like(numbers, dtype=torch.bool)
+    return numbers, invalid.logical_not_()
+
+
+def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) -> Tensor | None:
+    """Turn raw float32 `numbers`, once of dtype `source`, into physical ones, in place.
+
+    Returns the mask that is True where a number must not be used, None where all may.
+    """
     sensor = layout.sensor
+    invalid = torch.isfinite(numbers).logical_not_() if source.is_floating_point else None
     if layout.units == "dn":
         if sensor.nodata is not None:
-            valid &= numbers != sensor.nodata
-        numbers = (numbers + layout.dn_offset) * sensor.dn_scale + sensor.add
-    return torch.where(valid, numbers, sensor.fill), valid
+            empty = numbers == sensor.nodata
+            invalid = empty if invalid is None else invalid.logical_or_(empty)
+        numbers.add_(layout.dn_offset).mul_(sensor.dn_scale).add_(sensor.add)
+    if invalid is not None:
+        numbers.masked_fill_(invalid, sensor.fill)
+    return invalid
 
 
 def select_bands(
@@ -143,8 +158,14 @@ def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
             f"composite {composite.name!r} needs {', '.join(composite.bands)}; "
             f"the pixels have {', '.join(layout.bands)} (missing {', '.join(missing)})"
         )
-    physical, _ = to_physical(*select_bands(pixels, layout, composite.bands))
-    return (physical / composite.stretch).clamp(0, 1)
+    check_channels(pixels, layout)
+    picture = new_pixels((len(pixels), 3, *pixels.shape[2:]), pixels, torch.float32)
+    for rows in parts_of(len(picture), picture.shape[1:]):
+        part, taken = select_bands(pixels[rows], layout, composite.bands)
+        numbers = picture[rows].copy_(part)
+        _make_physical(numbers, pixels.dtype, taken)
+        numbers.div_(composite.stretch).clamp_(0, 1)
+    return picture
 
 
 def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
@@ -169,17 +190,23 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
             f"pixels have none of the tower's bands ({', '.join(spec.bands)}) "
             f"but {', '.join(layout.bands)}"
         )
+    check_channels(pixels, layout)
     present = [name for name in spec.bands if name in layout.bands]
-    physical, _ = to_physical(*select_bands(pixels, layout, present))
     limits = dict(zip(spec.bands, spec.ranges[sensor], strict=True))
-    low = physical.new_tensor([limits[name][0] for name in present])[:, None, None]
-    high = physical.new_tensor([limits[name][1] for name in present])[:, None, None]
-    known = ((physical - low) / (high - low)).clamp(0, 1)
-    if not absent:
-        return known
-    batch, _, height, width = known.shape
-    scaled = known.new_zeros((batch, len(spec.bands), height, width))
-    scaled[:, [spec.bands.index(name) for name in present]] = known
+    shape = (len(pixels), len(spec.bands), *pixels.shape[2:])
+    scaled = new_pixels(shape, pixels, torch.float32)
+    low = scaled.new_tensor([limits[name][0] for name in present])[:, None, None]
+    high = scaled.new_tensor([limits[name][1] for name in present])[:, None, None]
+    span = high - low
+    channels = [spec.bands.index(name) for name in present]
+    for rows in parts_of(len(scaled), shape[1:]):
+        part, taken = select_bands(pixels[rows], layout, present)
+        numbers = scaled[rows].copy_(part) if not absent else part.to(torch.float32, copy=True)
+        _make_physical(numbers, pixels.dtype, taken)
+        numbers.sub_(low).div_(span).clamp_(0, 1)
+        if absent:
+            scaled[rows] = 0
+            scaled[rows, channels] = numbers
     return scaled
 
 
@@ -205,4 +232,7 @@ def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
     """Scaled pixels (B, C, size, size) -> clipped to 0-1 and normalised, ready for the tower."""
     mean = scaled.new_tensor(spec.mean)[:, None, None]
     std = scaled.new_tensor(spec.std)[:, None, None]
-    return (scaled.clamp(0, 1) - mean) / std
+    ready = new_pixels(scaled.shape, scaled)
+    for rows in parts_of(len(scaled), scaled.shape[1:]):
+        ready[rows] = scaled[rows].clamp(0, 1).sub_(mean).div_(std)
+    return ready
