@@ -18,7 +18,9 @@ import yaml
 
 import terralign
 from terralign.cli import main
+from terralign.datasets.catalog import DATASETS
 from terralign.datasets.declared import read_declaration
+from terralign.datasets.facts import read_facts
 from terralign.encoders.clip import new_clip
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
@@ -159,6 +161,21 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 def test_every_recipe_is_described() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     assert [name for name in recipe_names() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_data_set_stands_in_the_table_and_is_told_below(name: str) -> None:
+    table, told = (ROOT / "docs" / "data.md").read_text().split("\n## ", 1)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if f"`{name}`" in line]
+    [(_, sensors, counts, labels, licence)] = rows
+    facts = read_facts(name)
+    assert sensors == ", ".join(facts.sensors)
+    assert labels.split(",")[0] == facts.labels
+    splits = ["train", "val", "test"] if facts.has_splits else ["all"]
+    published = [facts.splits[split] for split in splits if facts.splits.get(split)]
+    assert [one for one in published if f"{one:,}" not in counts] == []
+    assert not facts.licence or licence.split(";")[0].split()[-1] in facts.licence
+    assert f"`{name}`" in told or f"terralign pack {name} " in told
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
