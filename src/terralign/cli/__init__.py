@@ -7,5 +7,6 @@ inside the commands, so that `--help` is quick.
 # The modules add their commands to `main`, in the order of its help.
 from terralign.cli import runs as runs  # isort: skip
 from terralign.cli import models as models  # isort: skip
+from terralign.cli import bench as bench  # isort: skip
 from terralign.cli import data as data  # isort: skip
 from terralign.cli.app import main as main  # isort: skip

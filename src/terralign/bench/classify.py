@@ -1,0 +1,212 @@
+"""Zero-shot classification and multi-label decisions, plain and with remedies at query time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, labels_id
+from terralign.evaluate.bench_rows import PLAIN
+from terralign.evaluate.calibration import (
+    ReliabilityCurve,
+    choose_thresholds,
+    decide,
+    f1_metrics,
+    fit_platt,
+    reliability_curve,
+    top_label_curve,
+)
+from terralign.evaluate.embed import Route
+from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
+from terralign.evaluate.metrics import (
+    Floats,
+    MetricResult,
+    classification_metrics,
+    multilabel_metrics,
+)
+from terralign.evaluate.significance import accuracy_values
+from terralign.evaluate.similarity import GalleryPenalty
+
+ZERO_SHOT_VERSION = 1
+DECISIONS_VERSION = 1
+
+MAX_CONFUSION = 256
+"""A confusion matrix of more classes is not kept."""
+
+
+def zero_shot_jobs(subject: Subject) -> Iterator[Job]:
+    """A job for each tower and variant."""
+    task = "multi-label" if subject.labels.multi_label else "zero-shot"
+    text = subject.text_identity()
+    _ = subject.space
+    for route in subject.routes:
+        for variant in (PLAIN, *subject.suite.variants):
+            more: dict[str, Any] = {}
+            if variant == "prompt-average":
+                more = {"sets": list(subject.suite.average_prompts)}
+            elif variant == "qb-norm":
+                bank = subject.bank()
+                more = {"bank": bank and bank.fingerprint}
+            where = {"task": task, "tower": route.tower, "variant": variant, **subject.text_keys()}
+            if variant == "prompt-average":
+                where |= {"prompts": "+".join(subject.suite.average_prompts), "prompts_hash": None}
+            yield Job(
+                where=where,
+                identity={"text": text, **more},
+                version=ZERO_SHOT_VERSION,
+                run=lambda route=route, variant=variant: _zero_shot(subject, route, variant),  # type: ignore[misc]
+            )
+
+
+def class_scores(subject: Subject, route: Route, variant: str = PLAIN) -> Floats:
+    """Scores (N, K) of the reported samples: cosines, or what a variant makes of them."""
+    vectors, weights = subject.vectors(route), subject.class_weights()
+    if variant == "prompt-average":
+        return cosines(vectors, subject.averaged_weights())
+    if variant == "centred":
+        return cosines(centre(vectors), centre(weights))
+    if variant == "csls":
+        return _penalised(vectors, weights, csls_penalty(vectors, weights))
+    if variant == "qb-norm":
+        bank = subject.bank()
+        if bank is None:
+            raise Skipped("qb-norm needs a bank of queries: the entry names no fit or validation")
+        queries = subject.vectors(route, bank)
+        return _penalised(vectors, weights, query_bank_penalty(vectors, weights, queries))
+    return cosines(vectors, weights)
+
+
+def cosines(vectors: Floats, weights: Floats) -> Floats:
+    """(N, K) float32, of L2-normalised rows."""
+    return np.asarray(vectors @ weights.T, dtype=np.float32)
+
+
+def score_metrics(scores: Floats, labels: NDArray[Any], seed: int) -> MetricResult:
+    """Accuracy of labels (N,), or average precision of labels (N, K) bool."""
+    if labels.ndim == 2:
+        return multilabel_metrics(scores, labels.astype(np.bool_), seed=seed)
+    return classification_metrics(scores, labels, seed=seed)
+
+
+def outcomes_of(scores: Floats, labels: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """What the paired bootstrap needs."""
+    if labels.ndim == 2:
+        return {"scores": scores.astype(np.float32), "labels": labels.astype(np.bool_)}
+    return {"top1": accuracy_values(scores, labels)}
+
+
+def per_class(result: MetricResult, names: tuple[str, ...]) -> dict[str, Any]:
+    """Class name -> value and number of samples."""
+    return {
+        names[one.index]: {"value": one.value, "num_samples": one.num_samples}
+        for one in result.per_class
+    }
+
+
+def curve_json(curve: ReliabilityCurve) -> dict[str, Any]:
+    """A reliability curve as plain values."""
+    return {
+        "edges": curve.edges.tolist(),
+        "confidence": [None if np.isnan(v) else float(v) for v in curve.confidence],
+        "accuracy": [None if np.isnan(v) else float(v) for v in curve.accuracy],
+        "count": curve.count.tolist(),
+    }
+
+
+def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
+    scores = class_scores(subject, route, variant)
+    labels, names = subject.labels, subject.class_names
+    result = score_metrics(scores, labels.values, subject.suite.seed)
+    figures = [figure(metric) for metric in result.metrics]
+    details: dict[str, Any] = {
+        "per_class": per_class(result, names),
+        "class_names": list(names),
+    }
+    if not labels.multi_label:
+        if len(names) <= MAX_CONFUSION:
+            confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+            np.add.at(confusion, (labels.values, scores.argmax(axis=1)), 1)
+            details["confusion"] = confusion.tolist()
+        if variant in (PLAIN, "prompt-average"):
+            logits = subject.space.clip.logit_scale * scores.astype(np.float64)
+            chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+            curve = top_label_curve(chances / chances.sum(axis=1, keepdims=True), labels.values)
+            details["reliability"] = curve_json(curve)
+            figures.append(_error_figure(curve, len(scores)))
+    note = [route.note, *result.notes]
+    if variant in ("centred", "csls"):
+        note.append("transductive: it sees all reported samples at once")
+    return Measured(
+        figures=figures,
+        details=details,
+        outcomes=outcomes_of(scores, labels.values),
+        note=". ".join(note),
+    )
+
+
+def _penalised(vectors: Floats, weights: Floats, penalty: GalleryPenalty) -> Floats:
+    scores = cosines(vectors, weights).astype(np.float64)
+    loss = penalty.tile(slice(0, len(vectors)), slice(0, len(weights)))
+    return np.asarray(scores - loss)
+
+
+def _error_figure(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:
+    return {
+        "metric": "expected_calibration_error",
+        "value": curve.expected_calibration_error,
+        "num_samples": num_samples,
+    }
+
+
+def decision_jobs(subject: Subject) -> Iterator[Job]:
+    """Multi-label decisions by thresholds from validation data, a job for each tower."""
+    if not subject.labels.multi_label:
+        raise Skipped("decisions are about samples of several labels; this set has one per sample")
+    _ = subject.space
+    chosen, reported, text = subject.choosing_parts()
+    for route in subject.routes:
+        yield Job(
+            where={"task": "decisions", "tower": route.tower, **subject.text_keys()},
+            identity={
+                "text": subject.text_identity(),
+                "parts": [chosen.describe(), reported.describe()],
+                "labels": labels_id(chosen.samples),
+            },
+            version=DECISIONS_VERSION,
+            run=lambda route=route: _decisions(subject, route, chosen, reported, text),  # type: ignore[misc]
+        )
+
+
+def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, text: str) -> Measured:
+    weights = subject.class_weights()
+    validation = cosines(subject.part_vectors(route, chosen), weights)
+    scores = cosines(subject.part_vectors(route, reported), weights)
+    right = reported.labels.astype(np.bool_)
+    thresholds = choose_thresholds(validation, chosen.labels.astype(np.bool_))
+    platt = fit_platt(validation, chosen.labels.astype(np.bool_))
+    decisions = decide(scores, thresholds.per_class)
+    result = f1_metrics(decisions, right, seed=subject.suite.seed)
+    overall = f1_metrics(decide(scores, thresholds.overall), right, seed=subject.suite.seed)
+    curve = reliability_curve(platt.probabilities(scores), right)
+    one = "one threshold for all classes"
+    return Measured(
+        figures=[
+            *(figure(metric) for metric in result.metrics),
+            *(figure(metric, variant=one) for metric in overall.metrics),
+            _error_figure(curve, len(scores)),
+        ],
+        details={
+            "per_class": per_class(result, subject.class_names),
+            "class_names": list(subject.class_names),
+            "thresholds": {
+                "per_class": thresholds.per_class.tolist(),
+                "overall": thresholds.overall,
+            },
+            "platt": {"scale": platt.scale, "bias": platt.bias},
+            "reliability": curve_json(curve),
+        },
+        note=". ".join([route.note, f"thresholds and Platt scaling {text}", *result.notes]),
+    )

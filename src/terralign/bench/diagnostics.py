@@ -1,0 +1,113 @@
+"""Diagnostics of the space on one entry: its modalities, their gaps, their hubs, a picture.
+
+N samples, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from terralign.bench.subject import Job, Measured, Subject
+from terralign.evaluate.diagnostics import (
+    alignment,
+    effective_rank,
+    hubness,
+    linear_separability,
+    project,
+    uniformity,
+)
+from terralign.evaluate.metrics import Floats, modality_gap
+from terralign.evaluate.retrieval import TEXT
+
+VERSION = 1
+HUB_DEPTH = 10
+NUM_POINTS = 400
+"""Points of a modality in the picture."""
+MIN_ROWS = 10
+"""A modality of fewer vectors is not told apart by a line: there is nothing to validate on."""
+
+
+def diagnostic_jobs(subject: Subject) -> Iterator[Job]:
+    """One job: all modalities together."""
+    has_names = subject.model.space is not None and subject.samples.labels is not None
+    where: dict[str, Any] = {"task": "diagnostics"}
+    identity: dict[str, Any] = {"towers": [route.tower for route in subject.routes]}
+    if has_names:
+        where |= subject.text_keys()
+        identity["text"] = subject.text_identity()
+    yield Job(
+        where=where,
+        identity=identity,
+        version=VERSION,
+        run=lambda: _diagnose(subject, has_names),
+    )
+
+
+def _diagnose(subject: Subject, has_names: bool) -> Measured:
+    groups: dict[str, Floats] = {TEXT: subject.class_weights()} if has_names else {}
+    groups |= {route.tower: subject.vectors(route) for route in subject.routes}
+    figures: list[dict[str, Any]] = []
+    for name, vectors in groups.items():
+        figures.append(_one(name, "effective_rank", effective_rank(vectors), vectors))
+        if len(vectors) > 1:
+            figures.append(_one(name, "uniformity", uniformity(vectors), vectors))
+    for (a, one), (b, two) in combinations(groups.items(), 2):
+        figures.append(_pair(a, b, "modality_gap", modality_gap(one, two), two))
+        if min(len(one), len(two)) >= MIN_ROWS:
+            apart = linear_separability(one, two, seed=subject.suite.seed)
+            figures.append(_pair(a, b, "linear_separability", apart, two) | {"chance": 0.5})
+        if TEXT not in (a, b):
+            figures.append(_pair(a, b, "alignment", alignment(one, two), two))
+        for query, gallery in ((a, b), (b, a)):
+            hubs = hubness(groups[query], groups[gallery], k=HUB_DEPTH)
+            count = groups[query]
+            figures.append(_pair(query, gallery, "hubness_skewness", hubs.skewness, count))
+            never = hubs.share_never_found
+            figures.append(_pair(query, gallery, "share_never_found", never, count))
+    return Measured(
+        figures=figures,
+        details={"projection": _picture(subject, groups)},
+        note=f"cosines; hubness at k = {HUB_DEPTH}",
+    )
+
+
+def _one(name: str, metric: str, value: float, vectors: Floats) -> dict[str, Any]:
+    return {"tower": name, "metric": metric, "value": value, "num_samples": len(vectors)}
+
+
+def _pair(a: str, b: str, metric: str, value: float, vectors: Floats) -> dict[str, Any]:
+    return {
+        "query_tower": a,
+        "gallery_tower": b,
+        "metric": metric,
+        "value": value,
+        "num_samples": len(vectors),
+    }
+
+
+def _picture(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
+    """The same samples of every modality on one plane, at most `NUM_POINTS` of each."""
+    drawn = np.random.default_rng(subject.suite.seed).permutation(len(subject.samples))
+    rows = np.sort(drawn[:NUM_POINTS])
+    shown = {name: vectors if name == TEXT else vectors[rows] for name, vectors in groups.items()}
+    plane = project(shown)
+    labels = subject.samples.labels
+    points = {}
+    for name, xy in plane.points.items():
+        if name == TEXT:
+            names: Any = list(subject.class_names)
+            keys = names
+        else:
+            single = labels is not None and not labels.multi_label
+            names = (
+                [subject.class_names[int(labels.values[row])] for row in rows]
+                if labels is not None and single
+                else None
+            )
+            keys = [subject.samples.keys[row] for row in rows]
+        points[name] = {"xy": np.round(xy, 6).tolist(), "labels": names, "keys": keys}
+    return {"explained": list(plane.explained), "points": points}

@@ -1,0 +1,119 @@
+"""Embeddings computed once, kept by what they are made of.
+
+The name of a file of embeddings is the hash of (tower, pixels, layout, preprocessing). Pixels are
+known by a hash of the numbers themselves, so that labels, class lists and the name of a set do not
+matter: the 43 and the 19 classes of one set share their embeddings, and a new metric, prompt set or
+label set costs no forward pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terralign.bench.models import Encoder
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.loader import keep_in_memory, read_ahead
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.errors import StorageError
+from terralign.evaluate.embed import Route
+from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
+from terralign.progress import Progress
+
+BATCH = 128
+BYTES_PER_SAMPLE = 4 * 1024
+"""What a vector takes on disk, at most: 1,024 numbers of float32."""
+
+
+class Embeddings:
+    """Vectors (N, D) by route, from `folder/embeddings` or computed into it.
+
+    `folder/pixels` remembers the hash of a set's pixels by the set's fingerprint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kept: dict[str, SampleSet] = {}
+        self._vectors: dict[str, Tensor] = {}
+
+    def forget(self) -> None:
+        """Let go of the pixels and vectors held in memory."""
+        self._kept.clear()
+        self._vectors.clear()
+
+    def get(self, encoder: Encoder, samples: SampleSet, route: Route) -> Tensor:
+        """(N, D) float32 embeddings of all samples, not normalised."""
+        key = self.key(encoder, samples, route)
+        if key in self._vectors:
+            return self._vectors[key]
+        path = self.folder / "embeddings" / f"{key}.safetensors"
+        if path.is_file():
+            vectors = read_state_dict(path)["embeddings"]
+            if len(vectors) != len(samples):
+                raise StorageError(f"{path} holds {len(vectors)} of {len(samples)}; delete it")
+        else:
+            check_free_space(self.folder, len(samples) * BYTES_PER_SAMPLE + 2**20)
+            vectors = self._embed(encoder, samples, route)
+            write_state_dict(path, {"embeddings": vectors})
+        self._vectors[key] = vectors
+        return vectors
+
+    def key(self, encoder: Encoder, samples: SampleSet, route: Route) -> str:
+        """The name of the embeddings of a route."""
+        return hash_json(
+            {
+                "tower": encoder.tower_id(route.tower),
+                "pixels": self._pixels_id(samples, route.layout.sensor.name),
+                "layout": describe_layout(route.layout),
+                "spec": encoder.input_spec(route.tower).model_dump(mode="json"),
+            }
+        )
+
+    def _pixels_id(self, samples: SampleSet, sensor: str) -> str:
+        path = self.folder / "pixels" / f"{samples.fingerprint}.json"
+        known: dict[str, str] = read_json(path) if path.is_file() else {}
+        if sensor not in known:
+            known[sensor] = self._hash(samples, sensor)
+            write_json(path, known)
+        return known[sensor]
+
+    def _hash(self, samples: SampleSet, sensor: str) -> str:
+        digest = hashlib.sha256(str(len(samples)).encode())
+        samples = self._in_memory(samples)
+        with Progress(f"look at {samples.name} {samples.split}", total=len(samples)) as progress:
+            for pixels in _batches(samples, sensor):
+                digest.update(f"|{pixels.dtype}|{pixels.shape[1:]}|".encode())
+                digest.update(np.ascontiguousarray(pixels).data)
+                progress.advance(len(pixels))
+        return digest.hexdigest()[:HASH_LENGTH]
+
+    def _embed(self, encoder: Encoder, samples: SampleSet, route: Route) -> Tensor:
+        samples = self._in_memory(samples)
+        label = f"embed {samples.name} {samples.split} with {route.tower}"
+        rows = []
+        with Progress(label, total=len(samples), unit="sample") as progress:
+            for pixels in _batches(samples, route.layout.sensor.name):
+                batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+                rows.append(encoder.encode_layout(batch, route.layout, tower=route.tower))
+                progress.advance(len(pixels))
+        return torch.cat(rows)
+
+    def _in_memory(self, samples: SampleSet) -> SampleSet:
+        if samples.fingerprint not in self._kept:
+            self._kept[samples.fingerprint] = keep_in_memory(samples)
+        return self._kept[samples.fingerprint]
+
+
+def _batches(samples: SampleSet, sensor: str) -> Iterator[NDArray[np.generic]]:
+    def read(start: int) -> NDArray[np.generic]:
+        indices = np.arange(start, min(start + BATCH, len(samples)), dtype=np.int64)
+        return samples.read(indices)[sensor]
+
+    return read_ahead(read, range(0, len(samples), BATCH))

@@ -1,0 +1,58 @@
+"""The bench folder: which suite it holds, which models its names stand for, with which versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from terralign.errors import RecipeError, StorageError
+from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.run_folder import versions
+from terralign.suite import Suite, suite_text
+from terralign.toml_values import toml_difference
+
+
+def keep_suite(suite: Suite, folder: Path) -> None:
+    """Write the resolved suite, or refuse a folder that holds another one or other files."""
+    path = folder / "suite.toml"
+    text = suite_text(suite)
+    if not path.is_file():
+        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
+        if others:
+            raise StorageError(
+                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no bench; "
+                "choose an empty folder"
+            )
+        write_text(path, text)
+        return
+    difference = toml_difference(path.read_text(encoding="utf-8"), text)
+    if difference:
+        raise RecipeError(
+            f"{folder} holds a bench of another suite; choose another --out. "
+            f"Different: {'; '.join(difference)}"
+        )
+
+
+def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
+    """Remember what a name stands for, or refuse another model of the same name."""
+    path = folder / "models.json"
+    known = read_json(path) if path.is_file() else {}
+    if name in known and known[name]["model_id"] != model_id:
+        raise RecipeError(
+            f"{folder} knows {name!r} as model {known[name]['model_id']} ({known[name]['source']}),"
+            f" and {source} is {model_id}; give it another name (NAME={source}) or another --out"
+        )
+    if name not in known:
+        write_json(path, {**known, name: {"source": source, "model_id": model_id}})
+
+
+def keep_versions(folder: Path, device: str) -> str:
+    """The name of the versions that measure now; `versions.json` says what it stands for."""
+    path = folder / "versions.json"
+    now = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
+    known = read_json(path) if path.is_file() else {}
+    name = hash_json(now)
+    if name not in known:
+        write_json(path, {**known, name: now})
+    return name

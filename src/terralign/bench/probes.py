@@ -1,0 +1,109 @@
+"""Probes of frozen embeddings: linear, nearest neighbours, few-shot. No words are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from terralign.bench.classify import outcomes_of, per_class, score_metrics
+from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure
+from terralign.evaluate.embed import Route
+from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
+from terralign.evaluate.probes import DEFAULT_CS, few_shot, fit_linear_probe
+
+VERSION = 1
+
+
+def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:
+    """A job for each tower. `task`: linear-probe, knn or few-shot."""
+    if subject.labels.multi_label and task != "linear-probe":
+        raise Skipped(f"{task} is for one label per sample; this set has several")
+    fit, chosen, reported, text = subject.fitting_parts()
+    identity: dict[str, Any] = {
+        "parts": [part.describe() for part in (fit, chosen, reported)],
+        "cs": list(DEFAULT_CS),
+        "ks": list(DEFAULT_NEIGHBOURS),
+    }
+    if task == "few-shot":
+        identity |= {"shots": list(subject.entry.shots), "seeds": subject.entry.num_seeds}
+    for route in subject.routes:
+        yield Job(
+            where={"task": task, "tower": route.tower, "class_list": subject.labels.class_list},
+            identity=identity,
+            version=VERSION,
+            run=lambda route=route: _probe(subject, route, task, (fit, chosen, reported), text),  # type: ignore[misc]
+        )
+
+
+def _probe(
+    subject: Subject, route: Route, task: str, parts: tuple[Part, Part, Part], text: str
+) -> Measured:
+    vectors = [subject.part_vectors(route, part) for part in parts]
+    labels = [part.labels for part in parts]
+    num_classes = len(subject.class_names)
+    note = f"{route.note}. {len(parts[0].rows)} samples: {text}"
+    if task == "few-shot":
+        return _few_shot(subject, vectors, labels, num_classes, note)
+    if task == "knn":
+        neighbours = fit_neighbour_probe(
+            vectors[0], labels[0], vectors[1], labels[1],
+            num_classes=num_classes,
+            ks=[k for k in DEFAULT_NEIGHBOURS if k <= len(vectors[0])] or [len(vectors[0])],
+        )  # fmt: skip
+        scores, chosen = neighbours.scores(vectors[2]), {"k": float(neighbours.k)}
+    else:
+        linear = fit_linear_probe(
+            vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes
+        )
+        scores, chosen = linear.scores(vectors[2]), {"C": linear.c}
+    result = score_metrics(scores, labels[2], subject.suite.seed)
+    told = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
+    return Measured(
+        figures=[figure(metric) for metric in result.metrics],
+        details={
+            "per_class": per_class(result, subject.class_names),
+            "class_names": list(subject.class_names),
+            "chosen": chosen,
+        },
+        outcomes=outcomes_of(scores, labels[2]),
+        note=". ".join([note, told, *result.notes]),
+    )
+
+
+def _few_shot(
+    subject: Subject, vectors: list[Any], labels: list[Any], num_classes: int, note: str
+) -> Measured:
+    found = few_shot(
+        *(value for pair in zip(vectors, labels, strict=True) for value in pair),
+        num_classes=num_classes,
+        shots=subject.entry.shots,
+        num_seeds=subject.entry.num_seeds,
+    )
+    figures = []
+    for one in found:
+        plural = "" if one.shots == 1 else "s"
+        short = (
+            f". {one.num_short_classes} of {num_classes} classes have fewer samples"
+            if one.num_short_classes
+            else ""
+        )
+        figures.append(
+            {
+                "metric": "few_shot_top1",
+                "value": one.mean,
+                "low": min(one.values),
+                "high": max(one.values),
+                "num_samples": len(labels[2]),
+                "chance": 1 / num_classes,
+                "variant": f"{one.shots} shot{plural}",
+                "note": f"{note}. Mean of {len(one.values)} draws; low and high are the lowest and "
+                f"highest, the standard deviation is {one.spread:.4f}{short}",
+            }
+        )
+    return Measured(
+        figures=figures,
+        details={"per_seed": {str(one.shots): list(one.values) for one in found}},
+        note=f"{note}. C is chosen on {np.size(labels[1], 0)} validation samples",
+    )

@@ -1,0 +1,258 @@
+"""Retrieval between all pairs of modalities: the same sample, and the same class.
+
+Q queries, G gallery items, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
+from terralign.evaluate.bench_rows import PLAIN
+from terralign.evaluate.embed import Route
+from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
+from terralign.evaluate.metrics import Floats, Metric, MetricResult
+from terralign.evaluate.ranking import (
+    DEFAULT_KS,
+    average_precision_per_query,
+    recall_per_query,
+    retrieval_metrics,
+)
+from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
+from terralign.evaluate.similarity import GalleryPenalty, Similarities
+
+VERSION = 1
+NUM_EXAMPLES = 6
+EXAMPLE_DEPTH = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Side:
+    """One modality. `vectors` (M, D); `labels` (M,) or (M, K) bool, None where there are none.
+
+    `keys`: names of the rows; `of_samples`: row i is sample i (else class i).
+    """
+
+    vectors: Floats
+    labels: NDArray[Any] | None
+    keys: tuple[str, ...]
+    of_samples: bool
+
+
+def retrieval_jobs(subject: Subject) -> Iterator[Job]:
+    """A job for each ordered pair of modalities and variant."""
+    routes = {route.tower: route for route in subject.routes}
+    samples = subject.samples
+    has_text = samples.labels is not None or samples.captions is not None
+    names = [*([TEXT] if has_text else []), *routes]
+    _ = subject.space
+    pairs = [(a, b) for a, b in product(names, names) if a != b]
+    if not pairs:
+        raise Skipped(f"{samples.name} has one modality that the model takes, and no words")
+    for query, gallery in pairs:
+        captions = TEXT in (query, gallery) and samples.captions is not None
+        of_names = TEXT in (query, gallery) and not captions
+        for variant in (PLAIN, *subject.suite.variants):
+            without_meaning = {"prompt-average": not of_names, "qb-norm": query == TEXT}
+            if variant != PLAIN and (captions or without_meaning.get(variant)):
+                continue
+            identity: dict[str, Any] = {"pair": [query, gallery]}
+            where: dict[str, Any] = {
+                "task": "retrieval",
+                "query_tower": query,
+                "gallery_tower": gallery,
+                "variant": variant,
+            }
+            if of_names:
+                identity["text"] = subject.text_identity()
+                where |= subject.text_keys()
+            if variant == "prompt-average":
+                identity["sets"] = list(subject.suite.average_prompts)
+                where |= {
+                    "prompts": "+".join(subject.suite.average_prompts),
+                    "prompts_hash": None,
+                }
+            if variant == "qb-norm":
+                bank = subject.bank()
+                identity["bank"] = bank and bank.fingerprint
+            yield Job(
+                where=where,
+                identity=identity,
+                version=VERSION,
+                run=lambda q=query, g=gallery, v=variant: _retrieve(subject, routes, q, g, v),  # type: ignore[misc]
+            )
+
+
+def _retrieve(
+    subject: Subject, routes: dict[str, Route], query: str, gallery: str, variant: str
+) -> Measured:
+    notes = [routes[name].note for name in (query, gallery) if name in routes]
+    if TEXT in (query, gallery) and subject.samples.captions is not None:
+        return _by_captions(subject, query, gallery, notes)
+    sides = [_side(subject, routes, name, variant) for name in (query, gallery)]
+    if variant == "centred":
+        sides = [
+            _Side(
+                vectors=centre(side.vectors),
+                labels=side.labels,
+                keys=side.keys,
+                of_samples=side.of_samples,
+            )
+            for side in sides
+        ]
+    penalty = _penalty(subject, routes, query, sides, variant)
+    if variant in ("centred", "csls"):
+        notes.append("transductive: it sees all queries at once")
+    return _measure(subject, sides[0], sides[1], penalty, notes)
+
+
+def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> _Side:
+    labels = subject.samples.labels
+    if name != TEXT:
+        return _Side(
+            vectors=subject.vectors(routes[name]),
+            labels=None if labels is None else labels.values,
+            keys=subject.samples.keys,
+            of_samples=True,
+        )
+    classes = len(subject.labels.class_names)
+    averaged = variant == "prompt-average"
+    weights = subject.averaged_weights() if averaged else subject.class_weights()
+    own = np.eye(classes, dtype=np.bool_) if subject.labels.multi_label else np.arange(classes)
+    return _Side(vectors=weights, labels=own, keys=subject.class_names, of_samples=False)
+
+
+def _penalty(
+    subject: Subject, routes: dict[str, Route], query: str, sides: list[_Side], variant: str
+) -> GalleryPenalty | None:
+    vectors, gallery = sides[0].vectors, sides[1].vectors
+    if variant == "csls":
+        return csls_penalty(vectors, gallery)
+    if variant != "qb-norm":
+        return None
+    bank = subject.bank()
+    if bank is None:
+        raise Skipped("qb-norm needs a bank of queries: the entry names no fit or validation")
+    return query_bank_penalty(vectors, gallery, subject.vectors(routes[query], bank))
+
+
+def _measure(
+    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None, notes: list[str]
+) -> Measured:
+    seed = subject.suite.seed
+    figures: list[dict[str, Any]] = []
+    outcomes: dict[str, NDArray[Any]] = {}
+    if query.of_samples and gallery.of_samples:
+        target = np.arange(len(query.vectors), dtype=np.int64)
+        found = retrieval_metrics(
+            query.vectors, gallery.vectors, target=target, penalty=penalty, seed=seed
+        )
+        figures += [figure(metric, level="instance") for metric in found.metrics]
+        hits = recall_per_query(query.vectors, gallery.vectors, target, penalty=penalty)
+        outcomes |= {
+            f"recall@{k}": hits[:, column].copy() for column, k in enumerate(sorted(DEFAULT_KS))
+        }
+    if query.labels is not None and gallery.labels is not None:
+        by_class = retrieval_metrics(
+            query.vectors,
+            gallery.vectors,
+            query_labels=query.labels,
+            gallery_labels=gallery.labels,
+            penalty=penalty,
+            seed=seed,
+        )
+        figures += [figure(metric, level="class") for metric in by_class.metrics]
+        notes = [*notes, *by_class.notes]
+        precisions = average_precision_per_query(
+            query.vectors, gallery.vectors, query.labels, gallery.labels, penalty=penalty
+        )
+        outcomes |= {
+            f"map@{k}": precisions[:, column].copy() for column, k in enumerate(sorted(DEFAULT_KS))
+        }
+    return Measured(
+        figures=figures,
+        details={"examples": _examples(subject, query, gallery, penalty)},
+        outcomes=outcomes,
+        note=". ".join(notes),
+    )
+
+
+def _examples(
+    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None
+) -> list[dict[str, Any]]:
+    """A few queries, always the same, with what they find first."""
+    drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
+    chosen = np.sort(drawn[:NUM_EXAMPLES])
+    limited = None
+    if penalty is not None:
+        queries = None if penalty.queries is None else penalty.queries[chosen]
+        limited = GalleryPenalty(values=penalty.values, queries=queries)
+    tiles = Similarities(query.vectors[chosen], gallery.vectors, penalty=limited)
+    rows = slice(0, len(chosen))
+    similarity = np.concatenate(
+        [tile for _, tile in tiles.tiles(rows, tiles.unit_queries(rows))], axis=1
+    )
+    examples = []
+    for own, index in zip(similarity, chosen, strict=True):
+        best = np.argsort(-own, kind="stable")[:EXAMPLE_DEPTH]
+        examples.append(
+            {
+                "query": query.keys[index],
+                "query_index": int(index) if query.of_samples else None,
+                "label": _names(subject, query, int(index)),
+                "results": [
+                    {
+                        "key": gallery.keys[item],
+                        "index": int(item) if gallery.of_samples else None,
+                        "label": _names(subject, gallery, int(item)),
+                        "cosine": float(own[item]),
+                        "right": _right(query, gallery, int(index), int(item)),
+                    }
+                    for item in best
+                ],
+            }
+        )
+    return examples
+
+
+def _names(subject: Subject, side: _Side, index: int) -> list[str]:
+    if side.labels is None:
+        return []
+    own = side.labels[index]
+    names = subject.class_names
+    return [names[k] for k in np.flatnonzero(own)] if side.labels.ndim == 2 else [names[int(own)]]
+
+
+def _right(query: _Side, gallery: _Side, index: int, item: int) -> bool:
+    """The same class where there are classes, else the same sample."""
+    if query.labels is None or gallery.labels is None:
+        return index == item
+    if query.labels.ndim == 2:
+        return bool((query.labels[index] & gallery.labels[item]).any())
+    return bool(query.labels[index] == gallery.labels[item])
+
+
+def _by_captions(subject: Subject, query: str, gallery: str, notes: list[str]) -> Measured:
+    """Captions find images, or are found: the protocol of `evaluate/caption_recall.py`."""
+    found = evaluate_retrieval(
+        subject.space,
+        subject.samples,
+        query=query,
+        gallery=gallery,
+        embed=lambda route: subject.embeddings.get(subject.model.encoder, subject.samples, route),
+    )
+    result: MetricResult = found.result
+
+    def level(metric: Metric) -> str:
+        return "instance" if metric.name.startswith("recall") else "class"
+
+    return Measured(
+        figures=[figure(metric, level=level(metric)) for metric in result.metrics],
+        note=". ".join([*notes, found.note, *result.notes]),
+    )

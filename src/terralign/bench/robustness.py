@@ -1,0 +1,67 @@
+"""Robustness: the zero-shot figure under each condition of `degrade.py`, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from terralign.bench.classify import cosines, outcomes_of, score_metrics
+from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
+from terralign.bench.models import tower_part
+from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
+from terralign.datasets.sample import SampleSet
+from terralign.datasets.subset import limit_samples
+from terralign.encoders.space import RGB
+from terralign.evaluate.embed import Route
+
+VERSION = 1
+
+
+def robustness_jobs(subject: Subject) -> Iterator[Job]:
+    """A job for each tower and condition."""
+    _ = subject.space, subject.labels
+    samples = limit_samples(subject.samples, subject.entry.robustness_limit)
+    for route in subject.routes:
+        spec = subject.model.encoder.input_spec(route.tower)
+        takes_l2a = route.tower == RGB or "sentinel2-l2a" in spec.sensors
+        bands = tower_part(route, spec)
+        for condition in conditions(route.layout, bands, takes_l2a=takes_l2a):
+            if condition.kind == "without" and len(bands) == 1:
+                continue
+            yield Job(
+                where={
+                    "task": "robustness",
+                    "tower": route.tower,
+                    "variant": condition.title,
+                    **subject.text_keys(),
+                },
+                identity={
+                    "text": subject.text_identity(),
+                    "samples": samples.fingerprint,
+                    "condition": [condition.title, condition.sensor],
+                },
+                version=VERSION,
+                run=lambda r=route, c=condition: _under(subject, samples, r, c),  # type: ignore[misc]
+            )
+
+
+def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condition) -> Measured:
+    layout = route.layout
+    worse = Degraded(samples, condition, seed=subject.suite.seed)
+    if condition.kind == "level":
+        layout = as_l2a(layout)
+        if route.tower == RGB and layout.composite is None:
+            raise Skipped("the data lack a band of L2A's RGB recipe")
+    changed = Route(tower=route.tower, layout=layout, note=route.note)
+    embedded = subject.embeddings.get(subject.model.encoder, worse, changed).numpy()
+    norms = np.linalg.norm(embedded, axis=1, keepdims=True)
+    scores = cosines(embedded / norms, subject.class_weights())
+    labels: Any = samples.labels.values if samples.labels is not None else None
+    result = score_metrics(scores, labels, subject.suite.seed)
+    return Measured(
+        figures=[figure(metric) for metric in result.metrics],
+        outcomes=outcomes_of(scores, labels),
+        note=". ".join([route.note, condition.title, *result.notes]),
+    )

@@ -1,0 +1,155 @@
+"""What a bench keeps of each measurement, so that none is made twice.
+
+`measurements/<id>.json`: identity, rows and details; `measurements/<id>.safetensors`: the values of
+every sample, for comparing models. The id is the hash of all that the figures depend on: the model,
+the samples, their labels, words, settings, and the version of the code that measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
+from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.evaluate.bench_rows import COLUMNS, BenchRow
+from terralign.files import hash_json, read_json, write_json
+
+ROWS_VERSION = 1
+"""Raised with every change of what a row means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A finished measurement. `samples`: which ones, whatever the size of their pictures."""
+
+    name: str
+    where: dict[str, Any]
+    rows: list[dict[str, Any]]
+    samples: str
+    has_outcomes: bool
+    made_now: bool
+
+
+class Store:
+    """The measurements of a bench folder."""
+
+    def __init__(self, folder: Path, versions: str) -> None:
+        self.folder = folder / "measurements"
+        self.versions = versions
+
+    def measured(self, subject: Subject, job: Job) -> Kept:
+        """The measurement of a job: read, or made and kept. Raises as the job does."""
+        identity = self._identity(subject, job)
+        name = hash_json(identity)
+        path = self.folder / f"{name}.json"
+        made_now = not path.is_file()
+        if made_now:
+            found = job.run()
+            if found.outcomes:
+                write_state_dict(
+                    path.with_suffix(".safetensors"),
+                    {
+                        key: torch.from_numpy(np.ascontiguousarray(value))
+                        for key, value in found.outcomes.items()
+                    },
+                )
+            rows = [self._row(subject, job, name, found, one) for one in found.figures]
+            write_json(
+                path,
+                {
+                    "identity": identity,
+                    "where": job.where,
+                    "samples": keys_id(subject.samples),
+                    "rows": rows,
+                    "details": found.details,
+                },
+            )
+        values = read_json(path)
+        # A name or a role is how this bench calls things: the figures do not depend on it.
+        names = {"model": subject.model.name, "role": subject.entry.role,
+                 "entry": subject.entry.title}  # fmt: skip
+        return Kept(
+            name=name,
+            where=job.where,
+            rows=[{**row, **names} for row in values["rows"]],
+            samples=values["samples"],
+            has_outcomes=path.with_suffix(".safetensors").is_file(),
+            made_now=made_now,
+        )
+
+    def outcomes(self, kept: Kept) -> dict[str, NDArray[Any]]:
+        """The values of every sample, by metric."""
+        state = read_state_dict(self.folder / f"{kept.name}.safetensors")
+        return {key: np.asarray(value.numpy()) for key, value in state.items()}
+
+    def compared(self, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The rows of a comparison that was made before."""
+        path = self._comparison(identity)
+        return list(read_json(path)["rows"]) if path.is_file() else None
+
+    def keep_comparison(self, identity: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Keep the rows of a comparison."""
+        write_json(self._comparison(identity), {"identity": identity, "rows": rows})
+
+    def _comparison(self, identity: dict[str, Any]) -> Path:
+        return self.folder / f"compare-{hash_json(identity)}.json"
+
+    def _identity(self, subject: Subject, job: Job) -> dict[str, Any]:
+        encoder, spec = subject.model.encoder, {}
+        for name in encoder.tower_names:
+            spec[name] = encoder.tower_id(name)
+        towers = {job.where.get(key) for key in ("tower", "query_tower", "gallery_tower")}
+        used = {one: spec[one] for one in sorted(str(t) for t in towers) if one in spec}
+        where = {key: value for key, value in job.where.items() if key != "prompts"}
+        return {
+            "rows": ROWS_VERSION,
+            "code": job.version,
+            "model": subject.model.model_id,
+            "towers": used or spec,
+            "samples": subject.samples.fingerprint,
+            "labels": labels_id(subject.samples),
+            "where": where,
+            "routes": [route.note for route in subject.routes],
+            "seed": subject.suite.seed,
+            **job.identity,
+        }
+
+    def _row(
+        self, subject: Subject, job: Job, name: str, found: Measured, one: dict[str, Any]
+    ) -> dict[str, Any]:
+        row = BenchRow.model_validate(
+            {
+                **base_row(subject),
+                **job.where,
+                "note": found.note or None,
+                **one,
+                "seed": subject.suite.seed,
+                "versions": self.versions,
+                "measurement": name,
+            }
+        )
+        return ordered(row)
+
+
+def base_row(subject: Subject) -> dict[str, Any]:
+    """The keys that all rows of a subject share."""
+    return {
+        "model": subject.model.name,
+        "model_id": subject.model.model_id,
+        "entry": subject.entry.title,
+        "dataset": subject.samples.name,
+        "split": subject.samples.split,
+        "role": subject.entry.role,
+    }
+
+
+def ordered(row: BenchRow) -> dict[str, Any]:
+    """A row as plain values, its columns in order."""
+    values = row.model_dump(mode="json")
+    return {key: values[key] for key in COLUMNS}

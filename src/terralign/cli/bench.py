@@ -1,0 +1,87 @@
+"""The command that compares models: bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
+
+
+class _SeveralModels(click.Command):
+    """`--models A B C` is `--models A --models B --models C`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        within = False
+        for word in args:
+            if word == "--models":
+                within = True
+            elif word.startswith("-"):
+                within = False
+                spread.append(word)
+            else:
+                spread += ["--models", word] if within else [word]
+        if args and args[-1] == "--models":
+            spread.append("--models")  # click tells that its value is missing
+        return super().parse_args(context, spread)
+
+
+@main.command(cls=_SeveralModels)
+@click.argument("suite")
+@click.option(
+    "--models", multiple=True, required=True, metavar="[NAME=]MODEL...",
+    help="What to measure; the others are compared with the first.",
+)  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bench folder.")
+@data_root_option
+@click.option("--prompts", multiple=True, help="A prompt set instead of the suite's; repeatable.")
+@click.option("--reference", help="Name of the model to compare with; default: the first.")
+@device_option
+@json_option
+@example("terralign bench micro --models data/micro-clip runs/m/model --data-root data --out b")
+def bench(
+    suite: str,
+    models: tuple[str, ...],
+    out: Path,
+    data_root: Path | None,
+    prompts: tuple[str, ...],
+    reference: str | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure models by a SUITE (paper, rgb, multispectral, retrieval, micro, quick, or a TOML).
+
+    MODEL is a space, anything open_clip, ms-clip:FILE, or timm:NAME for probes alone. The same
+    command again measures nothing; more models and other prompts add their rows.
+    """
+    from terralign.bench import run_bench
+    from terralign.evaluate.bench_rows import format_bench_table
+    from terralign.suite import load_suite
+    from terralign.train.threads import choose_device
+
+    loaded = load_suite(suite)
+    chosen_device = choose_device(device)
+    threads()
+    result = run_bench(
+        loaded, models, out, data_root,
+        prompts=prompts, reference=reference, device=chosen_device,
+    )  # fmt: skip
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "folder": str(result.folder),
+                    "num_measured": result.num_measured,
+                    "num_failed": result.num_failed,
+                    "rows": list(result.rows),
+                }
+            )
+        )
+    else:
+        click.echo(format_bench_table(result.rows))
+        click.echo(f"{result.num_measured} new measurements; rows: {out / 'results.json'}")
+    if result.num_failed:
+        raise SystemExit(1)

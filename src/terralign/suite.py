@@ -1,0 +1,185 @@
+"""A suite as data: which data sets, splits and tasks a bench measures, `suites/*.toml`.
+
+Nothing is fitted or chosen on the samples that are reported: probes are fitted on `fit`, and what
+is free (C, k, thresholds) is chosen on `validation`. Where one of them is left out, its samples are
+a fixed part of another split, and the rows say so.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terralign.datasets.catalog import find_dataset
+from terralign.encoders.zeroshot import load_prompts
+from terralign.errors import RecipeError, TerralignError, nearest
+from terralign.toml_values import explain, without_none
+
+Role = Literal["patching", "supported", "alignment", "unseen"]
+EntryTask = Literal[
+    "zero-shot", "retrieval", "linear-probe", "knn", "few-shot", "robustness", "decisions",
+    "diagnostics",
+]  # fmt: skip
+Variant = Literal["prompt-average", "centred", "csls", "qb-norm"]
+FITTED = frozenset({"linear-probe", "knn", "few-shot"})
+"""Tasks that are fitted on labelled samples."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SuiteEntry(_Strict):
+    """One split of one data set, and what is measured on it."""
+
+    name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9./-]*$")
+    """How rows call it; None: DATA/SPLIT."""
+    data: str
+    """A data set's name, a packed store, or the path of a TOML that declares one."""
+    split: str
+    """The split that is reported."""
+    role: Role
+    tasks: tuple[EntryTask, ...] = Field(min_length=1)
+    prompts: str | None = None
+    """A prompt set; None: the data set's own."""
+    classes: str | None = None
+    """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many samples, always the same; of `fit` and `validation`: `fit_limit`."""
+    fit: str | None = None
+    """The split that probes are fitted on."""
+    validation: str | None = None
+    """The split that thresholds and hyper-parameters are chosen on."""
+    fit_limit: int | None = Field(default=None, ge=1)
+    towers: tuple[str, ...] = ()
+    """Towers to use, "rgb" among them; none named: every tower that takes the data."""
+    shots: tuple[int, ...] = (1, 4, 16)
+    """Of few-shot: samples per class."""
+    num_seeds: int = Field(default=5, ge=1)
+    """Of few-shot: draws of the samples."""
+    robustness_limit: int | None = Field(default=512, ge=1)
+    """Robustness is measured on at most this many samples."""
+
+    @property
+    def title(self) -> str:
+        """How rows call this entry."""
+        return self.name or f"{self.data}/{self.split}"
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks {list(self.tasks)} name one twice")
+        chosen = FITTED | {"decisions"}
+        if self.validation is not None and not chosen & set(self.tasks):
+            raise ValueError(f"validation is for {', '.join(sorted(chosen))}; leave it out")
+        if not self.shots or min(self.shots) < 1:
+            raise ValueError("shots are numbers of samples per class, 1 or more")
+        return self
+
+
+class Suite(_Strict):
+    """What a bench measures."""
+
+    name: str = Field(min_length=1)
+    note: str = ""
+    """What a reader of the results should know."""
+    seed: int = Field(default=0, ge=0)
+    variants: tuple[Variant, ...] = ()
+    """Remedies at query time, measured beside the plain figures."""
+    average_prompts: tuple[str, ...] = ("satellite", "satellite-centered", "plain")
+    """The prompt sets whose zero-shot weights the variant prompt-average averages."""
+    entries: tuple[SuiteEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _titles_differ(self) -> Self:
+        titles = [entry.title for entry in self.entries]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"two entries are called {twice[0]!r}; give one another name")
+        return self
+
+
+def suite_names() -> list[str]:
+    """The suites that ship with the package."""
+    folder = resources.files("terralign") / "suites"
+    return sorted(
+        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
+    )
+
+
+def load_suite(name_or_path: str) -> Suite:
+    """A shipped suite by name, or a TOML file; `RecipeError` says what is wrong with it.
+
+    Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
+    reported.
+    """
+    if name_or_path in suite_names():
+        text = (resources.files("terralign") / "suites" / f"{name_or_path}.toml").read_text("utf-8")
+    elif Path(name_or_path).suffix == ".toml":
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise RecipeError(f"cannot read suite {name_or_path}: {reason}") from error
+    else:
+        hint = nearest(name_or_path, suite_names())
+        raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
+    return parse_suite(text, origin=name_or_path)
+
+
+def parse_suite(text: str, *, origin: str) -> Suite:
+    """A suite from TOML, checked."""
+    try:
+        suite = Suite.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"suite {origin} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise RecipeError(f"suite {origin}: {explain(error, Suite)}") from error
+    try:
+        for name in suite.average_prompts:
+            load_prompts(name)
+        for entry in suite.entries:
+            _check_entry(entry)
+    except TerralignError as error:
+        raise RecipeError(f"suite {origin}: {error}") from error
+    return suite
+
+
+def _check_entry(entry: SuiteEntry) -> None:
+    facts = find_dataset(entry.data).facts
+    if entry.prompts is not None:
+        load_prompts(entry.prompts)
+    for what, split in (("fit", entry.fit), ("validation", entry.validation)):
+        if split is None:
+            continue
+        if not facts.has_splits:
+            raise RecipeError(
+                f"{entry.title}: {entry.data} has no splits, so that {what} = {split!r} are the "
+                "samples that are reported; leave it out, and parts of the set are kept apart"
+            )
+        if split == entry.split or "all" in (split, entry.split):
+            raise RecipeError(
+                f"{entry.title}: {what} = {split!r} holds samples of the split that is reported "
+                f"({entry.split!r}); name another, or leave it out"
+            )
+        alternative = facts.alternative_splits
+        if (split in alternative) != (entry.split in alternative):
+            raise RecipeError(
+                f"{entry.title}: {split!r} and {entry.split!r} are of two ways to divide "
+                f"{entry.data} and overlap; name splits of one"
+            )
+    if entry.fit is not None and entry.fit == entry.validation:
+        raise RecipeError(
+            f"{entry.title}: fit and validation are both {entry.fit!r}; leave validation out, and "
+            "a fifth of it is kept apart"
+        )
+
+
+def suite_text(suite: Suite) -> str:
+    """The resolved suite as TOML: every value, defaults included."""
+    return tomli_w.dumps(without_none(suite.model_dump(mode="json")))
