@@ -118,7 +118,7 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
     if free * 1_000_000 < num_bytes:
         raise StorageError(
             f"{folder} needs {num_bytes // 1_000_000} MB but its disk has {free} MB free; "
-            "free some space or choose another --out"
+            "free some space or choose another folder"
         )
 
 

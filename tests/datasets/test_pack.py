@@ -227,6 +227,16 @@ def test_a_flipped_bit_is_found_and_named(store: Path) -> None:
     assert fault == "shards/00001.safetensors is missing"
 
 
+def test_packing_again_makes_what_is_missing_anew(store: Path) -> None:
+    whole = content(store)
+    first, second, *_ = sorted((store / "shards").iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-10])
+    assert not pack({"train": scenes()}, store, SMALL).complete_before
+    assert content(store) == whole
+    assert pack({"train": scenes()}, store, SMALL).complete_before
+
+
 def test_a_truncated_shard_is_named_when_it_is_read(store: Path) -> None:
     path = sorted((store / "shards").iterdir())[0]
     path.write_bytes(path.read_bytes()[:-10])
@@ -354,6 +364,15 @@ def test_damaged_samples_stop_the_packing_or_are_left_out_and_counted(
 
 
 # Where and when
+
+
+def test_a_set_without_splits_has_none_in_its_store_either(tmp_path: Path, pictures: Path) -> None:
+    pack({"all": opened(pictures, 16)}, tmp_path / "s", PackSettings(size=16), has_splits=False)
+    for split in ("all", "test"):
+        assert len(open_dataset(str(tmp_path / "s"), data_root=None, split=split)) == 12
+    assert set(find_dataset(str(tmp_path / "s")).facts.splits) == {"all", "train", "val", "test"}
+    with pytest.raises(DataError, match="has no splits"):
+        StoreSet(tmp_path / "s", "validation")
 
 
 def test_places_are_kept_as_geoparquet(tmp_path: Path, pictures: Path) -> None:

@@ -23,6 +23,7 @@ from terralign.cli.app import data_root_option, device_option, example, json_opt
 @click.option("--query", help="Retrieval: text, rgb, a tower or sensor.")
 @click.option("--gallery", help="Retrieval: text, rgb, a tower or sensor.")
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
+@click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
 @device_option
 @json_option
 @example("terralign evaluate runs/m/model --data eurosat-ms --data-root data --split val --json")
@@ -36,6 +37,7 @@ def evaluate(
     query: str | None,
     gallery: str | None,
     prompts: str | None,
+    classes: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -47,9 +49,11 @@ def evaluate(
     retrieval = task == "retrieval" or bool(query or gallery)
     if retrieval and tower:
         raise click.UsageError("--tower is for classification; name towers by --query, --gallery")
+    if retrieval and classes:
+        raise click.UsageError("--classes is for classification; leave it out")
     from terralign.datasets.catalog import open_dataset
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.evaluate.classification import evaluate_zero_shot
+    from terralign.evaluate.classification import choose_class_names, evaluate_zero_shot
     from terralign.evaluate.retrieval import evaluate_retrieval
     from terralign.train.threads import choose_device
 
@@ -63,7 +67,8 @@ def evaluate(
             space, samples, query=query, gallery=gallery or "rgb", prompts=prompts
         )
     else:
-        found = evaluate_zero_shot(space, samples, tower=tower, prompts=prompts)
+        names = choose_class_names(samples, classes)
+        found = evaluate_zero_shot(space, samples, tower=tower, prompts=prompts, class_names=names)
     if as_json:
         click.echo(json.dumps(found.to_json()))
         return

@@ -18,7 +18,7 @@ from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.majortom import open_majortom_s2l2a
 from terralign.datasets.photos import open_imagenet, open_tiny_imagenet
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.datasets.scene_classes import open_scene_classes
 from terralign.datasets.sen12ms import open_sen12ms
 from terralign.datasets.ssl4eo import open_ssl4eo_s12
@@ -148,7 +148,9 @@ def _find_store(store: Path) -> DatasetEntry:
             sensors=tuple(manifest.sensors),
             labels=kind,
             class_list=labels.class_list if labels else None,
-            splits=dict(manifest.splits),
+            splits=dict(manifest.splits)
+            if manifest.has_splits
+            else dict.fromkeys(WHOLE_SPLITS, sum(manifest.splits.values())),
             has_splits=manifest.has_splits,
             needs_root=False,
         ),

@@ -42,8 +42,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import Pixels, open_folder, require_inside
 from terralign.datasets.image_tree import Companion, add_sensors, open_tree
 from terralign.datasets.located import place_of_files
-from terralign.datasets.photos import WHOLE_SPLITS, require_whole_split
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import WHOLE_SPLITS, SampleSet, require_whole_split
 from terralign.datasets.shards import ShardsDeclaration, ShardSensor, open_shards
 from terralign.datasets.table import TableDeclaration, TableSensor, open_table
 from terralign.errors import DataError, nearest

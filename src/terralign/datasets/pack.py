@@ -8,7 +8,6 @@ goes on with the shards that are missing, and the store is the same, byte for by
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from safetensors.numpy import save_file
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.loader import read_ahead
 from terralign.datasets.sample import NOWHERE, Labels, Located, Place, SampleSet
-from terralign.datasets.shards_to_pack import Shard, read_encoded, read_pixels
+from terralign.datasets.shards_to_pack import Shard, plan_shards, read_encoded, read_pixels
 from terralign.datasets.store_files import (
     FORMAT,
     MANIFEST,
@@ -95,6 +94,8 @@ def pack(
 ) -> Packed:
     """Pack splits of one data set into the folder `store`, or go on where an earlier call stopped.
 
+    Shards of a finished store that are missing or cut short are made anew.
+
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
     that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
     read, or a folder that holds something else, and `StorageError` where the disk is too small.
@@ -102,11 +103,13 @@ def pack(
     settings = settings or PackSettings()
     work = _Packing(dict(splits), Path(store), settings, has_splits)
     with claimed(work.store):
+        workers = num_workers or len(os.sched_getaffinity(0))
         if is_store(work.store):
-            return Packed(store=work.store, manifest=work.require_same(), complete_before=True)
+            manifest = work.require_same()
+            mended = work.mend(manifest, workers)
+            return Packed(store=work.store, manifest=manifest, complete_before=not mended)
         work.begin()
-        manifest = work.run(num_workers or len(os.sched_getaffinity(0)))
-        return Packed(store=work.store, manifest=manifest, complete_before=False)
+        return Packed(store=work.store, manifest=work.run(workers), complete_before=False)
 
 
 class _Packing:
@@ -177,9 +180,27 @@ class _Packing:
         check_free_space(self.store, self._num_bytes())
         write_json(plan, self.identity())
 
+    def mend(self, manifest: Manifest, num_workers: int) -> int:
+        """Make the shards of a finished store anew that are missing or cut short; their number."""
+        written = {one.file: one for one in manifest.shards}
+        broken = [
+            shard
+            for shard in self._plan_shards()
+            if shard.file in written and not _is_there(self.store, written[shard.file])
+        ]
+        made = read_ahead(self._make_shard, broken, depth=num_workers, num_threads=num_workers)
+        for shard, part in zip(broken, made, strict=True):
+            logger.warning("made %s anew", shard.file)
+            if part["sha256"] != written[shard.file].sha256:
+                raise DataError(
+                    f"{self.store / shard.file} was made anew and differs from before: its source "
+                    "has changed; pack into another folder"
+                )
+        shutil.rmtree(self.store / PARTS, ignore_errors=True)
+        return len(broken)
+
     def run(self, num_workers: int) -> Manifest:
         shards = self._plan_shards()
-        (self.store / PARTS).mkdir(exist_ok=True)
         parts = {shard.number: self._finished(shard) for shard in shards}
         todo = [shard for shard in shards if parts[shard.number] is None]
         total = sum(shard.end - shard.start for shard in shards)
@@ -227,18 +248,13 @@ class _Packing:
         return self._sample_bytes() * sum(len(samples) for samples in self.splits.values())
 
     def _plan_shards(self) -> list[Shard]:
-        shards: list[Shard] = []
-        for split, samples in self.splits.items():
-            if self.settings.images == "encoded":
-                sizes = np.cumsum([_size_of(path) for path in self.encoded[split]])
-                groups = (sizes - 1) // self.settings.shard_bytes
-                cuts = np.flatnonzero(np.diff(groups)) + 1
-            else:
-                step = max(1, self.settings.shard_bytes // self._sample_bytes())
-                cuts = np.arange(step, len(samples), step)
-            for start, end in itertools.pairwise([0, *cuts.tolist(), len(samples)]):
-                shards.append(Shard(number=len(shards), split=split, start=start, end=end))
-        return shards
+        sizes = {
+            split: [_size_of(path) for path in self.encoded[split]]
+            if self.settings.images == "encoded"
+            else [self._sample_bytes()] * len(samples)
+            for split, samples in self.splits.items()
+        }
+        return plan_shards(sizes, self.settings.shard_bytes)
 
     # One shard
 
@@ -353,6 +369,11 @@ def _picture_files(samples: SampleSet) -> tuple[Path, ...]:
             f"{samples.name!r} is not made of JPEG or PNG files alone; pack it with --images pixels"
         )
     return samples.files
+
+
+def _is_there(store: Path, file: StoredFile) -> bool:
+    path = store / file.file
+    return path.is_file() and path.stat().st_size == file.num_bytes
 
 
 def _size_of(path: Path) -> int:

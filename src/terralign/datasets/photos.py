@@ -12,20 +12,8 @@ from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.sensors import SENSORS
 
-WHOLE_SPLITS = ("all", "train", "val", "test")
-"""Names under which a data set without splits gives all its samples."""
-
 TINY_FOLDER = "tiny-imagenet-200"
 """What the published archive of Tiny-ImageNet unpacks to."""
-
-
-def require_whole_split(name: str, split: str) -> None:
-    """Raise `DataError` unless `split` is a name for the whole of a set that has no splits."""
-    if split not in WHOLE_SPLITS:
-        raise DataError(
-            f"data set {name!r} has no splits; {', '.join(WHOLE_SPLITS)} all name the whole of it, "
-            f"not {split!r}"
-        )
 
 
 def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) -> FileSet:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,19 @@ class Located(Protocol):
     def place(self, index: int) -> Place:
         """Of one sample."""
         ...
+
+
+WHOLE_SPLITS = ("all", "train", "val", "test")
+"""Names under which a data set without splits gives all its samples."""
+
+
+def require_whole_split(name: str, split: str) -> None:
+    """Raise `DataError` unless `split` is a name for the whole of a set that has no splits."""
+    if split not in WHOLE_SPLITS:
+        raise DataError(
+            f"data set {name!r} has no splits; {', '.join(WHOLE_SPLITS)} all name the whole of it, "
+            f"not {split!r}"
+        )
 
 
 class SampleSet(Protocol):

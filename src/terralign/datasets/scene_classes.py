@@ -12,7 +12,7 @@ from pathlib import Path
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import Pixels, open_folder
-from terralign.datasets.photos import require_whole_split
+from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError, SplitError
 from terralign.sensors import SENSORS
 

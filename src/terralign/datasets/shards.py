@@ -59,7 +59,7 @@ from terralign.datasets.declaration import (
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.folder import require_inside
 from terralign.datasets.labels import tell_unused
-from terralign.datasets.photos import require_whole_split
+from terralign.datasets.sample import require_whole_split
 from terralign.datasets.shard_members import KINDS, PICTURES, TENSORS, MemberDecoder
 from terralign.datasets.shard_set import ShardSet
 from terralign.datasets.shard_texts import ShardLabels, TextMember, Texts

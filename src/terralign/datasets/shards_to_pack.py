@@ -34,6 +34,20 @@ class Shard:
         return f"{SHARDS}/{self.number:05d}.safetensors"
 
 
+def plan_shards(sizes: Mapping[str, Sequence[int]], shard_bytes: int) -> list[Shard]:
+    """Cut every split into shards of at most `shard_bytes`, or one sample; `sizes`: bytes each."""
+    shards: list[Shard] = []
+    for split, of_samples in sizes.items():
+        start, total = 0, 0
+        for index, size in enumerate(of_samples):
+            if index > start and total + size > shard_bytes:
+                shards.append(Shard(number=len(shards), split=split, start=start, end=index))
+                start, total = index, 0
+            total += size
+        shards.append(Shard(number=len(shards), split=split, start=start, end=len(of_samples)))
+    return shards
+
+
 @dataclass(kw_only=True, slots=True)
 class Content:
     """`kept`: indices of the samples that `tensors` hold; `skipped`: key and reason of others."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Captions, Labels, Place
+from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
 from terralign.datasets.store_files import (
     TABLE,
     Manifest,
@@ -40,7 +40,9 @@ class StoreSet:
     def __init__(self, store: Path, split: str, *, size: int | None = None) -> None:
         self._store, self._size = Path(store), size
         self._manifest = manifest = read_manifest(self._store)
-        if split not in manifest.splits:
+        if not manifest.has_splits:
+            require_whole_split(manifest.name, split)
+        elif split not in manifest.splits:
             raise SplitError(
                 f"store {store} has no split {split!r}; there: {', '.join(manifest.splits)}"
             )
@@ -51,9 +53,10 @@ class StoreSet:
         }
         self.prompts: tuple[str, ...] | None = manifest.prompts
         self._check_size()
-        self._shards = [shard for shard in manifest.shards if shard.split == split]
+        stored = split if manifest.has_splits else next(iter(manifest.splits))
+        self._shards = [shard for shard in manifest.shards if shard.split == stored]
         self._first = np.cumsum([0, *(shard.num_samples for shard in self._shards)])
-        self._table = table = _read_table(self._store, manifest, split)
+        self._table = table = _read_table(self._store, manifest, stored)
         self.keys: tuple[str, ...] = tuple(table["key"].to_pylist())
         self.labels: Labels | None = _labels(table, manifest, self._store)
         self.captions: Captions | None = (

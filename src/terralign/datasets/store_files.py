@@ -229,7 +229,7 @@ def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> d
         reason = "it is not there" if not path.is_file() else first_line(error)
         raise DataError(
             f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` tells which "
-            "shards are, packing again mends the store"
+            "shards are; delete those and pack again: only they are made anew"
         ) from error
     tensors = {}
     for name, (dtype, shape) in expected.items():

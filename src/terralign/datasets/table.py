@@ -64,8 +64,7 @@ from terralign.datasets.labels import (
     single_labels,
     tell_unused,
 )
-from terralign.datasets.photos import require_whole_split
-from terralign.datasets.sample import Captions, Labels
+from terralign.datasets.sample import Captions, Labels, require_whole_split
 from terralign.datasets.table_file import TableFile, first_true, read_table_file
 from terralign.datasets.table_set import TableSet
 from terralign.errors import DataError
