@@ -5,11 +5,8 @@ What a row is, `table.py` says. Everything that came from outside is escaped.
 
 from __future__ import annotations
 
-import base64
-import html
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,15 @@ from matplotlib.figure import Figure
 from terralign.evaluate import figures
 from terralign.evaluate.canvas import DARK, LIGHT, Theme, png_bytes, write_png
 from terralign.evaluate.figures import Bar, Sweep, plot_alpha_curve, write_sweep_csv
+from terralign.evaluate.page import (
+    Picture,
+    escape_html,
+    escape_markdown,
+    markdown_row,
+    page_html,
+    picture_html,
+    plain_table,
+)
 from terralign.evaluate.table import (
     LEGEND,
     MODELS,
@@ -40,15 +46,6 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 PerClass = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 CHART_METRICS = ("top1", "macro_map", "recall@1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Picture:
-    """A figure of the report: `draw` makes it in a theme."""
-
-    name: str
-    caption: str
-    draw: Callable[[Theme], Figure]
 
 
 def write_report(
@@ -80,7 +77,7 @@ def write_report(
     for picture in pictures:
         light, dark = (png_bytes(picture.draw(theme)) for theme in (LIGHT, DARK))
         write_png(folder / "figures" / f"{picture.name}.png", light)
-        embedded.append(_html_picture(picture, light, dark))
+        embedded.append(picture_html(picture, light, dark))
     markdown = _markdown(title, rows, pictures, recipe_text, versions, notes, reported)
     write_text(folder / "report.md", markdown)
     page = _page(title, rows, embedded, recipe_text, versions, notes, reported)
@@ -95,12 +92,12 @@ def _pictures(
     chosen_alpha: float | None,
     max_supported_drop: float | None,
     per_class: PerClass,
-) -> list[_Picture]:
+) -> list[Picture]:
     pictures = []
     bars = _bars(table_lines(rows, metrics=CHART_METRICS))
     if bars:
         pictures.append(
-            _Picture(
+            Picture(
                 name="comparison",
                 caption="Main comparison, with 95 % intervals and chance.",
                 draw=lambda theme: figures.comparison_figure(bars, theme=theme),
@@ -108,7 +105,7 @@ def _pictures(
         )
     if sweep:
         pictures.append(
-            _Picture(
+            Picture(
                 name="alpha-curve",
                 caption="Interpolation: patching against supported accuracy on validation data, "
                 "each point labelled with its alpha.",
@@ -126,11 +123,11 @@ def _pictures(
             return figures.class_figure(values, theme=theme)
 
         pictures.append(
-            _Picture(name=f"classes-{index + 1}", caption=f"Each class of {name}.", draw=draw)
+            Picture(name=f"classes-{index + 1}", caption=f"Each class of {name}.", draw=draw)
         )
     if any(row.get("loss") is not None for stage in curves.values() for row in stage):
         pictures.append(
-            _Picture(
+            Picture(
                 name="losses",
                 caption="Training loss of each stage.",
                 draw=lambda theme: figures.loss_figure(curves, theme=theme),
@@ -169,40 +166,45 @@ def _bars(lines: Sequence[Line]) -> list[Bar]:
 def _markdown(
     title: str,
     rows: Sequence[Row],
-    pictures: Sequence[_Picture],
+    pictures: Sequence[Picture],
     recipe_text: str,
     versions: Mapping[str, str],
     notes: Sequence[str],
     reported: Sequence[Row],
 ) -> str:
-    out = [f"# {_md(title)}", ""]
+    out = [f"# {escape_markdown(title)}", ""]
     for heading, metrics in (("Results", PRIMARY_METRICS), ("All figures", None)):
         lines = table_lines(rows, metrics=metrics)
         models = present_models(lines)
-        out += [f"## {heading}", "", "Per cent, with 95 % bootstrap intervals. " + _md(LEGEND), ""]
-        out += _md_row(["role", "data", "task", "tower", "metric", *models, "chance", "n"])
-        out += _md_row(["---"] * 5 + ["---:"] * (len(models) + 2), raw=True)
+        out += [
+            f"## {heading}",
+            "",
+            "Per cent, with 95 % bootstrap intervals. " + escape_markdown(LEGEND),
+            "",
+        ]
+        out += markdown_row(["role", "data", "task", "tower", "metric", *models, "chance", "n"])
+        out += markdown_row(["---"] * 5 + ["---:"] * (len(models) + 2), raw=True)
         for line in lines:
             cells = [" ".join(value_and_interval(line.cells.get(model))) for model in models]
             where = [line.role, f"{line.dataset}/{line.split}", line.task, line.tower, line.metric]
             shared = [line.shared("chance", percent), line.shared("num_samples", str)]
-            out += _md_row([*where, *cells, *shared])
+            out += markdown_row([*where, *cells, *shared])
         out.append("")
         if metrics is not None:
-            out += [f"- {_md(note)}" for note in notes] + [""]
-            out += [f"![{_md(p.caption)}](figures/{p.name}.png)\n" for p in pictures]
+            out += [f"- {escape_markdown(note)}" for note in notes] + [""]
+            out += [f"![{escape_markdown(p.caption)}](figures/{p.name}.png)\n" for p in pictures]
     if reported:
         out += ["## As reported in publications (not measured here)", ""]
-        out += _md_row(["model", "data", "metric", "as reported", "source"])
-        out += _md_row(["---"] * 5, raw=True)
+        out += markdown_row(["model", "data", "metric", "as reported", "source"])
+        out += markdown_row(["---"] * 5, raw=True)
         for row in reported:
-            out += _md_row(_reported_cells(row))
+            out += markdown_row(_reported_cells(row))
         out.append("")
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", recipe_text)), default=0))
     out += ["## What was run", "", f"{fence}toml", recipe_text.rstrip("\n"), fence, ""]
-    out += _md_row(["software", "version"]) + _md_row(["---"] * 2, raw=True)
+    out += markdown_row(["software", "version"]) + markdown_row(["---"] * 2, raw=True)
     for name, version in versions.items():
-        out += _md_row([name, str(version)])
+        out += markdown_row([name, str(version)])
     return "\n".join(out) + "\n"
 
 
@@ -215,11 +217,13 @@ def _page(
     notes: Sequence[str],
     reported: Sequence[Row],
 ) -> str:
-    body = [f"<h1>{_esc(title)}</h1>", '<section aria-label="Results"><h2>Results</h2>']
-    body.append(f"<p class=small>Per cent, with 95 % bootstrap intervals. {_esc(LEGEND)}</p>")
+    body = [f"<h1>{escape_html(title)}</h1>", '<section aria-label="Results"><h2>Results</h2>']
+    body.append(
+        f"<p class=small>Per cent, with 95 % bootstrap intervals. {escape_html(LEGEND)}</p>"
+    )
     body.append(_html_table(table_lines(rows, metrics=PRIMARY_METRICS)))
     if notes:
-        items = "".join(f"<li>{_esc(note)}</li>" for note in notes)
+        items = "".join(f"<li>{escape_html(note)}</li>" for note in notes)
         body.append(f"<ul class=notes>{items}</ul>")
     body += ["</section>", *pictures]
     body.append("<details><summary>All figures</summary>")
@@ -227,119 +231,39 @@ def _page(
     if reported:
         body.append("<h2>As reported in publications (not measured here)</h2>")
         head = ["model", "data", "metric", "as reported", "source"]
-        body.append(_html_plain_table(head, [_reported_cells(row) for row in reported]))
+        body.append(plain_table(head, [_reported_cells(row) for row in reported]))
     body.append("<h2>What was run</h2><details><summary>The resolved recipe</summary>")
-    body.append(f"<pre>{_esc(recipe_text)}</pre></details>")
+    body.append(f"<pre>{escape_html(recipe_text)}</pre></details>")
     body.append("<details><summary>Versions</summary>")
     pairs = [[name, str(version)] for name, version in versions.items()]
-    body += [_html_plain_table(["software", "version"], pairs), "</details>"]
-    return PAGE.replace("@TITLE@", _esc(title)).replace("@BODY@", "\n".join(body))
+    body += [plain_table(["software", "version"], pairs), "</details>"]
+    return page_html(title, body)
 
 
 def _html_table(lines: Sequence[Line]) -> str:
     models = present_models(lines)
     heads = ["tower", "metric", *models, "chance", "n"]
     out = ["<table class=results><thead><tr>"]
-    out += [f"<th scope=col>{_esc(head)}</th>" for head in heads] + ["</tr></thead><tbody>"]
+    out += [f"<th scope=col>{escape_html(head)}</th>" for head in heads] + ["</tr></thead><tbody>"]
     for index, line in enumerate(lines):
         if index == 0 or line.group != lines[index - 1].group:
-            text = f"<b>{_esc(line.role)}</b> {_esc(f'{line.dataset}/{line.split}, {line.task}')}"
+            where = escape_html(f"{line.dataset}/{line.split}, {line.task}")
+            text = f"<b>{escape_html(line.role)}</b> {where}"
             out.append(f"<tr class=group><th colspan={len(heads)} scope=rowgroup>{text}</th></tr>")
-        out.append(f"<tr><td>{_esc(line.tower)}</td><td>{_esc(line.metric)}</td>")
+        out.append(f"<tr><td>{escape_html(line.tower)}</td><td>{escape_html(line.metric)}</td>")
         for model in models:
             value, interval = value_and_interval(line.cells.get(model))
             cell = f"<b>{value}</b> <span>{interval}</span>" if value else ""
-            out.append(f'<td class=n data-label="{_esc(model)}">{cell}</td>')
+            out.append(f'<td class=n data-label="{escape_html(model)}">{cell}</td>')
         for head, text in (
             ("chance", line.shared("chance", percent)),
             ("n", line.shared("num_samples", str)),
         ):
-            out.append(f'<td class=n data-label="{head}">{_esc(text)}</td>')
+            out.append(f'<td class=n data-label="{head}">{escape_html(text)}</td>')
         out.append("</tr>")
     return "".join(out) + "</tbody></table>"
-
-
-def _html_plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    out = "".join(f"<th scope=col>{_esc(head)}</th>" for head in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_esc(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f"<div class=scroll><table><thead><tr>{out}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _html_picture(picture: _Picture, light: bytes, dark: bytes) -> str:
-    one, other = (f"data:image/png;base64,{base64.b64encode(d).decode()}" for d in (light, dark))
-    caption = _esc(picture.caption)
-    return (
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{other}">'
-        f'<img alt="{caption}" src="{one}"></picture><figcaption>{caption}</figcaption></figure>'
-    )
 
 
 def _reported_cells(row: Row) -> list[str]:
     where = [str(row[key]) for key in ("model", "dataset", "metric")]
     return [*where, percent(row["value"]), str(row["source"])]
-
-
-def _esc(text: str) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _md(text: str) -> str:
-    """Text that Markdown shows as it is: on one line, its signs escaped."""
-    return re.sub(r"([\\`*_\[\]<>|#~$&!])", r"\\\1", " ".join(str(text).split()))
-
-
-def _md_row(cells: Sequence[str], *, raw: bool = False) -> list[str]:
-    return ["| " + " | ".join(cell if raw else _md(cell) for cell in cells) + " |"]
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>@TITLE@</title>
-<style>
-:root { --bg: #ffffff; --fg: #1c2127; --muted: #5a636e; --line: #dfe3e8; --soft: #f4f6f8; }
-@media (prefers-color-scheme: dark) {
-  :root { --bg: #161b22; --fg: #e6edf3; --muted: #9aa4af; --line: #30363d; --soft: #1f262e; }
-}
-body { background: var(--bg); color: var(--fg); margin: 0 auto; max-width: 60rem;
-  padding: 1rem; font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h2 { font-size: 1.15rem; margin-top: 2rem; }
-.small, figcaption, td span { color: var(--muted); font-size: .85rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-td span, td.n, .results td:nth-child(2) { white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 500; }
-.results thead th:nth-child(n+3) { text-align: right; }
-.group th { background: var(--soft); font-weight: 400; }
-.scroll, pre { overflow-x: auto; }
-pre { background: var(--soft); padding: .8rem; font-size: .85rem; }
-figure { margin: 1.5rem 0; }
-img { width: 100%; max-width: 38rem; height: auto; }
-details { margin: .6rem 0; }
-summary { cursor: pointer; }
-@media (max-width: 40rem) {
-  .results thead { display: none; }
-  .results, .results tbody { display: block; }
-  .results tr { display: grid; grid-template-columns: 1fr 1fr; padding: .35rem 0;
-    border-bottom: 1px solid var(--line); }
-  .results tr.group { display: block; padding: .6rem 0 0; border: 0; }
-  .results tr.group th { display: block; }
-  .results td, .results td.n { min-width: 0; border: 0; padding: .1rem .5rem;
-    text-align: left; white-space: normal; }
-  .results td:nth-child(-n+2) { white-space: normal; font-weight: 600; }
-  .results td:empty { display: none; }
-  .results td[data-label]::before { content: attr(data-label) " "; color: var(--muted); }
-}
-</style></head><body>
-@BODY@
-</body></html>
-"""
