@@ -34,15 +34,20 @@ ARCHITECTURE: dict[str, Any] = {
 """A small CLIP for the case that no real one is at hand; its weights are random."""
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """`quick`, `threads` and `repeats` from the command line; torch's threads are set."""
+def parse_arguments(description: str, *, repeats: int = 7) -> argparse.Namespace:
+    """`quick`, `threads` and `repeats` from the command line; torch's threads are set.
+
+    `repeats`: how many turns there are unless the user or `quick` says otherwise.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few, short repeats: a smoke test")
     parser.add_argument("--threads", type=int, help="torch's threads; default: as terralign does")
-    parser.add_argument("--repeats", type=int, help="turns of each variant; default 7, quick 2")
+    parser.add_argument(
+        "--repeats", type=int, help=f"turns of each variant; default {repeats}, quick 2"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(choose_threads(arguments.threads))
-    arguments.repeats = arguments.repeats or (2 if arguments.quick else 7)
+    arguments.repeats = arguments.repeats or (2 if arguments.quick else repeats)
     return arguments
 
 
