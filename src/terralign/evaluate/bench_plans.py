@@ -1,0 +1,236 @@
+"""Which tables a bench's report has, and which of its rows are in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from terralign.evaluate.bench_rows import PLAIN, BenchRow
+from terralign.evaluate.bench_tables import (
+    Plan,
+    Table,
+    build_table,
+    difference_cell,
+    find_differences,
+    metric_text,
+    subject_text,
+)
+
+SCORES = ("top1", "macro_map")
+"""The main metric of single-label and of multi-label classification."""
+RETRIEVAL = ("recall@1", "recall@5", "recall@10", "map@10")
+PROBES = {"linear-probe": "linear probe", "knn": "k-NN"}
+ZERO_SHOT = ("zero-shot", "multi-label")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportTables:
+    """`main`: what a reader came for; `more`: the rest. Without what the bench did not measure."""
+
+    main: tuple[Table, ...]
+    more: tuple[Table, ...]
+
+
+def report_tables(rows: Sequence[BenchRow]) -> ReportTables:
+    """All tables of a bench's rows."""
+    measured = [row for row in rows if row.status == "measured" and row.value is not None]
+    figures = [row for row in measured if row.reference is None]
+    differences = find_differences(measured)
+    names = _Names(measured)
+
+    def table(plan: Plan, chosen: Iterable[BenchRow]) -> list[Table]:
+        made = build_table(plan, list(chosen), differences)
+        return [] if made is None else [made]
+
+    main = [
+        *table(_zero_shot(names), filter(_is_main_score, figures)),
+        *table(_retrieval(names), filter(_is_retrieval, figures)),
+        *table(_probes(names), filter(_is_probe, figures)),
+        *table(_decisions(names), filter(_is_decision, figures)),
+    ]
+    more = [
+        *table(_differences(names), filter(_is_shown_difference, measured)),
+        *table(_remedies(names), _with_remedies(figures)),
+    ]
+    for entry in dict.fromkeys(row.entry for row in figures):
+        own = [row for row in figures if row.entry == entry]
+        conditions = [row for row in own if row.task == "robustness" and row.metric in SCORES]
+        if conditions:
+            more += table(_robustness(names, str(entry)), conditions)
+        more += table(
+            _diagnostics(names, str(entry)), (row for row in own if row.task == "diagnostics")
+        )
+    return ReportTables(main=tuple(main), more=tuple(more))
+
+
+class _Names:
+    """How rows are called, with what is needed to tell them apart in this bench."""
+
+    def __init__(self, rows: Sequence[BenchRow]) -> None:
+        asked: dict[tuple[str | None, str | None], set[str]] = {}
+        for row in rows:
+            if row.prompts is not None and row.variant == PLAIN:
+                asked.setdefault((row.entry, row.task), set()).add(row.prompts)
+        self._several = {key for key, prompts in asked.items() if len(prompts) > 1}
+
+    def entry(self, row: BenchRow) -> str:
+        """The suite's entry, with its prompts where the bench used several sets on it."""
+        name = str(row.entry)
+        if (row.entry, row.task) in self._several and row.prompts and row.variant == PLAIN:
+            return f"{name}, prompts {row.prompts}"
+        return name
+
+    def role(self, row: BenchRow) -> str:
+        """The entry, and its role in the training of the models."""
+        return f"{self.entry(row)} ({row.role})"
+
+
+def _is_main_score(row: BenchRow) -> bool:
+    return row.task in ZERO_SHOT and row.metric in SCORES and row.variant == PLAIN
+
+
+def _is_retrieval(row: BenchRow) -> bool:
+    return row.task == "retrieval" and row.metric in RETRIEVAL and row.variant == PLAIN
+
+
+def _is_probe(row: BenchRow) -> bool:
+    return row.metric == "few_shot_top1" or (row.task in PROBES and row.metric in SCORES)
+
+
+def _is_decision(row: BenchRow) -> bool:
+    calibration = row.metric == "expected_calibration_error" and row.variant == PLAIN
+    return row.task == "decisions" or calibration
+
+
+def _is_shown_difference(row: BenchRow) -> bool:
+    if row.reference is None or row.variant != PLAIN:
+        return False
+    return row.metric in SCORES or (row.task == "retrieval" and row.metric in RETRIEVAL)
+
+
+def _with_remedies(figures: Sequence[BenchRow]) -> list[BenchRow]:
+    """Classification by every variant, of what was measured by more than the plain one."""
+    scores = [row for row in figures if row.task in ZERO_SHOT and row.metric in SCORES]
+    several = {(row.model, row.entry, row.tower) for row in scores if row.variant != PLAIN}
+    return [row for row in scores if (row.model, row.entry, row.tower) in several]
+
+
+def _zero_shot(names: _Names) -> Plan:
+    return Plan(
+        name="zero-shot",
+        title="Zero-shot classification",
+        heads=("model", "tower"),
+        note="The towers of all models are compared: they look at the same samples, each through "
+        "its own bands. Single-label data: top-1 accuracy; multi-label data: macro mAP.",
+        group=lambda row: "",
+        line=lambda row: (row.model, str(row.tower)),
+        column=lambda row: (names.role(row), metric_text(row)),
+    )
+
+
+def _retrieval(names: _Names) -> Plan:
+    return Plan(
+        name="retrieval",
+        title="Retrieval",
+        heads=("model",),
+        note="query → gallery. recall@k: the same sample (or a caption of it) is among the k "
+        "first; mAP@k: of the same class.",
+        group=lambda row: f"{names.role(row)}: {subject_text(row)}",
+        line=lambda row: (row.model,),
+        column=lambda row: ("", metric_text(row)),
+        about="group",
+        order=RETRIEVAL,
+    )
+
+
+def _probes(names: _Names) -> Plan:
+    def column(row: BenchRow) -> tuple[str, str]:
+        probe = PROBES.get(str(row.task), row.variant)
+        return names.role(row), f"{probe}, {metric_text(row)}"
+
+    return Plan(
+        name="probes",
+        title="Probes of frozen embeddings",
+        heads=("model", "tower"),
+        note="Fitted on labelled samples. Few-shot: mean over seeds, with the lowest and highest "
+        "of them in place of an interval.",
+        group=lambda row: "",
+        line=lambda row: (row.model, str(row.tower)),
+        column=column,
+    )
+
+
+def _decisions(names: _Names) -> Plan:
+    return Plan(
+        name="decisions",
+        title="Decisions and calibration",
+        heads=("model", "tower"),
+        note="F1 by thresholds chosen on validation data; calibration error of the probabilities "
+        "(single-label: softmax by the model's own scale; multi-label: after Platt scaling), the "
+        "lower the better.",
+        group=names.role,
+        line=lambda row: (row.model, subject_text(row)),
+        column=lambda row: ("", metric_text(row)),
+        about="group",
+    )
+
+
+def _differences(names: _Names) -> Plan:
+    def group(row: BenchRow) -> str:
+        task = "zero-shot" if row.task in ZERO_SHOT else PROBES.get(str(row.task), str(row.task))
+        return f"Against {row.reference}: {task}"
+
+    return Plan(
+        name="differences",
+        title="Differences to the reference",
+        heads=("model", "on"),
+        note="In points, on the same samples; *: p < 0.05 in the paired bootstrap. A tower that "
+        "the reference lacks is compared with its RGB tower.",
+        group=group,
+        line=lambda row: (row.model, f"{names.role(row)}: {subject_text(row)}"),
+        column=lambda row: ("", metric_text(row)),
+        marked=False,
+        about="group",
+        form=difference_cell,
+        order=(*SCORES, *RETRIEVAL),
+    )
+
+
+def _remedies(names: _Names) -> Plan:
+    return Plan(
+        name="remedies",
+        title="Remedies at query time",
+        heads=("variant",),
+        note="Zero-shot classification as it is (plain) and by each remedy; centred and csls see "
+        "all reported samples at once.",
+        group=lambda row: f"{row.model}, {row.tower}",
+        line=lambda row: (row.variant,),
+        column=lambda row: (names.role(row), metric_text(row)),
+    )
+
+
+def _robustness(names: _Names, entry: str) -> Plan:
+    return Plan(
+        name=f"robustness-{entry}",
+        title=f"Robustness: {entry}",
+        heads=("condition",),
+        note="Zero-shot classification with what can go wrong with the pixels.",
+        group=lambda row: "",
+        line=lambda row: (row.variant,),
+        column=lambda row: (f"{row.model}, {row.tower}", metric_text(row)),
+        marked=False,
+    )
+
+
+def _diagnostics(names: _Names, entry: str) -> Plan:
+    return Plan(
+        name=f"diagnostics-{entry}",
+        title=f"Diagnostics of the space: {entry}",
+        heads=("model", "of"),
+        note="Describes the space; neither end of these is the better one.",
+        group=lambda row: "",
+        line=lambda row: (row.model, subject_text(row)),
+        column=lambda row: ("", metric_text(row)),
+        marked=False,
+        about="group",
+    )
