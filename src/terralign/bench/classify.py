@@ -40,22 +40,20 @@ MAX_CONFUSION = 256
 def zero_shot_jobs(subject: Subject) -> Iterator[Job]:
     """A job for each tower and variant."""
     task = "multi-label" if subject.labels.multi_label else "zero-shot"
-    text = subject.text_identity()
     _ = subject.space
     for route in subject.routes:
-        for variant in (PLAIN, *subject.suite.variants):
-            more: dict[str, Any] = {}
-            if variant == "prompt-average":
-                more = {"sets": list(subject.suite.average_prompts)}
-            elif variant == "qb-norm":
-                bank = subject.bank()
-                more = {"bank": bank and bank.fingerprint}
-            where = {"task": task, "tower": route.tower, "variant": variant, **subject.text_keys()}
-            if variant == "prompt-average":
-                where |= {"prompts": "+".join(subject.suite.average_prompts), "prompts_hash": None}
+        for variant in subject.variants:
+            identity: dict[str, Any] = {"text": subject.text_identity(variant)}
+            if variant == "qb-norm":
+                identity["bank"] = subject.bank().fingerprint
             yield Job(
-                where=where,
-                identity={"text": text, **more},
+                where={
+                    "task": task,
+                    "tower": route.tower,
+                    "variant": variant,
+                    **subject.text_keys(variant),
+                },
+                identity=identity,
                 version=ZERO_SHOT_VERSION,
                 run=lambda route=route, variant=variant: _zero_shot(subject, route, variant),  # type: ignore[misc]
             )
@@ -71,10 +69,7 @@ def class_scores(subject: Subject, route: Route, variant: str = PLAIN) -> Floats
     if variant == "csls":
         return _penalised(vectors, weights, csls_penalty(vectors, weights))
     if variant == "qb-norm":
-        bank = subject.bank()
-        if bank is None:
-            raise Skipped("qb-norm needs a bank of queries: the entry names no fit or validation")
-        queries = subject.vectors(route, bank)
+        queries = subject.vectors(route, subject.bank())
         return _penalised(vectors, weights, query_bank_penalty(vectors, weights, queries))
     return cosines(vectors, weights)
 

@@ -58,7 +58,7 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
     for query, gallery in pairs:
         captions = TEXT in (query, gallery) and samples.captions is not None
         of_names = TEXT in (query, gallery) and not captions
-        for variant in (PLAIN, *subject.suite.variants):
+        for variant in subject.variants:
             without_meaning = {"prompt-average": not of_names, "qb-norm": query == TEXT}
             if variant != PLAIN and (captions or without_meaning.get(variant)):
                 continue
@@ -70,17 +70,10 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
                 "variant": variant,
             }
             if of_names:
-                identity["text"] = subject.text_identity()
-                where |= subject.text_keys()
-            if variant == "prompt-average":
-                identity["sets"] = list(subject.suite.average_prompts)
-                where |= {
-                    "prompts": "+".join(subject.suite.average_prompts),
-                    "prompts_hash": None,
-                }
+                identity["text"] = subject.text_identity(variant)
+                where |= subject.text_keys(variant)
             if variant == "qb-norm":
-                bank = subject.bank()
-                identity["bank"] = bank and bank.fingerprint
+                identity["bank"] = subject.bank().fingerprint
             yield Job(
                 where=where,
                 identity=identity,
@@ -136,10 +129,8 @@ def _penalty(
         return csls_penalty(vectors, gallery)
     if variant != "qb-norm":
         return None
-    bank = subject.bank()
-    if bank is None:
-        raise Skipped("qb-norm needs a bank of queries: the entry names no fit or validation")
-    return query_bank_penalty(vectors, gallery, subject.vectors(routes[query], bank))
+    queries = subject.vectors(routes[query], subject.bank())
+    return query_bank_penalty(vectors, gallery, queries)
 
 
 def _measure(

@@ -26,7 +26,7 @@ from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
 from terralign.bench.robustness import robustness_jobs
 from terralign.bench.store import Kept, Store, base_row, ordered
-from terralign.bench.subject import BenchData, Job, Skipped, Subject
+from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import DataError, RecipeError, TerralignError, first_line, nearest
@@ -165,6 +165,8 @@ class _Bench:
         where = base_row(subject)
         for tower, reason in subject.reasons.items():
             self._skip({**where, "tower": tower}, reason)
+        if "qb-norm" in self.suite.variants and "qb-norm" not in subject.variants:
+            self._skip({**where, "variant": "qb-norm"}, NO_BANK)
         for task in entry.tasks:
             try:
                 jobs = list(JOBS[task](subject)) if subject.routes else []

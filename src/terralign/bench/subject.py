@@ -23,12 +23,14 @@ from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError, ModelError
+from terralign.evaluate.bench_rows import PLAIN
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.evaluate.embed import Route
 from terralign.evaluate.metrics import Floats, Metric
 from terralign.files import hash_json
 from terralign.suite import Suite, SuiteEntry
 
+NO_BANK = "qb-norm needs a bank of queries: the entry names no fit or validation"
 NO_TEXT = "the model is an image encoder without text: it has probes only"
 
 
@@ -146,18 +148,26 @@ class Subject:
         """The prompts of this call, else the entry's, else the data set's own."""
         return choose_prompts(self.samples, self._named_prompts)
 
-    def text_keys(self) -> dict[str, Any]:
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The plain way, and the suite's remedies that can be taken here."""
+        without = () if self.entry.fit or self.entry.validation else ("qb-norm",)
+        return (PLAIN, *(one for one in self.suite.variants if one not in without))
+
+    def text_keys(self, variant: str = PLAIN) -> dict[str, Any]:
         """The row's keys about words."""
         prompts = self.prompts.describe()
-        return {
-            "prompts": prompts["name"],
-            "prompts_hash": prompts["hash"],
-            "class_list": self.labels.class_list,
-        }
+        name, digest = prompts["name"], prompts["hash"]
+        if variant == "prompt-average":
+            name, digest = "+".join(self.suite.average_prompts), None
+        return {"prompts": name, "prompts_hash": digest, "class_list": self.labels.class_list}
 
-    def text_identity(self) -> list[Any]:
+    def text_identity(self, variant: str = PLAIN) -> list[Any]:
         """All that text embeddings of the class names depend on, besides the model."""
-        return [self.prompts.describe()["hash"], list(self.class_names)]
+        sets = [self.prompts]
+        if variant == "prompt-average":
+            sets = [load_prompts(name) for name in self.suite.average_prompts]
+        return [[one.describe()["hash"] for one in sets], list(self.class_names)]
 
     def class_weights(self) -> Floats:
         """W (K, D) of the class names."""
@@ -196,10 +206,12 @@ class Subject:
         """(M, D) of a part."""
         return np.asarray(self.vectors(route, part.samples)[part.rows])
 
-    def bank(self) -> SampleSet | None:
+    def bank(self) -> SampleSet:
         """Samples that are not reported, for query banks: of `fit`, else of `validation`."""
         split = self.entry.fit or self.entry.validation
-        return None if split is None else self.open(split, self.entry.fit_limit)
+        if split is None:
+            raise Skipped(NO_BANK)
+        return self.open(split, self.entry.fit_limit)
 
     # Parts that nothing reported is fitted or chosen on
 

@@ -134,9 +134,17 @@ def format_bench_table(rows: Sequence[Mapping[str, Any]], *, every: bool = False
         if row.reference is not None and row.p_value is not None and row.p_value < 0.05
     }
     models = list(dict.fromkeys(row.model for row in checked))
+    asked: dict[tuple[str | None, str], set[str]] = {}
+    for row in shown:
+        if row.prompts is not None:
+            asked.setdefault((row.entry, row.model), set()).add(row.prompts)
+    several = {entry for (entry, _), prompts in asked.items() if len(prompts) > 1}
     lines: dict[tuple[str, str], dict[str, BenchRow]] = {}
     for row in shown:
-        lines.setdefault((_heading(row), _label(row)), {})[row.model] = row
+        label = _label(row) + (f", {row.prompts}" if row.entry in several and row.prompts else "")
+        lines.setdefault((_heading(row), label), {})[row.model] = row
+    headings = list(dict.fromkeys(heading for heading, _ in lines))
+    lines = dict(sorted(lines.items(), key=lambda item: headings.index(item[0][0])))
     width = max((len(label) for _, label in lines), default=0) + 2
     columns = [max(len(model), 8) for model in models]
     out = [
@@ -167,8 +175,7 @@ def _is_primary(row: BenchRow) -> bool:
 
 
 def _heading(row: BenchRow) -> str:
-    prompts = f", prompts {row.prompts}" if row.prompts else ""
-    return f"{row.role}: {row.dataset}/{row.split}, {row.task}{prompts}"
+    return f"{row.role}: {row.entry} ({row.split}), {row.task}"
 
 
 def _label(row: BenchRow) -> str:

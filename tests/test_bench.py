@@ -1,0 +1,553 @@
+"""The bench: same samples, nothing measured twice, nothing lost, nothing chosen on what is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from click.testing import CliRunner
+
+from terralign.bench import run_bench
+from terralign.bench.degrade import Condition, Degraded, conditions
+from terralign.bench.models import name_models
+from terralign.bench.subject import _divide
+from terralign.cli import main
+from terralign.datasets.catalog import open_dataset
+from terralign.datasets.subset import limit_samples
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.sensor import TowerConfig, build_tower
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.timm_encoder import TimmEncoder
+from terralign.errors import RecipeError
+from terralign.evaluate.bench_rows import check_rows, format_bench_table, question
+from terralign.evaluate.calibration import choose_thresholds
+from terralign.evaluate.classification import evaluate_zero_shot
+from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.files import read_json
+from terralign.preprocess import InputSpec
+from terralign.sensors import SENSORS
+from terralign.suite import Suite, parse_suite
+
+SUITE = """
+name = "small"
+variants = ["centred", "csls", "qb-norm", "prompt-average"]
+
+[[entries]]
+name = "scenes"
+data = "synthetic-scenes"
+split = "test"
+role = "alignment"
+tasks = ["zero-shot", "retrieval", "linear-probe", "knn", "few-shot", "robustness", "diagnostics"]
+limit = 24
+fit = "train"
+validation = "val"
+fit_limit = 30
+shots = [1]
+num_seeds = 2
+robustness_limit = 12
+
+[[entries]]
+name = "many"
+data = "synthetic-scenes-multilabel"
+split = "test"
+role = "alignment"
+tasks = ["zero-shot", "decisions"]
+limit = 24
+validation = "val"
+fit_limit = 30
+
+[[entries]]
+name = "photos"
+data = "synthetic-photos"
+split = "test"
+role = "supported"
+tasks = ["zero-shot", "retrieval", "knn"]
+limit = 40
+"""
+
+SHORT = SUITE.partition('[[entries]]\nname = "many"')[0].replace(
+    '"retrieval", "linear-probe", "knn", "few-shot", "robustness", "diagnostics"', '"diagnostics"'
+)
+SHORT = "\n".join(
+    line for line in SHORT.splitlines() if not line.startswith(("validation", "shots", "num_seeds"))
+)
+
+
+BRIEF = """
+name = "brief"
+
+[[entries]]
+data = "synthetic-scenes-multilabel"
+split = "test"
+role = "alignment"
+tasks = ["zero-shot", "retrieval", "decisions"]
+limit = 16
+
+[[entries]]
+name = "photos"
+data = "synthetic-photos"
+split = "test"
+role = "supported"
+tasks = ["zero-shot", "diagnostics"]
+limit = 16
+"""
+
+
+def suite(text: str = SUITE) -> Suite:
+    return parse_suite(text, origin="test")
+
+
+@pytest.fixture(scope="module")
+def spaces(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A base, and the same with another RGB tower and a Sentinel-2 tower."""
+    folder = tmp_path_factory.mktemp("models")
+    EmbeddingSpace(tiny_clip).save(folder / "base")
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        key: value + 0.02 * torch.randn(value.shape, generator=generator)
+        for key, value in tiny_clip.visual.state_dict().items()
+    }
+    patched = tiny_clip.with_visual(state, source="patched")
+    sensor = SENSORS["sentinel2-l2a"]
+    num = len(sensor.bands)
+    spec = InputSpec(
+        sensors=(sensor.name,), bands=sensor.band_names, missing="zero", size=32,
+        ranges={sensor.name: ((0.0, 1.0),) * num}, mean=(0.2,) * num, std=(0.2,) * num,
+    )  # fmt: skip
+    config = TowerConfig(name="s2", backbone="test_vit", input=spec, embed_dim=tiny_clip.dim)
+    tower = build_tower(config, patched, seed=0)
+    EmbeddingSpace(patched, towers={"s2": tower}).save(folder / "patched")
+    return {name: folder / name for name in ("base", "patched")}
+
+
+@pytest.fixture(scope="module")
+def finished(spaces: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete bench of both; shared, so no test may change it."""
+    out = tmp_path_factory.mktemp("bench") / "b"
+    result = run_bench(suite(), [str(path) for path in spaces.values()], out)
+    assert result.num_measured > 0
+    assert [row["note"] for row in result.rows if row["status"] == "failed"] == []
+    return out
+
+
+@pytest.fixture(scope="module")
+def brief(spaces: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete bench of a smaller suite; shared, so no test may change it."""
+    out = tmp_path_factory.mktemp("bench") / "brief"
+    assert run_bench(suite(BRIEF), [str(path) for path in spaces.values()], out).num_failed == 0
+    return out
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The towers of every forward pass over images."""
+    made: list[str] = []
+    for kind in (EmbeddingSpace, TimmEncoder):
+        plain = kind.encode_layout
+
+        def count(self: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
+            made.append(options["tower"])
+            return plain(self, *args, **options)
+
+        monkeypatch.setattr(kind, "encode_layout", count)
+    return made
+
+
+def rows_of(out: Path, **where: Any) -> list[dict[str, Any]]:
+    found = read_json(out / "results.json")["rows"]
+    where = {"status": "measured", "reference": None, **where}
+    return [row for row in found if all(row[key] == value for key, value in where.items())]
+
+
+def one(out: Path, **where: Any) -> dict[str, Any]:
+    (row,) = rows_of(out, **where)
+    return row
+
+
+# What is measured
+
+
+def test_every_task_has_figures_and_no_two_rows_answer_one_question(finished: Path) -> None:
+    rows = read_json(finished / "results.json")["rows"]
+    check_rows(rows)
+    measured = [row for row in rows if row["status"] == "measured"]
+    assert {row["task"] for row in measured} == {
+        "zero-shot", "multi-label", "retrieval", "linear-probe", "knn", "few-shot", "robustness",
+        "decisions", "diagnostics",
+    }  # fmt: skip
+    assert len({question(row) for row in measured}) == len(measured)
+    names = read_json(finished / "versions.json")
+    assert all(row["versions"] in names and row["seed"] == 0 for row in measured)
+    for row in measured:
+        if row["reference"] is None and row["metric"] != "mean_cosine":
+            assert (finished / "measurements" / f"{row['measurement']}.json").is_file()
+
+
+def test_zero_shot_and_retrieval_agree_with_measuring_by_hand(
+    finished: Path, spaces: dict[str, Path]
+) -> None:
+    space = EmbeddingSpace.load(spaces["patched"])
+    samples = limit_samples(open_dataset("synthetic-scenes", data_root=None, split="test"), 24)
+    for tower in ("rgb", "s2"):
+        hand = evaluate_zero_shot(space, samples, tower=tower).result
+        where = {"model": "patched", "task": "zero-shot", "tower": tower, "variant": "plain"}
+        row = one(finished, entry="scenes", metric="top1", **where)
+        metric = hand.metric("top1")
+        assert (row["value"], row["low"], row["high"]) == (metric.value, metric.low, metric.high)
+        assert row["prompts"] == "synthetic-scenes"
+        details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+        confusion = np.array(details["confusion"])
+        assert confusion.sum() == 24
+        assert np.trace(confusion) / 24 == pytest.approx(row["value"])
+    hand = evaluate_retrieval(space, samples, query="s2", gallery="rgb").result
+    where = {"model": "patched", "entry": "scenes", "task": "retrieval", "variant": "plain"}
+    pair = {"query_tower": "s2", "gallery_tower": "rgb"}
+    for name, level in (("recall@5", "instance"), ("map@5", "class")):
+        row = one(finished, metric=name, level=level, **where, **pair)
+        assert row["value"] == pytest.approx(hand.value(name), abs=1e-12)
+
+
+def test_retrieval_goes_between_all_pairs(finished: Path) -> None:
+    found = rows_of(finished, model="patched", entry="scenes", task="retrieval", variant="plain")
+    pairs = {(row["query_tower"], row["gallery_tower"]) for row in found}
+    names = ("text", "rgb", "s2")
+    assert pairs == {(a, b) for a in names for b in names if a != b}
+
+
+def test_thresholds_come_from_validation_data_alone(
+    finished: Path, spaces: dict[str, Path]
+) -> None:
+    row = one(finished, model="base", task="decisions", metric="macro_f1", variant="plain")
+    assert "chosen on val" in row["note"]
+    details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+    space = EmbeddingSpace.load(spaces["base"])
+    name = "synthetic-scenes-multilabel"
+    samples = limit_samples(open_dataset(name, data_root=None, split="val"), 30)
+    assert samples.labels is not None
+    assert samples.prompts is not None
+    layout = samples.layouts["sentinel2-l2a"]
+    pixels = samples.read(np.arange(30))["sentinel2-l2a"]
+    embedded = space.encode_layout(torch.from_numpy(pixels), layout, tower="rgb")
+    from terralign.encoders.zeroshot import PromptSet
+
+    prompts = PromptSet(name=name, templates=samples.prompts)
+    weights = space.zero_shot_weights(samples.labels.class_names, prompts)
+    scores = (torch.nn.functional.normalize(embedded, dim=-1) @ weights.T).numpy()
+    wanted = choose_thresholds(scores, samples.labels.values)
+    np.testing.assert_allclose(details["thresholds"]["per_class"], wanted.per_class, atol=1e-6)
+
+
+def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> None:
+    differences = rows_of(finished, model="patched", reference="base")
+    assert {row["metric"] for row in differences} >= {"top1", "macro_map", "map@10"}
+    for row in differences:
+        where = {key: row[key] for key in ("entry", "task", "variant", "metric", "level")}
+        pair = {key: row[key] for key in ("tower", "query_tower", "gallery_tower")}
+        own = one(finished, model="patched", **where, **pair)
+        if pair["tower"] == "s2":  # which the base has not: against its RGB tower
+            pair["tower"] = "rgb"
+            assert "the rgb tower of base" in row["note"]
+        base = one(finished, model="base", **where, **pair)
+        assert row["value"] == pytest.approx(own["value"] - base["value"], abs=1e-9)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert 0 < row["p_value"] <= 1
+
+
+def test_a_model_does_not_differ_from_itself(spaces: dict[str, Path], tmp_path: Path) -> None:
+    source = spaces["base"]
+    result = run_bench(suite(SHORT), [f"a={source}", f"b={source}"], tmp_path / "b")
+    differences = [row for row in result.rows if row["reference"] == "a"]
+    assert differences
+    assert {(row["value"], row["p_value"]) for row in differences} == {(0.0, 1.0)}
+    (moved,) = [row for row in result.rows if row["metric"] == "mean_cosine"]
+    assert moved["value"] == pytest.approx(1, abs=1e-6)
+
+
+# Nothing twice
+
+
+def test_the_same_bench_again_does_nothing(
+    finished: Path, spaces: dict[str, Path], calls: list[str]
+) -> None:
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    result = run_bench(suite(), [str(path) for path in spaces.values()], finished)
+    assert (result.num_measured, calls) == (0, [])
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != files.get(path)}
+    assert changed <= {".lock"}
+
+
+def test_two_benches_give_identical_numbers_and_a_table_of_them(
+    brief: Path, spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    run_bench(suite(BRIEF), [str(path) for path in spaces.values()], tmp_path / "b")
+    again = (tmp_path / "b" / "results.json").read_bytes()
+    assert again == (brief / "results.json").read_bytes()
+    rows = read_json(brief / "results.json")["rows"]
+    assert pq.read_table(brief / "results.parquet").to_pylist() == rows
+    part = format_bench_table(rows).partition("supported: photos (test), zero-shot")[2]
+    line = next(one for one in part.splitlines() if "rgb top1" in one)
+    where = {"entry": "photos", "task": "zero-shot", "metric": "top1"}
+    shown = [f"{100 * one(brief, model=name, **where)['value']:.1f}" for name in spaces]
+    assert [cell.rstrip("*") for cell in line.split()[2:4]] == shown
+
+
+def test_other_prompts_models_and_labels_cost_no_forward_pass(
+    spaces: dict[str, Path], tmp_path: Path, calls: list[str]
+) -> None:
+    out, first = tmp_path / "b", f"base={spaces['base']}"
+    run_bench(suite(SHORT), [first], out)
+    assert set(calls) == {"rgb"}
+    calls.clear()
+    before = rows_of(out)
+    result = run_bench(suite(SHORT), [first], out, prompts=["plain"])
+    assert (calls, result.num_measured > 0) == ([], True)
+    rows = rows_of(out)
+    assert [row for row in before if row not in rows] == []
+    assert {row["prompts"] for row in rows if row["variant"] == "plain"} == {
+        "synthetic-scenes", "plain",
+    }  # fmt: skip
+    # Another model adds its rows and its passes alone.
+    run_bench(suite(SHORT), [first, f"patched={spaces['patched']}"], out)
+    assert set(calls) == {"rgb", "s2"}
+    assert {row["model"] for row in rows_of(out)} == {"base", "patched"}
+    assert [row for row in before if row not in rows_of(out)] == []
+
+
+def test_sets_with_the_same_pixels_share_their_embeddings(
+    finished: Path, spaces: dict[str, Path]
+) -> None:
+    # The entry "many" is "scenes" with other labels: reported and validation samples alike.
+    hashes = [read_json(path) for path in (finished / "pixels").iterdir()]
+    optical = [one["sentinel2-l2a"] for one in hashes if "sentinel2-l2a" in one]
+    assert len(optical) > len(set(optical))
+    # "as is" is the plain pixels of fewer samples; every file is one pass over one set.
+    count = len(list((finished / "embeddings").iterdir()))
+    run_bench(suite(), [str(path) for path in spaces.values()], finished)
+    assert len(list((finished / "embeddings").iterdir())) == count
+
+
+@pytest.mark.parametrize("passes", [0, 3, 4])
+def test_a_stopped_bench_goes_on_to_the_same_results(
+    passes: int,
+    brief: Path,
+    spaces: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = [str(path) for path in spaces.values()]
+    plain, left = EmbeddingSpace.encode_layout, iter(range(1000))
+
+    def stop(self: Any, *args: Any, **options: Any) -> Any:
+        if next(left) == passes:
+            raise KeyboardInterrupt
+        return plain(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingSpace, "encode_layout", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_bench(suite(BRIEF), models, tmp_path / "b")
+    whole = len(list((brief / "measurements").glob("*.json")))
+    kept = list((tmp_path / "b").glob("measurements/[!c]*.json"))
+    assert (len(kept) == 0) == (passes == 0)
+    assert len(kept) < whole
+    again = run_bench(suite(BRIEF), models, tmp_path / "b")
+    assert 0 < again.num_measured <= whole - len(kept)
+    told = (tmp_path / "b" / "results.json").read_bytes()
+    assert told == (brief / "results.json").read_bytes()
+
+
+# What goes wrong
+
+
+def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    text = SHORT + (
+        '\n[[entries]]\ndata = "eurosat-rgb"\nsplit = "val"\nrole = "unseen"\n'
+        'tasks = ["zero-shot"]\n'
+    )
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    models = [str(spaces["base"]), str(tmp_path / "none"), f"patched={spaces['patched']}"]
+    arguments = ["bench", str(path), "--models", *models, "--out", str(tmp_path / "b")]
+    arguments += ["--data-root", str(tmp_path)]
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 1
+    value = json.loads(done.stdout)
+    failed = [row for row in value["rows"] if row["status"] == "failed"]
+    assert {(row["model"], row["entry"]) for row in failed} == {
+        ("none", None), ("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val"),
+    }  # fmt: skip
+    assert value["num_failed"] == 3
+    assert all("\n" not in row["note"] for row in failed)
+    assert rows_of(tmp_path / "b", model="patched", task="zero-shot", tower="s2")
+    assert "failed: none:" in format_bench_table(value["rows"])
+
+
+def test_another_suite_in_the_folder_is_refused_with_the_difference(
+    finished: Path, spaces: dict[str, Path]
+) -> None:
+    changed = suite(SUITE.replace("limit = 40", "limit = 50"))
+    with pytest.raises(RecipeError, match=r"entries.photos.limit: 40 -> 50"):
+        run_bench(changed, [str(spaces["base"])], finished)
+
+
+def test_a_name_stands_for_one_model(finished: Path, spaces: dict[str, Path]) -> None:
+    with pytest.raises(RecipeError, match=r"knows 'base' as model .* give it another name"):
+        run_bench(suite(), [f"base={spaces['patched']}"], finished)
+    with pytest.raises(RecipeError, match=r"'bass' is none of the models; did you mean 'base'"):
+        run_bench(suite(), [f"base={spaces['base']}"], finished, reference="bass")
+
+
+def test_an_encoder_without_text_has_probes_and_is_told_of_the_rest(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    text = SUITE.replace(
+        '"retrieval", "linear-probe", "knn", "few-shot", "robustness", ', '"knn", '
+    )
+    text = text.partition('[[entries]]\nname = "many"')[0]
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(("shots", "num_")))
+    result = run_bench(suite(text), [f"vit=timm:test_vit:{tmp_path / 'w.pth'}"], tmp_path / "b")
+    assert result.num_failed == 0
+    out = tmp_path / "b"
+    assert one(out, task="knn", metric="top1", tower="rgb")["chance"] == pytest.approx(0.1, abs=0.1)
+    (skipped,) = [row for row in result.rows if row["status"] == "skipped" and row["task"]]
+    assert (skipped["task"], skipped["value"]) == ("zero-shot", None)
+    assert "without text" in skipped["note"]
+    assert one(out, task="diagnostics", metric="effective_rank")["value"] > 1
+
+
+def test_faults_of_the_command_line() -> None:
+    runner = CliRunner()
+    for words in (["quick", "--out", "b"], ["quick", "--out", "b", "--models"]):
+        assert runner.invoke(main, ["bench", *words]).exit_code == 2
+    context = main.commands["bench"].make_context(
+        "bench",
+        ["micro", "--models", "a", "x=b", "--data-root", "d", "--models", "c", "--out", "b"],
+    )
+    assert context.params["models"] == ("a", "x=b", "c")
+    assert context.params["suite"] == "micro"
+
+
+def test_models_get_names() -> None:
+    given = [
+        "data/micro-clip", "runs/m/model", "runs/n/model", "patched=runs/x/model", "elsewhere/m",
+        "ViT-B-32:w/RemoteCLIP-ViT-B-32.pt", "ViT-B-32-quickgelu:openai", "hf-hub:org/NAME",
+        "ms-clip:w.pt", "timm:vit_small_patch16_224@sentinel2-l1c:w.pt",
+    ]  # fmt: skip
+    assert list(name_models(given)) == [
+        "micro-clip", "m", "n", "patched", "m-2", "RemoteCLIP-ViT-B-32",
+        "ViT-B-32-quickgelu-openai", "NAME", "ms-clip", "vit_small_patch16_224-sentinel2-l1c",
+    ]  # fmt: skip
+    with pytest.raises(RecipeError, match="two models are called 'a'"):
+        name_models(["a=x", "a=y"])
+
+
+# Parts and conditions
+
+
+def test_parts_of_a_set_without_another_split_do_not_overlap_and_have_every_class() -> None:
+    samples = limit_samples(open_dataset("synthetic-scenes", data_root=None, split="val"), 200)
+    assert samples.labels is not None
+    pattern = (0, 0, 0, 0, 0, 1, 1, 2, 2, 2)
+    parts = _divide(samples, pattern, 0)
+    rows = np.concatenate([part.rows for part in parts.values()])
+    assert sorted(rows) == list(range(200))
+    assert [len(part.rows) for part in parts.values()] == [100, 40, 60]
+    for part in parts.values():
+        assert len(np.unique(part.labels)) == len(samples.labels.class_names)
+    again = _divide(samples, pattern, 0)
+    assert all((parts[number].rows == again[number].rows).all() for number in parts)
+
+
+@pytest.fixture
+def scenes() -> Any:
+    return limit_samples(open_dataset("synthetic-scenes", data_root=None, split="val"), 6)
+
+
+def test_conditions_change_what_they_say_and_nothing_else(scenes: Any) -> None:
+    name = "sentinel2-l2a"
+    layout, all_rows = scenes.layouts[name], np.arange(6)
+    plain = scenes.read(all_rows)[name].astype(np.float64)
+    plain_set = Degraded(scenes, Condition(kind="as is", sensor=name))
+    np.testing.assert_array_equal(plain_set.read(all_rows)[name], plain)
+
+    without = Degraded(scenes, Condition(kind="without", sensor=name, band="B8A"))
+    channel = layout.bands.index("B8A")
+    changed = without.read(all_rows)[name]
+    assert not changed[:, channel].any()
+    others = [n for n in range(plain.shape[1]) if n != channel]
+    np.testing.assert_array_equal(changed[:, others], plain[:, others])
+
+    offset = Degraded(scenes, Condition(kind="offset", sensor=name)).read(all_rows)[name]
+    np.testing.assert_array_equal(offset, np.where(plain == 0, 0, plain + 1000))
+
+    noisy = Degraded(scenes, Condition(kind="noise", sensor=name))
+    noise = (noisy.read(all_rows)[name] - plain)[plain > 0]
+    assert noise.std() == pytest.approx(200, rel=0.02)  # 0.02 reflectance
+    # A sample's noise does not depend on what is read beside it.
+    np.testing.assert_array_equal(noisy.read(np.array([4]))[name][0], noisy.read(all_rows)[name][4])
+    prints = [one.fingerprint for one in (plain_set, without, noisy)]
+    assert len({*prints, scenes.fingerprint}) == 4
+
+
+def test_l1c_told_to_be_l2a_loses_b10_by_name() -> None:
+    from dataclasses import replace
+
+    class L1C:
+        name, split, fingerprint, captions, prompts = "x", "val", "f", None, None
+        labels, keys = None, ("a",)
+        sensor = SENSORS["sentinel2-l1c"]
+
+        def __init__(self) -> None:
+            names = self.sensor.band_names
+            self.bands = (*names[:8], *names[9:], "B8A")  # as EuroSAT has them
+            base = open_dataset("synthetic-scenes", data_root=None, split="val")
+            layout = base.layouts["sentinel2-l2a"]
+            recipe = self.sensor.composite()
+            self.layouts = {
+                self.sensor.name: replace(
+                    layout, sensor=self.sensor, bands=self.bands, composite=recipe
+                )
+            }
+
+        def __len__(self) -> int:
+            return 1
+
+        def read(self, indices: Any) -> dict[str, Any]:
+            values = [self.sensor.band_names.index(band) for band in self.bands]
+            return {self.sensor.name: np.array(values, np.uint16)[None, :, None, None]}
+
+    samples: Any = L1C()
+    worse = Degraded(samples, Condition(kind="level", sensor="sentinel2-l1c"))
+    layout = worse.layouts["sentinel2-l2a"]
+    assert set(layout.bands) == set(SENSORS["sentinel2-l2a"].band_names)
+    numbers = worse.read(np.array([0]))["sentinel2-l2a"][0, :, 0, 0]
+    told = [SENSORS["sentinel2-l1c"].band_names[number] for number in numbers]
+    assert tuple(told) == layout.bands
+    titles = [one.title for one in conditions(samples.layouts["sentinel2-l1c"], (), takes_l2a=True)]
+    assert titles == ["as is", "noise", "offset +1000 left in", "L1C fed as L2A"]
+
+
+@pytest.mark.realdata
+def test_real_figures_are_those_of_evaluating(real_data: Path, tmp_path: Path) -> None:
+    text = (
+        'name = "r"\n[[entries]]\ndata = "bigearthnet-mini-5"\nsplit = "test"\nrole = "unseen"\n'
+        'tasks = ["zero-shot", "robustness"]\n'
+    )
+    run_bench(suite(text), [str(real_data / "micro-clip")], tmp_path / "b", real_data)
+    space = EmbeddingSpace.load(real_data / "micro-clip")
+    samples = open_dataset("bigearthnet-mini-5", data_root=real_data, split="test", size=64)
+    hand = evaluate_zero_shot(space, samples, tower="rgb").result.metric("macro_map")
+    row = one(tmp_path / "b", task="multi-label", metric="macro_map")
+    assert (row["value"], row["low"], row["high"]) == (hand.value, hand.low, hand.high)
+    as_is = one(tmp_path / "b", task="robustness", metric="macro_map", variant="as is")
+    assert as_is["value"] == row["value"]

@@ -1,0 +1,91 @@
+"""Suites as data: those that ship are sound, and nothing is chosen on what is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from terralign.datasets.catalog import DATASETS
+from terralign.errors import RecipeError
+from terralign.suite import FITTED, load_suite, parse_suite, suite_names, suite_text
+
+ENTRY = """
+name = "s"
+[[entries]]
+data = "eurosat-rgb"
+split = "test"
+role = "unseen"
+tasks = ["zero-shot", "linear-probe", "decisions"]
+"""
+
+
+def test_six_suites_ship() -> None:
+    assert suite_names() == ["micro", "multispectral", "paper", "quick", "retrieval", "rgb"]
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_shipped_suite_survives_being_written_and_read(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert parse_suite(suite_text(suite), origin="again") == suite
+    assert all(entry.data in DATASETS for entry in suite.entries)
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_shipped_suites_fit_and_choose_elsewhere_than_they_report(name: str) -> None:
+    for entry in load_suite(name).entries:
+        assert entry.split not in (entry.fit, entry.validation)
+        if entry.fit is None and FITTED & set(entry.tasks):
+            # Only where the data have no other split that could be named.
+            assert entry.data == "aid"
+
+
+def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
+    data = {entry.data for entry in load_suite("paper").entries}
+    assert {f"bigearthnet-{k}" for k in (5, 19, 43)} <= data
+    assert {"sen12ms", "eurosat-rgb", "resisc45", "imagenet"} <= data
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('fit = "test"', r"fit = 'test' holds samples of the split that is reported"),
+        ('validation = "all"', r"validation = 'all' holds samples of the split that is reported"),
+        ('fit = "train"\nvalidation = "train"', "fit and validation are both 'train'"),
+        ('fit = "random-train"', "two ways to divide eurosat-rgb and overlap"),
+        ('fits = "train"', r"unknown key 'entries.0.fits'; did you mean 'fit'"),
+        ('prompts = "satelite"', "did you mean 'satellite'"),
+        ("shots = [0]", "1 or more"),
+    ],
+)
+def test_a_faulty_entry_is_refused_in_one_line(more: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said) as fault:
+        parse_suite(ENTRY + more + "\n", origin="mine.toml")
+    assert "\n" not in str(fault.value)
+    parse_suite(ENTRY + 'fit = "train"\nvalidation = "val"\n', origin="mine.toml")
+
+
+def test_a_set_without_splits_is_not_fitted_on_what_it_reports() -> None:
+    text = ENTRY.replace("eurosat-rgb", "aid") + 'fit = "train"\n'
+    with pytest.raises(RecipeError, match="aid has no splits"):
+        parse_suite(text, origin="mine.toml")
+
+
+def test_validation_without_a_task_that_chooses_has_no_effect() -> None:
+    text = ENTRY.replace(', "linear-probe", "decisions"', "") + 'validation = "val"\n'
+    with pytest.raises(RecipeError, match="validation is for"):
+        parse_suite(text, origin="mine.toml")
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    entry = ENTRY.partition("[[entries]]")[2]
+    with pytest.raises(RecipeError, match="two entries are called 'eurosat-rgb/test'"):
+        parse_suite(f"{ENTRY}\n[[entries]]{entry}", origin="mine.toml")
+
+
+def test_an_unknown_suite_is_told_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'micro'"):
+        load_suite("mikro")
+    with pytest.raises(RecipeError, match="cannot read suite"):
+        load_suite(str(tmp_path / "none.toml"))
