@@ -27,6 +27,7 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.preprocess import InputSpec
 from terralign.recipe import load_recipe, parse_recipe, recipe_names
 from terralign.sensors import SENSORS, parse_sensor
+from terralign.suite import parse_suite
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -137,6 +138,8 @@ def test_toml_blocks_are_what_they_look_like(text: str, tmp_path: Path) -> None:
         path = tmp_path / "data.toml"
         path.write_text(text)
         read_declaration(path)
+    elif "entries" in values:
+        parse_suite(text, origin="docs")
     elif "base" in values:
         parse_recipe(values, origin="docs")
     else:
