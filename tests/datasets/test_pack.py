@@ -206,6 +206,22 @@ def test_a_small_disk_is_met_before_the_work(
     assert asked == [sum(one.nbytes for one in pixels.values())]
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.longdouble])
+def test_numbers_that_no_store_holds_are_refused(tmp_path: Path, dtype: Any) -> None:
+    wide: Any = _Cast(scenes(), dtype)
+    with pytest.raises(DataError, match=f"are {np.dtype(dtype)} of shape .*convert the files"):
+        pack({"train": wide}, tmp_path / "s", SMALL)
+
+
+class _Cast(_StopsAt):
+    def __init__(self, samples: SampleSet, dtype: Any) -> None:
+        super().__init__(samples, -1)
+        self.dtype = dtype
+
+    def read(self, indices: Any) -> Any:
+        return {name: one.astype(self.dtype) for name, one in super().read(indices).items()}
+
+
 # Damage
 
 

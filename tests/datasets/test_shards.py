@@ -266,12 +266,19 @@ def forged_npy() -> bytes:
     return npy(pixels(1)).replace(b"(3, 4, 6), ", b"(3, 4, 600000), ", 1)
 
 
+def npy_header(text: str) -> bytes:
+    return b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text.encode()
+
+
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
         ("npy", npy(pixels(1))[:-4], r"one.tar: k is damaged: its header promises 144 bytes"),
         ("npy", forged_npy(), r"k is damaged"),
         ("npy", b"x", r"k is damaged or no NumPy file"),
+        ("npy", npy_header("-" * 9000 + "1"), r"k is damaged or no NumPy file"),
+        ("npy", npy_header("[" * 9000), r"k is damaged or no NumPy file"),
+        ("npy", npy(pixels(1)).replace(b"(3, 4, 6)", b"(3,-4,-6)"), r"k has shape \(3, -4, -6\)"),
         ("npy", npy(np.array([Evil()])), r"k holds no plain numbers"),
         ("npy", npy(pixels(1, 2)), r"k has shape \(2, 4, 6\); expected \(C, H, W\) with the 3 d"),
         ("npy", npy(pixels(1)[0]), r"k has shape \(4, 6\); expected"),
@@ -402,6 +409,11 @@ def test_sizes_are_checked_before_memory_is_taken(root: Path) -> None:
     header.type, header.size = tarfile.XHDTYPE, tar_index.MAX_HEADER_BYTES * 2
     path.write_bytes(header.tobuf() + b"\0" * (header.size + 1024))
     with pytest.raises(DataError, match=r"is damaged or no tar: a header of 2097152 bytes"):
+        opened(root)
+    name = tarfile.TarInfo("x")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2
+    path.write_bytes((name.tobuf(tarfile.GNU_FORMAT) + b"y".ljust(512, b"\0")) * 3000)
+    with pytest.raises(DataError, match=r"is damaged or no tar: maximum recursion"):
         opened(root)
 
 

@@ -7,6 +7,7 @@ memory is taken. C bands, H W pixels.
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -122,14 +123,23 @@ def _require_numbers(kind: str, num_bytes: int, what: str) -> None:
         )
 
 
+_NPY_FAULTS = (
+    *(ValueError, SyntaxError, EOFError, TypeError, MemoryError, RecursionError),
+    tokenize.TokenError,
+)
+"""What NumPy raises for a header that is none; the last three for one of thousands of brackets."""
+
+
 def _read_npy(content: bytes, what: str, _: str | None) -> NDArray[Any]:
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, by_columns, dtype = read(file)
-    except (ValueError, SyntaxError, EOFError, TypeError) as error:
+    except _NPY_FAULTS as error:
         raise DataError(f"{what} is damaged or no NumPy file: {first_line(error)}") from error
+    if min(shape, default=1) < 1:
+        raise DataError(f"{what} has shape {shape}; expected (C, H, W) with at least one of each")
     num_bytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
     _require_numbers("O" if dtype.hasobject else dtype.kind, num_bytes, what)
     if num_bytes != len(content) - file.tell():

@@ -90,7 +90,15 @@ class StoredSensor(_Strict):
 def describe_stored(
     layout: PixelLayout, *, images: Images, pixels: NDArray[Any] | None
 ) -> StoredSensor:
-    """The manifest's entry of a layout; `pixels`: (B, C, H, W) of it, None where encoded."""
+    """The manifest's entry of a layout; `pixels`: (B, C, H, W) of it, None where encoded.
+
+    `DataError` where a store cannot hold numbers of that type, or there are none.
+    """
+    if pixels is not None and (str(pixels.dtype) not in _DTYPES.values() or not pixels.size):
+        raise DataError(
+            f"pixels of {layout.sensor.name} are {pixels.dtype} of shape {pixels.shape[1:]}; a "
+            f"store holds {', '.join(_DTYPES.values())}: convert the files first"
+        )
     return StoredSensor(
         sensor=describe_sensor(layout.sensor),
         bands=layout.bands,

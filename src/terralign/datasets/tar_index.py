@@ -140,7 +140,7 @@ def _members(path: Path, file: IO[bytes], num_bytes: int) -> Iterator[tuple[str,
                     raise DataError(_cut_short(path, f"its member {info.name!r} is not whole"))
                 yield info.name, info.offset_data, info.size
             last = archive.offset
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         if num_bytes < tarfile.BLOCKSIZE or "unexpected end" in str(error):
             raise DataError(_cut_short(path, first_line(error))) from error
         raise DataError(f"shard {path} is damaged or no tar: {first_line(error)}") from error
