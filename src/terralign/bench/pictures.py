@@ -41,12 +41,12 @@ def keep_pictures(
     before = sum(map(len, index.values()))
     for entry in suite.entries:
         known = index.setdefault(entry.title, {})
-        wanted = dict(
-            (key, place)
+        wanted = {
+            key: place
             for example in examples.get(entry.title, ())
             for key, place in _samples_of(example)
             if key not in known
-        )
+        }
         if not wanted:
             continue
         try:

@@ -67,6 +67,12 @@ def markdown_row(cells: Sequence[str], *, raw: bool = False) -> list[str]:
     return ["| " + " | ".join(cell if raw else escape_markdown(cell) for cell in cells) + " |"]
 
 
+def markdown_code(text: str, language: str) -> list[str]:
+    """A block of code, fenced by more ticks than it has in a row."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return [f"{fence}{language}", text.rstrip("\n"), fence]
+
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -5,7 +5,6 @@ What a row is, `table.py` says. Everything that came from outside is escaped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from terralign.evaluate.page import (
     Picture,
     escape_html,
     escape_markdown,
+    markdown_code,
     markdown_row,
     page_html,
     picture_html,
@@ -200,8 +200,7 @@ def _markdown(
         for row in reported:
             out += markdown_row(_reported_cells(row))
         out.append("")
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", recipe_text)), default=0))
-    out += ["## What was run", "", f"{fence}toml", recipe_text.rstrip("\n"), fence, ""]
+    out += ["## What was run", "", *markdown_code(recipe_text, "toml"), ""]
     out += markdown_row(["software", "version"]) + markdown_row(["---"] * 2, raw=True)
     for name, version in versions.items():
         out += markdown_row([name, str(version)])

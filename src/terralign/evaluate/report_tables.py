@@ -26,7 +26,6 @@ _TEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "→": r"$\rightarrow$",
     "≥": r"$\geq$",
@@ -34,7 +33,7 @@ _TEX = {
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",
     "…": r"\ldots{}",
-    "–": "--",
+    "–": r"\textendash{}",
     "[": "{[}",
     "]": "{]}",
 }

@@ -1,0 +1,263 @@
+"""The figures of a bench's report, entry by entry, from its rows and the details it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from terralign.errors import StorageError
+from terralign.evaluate.bench_figures import (
+    MAX_CONFUSION_CLASSES,
+    MAX_SERIES,
+    class_bar_figure,
+    confusion_figure,
+    top_confusions,
+)
+from terralign.evaluate.bench_rows import PLAIN, BenchRow
+from terralign.evaluate.calibration import ReliabilityCurve
+from terralign.evaluate.canvas import Theme
+from terralign.evaluate.diagnostic_figures import (
+    projection_figure,
+    reliability_figure,
+    retrieval_figure,
+)
+from terralign.evaluate.diagnostics import Projection
+from terralign.evaluate.metrics import Floats, Metric, MetricResult
+from terralign.evaluate.page import Picture
+
+Details = Mapping[str, Mapping[str, Any]]
+"""Measurement -> its details, as `bench_rows.py` describes them."""
+
+SCORES = ("top1", "macro_map")
+MAX_PROJECTIONS = 4
+TEXT = "text"
+RGB = "rgb"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confusions:
+    """The most frequent errors where a matrix would be too large: right, said, times, share."""
+
+    caption: str
+    lines: tuple[tuple[str, str, int, float], ...]
+
+
+def entry_pictures(
+    rows: Sequence[BenchRow], details: Details
+) -> tuple[list[Picture], list[Confusions]]:
+    """The figures of one entry. `rows`: its plain measured figures, no differences.
+
+    Raises `StorageError` for damaged details.
+    """
+    try:
+        ranked = _ranked(rows)
+        confusions: list[Confusions] = []
+        pictures = [
+            *_class_bars(rows, ranked, details),
+            *_confusion(ranked[:1], details, confusions),
+            *_reliability(rows, details),
+            *_retrieval(rows),
+            *_projections(rows, details),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        entry = rows[0].entry if rows else ""
+        raise StorageError(
+            f"the details of {entry!r} are damaged ({type(error).__name__}: {error}); delete its "
+            "files in measurements/ and run the bench again"
+        ) from error
+    return pictures, confusions
+
+
+def wanted_measurements(rows: Sequence[BenchRow]) -> list[str]:
+    """The measurements whose details the figures and examples of these rows need."""
+    tasks = ("zero-shot", "multi-label", "decisions", "diagnostics", "retrieval")
+    names = [
+        row.measurement for row in rows
+        if row.task in tasks and row.variant == PLAIN and row.reference is None
+    ]  # fmt: skip
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _series(row: BenchRow) -> str:
+    return f"{row.model}, {row.tower}"
+
+
+def _ranked(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """The main figure of each model and tower, the best first."""
+    scores = [
+        row for row in rows if row.metric in SCORES and row.task in ("zero-shot", "multi-label")
+    ]
+    return sorted(scores, key=lambda row: -(row.value or 0.0))
+
+
+def _class_bars(
+    rows: Sequence[BenchRow], ranked: Sequence[BenchRow], details: Details
+) -> Iterator[Picture]:
+    best = ranked[:MAX_SERIES]
+    chosen = [row for row in rows if row in best]  # so that colours are those of other figures
+    values = {}
+    for row in chosen:
+        known = details.get(row.measurement or "", {}).get("per_class")
+        if known:
+            values[_named(row, ranked)] = {name: one["value"] for name, one in known.items()}
+    if not any(v is not None for classes in values.values() for v in classes.values()):
+        return
+    most = len(ranked) > len(chosen)
+    what = "average precision" if chosen[0].metric == "macro_map" else "accuracy"
+    yield Picture(
+        name="classes",
+        caption=f"Zero-shot {what} of each class"
+        + (f", the {len(chosen)} best of {len(ranked)}." if most else "."),
+        draw=lambda theme: class_bar_figure(values, theme=theme),
+    )
+
+
+def _confusion(
+    ranked: Sequence[BenchRow], details: Details, tables: list[Confusions]
+) -> Iterator[Picture]:
+    for row in ranked:
+        kept = details.get(row.measurement or "", {})
+        if not kept.get("confusion"):
+            continue
+        counts = np.array(kept["confusion"], dtype=np.int64)
+        names = [str(name) for name in kept["class_names"]]
+        if counts.shape != (len(names), len(names)):
+            raise ValueError(f"{counts.shape} counts of {len(names)} classes")
+        caption = f"Zero-shot, {_series(row)}"
+        if len(names) > MAX_CONFUSION_CLASSES:
+            lines = tuple(top_confusions(counts, names))
+            tables.append(Confusions(caption=f"{caption}: its most frequent errors.", lines=lines))
+            continue
+        yield Picture(
+            name="confusion",
+            caption=f"{caption}: confusion matrix, per cent of each right class.",
+            draw=lambda theme, c=counts, n=names: confusion_figure(c, n, theme=theme),  # type: ignore[misc]
+        )
+
+
+def _reliability(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture]:
+    about = {
+        "zero-shot": "the softmax of all classes, by the model's own scale",
+        "decisions": "each class on its own, after Platt scaling on validation data",
+    }
+    for task, what in about.items():
+        curves: dict[str, ReliabilityCurve] = {}
+        for row in rows:
+            if row.task != task or row.metric != "expected_calibration_error":
+                continue
+            kept = details.get(row.measurement or "", {}).get("reliability")
+            if kept and len(curves) < MAX_SERIES:
+                curves[_named(row, rows)] = _curve(kept)
+        if curves:
+            yield Picture(
+                name=f"reliability-{task}",
+                caption=f"Reliability: {what}.",
+                draw=_drawer(reliability_figure, curves),
+            )
+
+
+def _curve(kept: Mapping[str, Any]) -> ReliabilityCurve:
+    def floats(key: str) -> Any:
+        return np.array([np.nan if v is None else v for v in kept[key]], dtype=np.float64)
+
+    curve = ReliabilityCurve(
+        edges=floats("edges"),
+        confidence=floats("confidence"),
+        accuracy=floats("accuracy"),
+        count=np.array(kept["count"], dtype=np.int64),
+    )
+    bins = len(curve.count)
+    if (len(curve.edges), len(curve.confidence), len(curve.accuracy)) != (bins + 1, bins, bins):
+        raise ValueError("bins of a reliability curve do not agree")
+    return curve
+
+
+def _retrieval(rows: Sequence[BenchRow]) -> Iterator[Picture]:
+    """Recall by k: words and images, then the RGB tower and sensors; mAP where there is none."""
+    kept = [row for row in rows if row.task == "retrieval" and row.metric is not None]
+    metric = "recall" if any(str(row.metric).startswith("recall@") for row in kept) else "map"
+    by_pair: dict[tuple[str, str], dict[str, list[Metric]]] = {}
+    for row in kept:
+        if str(row.metric).partition("@")[0] != metric or row.value is None:
+            continue
+        own = Metric(
+            name=str(row.metric),
+            value=row.value,
+            low=row.value if row.low is None else row.low,
+            high=row.value if row.high is None else row.high,
+            num_samples=row.num_samples or 0,
+            chance=row.chance or 0.0,
+        )
+        pair = (str(row.query_tower), str(row.gallery_tower))
+        several = len({(r.model, r.prompts) for r in kept}) > len({r.model for r in kept})
+        more = f", prompts {row.prompts}" if several and row.prompts else ""
+        name = f"{row.model}, {pair[0]} → {pair[1]}{more}"
+        by_pair.setdefault(pair, {}).setdefault(name, []).append(own)
+    parts: dict[str, dict[str, MetricResult]] = {}
+    for (query, gallery), found in by_pair.items():
+        part = _part(query, gallery)
+        for name, metrics in found.items():
+            parts.setdefault(part, {})[name] = MetricResult(metrics=tuple(metrics))
+    sides = [part for part in parts if part != "others"] or list(parts)
+    for number, part in enumerate(sides):
+        shown = dict(list(parts[part].items())[:MAX_SERIES])
+        left_out = len(parts[part]) - len(shown)
+        yield Picture(
+            name=f"retrieval-{number + 1}",
+            caption=f"Retrieval: {metric}@k against k, with 95 % intervals"
+            + (f"; {left_out} more pairs are in the table." if left_out else "."),
+            draw=lambda theme, s=shown: retrieval_figure(s, metric=metric, theme=theme),  # type: ignore[misc]
+        )
+
+
+def _part(query: str, gallery: str) -> str:
+    if query == TEXT:
+        return "from text"
+    if gallery == TEXT:
+        return "to text"
+    if query == RGB:
+        return "from rgb"
+    return "to rgb" if gallery == RGB else "others"
+
+
+def _projections(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture]:
+    found: dict[str, tuple[BenchRow, Projection]] = {}
+    for row in rows:
+        kept = details.get(row.measurement or "", {}).get("projection")
+        if row.task != "diagnostics" or not kept or row.measurement in found:
+            continue
+        points: dict[str, Floats] = {
+            name: np.array(one["xy"], dtype=np.float64).reshape(-1, 2)
+            for name, one in kept["points"].items()
+        }
+        first, second = (float(share) for share in kept["explained"])
+        if len(points) > 1:
+            plane = Projection(points=points, explained=(first, second))
+            found[str(row.measurement)] = row, plane
+    for number, (row, plane) in enumerate(list(found.values())[:MAX_PROJECTIONS]):
+        more = f"; {len(found) - MAX_PROJECTIONS} more models have one"
+        prompts = f", prompts {row.prompts}" if row.prompts else ""
+        yield Picture(
+            name=f"projection-{number + 1}",
+            caption=f"The space of {row.model}{prompts}: {', '.join(plane.points)} on their common "
+            f"plane{more if len(found) > MAX_PROJECTIONS else ''}.",
+            draw=_drawer(projection_figure, plane),
+        )
+
+
+def _named(row: BenchRow, among: Sequence[BenchRow]) -> str:
+    """Model and tower, and the prompts where they alone tell two rows apart."""
+    same = {
+        (other.prompts, other.prompts_hash) for other in among
+        if (other.model, other.tower, other.task, other.metric)
+        == (row.model, row.tower, row.task, row.metric)
+    }  # fmt: skip
+    return f"{_series(row)}, {row.prompts}" if len(same) > 1 else _series(row)
+
+
+def _drawer(figure: Callable[..., Figure], value: Any) -> Callable[[Theme], Figure]:
+    return lambda theme: figure(value, theme=theme)
