@@ -8,5 +8,6 @@ inside the commands, so that `--help` is quick.
 from terralign.cli import runs as runs  # isort: skip
 from terralign.cli import models as models  # isort: skip
 from terralign.cli import bench as bench  # isort: skip
+from terralign.cli import ablate as ablate  # isort: skip
 from terralign.cli import data as data  # isort: skip
 from terralign.cli.app import main as main  # isort: skip

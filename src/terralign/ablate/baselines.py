@@ -1,0 +1,338 @@
+"""Methods that take the place of stage 1, on its data, its batches and its budget.
+
+`coop`: learned context tokens, both towers frozen (`train/prompt_learning.py`). `lp-ft`: a linear
+head, then head and tower (`train/linear_probe.py`). `soup`: the mean of patched towers of several
+seeds (`train/soup.py`), at as many times the budget. `layer-alphas`: an alpha per group of layers
+instead of one (`train/layer_alphas.py`), on the same fine-tuned weights.
+
+Their rows are those of model "patched" on what the recipe measures of it. A linear head belongs to
+its task: its rows are those of task "linear-head", beside the zero-shot rows of its tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from terralign.ablate.sharing import SharedStages
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.weights import StateDict
+from terralign.errors import RecipeError, TrainingError
+from terralign.evaluate.classification import (
+    choose_class_names,
+    choose_prompts,
+    evaluate_zero_shot,
+    require_labels,
+)
+from terralign.evaluate.metrics import MetricResult
+from terralign.evaluate.result import Evaluation
+from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.files import hash_json, write_json
+from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe
+from terralign.run import run_recipe
+from terralign.run_data import RunData
+from terralign.run_folder import keep_recipe
+from terralign.study import Planned
+from terralign.toml_values import explain
+from terralign.train.finetune import PatchingTask
+from terralign.train.interpolate import on_cpu
+from terralign.train.labelled_pictures import PictureSettings
+from terralign.train.layer_alphas import (
+    group_names,
+    interpolate_layers,
+    layer_groups,
+    search_layer_alphas,
+)
+from terralign.train.linear_probe import (
+    LinearProbeSettings,
+    evaluate_linear_head,
+    probe_then_finetune,
+)
+from terralign.train.patch import PatchResult, PatchSettings, patch
+from terralign.train.prompt_learning import (
+    PromptLearningSettings,
+    evaluate_learned_prompts,
+    learn_prompts,
+)
+from terralign.train.ready_tasks import ReadyTasks
+from terralign.train.soup import greedy_soup, uniform_soup
+from terralign.train.sweep import SweepMemory, within_bound
+from terralign.train.threads import choose_device
+
+Rows = list[dict[str, Any]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SoupSettings(_Strict):
+    """Which towers are mixed."""
+
+    num_models: int = Field(default=3, ge=2)
+    """Towers patched with the run's seed and those after it."""
+    greedy: bool = True
+    """Add a tower only where validation does not lose by it; else the mean of all."""
+
+
+class LayerAlphaSettings(_Strict):
+    """The search of an alpha per group of layers."""
+
+    num_groups: int = Field(default=3, ge=1)
+    """Parts of the blocks, beside stem and projection."""
+    max_passes: int = Field(default=2, ge=1)
+
+
+SETTINGS: dict[str, type[BaseModel]] = {
+    "coop": PromptLearningSettings,
+    "lp-ft": LinearProbeSettings,
+    "soup": SoupSettings,
+    "layer-alphas": LayerAlphaSettings,
+}
+
+
+def check_settings(planned: Planned) -> BaseModel | None:
+    """The settings of a variant's method; None for the recipe's own stages.
+
+    The budget (epochs, batch size), loss, views and precision are those of stage 1; so are rate and
+    decay of LP-FT's tower. Raises `RecipeError` for a setting the method does not have.
+    """
+    variant, recipe = planned.variant, planned.recipe
+    if variant.method == "recipe":
+        return None
+    kind = SETTINGS[variant.method]
+    if recipe.patch is None:
+        raise RecipeError(f"variant {variant.name}: {variant.method} needs the patch stage's data")
+    same: dict[str, Any] = {}
+    if issubclass(kind, PictureSettings):
+        own = {"lr", "weight_decay"} if variant.method == "coop" else set()
+        names = set(PictureSettings.model_fields) - own
+        if variant.method == "lp-ft":
+            names |= {"trainable", "batch_norm"}
+        same = {name: getattr(recipe.patch, name) for name in names}
+    elif recipe.patch.batch_norm == "train":
+        raise RecipeError(
+            f"variant {variant.name}: {variant.method} does not estimate batch-norm statistics "
+            'anew; use batch_norm = "frozen"'
+        )
+    try:
+        return kind.model_validate({**same, **variant.settings})
+    except ValidationError as error:
+        raise RecipeError(
+            f"variant {variant.name}, {variant.method}: {explain(error, kind)}"
+        ) from error
+
+
+def run_baseline(
+    planned: Planned,
+    folder: Path,
+    *,
+    data_root: Path | None,
+    device: str | None,
+    stores: Path,
+    shared: SharedStages,
+) -> Rows:
+    """Train and measure a method in `folder`, or go on; `results.json` there as of a run."""
+    recipe, settings = planned.recipe, check_settings(planned)
+    assert recipe.patch is not None
+    assert settings is not None
+    start = folder / "start"
+    bare = recipe.model_copy(
+        update={
+            "patch": None,
+            "evaluate": tuple(
+                entry.model_copy(update={"models": ("base",)})
+                for entry in recipe.evaluate
+                if entry.models
+            ),
+        }
+    )
+    start.mkdir(parents=True, exist_ok=True)
+    keep_recipe(bare, start)
+    shared.take(bare, start)
+    rows = list(run_recipe(bare, start, data_root=data_root, device=device, stores=stores).rows)
+    shared.give(bare, start)
+    base = EmbeddingSpace.load(start / "model").to(choose_device(device))
+    data = RunData(recipe, data_root, stores)
+    data.size = base.input_spec().size
+    stage = _Stage(recipe, recipe.patch, base.clip, data, folder, shared)
+    found, note = METHODS[planned.variant.method](stage, settings)
+    rows += found
+    write_json(folder / "method.json", {"method": planned.variant.method, **note})
+    write_json(folder / "results.json", {"rows": rows})
+    return rows
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What stage 1 has: its recipe, its theta_0, its data."""
+
+    recipe: Recipe
+    settings: PatchRecipe
+    clip: ClipModel
+    data: RunData
+    folder: Path
+    shared: SharedStages
+
+    def tasks(self) -> list[PatchingTask]:
+        return self.data.patching_tasks(self.settings)[0]
+
+    def patched(self, folder: Path, seed: int) -> PatchResult:
+        """Stage 1 as the recipe has it, with a seed, in a folder; shared with other runs."""
+        recipe = self.recipe.model_copy(update={"seed": seed})
+        # A base that is pretrained depends on the seed too, and the shared name with it.
+        sharable = self.recipe.base.pretrain is None or seed == self.recipe.seed
+        if sharable:
+            self.shared.take(recipe.model_copy(update={"align": ()}), folder)
+        training, validation, supported = self.data.patching_tasks(self.settings)
+        settings = PatchSettings.model_validate(
+            {name: getattr(self.settings, name) for name in PatchSettings.model_fields}
+        )
+        result = patch(
+            self.clip, training, settings, folder / "patch",
+            validation=validation, supported=supported,
+            preserve_on=self.data.preserve_on(self.settings), seed=seed,
+        )  # fmt: skip
+        if sharable:
+            self.shared.give(recipe.model_copy(update={"align": ()}), folder)
+        return result
+
+    def ready(self) -> ReadyTasks:
+        """Validation data of patching and supported tasks, for any number of towers."""
+        _, validation, supported = self.data.patching_tasks(self.settings)
+        return ReadyTasks(self.clip, patching=validation, supported=supported)
+
+    def opened(self, entry: EvaluateRecipe) -> SampleSet:
+        return self.data.open(entry.data, entry.split, entry.limit)
+
+    def measured(self, weights: StateDict) -> Rows:
+        """Rows of an RGB tower's weights on what the recipe measures of its RGB towers."""
+        space = EmbeddingSpace(self.clip.with_visual(weights, source="study"))
+        rows: Rows = []
+        for entry in self.recipe.evaluate:
+            samples = self.opened(entry)
+            if entry.task == "retrieval":
+                evaluation = evaluate_retrieval(
+                    space, samples, query=entry.query, gallery=entry.gallery or RGB,
+                    prompts=entry.prompts,
+                )  # fmt: skip
+            else:
+                evaluation = evaluate_zero_shot(
+                    space, samples, tower=RGB, prompts=entry.prompts,
+                    class_names=choose_class_names(samples, entry.classes),
+                )  # fmt: skip
+            rows += evaluation.to_rows(model="patched", role=entry.role)
+        return rows
+
+    def rows_of(self, result: MetricResult, entry: EvaluateRecipe, samples: SampleSet) -> Rows:
+        """Rows of figures that do not come from a space's own texts."""
+        evaluation = Evaluation(
+            task="multi-label" if require_labels(samples).multi_label else "zero-shot",
+            dataset=samples.name,
+            split=samples.split,
+            space_id="",
+            tower=RGB,
+            note="",
+            prompts=None,
+            class_names=None,
+            result=result,
+        )
+        return evaluation.to_rows(model="patched", role=entry.role)
+
+
+def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
+    prompts = learn_prompts(
+        stage.clip, stage.tasks(), settings, stage.folder / "coop", seed=stage.recipe.seed
+    )
+    rows: Rows = []
+    for entry in stage.recipe.evaluate:
+        if entry.task == "retrieval":
+            continue  # of captions, which name no class
+        samples = stage.opened(entry)
+        task = PatchingTask(
+            samples=samples,
+            prompts=choose_prompts(samples, entry.prompts),
+            class_names=choose_class_names(samples, entry.classes),
+        )
+        rows += stage.rows_of(evaluate_learned_prompts(stage.clip, prompts, task), entry, samples)
+    return rows, {"settings": settings.model_dump(mode="json")}
+
+
+def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
+    tasks = stage.tasks()
+    result = probe_then_finetune(
+        stage.clip, tasks, settings, stage.folder / "lp-ft", seed=stage.recipe.seed
+    )
+    clip = stage.clip.with_visual(result.finetuned, source="lp-ft")
+    heads = {task.samples.name: head for task, head in zip(tasks, result.heads, strict=True)}
+    rows = stage.measured(result.finetuned)
+    for entry in stage.recipe.evaluate:
+        samples = stage.opened(entry)
+        if entry.task == "zero-shot" and samples.name in heads:
+            found = evaluate_linear_head(clip, heads[samples.name], samples)
+            rows += [{**row, "task": "linear-head"} for row in stage.rows_of(found, entry, samples)]
+    return rows, {"settings": settings.model_dump(mode="json")}
+
+
+def _soup(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
+    first = stage.recipe.seed
+    seeds = range(first, first + settings.num_models)
+    towers = [stage.patched(stage.folder / "members" / str(seed), seed).patched for seed in seeds]
+    if not settings.greedy:
+        return stage.measured(uniform_soup(towers)), {"seeds": list(seeds)}
+    with stage.ready() as ready:
+        _, before = ready.measure(on_cpu(stage.clip.visual.state_dict()))
+
+        def judge(weights: StateDict) -> float:
+            patching, supported = ready.measure(weights)
+            if not within_bound(supported, before, stage.settings.max_supported_drop):
+                return -math.inf
+            return math.fsum(patching.values()) / len(patching)
+
+        soup = greedy_soup(towers, judge)
+    if soup.value == -math.inf:
+        raise TrainingError(
+            "no tower keeps every supported task within max_supported_drop "
+            f"= {stage.settings.max_supported_drop:g}, so there is nothing to mix"
+        )
+    note = {"seeds": [seeds[member] for member in soup.members], "validation": soup.value}
+    return stage.measured(soup.weights), note
+
+
+def _layer_alphas(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
+    theta_0 = on_cpu(stage.clip.visual.state_dict())
+    theta_1 = stage.patched(stage.folder, stage.recipe.seed).finetuned
+    groups = layer_groups(theta_0, settings.num_groups)
+    _, validation, supported = stage.data.patching_tasks(stage.settings)
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "patch": stage.settings.model_dump(mode="json"),
+        "data": [task.identity() for task in (*validation, *supported)],
+        "clip": stage.clip.anchor_id(),
+    }
+    memory = SweepMemory(path=stage.folder / "layer-alphas.json", identity=hash_json(identity))
+    with stage.ready() as ready:
+        choice = search_layer_alphas(
+            lambda alphas: interpolate_layers(theta_0, theta_1, groups, alphas),
+            group_names(groups), stage.settings.alphas, ready,
+            max_supported_drop=stage.settings.max_supported_drop,
+            max_passes=settings.max_passes, memory=memory,
+        )  # fmt: skip
+    weights = interpolate_layers(theta_0, theta_1, groups, choice.best.alphas)
+    return stage.measured(weights), {"alphas": choice.best.alphas, "reason": choice.reason}
+
+
+METHODS: dict[str, Callable[[_Stage, Any], tuple[Rows, dict[str, Any]]]] = {
+    "coop": _coop,
+    "lp-ft": _probed,
+    "soup": _soup,
+    "layer-alphas": _layer_alphas,
+}
+"""Method -> what trains and measures it: its rows, and what it chose."""

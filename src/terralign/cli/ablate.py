@@ -1,0 +1,82 @@
+"""The command that runs studies: ablate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from terralign.cli.app import (
+    data_root_option,
+    device_option,
+    example,
+    json_option,
+    main,
+    set_option,
+)
+
+
+@main.command()
+@click.argument("study")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Study folder; default studies/NAME."
+)  # fmt: skip
+@data_root_option
+@set_option
+@click.option(
+    "--seed", "seeds", type=click.IntRange(min=0), multiple=True,
+    help="A seed instead of the study's; repeatable.",
+)  # fmt: skip
+@click.option("--only", multiple=True, metavar="VARIANT", help="Run this variant; repeatable.")
+@device_option
+@json_option
+@example("terralign ablate losses --data-root data --out studies/losses --seed 0")
+def ablate(
+    study: str,
+    out: Path | None,
+    data_root: Path | None,
+    overrides: tuple[str, ...],
+    seeds: tuple[int, ...],
+    only: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Run a STUDY, a recipe in many variants and seeds: one that ships, or a TOML file.
+
+    The same command again goes on with what is not finished. A run that fails does not end the
+    study: the table names it, and the exit code is 1.
+    """
+    from terralign.ablate import run_study
+    from terralign.study import load_study
+
+    loaded = load_study(study)
+    result = run_study(
+        loaded,
+        out or Path("studies") / loaded.name,
+        data_root=data_root,
+        device=device,
+        overrides=overrides,
+        seeds=seeds,
+        only=only,
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "folder": str(result.folder),
+                    "complete_before": result.complete_before,
+                    "rows": list(result.rows),
+                    "summary": list(result.summary),
+                    "failures": list(result.failures),
+                }
+            )
+        )
+    else:
+        click.echo(result.table)
+        if result.complete_before:
+            click.echo(f"{result.folder} is complete; nothing was to do.")
+        click.echo(f"table: {result.folder / 'table.md'}")
+    if result.failures:
+        sys.exit(1)

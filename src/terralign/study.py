@@ -1,0 +1,287 @@
+"""A study as data: one recipe, what is varied in it, and seeds, `studies/*.toml`.
+
+Every variant is the study's recipe with other values, parsed and checked before the first of them
+is run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terralign.errors import RecipeError, nearest
+from terralign.evaluate.table import PRIMARY_METRICS
+from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
+from terralign.toml_values import apply_override, explain, without_none
+
+Method = Literal["recipe", "coop", "lp-ft", "soup", "layer-alphas"]
+NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Variant(_Strict):
+    """One arm of a study: the recipe with these values changed."""
+
+    name: str = Field(pattern=NAME)
+    """How tables call it, and its folder."""
+    set: dict[str, Any] = {}
+    """Dotted key of the recipe -> its value, as `--set` names them."""
+    drop: tuple[str, ...] = ()
+    """Dotted keys that are left out, which TOML cannot say by a value; before `set`."""
+    method: Method = "recipe"
+    """recipe: the recipe's own stages; else what takes the place of stage 1."""
+    settings: dict[str, Any] = {}
+    """Of a method other than "recipe"; what it shares with stage 1 it takes from there."""
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.settings and self.method == "recipe":
+            raise ValueError("settings are those of a method; a recipe's values go into set")
+        return self
+
+
+class Study(_Strict):
+    """What is compared."""
+
+    name: str = Field(min_length=1)
+    note: str = ""
+    """What a reader of the table should know."""
+    recipe: str
+    """A recipe that ships, or the path of one, relative to the study's file."""
+    stage: Literal["patch", "align"] | None = None
+    """Only stage 1, or only stage 2 from the space that base.model names; None: the whole run."""
+    towers: tuple[str, ...] | None = None
+    """The recipe's towers that are aligned and measured; None: all."""
+    set: dict[str, Any] = {}
+    """Values of all variants."""
+    drop: tuple[str, ...] = ()
+    """Keys that all variants leave out; before `set`."""
+    vary: dict[str, tuple[Any, ...]] = {}
+    """Dotted key -> its values; makes variants, before those that are written out."""
+    design: Literal["grid", "one-at-a-time"] = "grid"
+    """Every combination of the values; or the first of each, and from there one other at a time."""
+    variants: tuple[Variant, ...] = ()
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    metrics: tuple[str, ...] = Field(default=PRIMARY_METRICS, min_length=1)
+    """Those of the table; `results.json` holds all."""
+
+    @model_validator(mode="after")
+    def _is_a_comparison(self) -> Self:
+        if not self.vary and not self.variants:
+            raise ValueError("a study needs vary, or [[variants]]")
+        empty = [key for key, values in self.vary.items() if not values]
+        if empty:
+            raise ValueError(f"vary {empty[0]!r} has no values")
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must differ, and be 0 or more: {list(self.seeds)}")
+        names = [variant.name for variant in self.all_variants()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two variants are called {twice[0]!r}; write them out with names")
+        if self.stage != "patch" and any(one.method != "recipe" for one in self.variants):
+            raise ValueError('methods take the place of stage 1; set stage = "patch"')
+        return self
+
+    def all_variants(self) -> tuple[Variant, ...]:
+        """Those that `vary` makes, then those written out."""
+        return (*self._varied(), *self.variants)
+
+    def _varied(self) -> Iterator[Variant]:
+        if not self.vary:
+            return
+        if self.design == "grid":
+            for values in itertools.product(*self.vary.values()):
+                changes = dict(zip(self.vary, values, strict=True))
+                yield Variant(name=_name(changes), set=changes)
+            return
+        first = {key: values[0] for key, values in self.vary.items()}
+        yield Variant(name="reference", set=first)
+        for key, values in self.vary.items():
+            for value in values[1:]:
+                yield Variant(name=_name({key: value}), set={**first, key: value})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """One run of a study: a variant's recipe with one seed."""
+
+    variant: Variant
+    seed: int
+    recipe: Recipe
+
+
+def study_names() -> list[str]:
+    """The studies that ship with the package."""
+    folder = resources.files("terralign") / "studies"
+    return sorted(
+        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
+    )
+
+
+def load_study(name_or_path: str) -> Study:
+    """A shipped study by name, or a TOML file; `RecipeError` says what is wrong with it."""
+    if name_or_path in study_names():
+        text = (resources.files("terralign") / "studies" / f"{name_or_path}.toml").read_text(
+            "utf-8"
+        )
+        return parse_study(text, origin=name_or_path)
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        hint = nearest(name_or_path, study_names())
+        raise RecipeError(f"no study {name_or_path!r}; {hint} (or the path of a .toml file)")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise RecipeError(f"cannot read study {name_or_path}: {reason}") from error
+    study = parse_study(text, origin=name_or_path)
+    if study.recipe.endswith(".toml"):
+        return study.model_copy(update={"recipe": str(path.parent / study.recipe)})
+    return study
+
+
+def parse_study(text: str, *, origin: str) -> Study:
+    """A study from TOML, checked by itself; its recipes are when it is planned."""
+    try:
+        return Study.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"study {origin} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise RecipeError(f"study {origin}: {explain(error, Study)}") from error
+
+
+def study_text(study: Study, overrides: Sequence[str]) -> str:
+    """What a study's folder holds: the study without its seeds, which may become more."""
+    values = without_none(study.model_dump(mode="json", exclude={"seeds"}))
+    return tomli_w.dumps({**values, "overrides": list(overrides)})
+
+
+def plan_study(
+    study: Study,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
+) -> list[Planned]:
+    """Every run of a study, seed by seed; `RecipeError` where one's recipe is wrong.
+
+    `overrides`: `KEY=VALUE` for all variants; what a variant sets itself stays. `seeds`: instead of
+    the study's. `only`: names of the variants to run; empty: all.
+    """
+    known = {variant.name: variant for variant in study.all_variants()}
+    for name in only:
+        if name not in known:
+            raise RecipeError(f"study {study.name} has no variant {name!r}; {nearest(name, known)}")
+    chosen = [variant for name, variant in known.items() if not only or name in only]
+    base = tomllib.loads(recipe_text(load_recipe(study.recipe)))
+    if study.towers is not None:
+        _keep_towers(base, study.towers)
+    _change(base, study.drop, study.set, f"study {study.name}")
+    for override in overrides:
+        apply_override(base, override)
+    return [
+        Planned(variant=variant, seed=seed, recipe=_recipe(study, base, variant, seed))
+        for seed in dict.fromkeys(seeds or study.seeds)
+        for variant in chosen
+    ]
+
+
+def _recipe(study: Study, base: Mapping[str, Any], variant: Variant, seed: int) -> Recipe:
+    where = f"study {study.name}, variant {variant.name}"
+    values = json.loads(json.dumps(base))
+    _change(values, variant.drop, variant.set, where)
+    recipe = parse_recipe({**values, "seed": seed}, origin=f"{study.recipe} ({where})")
+    if study.stage is None:
+        return recipe
+    if study.stage == "align" and recipe.base.model is None:
+        raise RecipeError(f"{where}: a study of stage 2 alone needs base.model, a patched space")
+    return single_stage(recipe, study.stage, base=recipe.base.model)
+
+
+def _change(
+    values: dict[str, Any], drop: Sequence[str], changes: Mapping[str, Any], where: str
+) -> None:
+    """Leave out and set values of a recipe, in place."""
+    for key in drop:
+        _leave_out(values, key, where)
+    for key, value in changes.items():
+        apply_override(values, f"{key}={_inline(value)}")
+
+
+def _leave_out(values: dict[str, Any], key: str, where: str) -> None:
+    *parents, last = key.split(".")
+    current: Any = values
+    for part in parents:
+        current = _below(current, part, key, where)
+    _below(current, last, key, where)
+    if isinstance(current, dict):
+        del current[last]
+    else:
+        current.remove(_below(current, last, key, where))
+
+
+def _below(current: Any, part: str, key: str, where: str) -> Any:
+    """What lies under one part of a dotted key; entries of lists by number or `name`."""
+    entries: dict[str, Any] = {}
+    if isinstance(current, dict):
+        entries = current
+    elif isinstance(current, list):
+        entries = {str(number): one for number, one in enumerate(current)}
+        entries |= {one["name"]: one for one in current if isinstance(one, dict) and "name" in one}
+    if part not in entries:
+        raise RecipeError(f"{where}: drop {key!r}: nothing there; {nearest(part, entries)}")
+    return entries[part]
+
+
+def _keep_towers(values: dict[str, Any], towers: Sequence[str]) -> None:
+    """Leave out the other towers of a recipe, and what it measures of them."""
+    known = [tower["name"] for tower in values.get("align", [])]
+    for name in towers:
+        if name not in known:
+            raise RecipeError(f"towers: the recipe has no {name!r}; {nearest(name, known)}")
+    gone = set(known) - set(towers)
+    values["align"] = [tower for tower in values["align"] if tower["name"] in towers]
+    kept = []
+    for entry in values.get("evaluate", []):
+        left = [name for name in entry.get("towers", []) if name not in gone]
+        asked = {entry.get("query"), entry.get("gallery")}
+        if asked & gone or not (left or entry.get("models") or entry.get("query")):
+            continue
+        kept.append({**entry, "towers": left})
+    values["evaluate"] = kept
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML in one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        pairs = (f"{json.dumps(key)} = {_inline(one)}" for key, one in value.items())
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return repr(value)
+
+
+def _name(changes: Mapping[str, Any]) -> str:
+    """`preserve=8_lr=0.001`: the last parts of the keys, and the values in plain letters."""
+    parts = []
+    for key, value in changes.items():
+        plain = re.sub(r"[^a-z0-9.]+", "-", _inline(value).lower()).strip("-.")
+        parts.append(f"{key.split('.')[-1].replace('_', '-').lower()}={plain}")
+    return "_".join(parts)
