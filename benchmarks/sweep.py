@@ -26,6 +26,7 @@ from measuring import (
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.loader import keep_in_memory
 from terralign.datasets.sample import SampleSet
+from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip import ClipModel
 from terralign.evaluate.classification import choose_prompts, require_labels
@@ -35,7 +36,7 @@ from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate
 from terralign.train.sweep import sweep
 
-BATCH_SIZE = 128
+BATCH_SIZE = 64
 
 
 def ready_batches(clip: ClipModel, samples: SampleSet) -> list[Tensor]:
@@ -51,17 +52,17 @@ def ready_batches(clip: ClipModel, samples: SampleSet) -> list[Tensor]:
 
 def main() -> None:
     """Measure and print."""
-    arguments = parse_arguments(__doc__.splitlines()[0])
+    arguments = parse_arguments(__doc__.splitlines()[0], repeats=5)
     root = data_root()
     clip = some_clip(root)
     size = clip.input_spec.size
+    number = 256 if arguments.quick else 512
     if root is not None:
         samples: SampleSet = open_dataset("eurosat-rgb", data_root=root, split="val", size=size)
     else:
-        number = 256 if arguments.quick else 1536
         samples = open_synthetic_scenes("val", num_samples=number, size=size)
-    samples = keep_in_memory(samples)
-    alphas = (0.0, 0.5, 1.0) if arguments.quick else (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    samples = keep_in_memory(limit_samples(samples, number))
+    alphas = (0.0, 0.5, 1.0) if arguments.quick else (0.0, 0.4, 0.7, 1.0)
     task = PatchingTask(
         samples=samples,
         prompts=choose_prompts(samples),
