@@ -39,6 +39,10 @@ class _SeveralModels(click.Command):
 @data_root_option
 @click.option("--prompts", multiple=True, help="A prompt set instead of the suite's; repeatable.")
 @click.option("--reference", help="Name of the model to compare with; default: the first.")
+@click.option(
+    "--report/--no-report", default=True,
+    help="Write report.html, report.md and tables.tex (default), or the rows alone.",
+)  # fmt: skip
 @device_option
 @json_option
 @example("terralign bench micro --models data/micro-clip runs/m/model --data-root data --out b")
@@ -49,6 +53,7 @@ def bench(
     data_root: Path | None,
     prompts: tuple[str, ...],
     reference: str | None,
+    report: bool,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +62,7 @@ def bench(
     MODEL is a space, anything open_clip, ms-clip:FILE, or timm:NAME for probes alone. The same
     command again measures nothing; more models and other prompts add their rows.
     """
-    from terralign.bench import run_bench
+    from terralign.bench import report_bench, run_bench
     from terralign.evaluate.bench_rows import format_bench_table
     from terralign.suite import load_suite
     from terralign.train.threads import choose_device
@@ -69,6 +74,7 @@ def bench(
         loaded, models, out, data_root,
         prompts=prompts, reference=reference, device=chosen_device,
     )  # fmt: skip
+    page = report_bench(out, data_root) if report else None
     if as_json:
         click.echo(
             json.dumps(
@@ -76,6 +82,7 @@ def bench(
                     "folder": str(result.folder),
                     "num_measured": result.num_measured,
                     "num_failed": result.num_failed,
+                    "report": None if page is None else str(page),
                     "rows": list(result.rows),
                 }
             )
@@ -83,5 +90,7 @@ def bench(
     else:
         click.echo(format_bench_table(result.rows))
         click.echo(f"{result.num_measured} new measurements; rows: {out / 'results.json'}")
+        if page is not None:
+            click.echo(f"report: {page}")
     if result.num_failed:
         raise SystemExit(1)

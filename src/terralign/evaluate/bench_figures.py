@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -109,11 +109,27 @@ def confusion_figure(
     if num <= MAX_NUMBERED:
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
-            color = theme.background if share > 55 else theme.text
+            color = _readable(ramp(share / 100), theme)
             axes.text(
                 column, row, f"{share:.0f}", ha="center", va="center", size=FONT_SIZE, color=color
             )
     return figure
+
+
+def _readable(ground: tuple[float, float, float, float], theme: Theme) -> str:
+    """The theme's text or background colour, whichever stands out more from `ground`."""
+
+    def contrast(color: str) -> float:
+        low, high = sorted(_luminance(one) for one in (to_rgb(color), ground[:3]))
+        return (high + 0.05) / (low + 0.05)
+
+    return max((theme.text, theme.background), key=contrast)
+
+
+def _luminance(rgb: tuple[float, float, float]) -> float:
+    """Relative luminance of sRGB in 0-1 (WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def top_confusions(

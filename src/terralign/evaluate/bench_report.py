@@ -348,6 +348,8 @@ img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-
 @media (prefers-color-scheme: dark) { :root { --right: #4cc98a; --wrong: #f0827a; } }
 @media (max-width: 40rem) {
   .results.one td:nth-child(2) { font-weight: 400; }
+  .results td.n { grid-column: 1 / -1; display: flex; gap: .5rem; align-items: baseline; }
+  .results td.n[data-label]::before { flex: 1; font-size: .85rem; }
   .results td.n span { display: inline; }
   .query { grid-template-columns: 1fr; }
   .found { grid-template-columns: repeat(3, minmax(0, 1fr)); }

@@ -10,6 +10,7 @@ points of a projection, example retrievals) is in `measurements/<measurement>.js
 - `thresholds`: {"per_class", "overall"}, `platt`: {"scale", "bias"}
 - `examples`: per query {"query", "query_index", "label", "results": [{"key", "index", "cosine",
   "right"}]}; for text queries `query` is the class name or caption and `query_index` is None
+- `sensors`: of retrieval, tower -> the sensor whose pixels it saw
 - `projection`: {"explained", "points": modality -> {"xy", "labels", "keys"}}
 - `chosen`: hyper-parameter -> value chosen on validation data
 - `per_seed`: shots -> values of the seeds

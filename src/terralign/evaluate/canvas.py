@@ -79,7 +79,13 @@ def png_bytes(figure: Figure) -> bytes:
     data = b""
     for dpi in RESOLUTIONS:
         drawn, packed = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+        figure.savefig(
+            drawn,
+            format="png",
+            dpi=dpi,
+            facecolor=figure.get_facecolor(),
+            pil_kwargs={"compress_level": 1},
+        )
         picture = Image.open(drawn).convert("RGB")
         picture.quantize(NUM_COLORS, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
         data = packed.getvalue()

@@ -1,0 +1,42 @@
+"""The report of a bench folder, with the pictures of its example retrievals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from terralign.bench.pictures import keep_pictures
+from terralign.bench.subject import BenchData
+from terralign.evaluate.bench_report import write_bench_report
+from terralign.evaluate.bench_results import BenchResults, read_bench
+from terralign.evaluate.bench_rows import PLAIN
+from terralign.files import claimed
+from terralign.suite import parse_suite
+
+
+def report_bench(folder: Path, data_root: Path | None = None) -> Path:
+    """Write `report.html`, `report.md`, `tables.tex`, `figures/` and `pictures/` of a bench folder.
+
+    `data_root`: where the data lie that pictures of samples are made from; those made before are
+    kept. Does nothing where the report says all that there is already. Returns the path of the
+    page. Raises `StorageError` for a folder that is no bench or is damaged.
+    """
+    bench = read_bench(folder)
+    with claimed(folder):
+        suite = parse_suite(bench.suite_text, origin=str(folder / "suite.toml"))
+        keep_pictures(folder, suite, BenchData(data_root), _examples(bench))
+        return write_bench_report(folder)
+
+
+def _examples(bench: BenchResults) -> dict[str, list[Mapping[str, Any]]]:
+    """Entry -> the example retrievals of its plain measurements."""
+    found: dict[str, dict[str, Sequence[Mapping[str, Any]]]] = {}
+    for row in bench.rows:
+        if row.task == "retrieval" and row.variant == PLAIN and row.measurement is not None:
+            kept = bench.details.get(row.measurement, {}).get("examples", [])
+            found.setdefault(str(row.entry), {})[row.measurement] = kept
+    return {
+        entry: [example for one in kept.values() for example in one]
+        for entry, kept in found.items()
+    }
