@@ -24,8 +24,6 @@ from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.evaluate.metrics import (
     Floats,
     MetricResult,
-    classification_metrics,
-    multilabel_metrics,
 )
 from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
@@ -79,13 +77,6 @@ def cosines(vectors: Floats, weights: Floats) -> Floats:
     return np.asarray(vectors @ weights.T, dtype=np.float32)
 
 
-def score_metrics(scores: Floats, labels: NDArray[Any], seed: int) -> MetricResult:
-    """Accuracy of labels (N,), or average precision of labels (N, K) bool."""
-    if labels.ndim == 2:
-        return multilabel_metrics(scores, labels.astype(np.bool_), seed=seed)
-    return classification_metrics(scores, labels, seed=seed)
-
-
 def outcomes_of(scores: Floats, labels: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """What the paired bootstrap needs."""
     if labels.ndim == 2:
@@ -114,7 +105,7 @@ def curve_json(curve: ReliabilityCurve) -> dict[str, Any]:
 def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
     scores = class_scores(subject, route, variant)
     labels, names = subject.labels, subject.class_names
-    result = score_metrics(scores, labels.values, subject.suite.seed)
+    result = subject.score(scores, labels.values)
     figures = [figure(metric) for metric in result.metrics]
     details: dict[str, Any] = {
         "per_class": per_class(result, names),
@@ -183,8 +174,8 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
     thresholds = choose_thresholds(validation, chosen.labels.astype(np.bool_))
     platt = fit_platt(validation, chosen.labels.astype(np.bool_))
     decisions = decide(scores, thresholds.per_class)
-    result = f1_metrics(decisions, right, seed=subject.suite.seed)
-    overall = f1_metrics(decide(scores, thresholds.overall), right, seed=subject.suite.seed)
+    result = f1_metrics(decisions, right, **subject.dear_resampling)
+    overall = f1_metrics(decide(scores, thresholds.overall), right, **subject.dear_resampling)
     curve = reliability_curve(platt.probabilities(scores), right)
     one = "one threshold for all classes"
     return Measured(

@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def compare_rows(
-    store: Store, own: Kept, reference: Kept, name: str, *, through: str = ""
+    store: Store, own: Kept, reference: Kept, name: str, *, num_bootstrap: int, through: str = ""
 ) -> list[dict[str, Any]]:
     """Rows of the differences of one measurement to the same one of the model `name`.
 
@@ -33,21 +33,23 @@ def compare_rows(
     """
     if not (own.has_outcomes and reference.has_outcomes) or own.samples != reference.samples:
         return []
-    identity = {"code": VERSION, "a": reference.name, "b": own.name}
+    identity = {"code": VERSION, "a": reference.name, "b": own.name, "num": num_bootstrap}
     rows = store.compared(identity)
     if rows is None:
-        rows = _compare(store, own, reference, name)
+        rows = _compare(store, own, reference, name, 2 * num_bootstrap)
         store.keep_comparison(identity, rows)
     names = {key: own.rows[0][key] for key in ("model", "role", "entry")} if own.rows else {}
     told = f" (the {through} tower of {name})" if through else ""
     return [{**row, **names, "reference": name, "note": f"{row['note']}{told}"} for row in rows]
 
 
-def _compare(store: Store, own: Kept, reference: Kept, name: str) -> list[dict[str, Any]]:
+def _compare(
+    store: Store, own: Kept, reference: Kept, name: str, num_bootstrap: int
+) -> list[dict[str, Any]]:
     a, b = store.outcomes(reference), store.outcomes(own)
     by_metric = {row["metric"]: row for row in own.rows}
     rows = []
-    for metric, found in _comparisons(a, b, seed=own.rows[0]["seed"]):
+    for metric, found in _comparisons(a, b, own.rows[0]["seed"], num_bootstrap):
         row = by_metric.get(metric)
         if row is None:
             continue
@@ -69,19 +71,21 @@ def _compare(store: Store, own: Kept, reference: Kept, name: str) -> list[dict[s
 
 
 def _comparisons(
-    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], *, seed: int
+    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], seed: int, num: int
 ) -> Iterator[tuple[str, Comparison]]:
     if "scores" in a and "scores" in b:
         labels = b["labels"].astype(np.bool_)
         if a["scores"].shape == b["scores"].shape and (a["labels"] == labels).all():
             yield (
                 "macro_map",
-                compare_average_precision(a["scores"], b["scores"], labels, seed=seed),
+                compare_average_precision(
+                    a["scores"], b["scores"], labels, seed=seed, num_bootstrap=num
+                ),
             )
         return
     for metric in (key for key in b if key in a):
         if a[metric].shape == b[metric].shape:
-            yield metric, compare_means(a[metric], b[metric], seed=seed)
+            yield metric, compare_means(a[metric], b[metric], seed=seed, num_bootstrap=num)
 
 
 def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ def _route(model: BenchModel, samples: SampleSet, name: str) -> Route:
     return route
 
 
-def tower_part(route: Route, spec: InputSpec) -> tuple[str, ...]:
+def bands_used(route: Route, spec: InputSpec) -> tuple[str, ...]:
     """The bands of the data that a route looks at."""
     if spec.sensors == (RGB,):
         return (route.layout.composite or route.layout.sensor.composite()).bands

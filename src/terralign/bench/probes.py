@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.classify import outcomes_of, per_class, score_metrics
+from terralign.bench.classify import outcomes_of, per_class
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure
 from terralign.evaluate.embed import Route
 from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
@@ -58,7 +58,7 @@ def _probe(
             vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes
         )
         scores, chosen = linear.scores(vectors[2]), {"C": linear.c}
-    result = score_metrics(scores, labels[2], subject.suite.seed)
+    result = subject.score(scores, labels[2])
     told = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
     return Measured(
         figures=[figure(metric) for metric in result.metrics],

@@ -102,7 +102,11 @@ def _retrieve(
     penalty = _penalty(subject, routes, query, sides, variant)
     if variant in ("centred", "csls"):
         notes.append("transductive: it sees all queries at once")
-    return _measure(subject, sides[0], sides[1], penalty, notes)
+    measured = _measure(subject, sides[0], sides[1], penalty, notes)
+    measured.details["sensors"] = {
+        name: routes[name].layout.sensor.name for name in (query, gallery) if name in routes
+    }
+    return measured
 
 
 def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> _Side:
@@ -136,13 +140,18 @@ def _penalty(
 def _measure(
     subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None, notes: list[str]
 ) -> Measured:
-    seed = subject.suite.seed
+    seed, number = subject.suite.seed, subject.suite.num_bootstrap
     figures: list[dict[str, Any]] = []
     outcomes: dict[str, NDArray[Any]] = {}
     if query.of_samples and gallery.of_samples:
         target = np.arange(len(query.vectors), dtype=np.int64)
         found = retrieval_metrics(
-            query.vectors, gallery.vectors, target=target, penalty=penalty, seed=seed
+            query.vectors,
+            gallery.vectors,
+            target=target,
+            penalty=penalty,
+            num_bootstrap=number,
+            seed=seed,
         )
         figures += [figure(metric, level="instance") for metric in found.metrics]
         hits = recall_per_query(query.vectors, gallery.vectors, target, penalty=penalty)
@@ -156,6 +165,7 @@ def _measure(
             query_labels=query.labels,
             gallery_labels=gallery.labels,
             penalty=penalty,
+            num_bootstrap=number,
             seed=seed,
         )
         figures += [figure(metric, level="class") for metric in by_class.metrics]

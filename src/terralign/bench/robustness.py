@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.classify import cosines, outcomes_of, score_metrics
+from terralign.bench.classify import cosines, outcomes_of
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
-from terralign.bench.models import tower_part
+from terralign.bench.models import bands_used
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
@@ -26,7 +26,7 @@ def robustness_jobs(subject: Subject) -> Iterator[Job]:
     for route in subject.routes:
         spec = subject.model.encoder.input_spec(route.tower)
         takes_l2a = route.tower == RGB or "sentinel2-l2a" in spec.sensors
-        bands = tower_part(route, spec)
+        bands = bands_used(route, spec)
         for condition in conditions(route.layout, bands, takes_l2a=takes_l2a):
             if condition.kind == "without" and len(bands) == 1:
                 continue
@@ -59,7 +59,7 @@ def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condit
     norms = np.linalg.norm(embedded, axis=1, keepdims=True)
     scores = cosines(embedded / norms, subject.class_weights())
     labels: Any = samples.labels.values if samples.labels is not None else None
-    result = score_metrics(scores, labels, subject.suite.seed)
+    result = subject.score(scores, labels)
     return Measured(
         figures=[figure(metric) for metric in result.metrics],
         outcomes=outcomes_of(scores, labels),

@@ -205,7 +205,12 @@ class _Bench:
             found = self._references.get(_key(subject, job, prompts, tower))
             if found is not None:
                 self.rows += compare_rows(
-                    self.store, kept, found, self.reference, through=tower or ""
+                    self.store,
+                    kept,
+                    found,
+                    self.reference,
+                    num_bootstrap=self.suite.num_bootstrap,
+                    through=tower or "",
                 )
                 return
 

@@ -116,7 +116,7 @@ class Store:
             "labels": labels_id(subject.samples),
             "where": where,
             "routes": [route.note for route in subject.routes],
-            "seed": subject.suite.seed,
+            "seed": [subject.suite.seed, subject.suite.num_bootstrap],
             **job.identity,
         }
 

@@ -26,7 +26,13 @@ from terralign.errors import DataError, ModelError
 from terralign.evaluate.bench_rows import PLAIN
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.evaluate.embed import Route
-from terralign.evaluate.metrics import Floats, Metric
+from terralign.evaluate.metrics import (
+    Floats,
+    Metric,
+    MetricResult,
+    classification_metrics,
+    multilabel_metrics,
+)
 from terralign.files import hash_json
 from terralign.suite import Suite, SuiteEntry
 
@@ -147,6 +153,22 @@ class Subject:
     def prompts(self) -> PromptSet:
         """The prompts of this call, else the entry's, else the data set's own."""
         return choose_prompts(self.samples, self._named_prompts)
+
+    @property
+    def resampling(self) -> dict[str, int]:
+        """How intervals are drawn, as keywords of a metric."""
+        return {"seed": self.suite.seed, "num_bootstrap": self.suite.num_bootstrap}
+
+    @property
+    def dear_resampling(self) -> dict[str, int]:
+        """The same for metrics whose resamples cost more."""
+        return {**self.resampling, "num_bootstrap": max(1, self.suite.num_bootstrap // 5)}
+
+    def score(self, scores: Floats, labels: NDArray[Any]) -> MetricResult:
+        """Accuracy of labels (N,), or average precision of labels (N, K) bool."""
+        if labels.ndim == 2:
+            return multilabel_metrics(scores, labels.astype(np.bool_), **self.dear_resampling)
+        return classification_metrics(scores, labels, **self.resampling)
 
     @property
     def variants(self) -> tuple[str, ...]:
