@@ -24,12 +24,13 @@ from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.folder import Pixels, open_folder
 from terralign.datasets.pack import PackSettings, pack
-from terralign.datasets.packing import pack_dataset
+from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.sample import Place, SampleSet
 from terralign.datasets.store import StoreSet
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.datasets.verify import verify_store
 from terralign.errors import DataError, StorageError
+from terralign.files import claimed
 from terralign.sensors import SENSORS
 
 SMALL = PackSettings(shard_bytes=150_000)
@@ -377,6 +378,70 @@ def test_damaged_samples_stop_the_packing_or_are_left_out_and_counted(
         assert source.labels is not None
         np.testing.assert_array_equal(stored.labels.values, source.labels.values[kept])
     assert "left out dock/3" in caplog.text
+
+
+def test_renamed_classes_and_other_prompts_are_other_data(tmp_path: Path, pictures: Path) -> None:
+    """The files, and with them the fingerprint, stay the same."""
+    source = opened(pictures, 16)
+    assert isinstance(source, FileSet)
+    assert source.labels is not None
+    swapped = replace(source.labels, class_names=source.labels.class_names[::-1])
+    for other in (replace(source, labels=swapped), replace(source, prompts=("a map of {}.",))):
+        pack({"all": source}, tmp_path / "s", PackSettings(size=16))
+        with pytest.raises(DataError, match="other data or settings"):
+            pack({"all": other}, tmp_path / "s", PackSettings(size=16))
+        one, two = (pack_on_use(this, tmp_path / "stores", size=16) for this in (source, other))
+        assert_same(one, source)
+        assert_same(two, other)
+        assert (one.prompts, two.prompts) == (source.prompts, other.prompts)
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
+    pack({"train": scenes()}, tmp_path / "whole", SMALL)
+    stopping: Any = _StopsAt(scenes(), 39)
+    with pytest.raises(KeyboardInterrupt):
+        pack({"train": stopping}, tmp_path / "s", SMALL, num_workers=1)
+    for name in ("shards/.00002.safetensors.7.partial", ".parts/.2.json.7.partial", ".m.7.partial"):
+        (tmp_path / "s" / name).write_bytes(b"half")
+    pack({"train": scenes()}, tmp_path / "s", SMALL)
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+
+
+def test_a_whole_store_is_used_by_several_processes_at_once(store: Path) -> None:
+    with claimed(store):
+        assert pack({"train": scenes()}, store, SMALL).complete_before
+        sorted((store / "shards").iterdir())[0].unlink()
+        with pytest.raises(StorageError, match="another process"):
+            pack({"train": scenes()}, store, SMALL)
+
+
+def test_a_store_whose_table_is_gone_is_not_complete(store: Path) -> None:
+    (store / "samples.parquet").unlink()
+    with pytest.raises(DataError, match=r"samples.parquet is missing .*delete .* and pack again"):
+        pack({"train": scenes()}, store, SMALL)
+
+
+def test_packing_goes_on_without_the_damaged_samples_it_met(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "dock" / "3.jpg").write_bytes(b"not a picture")
+    source = opened(pictures, 16)
+    strict = PackSettings(size=16, shard_bytes=2000)
+    lenient = replace(strict, skip_damaged=True)
+    with pytest.raises(DataError, match=r"3.jpg is not an image"):
+        pack({"all": source}, tmp_path / "s", strict, num_workers=1)
+    pack({"all": source}, tmp_path / "s", lenient)
+    pack({"all": source}, tmp_path / "whole", lenient)
+    assert content(tmp_path / "s") == content(tmp_path / "whole")
+    with pytest.raises(DataError, match="holds the data without 1 damaged samples"):
+        pack({"all": source}, tmp_path / "s", strict)
+
+
+def test_a_size_without_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="size 64 has no effect on 'synthetic-scenes'"):
+        pack({"train": scenes()}, tmp_path / "s", replace(SMALL, size=64))
+    small = open_synthetic_photos("val", num_samples=5, size=20)
+    with pytest.raises(DataError, match="size 64 has no effect on 'synthetic-photos'"):
+        pack({"val": small}, tmp_path / "p", replace(SMALL, size=64))
+    assert_same(pack_on_use(small, tmp_path / "stores", size=64), small)
 
 
 # Where and when

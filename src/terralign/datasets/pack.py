@@ -8,7 +8,6 @@ goes on with the shards that are missing, and the store is the same, byte for by
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 import os
 import shutil
@@ -24,13 +23,13 @@ from safetensors.numpy import save_file
 
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.loader import read_ahead
+from terralign.datasets.pack_identity import difference, identity_of
 from terralign.datasets.sample import NOWHERE, Labels, Located, Place, SampleSet
 from terralign.datasets.shards_to_pack import Shard, plan_shards, read_encoded, read_pixels
 from terralign.datasets.store_files import (
-    FORMAT,
     MANIFEST,
+    SHARDS,
     TABLE,
-    VERSION,
     Images,
     Manifest,
     StoredFile,
@@ -94,7 +93,8 @@ def pack(
 ) -> Packed:
     """Pack splits of one data set into the folder `store`, or go on where an earlier call stopped.
 
-    Shards of a finished store that are missing or cut short are made anew.
+    Shards of a finished store that are missing or cut short are made anew; one that is whole is
+    only looked at, so that several processes may do so at once.
 
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
     that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
@@ -102,8 +102,13 @@ def pack(
     """
     settings = settings or PackSettings()
     work = _Packing(dict(splits), Path(store), settings, has_splits)
+    if is_store(work.store):
+        manifest = work.require_same()
+        if not work.broken(manifest):
+            return Packed(store=work.store, manifest=manifest, complete_before=True)
     with claimed(work.store):
         workers = num_workers or len(os.sched_getaffinity(0))
+        work.remove_partial_files()
         if is_store(work.store):
             manifest = work.require_same()
             mended = work.mend(manifest, workers)
@@ -130,7 +135,7 @@ class _Packing:
                     "their sensors or classes; pack them into stores of their own"
                 )
         self.first, self._skip = first, settings.skip_damaged
-        self.source = {split: samples.fingerprint for split, samples in splits.items()}
+        self.identity = identity_of(splits, asdict(settings))
         if settings.images == "encoded":
             if settings.size is not None:
                 raise DataError(
@@ -139,23 +144,21 @@ class _Packing:
                 )
             self.encoded = {split: _picture_files(samples) for split, samples in splits.items()}
         self.sensors = self._describe_sensors()
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "source": self.source,
-            "packing": asdict(self.settings),
-        }
+        self._check_size()
 
     def require_same(self) -> Manifest:
         """The manifest of the complete store, which must be of the same data and settings."""
         manifest = read_manifest(self.store)
         kept = manifest.model_dump(include={"source", "packing"})
-        wanted = {key: self.identity()[key] for key in kept}
-        if kept != wanted:
+        fault = difference(kept, self.identity)
+        if fault is None and manifest.num_skipped and not self._skip:
+            fault = f"the data without {manifest.num_skipped} damaged samples"
+        if fault is not None:
+            raise DataError(f"{self.store} holds {fault}; choose another folder")
+        if not _is_there(self.store, manifest.table):
             raise DataError(
-                f"{self.store} holds {_difference(kept, wanted)}; choose another folder"
+                f"{self.store / TABLE} is missing or cut short, and is only made with the whole "
+                f"store; delete {self.store} and pack again"
             )
         return manifest
 
@@ -163,11 +166,10 @@ class _Packing:
         """Claim an empty folder for this work, or check that it is this work's."""
         plan = self.store / PLAN
         if plan.is_file():
-            kept = read_json(plan)
-            if kept != self.identity():
+            fault = difference(read_json(plan), self.identity)
+            if fault is not None:
                 raise DataError(
-                    f"{self.store} is a packing in progress of "
-                    f"{_difference(kept, self.identity())}; "
+                    f"{self.store} is a packing in progress of {fault}; "
                     "choose another folder, or delete this one"
                 )
             return
@@ -178,16 +180,23 @@ class _Packing:
                 "choose an empty folder"
             )
         check_free_space(self.store, self._num_bytes())
-        write_json(plan, self.identity())
+        write_json(plan, self.identity)
+
+    def remove_partial_files(self) -> None:
+        """Those that a killed process was writing, of which nobody else knows."""
+        for folder in (self.store, self.store / SHARDS, self.store / PARTS):
+            for path in folder.glob(".*.partial"):
+                path.unlink()
+
+    def broken(self, manifest: Manifest) -> list[Shard]:
+        """The shards of a finished store that are missing or cut short."""
+        broken = {one.file for one in manifest.shards if not _is_there(self.store, one)}
+        return [one for one in self._plan_shards() if one.file in broken] if broken else []
 
     def mend(self, manifest: Manifest, num_workers: int) -> int:
-        """Make the shards of a finished store anew that are missing or cut short; their number."""
+        """Make the broken shards of a finished store anew; their number."""
         written = {one.file: one for one in manifest.shards}
-        broken = [
-            shard
-            for shard in self._plan_shards()
-            if shard.file in written and not _is_there(self.store, written[shard.file])
-        ]
+        broken = self.broken(manifest)
         made = read_ahead(self._make_shard, broken, depth=num_workers, num_threads=num_workers)
         for shard, part in zip(broken, made, strict=True):
             logger.warning("made %s anew", shard.file)
@@ -224,6 +233,14 @@ class _Packing:
             name: describe_stored(layout, images="pixels", pixels=pixels[name])
             for name, layout in self.first.layouts.items()
         }
+
+    def _check_size(self) -> None:
+        size, stored = self.settings.size, self.sensors.get("rgb")
+        if size is not None and (stored is None or stored.shape != (3, size, size)):
+            raise DataError(
+                f"size {size} has no effect on {self.first.name!r}: only pictures in files of "
+                "their own, or in tars, are resized; leave it out"
+            )
 
     def _probe(self, samples: SampleSet) -> dict[str, NDArray[Any]]:
         """The first sample that can be read."""
@@ -269,7 +286,7 @@ class _Packing:
         part: dict[str, Any] = read_json(path)
         file = self.store / shard.file
         whole = not part["kept"] or (file.is_file() and file.stat().st_size == part["num_bytes"])
-        return part if whole else None
+        return part if whole and (self._skip or not part["skipped"]) else None
 
     def _make_shard(self, shard: Shard) -> dict[str, Any]:
         samples = self.splits[shard.split]
@@ -326,7 +343,7 @@ class _Packing:
             prompts=self.first.prompts,
             image_size=self.settings.size if self.settings.images == "pixels" else None,
             num_skipped=len(skipped),
-            source=self.source,
+            source=self.identity["source"],
             packing=asdict(self.settings),
             table=StoredFile(file=TABLE, num_bytes=path.stat().st_size, sha256=hash_file(path)),
             shards=shards,
@@ -381,16 +398,3 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise DataError(f"{path} is not there") from error
-
-
-def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between two identities, in words."""
-    for part in ("source", "packing"):
-        for key in {**kept.get(part, {}), **wanted[part]}:
-            one, other = kept.get(part, {}).get(key), wanted[part].get(key)
-            if one != other:
-                what = f"split {key!r}" if part == "source" else key
-                return (
-                    f"other data or settings ({what}: {json.dumps(one)}, not {json.dumps(other)})"
-                )
-    return "another version of the format"

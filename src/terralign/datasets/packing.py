@@ -6,8 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.pack import Packed, PackSettings, pack
+from terralign.datasets.pack_identity import hash_samples
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import StoreSet
 from terralign.errors import SplitError
@@ -64,10 +67,13 @@ def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[st
 def pack_on_use(samples: SampleSet, stores: Path, *, size: int | None) -> StoreSet:
     """A split from its packed store below `stores`, which is made where it is not there.
 
-    `size`: that at which the split was opened, for pictures. A store is named by the fingerprint
-    of its data, so that other data never meets it.
+    `size`: that at which the split was opened, for pictures; those that came in their own size keep
+    it. A store is named by the hash of its data, so that other data never meets it.
     """
-    store = stores / f"{samples.name}-{samples.split}-{samples.fingerprint[:8]}"
-    settings = PackSettings(size=size if "rgb" in samples.layouts else None)
-    pack({samples.split: samples}, store, settings)
+    store = stores / f"{samples.name}-{samples.split}-{hash_samples(samples)[:8]}"
+    if size is not None:
+        first = samples.read(np.zeros(1, dtype=np.int64))
+        resized = "rgb" in first and first["rgb"].shape[2:] == (size, size)
+        size = size if resized else None
+    pack({samples.split: samples}, store, PackSettings(size=size))
     return StoreSet(store, samples.split, size=size)
