@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -300,6 +301,44 @@ def test_a_damaged_table_is_one_line(store: Path) -> None:
     (store / "samples.parquet").write_bytes(b"PAR1 no PAR1")
     with pytest.raises(DataError, match=r"samples.parquet is damaged"):
         StoreSet(store, "train")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "match"),
+    [
+        ("key", None, "key"),
+        ("datetime", None, "datetime"),
+        ("key", pa.array([None] * 40, pa.string()), "'key' has empty entries"),
+        ("labels", pa.array([["a"]] * 40), "is damaged"),
+        ("labels", pa.array([1] * 40), "is damaged"),
+        ("labels", pa.array([[1.5]] * 40), "is damaged"),
+        ("labels", pa.array([[1, 2], [], *[[1]] * 38]), "no label, or several"),
+        ("labels", pa.array([[None], *[[1]] * 39], pa.list_(pa.int32())), "has empty entries"),
+    ],
+)
+def test_a_table_of_other_columns_is_one_line(
+    store: Path, column: str, values: Any, match: str
+) -> None:
+    table = pq.read_table(store / "samples.parquet")
+    if values is None:
+        table = table.drop_columns([column])
+    else:
+        table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table, store / "samples.parquet")
+    with pytest.raises(DataError, match=match) as caught:
+        StoreSet(store, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mapped_shard_keeps_no_file_open(store: Path) -> None:
+    samples = StoreSet(store, "train")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    pixels = samples.read(np.arange(len(samples)))
+    assert len(list((store / "shards").iterdir())) > 3
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    np.testing.assert_array_equal(
+        pixels["sentinel2-l2a"], scenes().read(np.arange(40))["sentinel2-l2a"]
+    )
 
 
 # Pictures

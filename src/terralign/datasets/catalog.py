@@ -109,7 +109,7 @@ DATASETS: dict[str, Open] = {
         split, multi_label=True
     ),
 }
-"""The data sets by name; `facts/*.toml` says what each is. Any other is declared in a TOML file
+"""The data sets by name; `entries/*.toml` says what each is. Any other is declared in a TOML file
 (see `declared`)."""
 
 

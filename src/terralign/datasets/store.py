@@ -182,13 +182,33 @@ class StoreSet:
         return np.stack([pictures[position] for position in range(len(rows))])
 
 
+_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "split": pa.string(),
+    **dict.fromkeys(("west", "south", "east", "north"), pa.float64()),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+"""Of every table."""
+
+
 def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
     """The rows of one split, in the order of its shards."""
     path = store / TABLE
+    fields = dict(_COLUMNS)
+    if manifest.labels is not None:
+        fields["labels"] = pa.list_(pa.int32())
+    if manifest.captions:
+        fields["captions"] = pa.list_(pa.string())
     try:
-        table = pq.read_table(path, filters=[("split", "=", split)])
-    except (OSError, ValueError, pa.ArrowException) as error:
+        table = pq.read_table(path, columns=list(fields), filters=[("split", "=", split)])
+        if table.column_names != list(fields):
+            raise KeyError(f"it has the columns {', '.join(table.column_names)}")
+        table = table.cast(pa.schema(fields))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path} is damaged or missing: {first_line(error)}") from error
+    for name in {"key", "labels", "captions"}.intersection(fields):
+        if table[name].null_count:
+            raise DataError(f"{path} is damaged: column {name!r} has empty entries")
     if len(table) != manifest.splits[split]:
         raise DataError(
             f"{path} has {len(table)} samples of {split!r}, the manifest {manifest.splits[split]}"
@@ -201,18 +221,21 @@ def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
         return None
     num_classes = len(manifest.labels.class_names)
     column = table["labels"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = column.value_lengths().to_numpy(zero_copy_only=False)
+    values_there = column.flatten()
+    if values_there.null_count:
+        raise DataError(f"{store / TABLE} is damaged: column 'labels' has empty entries")
+    flat = values_there.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(flat) and not 0 <= flat.min() <= flat.max() < num_classes:
         raise DataError(f"{store / TABLE} has labels outside its {num_classes} classes")
     values: NDArray[Any]
     if manifest.labels.multi_label:
-        counts = column.value_lengths().to_numpy(zero_copy_only=False)
         values = np.zeros((len(table), num_classes), dtype=bool)
         values[np.repeat(np.arange(len(table)), counts), flat] = True
-    elif len(flat) == len(table):
+    elif (counts == 1).all():
         values = flat
     else:
-        raise DataError(f"{store / TABLE} has {len(flat)} labels for {len(table)} samples")
+        raise DataError(f"{store / TABLE} is damaged: a sample has no label, or several")
     return Labels(
         values=values,
         class_names=manifest.labels.class_names,

@@ -10,14 +10,17 @@ their files instead: `rgb.bytes` (all files, one after another) and `rgb.offsets
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import mmap
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
@@ -205,19 +208,28 @@ def read_manifest(store: Path) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor:
-    """A tensor of a shard in its memory map. `start`: its first byte in the file."""
+    """A tensor of a shard in its memory map."""
 
     array: NDArray[Any]
-    memory: mmap.mmap
-    start: int
 
     def advise(self, rows: NDArray[np.int64]) -> None:
         """Ask the system to fetch these rows (along the first axis) from disk, all at once."""
         stride = self.array.nbytes // len(self.array)
+        start = self.array.ctypes.data
         for row in rows.tolist():
-            first = self.start + row * stride
+            first = start + row * stride
             aligned = first - first % mmap.PAGESIZE
-            self.memory.madvise(mmap.MADV_WILLNEED, aligned, first + stride - aligned)
+            _madvise(aligned, first + stride - aligned, mmap.MADV_WILLNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _madvise(address: int, num_bytes: int, advice: int) -> None:
+    """The system's own call: Python's is of its own maps only, each of which keeps a file open."""
+    _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), ctypes.c_int(advice))
 
 
 def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
@@ -232,7 +244,8 @@ def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> d
         with open(path, "rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pa.memory_map(str(path)) as mapped:  # stays mapped when closed: no file is kept open
+            memory = mapped.read_buffer()
     except (SafetensorError, OSError, ValueError) as error:
         reason = "it is not there" if not path.is_file() else first_line(error)
         raise DataError(
@@ -252,5 +265,5 @@ def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> d
             )
         start = 8 + header_bytes + entry["data_offsets"][0]
         array = np.frombuffer(memory, dtype, math.prod(found[1]), start).reshape(found[1])
-        tensors[name] = MappedTensor(array, memory, start)
+        tensors[name] = MappedTensor(array)
     return tensors
