@@ -61,7 +61,7 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.set_num_threads(1)
 def work():
-    return sum(float(torch.ones(2_000_000).mul_(2).sum()) for _ in range(30))
+    return sum(float(torch.ones(16_000_000).mul_(2).sum()) for _ in range(5))
 total = work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 total += work()
