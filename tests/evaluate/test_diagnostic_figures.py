@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from figure_labels import texts_apart
 from PIL import Image
 
 from terralign.errors import DataError
@@ -51,22 +50,6 @@ def _result(noise: float, ks: tuple[int, ...] = (1, 2, 3, 5, 10, 11, 20, 50)) ->
     return retrieval_metrics(query, gallery, target=np.arange(200), ks=ks, num_bootstrap=50)
 
 
-def _texts_apart(figure: Figure) -> bool:
-    """No tick or axis label and no legend touches another."""
-    figure.draw_without_rendering()
-    boxes = []
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            texts = [t for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
-            frame = axes.get_window_extent().padded(20)
-            boxes += [b for t in texts if frame.overlaps(b := t.get_window_extent())]
-            if axis.label.get_text():
-                boxes.append(axis.label.get_window_extent())
-    boxes += [text.get_window_extent() for text in figure.legends[0].get_texts()]
-    assert len(boxes) > 5
-    return not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
-
-
 def test_labels_keep_apart() -> None:
     curves = {"zero-shot, as it is": _curve(2), "after Platt scaling": _curve(1)}
     for figure in (
@@ -76,7 +59,7 @@ def test_labels_keep_apart() -> None:
         retrieval_figure({"one": _result(1, ks=tuple(range(1, 51)))}),
         retrieval_figure({"one": _result(1, ks=(10,))}),
     ):
-        assert _texts_apart(figure)
+        assert texts_apart(figure)
 
 
 def test_a_projection_shows_every_group_in_part_where_it_is_large() -> None:

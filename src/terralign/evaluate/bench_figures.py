@@ -27,7 +27,7 @@ from terralign.evaluate.canvas import (
 
 MAX_SERIES = 6
 """Models and towers in one figure: there are so many colours."""
-MAX_BARS = 150
+MAX_BARS = 100
 """Of more classes than these leave room for, those whose values differ most are drawn."""
 MAX_CONFUSION_CLASSES = 30
 """A matrix of more classes cannot be read at this size; a table of its errors can."""
@@ -56,7 +56,7 @@ def class_bar_figure(
     shown = sorted(names, key=lambda n: min(known[n]) - max(known[n]))[:most]
     shown.sort(key=names.index)
     step = 0.85 / len(series)
-    per_class = 0.12 * len(series) + 0.13
+    per_class = 0.1 * len(series) + 0.13
     figure, axes = new_axes(theme, height=1.0 + per_class * len(shown) + 0.2 * len(series))
     for number, classes in enumerate(series.values()):
         own = [(y, v) for y, name in enumerate(shown) if (v := classes.get(name)) is not None]
@@ -100,7 +100,7 @@ def confusion_figure(
     numbers = [str(place + 1) for place in range(num)]
     labels = [f"{shorten(name, 28)}  {n}" for name, n in zip(names, numbers, strict=True)]
     axes.set_yticks(range(num), labels)
-    every = 1 if num <= 20 else 2
+    every = 1 if num <= 14 else 2 if num <= 24 else 3
     axes.set_xticks(range(0, num, every), numbers[::every])
     axes.tick_params(length=0)
     axes.grid(visible=False)

@@ -349,6 +349,7 @@ img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-
 @media (max-width: 40rem) {
   .results.one td:nth-child(2) { font-weight: 400; }
   .results td.n { grid-column: 1 / -1; display: flex; gap: .5rem; align-items: baseline; }
+  .results td.n:empty { display: none; }
   .results td.n[data-label]::before { flex: 1; font-size: .85rem; }
   .results td.n span { display: inline; }
   .query { grid-template-columns: 1fr; }

@@ -1,0 +1,263 @@
+"""Tables of a bench: what is best and what is tied, and that no form of them can break."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from terralign.datasets.catalog import DATASETS
+from terralign.evaluate.bench_plans import report_tables
+from terralign.evaluate.bench_rows import BenchRow
+from terralign.evaluate.bench_tables import Cell, Column, Table, TableLine
+from terralign.evaluate.report_tables import (
+    MAX_LINES,
+    escape_tex,
+    html_table,
+    markdown_table,
+    tex_file,
+    tex_table,
+)
+from terralign.evaluate.reported import load_reported, reported_table
+
+NASTY = r'50% of \a_b & {x} #1 ~$y^2$ <script>"|`*[z]` --> →'
+
+
+def row(model: str, value: float, **changes: Any) -> BenchRow:
+    keys: dict[str, Any] = {
+        "model": model, "entry": "eurosat", "dataset": "eurosat-rgb", "split": "val",
+        "role": "unseen", "task": "zero-shot", "tower": "rgb", "metric": "top1", "value": value,
+        "low": value - 0.02, "high": value + 0.02, "num_samples": 500, "chance": 0.1,
+        "prompts": "satellite",
+    }  # fmt: skip
+    return BenchRow.model_validate(keys | changes)
+
+
+def against(one: BenchRow, other: BenchRow, p_value: float) -> BenchRow:
+    """The bench's paired comparison of two rows."""
+    assert one.value is not None
+    assert other.value is not None
+    changes = {"value": one.value - other.value, "reference": other.model, "p_value": p_value}
+    return one.model_copy(update=changes)
+
+
+def marks(rows: list[BenchRow], number: int = 0) -> list[str]:
+    """Of the first column of a main table."""
+    (_, lines), *_ = report_tables(rows).main[number].groups
+    return [cell.mark if (cell := line.cells[0]) else "none" for line in lines]
+
+
+def test_the_best_is_marked_and_what_its_interval_overlaps_is_tied() -> None:
+    rows = [row("a", 0.80), row("b", 0.77), row("c", 0.75), row("d", 0.80)]
+    assert marks(rows) == ["best", "overlap", "", "best"]
+    assert marks(rows[:1]) == [""]  # nothing to compare with
+
+
+@pytest.mark.parametrize(("p_value", "mark"), [(0.05, "paired"), (0.04, ""), (0.9, "paired")])
+def test_a_paired_comparison_decides_where_there_is_one(p_value: float, mark: str) -> None:
+    best, near, far = row("a", 0.80), row("b", 0.79), row("c", 0.5)
+    for one, other in ((best, near), (near, best)):  # whichever was the reference
+        assert marks([best, near, far, against(one, other, p_value)]) == ["best", mark, ""]
+    wide = far.model_copy(update={"high": 0.9})
+    assert marks([best, near, wide, against(wide, near, 0.5)]) == ["best", "overlap", "overlap"]
+
+
+def test_a_comparison_of_other_figures_does_not_decide() -> None:
+    best, near = row("a", 0.80), row("b", 0.79)
+    elsewhere = against(best, near, 0.001)
+    for changes in ({"value": 0.3}, {"tower": "s2"}, {"prompts": "plain"}, {"entry": "other"}):
+        assert marks([best, near, elsewhere.model_copy(update=changes)]) == ["best", "overlap"]
+
+
+def test_a_tower_that_the_reference_lacks_was_compared_with_its_rgb_tower() -> None:
+    rgb, sensor = row("base", 0.60), row("m", 0.61, tower="s2")
+    assert marks([rgb, sensor, against(sensor, rgb, 0.001)]) == ["", "best"]
+    assert marks([rgb, sensor, against(sensor, rgb, 0.3)]) == ["paired", "best"]
+
+
+def test_errors_are_best_low_spreads_tie_nothing_and_descriptions_have_no_best() -> None:
+    error = {"metric": "expected_calibration_error", "low": None, "high": None}
+    assert marks([row("a", 0.3, **error), row("b", 0.1, **error)]) == ["", "best"]
+    shots = {"metric": "few_shot_top1", "task": "few-shot", "variant": "4 shots"}
+    assert marks([row("a", 0.81, **shots), row("b", 0.80, **shots)]) == ["best", ""]
+    gaps = [row(m, v, task="diagnostics", metric="modality_gap") for m, v in (("a", 1), ("b", 2))]
+    (_, lines), *_ = report_tables(gaps).more[0].groups
+    assert [line.cells[0].mark for line in lines if line.cells[0]] == ["", ""]
+    assert [line.cells[0].value for line in lines if line.cells[0]] == ["1.000", "2.000"]
+
+
+def test_retrieval_is_compared_within_a_pair_and_metrics_stand_in_order() -> None:
+    def found(model: str, value: float, query: str, gallery: str, metric: str) -> BenchRow:
+        pair = {"tower": None, "query_tower": query, "gallery_tower": gallery}
+        return row(model, value, task="retrieval", metric=metric, level="instance", **pair)
+
+    rows = [
+        found("a", 0.9, "rgb", "s2", "map@10"),
+        found("a", 0.2, "rgb", "s2", "recall@1"),
+        found("b", 0.4, "rgb", "s2", "recall@1"),
+        found("a", 0.7, "s2", "rgb", "recall@1"),
+    ]
+    table = report_tables(rows).main[0]
+    assert [column.metric for column in table.columns] == ["recall@1", "mAP@10"]
+    assert [heading for heading, _ in table.groups] == [
+        "eurosat (unseen): rgb → s2, n 500, chance 10.0",
+        "eurosat (unseen): s2 → rgb, n 500, chance 10.0",
+    ]
+    first = [[c.mark if c else None for c in line.cells] for line in table.groups[0][1]]
+    assert first == [["", ""], ["best", None]]
+
+
+def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> None:
+    rows = [
+        row("a", 0.5), row("a", 0.6, prompts="plain"),
+        row("a", 0.7, variant="csls"), row("a", 0.4, task="robustness", variant="noise"),
+    ]  # fmt: skip
+    tables = report_tables(rows)
+    assert [column.heading for column in tables.main[0].columns] == [
+        "eurosat, prompts satellite (unseen)", "eurosat, prompts plain (unseen)",
+    ]  # fmt: skip
+    assert [table.title for table in tables.more] == [
+        "Remedies at query time", "Robustness: eurosat",
+    ]  # fmt: skip
+    remedies = [line.labels[0] for _, lines in tables.more[0].groups for line in lines]
+    assert remedies == ["plain", "csls"]
+
+
+def test_differences_are_signed_points_with_a_star_where_significant() -> None:
+    a, b = row("a", 0.5), row("b", 0.62)
+    down = against(a, b, 0.2).model_copy(update={"model": "c", "low": -0.2, "high": 0.04})
+    tables = report_tables([a, b, against(b, a, 0.001), down])
+    cells = [line.cells[0] for _, lines in tables.more[0].groups for line in lines]
+    assert [(c.value, c.interval) for c in cells if c] == [
+        ("+12.0*", "+60.0 to +64.0"), ("-12.0", "-20.0 to +4.0"),
+    ]  # fmt: skip
+
+
+def test_what_was_skipped_is_in_no_table() -> None:
+    skipped = row("a", 0.5, status="skipped", note="no bands")
+    tables = report_tables([skipped, row("b", 0.4, status="failed")])
+    assert tables.main == tables.more == ()
+
+
+def _table(num_lines: int = 2) -> Table:
+    cells = (Cell(value="51.2", interval="48.7–53.9", mark="paired"), None)
+    line = TableLine(labels=(NASTY, "rgb"), cells=cells)
+    best = TableLine(labels=("m", NASTY), cells=(Cell(value="60", mark="best"), Cell(value="+1*")))
+    return Table(
+        name=NASTY,
+        title=NASTY,
+        heads=("model", "tower"),
+        columns=(
+            Column(heading=NASTY, metric="top-1", about="n 7"),
+            Column(heading="b", metric="mAP"),
+        ),
+        groups=((NASTY, (line, best)), ("", (line,) * (num_lines - 2))),
+    )
+
+
+def _braces_are_balanced(text: str) -> bool:
+    depth = 0
+    for sign in re.sub(r"\\[\\{}]", "", text):
+        depth += (sign == "{") - (sign == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+@pytest.mark.parametrize("num_lines", [2, MAX_LINES + 1])
+def test_latex_is_balanced_with_as_many_cells_in_each_row_as_columns(num_lines: int) -> None:
+    text = tex_table(_table(num_lines), caption="Per cent.")
+    assert _braces_are_balanced(text)
+    began = re.findall(r"\\begin\{(\w+)\}", text)
+    ended = re.findall(r"\\end\{(\w+)\}", text)
+    assert began == ended[::-1]
+    assert ("longtable" in began) == (num_lines > MAX_LINES)
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{rule}") == 1
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 4 + num_lines  # two heads, their n, a group's heading
+    for line in rows:
+        spans = [int(width) for width in re.findall(r"\\multicolumn\{(\d)\}", line)]
+        ampersands = len(re.findall(r"(?<!\\)&", line))
+        assert ampersands + 1 + sum(spans) - len(spans) == 4
+    assert r"\textbf{60}" in text
+    assert r"51.2$^{\dagger}$ {\scriptsize (48.7\textendash{}53.9)}" in text
+    assert r"\cmidrule(lr){3-3}\cmidrule(lr){4-4}" in text
+    assert not re.search(r"\\label\{tab:[^}]*[^a-z0-9}:-]", text)
+
+
+def test_latex_reads_nothing_of_its_own_in_names() -> None:
+    escaped = escape_tex(NASTY)
+    assert _braces_are_balanced(escaped)
+    without = re.sub(r"\\text\w+\{\}|\\[{}$&#_%]|\$\\rightarrow\$|\{\[\}|\{\]\}|-\{\}", "", escaped)
+    assert not re.search(r"[\\{}$&#^_%~<>|\"`\[\]]|--", without)
+    assert escape_tex("a\x07\n\\b") == r"a \textbackslash{}b"
+    assert escape_tex("--- é") == "-{}-{}- é"
+
+
+def test_a_tex_file_has_a_legend_for_its_marks_and_no_rule_of_other_packages() -> None:
+    text = tex_file([_table()], legend="Per cent.", marks="†: tied.")
+    assert text.startswith("% ")
+    assert r"Per cent. $^{\dagger}$: tied.}\label{tab:" in text
+    assert r"\hline" not in text
+
+
+def test_markdown_keeps_its_shape_whatever_the_names() -> None:
+    lines = [line for line in markdown_table(_table(3)) if line]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
+    assert "**60**" in "".join(lines)
+    assert "51.2† (48.7–53.9)" in "".join(lines)
+    assert "<script" not in "".join(lines).replace(r"\<", "")
+
+
+def test_html_escapes_names_and_labels_each_cell_for_phones() -> None:
+    text = html_table(_table())
+    assert "<script" not in text
+    assert "&lt;script&gt;&quot;" in text
+    assert 'data-label="b, mAP"' in text
+    assert "<b>60</b>" in text
+    assert text.count("<td") == 8
+    assert '<td class=n data-label="b, mAP"></td>' in text
+
+
+def test_published_figures_stand_beside_the_best_on_the_same_data_only() -> None:
+    rows = [
+        row("a", 0.5), row("b", 0.873), row("b", 0.99, variant="csls"),
+        row("c", 0.3, dataset="aid"), row("c", 0.95, task="linear-probe"),
+    ]  # fmt: skip
+    table = reported_table(rows)
+    assert table is not None
+    headings = [heading for heading, _ in table.groups]
+    assert headings == [
+        "eurosat-rgb, top-1, gain in points",
+        "eurosat-rgb, top-1; best measured here: 87.3 (b, rgb, split val)",
+    ]
+    shown = {line.labels[0]: line.cells[0] for line in table.groups[1][1]}
+    assert shown["Llama3-MS-CLIP, multispectral"] == Cell(value="67.90")
+    assert "not measured here" in table.title
+    assert [column.metric for column in table.columns] == ["as reported"]
+    assert reported_table(rows[3:4]) is None
+
+
+def test_published_retrieval_is_compared_in_its_own_direction() -> None:
+    keys = {"dataset": "bigearthnet-19", "task": "retrieval", "metric": "recall@1", "tower": None}
+    rows = [
+        row("m", 0.3, query_tower="rgb", gallery_tower="s2", **keys),
+        row("m", 0.9, query_tower="text", gallery_tower="rgb", **keys),
+    ]
+    table = reported_table(rows)
+    assert table is not None
+    lines = dict(table.groups)
+    forth = lines[
+        "bigearthnet-19, recall@1, rgb → sensor; best measured here: 30.0 (m, rgb → s2, split val)"
+    ]
+    assert forth[0].cells[0] == Cell(value="24.86")
+    assert lines["bigearthnet-19, recall@1, sensor → rgb"][0].cells[0] == Cell(value="6.14")
+
+
+def test_published_figures_are_of_data_sets_that_there_are() -> None:
+    reported = load_reported()
+    assert {name for one in reported.figures for name in one.data} <= set(DATASETS)
+    assert set(reported.sources) == {one.source for one in reported.figures}
