@@ -1,0 +1,329 @@
+"""The report of a bench folder: what it shows, that it is whole, that nothing breaks out of it."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from terralign.errors import DataError, StorageError
+from terralign.evaluate.bench_examples import MAX_QUERIES, choose_blocks, find_examples, views_of
+from terralign.evaluate.bench_report import write_bench_report
+from terralign.evaluate.bench_results import read_bench
+from terralign.evaluate.bench_rows import BenchRow, check_rows
+from terralign.files import write_json, write_text
+
+NASTY = '<script>alert(1)</script> | `x` "quoted" & $y$'
+CLASSES = ["forest", NASTY, "river"]
+VIEW = "0123456789abcdef.jpg"
+
+
+def _row(model: str, value: float, **changes: Any) -> dict[str, Any]:
+    row = BenchRow(
+        model=model, entry="scenes", dataset="eurosat-ms", split="val", role="alignment",
+        task="zero-shot", tower="rgb", metric="top1", value=value, low=value - 0.1,
+        high=value + 0.1, num_samples=56, chance=0.1, prompts="satellite", versions="aa",
+    )  # fmt: skip
+    return row.model_copy(update=changes).model_dump(mode="json")
+
+
+def _found(model: str, metric: str, value: float, measurement: str) -> dict[str, Any]:
+    pair = {"tower": None, "query_tower": "rgb", "gallery_tower": "s2", "level": "instance"}
+    return _row(model, value, task="retrieval", metric=metric, measurement=measurement, **pair)
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [
+        _row("base", 0.5, measurement="a" * 16, model_id="1" * 16),
+        _row("base", 0.1, metric="expected_calibration_error", low=None, high=None,
+             measurement="a" * 16),
+        _row("m", 0.8, measurement="b" * 16),
+        _row("m", 0.3, reference="base", p_value=0.001, measurement="b" * 16),
+        _row("m", 0.7, tower="s2", measurement="c" * 16),
+        *(_found("m", f"recall@{k}", k / 20, "d" * 16) for k in (1, 5, 10)),
+        _row("m", 12.5, task="diagnostics", metric="effective_rank", measurement="e" * 16),
+        _row(NASTY, 0.2, entry=NASTY, dataset=NASTY, measurement="f" * 16),
+        {**_row("m", 0.2, status="skipped", tower="s1", note=f"needs VV: {NASTY}"), "value": None},
+    ]  # fmt: skip
+
+
+def _zero_shot(first: float) -> dict[str, Any]:
+    values = zip(CLASSES, (first, None, 0.4), strict=True)
+    return {
+        "per_class": {name: {"value": value, "num_samples": 3} for name, value in values},
+        "class_names": CLASSES,
+        "confusion": [[2, 1, 0], [0, 0, 0], [1, 1, 1]],
+        "reliability": {
+            "edges": [0, 0.5, 1], "confidence": [0.3, None], "accuracy": [0.2, None],
+            "count": [6, 0],
+        },
+    }  # fmt: skip
+
+
+def _details() -> dict[str, Any]:
+    example = {
+        "query": "tile-1", "query_index": 0, "label": [NASTY],
+        "results": [
+            {"key": f"tile-{n}", "index": n, "label": [CLASSES[n % 3]], "cosine": 0.9 - n / 10,
+             "right": n == 1}
+            for n in range(1, 6)
+        ],
+    }  # fmt: skip
+    plane = {
+        name: {"xy": [[0.1, 0.2], [0.3, x]], "labels": None, "keys": ["a", "b"]}
+        for name, x in (("text", 0.5), ("rgb", 0.7), ("s2", 0.9))
+    }
+    return {
+        "a" * 16: _zero_shot(0.25),
+        "b" * 16: _zero_shot(0.75),
+        "c" * 16: _zero_shot(0.5),
+        "d" * 16: {"examples": [example] * 5, "sensors": {"rgb": "sat", "s2": "sat"}},
+        "e" * 16: {"projection": {"explained": [0.4, 0.2], "points": plane}},
+        "f" * 16: {**_zero_shot(0.1), "confusion": [[0, 3, 0], [0, 0, 0], [3, 0, 0]]},
+    }
+
+
+def make_bench(folder: Path) -> Path:
+    """A bench folder with everything that a report shows, and a run beside one of its models."""
+    run = folder.parent / "run"
+    points = [
+        {"alpha": a, "patching": {NASTY: 0.4 + a / 2}, "supported": {"photos": 0.6 - a / 10}}
+        for a in (0.0, 0.5, 1.0)
+    ]
+    chosen = {"chosen": {"alpha": 0.5}, "max_supported_drop": 0.01, "points": points}
+    write_json(run / "patch" / "sweep.json", chosen)
+    write_json(folder / "results.json", {"rows": _rows()})
+    models = {"base": "ViT-B-32", "m": str(run / "model"), NASTY: NASTY}
+    write_json(
+        folder / "models.json",
+        {name: {"source": source, "model_id": "1" * 16} for name, source in models.items()},
+    )
+    write_json(folder / "versions.json", {"aa": {"torch": "2.6", NASTY: NASTY}})
+    write_text(folder / "suite.toml", f"name = {json.dumps(NASTY)}\nnote = 'A note.'\n# ```\n")
+    for name, details in _details().items():
+        write_json(folder / "measurements" / f"{name}.json", {"details": details})
+    index = {f"tile-{n}": {"sat": {"true colour": VIEW, "false colour": VIEW}} for n in (1, 2)}
+    write_json(folder / "pictures" / "index.json", {"scenes": index})
+    Image.new("RGB", (8, 8), (9, 99, 9)).save(folder / "pictures" / VIEW)
+    return folder
+
+
+class _Page(html.parser.HTMLParser):
+    """Collects tags, sources and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href") and v]
+        if tag in ("div", "table", "details", "figure", "ol", "section"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("div", "table", "details", "figure", "ol", "section"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_bench(tmp_path_factory.mktemp("bench") / "b")
+    assert write_bench_report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """A bench folder with its report, to be changed."""
+    shutil.copytree(folder, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def test_page_is_whole_in_itself_and_escapes_everything(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    assert "script" not in page.tags
+    assert page.open == []
+    assert not re.search(r"@[A-Z]+@", text)
+    assert page.text.count(NASTY) >= 6
+    assert {source.split(",")[0] for source in page.sources} == {
+        "data:image/png;base64", "data:image/jpeg;base64",
+    }  # fmt: skip
+    for source in set(page.sources):
+        data = base64.b64decode(source.split(",")[1], validate=True)
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size[0] > 0
+
+
+def test_every_kind_of_figure_is_drawn_in_two_themes(folder: Path) -> None:
+    names = sorted(re.sub(r"^\d+-", "", path.name) for path in (folder / "figures").iterdir())
+    assert names == [
+        "alpha.png", "classes.png", "classes.png", "confusion.png", "confusion.png",
+        "projection-1.png", "reliability-zero-shot.png", "retrieval-1.png",
+    ]  # fmt: skip
+    page = _Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("source") == len(names)
+    assert len({one for one in page.sources if "png" in one[:20]}) == 2 * len(names)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_the_report_says_what_was_run_on_what_and_with_what(folder: Path, name: str) -> None:
+    text = (folder / name).read_text(encoding="utf-8")
+    for told in ("A note.", "ViT-B-32", "2.6", "eurosat-ms", "satellite", "needs VV", "+30.0"):
+        assert told in text
+    marked = "<b>80.0</b>" if name == "report.html" else "**80.0**"
+    assert marked in text
+    assert "70.0‡" in text
+    before, published = text.split("As reported in publications", 1)
+    assert "67.90" in published
+    assert "67.90" not in before
+
+
+def test_examples_show_query_results_and_whether_they_are_right(folder: Path) -> None:
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<div class=query>") == MAX_QUERIES
+    assert page.count("<li class=right>") == MAX_QUERIES
+    assert page.count("<li class=wrong>") == 4 * MAX_QUERIES
+    # The query went through the RGB tower: true colour alone. tile-1 and tile-2 were found by s2.
+    assert page.count('alt="tile-1, true colour"') == 2 * MAX_QUERIES
+    assert page.count('alt="tile-1, false colour"') == MAX_QUERIES
+    assert page.count('alt="tile-2, false colour"') == MAX_QUERIES
+    assert "tile-3, true colour" not in page  # there is no picture of it
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text.count(f"](pictures/{VIEW})") == 5 * MAX_QUERIES
+
+
+def test_markdown_keeps_its_shape_and_its_pictures_are_there(folder: Path) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "\n````toml\n" in text
+    outside = text.split("````")[0]
+    assert "<script" not in outside.replace(r"\<", "")
+    for block in re.findall(r"(?:^\|.*\n)+", outside, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1
+    links = re.findall(r"\]\((\S+)\)", outside)
+    assert len(links) > 8
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_latex_has_every_table(folder: Path) -> None:
+    text = (folder / "tables.tex").read_text(encoding="utf-8")
+    labels = re.findall(r"\\label\{tab:([a-z-]+)\}", text)
+    assert labels == [
+        "zero-shot", "retrieval", "decisions", "reported", "differences", "diagnostics-scenes",
+    ]  # fmt: skip
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(labels)
+
+
+def test_the_same_results_write_nothing_and_others_write_anew(copy: Path) -> None:
+    def seen() -> dict[str, tuple[int, int]]:
+        files = [copy / "report.html", copy / "report.md", *(copy / "figures").iterdir()]
+        return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+    before = seen()
+    write_bench_report(copy)
+    assert seen() == before
+    write_json(copy / "results.json", {"rows": [_row("base", 0.123, measurement="a" * 16)]})
+    write_bench_report(copy)
+    assert "12.3" in (copy / "report.html").read_text(encoding="utf-8")
+    names = {path.name for path in (copy / "figures").iterdir()}
+    assert {"2-classes.png", "2-confusion.png"} == {n for n in names if n.startswith("2-")}
+    assert "2-retrieval-1.png" not in names  # figures of before are gone
+
+
+def test_a_report_is_the_same_bytes_whenever_it_is_written(folder: Path, copy: Path) -> None:
+    (copy / "report.html").unlink()
+    write_bench_report(copy)
+    for name in ("report.html", "report.md", "tables.tex"):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_rows_alone_make_a_report(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", {"rows": [_row("base", 0.5, measurement="a" * 16)]})
+    text = write_bench_report(tmp_path).read_text(encoding="utf-8")
+    assert "50.0" in text
+    assert "<img" not in text
+
+
+def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no results\.json"):
+        write_bench_report(tmp_path / "nothing")
+    measurement = copy / "measurements" / f"{'b' * 16}.json"
+    damages: list[tuple[Path, Any, str]] = [
+        (measurement, {"details": {**_zero_shot(0.5), "confusion": [[1]]}}, "scenes.*damaged"),
+        (measurement, {"details": {"per_class": {"x": 3}}}, "scenes.*damaged"),
+        (measurement, [1], "has no details"),
+        (copy / "measurements" / f"{'d' * 16}.json", {"details": {"examples": [3]}}, "examples"),
+        (copy / "pictures" / "index.json", {"e": {"k": {"s": {"v": "../x.jpg"}}}}, "no picture"),
+        (copy / "models.json", [1], "models.json is damaged"),
+    ]
+    for path, value, told in damages:
+        kept = path.read_bytes()
+        write_json(path, value)
+        (copy / "report.html").unlink(missing_ok=True)
+        with pytest.raises(StorageError, match=told):
+            write_bench_report(copy)
+        path.write_bytes(kept)
+    write_json(copy / "results.json", {"rows": [{"model": "m", "wrong": 1}]})
+    with pytest.raises(DataError, match="no rows of a bench"):
+        write_bench_report(copy)
+
+
+def test_a_measurement_is_no_path(copy: Path) -> None:
+    write_json(copy / "results.json", {"rows": [_row("m", 0.5, measurement="../../secret")]})
+    with pytest.raises(StorageError, match="no name of a measurement"):
+        read_bench(copy)
+
+
+def test_a_damaged_sweep_beside_a_model_is_no_sweep(copy: Path) -> None:
+    write_json(copy.parent / "run" / "patch" / "sweep.json", {"points": []})
+    models = {"m": {"source": str(copy.parent / "run" / "model"), "model_id": "1"}}
+    write_json(copy / "models.json", models)
+    assert read_bench(copy).sweeps == {}
+
+
+def test_pictures_are_of_what_the_tower_saw() -> None:
+    optical = {"true colour": "t.jpg", "false colour": "f.jpg"}
+    sensors = {"s1": {"radar": "r.jpg"}, "s2": optical}
+    assert views_of(sensors, "rgb", "s2") == {"true colour": "t.jpg"}
+    assert views_of(sensors, "tower", "s2") == optical
+    assert views_of(sensors, "tower", "s1") == {"radar": "r.jpg"}
+    assert list(views_of(sensors, "tower", None)) == [
+        "s1 radar", "s2 true colour", "s2 false colour",
+    ]  # fmt: skip
+    assert views_of({}, "rgb", None) == {}
+
+
+def test_of_many_examples_entries_take_turns_and_words_come_first() -> None:
+    rows, details = [], {}
+    for number, (entry, query, gallery) in enumerate(
+        (entry, query, gallery)
+        for entry in ("one", "two")
+        for query, gallery in (("s2", "text"), ("rgb", "s2"), ("text", "rgb"), ("text", "s2"))
+    ):
+        name = f"{number:08d}"
+        towers = {"tower": None, "query_tower": query, "gallery_tower": gallery}
+        rows.append(_row("m", 0.5, task="retrieval", entry=entry, measurement=name, **towers))
+        details[name] = _details()["d" * 16]
+    blocks = find_examples(check_rows(rows), details)
+    assert len(blocks) == 8
+    chosen = choose_blocks(blocks, limit=5)
+    assert [(block.entry, block.query_tower, block.gallery_tower) for block in chosen] == [
+        ("one", "text", "s2"), ("one", "text", "rgb"), ("one", "rgb", "s2"),
+        ("two", "text", "s2"), ("two", "text", "rgb"),
+    ]  # fmt: skip
