@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ logger = logging.getLogger(__name__)
 class StudyResult:
     """A study that was gone through.
 
-    `rows`: those of every run's `results.json`, with `variant` and `seed`. `summary`: mean and
-    spread of each figure over seeds. `failures`: `variant`, `seed`, `reason` of runs that did not
-    finish. `complete_before`: nothing had to be done.
+    `rows`: those of every finished run in the folder, with `variant` and `seed`. `summary`: mean
+    and spread of each figure over seeds. `failures`: `variant`, `seed`, `reason` of runs that did
+    not finish. `complete_before`: nothing had to be done.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ def run_study(
     with claimed(folder):
         _keep_study(study_text(study, overrides), folder)
         progress = _Study(study, folder, data_root, device)
+        progress.find_finished(overrides)
         for number, one in enumerate(planned, start=1):
             logger.info(
                 "variant %s, seed %d (%d of %d)", one.variant.name, one.seed, number, len(planned)
@@ -94,39 +96,57 @@ def _keep_study(text: str, folder: Path) -> None:
 
 @dataclass
 class _Study:
-    """A study in progress: what its runs gave so far."""
+    """A study in progress: what its runs gave so far, by variant and seed."""
 
     study: Study
     folder: Path
     data_root: Path | None
     device: str | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
     complete_before: bool = True
+
+    def find_finished(self, overrides: Sequence[str]) -> None:
+        """The runs of earlier calls, of variants and seeds not asked for now too."""
+        found = (self.folder / "runs").glob("*/*/results.json")
+        seeds = sorted({int(path.parent.name) for path in found if path.parent.name.isdigit()})
+        for one in plan_study(self.study, overrides=overrides, seeds=seeds) if seeds else ():
+            with suppress(RecipeError, StorageError):  # told of where the run is asked for
+                rows = self._kept(one)
+                if rows is not None:
+                    self.rows[one.variant.name, one.seed] = rows
 
     def run(self, one: Planned) -> None:
         """One run; what it gave is written before the next begins."""
-        where: dict[str, Any] = {"variant": one.variant.name, "seed": one.seed}
+        key = (one.variant.name, one.seed)
         try:
-            rows = self._rows(one)
+            self.rows[key] = self._rows(one)
         except Interrupted:
             raise
         except Exception as error:
-            reason = _reason(error)
-            logger.warning("variant %s, seed %d failed: %s", one.variant.name, one.seed, reason)
+            self.failures[key] = _reason(error)
+            logger.warning("variant %s, seed %d failed: %s", *key, self.failures[key])
             logger.debug("its traceback", exc_info=error)
-            self.failures.append({**where, "reason": reason})
             self.complete_before = False
-        else:
-            self.rows += [{**where, **row} for row in rows]
         self._write()
 
+    def _folder(self, one: Planned) -> Path:
+        return self.folder / "runs" / one.variant.name / str(one.seed)
+
+    def _kept(self, one: Planned) -> list[dict[str, Any]] | None:
+        """The rows of a finished run of this very recipe; an error where it is of another."""
+        folder = self._folder(one)
+        if not ((folder / "results.json").is_file() and (folder / "recipe.toml").is_file()):
+            return None
+        keep_recipe(one.recipe, folder)
+        return list(read_json(folder / "results.json")["rows"])
+
     def _rows(self, one: Planned) -> list[dict[str, Any]]:
-        folder = self.folder / "runs" / one.variant.name / str(one.seed)
-        if (folder / "results.json").is_file() and (folder / "recipe.toml").is_file():
-            keep_recipe(one.recipe, folder)  # a finished run of the very same recipe, or an error
-            return list(read_json(folder / "results.json")["rows"])
+        kept = self._kept(one)
+        if kept is not None:
+            return kept
         self.complete_before = False
+        folder = self._folder(one)
         folder.mkdir(parents=True, exist_ok=True)
         keep_recipe(one.recipe, folder)
         shared, stores = SharedStages(self.folder / "shared"), self.folder / "stores"
@@ -159,13 +179,27 @@ class _Study:
 
     def result(self) -> StudyResult:
         """What is known so far."""
-        summary = summarise(self.rows)
+        order = [variant.name for variant in self.study.all_variants()]
+
+        def place(key: tuple[str, int]) -> tuple[int, int]:
+            return order.index(key[0]), key[1]
+
+        rows = [
+            {"variant": key[0], "seed": key[1], **row}
+            for key in sorted(self.rows, key=place)
+            for row in self.rows[key]
+        ]
+        failures = [
+            {"variant": key[0], "seed": key[1], "reason": self.failures[key]}
+            for key in sorted(self.failures, key=place)
+        ]
+        summary = summarise(rows)
         return StudyResult(
             folder=self.folder,
-            rows=tuple(self.rows),
+            rows=tuple(rows),
             summary=tuple(summary),
-            failures=tuple(self.failures),
-            table=table_text(self.study, summary, self.failures),
+            failures=tuple(failures),
+            table=table_text(self.study, summary, failures),
             complete_before=self.complete_before,
         )
 

@@ -1,0 +1,369 @@
+"""Studies: what runs share, what is left to do, what a failed run does, and the table."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import terralign.run as run_module
+from small_run import SMALL_RECIPE
+from terralign.ablate import run_study
+from terralign.ablate.baselines import check_settings
+from terralign.ablate.summary import mean_and_spread, summarise, table_text
+from terralign.cli import main
+from terralign.errors import Interrupted, RecipeError
+from terralign.files import hash_file
+from terralign.study import Study, load_study, parse_study, plan_study, study_names
+from terralign.train import patch as patch_module
+
+ROOT = Path(__file__).parent.parent
+
+TINY = (
+    SMALL_RECIPE.split("[[evaluate]]")[0].replace("epochs = 2", "epochs = 1")
+    + """
+[[evaluate]]
+data = "synthetic-scenes"
+split = "test"
+role = "patching"
+models = ["base", "patched"]
+towers = ["s2", "s1"]
+limit = 24
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and no reports of runs, whose figures take longer than these runs."""
+    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny recipe lies, beside the studies."""
+    path = tmp_path_factory.mktemp("studies")
+    (path / "tiny.toml").write_text(TINY)
+    return path
+
+
+def _study(folder: Path, text: str) -> Study:
+    path = folder / "study.toml"
+    path.write_text(f'name = "study"\nrecipe = "tiny.toml"\nseeds = [0]\n{text}')
+    return load_study(str(path))
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """The keywords of a function's calls from now on."""
+    calls: list[Any] = []
+    original = getattr(module, name)
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(keywords)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, counting)
+    return calls
+
+
+SHARING = """
+stage = "patch"
+vary = { "patch.max_supported_drop" = [0.5, 0.0] }
+[[variants]]
+name = "other-alphas"
+set = { "patch.alphas" = [0.25] }
+[[variants]]
+name = "other-training"
+set = { "patch.lr" = 2e-3 }
+"""
+
+
+# What runs share
+
+
+def test_what_variants_train_alike_is_trained_once_per_seed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = _counted(monkeypatch, patch_module, "finetune")
+    sweeps = _counted(monkeypatch, patch_module, "sweep")
+    pretrained = _counted(monkeypatch, run_module, "pretrain")
+    study = _study(folder, SHARING)
+    run_study(study, tmp_path, device="cpu")
+    result = run_study(study, tmp_path, device="cpu", seeds=[1], only=["other-alphas"])
+    assert result.failures == ()
+    assert [call["seed"] for call in fits] == [0, 0, 1]  # two trainings, and that of a new seed
+    assert len(sweeps) == 4  # three curves, and one more
+    assert [call["seed"] for call in pretrained] == [0, 1]
+    names = ("max-supported-drop=0.5", "max-supported-drop=0.0", "other-alphas", "other-training")
+    weights = [
+        hash_file(tmp_path / "runs" / name / "0" / "patch" / "finetuned.safetensors")
+        for name in names
+    ]
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+    bound = json.loads((tmp_path / "runs" / names[1] / "0" / "patch" / "sweep.json").read_text())
+    assert bound["max_supported_drop"] == 0.0  # a shared curve, a choice of its own
+
+
+def test_a_run_that_shares_gives_what_a_run_alone_gives(folder: Path, tmp_path: Path) -> None:
+    text = """
+    towers = ["s2"]
+    [[variants]]
+    name = "first"
+    [[variants]]
+    name = "second"
+    set = { "align.s2.lr" = 1e-2 }
+    """
+    study = _study(folder, text)
+    run_study(study, tmp_path / "both", device="cpu")
+    alone = run_study(study, tmp_path / "alone", device="cpu", only=["second"])
+    [views] = (tmp_path / "both" / "shared" / "teacher").glob("views-*.npy")
+    for name in ("first", "second"):
+        linked = tmp_path / "both" / "runs" / name / "0" / "teacher" / views.name
+        assert linked.samefile(views)
+    both = json.loads((tmp_path / "both" / "results.json").read_text())["rows"]
+    assert [row for row in both if row["variant"] == "second"] == list(alone.rows)
+    measured = {(row["model"], row["tower"]) for row in alone.rows}
+    assert measured == {("base", "rgb"), ("patched", "rgb"), ("aligned", "s2")}  # and no s1
+
+
+# Resuming, and failing
+
+
+TWO = """
+stage = "patch"
+[[variants]]
+name = "bad"
+set = { "patch.warmup_steps" = 400 }
+[[variants]]
+name = "good"
+"""
+
+
+def test_a_failed_run_does_not_end_the_study(folder: Path, tmp_path: Path) -> None:
+    _study(folder, TWO)
+    words = ["ablate", str(folder / "study.toml"), "--out", str(tmp_path), "--device", "cpu"]
+    told = CliRunner().invoke(main, [*words, "--json"])
+    assert told.exit_code == 1
+    found = json.loads(told.stdout)
+    [failure] = found["failures"]
+    assert (failure["variant"], failure["seed"]) == ("bad", 0)
+    assert "warmup_steps = 400" in failure["reason"]
+    assert "\n" not in failure["reason"]
+    assert {row["variant"] for row in found["rows"]} == {"good"}
+    assert f"| bad | 0 | {failure['reason']} |" in (tmp_path / "table.md").read_text()
+    cured = CliRunner().invoke(main, [*words, "--only", "good"])
+    assert cured.exit_code == 0
+    assert "nothing was to do" in cured.stdout
+
+
+def test_finished_runs_are_not_run_again_and_more_seeds_add_to_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _study(folder, SHARING)
+    first = run_study(study, tmp_path, device="cpu", only=["other-alphas"])
+    assert {row["variant"] for row in first.rows} == {"other-alphas"}
+    assert not first.complete_before
+    fits = _counted(monkeypatch, patch_module, "finetune")
+    again = run_study(study, tmp_path, device="cpu", only=["other-alphas"])
+    assert again.complete_before
+    assert fits == []
+    assert again.rows == first.rows
+    more = run_study(study, tmp_path, device="cpu", only=["other-alphas"], seeds=[3])
+    assert [call["seed"] for call in fits] == [3]
+    assert {row["seed"] for row in more.rows} == {0, 3}
+    assert {entry["num_seeds"] for entry in more.summary} == {2}
+
+
+def test_a_stop_keeps_what_is_finished_and_goes_on_from_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _study(folder, 'stage = "patch"\nvary = { "patch.lr" = [1e-3, 2e-3] }')
+    original = patch_module.finetune
+
+    def stopped(*arguments: Any, **keywords: Any) -> Any:
+        if arguments[2].lr == 2e-3:
+            raise Interrupted("stopped and saved")
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(patch_module, "finetune", stopped)
+    with pytest.raises(Interrupted):
+        run_study(study, tmp_path, device="cpu")
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert {row["variant"] for row in kept["rows"]} == {"lr=0.001"}
+    assert kept["failures"] == []
+    monkeypatch.setattr(patch_module, "finetune", original)
+    fits = _counted(monkeypatch, patch_module, "finetune")
+    assert {row["variant"] for row in run_study(study, tmp_path, device="cpu").rows} == {
+        "lr=0.001", "lr=0.002",
+    }  # fmt: skip
+    assert len(fits) == 1
+
+
+def test_another_study_in_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('name = "another"\n')
+    with pytest.raises(RecipeError, match="another study"):
+        run_study(_study(folder, TWO), tmp_path, device="cpu")
+
+
+# Methods that take the place of stage 1
+
+
+def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
+    study = _study(
+        folder,
+        """
+        stage = "patch"
+        set = { "patch.epochs" = 2 }
+        variants = [
+          { name = "patch" },
+          { name = "coop", method = "coop", settings = { num_tokens = 2 } },
+          { name = "lp-ft", method = "lp-ft" },
+          { name = "soup", method = "soup", settings = { num_models = 2, greedy = false } },
+          { name = "layers", method = "layer-alphas", settings = { num_groups = 1 } },
+        ]
+        """,
+    )
+    result = run_study(study, tmp_path, device="cpu")
+    assert result.failures == ()
+    top1 = {
+        (row["variant"], row["model"], row["task"]): row["value"]
+        for row in result.rows
+        if row["metric"] == "top1"
+    }
+    assert len({top1[name, "base", "zero-shot"] for name, *_ in top1}) == 1
+    assert {name for name, model, _ in top1 if model == "patched"} == {
+        "patch", "coop", "lp-ft", "soup", "layers",
+    }  # fmt: skip
+    assert {name for name, _, task in top1 if task == "linear-head"} == {"lp-ft"}
+    runs = tmp_path / "runs"
+    shared = runs / "soup" / "0" / "members" / "0" / "patch" / "finetuned.safetensors"
+    assert shared.samefile(runs / "patch" / "0" / "patch" / "finetuned.safetensors")
+    assert shared.samefile(runs / "layers" / "0" / "patch" / "finetuned.safetensors")
+    note = json.loads((runs / "layers" / "0" / "method.json").read_text())
+    assert note["alphas"].keys() == {"stem", "blocks-1", "projection"}
+
+
+def test_a_setting_that_a_method_does_not_have_is_refused(folder: Path) -> None:
+    text = (
+        'stage = "patch"\nvariants = [{ name = "a", method = "soup", settings = { models = 2 } }]'
+    )
+    [planned] = plan_study(_study(folder, text))
+    with pytest.raises(RecipeError, match="unknown key 'models'; did you mean 'num_models'"):
+        check_settings(planned)
+
+
+# Studies as data
+
+
+def test_overrides_hold_for_all_variants_but_not_for_what_they_vary(folder: Path) -> None:
+    study = _study(
+        folder,
+        """
+        set = { "patch.lr" = 5e-4, "patch.weight_decay" = 0.3 }
+        design = "one-at-a-time"
+        [vary]
+        "patch.batch_size" = [8, 16]
+        "align.s2.losses" = [{ cosine = 1.0, label = 0.5 }, "paper"]
+        """,
+    )
+    planned = plan_study(study, overrides=["patch.weight_decay=0.2", "patch.batch_size=4"])
+    found = [
+        (one.variant.name, one.recipe.patch.batch_size, one.recipe.align[0].losses)
+        for one in planned
+        if one.recipe.patch is not None
+    ]
+    cosine = {"cosine": 1.0, "label": 0.5}
+    assert found == [
+        ("reference", 8, cosine), ("batch-size=16", 16, cosine), ("losses=paper", 8, "paper"),
+    ]  # fmt: skip
+    assert {one.recipe.patch and one.recipe.patch.lr for one in planned} == {5e-4}
+    assert {one.recipe.patch and one.recipe.patch.weight_decay for one in planned} == {0.2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "vary, or"),
+        ('vary = { "patch.lrr" = [1.0] }', "did you mean 'lr'"),
+        ('vary = { "patch.lr" = [1e-3] }\ndrop = ["patch.preserve_one"]', "preserve"),
+        ('vary = { "patch.lr" = [1e-3] }\ntowers = ["s3"]', "no 's3'"),
+        ('vary = { "patch.lr" = [1e-3] }\nstage = "align"', "needs base.model"),
+        ('variants = [{ name = "a" }, { name = "a" }]', "two variants are called 'a'"),
+        ('variants = [{ name = "a", method = "coop" }]', 'stage = "patch"'),
+        ('variants = [{ name = "../a" }]', "pattern"),
+    ],
+)
+def test_wrong_studies_are_refused_before_anything_is_run(
+    folder: Path, text: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        plan_study(_study(folder, text))
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_plan_and_are_described(name: str) -> None:
+    study = load_study(name)
+    assert study.name == name
+    planned = plan_study(study)
+    assert len(planned) == len(study.seeds) * len(study.all_variants())
+    for one in planned:
+        check_settings(one)
+    recipes = [one.recipe.model_dump_json() for one in planned if one.variant.method == "recipe"]
+    assert len(set(recipes)) == len(recipes)
+    assert f"| `{name}` |" in (ROOT / "docs" / "ablations.md").read_text()
+
+
+def test_the_study_of_the_documentation_plans() -> None:
+    text = (ROOT / "docs" / "ablations.md").read_text()
+    [block] = re.findall(r"^```TOML\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    names = [one.variant.name for one in plan_study(parse_study(block, origin="docs"), seeds=[0])]
+    assert names == [
+        "preserve=0.0_lr=0.0001", "preserve=0.0_lr=0.0003",
+        "preserve=8.0_lr=0.0001", "preserve=8.0_lr=0.0003", "colour", "coop",
+    ]  # fmt: skip
+
+
+# The table
+
+
+def _row(variant: str, seed: int, value: float) -> dict[str, Any]:
+    return {
+        "variant": variant, "seed": seed, "model": "patched", "tower": "rgb", "role": "patching",
+        "dataset": "d", "split": "val", "task": "zero-shot", "metric": "top1", "value": value,
+        "low": value - 0.1, "high": value + 0.1, "num_samples": 50, "chance": 0.1,
+    }  # fmt: skip
+
+
+def test_mean_and_spread_are_those_of_the_statistics_module() -> None:
+    values = np.random.default_rng(0).random(7).tolist()
+    mean, spread = mean_and_spread(values)
+    assert mean == pytest.approx(statistics.mean(values))
+    assert spread == pytest.approx(statistics.stdev(values))
+    assert mean_and_spread([0.25]) == (0.25, None)
+
+
+def test_the_table_has_mean_spread_and_the_best(folder: Path) -> None:
+    study = _study(folder, 'variants = [{ name = "a" }, { name = "b" }, { name = "c" }]')
+    rows = [_row("a", 0, 0.5), _row("a", 1, 0.6), _row("b", 0, 0.7), _row("b", 1, 0.8)]
+    summary = summarise([*rows, _row("c", 0, 0.75)])
+    found = {entry["variant"]: (entry["mean"], entry["num_seeds"]) for entry in summary}
+    assert found == {
+        "a": (pytest.approx(0.55), 2), "b": (pytest.approx(0.75), 2), "c": (0.75, 1),
+    }  # fmt: skip
+    text = table_text(study, summary[:2], [])
+    assert "top1 patched (n 50, chance 10.0, interval ±10.0)" in text
+    assert "| a | 55.0 ± 7.1 (2) |" in text
+    assert "| b | **75.0** ± 7.1 (2) |" in text
+    assert "| c | 75.0 (65.0–85.0) |" in table_text(study, summary[2:], [])
