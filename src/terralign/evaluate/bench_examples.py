@@ -71,11 +71,13 @@ class ExampleBlock:
     gallery_tower: str
     examples: tuple[Example, ...]
     sensors: Mapping[str, str]
+    prompts: str | None = None
 
     @property
     def title(self) -> str:
-        """Pair and model."""
-        return f"{self.query_tower} → {self.gallery_tower}, {self.model}"
+        """Pair, model, and the prompts where words are one side."""
+        prompts = f", prompts {self.prompts}" if self.prompts else ""
+        return f"{self.query_tower} → {self.gallery_tower}, {self.model}{prompts}"
 
 
 def legend(pictures: Mapping[str, Views]) -> str:
@@ -110,6 +112,7 @@ def find_examples(
             gallery_tower=str(row.gallery_tower),
             examples=examples,
             sensors=kept.get("sensors", {}),
+            prompts=row.prompts,
         )
     return list(blocks.values())
 
