@@ -255,6 +255,21 @@ def test_packing_again_makes_what_is_missing_anew(store: Path) -> None:
     assert pack({"train": scenes()}, store, SMALL).complete_before
 
 
+def test_a_changed_manifest_is_found(store: Path) -> None:
+    text = (store / "manifest.json").read_text()
+    name = scenes().labels.class_names[0]  # type: ignore[union-attr]
+    (store / "manifest.json").write_text(text.replace(f'"{name}"', '"another"', 1))
+    assert StoreSet(store, "train").labels is not None
+    assert verify_store(store)[0].startswith("manifest.json has changed")
+
+
+def test_splits_that_share_samples_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack({"train": scenes(num_samples=5), "val": scenes(num_samples=3)}, tmp_path / "s", SMALL)
+    assert "share 3 keys" in caplog.text
+
+
 def test_a_truncated_shard_is_named_when_it_is_read(store: Path) -> None:
     path = sorted((store / "shards").iterdir())[0]
     path.write_bytes(path.read_bytes()[:-10])

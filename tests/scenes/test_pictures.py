@@ -103,3 +103,10 @@ def test_a_decompression_bomb_is_a_fault_of_the_file(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match=r"bomb.png cannot be read"):
         decode_rgb(path)
+
+
+def test_a_sliver_that_would_grow_without_bound_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sliver.png"
+    Image.fromarray(noise(1, 600_000)).save(path)
+    with pytest.raises(DataError, match=r"resized it would have 224x134400000|134400000x224"):
+        decode_rgb(path, 224)

@@ -22,6 +22,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
+from terralign.scenes.pictures import resize_rgb
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
@@ -44,7 +45,8 @@ _loaded: WeakValueDictionary[tuple[str, int, str], NDArray[Any]] = WeakValueDict
 class ArraySet:
     """Samples that are rows of arrays in memory (or memory-mapped). See `SampleSet`.
 
-    `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples.
+    `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. `size`:
+    RGB pictures are resized and cropped to it as those in files are (see `resize_rgb`).
     """
 
     name: str
@@ -57,6 +59,7 @@ class ArraySet:
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
+    size: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,6 +68,8 @@ class ArraySet:
         """Sensor name -> (B, C, H, W); float16 numbers come as float32."""
         rows = self.rows[indices]
         pixels = {sensor: np.asarray(array[rows]) for sensor, array in self.arrays.items()}
+        if self.size is not None and "rgb" in pixels:
+            pixels["rgb"] = np.stack([resize_rgb(one, self.size) for one in pixels["rgb"]])
         return {
             sensor: one.astype(np.float32) if one.dtype == np.float16 else one
             for sensor, one in pixels.items()

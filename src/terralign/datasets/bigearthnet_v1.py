@@ -32,7 +32,7 @@ from terralign.datasets.bigearthnet import (
 )
 from terralign.datasets.corine import NumClasses, labels_from_names
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.fingerprint import fingerprint, sampled_sizes
 from terralign.datasets.folder import read_split_list
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
@@ -102,7 +102,11 @@ def open_bigearthnet_v1(
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[RESAMPLING, *(partners[patch].name for patch in keys if radar)],
+            content=[
+                RESAMPLING,
+                *(partners[patch].name for patch in keys if radar),
+                *sampled_sizes([root / patch for patch in keys]),
+            ],
         ),
         labels=make_labels(values[kept], num_classes),
         locate=locate_patch,

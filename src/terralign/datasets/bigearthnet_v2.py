@@ -40,7 +40,7 @@ from terralign.datasets.bigearthnet import (
 )
 from terralign.datasets.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.fingerprint import fingerprint, sampled_sizes
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
@@ -116,7 +116,11 @@ def open_bigearthnet_v2(
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[RESAMPLING, *(partners[patch].name for patch in keys if radar)],
+            content=[
+                RESAMPLING,
+                *(partners[patch].name for patch in keys if radar),
+                *sampled_sizes(_nested(base / OPTICAL_FOLDER, keys, 2)),
+            ],
         ),
         labels=make_labels(values[kept], num_classes),
         locate=locate_patch,

@@ -59,8 +59,8 @@ DATASETS: dict[str, Open] = {
     # Photos: supported tasks
     "tiny-imagenet": lambda root, split, size: open_tiny_imagenet(root, split, size=size),
     "imagenet": lambda root, split, size: open_imagenet(root, split, size=size),
-    "cifar10": lambda root, split, size: open_cifar("cifar10", root, split),
-    "cifar100": lambda root, split, size: open_cifar("cifar100", root, split),
+    "cifar10": lambda root, split, size: open_cifar("cifar10", root, split, size=size),
+    "cifar100": lambda root, split, size: open_cifar("cifar100", root, split, size=size),
     # BigEarthNet
     "bigearthnet-mini": lambda root, split, size: open_bigearthnet_mini(root, split),
     "bigearthnet-mini-43": lambda root, split, size: open_bigearthnet_mini(

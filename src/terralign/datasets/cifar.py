@@ -70,8 +70,10 @@ ARCHIVES: dict[str, CifarArchive] = {
 }
 
 
-def open_cifar(name: str, data_root: Path, split: str) -> ArraySet:
-    """`cifar10` or `cifar100`, of 32x32: `train` (45,000), `val` (5,000) or `test` (10,000).
+def open_cifar(name: str, data_root: Path, split: str, *, size: int | None = None) -> ArraySet:
+    """`cifar10` or `cifar100`, of 32x32 or resized to `size`.
+
+    Splits: `train` (45,000), `val` (5,000) or `test` (10,000).
 
     Raises `DataError`: a file that is missing or not of its official length, the pickled version,
     a label outside the classes.
@@ -105,13 +107,14 @@ def open_cifar(name: str, data_root: Path, split: str) -> ArraySet:
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[hash_file(file) for file in files],
+            content=[size, *(hash_file(file) for file in files)],
         ),
         labels=Labels(
             values=_labels(records, archive, len(classes), folder)[rows],
             class_names=tuple(classes.values()),
             class_list=name,
         ),
+        size=size,
     )
 
 

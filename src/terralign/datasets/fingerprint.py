@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from terralign.chips import PixelLayout
 from terralign.files import hash_json
@@ -40,3 +43,19 @@ def fingerprint(
             "content": list(content),
         }
     )
+
+
+def sampled_sizes(paths: Sequence[Path], *, num_measured: int = 1000) -> list[int | None]:
+    """Bytes of some files, spread evenly; of a folder, those of its files together; None where
+    one is missing. It stands for pixels of which there are too many files to ask each."""
+    chosen = np.unique(np.linspace(0, len(paths) - 1, num_measured).round().astype(np.int64))
+    return [_num_bytes(paths[index]) for index in chosen.tolist()]
+
+
+def _num_bytes(path: Path) -> int | None:
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir())
+        return path.stat().st_size
+    except OSError:
+        return None

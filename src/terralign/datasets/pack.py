@@ -7,7 +7,7 @@ goes on with the shards that are missing, and the store is the same, byte for by
 
 from __future__ import annotations
 
-import datetime as dt
+import itertools
 import logging
 import os
 import shutil
@@ -17,30 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.finish_store import finish_store
 from terralign.datasets.loader import read_ahead
 from terralign.datasets.pack_identity import difference, identity_of
-from terralign.datasets.sample import NOWHERE, Labels, Located, Place, SampleSet
+from terralign.datasets.sample import NOWHERE, Located, SampleSet
 from terralign.datasets.shards_to_pack import Shard, plan_shards, read_encoded, read_pixels
 from terralign.datasets.store_files import (
-    MANIFEST,
     SHARDS,
     TABLE,
     Images,
     Manifest,
     StoredFile,
-    StoredLabels,
     StoredSensor,
-    StoredShard,
     describe_stored,
     is_store,
     read_manifest,
 )
-from terralign.datasets.store_table import sample_table
 from terralign.errors import DataError
 from terralign.files import (
     atomic_path,
@@ -135,6 +131,7 @@ class _Packing:
                     "their sensors or classes; pack them into stores of their own"
                 )
         self.first, self._skip = first, settings.skip_damaged
+        _warn_of_shared_samples(splits)
         self.identity = identity_of(splits, asdict(settings))
         if settings.images == "encoded":
             if settings.size is not None:
@@ -220,7 +217,13 @@ class _Packing:
                 parts[shard.number] = part
                 progress.advance(shard.end - shard.start)
         finished = [(shard, parts[shard.number] or {}) for shard in shards]
-        return self._finish(finished)
+        manifest = finish_store(
+            self.store, self.splits, finished, sensors=self.sensors, settings=asdict(self.settings),
+            source=self.identity["source"], has_splits=self.has_splits,
+        )  # fmt: skip
+        shutil.rmtree(self.store / PARTS)
+        (self.store / PLAN).unlink()
+        return manifest
 
     # Planning
 
@@ -309,69 +312,15 @@ class _Packing:
         write_json(self._part_path(shard), part)
         return part
 
-    # The end
 
-    def _finish(self, parts: list[tuple[Shard, dict[str, Any]]]) -> Manifest:
-        shards = tuple(
-            StoredShard(
-                file=shard.file,
-                num_bytes=part["num_bytes"],
-                sha256=part["sha256"],
-                split=shard.split,
-                num_samples=len(part["kept"]),
-            )
-            for shard, part in parts
-            if part["kept"]
-        )
-        skipped = [entry for _, part in parts for entry in part["skipped"]]
-        for key, reason in skipped:
-            logger.warning("left out %s: %s", key, reason)
-        path = self.store / TABLE
-        with atomic_path(path) as partial_path:
-            pq.write_table(self._table(parts), partial_path, compression="zstd")
-        labels = self.first.labels
-        manifest = Manifest(
-            name=self.first.name,
-            sensors=self.sensors,
-            splits={
-                split: sum(one.num_samples for one in shards if one.split == split)
-                for split in self.splits
-            },
-            has_splits=self.has_splits,
-            labels=None if labels is None else _stored_labels(labels),
-            captions=self.first.captions is not None,
-            prompts=self.first.prompts,
-            image_size=self.settings.size if self.settings.images == "pixels" else None,
-            num_skipped=len(skipped),
-            source=self.identity["source"],
-            packing=asdict(self.settings),
-            table=StoredFile(file=TABLE, num_bytes=path.stat().st_size, sha256=hash_file(path)),
-            shards=shards,
-        )
-        write_json(self.store / MANIFEST, manifest.model_dump(mode="json"))
-        shutil.rmtree(self.store / PARTS)
-        (self.store / PLAN).unlink()
-        return manifest
-
-    def _table(self, parts: list[tuple[Shard, dict[str, Any]]]) -> Any:
-        rows = [(shard.split, index) for shard, part in parts for index in part["kept"]]
-        places = [
-            Place(
-                bounds=bounds and tuple(bounds),
-                datetime=dt.datetime.fromisoformat(when) if when else None,
-            )
-            for _, part in parts
-            for bounds, when in part["places"]
-        ]
-        return sample_table(self.splits, rows, places)
-
-
-def _stored_labels(labels: Labels) -> StoredLabels:
-    return StoredLabels(
-        class_names=labels.class_names,
-        class_list=labels.class_list,
-        multi_label=labels.multi_label,
-    )
+def _warn_of_shared_samples(splits: Mapping[str, SampleSet]) -> None:
+    for one, other in itertools.combinations(splits, 2):
+        shared = set(splits[one].keys) & set(splits[other].keys)
+        if shared:
+            logger.warning(
+                "splits %r and %r share %d keys (such as %s): what is trained on one may not be "
+                "measured on the other", one, other, len(shared), min(shared),
+            )  # fmt: skip
 
 
 def _label_names(samples: SampleSet) -> object:

@@ -32,7 +32,7 @@ from rasterio.errors import RasterioError
 
 from terralign.datasets.class_lists import read_table
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.fingerprint import fingerprint, sampled_sizes
 from terralign.datasets.folder import read_split_list
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
@@ -108,7 +108,13 @@ def open_sen12ms(data_root: Path, split: str, *, multi_label: bool = True) -> Fi
         keys=keys,
         files=tuple(files),
         decode=decode_triplet,
-        fingerprint=fingerprint(name=name, split=split, keys=keys, layouts=layouts, content=[SIDE]),
+        fingerprint=fingerprint(
+            name=name,
+            split=split,
+            keys=keys,
+            layouts=layouts,
+            content=[SIDE, *sampled_sizes(files)],
+        ),
         labels=Labels(
             values=present[labelled] if multi_label else shares[labelled].argmax(axis=1),
             class_names=class_names(),

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError, StorageError, first_line
-from terralign.files import read_json
+from terralign.files import hash_json, read_json
 from terralign.sensors import describe_sensor, parse_sensor
 from terralign.toml_values import explain
 
@@ -163,6 +163,12 @@ class Manifest(_Strict):
     """The settings with which it was packed."""
     table: StoredFile
     shards: tuple[StoredShard, ...]
+    checksum: str = ""
+    """Hash of everything above, for `terralign pack --verify`."""
+
+    def hash_of_rest(self) -> str:
+        """What `checksum` must be."""
+        return hash_json(self.model_dump(mode="json", exclude={"checksum"}))
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

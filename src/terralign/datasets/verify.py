@@ -7,7 +7,7 @@ from pathlib import Path
 
 from terralign.datasets.loader import read_ahead
 from terralign.datasets.store import StoreSet
-from terralign.datasets.store_files import StoredFile, read_manifest
+from terralign.datasets.store_files import MANIFEST, StoredFile, read_manifest
 from terralign.errors import TerralignError
 from terralign.files import hash_file
 from terralign.progress import Progress
@@ -21,6 +21,8 @@ def verify_store(store: Path, *, num_workers: int = 2) -> list[str]:
     manifest = read_manifest(store)
     files: list[StoredFile] = [manifest.table, *manifest.shards]
     faults = []
+    if manifest.checksum != manifest.hash_of_rest():
+        faults.append(f"{MANIFEST} has changed: its checksum is not that of its content")
     with Progress("verify", total=sum(one.num_bytes for one in files), unit="byte") as progress:
         found = read_ahead(
             lambda one: _fault(store, one), files, depth=num_workers, num_threads=num_workers

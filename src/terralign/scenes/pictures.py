@@ -104,6 +104,8 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     short = min(width, height)
     if short != size:
         width, height = int(size * width / short), int(size * height / short)
+        if width * height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"resized it would have {width}x{height} pixels; cut it first")
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
