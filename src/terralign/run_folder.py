@@ -18,13 +18,20 @@ logger = logging.getLogger(__name__)
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
     """Write the resolved recipe, or refuse a folder that holds another one or other files."""
-    path = folder / "recipe.toml"
-    text = recipe_text(recipe)
+    keep_toml(folder / "recipe.toml", recipe_text(recipe), kind="run", what="recipe")
+
+
+def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
+    """Write what a folder is made by, or refuse one made by another, or with other files.
+
+    `kind`: what such a folder is ("run"); `what`: what makes it ("recipe").
+    """
+    folder = path.parent
     if not path.is_file():
         others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
         if others:
             raise StorageError(
-                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no run; "
+                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no {kind}; "
                 "choose an empty folder"
             )
         write_text(path, text)
@@ -32,7 +39,7 @@ def keep_recipe(recipe: Recipe, folder: Path) -> None:
     difference = toml_difference(path.read_text(encoding="utf-8"), text)
     if difference:
         raise RecipeError(
-            f"{folder} holds a run of another recipe; choose another --out. "
+            f"{folder} holds a {kind} of another {what}; choose another --out. "
             f"Different: {'; '.join(difference)}"
         )
 

@@ -26,16 +26,20 @@ from terralign.train.align import (
     AlignmentSource,
     AlignSettings,
     align,
-    student_features,
-    validation_value,
 )
 from terralign.train.student import StudentSettings, new_student
+from terralign.train.student_validation import student_features, validation_value
 from terralign.train.teacher import teacher_features
 
 PLAIN = PromptSet(name="plain", templates=("{}",))
 QUICK = AlignSettings(epochs=2, batch_size=8, lr=1e-3, losses={"mse_normalised": 1.0})
 NUM_STEPS = 10
 S2, S1 = "sentinel2-l2a", "sentinel1-grd"
+
+
+def _value(clip: ClipModel, student: SensorTower, source: AlignmentSource) -> float:
+    return validation_value(clip, student, source.samples, source.prompts, source.class_names)
+
 
 TIMES = ("samples_per_second", "seconds_waiting")
 
@@ -57,7 +61,7 @@ def _lines(folder: Path) -> list[dict[str, float]]:
 
 def _cosine_to_teacher(clip: ClipModel, student: SensorTower, samples: SyntheticSet) -> float:
     student.eval()
-    return validation_value(clip, student, AlignmentSource(samples=samples))
+    return _value(clip, student, AlignmentSource(samples=samples))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +296,7 @@ def test_the_best_student_on_validation_is_kept(
     assert len(values) == 5
     assert found.best == pytest.approx(max(values), rel=1e-5)
     student.eval()
-    assert validation_value(tiny_clip, student, validation) == pytest.approx(found.best, rel=1e-5)
+    assert _value(tiny_clip, student, validation) == pytest.approx(found.best, rel=1e-5)
 
 
 def test_validation_with_labels_is_accuracy(tiny_clip: ClipModel, scenes_val: SyntheticSet) -> None:
@@ -300,7 +304,7 @@ def test_validation_with_labels_is_accuracy(tiny_clip: ClipModel, scenes_val: Sy
     features = F.normalize(student_features(student, scenes_val, batch_size=7), dim=-1)
     weights = zero_shot_weights(tiny_clip, scenes_val.labels.class_names, PLAIN)
     right = (features @ weights.T).argmax(-1).numpy() == scenes_val.labels.values
-    value = validation_value(tiny_clip, student, _labelled(scenes_val))
+    value = _value(tiny_clip, student, _labelled(scenes_val))
     assert value == pytest.approx(float(np.mean(right)))
 
 
@@ -335,6 +339,7 @@ def test_losses_by_name() -> None:
         ({"losses": {"mse": 1.0, "label": 1.0}}, False, "no data set is used with its labels"),
         ({"losses": {"mse": 1.0}}, True, "labels = true has no effect"),
         ({"label_loss": "cross_entropy"}, False, "label_loss has no effect"),
+        ({"losses": {"label": 1.0}}, None, "only a label term, and .* is used without labels"),
         ({"losses": {"infonce": 1.0}, "accumulate": 2}, False, "set accumulate = 1"),
         ({"losses": {"kl": 1.0}}, False, "the kl loss needs anchors"),
         ({"trainable": ("backbone.layer9.*",)}, False, "matches no parameter"),
@@ -348,13 +353,17 @@ def test_settings_without_effect_are_refused(
     scenes: SyntheticSet,
     tmp_path: Path,
     change: dict[str, Any],
-    labelled: bool,
+    labelled: bool | None,
     said: str,
 ) -> None:
-    source = _labelled(scenes) if labelled else AlignmentSource(samples=scenes)
+    """`labelled` None: one source with labels and one without."""
+    plain = AlignmentSource(samples=scenes)
+    sources = [_labelled(scenes) if labelled else plain]
+    if labelled is None:
+        sources = [_labelled(scenes), plain]
     student = _student(tiny_clip, scenes)
     with pytest.raises(RecipeError, match=said):
-        align(tiny_clip, student, [source], QUICK.model_copy(update=change), tmp_path)
+        align(tiny_clip, student, sources, QUICK.model_copy(update=change), tmp_path)
 
 
 def test_validation_data_need_something_to_choose(

@@ -16,8 +16,8 @@ from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip import ClipModel
 from terralign.errors import ModelError, RecipeError, SensorError
 from terralign.preprocess import ViewSpec
-from terralign.train.align import student_features
 from terralign.train.student import StudentSettings, new_student, student_layout
+from terralign.train.student_validation import student_features
 from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
 
 S2, S1 = "sentinel2-l2a", "sentinel1-grd"

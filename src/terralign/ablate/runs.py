@@ -20,9 +20,8 @@ from terralign.ablate.summary import summarise, table_text
 from terralign.errors import Interrupted, RecipeError, StorageError, TerralignError, first_line
 from terralign.files import claimed, read_json, write_json, write_text
 from terralign.run import run_recipe
-from terralign.run_folder import keep_recipe
+from terralign.run_folder import keep_recipe, keep_toml
 from terralign.study import Planned, Study, plan_study, study_text
-from terralign.toml_values import toml_difference
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def run_study(
     for one in planned:
         check_settings(one)
     with claimed(folder):
-        _keep_study(study_text(study, overrides), folder)
+        text = study_text(study, overrides)
+        keep_toml(folder / "study.toml", text, kind="set of runs", what="study")
         progress = _Study(study, folder, data_root, device)
         progress.find_finished(overrides)
         for number, one in enumerate(planned, start=1):
@@ -73,25 +73,6 @@ def run_study(
             )
             progress.run(one)
         return progress.result()
-
-
-def _keep_study(text: str, folder: Path) -> None:
-    path = folder / "study.toml"
-    if not path.is_file():
-        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
-        if others:
-            raise StorageError(
-                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no study; "
-                "choose an empty folder"
-            )
-        write_text(path, text)
-        return
-    difference = toml_difference(path.read_text(encoding="utf-8"), text)
-    if difference:
-        raise RecipeError(
-            f"{folder} holds another study, or the same with other values; choose another --out. "
-            f"Different: {'; '.join(difference)}"
-        )
 
 
 @dataclass

@@ -6,32 +6,15 @@ from pathlib import Path
 
 import torch
 
-from terralign.errors import RecipeError, StorageError
-from terralign.files import hash_json, read_json, write_json, write_text
-from terralign.run_folder import versions
+from terralign.errors import RecipeError
+from terralign.files import hash_json, read_json, write_json
+from terralign.run_folder import keep_toml, versions
 from terralign.suite import Suite, suite_text
-from terralign.toml_values import toml_difference
 
 
 def keep_suite(suite: Suite, folder: Path) -> None:
     """Write the resolved suite, or refuse a folder that holds another one or other files."""
-    path = folder / "suite.toml"
-    text = suite_text(suite)
-    if not path.is_file():
-        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
-        if others:
-            raise StorageError(
-                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no bench; "
-                "choose an empty folder"
-            )
-        write_text(path, text)
-        return
-    difference = toml_difference(path.read_text(encoding="utf-8"), text)
-    if difference:
-        raise RecipeError(
-            f"{folder} holds a bench of another suite; choose another --out. "
-            f"Different: {'; '.join(difference)}"
-        )
+    keep_toml(folder / "suite.toml", suite_text(suite), kind="bench", what="suite")
 
 
 def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:

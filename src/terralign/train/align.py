@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from terralign.datasets.loader import keep_in_memory, read_ahead
+from terralign.datasets.loader import keep_in_memory
 from terralign.datasets.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
@@ -27,7 +26,7 @@ from terralign.encoders.sensor import SensorTower
 from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError, nearest
-from terralign.evaluate.classification import require_labels, score_classes
+from terralign.evaluate.classification import require_labels
 from terralign.preprocess import (
     Spectral,
     ViewSpec,
@@ -35,7 +34,6 @@ from terralign.preprocess import (
     augment_spectral,
     draw_views,
     make_ready,
-    resize,
     scale_bands,
 )
 from terralign.train.finetune import LabelLoss, select_trainable, train_mode
@@ -48,6 +46,7 @@ from terralign.train.losses import (
     label_loss,
 )
 from terralign.train.student import student_layout
+from terralign.train.student_validation import validation_value
 from terralign.train.teacher import (
     ViewPlan,
     stored_views,
@@ -252,7 +251,9 @@ def align(
     def validate() -> float:
         assert validation is not None
         student.eval()
-        return validation_value(clip, student, validation)
+        return validation_value(
+            clip, student, validation.samples, validation.prompts, validation.class_names
+        )
 
     return fit(
         learner, loss_function, batches, settings, folder,
@@ -275,6 +276,12 @@ def _check_effects(
     if "label" not in losses and any(source.labelled for source in sources):
         raise RecipeError(
             "labels = true has no effect, since losses has no label term; leave one of both out"
+        )
+    unlabelled = [source.samples.name for source in sources if not source.labelled]
+    if set(losses) == {"label"} and unlabelled:
+        raise RecipeError(
+            f"losses has only a label term, and {unlabelled[0]} is used without labels; leave that "
+            "data set out, or add a feature loss"
         )
     if validation is not None and settings.keep == "last":
         raise RecipeError('validation data have no effect with keep = "last"; set keep = "best"')
@@ -361,41 +368,3 @@ class _AlignmentLoss:
             figures["label"] = float(value.detach())
             total = total + self._label_weight * value
         return total, figures, len(bands)
-
-
-def student_features(student: SensorTower, samples: SampleSet, *, batch_size: int = 128) -> Tensor:
-    """(N, D) float32 embeddings of all samples through the student, on the CPU."""
-    spec = student.config.input
-    layout = student_layout(samples, spec.sensors)
-    device = next(student.parameters()).device
-
-    def read(start: int) -> Tensor:
-        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
-        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
-        return make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
-
-    rows = []
-    with torch.inference_mode():
-        for bands in read_ahead(read, range(0, len(samples), batch_size)):
-            rows.append(student(bands.to(device)).float().cpu())
-    return torch.cat(rows)
-
-
-def validation_value(clip: ClipModel, student: SensorTower, validation: AlignmentSource) -> float:
-    """Accuracy (or macro_map) where there are labels, else the mean cosine to the teacher."""
-    features = student_features(student, validation.samples)
-    if validation.prompts is not None:
-        labels = require_labels(validation.samples)
-        names = validation.class_names or labels.class_names
-        weights = zero_shot_weights(clip, names, validation.prompts)
-        result = score_classes(features, weights, labels, num_bootstrap=1)
-        return result.value("macro_map" if labels.multi_label else "top1")
-    plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
-    indices = np.arange(len(validation.samples), dtype=np.int64)
-    targets = [
-        teacher_features(
-            clip, teacher_pictures(clip, validation.samples, plan=plain, view=0, indices=part)
-        ).cpu()
-        for part in np.array_split(indices, -(-len(indices) // 128))
-    ]
-    return float(F.cosine_similarity(features, torch.cat(targets), dim=-1).mean())

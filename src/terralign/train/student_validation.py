@@ -1,0 +1,63 @@
+"""How good a student is on validation data, for keeping the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from terralign.datasets.loader import read_ahead
+from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.evaluate.classification import require_labels, score_classes
+from terralign.preprocess import ViewSpec, make_ready, resize, scale_bands
+from terralign.train.student import student_layout
+from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
+
+
+def student_features(student: SensorTower, samples: SampleSet, *, batch_size: int = 128) -> Tensor:
+    """(N, D) float32 embeddings of all samples through the student, on the CPU."""
+    spec = student.config.input
+    layout = student_layout(samples, spec.sensors)
+    device = next(student.parameters()).device
+
+    def read(start: int) -> Tensor:
+        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+        return make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
+
+    rows = []
+    with torch.inference_mode():
+        for bands in read_ahead(read, range(0, len(samples), batch_size)):
+            rows.append(student(bands.to(device)).float().cpu())
+    return torch.cat(rows)
+
+
+def validation_value(
+    clip: ClipModel,
+    student: SensorTower,
+    samples: SampleSet,
+    prompts: PromptSet | None,
+    class_names: Sequence[str] | None,
+) -> float:
+    """Accuracy (or macro_map) where `prompts` are given, else the mean cosine to the teacher."""
+    features = student_features(student, samples)
+    if prompts is not None:
+        labels = require_labels(samples)
+        weights = zero_shot_weights(clip, class_names or labels.class_names, prompts)
+        result = score_classes(features, weights, labels, num_bootstrap=1)
+        return result.value("macro_map" if labels.multi_label else "top1")
+    plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
+    indices = np.arange(len(samples), dtype=np.int64)
+    targets = [
+        teacher_features(
+            clip, teacher_pictures(clip, samples, plan=plain, view=0, indices=part)
+        ).cpu()
+        for part in np.array_split(indices, -(-len(indices) // 128))
+    ]
+    return float(F.cosine_similarity(features, torch.cat(targets), dim=-1).mean())
