@@ -38,6 +38,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.preprocess import make_ready, resize, scale_bands
 from terralign.train.align import AlignmentSource, AlignSettings, align
+from terralign.train.finetune import train_mode
 from terralign.train.losses import Context, mse_normalised
 from terralign.train.student import StudentSettings, new_student, student_layout
 
@@ -98,6 +99,7 @@ class Bench:
     def bare(self) -> float:
         """Seconds of `steps` steps on ready tensors, without anything around them."""
         student = self._trained()
+        train_mode(student, frozen_batch_norm=True)  # as `align` does unless told otherwise
         batches = self._ready()
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
         context = Context(scale=self.clip.logit_scale)

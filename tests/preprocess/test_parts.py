@@ -14,6 +14,7 @@ from terralign.preprocess import (
     InputSpec,
     ViewSpec,
     apply_views,
+    augment,
     draw_views,
     make_ready,
     scale_bands,
@@ -78,7 +79,10 @@ def test_scaling_by_parts_equals_the_formula_on_the_whole_batch(dtype: type[np.g
     "views", [ViewSpec(), ViewSpec(crop_scale=(0.3, 0.9)), ViewSpec(flips=False, turns=False)]
 )
 @pytest.mark.parametrize("size", [SIZE, 32])
-def test_views_of_a_batch_equal_those_of_each_sample_alone(views: ViewSpec, size: int) -> None:
+def test_views_of_a_batch_equal_those_of_each_sample_alone(
+    views: ViewSpec, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "HEAP_BYTES", PART_BYTES)  # several parts of crops, too
     scaled = scale_bands(samples(), LAYOUT, SPEC)
     together = apply_views(scaled, draw_views(views, seed=3, view=1, indices=np.arange(24)), size)
     for row in range(24):

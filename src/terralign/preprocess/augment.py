@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from terralign.preprocess.parts import new_pixels, parts_of
+from terralign.preprocess.parts import HEAP_BYTES, new_pixels, parts_of
 from terralign.scatter import GOLDEN, scatter, unit_interval
 
 _GEOMETRY, _PHOTOMETRIC, _SPECTRAL = 1, 2, 3
@@ -137,20 +137,27 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     Without crops flips and turns are exact (no pixel is interpolated beyond the resize to `size`).
     With crops, samples that are too fine for the smallest crop are first resized with antialiasing.
     """
-    turned = new_pixels((*pixels.shape[:2], size, size), pixels)
     if np.all(views.width == 1) and np.all(views.height == 1):
+        turned = new_pixels((*pixels.shape[:2], size, size), pixels)
         _flip_and_turn(pixels, views, turned)
         return turned
     enough = math.ceil(size / math.sqrt(views.min_scale))
     theta = _affine(views).to(device=pixels.device, dtype=pixels.dtype)
-    for rows in parts_of(len(pixels), pixels.shape[1:]):
-        part = pixels[rows]
-        if max(part.shape[-2:]) > enough:
-            part = _resize_square(part, enough)
-        shape = [len(part), part.shape[1], size, size]
-        grid = F.affine_grid(theta[rows], shape, align_corners=False)
-        turned[rows] = F.grid_sample(part, grid, padding_mode="border", align_corners=False)
-    return turned
+    parts = list(parts_of(len(pixels), pixels.shape[1:], part_bytes=HEAP_BYTES))
+    if len(parts) == 1:
+        return _crop(pixels, theta, enough, size)
+    cropped = new_pixels((*pixels.shape[:2], size, size), pixels)
+    for rows in parts:
+        cropped[rows] = _crop(pixels[rows], theta[rows], enough, size)
+    return cropped
+
+
+def _crop(pixels: Tensor, theta: Tensor, enough: int, size: int) -> Tensor:
+    """Resample by the maps `theta`, from at most `enough` pixels a side, to `size`."""
+    if max(pixels.shape[-2:]) > enough:
+        pixels = _resize_square(pixels, enough)
+    grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 def _resize_square(pixels: Tensor, size: int) -> Tensor:

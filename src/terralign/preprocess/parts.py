@@ -16,12 +16,17 @@ from torch import Tensor
 
 PART_BYTES = 1 << 20
 """About what a part takes as float32, so that a few of them lie in the cache of a core."""
+HEAP_BYTES = 28 << 20
+"""A little below the size from which glibc gives freed memory back to the system at once (32 MiB):
+parts for an operation that makes one pass only, and gains nothing from the cache."""
 _LARGE = 4 << 20
 
 
-def parts_of(num_samples: int, shape: Sequence[int]) -> Iterator[slice]:
+def parts_of(
+    num_samples: int, shape: Sequence[int], *, part_bytes: int = PART_BYTES
+) -> Iterator[slice]:
     """Slices of a batch of `num_samples` samples of `shape`, in order; at least one sample each."""
-    size = max(1, PART_BYTES // (4 * max(1, math.prod(shape))))
+    size = max(1, part_bytes // (4 * max(1, math.prod(shape))))
     for start in range(0, num_samples, size):
         yield slice(start, min(start + size, num_samples))
 
