@@ -52,14 +52,18 @@ def stream_batches(
         depth = num_threads + 2
         yield from read_ahead(batches.__getitem__, steps, depth=depth, num_threads=num_threads)
         return
-    yield from DataLoader(
-        batches, batch_size=None, sampler=steps, num_workers=num_workers, collate_fn=_as_is,
+    loader = DataLoader(
+        batches, batch_size=None, sampler=steps, num_workers=num_workers, collate_fn=_share,
         multiprocessing_context="spawn", worker_init_fn=_one_thread,
     )  # fmt: skip
+    for batch, shared in loader:
+        yield batch, {sensor: pixels.numpy() for sensor, pixels in shared.items()}
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _share(raw: Any) -> Any:
+    """A batch as tensors, which go from process to process in shared memory."""
+    batch, pixels = raw
+    return batch, {sensor: torch.from_numpy(one) for sensor, one in pixels.items()}
 
 
 def _one_thread(worker: int) -> None:
