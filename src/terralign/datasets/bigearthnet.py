@@ -13,7 +13,8 @@ where with ESA's offset of 1000 they could not, and its band means are those of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from rasterio.errors import RasterioError
 from terralign.chips import PixelLayout
 from terralign.datasets.arrays import ArraySet, choose_rows, make_array_set, read_array
 from terralign.datasets.corine import NumClasses, labels_from_pixels, nomenclature
-from terralign.datasets.sample import Labels
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import fingerprint, sampled_sizes
+from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, first_line
 from terralign.scenes.read import make_layout, open_geotiff
 from terralign.sensors import SENSORS
@@ -162,3 +165,39 @@ def require_samples(name: str, split: str, names: Sequence[str]) -> None:
     """`DataError` where nothing is left of a split."""
     if not names:
         raise DataError(f"data set {name!r}, split {split!r} is empty")
+
+
+def make_patch_set(
+    *,
+    name: str,
+    split: str,
+    patches: Sequence[Path],
+    partners: Mapping[str, Path],
+    labels: Labels,
+    radar: bool,
+    locate: Callable[[Path], Place],
+) -> FileSet:
+    """A split of patch folders; `partners`: patch name -> its radar folder, where `radar`."""
+    keys = tuple(patch.name for patch in patches)
+    layouts = patch_layouts(radar=radar)
+    return FileSet(
+        name=name,
+        split=split,
+        layouts=layouts,
+        keys=keys,
+        files=tuple(patches),
+        decode=partial(decode_patch, partners=partners),
+        fingerprint=fingerprint(
+            name=name,
+            split=split,
+            keys=keys,
+            layouts=layouts,
+            content=[
+                RESAMPLING,
+                *(partners[patch].name for patch in keys if radar),
+                *sampled_sizes(patches),
+            ],
+        ),
+        labels=labels,
+        locate=locate,
+    )

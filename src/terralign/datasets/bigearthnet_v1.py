@@ -17,22 +17,18 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from terralign.datasets.bigearthnet import (
-    RESAMPLING,
-    decode_patch,
     keep_labelled,
     make_labels,
-    patch_layouts,
+    make_patch_set,
     require_samples,
     set_name,
 )
 from terralign.datasets.corine import NumClasses, labels_from_names
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint, sampled_sizes
 from terralign.datasets.folder import read_split_list
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
@@ -89,26 +85,13 @@ def open_bigearthnet_v1(
         listed = {patch: listed_partners[patch] for patch in keys if patch in listed_partners}
         places = {names[row]: facts[row].place for row in kept if names[row] not in listed}
         partners = _find_partners(_find_radar(data_root, root), listed, places)
-    layouts = patch_layouts(radar=radar)
-    return FileSet(
+    return make_patch_set(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=keys,
-        files=tuple(root / patch for patch in keys),
-        decode=partial(decode_patch, partners=partners),
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[
-                RESAMPLING,
-                *(partners[patch].name for patch in keys if radar),
-                *sampled_sizes([root / patch for patch in keys]),
-            ],
-        ),
+        patches=[root / patch for patch in keys],
+        partners=partners,
         labels=make_labels(values[kept], num_classes),
+        radar=radar,
         locate=locate_patch,
     )
 

@@ -17,7 +17,6 @@ import datetime as dt
 import logging
 import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,19 +27,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.datasets.bigearthnet import (
-    RESAMPLING,
     SIDE,
-    decode_patch,
     keep_labelled,
     make_labels,
-    patch_layouts,
+    make_patch_set,
     read_band,
     require_samples,
     set_name,
 )
 from terralign.datasets.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint, sampled_sizes
 from terralign.datasets.label_files import read_each
 from terralign.datasets.listing import list_names, require_all
 from terralign.datasets.sample import Place
@@ -103,26 +99,13 @@ def open_bigearthnet_v2(
         partners = dict(zip(keys, folders, strict=True))
     keys = [keys[row] for row in kept]
     require_samples(name, split, keys)
-    layouts = patch_layouts(radar=radar)
-    return FileSet(
+    return make_patch_set(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=tuple(keys),
-        files=tuple(_nested(base / OPTICAL_FOLDER, keys, 2)),
-        decode=partial(decode_patch, partners=partners),
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[
-                RESAMPLING,
-                *(partners[patch].name for patch in keys if radar),
-                *sampled_sizes(_nested(base / OPTICAL_FOLDER, keys, 2)),
-            ],
-        ),
+        patches=_nested(base / OPTICAL_FOLDER, keys, 2),
+        partners=partners,
         labels=make_labels(values[kept], num_classes),
+        radar=radar,
         locate=locate_patch,
     )
 

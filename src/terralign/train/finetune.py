@@ -132,7 +132,7 @@ class _Student(nn.Module):
         self.calibrations = nn.ModuleDict(calibrations)
 
 
-class _PictureBatches:
+class PictureBatches:
     """Stage 1's batches: augmented composites, ready for the tower, with labels."""
 
     def __init__(
@@ -222,9 +222,9 @@ def finetune(
             "preserve_unlabelled (a weight) and preserve_on (its pictures) need one another; "
             "give both or neither"
         )
-    losses = [_loss_of(task, settings) for task in tasks]
+    losses = [label_loss_of(task, settings) for task in tasks]
     device = next(clip.model.parameters()).device
-    batches = _PictureBatches(clip, tasks, settings, seed, preserve_on)
+    batches = PictureBatches(clip, tasks, settings, seed, preserve_on)
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
     calibrations = {
         str(number): _calibration(clip, task, batches, number)
@@ -289,7 +289,9 @@ def _moved(clip: ClipModel, pictures: Tensor, features: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(features.float(), before.float(), dim=-1)
 
 
-def _loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
+def label_loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
+    """The loss that is set, or the one that suits the task's labels; `RecipeError` where it does
+    not fit them."""
     labels = require_labels(task.samples)
     if len(task.samples) == 0:
         raise DataError(f"{task.samples.name} {task.samples.split} has no samples to train on")
@@ -306,7 +308,7 @@ def _loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
 
 
 def _calibration(
-    clip: ClipModel, task: PatchingTask, batches: _PictureBatches, source: int
+    clip: ClipModel, task: PatchingTask, batches: PictureBatches, source: int
 ) -> Calibration:
     """Start at the base rate of the labels and the mean cosine of a batch of training samples."""
     labels = require_labels(task.samples)
@@ -357,6 +359,6 @@ def training_pictures(
     seed: int,
 ) -> list[Tensor]:
     """Ready pixels (B, 3, H, W) of the first batches of training, for `reestimate_batch_norm`."""
-    batches = _PictureBatches(clip, tasks, settings, seed)
+    batches = PictureBatches(clip, tasks, settings, seed)
     total = min(num_batches, batches.steps_per_epoch)
     return [batches.prepare(step).inputs[1] for step in range(max(1, math.floor(total)))]

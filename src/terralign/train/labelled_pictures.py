@@ -21,8 +21,8 @@ from terralign.train.finetune import (
     FinetuneSettings,
     LabelLoss,
     PatchingTask,
-    _loss_of,
-    _PictureBatches,
+    PictureBatches,
+    label_loss_of,
 )
 from terralign.train.loop import LoopSettings, Prepared
 from terralign.train.losses import Calibration
@@ -55,8 +55,8 @@ class LabelledPictures:
         same = {name: getattr(settings, name) for name in PictureSettings.model_fields}
         finetune_settings = FinetuneSettings.model_validate(same)
         self.tasks = list(tasks)
-        self.losses = [_loss_of(task, finetune_settings) for task in tasks]
-        self._batches = _PictureBatches(clip, tasks, finetune_settings, seed)
+        self.losses = [label_loss_of(task, finetune_settings) for task in tasks]
+        self._batches = PictureBatches(clip, tasks, finetune_settings, seed)
         self._clip = clip
         self.first = 0
 
