@@ -129,6 +129,13 @@ def test_a_run_that_shares_gives_what_a_run_alone_gives(folder: Path, tmp_path: 
     run_study(study, tmp_path / "both", device="cpu")
     alone = run_study(study, tmp_path / "alone", device="cpu", only=["second"])
     [views] = (tmp_path / "both" / "shared" / "teacher").glob("views-*.npy")
+    elsewhere = run_study(
+        study, tmp_path / "elsewhere", device="cpu", only=["second"],
+        shared=tmp_path / "both" / "shared",
+    )  # fmt: skip
+    assert elsewhere.rows == alone.rows
+    taken = tmp_path / "elsewhere" / "runs" / "second" / "0" / "teacher" / views.name
+    assert taken.samefile(views)  # another study's
     for name in ("first", "second"):
         linked = tmp_path / "both" / "runs" / name / "0" / "teacher" / views.name
         assert linked.samefile(views)

@@ -52,12 +52,16 @@ def run_study(
     overrides: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     only: Sequence[str] = (),
+    shared: Path | None = None,
+    stores: Path | None = None,
 ) -> StudyResult:
     """Run a study in `folder`, or go on where an earlier call stopped.
 
-    `overrides`, `seeds`, `only`: as for `plan_study`. A run that fails is told of in the result and
-    tried again by the next call; the others go on. Raises `RecipeError` where a variant's recipe
-    is wrong or the folder holds another study, and `Interrupted` after saving when asked to stop.
+    `overrides`, `seeds`, `only`: as for `plan_study`. `shared`, `stores`: folders of what runs have
+    in common and of packed data sets, which several studies may use, also at the same time; None:
+    in `folder`. A run that fails is told of in the result and tried again by the next call; the
+    others go on. Raises `RecipeError` where a variant's recipe is wrong or the folder holds another
+    study, and `Interrupted` after saving when asked to stop.
     """
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
@@ -65,7 +69,10 @@ def run_study(
     with claimed(folder):
         text = study_text(study, overrides)
         keep_toml(folder / "study.toml", text, kind="set of runs", what="study")
-        progress = _Study(study, folder, data_root, device)
+        progress = _Study(
+            study, folder, data_root, device,
+            shared=SharedStages(shared or folder / "shared"), stores=stores or folder / "stores",
+        )  # fmt: skip
         progress.find_finished(overrides)
         for number, one in enumerate(planned, start=1):
             logger.info(
@@ -83,6 +90,8 @@ class _Study:
     folder: Path
     data_root: Path | None
     device: str | None
+    shared: SharedStages
+    stores: Path
     rows: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     complete_before: bool = True
@@ -130,20 +139,24 @@ class _Study:
         folder = self._folder(one)
         folder.mkdir(parents=True, exist_ok=True)
         keep_recipe(one.recipe, folder)
-        shared, stores = SharedStages(self.folder / "shared"), self.folder / "stores"
-        shared.take(one.recipe, folder)
+        self.shared.take(one.recipe, folder)
         try:
             if one.variant.method == "recipe":
                 result = run_recipe(
-                    one.recipe, folder, data_root=self.data_root, device=self.device, stores=stores
+                    one.recipe,
+                    folder,
+                    data_root=self.data_root,
+                    device=self.device,
+                    stores=self.stores,
                 )
                 return list(result.rows)
             return run_baseline(
                 one, folder,
-                data_root=self.data_root, device=self.device, stores=stores, shared=shared,
+                data_root=self.data_root, device=self.device, stores=self.stores,
+                shared=self.shared,
             )  # fmt: skip
         finally:
-            shared.give(one.recipe, folder)
+            self.shared.give(one.recipe, folder)
 
     def _write(self) -> None:
         result = self.result()

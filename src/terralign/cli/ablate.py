@@ -30,6 +30,14 @@ from terralign.cli.app import (
     help="A seed instead of the study's; repeatable.",
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="VARIANT", help="Run this variant; repeatable.")
+@click.option(
+    "--shared", type=click.Path(path_type=Path),
+    help="Where runs find what others have computed; default: in the study folder.",
+)  # fmt: skip
+@click.option(
+    "--stores", type=click.Path(path_type=Path),
+    help="Where a recipe with pack = true keeps its stores; default: in the study folder.",
+)  # fmt: skip
 @device_option
 @json_option
 @example("terralign ablate losses --data-root data --out studies/losses --seed 0")
@@ -40,6 +48,8 @@ def ablate(
     overrides: tuple[str, ...],
     seeds: tuple[int, ...],
     only: tuple[str, ...],
+    shared: Path | None,
+    stores: Path | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -60,6 +70,8 @@ def ablate(
         overrides=overrides,
         seeds=seeds,
         only=only,
+        shared=shared,
+        stores=stores,
     )
     if as_json:
         click.echo(
