@@ -1,7 +1,7 @@
 """The harness: models against a suite, on the same samples with the same prompts.
 
 `run_bench` measures, `report_bench` writes the report: they are all that others need. What a bench
-writes is described in `evaluate/bench_rows.py`.
+writes is described in `bench/rows.py`.
 """
 
 from terralign.bench.report import report_bench

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, labels_id
-from terralign.evaluate.bench_rows import PLAIN
 from terralign.evaluate.calibration import (
     ReliabilityCurve,
     choose_thresholds,

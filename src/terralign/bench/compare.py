@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terralign.bench.rows import BenchRow
 from terralign.bench.store import Kept, Store, ordered
 from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
-from terralign.evaluate.bench_rows import BenchRow
 from terralign.evaluate.diagnostics import mean_cosine
 from terralign.evaluate.significance import (
     Comparison,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
-from terralign.evaluate.bench_rows import PLAIN
 from terralign.evaluate.embed import Route
 from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.evaluate.metrics import Floats, Metric, MetricResult

@@ -25,12 +25,12 @@ from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
 from terralign.bench.robustness import robustness_jobs
+from terralign.bench.rows import BenchRow, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import DataError, RecipeError, TerralignError, first_line, nearest
-from terralign.evaluate.bench_rows import BenchRow, question
 from terralign.files import atomic_path, claimed, read_json, write_json
 from terralign.progress import Progress
 from terralign.suite import FITTED, Suite, SuiteEntry

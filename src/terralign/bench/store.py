@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terralign.bench.rows import COLUMNS, BenchRow
 from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
 from terralign.encoders.weights import read_state_dict, write_state_dict
-from terralign.evaluate.bench_rows import COLUMNS, BenchRow
 from terralign.files import hash_json, read_json, write_json
 
 ROWS_VERSION = 1

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from terralign.bench.embeddings import Embeddings
 from terralign.bench.models import BenchModel, find_routes
+from terralign.bench.rows import PLAIN
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.sample import Labels, SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError, ModelError
-from terralign.evaluate.bench_rows import PLAIN
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.evaluate.embed import Route
 from terralign.evaluate.metrics import (
@@ -45,7 +45,7 @@ class Measured:
     """What one measurement gives.
 
     `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
-    `evaluate/bench_rows.py`. `outcomes`: what the paired bootstrap needs, name of metric -> (N,)
+    `bench/rows.py`. `outcomes`: what the paired bootstrap needs, name of metric -> (N,)
     value of every sample, or scores (N, K) with `labels` (N, K) bool.
     """
 

@@ -63,7 +63,7 @@ def bench(
     command again measures nothing; more models and other prompts add their rows.
     """
     from terralign.bench import report_bench, run_bench
-    from terralign.evaluate.bench_rows import format_bench_table
+    from terralign.bench.rows import format_bench_table
     from terralign.suite import load_suite
     from terralign.train.threads import choose_device
 

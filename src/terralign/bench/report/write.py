@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from terralign.bench.pictures import keep_pictures
+from terralign.bench.report.document import write_bench_report
+from terralign.bench.report.pictures import keep_pictures
+from terralign.bench.report.results import BenchResults, read_bench
+from terralign.bench.rows import PLAIN
 from terralign.bench.subject import BenchData
-from terralign.evaluate.bench_report import write_bench_report
-from terralign.evaluate.bench_results import BenchResults, read_bench
-from terralign.evaluate.bench_rows import PLAIN
 from terralign.files import claimed
 from terralign.suite import parse_suite
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from terralign.evaluate.bench_rows import (
+from terralign.bench.rows import (
     PLAIN,
     PLAIN_NUMBERS,
     QUESTION,

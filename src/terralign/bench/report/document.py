@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from terralign.evaluate.bench_examples import (
+from terralign.bench.report.examples import (
     ExampleBlock,
     choose_blocks,
     example_html,
@@ -21,11 +21,13 @@ from terralign.evaluate.bench_examples import (
     find_examples,
     legend,
 )
-from terralign.evaluate.bench_plans import report_tables
-from terralign.evaluate.bench_results import BenchResults, Sweep, prompt_texts, read_bench
-from terralign.evaluate.bench_rows import PLAIN, BenchRow
-from terralign.evaluate.bench_sections import Confusions, entry_pictures
-from terralign.evaluate.bench_tables import CELLS_LEGEND, MARKS_LEGEND, Table
+from terralign.bench.report.markup import html_table, markdown_table, tex_file
+from terralign.bench.report.plans import report_tables
+from terralign.bench.report.reported import reported_table
+from terralign.bench.report.results import BenchResults, Sweep, prompt_texts, read_bench
+from terralign.bench.report.sections import Confusions, entry_pictures
+from terralign.bench.report.tables import CELLS_LEGEND, MARKS_LEGEND, Table
+from terralign.bench.rows import PLAIN, BenchRow
 from terralign.evaluate.canvas import DARK, LIGHT, Theme, png_bytes, write_png
 from terralign.evaluate.figures import alpha_curve_figure
 from terralign.evaluate.page import (
@@ -38,8 +40,6 @@ from terralign.evaluate.page import (
     picture_html,
     plain_table,
 )
-from terralign.evaluate.report_tables import html_table, markdown_table, tex_file
-from terralign.evaluate.reported import reported_table
 from terralign.files import write_text
 
 MAX_OPEN_LINES = 30

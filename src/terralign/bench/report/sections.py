@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from terralign.errors import StorageError
-from terralign.evaluate.bench_figures import (
+from terralign.bench.report.figures import (
     MAX_CONFUSION_CLASSES,
     MAX_SERIES,
     class_bar_figure,
     confusion_figure,
     top_confusions,
 )
-from terralign.evaluate.bench_rows import PLAIN, BenchRow
+from terralign.bench.rows import PLAIN, BenchRow
+from terralign.errors import StorageError
 from terralign.evaluate.calibration import ReliabilityCurve
 from terralign.evaluate.canvas import Theme
 from terralign.evaluate.diagnostic_figures import (
@@ -30,7 +30,7 @@ from terralign.evaluate.metrics import Floats, Metric, MetricResult
 from terralign.evaluate.page import Picture
 
 Details = Mapping[str, Mapping[str, Any]]
-"""Measurement -> its details, as `bench_rows.py` describes them."""
+"""Measurement -> its details, as `bench/rows.py` describes them."""
 
 SCORES = ("top1", "macro_map")
 MAX_PROJECTIONS = 4

@@ -1,7 +1,7 @@
 """Figures of a bench: classes as bars, the confusion matrix.
 
-In the style of `figures.py`: every `*_figure` function returns a `Figure`; values come as fractions
-of 1 and are drawn in per cent.
+In the style of `evaluate/figures.py`: every `*_figure` function returns a `Figure`; values come as
+fractions of 1 and are drawn in per cent.
 """
 
 from __future__ import annotations

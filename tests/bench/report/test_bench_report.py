@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from terralign.bench.report.document import write_bench_report
+from terralign.bench.report.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
+from terralign.bench.report.results import read_bench
+from terralign.bench.rows import BenchRow, check_rows
 from terralign.errors import DataError, StorageError
-from terralign.evaluate.bench_examples import MAX_QUERIES, choose_blocks, find_examples, views_of
-from terralign.evaluate.bench_report import write_bench_report
-from terralign.evaluate.bench_results import read_bench
-from terralign.evaluate.bench_rows import BenchRow, check_rows
 from terralign.files import write_json, write_text
 
 NASTY = '<script>alert(1)</script> | `x` "quoted" & $y$'

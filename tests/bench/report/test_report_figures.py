@@ -6,12 +6,11 @@ import io
 
 import numpy as np
 import pytest
-from figure_labels import texts_apart
 from PIL import Image
 
-from terralign.chips import PixelLayout
-from terralign.errors import DataError
-from terralign.evaluate.bench_figures import (
+from figure_labels import texts_apart
+from terralign.bench.report.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
+from terralign.bench.report.figures import (
     MAX_BARS,
     MAX_CONFUSION_CLASSES,
     MAX_SERIES,
@@ -19,8 +18,9 @@ from terralign.evaluate.bench_figures import (
     confusion_figure,
     top_confusions,
 )
+from terralign.chips import PixelLayout
+from terralign.errors import DataError
 from terralign.evaluate.canvas import DARK, MAX_PNG_BYTES, png_bytes
-from terralign.evaluate.report_pictures import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
 from terralign.sensors import SENSORS
 
 LONG = "a class whose name is rather long and goes on $x$"

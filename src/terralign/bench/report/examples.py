@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
 from terralign.errors import StorageError
-from terralign.evaluate.bench_rows import PLAIN, BenchRow
 from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
 from terralign.files import read_json
 

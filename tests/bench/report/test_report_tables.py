@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 
-from terralign.datasets.catalog import DATASETS
-from terralign.evaluate.bench_plans import report_tables
-from terralign.evaluate.bench_rows import BenchRow
-from terralign.evaluate.bench_tables import Cell, Column, Table, TableLine
-from terralign.evaluate.report_tables import (
+from terralign.bench.report.markup import (
     MAX_LINES,
     escape_tex,
     html_table,
@@ -19,7 +15,11 @@ from terralign.evaluate.report_tables import (
     tex_file,
     tex_table,
 )
-from terralign.evaluate.reported import load_reported, reported_table
+from terralign.bench.report.plans import report_tables
+from terralign.bench.report.reported import load_reported, reported_table
+from terralign.bench.report.tables import Cell, Column, Table, TableLine
+from terralign.bench.rows import BenchRow
+from terralign.datasets.catalog import DATASETS
 
 NASTY = r'50% of \a_b & {x} #1 ~$y^2$ <script>"|`*[z]` --> →'
 

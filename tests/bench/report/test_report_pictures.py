@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from terralign.bench import report_bench
-from terralign.bench.pictures import PICTURE_SIZE, keep_pictures
+from terralign.bench.report.chip_views import MAX_SIDE, sample_views
+from terralign.bench.report.examples import read_picture_index
+from terralign.bench.report.pictures import PICTURE_SIZE, keep_pictures
+from terralign.bench.rows import BenchRow
 from terralign.bench.subject import BenchData
-from terralign.evaluate.bench_examples import read_picture_index
-from terralign.evaluate.bench_rows import BenchRow
-from terralign.evaluate.report_pictures import MAX_SIDE, sample_views
 from terralign.files import write_json, write_text
 from terralign.suite import Suite, parse_suite
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from terralign.bench import run_bench
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
+from terralign.bench.rows import check_rows, format_bench_table, question
 from terralign.bench.subject import _divide
 from terralign.cli import main
 from terralign.datasets.catalog import open_dataset
@@ -25,7 +26,6 @@ from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.timm_encoder import TimmEncoder
 from terralign.errors import RecipeError
-from terralign.evaluate.bench_rows import check_rows, format_bench_table, question
 from terralign.evaluate.calibration import choose_thresholds
 from terralign.evaluate.classification import evaluate_zero_shot
 from terralign.evaluate.retrieval import evaluate_retrieval

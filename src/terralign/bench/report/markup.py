@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from terralign.evaluate.bench_tables import Cell, Column, Table
+from terralign.bench.report.tables import Cell, Column, Table
 from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
 
 MAX_LINES = 40

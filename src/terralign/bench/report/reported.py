@@ -14,9 +14,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from terralign.encoders.space import RGB
-from terralign.evaluate.bench_rows import PLAIN, BenchRow
-from terralign.evaluate.bench_tables import (
+from terralign.bench.report.tables import (
     Cell,
     Column,
     Table,
@@ -24,6 +22,8 @@ from terralign.evaluate.bench_tables import (
     metric_text,
     value_text,
 )
+from terralign.bench.rows import PLAIN, BenchRow
+from terralign.encoders.space import RGB
 
 SENSOR = "sensor"
 """In place of a tower's name: any tower but the RGB one."""
@@ -71,7 +71,7 @@ class Reported(_Strict):
 @lru_cache(maxsize=1)
 def load_reported() -> Reported:
     """The figures of `reported.toml`."""
-    path = resources.files("terralign") / "evaluate" / "reported.toml"
+    path = resources.files("terralign") / "bench" / "report" / "reported.toml"
     return Reported.model_validate(tomllib.loads(path.read_text("utf-8")))
 
 

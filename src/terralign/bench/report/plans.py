@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from terralign.evaluate.bench_rows import PLAIN, BenchRow
-from terralign.evaluate.bench_tables import (
+from terralign.bench.report.tables import (
     Plan,
     Table,
     build_table,
@@ -15,6 +14,7 @@ from terralign.evaluate.bench_tables import (
     metric_text,
     subject_text,
 )
+from terralign.bench.rows import PLAIN, BenchRow
 
 SCORES = ("top1", "macro_map")
 """The main metric of single-label and of multi-label classification."""

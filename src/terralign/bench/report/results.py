@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from terralign.bench.report.examples import Views, read_picture_index
+from terralign.bench.report.sections import wanted_measurements
+from terralign.bench.rows import BenchRow, check_rows
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import StorageError, TerralignError
-from terralign.evaluate.bench_examples import Views, read_picture_index
-from terralign.evaluate.bench_rows import BenchRow, check_rows
-from terralign.evaluate.bench_sections import wanted_measurements
 from terralign.files import hash_json, read_json
 
 REPORT_VERSION = 1
