@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,9 @@ def test_evaluate_prints_a_table_for_people(finished_run: Path) -> None:
 @pytest.fixture(autouse=True)
 def small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The synthetic splits that no recipe limits, cut to 40 samples."""
-    from terralign.datasets import synthetic
+    from terralign.datasets.synthetic import sets
 
-    monkeypatch.setattr(synthetic, "NUM_SAMPLES", dict.fromkeys(synthetic.NUM_SAMPLES, 40))
+    monkeypatch.setattr(sets, "NUM_SAMPLES", dict.fromkeys(sets.NUM_SAMPLES, 40))
 
 
 def test_evaluate_retrieves_when_a_query_is_named(finished_run: Path) -> None:
@@ -264,7 +265,9 @@ def test_quickstart_runs_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }
 
 
-@pytest.mark.parametrize("what", [None, "datasets", "sensors", "recipes", "prompts", "model"])
+@pytest.mark.parametrize(
+    "what", [None, "datasets", "sensors", "recipes", "suites", "studies", "prompts", "model"]
+)
 def test_info_says_what_there_is(finished_run: Path, what: str | None) -> None:
     shown = finished_run / "model" if what == "model" else what
     arguments = ["info"] if shown is None else ["info", shown]
@@ -273,10 +276,20 @@ def test_info_says_what_there_is(finished_run: Path, what: str | None) -> None:
     value = json.loads(result.stdout)
     expected = {
         None: "torch", "datasets": "eurosat-ms", "sensors": "sentinel1-grd",
-        "recipes": "quickstart", "prompts": "satellite", "model": "towers",
+        "recipes": "quickstart", "suites": "micro", "studies": "losses", "prompts": "satellite",
+        "model": "towers",
     }[what]  # fmt: skip
     assert expected in value
     assert expected in _call(*arguments).stdout
+
+
+@pytest.mark.parametrize("what", ["recipes", "suites", "studies"])
+def test_info_says_what_each_file_that_ships_is_for(what: str) -> None:
+    folder = resources.files("terralign") / what
+    shipped = {path.name for path in folder.iterdir() if path.name.endswith(".toml")}
+    value = json.loads(_call("info", what, "--json").stdout)
+    assert {f"{name}.toml" for name in value} == shipped
+    assert all(len(note) > 20 for note in value.values())
 
 
 def test_info_on_a_model_names_its_towers(finished_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""What there is: versions, data sets, sensors, recipes, prompt sets, or what a model holds."""
+"""What there is: versions, data sets, sensors, recipes, suites, studies, prompts, or a model."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.facts import read_facts
-from terralign.datasets.store_files import is_store, read_manifest
+from terralign.datasets.store import is_store, read_manifest
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import load_prompts, prompt_set_names
 from terralign.recipe import recipe_names
 from terralign.run_folder import versions
 from terralign.sensors import SENSORS
+from terralign.study import study_names
+from terralign.suite import suite_names
 
 
 def about(what: str | None = None) -> dict[str, Any]:
-    """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "prompts", a
-    data set, a packed store, or anything `EmbeddingSpace.load` takes."""
+    """Plain values about `what`: None (versions), "datasets", "sensors", "recipes", "suites",
+    "studies", "prompts", a data set, a packed store, or anything `EmbeddingSpace.load` takes."""
     if what is None:
         return versions()
     if what == "datasets":
@@ -34,7 +36,11 @@ def about(what: str | None = None) -> dict[str, Any]:
             for sensor in SENSORS.values()
         }
     if what == "recipes":
-        return {name: _recipe_note(name) for name in recipe_names()}
+        return {name: _note("recipes", name) for name in recipe_names()}
+    if what == "suites":
+        return {name: _note("suites", name) for name in suite_names()}
+    if what == "studies":
+        return {name: _note("studies", name) for name in study_names()}
     if what == "prompts":
         return {name: list(load_prompts(name).templates) for name in prompt_set_names()}
     if what in DATASETS:
@@ -44,8 +50,8 @@ def about(what: str | None = None) -> dict[str, Any]:
     return _about_space(EmbeddingSpace.load(what))
 
 
-def _recipe_note(name: str) -> str:
-    text = (resources.files("terralign") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+def _note(folder: str, name: str) -> str:
+    text = (resources.files("terralign") / folder / f"{name}.toml").read_text(encoding="utf-8")
     return str(tomllib.loads(text).get("note", ""))
 
 

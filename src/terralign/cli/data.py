@@ -55,7 +55,7 @@ def pack(
         return
     if dataset is None or store is None:
         raise click.UsageError("pack needs a DATASET and a STORE, or --verify STORE")
-    from terralign.datasets.pack import PackSettings
+    from terralign.datasets.store import PackSettings
     from terralign.datasets.packing import pack_dataset
 
     packed = pack_dataset(
@@ -92,7 +92,7 @@ def pack(
 
 
 def _verify(store: Path, as_json: bool) -> None:
-    from terralign.datasets.verify import verify_store
+    from terralign.datasets.store import verify_store
 
     faults = verify_store(store)
     if as_json:
@@ -110,7 +110,9 @@ def _verify(store: Path, as_json: bool) -> None:
 @json_option
 @example("terralign info runs/m/model")
 def info(what: str | None, as_json: bool) -> None:
-    """Say what WHAT is: datasets, sensors, recipes, prompts, a data set, a store or a model."""
+    """Say what WHAT is: datasets, sensors, recipes, suites, studies, prompts, a data set, a store
+    or a model.
+    """
     from terralign.about import about
 
     value = about(what)
