@@ -35,15 +35,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from terralign.chips import PixelLayout
-from terralign.datasets.bigearthnet import read_band
+from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.feeding.order import Plan
+from terralign.datasets.feeding.stream import stream_batches
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.folder import filled_pixels
-from terralign.datasets.loader import read_ahead
-from terralign.datasets.order import Plan
-from terralign.datasets.pack import PackSettings, pack
+from terralign.datasets.pixels import filled_pixels
+from terralign.datasets.published.bigearthnet import read_band
 from terralign.datasets.sample import Captions, Labels, SampleSet
-from terralign.datasets.store import StoreSet
-from terralign.datasets.stream import stream_batches
+from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS

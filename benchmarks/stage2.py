@@ -29,9 +29,8 @@ from measuring import (
     some_clip,
 )
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.pack import pack
 from terralign.datasets.sample import SampleSet
-from terralign.datasets.store import StoreSet
+from terralign.datasets.store import StoreSet, pack
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip import ClipModel

@@ -24,7 +24,7 @@ from measuring import (
     some_clip,
 )
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.loader import keep_in_memory
+from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes

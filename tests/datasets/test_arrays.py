@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from terralign.datasets import arrays
-from terralign.datasets.arrays import S2_L2A_BANDS, choose_rows, open_s2_l2a, read_array
+from terralign.datasets.published import arrays
+from terralign.datasets.published.arrays import choose_rows, read_array
+from terralign.datasets.published.s2_l2a import S2_L2A_BANDS, open_s2_l2a
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
 

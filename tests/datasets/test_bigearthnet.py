@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from terralign.datasets.bigearthnet import open_bigearthnet_mini
 from terralign.datasets.class_lists import read_table
-from terralign.datasets.corine import (
+from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
+from terralign.datasets.published.corine import (
     ANY_PRESENCE,
     labels_from_names,
     labels_from_pixels,

@@ -13,9 +13,9 @@ import pytest
 import rasterio
 from patch_files import write_optical, write_radar, write_v1_json, write_v1_radar_json
 
-from terralign.datasets.bigearthnet_v1 import open_bigearthnet_v1
-from terralign.datasets.corine import NumClasses, nomenclature
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
+from terralign.datasets.published.corine import NumClasses, nomenclature
 from terralign.errors import DataError
 
 FIRST = "S2A_MSIL2A_20170613T101031_1_2"

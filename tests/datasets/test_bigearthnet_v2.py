@@ -15,8 +15,8 @@ import pytest
 import rasterio
 from patch_files import write_optical, write_radar, write_tif
 
-from terralign.datasets.bigearthnet_v2 import open_bigearthnet_v2
-from terralign.datasets.corine import nomenclature
+from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
+from terralign.datasets.published.corine import nomenclature
 from terralign.errors import DataError
 
 TILES = (
@@ -214,7 +214,7 @@ def test_real_numbers_come_below_an_offset_of_1000(real_data: Path) -> None:
 
 @pytest.mark.realdata
 def test_a_real_reference_map_holds_corine_codes(real_data: Path) -> None:
-    from terralign.datasets.corine import ANY_PRESENCE, labels_from_pixels
+    from terralign.datasets.published.corine import ANY_PRESENCE, labels_from_pixels
 
     path = next((real_data / "formats" / "bigearthnet_v2" / "Reference_Maps").glob("*/*/*.tif"))
     with rasterio.open(path) as source:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from terralign.datasets.captioned import ARCHIVES, open_captioned
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.facts import read_facts
-from terralign.datasets.loader import KeptInMemory
+from terralign.datasets.feeding.loader import KeptInMemory
+from terralign.datasets.published.captioned import ARCHIVES, open_captioned
 from terralign.datasets.subset import limit_samples
 from terralign.errors import DataError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.cifar import open_cifar
+from terralign.datasets.published.cifar import open_cifar
 from terralign.errors import DataError
 
 RED = np.arange(1024, dtype=np.uint8)

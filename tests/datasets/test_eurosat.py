@@ -11,7 +11,12 @@ from PIL import Image
 from rasterio import Affine
 
 from terralign.datasets.class_lists import load_class_list
-from terralign.datasets.eurosat import BANDS_ON_DISK, MS_FOLDER, open_eurosat_ms, open_eurosat_rgb
+from terralign.datasets.published.eurosat import (
+    BANDS_ON_DISK,
+    MS_FOLDER,
+    open_eurosat_ms,
+    open_eurosat_rgb,
+)
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from terralign.datasets.loader import KeptInMemory, keep_in_memory, read_ahead
+from terralign.datasets.feeding.loader import KeptInMemory, keep_in_memory, read_ahead
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
 
 

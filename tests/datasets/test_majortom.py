@@ -14,7 +14,7 @@ import rasterio
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
-from terralign.datasets.majortom import MAX_ROW_BYTES, open_majortom_s2l2a
+from terralign.datasets.published.majortom import MAX_ROW_BYTES, open_majortom_s2l2a
 from terralign.errors import DataError, SplitError
 from terralign.sensors import SENSORS
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terralign.datasets.order import Batch, Plan
+from terralign.datasets.feeding.order import Batch, Plan
 from terralign.errors import DataError
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)

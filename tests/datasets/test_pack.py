@@ -21,16 +21,14 @@ import pytest
 import shapely
 from PIL import Image
 
-from terralign.datasets import pack as packing
 from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.class_folders import open_folder
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.folder import Pixels, open_folder
-from terralign.datasets.pack import PackSettings, pack
 from terralign.datasets.packing import pack_dataset, pack_on_use
+from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Place, SampleSet
-from terralign.datasets.store import StoreSet
+from terralign.datasets.store import PackSettings, StoreSet, pack, verify_store, writing
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
-from terralign.datasets.verify import verify_store
 from terralign.errors import DataError, StorageError
 from terralign.files import claimed
 from terralign.sensors import SENSORS
@@ -155,7 +153,7 @@ class _Counted(_StopsAt):
 def test_kill_9_at_any_moment(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from terralign.datasets.pack import pack, PackSettings\n"
+        "from terralign.datasets.store import pack, PackSettings\n"
         "from terralign.datasets.synthetic import open_synthetic_scenes\n"
         "pack({'train': open_synthetic_scenes('train', num_samples=6000)}, Path(sys.argv[1]),"
         " PackSettings(shard_bytes=3_000_000))\n"
@@ -202,7 +200,7 @@ def test_a_small_disk_is_met_before_the_work(
         asked.append(num_bytes)
         raise StorageError("too small")
 
-    monkeypatch.setattr(packing, "check_free_space", too_small)
+    monkeypatch.setattr(writing, "check_free_space", too_small)
     with pytest.raises(StorageError, match="too small"):
         pack({"train": scenes()}, tmp_path / "s", SMALL)
     pixels = scenes().read(np.arange(40))

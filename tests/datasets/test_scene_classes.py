@@ -11,7 +11,7 @@ from PIL import Image
 from terralign.datasets.catalog import DATASETS, open_dataset
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.facts import read_facts
-from terralign.datasets.scene_classes import open_scene_classes
+from terralign.datasets.published.scene_classes import open_scene_classes
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from patch_files import write_tif
 
 from terralign.datasets.class_lists import read_table
-from terralign.datasets.sen12ms import open_sen12ms, shares_of, simplified_names
+from terralign.datasets.published.sen12ms import open_sen12ms, shares_of, simplified_names
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
 

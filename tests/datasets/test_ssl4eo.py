@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from rasterio import Affine
 
-from terralign.datasets.ssl4eo import open_ssl4eo_s12
+from terralign.datasets.published.ssl4eo import open_ssl4eo_s12
 from terralign.errors import DataError, SplitError
 
 L2A, L1C, S1 = "sentinel2-l2a", "sentinel2-l1c", "sentinel1-grd"

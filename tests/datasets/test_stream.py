@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from terralign.datasets.order import Plan
-from terralign.datasets.pack import PackSettings, pack
-from terralign.datasets.store import StoreSet
-from terralign.datasets.stream import stream_batches
+from terralign.datasets.feeding.order import Plan
+from terralign.datasets.feeding.stream import stream_batches
+from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.synthetic import open_synthetic_scenes
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from terralign.datasets import synthetic_photos, synthetic_scenes
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.synthetic import (
-    RENDER_BATCH,
     SyntheticSet,
     open_synthetic_photos,
     open_synthetic_scenes,
 )
-from terralign.datasets.synthetic_draws import speckle, uniforms
+from terralign.datasets.synthetic import photos as synthetic_photos
+from terralign.datasets.synthetic import scenes as synthetic_scenes
+from terralign.datasets.synthetic.draws import speckle, uniforms
+from terralign.datasets.synthetic.sets import RENDER_BATCH
 from terralign.errors import DataError
 
 Opener = Callable[..., SyntheticSet]

@@ -20,7 +20,7 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.eurosat import open_eurosat_ms
+from terralign.datasets.published.eurosat import open_eurosat_ms
 from terralign.datasets.sample import Located
 from terralign.errors import DataError, TerralignError
 

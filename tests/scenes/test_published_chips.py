@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from terralign.datasets.folder import Pixels, open_folder
+from terralign.datasets.class_folders import open_folder
+from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SensorError
 from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.bench.models import Encoder
+from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
-from terralign.datasets.loader import keep_in_memory, read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import StorageError

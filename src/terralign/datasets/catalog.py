@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from terralign.datasets.arrays import open_s2_l2a
-from terralign.datasets.bigearthnet import open_bigearthnet_mini
-from terralign.datasets.bigearthnet_v1 import open_bigearthnet_v1
-from terralign.datasets.bigearthnet_v2 import open_bigearthnet_v2
-from terralign.datasets.captioned import open_captioned
-from terralign.datasets.cifar import open_cifar
 from terralign.datasets.declared import declared_facts, open_declared, read_declaration
-from terralign.datasets.eurosat import open_eurosat_ms, open_eurosat_rgb
 from terralign.datasets.facts import DatasetFacts, read_facts
-from terralign.datasets.majortom import open_majortom_s2l2a
-from terralign.datasets.photos import open_imagenet, open_tiny_imagenet
+from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
+from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
+from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
+from terralign.datasets.published.captioned import open_captioned
+from terralign.datasets.published.cifar import open_cifar
+from terralign.datasets.published.eurosat import open_eurosat_ms, open_eurosat_rgb
+from terralign.datasets.published.imagenet import open_imagenet, open_tiny_imagenet
+from terralign.datasets.published.majortom import open_majortom_s2l2a
+from terralign.datasets.published.s2_l2a import open_s2_l2a
+from terralign.datasets.published.scene_classes import open_scene_classes
+from terralign.datasets.published.sen12ms import open_sen12ms
+from terralign.datasets.published.ssl4eo import open_ssl4eo_s12
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
-from terralign.datasets.scene_classes import open_scene_classes
-from terralign.datasets.sen12ms import open_sen12ms
-from terralign.datasets.ssl4eo import open_ssl4eo_s12
-from terralign.datasets.store import StoreSet
-from terralign.datasets.store_files import is_store, read_manifest
+from terralign.datasets.store import StoreSet, is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, nearest
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.pack import Packed, PackSettings, pack
-from terralign.datasets.pack_identity import hash_samples
 from terralign.datasets.sample import SampleSet
-from terralign.datasets.store import StoreSet
+from terralign.datasets.store import Packed, PackSettings, StoreSet, pack
+from terralign.datasets.store.identity import hash_samples
 from terralign.errors import SplitError
 
 logger = logging.getLogger(__name__)

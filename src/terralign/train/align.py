@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from terralign.datasets.loader import keep_in_memory
-from terralign.datasets.order import Plan, keys_of
+from terralign.datasets.feeding.loader import keep_in_memory
+from terralign.datasets.feeding.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from terralign.datasets.loader import keep_in_memory
-from terralign.datasets.order import Batch, Plan, keys_of
+from terralign.datasets.feeding.loader import keep_in_memory
+from terralign.datasets.feeding.order import Batch, Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict

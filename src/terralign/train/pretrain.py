@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from terralign.datasets.loader import keep_in_memory
-from terralign.datasets.order import Plan, keys_of
+from terralign.datasets.feeding.loader import keep_in_memory
+from terralign.datasets.feeding.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, new_clip
 from terralign.errors import DataError, RecipeError

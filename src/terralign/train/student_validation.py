@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.datasets.loader import read_ahead
+from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.datasets.loader import read_ahead
+from terralign.datasets.feeding.loader import read_ahead
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict
 from terralign.errors import DataError, RecipeError

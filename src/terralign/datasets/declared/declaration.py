@@ -1,0 +1,147 @@
+"""What every declared data set says, whatever its reader: name, classes, prompts, sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from terralign.datasets.pixels import Pixels
+from terralign.errors import DataError, SplitError
+from terralign.scenes.read import Units
+from terralign.sensors import Sensor, find_sensor
+
+LabelKind = Literal["single", "multi", "captions", "none"]
+
+
+class PixelSettings(BaseModel):
+    """What the numbers of one sensor's files mean, where the files do not say it themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    bands: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The bands in the files' order, where the files do not name them."""
+    dn_offset: float | None = None
+    """What is added to the DN before scaling."""
+    units: Units | None = None
+    """"dn" or "physical"; left out, integers are DN."""
+    composite: str | None = None
+    """Which of the sensor's RGB recipes to use."""
+
+
+class Declaration(BaseModel):
+    """What the TOML file of a data set says; each reader adds its own keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(pattern=r"^[\w][\w .-]*$")
+    """What results call the data set, and the folders of its results: letters, digits, - _ . and
+    spaces."""
+    reader: str
+    """How the data set lies on disk."""
+    classes: dict[str, str] | None = Field(default=None, min_length=1)
+    """What the data call a class -> the class as prompts say it; every one once."""
+    prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Templates with `{}` for the class; left out, the caller's prompt set is used."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _templates_have_a_place(cls, prompts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for template in prompts or ():
+            if template.count("{}") != 1:
+                raise ValueError(f"the template {template!r} needs {{}} once, for the class")
+        return prompts
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: dict[str, str] | None) -> dict[str, str] | None:
+        owners: dict[str, str] = {}
+        for value, name in ((value, name.strip()) for value, name in (classes or {}).items()):
+            if not name:
+                raise ValueError(f"the class of {value!r} has no name")
+            if name in owners:
+                raise ValueError(
+                    f"{owners[name]!r} and {value!r} both have the class {name!r}; "
+                    "give each its own"
+                )
+            owners[name] = value
+        return classes and {value: name for name, value in owners.items()}
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """What a sample carries."""
+        raise NotImplementedError
+
+    @property
+    def sensor_keys(self) -> tuple[str, ...]:
+        """The sensors as the file names them: built-in names and TOML files."""
+        raise NotImplementedError
+
+    @property
+    def split_names(self) -> tuple[str, ...] | None:
+        """The splits that are declared; None where every split name gives the whole."""
+        raise NotImplementedError
+
+    @property
+    def location(self) -> str:
+        """What is needed below the data root."""
+        raise NotImplementedError
+
+
+def require_classes(declaration: Declaration, *, labelled: bool, remedy: str) -> None:
+    """Raise `ValueError` where classes or prompts have no effect, or classes are missing."""
+    if labelled and declaration.classes is None:
+        raise ValueError(f"[classes] is missing; {remedy}")
+    for key in ("classes", "prompts"):
+        if not labelled and getattr(declaration, key) is not None:
+            raise ValueError(f"{key} has no effect on samples without labels; {remedy}")
+
+
+def sensor_of(key: str, path: Path) -> Sensor:
+    """The sensor that the declaration in the file `path` calls `key`."""
+    return find_sensor(str(path.parent / key) if key.endswith(".toml") else key)
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def sensors_of(tables: Mapping[str, Settings], path: Path) -> list[tuple[Sensor, Settings]]:
+    """The sensors of `[sensors.*]`, in order, each with its table; one that is named twice raises.
+
+    `path`: the declaration's file.
+    """
+    found: dict[str, tuple[Sensor, Settings]] = {}
+    for key, settings in tables.items():
+        sensor = sensor_of(key, path)
+        if sensor.name in found:
+            raise DataError(f"{path}: sensors.{key}: sensor {sensor.name!r} is there already")
+        found[sensor.name] = (sensor, settings)
+    return list(found.values())
+
+
+def pixels_of(
+    sensor: Sensor, settings: PixelSettings, *, size: int | None, pictures: bool, origin: str
+) -> Pixels:
+    """How a sensor's files are decoded; `pictures`: JPEG, PNG and the like, which say it all."""
+    if pictures:
+        for key in PixelSettings.model_fields:
+            if getattr(settings, key) is not None:
+                raise DataError(f"{origin}: {key} has no effect on sensor 'rgb'; leave it out")
+    return Pixels(
+        sensor=sensor,
+        size=size,
+        bands=settings.bands,
+        dn_offset=settings.dn_offset,
+        units=settings.units,
+        composite=settings.composite,
+    )
+
+
+def require_split(name: str, split: str, declared: Sequence[str], path: Path) -> None:
+    """Raise `DataError` unless `split` is declared, or is `all`."""
+    if split != "all" and split not in declared:
+        raise SplitError(
+            f"data set {name!r} has no split {split!r}; {path} declares {', '.join(declared)}"
+        )

@@ -1,0 +1,84 @@
+"""Footprints in a GeoParquet column: well-known binary geometries, or boxes in a struct.
+
+Source: GeoParquet 1.1 (metadata key `geo`, columns' `crs`, bounding-box columns).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import shapely
+
+from terralign.datasets.declared.table_file import TableFile
+from terralign.errors import DataError, first_line
+from terralign.scenes.places import Bounds, wgs84_bounds
+
+BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprints:
+    """The footprints of N rows; `crs`: None for degrees of WGS84, else PROJJSON."""
+
+    values: pa.Array
+    crs: str | None
+
+    def bounds(self, row: int, origin: str) -> Bounds | None:
+        """WGS84 bounds of one row's footprint, None where it has none."""
+        value = self.values[row].as_py()
+        if value is None:
+            return None
+        try:
+            box = _box_of(value)
+        except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
+            raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
+        if box is None or self.crs is None:
+            return box
+        return wgs84_bounds(box, self.crs, origin=origin)
+
+
+def read_footprints(table: TableFile, column: str) -> Footprints:
+    """The footprints in a column of a GeoParquet file; `DataError` where it holds none.
+
+    The reference system is the column's own in the file's metadata, or that of the primary geometry
+    for a column of boxes; degrees of WGS84 where the metadata leave it out, as GeoParquet has it.
+    """
+    values = table.columns[column]
+    kind = values.type
+    is_box = pa.types.is_struct(kind) and {field.name for field in kind} >= set(BOX_FIELDS)
+    if not (is_box or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(
+            f"{table.path}: column {column!r} is of type {kind}; expected well-known binary "
+            f"geometries or boxes ({', '.join(BOX_FIELDS)}) of a GeoParquet file"
+        )
+    return Footprints(values=values, crs=_crs_of(table, column))
+
+
+def _crs_of(table: TableFile, column: str) -> str | None:
+    if table.geo is None:
+        return None
+    try:
+        geo = json.loads(table.geo)
+        described = geo["columns"].get(column) or geo["columns"][geo["primary_column"]]
+        encoding, crs = described.get("encoding", "WKB"), described.get("crs", "absent")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{table.path}: its GeoParquet metadata are damaged: {error}") from error
+    if encoding != "WKB" and column in geo["columns"]:
+        raise DataError(f"{table.path}: column {column!r} is encoded as {encoding}; expected WKB")
+    if crs is None:
+        raise DataError(f"{table.path}: column {column!r} has no reference system; set one")
+    return None if crs == "absent" else json.dumps(crs)
+
+
+def _box_of(value: Any) -> Bounds | None:
+    if isinstance(value, dict):
+        west, south, east, north = (value[name] for name in BOX_FIELDS)
+        return None if west is None else (west, south, east, north)
+    geometry = shapely.from_wkb(value)
+    if geometry.is_empty:
+        return None
+    west, south, east, north = geometry.bounds
+    return (west, south, east, north)

@@ -1,0 +1,163 @@
+"""Images at any depth below a folder, without labels, and the same files of further sensors.
+
+C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from numpy.typing import NDArray
+
+from terralign.datasets.class_folders import IMAGE_SUFFIXES, read_split_list
+from terralign.datasets.declared.located import place_of_files
+from terralign.datasets.file_set import Decode, FileSet
+from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.pixels import Pixels
+from terralign.errors import DataError
+
+
+def list_tree(root: Path) -> list[Path]:
+    """All image files below `root`, sorted by their paths.
+
+    Hidden files and folders are passed over, links to folders are not followed.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not there; it should hold images, or folders of them")
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [
+            Path(folder, name)
+            for name in files
+            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def open_tree(
+    root: Path, *, name: str, split: str, pixels: Pixels, split_list: Path | None = None
+) -> FileSet:
+    """All images below `root` as samples without labels, or those that `split_list` names.
+
+    A key is the path below `root` without its ending, or with it where two files differ in that
+    only. An entry of the list is a path below `root`.
+    """
+    files = list_tree(root)
+    if split_list is not None:
+        there = {file.relative_to(root).as_posix(): file for file in files}
+        entries = [str(PurePosixPath(entry)) for entry in read_split_list(split_list)]
+        for entry in entries:
+            if entry not in there:
+                raise DataError(f"split list {split_list}: {entry!r} is no image below {root}")
+        files = [there[entry] for entry in sorted(set(entries))]
+    if not files:
+        raise DataError(f"data set {name!r}, split {split!r}: no image found below {root}")
+    keys = _stems(files, root)
+    if len(set(keys)) < len(keys):
+        keys = [file.relative_to(root).as_posix() for file in files]
+    layout, decode = pixels.open(files[0])
+    layouts = {layout.sensor.name: layout}
+    return FileSet(
+        name=name,
+        split=split,
+        layouts=layouts,
+        keys=tuple(keys),
+        files=tuple(files),
+        decode=decode,
+        fingerprint=fingerprint(
+            name=name,
+            split=split,
+            keys=keys,
+            layouts=layouts,
+            content=[pixels.size, *(file.stat().st_size for file in files)],
+        ),
+        locate=lambda file: place_of_files([file], root),
+    )
+
+
+def _stems(files: Sequence[Path], root: Path) -> list[str]:
+    return [file.relative_to(root).with_suffix("").as_posix() for file in files]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Companion:
+    """A further sensor of the same places, below its own folder."""
+
+    root: Path
+    pixels: Pixels
+
+
+def add_sensors(
+    samples: FileSet, root: Path, companions: Sequence[Companion], *, whole: bool
+) -> FileSet:
+    """`samples`, whose files lie below `root`, with the files of further sensors.
+
+    Files of one sample have the same path below their sensors' folders, but for the ending. A
+    sample without a file of every sensor is an error; so is, where the samples are the `whole` of
+    the data set, a file of another sensor that no sample has.
+    """
+    own = _by_stem(samples.files, root)
+    layouts = dict(samples.layouts)
+    rows: list[list[Path]] = [[file] for file in samples.files]
+    decoders: list[Decode] = []
+    for one in companions:
+        there = _by_stem(list_tree(one.root), one.root)
+        _require_same(own, there, root, one.root, whole=whole)
+        for row, stem in zip(rows, own, strict=True):
+            row.append(there[stem])
+        layout, decode_one = one.pixels.open(rows[0][-1])
+        layouts[layout.sensor.name] = layout
+        decoders.append(decode_one)
+    row_of = dict(zip(samples.files, rows, strict=True))
+
+    def decode(file: Path) -> dict[str, NDArray[Any]]:
+        pixels = dict(samples.decode(file))
+        for decode_one, other in zip(decoders, row_of[file][1:], strict=True):
+            pixels.update(decode_one(other))
+        return pixels
+
+    sizes = [file.stat().st_size for row in rows for file in row[1:]]
+    return replace(
+        samples,
+        layouts=layouts,
+        decode=decode,
+        fingerprint=fingerprint(
+            name=samples.name,
+            split=samples.split,
+            keys=samples.keys,
+            layouts=layouts,
+            content=[samples.fingerprint, *sizes],
+        ),
+        locate=lambda file: place_of_files(row_of[file], root.parent),
+    )
+
+
+def _by_stem(files: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Path below `root` without its ending -> file, in the order of `files`."""
+    there: dict[str, Path] = {}
+    for stem, file in zip(_stems(files, root), files, strict=True):
+        if stem in there:
+            raise DataError(f"{file} and {there[stem]} differ in their ending only; keep one")
+        there[stem] = file
+    return there
+
+
+def _require_same(
+    own: Mapping[str, Path],
+    there: Mapping[str, Path],
+    root: Path,
+    other_root: Path,
+    *,
+    whole: bool,
+) -> None:
+    missing = next((stem for stem in own if stem not in there), None)
+    if missing is not None:
+        raise DataError(f"{other_root} has no image {missing}, but {own[missing]} is there")
+    extra = next((stem for stem in there if stem not in own), None)
+    if whole and extra is not None:
+        raise DataError(f"{root} has no image {extra}, but {there[extra]} is there")

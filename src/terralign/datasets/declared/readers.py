@@ -1,0 +1,108 @@
+"""A data set nobody has seen, declared by its user in a TOML file. Nothing in it is guessed.
+
+`reader` says how it lies on disk: "folder" (see `folder`), "table" (see `table`), "shards" (see
+`tars`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from terralign.datasets.declared.declaration import Declaration, sensor_of
+from terralign.datasets.declared.folder import (
+    FolderDeclaration,
+    FolderSensor,
+    open_declared_folder,
+)
+from terralign.datasets.declared.table import TableDeclaration, TableSensor, open_table
+from terralign.datasets.declared.tars import ShardsDeclaration, ShardSensor, open_shards
+from terralign.datasets.facts import DatasetFacts
+from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
+from terralign.errors import DataError, nearest
+from terralign.toml_values import explain
+
+READERS: dict[str, type[Declaration]] = {
+    "folder": FolderDeclaration,
+    "table": TableDeclaration,
+    "shards": ShardsDeclaration,
+}
+"""What a TOML file may name as its `reader`."""
+
+_SENSOR_TABLES: dict[str, type[BaseModel]] = {
+    "folder": FolderSensor,
+    "table": TableSensor,
+    "shards": ShardSensor,
+}
+
+
+def read_declaration(path: Path) -> Declaration:
+    """Read and check a data set's TOML file; `DataError` says what is wrong and where."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read data set file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"data set file {path} is not valid TOML: {error}") from error
+    reader = _reader_of(values, path)
+    sensors = values.get("sensors")
+    if isinstance(sensors, dict):  # on their own, so that a misspelt key is told as one
+        for key, table in sensors.items():
+            _check(_SENSOR_TABLES[reader], table, f"{path}: sensors.{key}")
+    return _check(READERS[reader], values, str(path))
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def _check(model: type[Checked], values: Any, origin: str) -> Checked:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise DataError(f"{origin}: {explain(error, model)}") from error
+
+
+def _reader_of(values: Mapping[str, Any], path: Path) -> str:
+    known = ", ".join(READERS)
+    if "reader" not in values:
+        misspelt = difflib.get_close_matches("reader", values, n=1)
+        if misspelt:
+            raise DataError(f"{path}: unknown key {misspelt[0]!r}; did you mean 'reader'?")
+        raise DataError(f"{path}: key 'reader' is missing; it is one of {known}")
+    reader = values["reader"]
+    if reader not in READERS:
+        raise DataError(f"{path}: unknown reader {reader!r}; {nearest(str(reader), READERS)}")
+    return str(reader)
+
+
+def declared_facts(declaration: Declaration, path: Path) -> DatasetFacts:
+    """What is known of a declared data set before it is opened; `path`: its TOML file."""
+    labels, splits = declaration.label_kind, declaration.split_names
+    return DatasetFacts(
+        description=f"declared in {path.name}",
+        sensors=tuple(sensor_of(key, path).name for key in declaration.sensor_keys),
+        labels=labels,
+        class_list=path.name if labels in ("single", "multi") else None,
+        splits=dict.fromkeys(splits or WHOLE_SPLITS),
+        has_splits=splits is not None,
+        layout=(declaration.location,),
+    )
+
+
+def open_declared(path: Path, data_root: Path, split: str, *, size: int | None = None) -> SampleSet:
+    """Open one split of the data set that the TOML file `path` declares.
+
+    `size`: RGB images are resized to it (see `decode_rgb`); GeoTIFFs keep theirs.
+    """
+    declaration = read_declaration(path)
+    if isinstance(declaration, TableDeclaration):
+        return open_table(declaration, path, data_root, split, size=size)
+    if isinstance(declaration, ShardsDeclaration):
+        return open_shards(declaration, path, data_root, split, size=size)
+    assert isinstance(declaration, FolderDeclaration)
+    return open_declared_folder(declaration, path, data_root, split, size=size)

@@ -1,0 +1,251 @@
+"""BigEarthNet version 2, reBEN (Clasen et al. 2024): 480,038 patches, without those under snow,
+cloud and shadow.
+
+    BigEarthNet-S2/<tile>/<patch>/<patch>_B01.tif ...
+    BigEarthNet-S1/<scene>/<radar patch>/<radar patch>_VV.tif, _VH.tif
+    Reference_Maps/<tile>/<patch>/<patch>_reference_map.tif     CORINE code of every pixel
+    metadata.parquet                                    names, labels, splits, partners
+
+What it costs to open: the table, and one listing of each tile's folder (115 of them; 312 more for
+Sentinel-1), a few seconds. In 5 classes also one reference map per patch, about 2 ms each; a packed
+store has the labels in its table. Bands are not looked for before they are read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.published.bigearthnet import (
+    SIDE,
+    keep_labelled,
+    make_labels,
+    make_patch_set,
+    read_band,
+    require_samples,
+    set_name,
+)
+from terralign.datasets.published.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
+from terralign.datasets.published.label_files import read_each
+from terralign.datasets.published.listing import list_names, require_all
+from terralign.datasets.sample import Place
+from terralign.errors import DataError, SplitError, first_line
+from terralign.scenes.places import geotiff_bounds
+
+logger = logging.getLogger(__name__)
+
+TABLE = "metadata.parquet"
+OPTICAL_FOLDER, RADAR_FOLDER, MAPS_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
+"""What the archives unpack to."""
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+"""Our names of the splits -> the table's."""
+
+_TEXT, _FLAGS = (
+    ("patch_id", "split", "s1_name"),
+    ("contains_seasonal_snow", "contains_cloud_or_shadow"),
+)
+
+_PATCH = re.compile(r"S2[AB]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T[0-9A-Z]{5}_\d+_\d+")
+_RADAR_PATCH = re.compile(r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_[0-9A-Z]{5}_\d+_\d+")
+
+MAX_TABLE_BYTES = 4 * 1024**3
+"""A table that takes more memory than this is refused before it is read."""
+
+
+def open_bigearthnet_v2(
+    data_root: Path, split: str, *, num_classes: Literal[19, 5] = 19, radar: bool = False
+) -> FileSet:
+    """BigEarthNet v2 below `data_root/bigearthnet_v2`, or in `data_root` itself.
+
+    `radar`: each patch with its Sentinel-1 partner. `split`: `train`, `val`, `test` as published,
+    or `all`. The 19 classes are those of the table. The 5 of CORINE's level 1 are made from the
+    reference maps, from one pixel on as the 19 were: the 19 do not tell them, because a patch's
+    only road or quarry has no class among them.
+
+    Raises `DataError`: a table that is missing, damaged or lacks a column, patches or partners
+    that are not there, a class outside the nomenclature.
+    """
+    name = set_name("bigearthnet-v2", num_classes, radar=radar)
+    base = _find_base(data_root)
+    path = base / TABLE
+    table = _choose_rows(name, split, _read_table(path))
+    keys = _names(path, table, "patch_id", _PATCH)
+    require_samples(name, split, keys)
+    todo = "unpack {}.tar.zst into {} again"
+    _require_patches(keys, base / OPTICAL_FOLDER, 2, path, todo.format(OPTICAL_FOLDER, base))
+    if num_classes == 19:
+        values = _labels_of(path, table, keys)
+    else:
+        values = _labels_from_maps(name, keys, base / MAPS_FOLDER)
+    kept = keep_labelled(name, split, values, num_classes)
+    partners: dict[str, Path] = {}
+    if radar:
+        names = _names(path, table, "s1_name", _RADAR_PATCH)
+        todo += ", or take the data set without '-mm'"
+        _require_patches(names, base / RADAR_FOLDER, 3, path, todo.format(RADAR_FOLDER, base))
+        folders = _nested(base / RADAR_FOLDER, names, 3)
+        partners = dict(zip(keys, folders, strict=True))
+    keys = [keys[row] for row in kept]
+    require_samples(name, split, keys)
+    return make_patch_set(
+        name=name,
+        split=split,
+        patches=_nested(base / OPTICAL_FOLDER, keys, 2),
+        partners=partners,
+        labels=make_labels(values[kept], num_classes),
+        radar=radar,
+        locate=locate_patch,
+    )
+
+
+def _find_base(data_root: Path) -> Path:
+    for base in (data_root / "bigearthnet_v2", data_root):
+        if (base / TABLE).is_file() and (base / OPTICAL_FOLDER).is_dir():
+            return base
+    raise DataError(
+        f"{data_root} holds no BigEarthNet v2 ({TABLE} beside {OPTICAL_FOLDER}/), nor does its "
+        "folder bigearthnet_v2; give the folder that does as data root"
+    )
+
+
+def _read_table(path: Path) -> pa.Table:
+    """The columns needed of the table, their types checked; nothing is null."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            columns = [*_TEXT, "labels", *_FLAGS]
+            missing = [name for name in columns if name not in schema.names]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
+                    "Download metadata.parquet of BigEarthNet v2 again"
+                )
+            groups = range(file.num_row_groups)
+            num_bytes = sum(file.metadata.row_group(one).total_byte_size for one in groups)
+            if num_bytes > MAX_TABLE_BYTES:
+                raise DataError(
+                    f"{path} needs {num_bytes / 2**30:.1f} GiB of memory; the table of "
+                    "BigEarthNet v2 needs a twentieth of one: download it again"
+                )
+            table = file.read(columns=columns)
+        text, texts = pa.string(), pa.list_(pa.string())
+        types = [*(pa.field(name, text) for name in _TEXT), pa.field("labels", texts)]
+        types += [pa.field(name, pa.bool_()) for name in _FLAGS]
+        table = table.cast(pa.schema(types))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} is damaged or not the table of BigEarthNet v2: {first_line(error)}"
+        ) from error
+    empty = [name for name in table.column_names if table[name].null_count]
+    if empty:
+        raise DataError(f"{path}: column {', '.join(empty)} has empty entries")
+    return table
+
+
+def _choose_rows(name: str, split: str, table: pa.Table) -> pa.Table:
+    """Rows of the split, in the table's order, without those under snow, cloud or shadow."""
+    if split != "all":
+        if split not in SPLITS:
+            raise SplitError(
+                f"data set {name!r} has no split {split!r}; there: {', '.join([*SPLITS, 'all'])}"
+            )
+        table = table.filter(pc.equal(table["split"], SPLITS[split]))
+    covered = pc.or_(table[_FLAGS[0]], table[_FLAGS[1]])
+    num_covered = pc.sum(covered).as_py() or 0
+    if num_covered:
+        logger.info(
+            "%s, split %r: %d of %d patches left out, because snow, cloud or shadow covers them",
+            name, split, num_covered, len(table),
+        )  # fmt: skip
+    return table.filter(pc.invert(covered))
+
+
+def _names(path: Path, table: pa.Table, column: str, pattern: re.Pattern[str]) -> list[str]:
+    names: list[str] = table[column].to_pylist()
+    for name in names:
+        if not pattern.fullmatch(name):
+            raise DataError(f"{path}: {name!r} in column {column} is no name of a patch")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: column {column} names a patch twice in one split")
+    return names
+
+
+def _nested(folder: Path, names: Iterable[str], num_parts: int) -> list[Path]:
+    """`<folder>/<tile>/<patch>`: a tile's name is a patch's without its last `num_parts` parts."""
+    parents: dict[str, Path] = {}
+    nested = []
+    for name in names:
+        parent = name.rsplit("_", num_parts)[0]
+        if parent not in parents:
+            parents[parent] = folder / parent
+        nested.append(parents[parent] / name)
+    return nested
+
+
+def _require_patches(
+    names: list[str], folder: Path, num_parts: int, table: Path, todo: str
+) -> None:
+    parents = {name.rsplit("_", num_parts)[0] for name in names}
+    there = {name for parent in parents for name in list_names(folder / parent, "folders")}
+    said = f"{table} lists for {folder}"
+    require_all(names, there, said=said, what="patches of the split", todo=todo)
+
+
+def _labels_of(path: Path, table: pa.Table, keys: list[str]) -> NDArray[np.bool_]:
+    """Multi-hot (N, 19) from the table's lists of class names."""
+    classes = nomenclature(19).names
+    column = table["labels"].combine_chunks()
+    rows = pc.list_parent_indices(column).to_numpy()
+    names = pc.list_flatten(column)
+    found = pc.index_in(names, value_set=pa.array(classes))
+    if found.null_count:
+        first = pc.index(pc.is_null(found), True).as_py()
+        raise DataError(
+            f"{path}: {names[first].as_py()!r}, a label of {keys[rows[first]]}, is none of the "
+            "19 classes of BigEarthNet"
+        )
+    values = np.zeros((len(keys), len(classes)), dtype=bool)
+    values[rows, found.to_numpy()] = True
+    return values
+
+
+def _labels_from_maps(name: str, keys: list[str], folder: Path) -> NDArray[np.bool_]:
+    if not folder.is_dir():
+        raise DataError(
+            f"no {folder}: the 5 classes are made from the reference maps; unpack "
+            f"{MAPS_FOLDER}.tar.zst there"
+        )
+    maps = _nested(folder, keys, 2)
+    return np.concatenate(read_each(f"reference maps of {name}", _label_of_map, maps, unit="map"))
+
+
+def _label_of_map(patch: Path) -> NDArray[np.bool_]:
+    path = patch / f"{patch.name}_reference_map.tif"
+    codes = np.empty((SIDE, SIDE), dtype=np.uint16)
+    read_band(path, SIDE, codes)
+    try:
+        return labels_from_pixels(codes[None], 5, ANY_PRESENCE)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def locate_patch(patch: Path) -> Place:
+    """Where a patch lies, from the grid of its B02, and when Sentinel-2 took it, from its name."""
+    match = _PATCH.fullmatch(patch.name)
+    assert match is not None
+    return Place(
+        bounds=geotiff_bounds(patch / f"{patch.name}_B02.tif"),
+        datetime=dt.datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=dt.UTC),
+    )

@@ -1,0 +1,243 @@
+"""Reading a packed store: batches are gathered from memory-mapped shards, without decoding.
+
+See `files` for what a store is made of and `writing` for how it is made. B samples, C bands, H W
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from terralign.chips import PixelLayout
+from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
+from terralign.datasets.store.files import (
+    TABLE,
+    Manifest,
+    MappedTensor,
+    StoredSensor,
+    map_shard,
+    read_manifest,
+)
+from terralign.errors import DataError, SplitError, first_line
+from terralign.files import hash_json
+from terralign.scenes.pictures import decode_rgb_bytes, resize_rgb
+
+
+class StoreSet:
+    """One split of a packed store. See `SampleSet`; safe to use from threads and to pickle.
+
+    `size`: the side to which RGB pictures are resized and cropped, None for their own.
+    """
+
+    def __init__(self, store: Path, split: str, *, size: int | None = None) -> None:
+        self._store, self._size = Path(store), size
+        self._manifest = manifest = read_manifest(self._store)
+        if not manifest.has_splits:
+            require_whole_split(manifest.name, split)
+        elif split not in manifest.splits:
+            raise SplitError(
+                f"store {store} has no split {split!r}; there: {', '.join(manifest.splits)}"
+            )
+        self.name: str = manifest.name
+        self.split: str = split
+        self.layouts: Mapping[str, PixelLayout] = {
+            name: stored.layout() for name, stored in manifest.sensors.items()
+        }
+        self.prompts: tuple[str, ...] | None = manifest.prompts
+        self._check_size()
+        stored = split if manifest.has_splits else next(iter(manifest.splits))
+        self._shards = [shard for shard in manifest.shards if shard.split == stored]
+        self._first = np.cumsum([0, *(shard.num_samples for shard in self._shards)])
+        self._table = table = _read_table(self._store, manifest, stored)
+        self.keys: tuple[str, ...] = tuple(table["key"].to_pylist())
+        self.labels: Labels | None = _labels(table, manifest, self._store)
+        self.captions: Captions | None = (
+            tuple(map(tuple, table["captions"].to_pylist())) if manifest.captions else None
+        )
+        self.fingerprint: str = hash_json(
+            {
+                "store": [shard.sha256 for shard in self._shards],
+                "table": manifest.table.sha256,
+                "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
+                "labels": manifest.labels and manifest.labels.model_dump(),
+                "size": size,
+            }
+        )
+        self._maps: dict[int, dict[str, MappedTensor]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (partial(StoreSet, size=self._size), (self._store, self.split))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether reading only copies from memory-mapped files: nothing is decoded or resized."""
+        side = self._size
+        return all(
+            stored.shape is not None
+            and (name != "rgb" or side is None or stored.shape[1:] == (side, side))
+            for name, stored in self._manifest.sensors.items()
+        )
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Sensor name -> (B, C, H, W) as packed."""
+        if not len(indices):
+            raise DataError(f"store {self._store}: no index was given to read")
+        if indices.min() < 0 or indices.max() >= len(self):
+            raise DataError(f"store {self._store} has {len(self)} samples in {self.split!r}")
+        shards = np.searchsorted(self._first, indices, side="right") - 1
+        rows = indices - self._first[shards]
+        order = np.argsort(shards, kind="stable")
+        cuts = np.flatnonzero(np.diff(shards[order])) + 1
+        parts = [(int(shards[part[0]]), part) for part in np.split(order, cuts)]
+        return {
+            name: self._read_encoded(name, rows, parts)
+            if stored.images == "encoded"
+            else self._read_pixels(name, stored, rows, parts)
+            for name, stored in self._manifest.sensors.items()
+        }
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken, as far as its source knew."""
+        row = self._table.slice(index, 1).to_pylist()[0]
+        bounds = tuple(row[side] for side in ("west", "south", "east", "north"))
+        known = all(value is not None for value in bounds)
+        return Place(bounds=bounds if known else None, datetime=row["datetime"])
+
+    def _check_size(self) -> None:
+        packed = self._manifest.image_size
+        if "rgb" in self.layouts and packed is not None and self._size not in (None, packed):
+            raise DataError(
+                f"store {self._store} holds pictures at {packed} pixels, {self._size} are needed; "
+                f"pack it again with --size {self._size}, or with --images encoded"
+            )
+
+    def _tensors(self, shard: int) -> dict[str, MappedTensor]:
+        if shard not in self._maps:
+            entry = self._shards[shard]
+            expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+            for name, stored in self._manifest.sensors.items():
+                if stored.shape is None or stored.dtype is None:
+                    expected[f"{name}.bytes"] = ("uint8", (-1,))
+                    expected[f"{name}.offsets"] = ("int64", (entry.num_samples + 1,))
+                else:
+                    expected[name] = (stored.dtype, (entry.num_samples, *stored.shape))
+            self._maps[shard] = map_shard(self._store / entry.file, expected)
+        return self._maps[shard]
+
+    def _read_pixels(
+        self,
+        name: str,
+        stored: StoredSensor,
+        rows: NDArray[np.int64],
+        parts: list[tuple[int, NDArray[np.int64]]],
+    ) -> NDArray[Any]:
+        assert stored.shape is not None
+        for shard, part in parts:
+            self._tensors(shard)[name].advise(rows[part])
+        pixels = np.empty((len(rows), *stored.shape), stored.dtype)
+        for shard, part in parts:
+            array = self._tensors(shard)[name].array
+            if len(part) == 1:  # one copy rather than two
+                pixels[part[0]] = array[rows[part[0]]]
+            else:
+                pixels[part] = array[rows[part]]
+        if name == "rgb" and self._size is not None and pixels.shape[2:] != (self._size,) * 2:
+            return np.stack([resize_rgb(one, self._size) for one in pixels])
+        return pixels
+
+    def _read_encoded(
+        self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]
+    ) -> NDArray[Any]:
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        for shard, part in parts:
+            tensors = self._tensors(shard)
+            content, offsets = tensors[f"{name}.bytes"].array, tensors[f"{name}.offsets"].array
+            for position in part.tolist():
+                row = rows[position]
+                start, end = int(offsets[row]), int(offsets[row + 1])
+                if not 0 <= start < end <= len(content):
+                    raise DataError(f"{self._store / self._shards[shard].file} has wrong offsets")
+                key = self.keys[int(self._first[shard] + row)]
+                pictures[position] = decode_rgb_bytes(
+                    content[start:end].tobytes(), f"{key} in {self._store}", self._size
+                )
+        first = pictures[0]
+        for position, picture in pictures.items():
+            if picture.shape != first.shape:
+                raise DataError(
+                    f"store {self._store}: sample {position} of the batch is "
+                    f"{picture.shape[1:]}, the first {first.shape[1:]}; pass size="
+                )
+        return np.stack([pictures[position] for position in range(len(rows))])
+
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "split": pa.string(),
+    **dict.fromkeys(("west", "south", "east", "north"), pa.float64()),
+    "datetime": pa.timestamp("us", tz="UTC"),
+}
+"""Of every table."""
+
+
+def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
+    """The rows of one split, in the order of its shards."""
+    path = store / TABLE
+    fields = dict(_COLUMNS)
+    if manifest.labels is not None:
+        fields["labels"] = pa.list_(pa.int32())
+    if manifest.captions:
+        fields["captions"] = pa.list_(pa.string())
+    try:
+        table = pq.read_table(path, columns=list(fields), filters=[("split", "=", split)])
+        if table.column_names != list(fields):
+            raise KeyError(f"it has the columns {', '.join(table.column_names)}")
+        table = table.cast(pa.schema(fields))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged or missing: {first_line(error)}") from error
+    for name in {"key", "labels", "captions"}.intersection(fields):
+        if table[name].null_count:
+            raise DataError(f"{path} is damaged: column {name!r} has empty entries")
+    if len(table) != manifest.splits[split]:
+        raise DataError(
+            f"{path} has {len(table)} samples of {split!r}, the manifest {manifest.splits[split]}"
+        )
+    return table
+
+
+def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
+    if manifest.labels is None:
+        return None
+    num_classes = len(manifest.labels.class_names)
+    column = table["labels"].combine_chunks()
+    counts = column.value_lengths().to_numpy(zero_copy_only=False)
+    values_there = column.flatten()
+    if values_there.null_count:
+        raise DataError(f"{store / TABLE} is damaged: column 'labels' has empty entries")
+    flat = values_there.to_numpy(zero_copy_only=False).astype(np.int64)
+    if len(flat) and not 0 <= flat.min() <= flat.max() < num_classes:
+        raise DataError(f"{store / TABLE} has labels outside its {num_classes} classes")
+    values: NDArray[Any]
+    if manifest.labels.multi_label:
+        values = np.zeros((len(table), num_classes), dtype=bool)
+        values[np.repeat(np.arange(len(table)), counts), flat] = True
+    elif (counts == 1).all():
+        values = flat
+    else:
+        raise DataError(f"{store / TABLE} is damaged: a sample has no label, or several")
+    return Labels(
+        values=values,
+        class_names=manifest.labels.class_names,
+        class_list=manifest.labels.class_list,
+    )

@@ -1,0 +1,132 @@
+"""The content of one shard of a packed store: samples read into the tensors that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.datasets.sample import SampleSet
+from terralign.datasets.store.files import SHARDS, StoredSensor
+from terralign.errors import DataError
+from terralign.scenes.pictures import decode_rgb
+
+READ_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A shard to make: the samples `start` to `end` of a split."""
+
+    number: int
+    split: str
+    start: int
+    end: int
+
+    @property
+    def file(self) -> str:
+        """Its file, relative to the store."""
+        return f"{SHARDS}/{self.number:05d}.safetensors"
+
+
+def plan_shards(sizes: Mapping[str, Sequence[int]], shard_bytes: int) -> list[Shard]:
+    """Cut every split into shards of at most `shard_bytes`, or one sample; `sizes`: bytes each."""
+    shards: list[Shard] = []
+    for split, of_samples in sizes.items():
+        start, total = 0, 0
+        for index, size in enumerate(of_samples):
+            if index > start and total + size > shard_bytes:
+                shards.append(Shard(number=len(shards), split=split, start=start, end=index))
+                start, total = index, 0
+            total += size
+        shards.append(Shard(number=len(shards), split=split, start=start, end=len(of_samples)))
+    return shards
+
+
+@dataclass(kw_only=True, slots=True)
+class Content:
+    """`kept`: indices of the samples that `tensors` hold; `skipped`: key and reason of others."""
+
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+    skipped: list[list[str]] = field(default_factory=list)
+
+    def skip_on_error(self, keep: Callable[[], None], key: str) -> None:
+        """Run `keep`; where its sample cannot be read, note that instead."""
+        try:
+            keep()
+        except DataError as error:
+            self.skipped.append([key, str(error)])
+
+
+def read_pixels(
+    samples: SampleSet, shard: Shard, sensors: Mapping[str, StoredSensor], *, skip: bool
+) -> Content:
+    """The decoded pixels of a shard: sensor -> (n, C, H, W).
+
+    Raises `DataError` for a sample that cannot be read (unless `skip`), or of another shape or type
+    than `sensors` says.
+    """
+    content = Content()
+    shapes = {name: one.shape or () for name, one in sensors.items()}
+    tensors = {
+        name: np.empty((shard.end - shard.start, *shapes[name]), one.dtype)
+        for name, one in sensors.items()
+    }
+
+    def keep(indices: NDArray[np.int64]) -> None:
+        pixels = samples.read(indices)
+        for name, tensor in tensors.items():
+            found = pixels[name]
+            if found.shape[1:] != shapes[name] or found.dtype != tensor.dtype:
+                raise DataError(
+                    f"{samples.keys[indices[0]]} of {samples.name!r}: {name} is {found.dtype} of "
+                    f"shape {found.shape[1:]}; the first sample is {tensor.dtype} of shape "
+                    f"{shapes[name]}, and all must be alike (pictures: --size or --images encoded)"
+                )
+        first = len(content.kept)
+        for name, tensor in tensors.items():
+            tensor[first : first + len(indices)] = pixels[name]
+        content.kept.extend(indices.tolist())
+
+    for start in range(shard.start, shard.end, READ_AT_ONCE):
+        indices = np.arange(start, min(start + READ_AT_ONCE, shard.end), dtype=np.int64)
+        try:
+            keep(indices)
+        except DataError:
+            if not skip:
+                raise
+            for index in indices:
+                content.skip_on_error(partial(keep, index.reshape(1)), samples.keys[index])
+    content.tensors = {name: tensor[: len(content.kept)] for name, tensor in tensors.items()}
+    return content
+
+
+def read_encoded(samples: SampleSet, shard: Shard, files: Sequence[Path], *, skip: bool) -> Content:
+    """The bytes of a shard's picture files, each decoded once to meet damaged ones now.
+
+    `files`: of all samples. Tensors: `rgb.bytes`, one file after another, and `rgb.offsets`.
+    """
+    content = Content()
+    contents: list[bytes] = []
+
+    def keep(index: int) -> None:
+        decode_rgb(files[index])
+        contents.append(files[index].read_bytes())
+        content.kept.append(index)
+
+    for index in range(shard.start, shard.end):
+        if skip:
+            content.skip_on_error(partial(keep, index), samples.keys[index])
+        else:
+            keep(index)
+    content.tensors = {
+        "rgb.bytes": np.frombuffer(b"".join(contents), dtype=np.uint8),
+        "rgb.offsets": np.cumsum([0, *map(len, contents)], dtype=np.int64),
+    }
+    return content

@@ -1,0 +1,253 @@
+"""Class folders and split lists: every folder has a class, every entry a file, nothing guessed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+from rasterio import Affine
+
+from terralign.datasets.class_folders import open_folder, read_split_list
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.pixels import Pixels
+from terralign.errors import DataError
+from terralign.scenes.pictures import decode_rgb
+from terralign.sensors import SENSORS
+
+CLASSES = {"Sea": "open sea", "Bog": "peat bog"}
+RGB = Pixels(sensor=SENSORS["rgb"])
+
+
+def picture(path: Path, side: int = 8, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, format="PNG")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for seed, name in enumerate(["Sea/b.png", "Sea/a.JPG", "Bog/c.png", "Bog/d.TIFF"]):
+        picture(tmp_path / name, seed=seed)
+    return tmp_path
+
+
+def opened(root: Path, *, split_list: Path | None = None, pixels: Pixels = RGB) -> FileSet:
+    return open_folder(
+        root,
+        name="mine",
+        split="test",
+        classes=CLASSES,
+        class_list="mine",
+        pixels=pixels,
+        split_list=split_list,
+    )
+
+
+def test_samples_are_sorted_within_classes_in_the_given_order(root: Path) -> None:
+    samples = opened(root)
+    assert samples.keys == ("Sea/a", "Sea/b", "Bog/c", "Bog/d")
+    assert samples.labels is not None
+    assert samples.labels.values.tolist() == [0, 0, 1, 1]
+    assert samples.labels.class_names == ("open sea", "peat bog")
+    assert len(samples) == 4
+
+
+def test_pixels_are_those_of_the_files_asked_for(root: Path) -> None:
+    samples = opened(root)
+    pixels = samples.read(np.array([3, 0]))["rgb"]
+    assert pixels.shape == (2, 3, 8, 8)
+    for got, name in zip(pixels, ["Bog/d.TIFF", "Sea/a.JPG"], strict=True):
+        np.testing.assert_array_equal(got, np.asarray(Image.open(root / name)).transpose(2, 0, 1))
+
+
+def test_reading_from_many_threads_gives_the_same(root: Path) -> None:
+    samples = opened(root)
+    expected = samples.read(np.arange(4))["rgb"]
+    with ThreadPoolExecutor(4) as pool:
+        for got in pool.map(lambda _: samples.read(np.arange(4))["rgb"], range(20)):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_hidden_and_other_files_are_passed_over(root: Path) -> None:
+    (root / ".cache").mkdir()
+    (root / "readme.txt").write_text("x")
+    (root / "Sea" / "notes.txt").write_text("x")
+    picture(root / "Sea" / ".hidden.png")
+    assert len(opened(root)) == 4
+
+
+def test_a_folder_without_a_class_and_the_reverse_are_named(root: Path) -> None:
+    (root / "Moor").mkdir()
+    with pytest.raises(DataError, match="folders without a class: Moor"):
+        opened(root)
+    (root / "Moor").rename(root / ".Moor")
+    (root / "Bog").rename(root / ".Bog")
+    with pytest.raises(DataError, match="no folder for the classes Bog"):
+        opened(root)
+    with pytest.raises(DataError, match=r"nowhere is not there"):
+        opened(root / "nowhere")
+
+
+def test_class_folders_without_images_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "Sea").mkdir()
+    (tmp_path / "Bog").mkdir()
+    with pytest.raises(DataError, match="no image found"):
+        opened(tmp_path)
+
+
+def test_images_of_several_sizes_need_a_size(root: Path) -> None:
+    picture(root / "Bog" / "e.png", side=12)
+    samples = opened(root)
+    assert samples.read(np.array([0]))["rgb"].shape == (1, 3, 8, 8)
+    message = r"e.png has 12x12 pixels, .*a.JPG has 8x8.*give RGB images a size"
+    with pytest.raises(DataError, match=message):
+        samples.read(np.array([4]))
+    resized = opened(root, pixels=replace(RGB, size=6)).read(np.arange(5))["rgb"]
+    assert resized.shape == (5, 3, 6, 6)
+    np.testing.assert_array_equal(resized[4], decode_rgb(root / "Bog" / "e.png", 6))
+
+
+def test_a_file_that_is_no_image_is_named_when_it_is_read(root: Path) -> None:
+    (root / "Bog" / "z.jpg").write_text("a text file")
+    samples = opened(root)
+    samples.read(np.arange(4))
+    with pytest.raises(DataError, match=r"z.jpg is not an image"):
+        samples.read(np.array([4]))
+
+
+def test_files_that_differ_in_their_ending_keep_it_in_their_keys(root: Path) -> None:
+    picture(root / "Sea" / "a.png")
+    assert opened(root).keys[:3] == ("Sea/a.JPG", "Sea/a.png", "Sea/b.png")
+
+
+def test_the_fingerprint_follows_files_size_and_meaning(root: Path, tmp_path: Path) -> None:
+    first = opened(root).fingerprint
+    assert opened(root).fingerprint == first
+    resized = opened(root, pixels=replace(RGB, size=6)).fingerprint
+    listed = tmp_path / "list.txt"
+    listed.write_text("Sea/a.JPG\nBog/c.png\n")
+    part = opened(root, split_list=listed).fingerprint
+    picture(root / "Bog" / "c.png", side=9)
+    changed = opened(root).fingerprint
+    assert len({first, resized, part, changed}) == 4
+
+
+def test_a_split_list_picks_its_files(root: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("# mine\nd.TIFF\n\nSea/b.png\n")
+    samples = opened(root, split_list=listed)
+    assert samples.keys == ("Sea/b", "Bog/d")
+    assert samples.labels is not None
+    assert samples.labels.values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Sea/b.png\nSea/nope.png\n", r"'Sea/nope.png' is in none of the class folders"),
+        ("same.png\n", r"'same.png' is in several class folders; write it as folder/file"),
+        ("Sea/b.png\nSea/b.png\n", r"names Sea/b.png twice"),
+        ("Sea/b.png\n./Sea/b.png\n", r"'./Sea/b.png' names .* a second time"),
+        ("../Sea/b.png\n", r"'../Sea/b.png' leads outside"),
+        ("Sea/../../x.png\n", r"leads outside"),
+        ("/etc/passwd\n", r"'/etc/passwd' leads outside"),
+        ("C:/x.png\n", r"leads outside"),
+        ("# nothing\n", r"names no file"),
+    ],
+)
+def test_a_wrong_split_list_is_one_clear_error(
+    root: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    picture(root / "Sea" / "same.png")
+    picture(root / "Bog" / "same.png")
+    listed = tmp_path / "list.txt"
+    listed.write_text(text)
+    with pytest.raises(DataError, match=message):
+        opened(root, split_list=listed)
+
+
+def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read split list .*gone.txt"):
+        read_split_list(tmp_path / "gone.txt")
+
+
+def geotiff(path: Path, pixels: np.ndarray, nodata: float | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"driver": "GTiff", "dtype": pixels.dtype, "nodata": nodata}
+    count, height, width = pixels.shape
+    size = {"count": count, "height": height, "width": width}
+    with rasterio.open(
+        path, "w", transform=Affine(10, 0, 0, 0, -10, 0), **size, **settings
+    ) as file:
+        file.write(pixels)
+
+
+MS = Pixels(sensor=SENSORS["sentinel2-l2a"], bands=("B04", "B03"), dn_offset=-1000.0)
+
+
+def test_geotiffs_of_a_declared_sensor(tmp_path: Path) -> None:
+    pixels = np.arange(1, 33, dtype=np.uint16).reshape(2, 4, 4)
+    geotiff(tmp_path / "Sea" / "a.tif", pixels)
+    geotiff(tmp_path / "Bog" / "b.tif", pixels + 1)
+    samples = opened(tmp_path, pixels=MS)
+    layout = samples.layouts["sentinel2-l2a"]
+    assert (layout.bands, layout.dn_offset, layout.units) == (("B04", "B03"), -1000.0, "dn")
+    got = samples.read(np.array([1, 0]))["sentinel2-l2a"]
+    np.testing.assert_array_equal(got, np.stack([pixels + 1, pixels]))
+
+
+def test_the_no_data_of_a_file_becomes_that_of_the_sensor(tmp_path: Path) -> None:
+    pixels = np.full((2, 4, 4), 500, dtype=np.uint16)
+    pixels[1, 2, 3] = 9999
+    geotiff(tmp_path / "Sea" / "a.tif", pixels, nodata=9999)
+    (tmp_path / "Bog").mkdir()
+    got = opened(tmp_path, pixels=MS).read(np.array([0]))["sentinel2-l2a"][0]
+    assert got.dtype == np.uint16
+    assert got[1, 2, 3] == 0
+    assert (got == 500).sum() == got.size - 1
+
+    decibel = np.full((2, 4, 4), -10, dtype=np.float32)
+    decibel[0, 0, 0] = np.nan
+    geotiff(tmp_path / "Sea" / "a.tif", decibel)
+    radar = Pixels(sensor=SENSORS["sentinel1-grd"], bands=("VV", "VH"))
+    got = opened(tmp_path, pixels=radar).read(np.array([0]))["sentinel1-grd"][0]
+    assert got[0, 0, 0] == SENSORS["sentinel1-grd"].fill
+
+
+def test_no_data_that_the_sensor_cannot_say_is_refused_or_nan(tmp_path: Path) -> None:
+    pixels = np.full((2, 4, 4), 500, dtype=np.uint16)
+    pixels[0, 1, 2] = pixels[1, 1, 2] = 65535
+    geotiff(tmp_path / "Sea" / "a.tif", pixels, nodata=65535)
+    (tmp_path / "Bog").mkdir()
+    mute = replace(SENSORS["sentinel2-l2a"], name="mine", nodata=None, offset_varies=False)
+    mine = Pixels(sensor=mute, bands=("B04", "B03"), units="dn")
+    with pytest.raises(DataError, match=r"a.tif has 2 numbers without data.*names no nodata"):
+        opened(tmp_path, pixels=mine).read(np.array([0]))
+    low = replace(mine, sensor=replace(mute, nodata=-9999))
+    with pytest.raises(DataError, match=r"has -9999, which uint16 cannot hold"):
+        opened(tmp_path, pixels=low).read(np.array([0]))
+    high = replace(mine, sensor=replace(mute, nodata=65535))
+    np.testing.assert_array_equal(
+        opened(tmp_path, pixels=high).read(np.array([0]))["mine"][0], pixels
+    )
+
+    geotiff(tmp_path / "Sea" / "a.tif", pixels.astype(np.float32), nodata=65535)
+    got = opened(tmp_path, pixels=mine).read(np.array([0]))["mine"][0]
+    np.testing.assert_array_equal(np.isnan(got), pixels == 65535)
+
+
+def test_a_geotiff_with_other_bands_or_size_is_named(tmp_path: Path) -> None:
+    pixels = np.ones((2, 4, 4), dtype=np.uint16)
+    geotiff(tmp_path / "Sea" / "a.tif", pixels)
+    geotiff(tmp_path / "Bog" / "b.tif", np.ones((3, 4, 4), dtype=np.uint16))
+    geotiff(tmp_path / "Bog" / "c.tif", np.ones((2, 5, 4), dtype=np.uint16))
+    samples = opened(tmp_path, pixels=MS)
+    with pytest.raises(DataError, match=r"b.tif has 3 band\(s\), but 2 were declared"):
+        samples.read(np.array([1]))
+    with pytest.raises(DataError, match=r"c.tif has 4x5 pixels, .*a.tif has 4x4"):
+        samples.read(np.array([0, 2]))
