@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -45,6 +45,10 @@ class Declaration(BaseModel):
     """What the data call a class -> the class as prompts say it; every one once."""
     prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Templates with `{}` for the class; left out, the caller's prompt set is used."""
+    sensors: Mapping[str, PixelSettings] | None = None
+    """Each sensor, a built-in name or a TOML file, and how it lies on disk."""
+    splits: Mapping[str, Any] | None = None
+    """The splits, and how the reader finds the samples of each."""
 
     @field_validator("prompts")
     @classmethod
@@ -77,12 +81,12 @@ class Declaration(BaseModel):
     @property
     def sensor_keys(self) -> tuple[str, ...]:
         """The sensors as the file names them: built-in names and TOML files."""
-        raise NotImplementedError
+        return tuple(self.sensors or ())
 
     @property
     def split_names(self) -> tuple[str, ...] | None:
         """The splits that are declared; None where every split name gives the whole."""
-        raise NotImplementedError
+        return None if self.splits is None else tuple(self.splits)
 
     @property
     def location(self) -> str:

@@ -99,10 +99,6 @@ class FolderDeclaration(Declaration):
         return tuple(self.sensors) if self.sensor is None and self.sensors else (str(self.sensor),)
 
     @property
-    def split_names(self) -> tuple[str, ...] | None:
-        return None if self.splits is None else tuple(self.splits)
-
-    @property
     def location(self) -> str:
         return self.root
 

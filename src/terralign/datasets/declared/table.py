@@ -159,14 +159,6 @@ class TableDeclaration(Declaration):
         return "none" if self.columns.captions is None else "captions"
 
     @property
-    def sensor_keys(self) -> tuple[str, ...]:
-        return tuple(self.sensors)
-
-    @property
-    def split_names(self) -> tuple[str, ...] | None:
-        return None if self.splits is None else tuple(self.splits)
-
-    @property
     def location(self) -> str:
         return self.table
 
