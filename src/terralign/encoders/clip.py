@@ -68,6 +68,9 @@ class ClipModel:
     source: str
     text_config: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        self.visual.to(memory_format=torch.channels_last)  # convolutions are faster so
+
     @property
     def visual(self) -> nn.Module:
         """The RGB tower, projection included: (B, 3, H, W) normalised float32 -> (B, D)."""
