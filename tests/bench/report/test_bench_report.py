@@ -227,7 +227,7 @@ def test_latex_has_every_table(folder: Path) -> None:
     assert labels == [
         "zero-shot", "retrieval", "decisions", "reported", "differences", "diagnostics-scenes",
     ]  # fmt: skip
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == len(labels)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= len(labels)
 
 
 def test_the_same_results_write_nothing_and_others_write_anew(copy: Path) -> None:

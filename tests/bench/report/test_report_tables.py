@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 
-from terralign.bench.report.markup import (
-    MAX_LINES,
-    escape_tex,
-    html_table,
-    markdown_table,
-    tex_file,
-    tex_table,
-)
+from terralign.bench.report.markup import html_table, markdown_table
 from terralign.bench.report.plans import report_tables
 from terralign.bench.report.reported import load_reported, reported_table
 from terralign.bench.report.tables import Cell, Column, Table, TableLine
@@ -154,54 +147,6 @@ def _table(num_lines: int = 2) -> Table:
         ),
         groups=((NASTY, (line, best)), ("", (line,) * (num_lines - 2))),
     )
-
-
-def _braces_are_balanced(text: str) -> bool:
-    depth = 0
-    for sign in re.sub(r"\\[\\{}]", "", text):
-        depth += (sign == "{") - (sign == "}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-@pytest.mark.parametrize("num_lines", [2, MAX_LINES + 1])
-def test_latex_is_balanced_with_as_many_cells_in_each_row_as_columns(num_lines: int) -> None:
-    text = tex_table(_table(num_lines), caption="Per cent.")
-    assert _braces_are_balanced(text)
-    began = re.findall(r"\\begin\{(\w+)\}", text)
-    ended = re.findall(r"\\end\{(\w+)\}", text)
-    assert began == ended[::-1]
-    assert ("longtable" in began) == (num_lines > MAX_LINES)
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert text.count(f"\\{rule}") == 1
-    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == 4 + num_lines  # two heads, their n, a group's heading
-    for line in rows:
-        spans = [int(width) for width in re.findall(r"\\multicolumn\{(\d)\}", line)]
-        ampersands = len(re.findall(r"(?<!\\)&", line))
-        assert ampersands + 1 + sum(spans) - len(spans) == 4
-    assert r"\textbf{60}" in text
-    assert r"51.2$^{\dagger}$ {\scriptsize (48.7\textendash{}53.9)}" in text
-    assert r"\cmidrule(lr){3-3}\cmidrule(lr){4-4}" in text
-    assert not re.search(r"\\label\{tab:[^}]*[^a-z0-9}:-]", text)
-
-
-def test_latex_reads_nothing_of_its_own_in_names() -> None:
-    escaped = escape_tex(NASTY)
-    assert _braces_are_balanced(escaped)
-    without = re.sub(r"\\text\w+\{\}|\\[{}$&#_%]|\$\\rightarrow\$|\{\[\}|\{\]\}|-\{\}", "", escaped)
-    assert not re.search(r"[\\{}$&#^_%~<>|\"`\[\]]|--", without)
-    assert escape_tex("a\x07\n\\b") == r"a \textbackslash{}b"
-    assert escape_tex("--- é") == "-{}-{}- é"
-
-
-def test_a_tex_file_has_a_legend_for_its_marks_and_no_rule_of_other_packages() -> None:
-    text = tex_file([_table()], legend="Per cent.", marks="†: tied.")
-    assert text.startswith("% ")
-    assert r"Per cent. $^{\dagger}$: tied.}\label{tab:" in text
-    assert r"\hline" not in text
 
 
 def test_markdown_keeps_its_shape_whatever_the_names() -> None:

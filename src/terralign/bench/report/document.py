@@ -21,7 +21,8 @@ from terralign.bench.report.examples import (
     find_examples,
     legend,
 )
-from terralign.bench.report.markup import html_table, markdown_table, tex_file
+from terralign.bench.report.latex import tex_file
+from terralign.bench.report.markup import html_table, markdown_table
 from terralign.bench.report.plans import report_tables
 from terralign.bench.report.reported import reported_table
 from terralign.bench.report.results import BenchResults, Sweep, prompt_texts, read_bench

@@ -1,117 +1,12 @@
-"""Tables of a report as LaTeX (booktabs), as Markdown and as HTML.
+"""Tables of a report as Markdown and as HTML.
 
 Names in them are other people's text: each form escapes what it would read as its own signs.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Sequence
-
-from terralign.bench.report.tables import Cell, Column, Table
+from terralign.bench.report.tables import SIGNS, Cell, Column, Table
 from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
-
-MAX_LINES = 40
-"""A LaTeX table of more lines breaks over pages (longtable)."""
-
-SIGNS = {"paired": "†", "overlap": "‡"}
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "{}$&#_%"},
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "`": r"\textasciigrave{}",
-    "→": r"$\rightarrow$",
-    "≥": r"$\geq$",
-    "−": r"$-$",
-    "†": r"$^{\dagger}$",
-    "‡": r"$^{\ddagger}$",
-    "…": r"\ldots{}",
-    "–": r"\textendash{}",
-    "[": "{[}",
-    "]": "{]}",
-}
-
-TEX_HEAD = r"""% Tables of a terralign bench. In the preamble:
-% \usepackage[T1]{fontenc}
-% \usepackage{booktabs,longtable,textcomp}
-"""
-
-
-def escape_tex(text: str) -> str:
-    """Text that LaTeX sets as it is, on one line; control characters are dropped.
-
-    Letters outside ASCII stay: LaTeX reads UTF-8.
-    """
-    line = " ".join(str(text).split())
-    visible = "".join(sign for sign in line if sign.isprintable())
-    return re.sub(r"-(?=-)", "-{}", "".join(_TEX.get(sign, sign) for sign in visible))
-
-
-def tex_table(table: Table, *, caption: str = "") -> str:
-    """One table. `caption`: more to say below the title."""
-    heads, columns = table.heads, table.columns
-    spec = "l" * len(heads) + "r" * len(columns)
-    title = _sentence(table.title, table.note, caption)
-    name = re.sub(r"[^a-z0-9]+", "-", table.name.lower()).strip("-")
-    about = f"\\caption{{{escape_tex(title)}}}\\label{{tab:{name}}}"
-    head = _tex_head(table)
-    body = []
-    for number, (heading, lines) in enumerate(table.groups):
-        if number:
-            body.append(r"\addlinespace")
-        if heading:
-            width = len(heads) + len(columns)
-            body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape_tex(heading)}}}}} \\")
-        for line in lines:
-            cells = [escape_tex(label) for label in line.labels]
-            cells += [_tex_cell(cell) for cell in line.cells]
-            body.append(" & ".join(cells) + r" \\")
-    if table.num_lines > MAX_LINES:
-        out = ["{\\small", f"\\begin{{longtable}}{{{spec}}}", about + r"\\", r"\toprule"]
-        out += [*head, r"\midrule", r"\endhead", *body, r"\bottomrule", r"\end{longtable}", "}"]
-    else:
-        out = [r"\begin{table}[tbp]", r"\centering\small", about, f"\\begin{{tabular}}{{{spec}}}"]
-        out += [r"\toprule", *head, r"\midrule", *body, r"\bottomrule"]
-        out += [r"\end{tabular}", r"\end{table}"]
-    return "\n".join(out) + "\n"
-
-
-def _tex_head(table: Table) -> list[str]:
-    out = []
-    indent = len(table.heads)
-    if any(column.heading for column in table.columns):
-        cells, rules, place = [""] * indent, [], indent + 1
-        for heading, group in itertools.groupby(table.columns, key=lambda column: column.heading):
-            width = len(list(group))
-            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_tex(heading)}}}")
-            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
-            place += width
-        out += [" & ".join(cells) + r" \\", "".join(rules)]
-    names = [*table.heads, *(column.metric for column in table.columns)]
-    out.append(" & ".join(escape_tex(name) for name in names) + r" \\")
-    if any(column.about for column in table.columns):
-        small = [
-            rf"{{\scriptsize {escape_tex(c.about)}}}" if c.about else "" for c in table.columns
-        ]
-        out.append(" & ".join([""] * indent + small) + r" \\")
-    return out
-
-
-def _tex_cell(cell: Cell | None) -> str:
-    if cell is None:
-        return "--"
-    value = escape_tex(cell.value)
-    if cell.mark == "best":
-        value = rf"\textbf{{{value}}}"
-    value += escape_tex(SIGNS.get(cell.mark, ""))
-    return value + (rf" {{\scriptsize ({escape_tex(cell.interval)})}}" if cell.interval else "")
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -180,17 +75,3 @@ def _html_cell(cell: Cell | None) -> str:
 def _column_text(column: Column) -> str:
     name = ", ".join(text for text in (column.heading, column.metric) if text)
     return f"{name} ({column.about})" if column.about else name
-
-
-def _sentence(*parts: str) -> str:
-    """Sentences in a row, each with a full stop."""
-    return " ".join(part if part.endswith(".") else part + "." for part in parts if part)
-
-
-def tex_file(tables: Sequence[Table], *, legend: str, marks: str) -> str:
-    """`tables.tex`: all tables, each caption with the legend, and the marks where it has any."""
-    out = [TEX_HEAD]
-    for table in tables:
-        more = f"{legend} {marks}" if table.is_marked else legend
-        out.append(tex_table(table, caption=more))
-    return "\n".join(out)

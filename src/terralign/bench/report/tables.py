@@ -48,6 +48,8 @@ MARKS_LEGEND = (
     "the same samples. ‡: no paired comparison of the two was made, but their 95 % intervals "
     "overlap. p-values are not corrected for the number of comparisons."
 )
+SIGNS = {"paired": "†", "overlap": "‡"}
+"""Of marks, after the figure."""
 CELLS_LEGEND = "Per cent, with 95 % intervals."
 
 
