@@ -116,7 +116,9 @@ def test_what_variants_train_alike_is_trained_once_per_seed(
     assert bound["max_supported_drop"] == 0.0  # a shared curve, a choice of its own
 
 
-def test_a_run_that_shares_gives_what_a_run_alone_gives(folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_shares_gives_what_a_run_alone_gives(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = """
     towers = ["s2"]
     [[variants]]
@@ -129,11 +131,13 @@ def test_a_run_that_shares_gives_what_a_run_alone_gives(folder: Path, tmp_path: 
     run_study(study, tmp_path / "both", device="cpu")
     alone = run_study(study, tmp_path / "alone", device="cpu", only=["second"])
     [views] = (tmp_path / "both" / "shared" / "teacher").glob("views-*.npy")
+    aligned = _counted(monkeypatch, run_module, "align")
     elsewhere = run_study(
         study, tmp_path / "elsewhere", device="cpu", only=["second"],
         shared=tmp_path / "both" / "shared",
     )  # fmt: skip
     assert elsewhere.rows == alone.rows
+    assert aligned == []
     taken = tmp_path / "elsewhere" / "runs" / "second" / "0" / "teacher" / views.name
     assert taken.samefile(views)  # another study's
     for name in ("first", "second"):

@@ -1,9 +1,9 @@
 """What runs of a study have in common, computed once: linked into every run folder that needs it.
 
-Shared are a pretrained base, the fine-tuned weights of stage 1 and its curve over alpha, each named
-by the hash of all that it depends on, and stored teacher views, which bear such names already. A
-run folder stays whole: it can be resumed, read and moved by itself. What is linked is checked again
-by the stage that reads it.
+Shared are a pretrained base, the fine-tuned weights of stage 1, its curve over alpha and aligned
+towers, each named by the hash of all that it depends on, and stored teacher views, which bear such
+names already. A run folder stays whole: it can be resumed, read and moved by itself. What is linked
+is checked again by the stage that reads it.
 """
 
 from __future__ import annotations
@@ -52,6 +52,14 @@ class SharedStages:
             yield self.folder / f"curve-{hash_json(curve)}", run / "patch", _curves
         if recipe.align:
             yield self.folder / "teacher", run / "teacher", _views
+        for tower in recipe.align:
+            aligned = {
+                **base,
+                "seed": recipe.seed,
+                "patch": recipe.patch and recipe.patch.model_dump(mode="json"),
+                "align": tower.model_dump(mode="json"),
+            }
+            yield self.folder / f"tower-{hash_json(aligned)}", run / "align" / tower.name, _tower
 
 
 def _finetuning(patch: PatchRecipe) -> dict[str, Any]:
@@ -90,6 +98,14 @@ def _weights(folder: Path) -> Iterator[Path]:
 
 def _curves(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.rglob("sweep.json"))
+
+
+def _tower(folder: Path) -> Iterator[Path]:
+    complete = folder / "tower.json"
+    if complete.is_file():
+        others = (folder / "initial.json", folder / "metrics.jsonl")
+        yield from (path for path in others if path.is_file())
+        yield from (folder / "tower.safetensors", complete)
 
 
 def _views(folder: Path) -> Iterator[Path]:
