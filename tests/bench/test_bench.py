@@ -248,7 +248,13 @@ def test_thresholds_come_from_validation_data_alone(
 
 def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> None:
     differences = rows_of(finished, model="patched", reference="base")
-    assert {row["metric"] for row in differences} >= {"top1", "macro_map", "map@10"}
+    assert {row["metric"] for row in differences} >= {
+        "top1",
+        "macro_map",
+        "map@10",
+        "macro_f1",
+        "micro_f1",
+    }
     for row in differences:
         where = {key: row[key] for key in ("entry", "task", "variant", "metric", "level")}
         pair = {key: row[key] for key in ("tower", "query_tower", "gallery_tower")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from terralign.errors import DataError
 from terralign.evaluate import significance
@@ -14,6 +14,7 @@ from terralign.evaluate.significance import (
     accuracy_values,
     compare_accuracy,
     compare_average_precision,
+    compare_f1,
     compare_means,
 )
 
@@ -41,6 +42,29 @@ def test_values_are_those_of_the_metrics() -> None:
     own = [classification_metrics(s, classes, num_bootstrap=1).value("top1") for s in (a, b)]
     assert [found.value_a, found.value_b] == pytest.approx(own)
     assert accuracy_values(np.zeros((2, 4)), np.array([0, 3])).tolist() == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_is_compared_with_decisions_as_they_are(average: significance.Average) -> None:
+    a, b, labels = _multilabel(1)
+    decisions = [scores > 0.5 for scores in (a, b)]
+    found = compare_f1(*decisions, labels, average=average, num_bootstrap=300, seed=3)
+    there = labels.any(axis=0)  # a class without positives is left out of macro F1
+
+    def f1(own: np.ndarray, rows: np.ndarray) -> float:
+        kept = labels[rows].any(axis=0) if average == "macro" else np.ones_like(there)
+        return float(f1_score(labels[rows][:, kept], own[rows][:, kept], average=average))
+
+    every = np.arange(len(labels))
+    assert [found.value_a, found.value_b] == pytest.approx([f1(one, every) for one in decisions])
+    generator = np.random.default_rng(3)
+    drawn = generator.integers(len(labels), size=(300, len(labels)))
+    loop = [f1(decisions[1], rows) - f1(decisions[0], rows) for rows in drawn]
+    assert [found.low, found.high] == pytest.approx(np.percentile(loop, [2.5, 97.5]), abs=1e-9)
+    same = compare_f1(decisions[0], decisions[0], labels, average=average, num_bootstrap=20)
+    assert (same.difference, same.p_value) == (0, 1)
+    with pytest.raises(DataError, match=r"decisions_b is \(60, 4\) float"):
+        compare_f1(decisions[0], b, labels, average=average)
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])

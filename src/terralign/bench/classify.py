@@ -29,7 +29,7 @@ from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 1
-DECISIONS_VERSION = 1
+DECISIONS_VERSION = 2
 
 MAX_CONFUSION = 256
 """A confusion matrix of more classes is not kept."""
@@ -135,7 +135,9 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
 
 def _penalised(vectors: Floats, weights: Floats, penalty: GalleryPenalty) -> Floats:
     scores = cosines(vectors, weights).astype(np.float64)
-    loss = penalty.tile(slice(0, len(vectors)), slice(0, len(weights)))
+    loss = penalty.values[None]
+    if penalty.queries is not None:
+        loss = np.where(penalty.queries[:, None], loss, 0.0)
     return np.asarray(scores - loss)
 
 
@@ -194,5 +196,6 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
             "platt": {"scale": platt.scale, "bias": platt.bias},
             "reliability": curve_json(curve),
         },
+        outcomes={"decisions": decisions, "labels": right},
         note=". ".join([route.note, f"thresholds and Platt scaling {text}", *result.notes]),
     )

@@ -15,12 +15,15 @@ from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
 from terralign.evaluate.diagnostics import mean_cosine
 from terralign.evaluate.significance import (
+    Average,
     Comparison,
     compare_average_precision,
+    compare_f1,
     compare_means,
 )
 
 VERSION = 1
+_AVERAGES: tuple[Average, ...] = ("macro", "micro")
 
 
 def compare_rows(
@@ -47,7 +50,7 @@ def _compare(
     store: Store, own: Kept, reference: Kept, name: str, num_bootstrap: int
 ) -> list[dict[str, Any]]:
     a, b = store.outcomes(reference), store.outcomes(own)
-    by_metric = {row["metric"]: row for row in own.rows}
+    by_metric = {row["metric"]: row for row in reversed(own.rows)}  # the plain ones come first
     rows = []
     for metric, found in _comparisons(a, b, own.rows[0]["seed"], num_bootstrap):
         row = by_metric.get(metric)
@@ -73,6 +76,16 @@ def _compare(
 def _comparisons(
     a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], seed: int, num: int
 ) -> Iterator[tuple[str, Comparison]]:
+    if "decisions" in a and "decisions" in b:
+        labels = b["labels"].astype(np.bool_)
+        if a["decisions"].shape == labels.shape and (a["labels"] == labels).all():
+            one, two = (outcomes["decisions"].astype(np.bool_) for outcomes in (a, b))
+            for average in _AVERAGES:
+                yield (
+                    f"{average}_f1",
+                    compare_f1(one, two, labels, average=average, seed=seed, num_bootstrap=num),
+                )
+        return
     if "scores" in a and "scores" in b:
         labels = b["labels"].astype(np.bool_)
         if a["scores"].shape == b["scores"].shape and (a["labels"] == labels).all():

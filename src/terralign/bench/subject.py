@@ -46,7 +46,7 @@ class Measured:
 
     `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
     `bench/rows.py`. `outcomes`: what the paired bootstrap needs, name of metric -> (N,)
-    value of every sample, or scores (N, K) with `labels` (N, K) bool.
+    value of every sample, or scores (N, K) or decisions (N, K) bool with `labels` (N, K) bool.
     """
 
     figures: list[dict[str, Any]]

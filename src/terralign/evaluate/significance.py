@@ -132,6 +132,55 @@ def compare_average_precision(
     )
 
 
+def compare_f1(
+    decisions_a: NDArray[np.bool_],
+    decisions_b: NDArray[np.bool_],
+    labels: NDArray[np.bool_],
+    *,
+    average: Average = "macro",
+    num_bootstrap: int = NUM_BOOTSTRAP,
+    seed: int = 0,
+) -> Comparison:
+    """Compare `macro_f1` or `micro_f1`, as `calibration.f1_metrics` defines them.
+
+    `decisions_a`, `decisions_b`, `labels`: (N, K) bool. Decisions stay as they are: thresholds are
+    not chosen anew in a resample. Raises `DataError`.
+    """
+    if average not in ("macro", "micro"):
+        raise DataError(f"average is {average!r}; expected 'macro' or 'micro'")
+    for values, name in ((decisions_a, "decisions_a"), (decisions_b, "decisions_b")):
+        if values.ndim != 2 or values.shape != labels.shape or values.dtype != np.bool_:
+            raise DataError(
+                f"{name} is {values.shape} {values.dtype}; expected (N, K) bool like labels, "
+                f"which is {labels.shape}"
+            )
+    if labels.dtype != np.bool_ or not labels.any():
+        raise DataError(f"labels is {labels.dtype}; expected bool with at least one positive")
+    return compare(
+        _f1(decisions_a, labels, average),
+        _f1(decisions_b, labels, average),
+        len(labels),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+
+
+def _f1(decisions: NDArray[np.bool_], labels: NDArray[np.bool_], average: Average) -> Statistic:
+    columns = np.concatenate([decisions & labels, decisions, labels], axis=1).astype(np.float64)
+
+    def statistic(counts: Counts) -> Floats:
+        sums = (counts.astype(np.float64) @ columns).reshape(len(counts), 3, labels.shape[1])
+        if average == "micro":
+            sums = sums.sum(axis=2, keepdims=True)
+        hits, said, there = sums[:, 0], sums[:, 1], sums[:, 2]
+        known = there > 0
+        values = np.where(known, 2 * hits / np.maximum(said + there, 1), 0.0).sum(axis=1)
+        number = known.sum(axis=1)
+        return np.where(number > 0, values / np.maximum(number, 1), np.nan)
+
+    return statistic
+
+
 def accuracy_values(scores: Floats, labels: NDArray[Any]) -> Floats:
     """Whether each sample's own class scores highest, (N,) 0-1; t that tie for it count 1 / t.
 

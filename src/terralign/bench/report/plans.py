@@ -18,6 +18,7 @@ from terralign.bench.rows import PLAIN, BenchRow
 
 SCORES = ("top1", "macro_map")
 """The main metric of single-label and of multi-label classification."""
+F1 = ("macro_f1", "micro_f1")
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "map@10")
 PROBES = {"linear-probe": "linear probe", "knn": "k-NN"}
 ZERO_SHOT = ("zero-shot", "multi-label")
@@ -105,7 +106,8 @@ def _is_decision(row: BenchRow) -> bool:
 def _is_shown_difference(row: BenchRow) -> bool:
     if row.reference is None or row.variant != PLAIN:
         return False
-    return row.metric in SCORES or (row.task == "retrieval" and row.metric in RETRIEVAL)
+    shown = (*SCORES, *F1)
+    return row.metric in shown or (row.task == "retrieval" and row.metric in RETRIEVAL)
 
 
 def _with_remedies(figures: Sequence[BenchRow]) -> list[BenchRow]:
@@ -190,7 +192,7 @@ def _differences(names: _Names) -> Plan:
         marked=False,
         about="group",
         form=difference_cell,
-        order=(*SCORES, *RETRIEVAL),
+        order=(*SCORES, *F1, *RETRIEVAL),
     )
 
 
