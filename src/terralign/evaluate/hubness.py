@@ -145,10 +145,8 @@ def _found_by(bank: Floats, gallery: Floats, depth: int, *, block: int) -> NDArr
     tiles = Similarities(bank, gallery, block=block)
     found = np.zeros(len(gallery), dtype=np.bool_)
     for rows in tiles.query_slices():
-        units = tiles.unit_queries(rows)
-        lowest = tiles.top(rows, units, depth).lowest[:, None]
-        for columns, similarity in tiles.tiles(rows, units):
-            found[columns] |= (similarity >= lowest).any(axis=0)
+        for near in tiles.nearest(rows, tiles.unit_queries(rows), depth):
+            found[near.items[near.similarity >= near.top.lowest[:, None]]] = True
     return found
 
 

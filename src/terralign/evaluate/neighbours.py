@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from terralign.errors import DataError
 from terralign.evaluate.metrics import Floats, check_labels
 from terralign.evaluate.significance import accuracy_values
-from terralign.evaluate.similarity import BLOCK, Similarities
+from terralign.evaluate.similarity import BLOCK, Nearest, Similarities
 
 DEFAULT_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 
@@ -115,9 +115,10 @@ def neighbour_scores(
     tiles = Similarities(query, train, block=block)
     scores: dict[int, Floats] = {k: np.empty((len(query), num_classes)) for k in sorted(set(ks))}
     for rows in tiles.query_slices():
-        votes = _Votes(tiles, rows, labels, num_classes, depth=max(ks), temperature=temperature)
-        for k, own in scores.items():
-            own[rows] = votes.of(k)
+        for near in tiles.nearest(rows, tiles.unit_queries(rows), max(ks)):
+            votes = _Votes(near, labels, num_classes, temperature=temperature)
+            for k, own in scores.items():
+                own[near.queries] = votes.of(k)
     return scores
 
 
@@ -131,29 +132,22 @@ class _Votes:
 
     def __init__(
         self,
-        tiles: Similarities,
-        rows: slice,
+        near: Nearest,
         labels: NDArray[np.int64],
         num_classes: int,
         *,
-        depth: int,
         temperature: float,
     ) -> None:
-        units = tiles.unit_queries(rows)
-        self.shape = len(units), num_classes
+        self.shape = len(near.queries), num_classes
         self.temperature = temperature
-        self.places = tiles.top(rows, units, depth).descending
+        self.places = near.top.descending
         self.lowest = self.places[:, -1]
-        self.at_lowest = np.zeros(self.shape)
-        held = []
-        for columns, similarity in tiles.tiles(rows, units):
-            own = labels[columns]
-            owner, place = np.nonzero(similarity > self.lowest[:, None])
-            held.append((owner, similarity[owner, place], own[place]))
-            owner, place = np.nonzero(similarity == self.lowest[:, None])
-            self.at_lowest += self._by_class(owner, own[place], None)
-        self.owner, self.similarity, self.label = (
-            np.concatenate(parts) for parts in zip(*held, strict=True)
+        above = near.similarity > self.lowest[:, None]
+        self.owner = np.nonzero(above)[0]
+        self.similarity, self.label = near.similarity[above], labels[near.items[above]]
+        at_lowest = near.similarity == self.lowest[:, None]
+        self.at_lowest = self._by_class(
+            np.nonzero(at_lowest)[0], labels[near.items[at_lowest]], None
         )
 
     def of(self, k: int) -> Floats:

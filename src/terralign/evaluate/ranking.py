@@ -21,8 +21,9 @@ from terralign.evaluate.metrics import (
     check_labels,
     hit_probability,
     mean_metrics,
+    row_slices,
 )
-from terralign.evaluate.similarity import BLOCK, GalleryPenalty, Similarities
+from terralign.evaluate.similarity import BLOCK, GalleryPenalty, Nearest, Similarities
 
 DEFAULT_KS = (1, 5, 10, 20, 50)
 """The cut-offs that the paper reports (arXiv 2402.09816)."""
@@ -165,7 +166,26 @@ class _Relevance:
             self.query = check_labels(query_labels, num_queries, highest, name="query_labels")
             self.gallery = check_labels(gallery_labels, num_gallery, highest, name="gallery_labels")
 
-    def tile(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
+    def count(self, rows: slice, tiles: Similarities) -> NDArray[np.int64]:
+        """(B,) how many gallery items that queries `rows` may find are relevant to them."""
+        count = np.zeros(rows.stop - rows.start, dtype=np.int64)
+        for columns in row_slices(len(self.gallery), tiles.block):
+            count += np.count_nonzero(self._tile(rows, columns), axis=1)
+        if tiles.exclude_self:
+            own = np.arange(rows.start, rows.stop)
+            count -= self.pairs(own, own[:, None])[:, 0]
+        return count
+
+    def pairs(self, queries: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(B, W) bool, True where each of a query's own items (B, W) is relevant to it."""
+        if not self.sets:
+            return np.asarray(self.query[queries, None] == self.gallery[items])
+        relevant = np.empty(items.shape, dtype=np.bool_)
+        for row, (labels, own) in enumerate(zip(self.query[queries], items, strict=True)):
+            relevant[row] = self.gallery[own[:, None], np.flatnonzero(labels)].any(axis=1)
+        return relevant
+
+    def _tile(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
         """(B, B') bool, True where the gallery item is relevant to the query."""
         if self.sets:
             common = (
@@ -194,14 +214,13 @@ def _recall(tiles: Similarities, target: NDArray[np.int64], ks: Sequence[int]) -
                 f"target[{own[0]}] is the query itself, which exclude_self rules out "
                 f"({own.size} such targets)"
             )
-    above = np.zeros(len(target), dtype=np.int64)
+    above = np.empty(len(target), dtype=np.int64)
     tied = np.full(len(target), -1, dtype=np.int64)  # the pair ties with itself
     for rows in tiles.query_slices():
         units = tiles.unit_queries(rows)
-        pair = tiles.pairs(rows, units, target[rows])
-        for _, similarity in tiles.tiles(rows, units):
-            above[rows] += np.count_nonzero(similarity > pair, axis=1)
-            tied[rows] += np.count_nonzero(similarity == pair, axis=1)
+        pair = tiles.pairs(rows, units, target[rows])[:, 0]
+        above[rows], num_tied = tiles.count(rows, units, pair)
+        tied[rows] += num_tied
     return np.stack([hit_probability(above, tied, k) for k in ks], axis=1)
 
 
@@ -211,80 +230,52 @@ def _average_precision(
     """Expected AP@k (Q, M), NaN where nothing is relevant; numbers of relevant items (Q,)."""
     depth = min(max(ks), tiles.num_candidates)
     precisions = np.full((len(tiles.query), len(ks)), np.nan)
-    num_relevant = np.empty(len(tiles.query), dtype=np.int64)
+    num_relevant = np.zeros(len(tiles.query), dtype=np.int64)
     for rows in tiles.query_slices():
-        top = _TopRanks(rows.stop - rows.start, depth)
-        units = tiles.unit_queries(rows)
-        for columns, similarity in tiles.tiles(rows, units):
-            top.add(similarity, relevance.tile(rows, columns) & (similarity > -np.inf))
-        num_relevant[rows] = top.num_relevant
-        sums = np.cumsum(top.expected_gains(), axis=1)
-        for column, k in enumerate(ks):
-            best = np.maximum(np.minimum(k, top.num_relevant), 1)
-            precisions[rows, column] = sums[:, min(k, depth) - 1] / best
+        num_relevant[rows] = relevance.count(rows, tiles)
+        for near in tiles.nearest(rows, tiles.unit_queries(rows), depth):
+            hits = relevance.pairs(near.queries, near.items) & (near.similarity > -np.inf)
+            sums = np.cumsum(_expected_gains(near, hits), axis=1)
+            for column, k in enumerate(ks):
+                best = np.maximum(np.minimum(k, num_relevant[near.queries]), 1)
+                precisions[near.queries, column] = sums[:, min(k, depth) - 1] / best
     precisions[num_relevant == 0] = np.nan
     if not num_relevant.any():
         raise DataError("no query has a relevant item in the gallery; check the labels")
     return precisions, num_relevant
 
 
-class _TopRanks:
-    """The highest similarities of B queries over the gallery seen so far.
+def _expected_gains(near: Nearest, hits: NDArray[np.bool_]) -> Floats:
+    """Expected relevant_i * precision_i at each rank i, (B, depth).
 
-    `values`: (B, depth), unordered; `hits`: whether they are relevant. Of the items that share
-    the lowest of these values, which ones are held is arbitrary, so they are counted instead:
-    `tied` (B,) of them were seen, `tied_hits` of those relevant.
+    `hits`: (B, W) whether the nearest items are relevant. Of those that share the lowest of the
+    `depth` values, which ones are among the first `depth` is arbitrary, so they are counted.
     """
+    first_held = near.similarity.shape[1] - near.depth
+    best = np.argpartition(near.similarity, first_held, axis=1)[:, first_held:]
+    values = np.take_along_axis(near.similarity, best, axis=1)
+    best = np.take_along_axis(best, np.argsort(-values, axis=1), axis=1)
+    values = np.take_along_axis(near.similarity, best, axis=1)
+    tied = near.similarity == values[:, -1:]
+    num_tied = np.count_nonzero(tied, axis=1, keepdims=True)
+    tied_hits = np.count_nonzero(tied & hits, axis=1, keepdims=True)
+    hits = np.take_along_axis(hits, best, axis=1)
+    ranks = np.arange(values.shape[1])
+    first = np.ones(values.shape, dtype=bool)
+    first[:, 1:] = values[:, 1:] != values[:, :-1]
+    last = np.roll(first, -1, axis=1)  # the first rank always starts a group: so it wraps right
+    starts = np.maximum.accumulate(np.where(first, ranks, 0), axis=1)
+    ends = np.where(last, ranks + 1, values.shape[1])
+    ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
 
-    def __init__(self, num_queries: int, depth: int) -> None:
-        self.values = np.full((num_queries, depth), -np.inf)
-        self.hits = np.zeros((num_queries, depth), dtype=bool)
-        self.tied = np.full(num_queries, depth, dtype=np.int64)
-        self.tied_hits = np.zeros(num_queries, dtype=np.int64)
-        self.num_relevant = np.zeros(num_queries, dtype=np.int64)
-
-    def add(self, similarity: Floats, relevant: NDArray[np.bool_]) -> None:
-        """Take in a tile (B, B') of further gallery items."""
-        self.num_relevant += np.count_nonzero(relevant, axis=1)
-        old = self.values.min(axis=1)
-        held = self.values == old[:, None]
-        unheld = self.tied - np.count_nonzero(held, axis=1)
-        unheld_hits = self.tied_hits - np.count_nonzero(held & self.hits, axis=1)
-
-        values = np.concatenate([self.values, similarity], axis=1)
-        hits = np.concatenate([self.hits, relevant], axis=1)
-        depth = self.values.shape[1]
-        best = np.argpartition(values, values.shape[1] - depth, axis=1)[:, -depth:]
-        self.values = np.take_along_axis(values, best, axis=1)
-        self.hits = np.take_along_axis(hits, best, axis=1)
-
-        lowest = self.values.min(axis=1)
-        same = lowest == old  # else whatever ties at the new lowest value is still held
-        equal = values == lowest[:, None]
-        self.tied = np.count_nonzero(equal, axis=1) + np.where(same, unheld, 0)
-        self.tied_hits = np.count_nonzero(equal & hits, axis=1) + np.where(same, unheld_hits, 0)
-
-    def expected_gains(self) -> Floats:
-        """Expected relevant_i * precision_i at each rank i, (B, depth)."""
-        order = np.argsort(-self.values, axis=1, kind="stable")
-        values = np.take_along_axis(self.values, order, axis=1)
-        hits = np.take_along_axis(self.hits, order, axis=1)
-        ranks = np.arange(values.shape[1])
-        first = np.ones(values.shape, dtype=bool)
-        first[:, 1:] = values[:, 1:] != values[:, :-1]
-        last = np.roll(first, -1, axis=1)  # the first rank always starts a group: so it wraps right
-        starts = np.maximum.accumulate(np.where(first, ranks, 0), axis=1)
-        ends = np.where(last, ranks + 1, values.shape[1])
-        ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-
-        found = np.concatenate([np.zeros((len(hits), 1), dtype=np.int64), hits.cumsum(axis=1)], 1)
-        before = np.take_along_axis(found, starts, axis=1)
-        lowest = values == values[:, -1:]
-        sizes = np.where(lowest, self.tied[:, None], ends - starts)
-        group_hits = np.take_along_axis(found, ends, axis=1) - before
-        group_hits = np.where(lowest, self.tied_hits[:, None], group_hits)
-        inside = (ranks - starts) * (group_hits - 1) / np.maximum(sizes - 1, 1)
-        return np.asarray(group_hits / sizes * (before + 1 + inside) / (ranks + 1))
+    found = np.concatenate([np.zeros((len(hits), 1), dtype=np.int64), hits.cumsum(axis=1)], 1)
+    before = np.take_along_axis(found, starts, axis=1)
+    lowest = values == values[:, -1:]
+    sizes = np.where(lowest, num_tied, ends - starts)
+    group_hits = np.take_along_axis(found, ends, axis=1) - before
+    group_hits = np.where(lowest, tied_hits, group_hits)
+    inside = (ranks - starts) * (group_hits - 1) / np.maximum(sizes - 1, 1)
+    return np.asarray(group_hits / sizes * (before + 1 + inside) / (ranks + 1))
 
 
 def _map_chance(num_relevant: NDArray[np.int64], num_candidates: int, k: int) -> float:
