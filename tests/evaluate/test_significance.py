@@ -12,8 +12,10 @@ from terralign.evaluate import significance
 from terralign.evaluate.metrics import classification_metrics, multilabel_metrics
 from terralign.evaluate.significance import (
     accuracy_values,
+    adjust_holm,
     compare_accuracy,
     compare_average_precision,
+    compare_class_means,
     compare_f1,
     compare_means,
 )
@@ -65,6 +67,40 @@ def test_f1_is_compared_with_decisions_as_they_are(average: significance.Average
     assert (same.difference, same.p_value) == (0, 1)
     with pytest.raises(DataError, match=r"decisions_b is \(60, 4\) float"):
         compare_f1(decisions[0], b, labels, average=average)
+
+
+def test_means_over_classes_are_those_of_the_drawn_rows() -> None:
+    generator = np.random.default_rng(8)
+    scores = [generator.normal(size=(40, 7)).round(1) for _ in range(2)]
+    labels = np.where(np.arange(40) < 2, 6, generator.integers(5, size=40))  # 5 has no sample
+    hits = [accuracy_values(one, labels) for one in scores]
+    found = compare_class_means(*hits, labels, num_bootstrap=200, seed=3)
+    metrics = [classification_metrics(one, labels, num_bootstrap=1) for one in scores]
+    own = [one.value("macro_accuracy") for one in metrics]
+    assert [found.value_a, found.value_b] == pytest.approx(own)
+    loop = []
+    for rows in np.random.default_rng(3).integers(40, size=(200, 40)):
+        classes = np.unique(labels[rows])  # a class of two samples is lost now and then
+        means = [np.mean([one[rows][labels[rows] == c].mean() for c in classes]) for one in hits]
+        loop.append(means[1] - means[0])
+    assert [found.low, found.high] == pytest.approx(np.percentile(loop, [2.5, 97.5]), abs=1e-9)
+    top5 = [accuracy_values(one, labels, 5).mean() for one in scores]
+    assert top5 == pytest.approx([one.value("top5") for one in metrics])
+
+
+def test_holm_rejects_what_its_steps_reject() -> None:
+    assert adjust_holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert adjust_holm([0.9, 0.8]) == [1, 1]
+    assert adjust_holm([]) == []
+    p_values = np.random.default_rng(9).random(12) ** 4
+    adjusted = np.array(adjust_holm(list(p_values)))
+    for level in (0.01, 0.05, 0.2, 0.6):
+        rejected = set()
+        for step, place in enumerate(np.argsort(p_values)):  # step by step, as it is defined
+            if p_values[place] > level / (12 - step):
+                break
+            rejected.add(int(place))
+        assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
@@ -149,6 +185,8 @@ ONES, YES = np.ones((2, 3)), np.ones((2, 3), dtype=bool)
         (lambda: compare_means(ONES[0], ONES[0] * np.nan), "for different samples"),
         (lambda: compare_means(ONES[0, :0], ONES[0, :0]), "no sample"),
         (lambda: compare_means(ONES[0], ONES[0], num_bootstrap=0), "num_bootstrap is 0"),
+        (lambda: compare_class_means(ONES[0], ONES[0], np.arange(2)), "and their classes"),
+        (lambda: compare_class_means(ONES[0], ONES[0] * np.nan, np.arange(3)), "a or b has NaN"),
         (lambda: compare_accuracy(ONES, ONES, np.array([0, 3])), "expected 0 to 2"),
         (lambda: accuracy_values(ONES[0], np.array([0])), r"expected \(N, K\)"),
         (lambda: compare_average_precision(ONES, ONES, YES & ~YES), "0 positives"),

@@ -7,7 +7,7 @@ queries; the gallery stays. The same seed gives the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +80,49 @@ def compare_means(
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
+
+
+def compare_class_means(
+    a: Floats,
+    b: Floats,
+    labels: NDArray[Any],
+    *,
+    num_bootstrap: int = NUM_BOOTSTRAP,
+    seed: int = 0,
+) -> Comparison:
+    """Compare means over classes of their means over samples: `macro_accuracy`.
+
+    `a`, `b`: (N,) finite values of the samples; `labels`: (N,) integers, their classes. A resample
+    that lost a class leaves it out. Raises `DataError`.
+    """
+    if a.ndim != 1 or not a.size or not a.shape == b.shape == labels.shape:
+        raise DataError(
+            f"a is {a.shape}, b is {b.shape}, labels is {labels.shape}; expected (N,) values of "
+            "the same samples and their classes"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DataError("a or b has NaN or infinite values; every sample needs a value")
+    return compare(
+        _class_mean(a, labels),
+        _class_mean(b, labels),
+        len(labels),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+
+
+def _class_mean(values: Floats, labels: NDArray[Any]) -> Statistic:
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=labels[order[0]] - 1))
+    ranked = values[order].astype(np.float64)
+
+    def statistic(counts: Counts) -> Floats:
+        weights = counts[:, order]
+        number = np.add.reduceat(weights, starts, axis=1)
+        means = np.add.reduceat(weights * ranked, starts, axis=1) / np.maximum(number, 1)
+        return np.asarray(means.sum(axis=1) / np.count_nonzero(number, axis=1))
+
+    return statistic
 
 
 def compare_accuracy(
@@ -181,9 +224,10 @@ def _f1(decisions: NDArray[np.bool_], labels: NDArray[np.bool_], average: Averag
     return statistic
 
 
-def accuracy_values(scores: Floats, labels: NDArray[Any]) -> Floats:
-    """Whether each sample's own class scores highest, (N,) 0-1; t that tie for it count 1 / t.
+def accuracy_values(scores: Floats, labels: NDArray[Any], k: int = 1) -> Floats:
+    """Whether each sample's own class is among the k that score highest, (N,) 0-1.
 
+    Ties count as `metrics.hit_probability` has them: t that tie for the first place 1 / t each.
     `scores`: (N, K) float; `labels`: (N,) integers. Raises `DataError`.
     """
     if scores.ndim != 2:
@@ -193,7 +237,20 @@ def accuracy_values(scores: Floats, labels: NDArray[Any]) -> Floats:
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     above = np.count_nonzero(scores > own, axis=1)
     tied = np.count_nonzero(scores == own, axis=1) - 1
-    return hit_probability(above, tied, 1)
+    return hit_probability(above, tied, k)
+
+
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down rule (1979), in the order given.
+
+    An adjusted value below 0.05 is significant at a chance of 5 % of any false one among them all.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(value) for value in adjusted]
 
 
 def compare(
