@@ -3,7 +3,7 @@
 N queries against N gallery items of 512 float32 numbers each, both kinds of ranking one after the
 other. Every size runs in a process of its own, whose peak of resident memory (`getrusage`) holds
 everything: the interpreter, the libraries, the embeddings. `--full` ranks 200,000 x 200,000 too
-(the better part of an hour on one core). Otherwise all embeddings are there, but only the first two
+(about half an hour on one core). Otherwise all embeddings are there, but only the first two
 blocks of queries are ranked, against the whole gallery: the work is the same for every block, so
 the time of all is that of the two times the number of blocks over two.
 """
