@@ -1,5 +1,8 @@
 """Retrieval between all pairs of modalities: the same sample, and the same class.
 
+By class, a sample does not find itself in another modality: that its own place is the nearest says
+that two sensors agree, which the instance level measures, and nothing about classes.
+
 Q queries, G gallery items, D embedding dimensions.
 """
 
@@ -27,9 +30,10 @@ from terralign.evaluate.ranking import (
 from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
 from terralign.evaluate.similarity import GalleryPenalty, Similarities
 
-VERSION = 1
+VERSION = 2
 NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
+OWN_PLACE = "by class a query does not find its own sample"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,23 +163,27 @@ def _measure(
             f"recall@{k}": hits[:, column].copy() for column, k in enumerate(sorted(DEFAULT_KS))
         }
     if query.labels is not None and gallery.labels is not None:
-        by_class = retrieval_metrics(
-            query.vectors,
-            gallery.vectors,
-            query_labels=query.labels,
-            gallery_labels=gallery.labels,
-            penalty=penalty,
-            num_bootstrap=number,
-            seed=seed,
-        )
-        figures += [figure(metric, level="class") for metric in by_class.metrics]
-        notes = [*notes, *by_class.notes]
-        precisions = average_precision_per_query(
-            query.vectors, gallery.vectors, query.labels, gallery.labels, penalty=penalty
-        )
-        outcomes |= {
-            f"map@{k}": precisions[:, column].copy() for column, k in enumerate(sorted(DEFAULT_KS))
-        }
+        own_place = query.of_samples and gallery.of_samples
+        if own_place and not _classes_repeat(query.labels):
+            notes = [*notes, "no two samples share a class, so that there is no figure by class"]
+        else:
+            notes = [*notes, OWN_PLACE] if own_place else notes
+            judged: dict[str, Any] = {
+                "query_labels": query.labels,
+                "gallery_labels": gallery.labels,
+                "exclude_self": own_place,
+                "penalty": penalty,
+            }
+            by_class = retrieval_metrics(
+                query.vectors, gallery.vectors, num_bootstrap=number, seed=seed, **judged
+            )
+            figures += [figure(metric, level="class") for metric in by_class.metrics]
+            notes = [*notes, *by_class.notes]
+            precisions = average_precision_per_query(query.vectors, gallery.vectors, **judged)
+            outcomes |= {
+                f"map@{k}": precisions[:, column].copy()
+                for column, k in enumerate(sorted(DEFAULT_KS))
+            }
     return Measured(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
@@ -184,10 +192,20 @@ def _measure(
     )
 
 
+def _classes_repeat(labels: NDArray[Any]) -> bool:
+    """Whether some class has two samples; `labels` (N,) or (N, K) bool."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
+    return bool(counts.max(initial=0) > 1)
+
+
 def _examples(
     subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None
 ) -> list[dict[str, Any]]:
-    """A few queries, always the same, with what they find first."""
+    """A few queries, always the same, with what they find first.
+
+    Where classes judge two modalities of the samples, the query's own one is left out, as it is
+    from the figures by class.
+    """
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
     chosen = np.sort(drawn[:NUM_EXAMPLES])
     limited = None
@@ -199,9 +217,12 @@ def _examples(
     similarity = np.concatenate(
         [tile for _, tile in tiles.tiles(rows, tiles.unit_queries(rows))], axis=1
     )
+    if query.of_samples and gallery.of_samples and query.labels is not None:
+        similarity[np.arange(len(chosen)), chosen] = -np.inf
     examples = []
     for own, index in zip(similarity, chosen, strict=True):
         best = np.argsort(-own, kind="stable")[:EXAMPLE_DEPTH]
+        best = best[own[best] > -np.inf]
         examples.append(
             {
                 "query": query.keys[index],
