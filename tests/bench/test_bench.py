@@ -424,6 +424,11 @@ def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
     assert all("\n" not in row["note"] for row in failed)
     assert rows_of(tmp_path / "b", model="patched", task="zero-shot", tower="s2")
     assert "failed: none:" in format_bench_table(value["rows"])
+    # The right path then: the mistyped one is forgotten, and what failed counts where it was asked.
+    again = run_bench(suite(text), [str(spaces["base"])], tmp_path / "b", tmp_path)
+    told = {(row["model"], row["entry"]) for row in again.rows if row["status"] == "failed"}
+    assert told == {("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val")}
+    assert again.num_failed == 1
 
 
 def test_another_suite_in_the_folder_is_refused_with_the_difference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,15 +20,21 @@ def keep_suite(suite: Suite, folder: Path) -> None:
 
 def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
     """Remember what a name stands for, or refuse another model of the same name."""
-    path = folder / "models.json"
-    known = read_json(path) if path.is_file() else {}
+    known = known_models(folder)
     if name in known and known[name]["model_id"] != model_id:
         raise RecipeError(
             f"{folder} knows {name!r} as model {known[name]['model_id']} ({known[name]['source']}),"
             f" and {source} is {model_id}; give it another name (NAME={source}) or another --out"
         )
     if name not in known:
-        write_json(path, {**known, name: {"source": source, "model_id": model_id}})
+        entry = {"source": source, "model_id": model_id}
+        write_json(folder / "models.json", {**known, name: entry})
+
+
+def known_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the names of the folder stand for: name -> `source` and `model_id`."""
+    path = folder / "models.json"
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def keep_versions(folder: Path, device: str) -> str:

@@ -20,7 +20,7 @@ from terralign.bench.classify import decision_jobs, zero_shot_jobs
 from terralign.bench.compare import compare_rows, moved_rows
 from terralign.bench.diagnostics import diagnostic_jobs
 from terralign.bench.embeddings import Embeddings
-from terralign.bench.folder import keep_models, keep_suite, keep_versions
+from terralign.bench.folder import keep_models, keep_suite, keep_versions, known_models
 from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
@@ -56,16 +56,15 @@ JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchResult:
-    """A finished bench. `rows`: of `BenchRow`; `num_measured`: measurements made by this call."""
+    """A finished bench. `rows`: all of the folder, of `BenchRow`.
+
+    Of this call: `num_measured`, measurements made; `num_failed`, rows that say what failed.
+    """
 
     folder: Path
     rows: tuple[Row, ...]
     num_measured: int
-
-    @property
-    def num_failed(self) -> int:
-        """Rows that say that something failed."""
-        return sum(row["status"] == "failed" for row in self.rows)
+    num_failed: int
 
 
 def run_bench(
@@ -105,7 +104,12 @@ def run_bench(
         bench.run(order, device)
         rows = _merged(out, bench.rows)
         _write(out, rows)
-        return BenchResult(folder=out, rows=tuple(rows), num_measured=bench.num_measured)
+        return BenchResult(
+            folder=out,
+            rows=tuple(rows),
+            num_measured=bench.num_measured,
+            num_failed=sum(row["status"] == "failed" for row in bench.rows),
+        )
 
 
 class _Bench:
@@ -251,16 +255,19 @@ def _failed(where: Row, error: Exception) -> Row:
 def _merged(out: Path, rows: list[Row]) -> list[Row]:
     """The rows of this call, and those of earlier calls that it did not ask again.
 
-    A row on what failed or was skipped is told anew by each call that asks for it.
+    A row on what failed or was skipped is told anew by each call that asks for it. A name that no
+    model was ever loaded by is forgotten: it was mistyped, or is called otherwise now.
     """
     path = out / "results.json"
     before: list[Row] = read_json(path)["rows"] if path.is_file() else []
     asked = {question(row) for row in rows}
     tried = {(row["model"], entry) for row in rows for entry in (row["entry"], None)}
+    known = known_models(out)
     kept = [
         row
         for row in before
         if question(row) not in asked
+        and (row["entry"] is not None or row["model"] in known)
         and (row["status"] == "measured" or (row["model"], row["entry"]) not in tried)
     ]
     models = list(dict.fromkeys(row["model"] for row in [*before, *rows]))
