@@ -519,3 +519,4 @@ def test_versions_name_what_a_result_depends_on() -> None:
     found = versions()
     assert found["torch"].startswith(torch.__version__.split("+")[0])
     assert {"python", "machine", "terralign", "open_clip_torch", "timm"} <= found.keys()
+    assert {"scipy", "scikit-learn"} <= found.keys()  # which probes and their intervals come from

@@ -7,7 +7,7 @@ import logging
 import platform
 from pathlib import Path
 
-from terralign.errors import RecipeError, StorageError
+from terralign.errors import RecipeError, StorageError, first_line
 from terralign.files import read_json, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_values import toml_difference
@@ -36,7 +36,13 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
             )
         write_text(path, text)
         return
-    difference = toml_difference(path.read_text(encoding="utf-8"), text)
+    try:
+        difference = toml_difference(path.read_text(encoding="utf-8"), text)
+    except (OSError, ValueError) as error:  # neither TOML nor UTF-8: both are ValueErrors
+        raise StorageError(
+            f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
+            "choose another --out"
+        ) from error
     if difference:
         raise RecipeError(
             f"{folder} holds a {kind} of another {what}; choose another --out. "
@@ -46,7 +52,10 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
 
 def versions() -> dict[str, str]:
     """What a result depends on besides recipe and data."""
-    packages = ("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy")
+    packages = (
+        *("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy"),
+        *("scipy", "scikit-learn"),
+    )
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -61,7 +70,7 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
     if path.is_file():
         kept = read_json(path)
         num_threads = int(kept["threads"])
-        changed = [key for key, value in now.items() if kept.get(key) != value]
+        changed = [key for key, value in now.items() if kept.get(key, value) != value]
         if changed:
             logger.warning(
                 "this run began with other versions: %s",

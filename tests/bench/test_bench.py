@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from click.testing import CliRunner
 
 from terralign.bench import run_bench
+from terralign.bench.compare import MIN_SAMPLES
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.rows import check_rows, format_bench_table, question
@@ -25,7 +29,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.timm_encoder import TimmEncoder
-from terralign.errors import RecipeError
+from terralign.errors import RecipeError, StorageError
 from terralign.evaluate.calibration import choose_thresholds
 from terralign.evaluate.classification import evaluate_zero_shot
 from terralign.evaluate.embed import choose_route, embed_samples
@@ -280,7 +284,11 @@ def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> N
         "map@10",
         "macro_f1",
         "micro_f1",
+        "micro_map",
+        "macro_accuracy",
+        "top5",
     }
+    assert {row["p_value"] is None for row in differences} == {True, False}
     for row in differences:
         where = {key: row[key] for key in ("entry", "task", "variant", "metric", "level")}
         pair = {key: row[key] for key in ("tower", "query_tower", "gallery_tower")}
@@ -291,12 +299,17 @@ def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> N
         base = one(finished, model="base", **where, **pair)
         assert row["value"] == pytest.approx(own["value"] - base["value"], abs=1e-9)
         assert row["low"] <= row["value"] <= row["high"]
-        assert 0 < row["p_value"] <= 1
+        if row["num_samples"] < MIN_SAMPLES:
+            assert row["p_value"] is None
+            assert "no p-value" in row["note"]
+        else:
+            assert 0 < row["p_value"] <= 1
 
 
 def test_a_model_does_not_differ_from_itself(spaces: dict[str, Path], tmp_path: Path) -> None:
     source = spaces["base"]
-    result = run_bench(suite(SHORT), [f"a={source}", f"b={source}"], tmp_path / "b")
+    enough = SHORT.replace("\nlimit = 24", f"\nlimit = {MIN_SAMPLES}")
+    result = run_bench(suite(enough), [f"a={source}", f"b={source}"], tmp_path / "b")
     differences = [row for row in result.rows if row["reference"] == "a"]
     assert differences
     assert {(row["value"], row["p_value"]) for row in differences} == {(0.0, 1.0)}
@@ -429,6 +442,54 @@ def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
     told = {(row["model"], row["entry"]) for row in again.rows if row["status"] == "failed"}
     assert told == {("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val")}
     assert again.num_failed == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"rows'])
+def test_damaged_files_are_set_aside_and_made_again(
+    damage: bytes,
+    brief: Path,
+    spaces: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "b"
+    shutil.copytree(brief, out)
+    told = (out / "results.json").read_bytes()
+    kept = sorted(out.glob("measurements/[!c]*.json"))
+    damaged = [
+        *(kept[0], kept[1].with_suffix(".safetensors"), *out.glob("measurements/compare-*")),
+        *out.glob("embeddings/*"),
+        *out.glob("pixels/*"),
+    ]
+    for path in damaged:
+        path.write_bytes(damage)
+    with caplog.at_level(logging.WARNING):
+        result = run_bench(suite(BRIEF), [str(path) for path in spaces.values()], out)
+    assert (result.num_measured, result.num_failed) == (2, 0)
+    assert (out / "results.json").read_bytes() == told
+    aside = {path.name for path in out.rglob("*.damaged")}
+    assert {f"{kept[0].name}.damaged", f"{damaged[1].name}.damaged"} < aside
+    assert len(caplog.records) == len(aside)
+    assert f"{kept[0]} is damaged" in caplog.text
+
+
+def test_damage_that_cannot_be_made_good_is_told_with_a_remedy(
+    brief: Path, spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    for name, text, remedy in (
+        ("results.json", '{"rows": [{"foreign": 1}]}', "delete it and run the same commands again"),
+        ("results.json", '{"ro', "delete it and run the same commands again"),
+        ("models.json", "[]", "put back a whole copy, or delete it"),
+        ("versions.json", "{", "put back a whole copy, or delete it"),
+        ("suite.toml", "name = ", "put back a whole copy of this suite, or choose another --out"),
+        ("suite.toml", "\xff", "put back a whole copy of this suite, or choose another --out"),
+    ):
+        out = tmp_path / f"{name}-{len(text)}"
+        out.mkdir()
+        shutil.copy(brief / "suite.toml", out)
+        (out / name).write_text(text, encoding="latin-1")
+        with pytest.raises(StorageError, match=rf"{re.escape(str(out / name))} is .*{remedy}"):
+            run_bench(suite(BRIEF), [str(spaces["base"])], out)
 
 
 def test_another_suite_in_the_folder_is_refused_with_the_difference(

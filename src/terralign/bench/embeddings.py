@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terralign.bench.folder import set_aside
 from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.weights import read_state_dict, write_state_dict
-from terralign.errors import StorageError
+from terralign.errors import ModelError, StorageError
 from terralign.evaluate.embed import Route
 from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
 from terralign.progress import Progress
@@ -54,11 +55,8 @@ class Embeddings:
         if key in self._vectors:
             return self._vectors[key]
         path = self.folder / "embeddings" / f"{key}.safetensors"
-        if path.is_file():
-            vectors = read_state_dict(path)["embeddings"]
-            if len(vectors) != len(samples):
-                raise StorageError(f"{path} holds {len(vectors)} of {len(samples)}; delete it")
-        else:
+        vectors = _read_vectors(path, len(samples))
+        if vectors is None:
             check_free_space(self.folder, len(samples) * BYTES_PER_SAMPLE + 2**20)
             vectors = self._embed(encoder, samples, route)
             write_state_dict(path, {"embeddings": vectors})
@@ -78,7 +76,7 @@ class Embeddings:
 
     def _pixels_id(self, samples: SampleSet, sensor: str) -> str:
         path = self.folder / "pixels" / f"{samples.fingerprint}.json"
-        known: dict[str, str] = read_json(path) if path.is_file() else {}
+        known = _read_hashes(path)
         if sensor not in known:
             known[sensor] = self._hash(samples, sensor)
             write_json(path, known)
@@ -109,6 +107,36 @@ class Embeddings:
         if samples.fingerprint not in self._kept:
             self._kept[samples.fingerprint] = keep_in_memory(samples)
         return self._kept[samples.fingerprint]
+
+
+def _read_vectors(path: Path, num_samples: int) -> Tensor | None:
+    """(N, D) float32; None where there is no such file, or a damaged one, which is set aside."""
+    if not path.is_file():
+        return None
+    try:
+        vectors = read_state_dict(path).get("embeddings")
+    except ModelError as error:
+        set_aside(path, error)
+        return None
+    if vectors is None or vectors.ndim != 2 or len(vectors) != num_samples:
+        set_aside(path, f"it does not hold the embeddings of {num_samples} samples")
+        return None
+    return vectors
+
+
+def _read_hashes(path: Path) -> dict[str, str]:
+    """Sensor -> hash of its pixels; a damaged file is set aside."""
+    if not path.is_file():
+        return {}
+    try:
+        known = read_json(path)
+    except StorageError as error:
+        set_aside(path, error)
+        return {}
+    if not isinstance(known, dict) or not all(isinstance(one, str) for one in known.values()):
+        set_aside(path, "it holds no hashes")
+        return {}
+    return known
 
 
 def _batches(samples: SampleSet, sensor: str) -> Iterator[NDArray[np.generic]]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from terralign.errors import RecipeError
+from terralign.errors import RecipeError, StorageError
 from terralign.files import hash_json, read_json, write_json
 from terralign.run_folder import keep_toml, versions
 from terralign.suite import Suite, suite_text
+
+logger = logging.getLogger(__name__)
 
 
 def keep_suite(suite: Suite, folder: Path) -> None:
@@ -33,16 +36,40 @@ def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
 
 def known_models(folder: Path) -> dict[str, dict[str, Any]]:
     """What the names of the folder stand for: name -> `source` and `model_id`."""
-    path = folder / "models.json"
-    return dict(read_json(path)) if path.is_file() else {}
+    return _read_names(folder / "models.json")
 
 
 def keep_versions(folder: Path, device: str) -> str:
     """The name of the versions that measure now; `versions.json` says what it stands for."""
     path = folder / "versions.json"
     now = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
-    known = read_json(path) if path.is_file() else {}
+    known = _read_names(path)
     name = hash_json(now)
     if name not in known:
         write_json(path, {**known, name: now})
     return name
+
+
+def _read_names(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what it stands for; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    told = f"{path} is damaged; put back a whole copy, or delete it: it is written anew"
+    try:
+        known = read_json(path)
+    except StorageError as error:
+        raise StorageError(f"{error}. {told}") from error
+    if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
+        raise StorageError(told)
+    return known
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a damaged file that can be made again to `NAME.damaged`, with a warning.
+
+    A file that the disk does not let us read is not damaged: `reason` is raised again.
+    """
+    if isinstance(reason, Exception) and isinstance(reason.__cause__, PermissionError):
+        raise reason
+    logger.warning("%s is damaged (%s); it is set aside and made again", path, reason)
+    path.replace(path.with_name(f"{path.name}.damaged"))

@@ -25,12 +25,19 @@ from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
 from terralign.bench.robustness import robustness_jobs
-from terralign.bench.rows import BenchRow, question
+from terralign.bench.rows import BenchRow, check_rows, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
-from terralign.errors import DataError, RecipeError, TerralignError, first_line, nearest
+from terralign.errors import (
+    DataError,
+    RecipeError,
+    StorageError,
+    TerralignError,
+    first_line,
+    nearest,
+)
 from terralign.files import atomic_path, claimed, read_json, write_json
 from terralign.progress import Progress
 from terralign.suite import FITTED, Suite, SuiteEntry
@@ -98,6 +105,7 @@ def run_bench(
         )
     with claimed(out):
         keep_suite(suite, out)
+        _rows_before(out)
         versions = keep_versions(out, device)
         order = {first: named[first]} | named  # the reference is measured first
         bench = _Bench(suite, out, data_root, versions, first, list(prompts) or [None])
@@ -258,8 +266,7 @@ def _merged(out: Path, rows: list[Row]) -> list[Row]:
     A row on what failed or was skipped is told anew by each call that asks for it. A name that no
     model was ever loaded by is forgotten: it was mistyped, or is called otherwise now.
     """
-    path = out / "results.json"
-    before: list[Row] = read_json(path)["rows"] if path.is_file() else []
+    before = _rows_before(out)
     asked = {question(row) for row in rows}
     tried = {(row["model"], entry) for row in rows for entry in (row["entry"], None)}
     known = known_models(out)
@@ -277,6 +284,22 @@ def _merged(out: Path, rows: list[Row]) -> list[Row]:
         merged.values(),
         key=lambda row: (models.index(row["model"]), entries.index(row["entry"])),
     )
+
+
+def _rows_before(out: Path) -> list[Row]:
+    """The rows that earlier calls left. Raises `StorageError` where they are damaged."""
+    path = out / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        rows: list[Row] = read_json(path)["rows"]
+        check_rows(rows)
+    except (StorageError, DataError, LookupError, TypeError) as error:
+        raise StorageError(
+            f"{path} is damaged or of another version ({first_line(error)}); delete it and run the "
+            "same commands again: what was measured is kept in measurements/"
+        ) from error
+    return rows
 
 
 def _write(out: Path, rows: list[Row]) -> None:

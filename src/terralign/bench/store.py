@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terralign.bench.folder import set_aside
 from terralign.bench.rows import COLUMNS, BenchRow
 from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
-from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.encoders.weights import read_shapes, read_state_dict, write_state_dict
+from terralign.errors import ModelError, StorageError
 from terralign.files import hash_json, read_json, write_json
 
 ROWS_VERSION = 1
@@ -48,8 +50,9 @@ class Store:
         identity = self._identity(subject, job)
         name = hash_json(identity)
         path = self.folder / f"{name}.json"
-        made_now = not path.is_file()
-        if made_now:
+        values = self._read(path, ("where", "rows", "samples", "details"))
+        made_now = values is None
+        if values is None:
             found = job.run()
             if found.outcomes:
                 write_state_dict(
@@ -60,17 +63,14 @@ class Store:
                     },
                 )
             rows = [self._row(subject, job, name, found, one) for one in found.figures]
-            write_json(
-                path,
-                {
-                    "identity": identity,
-                    "where": job.where,
-                    "samples": keys_id(subject.samples),
-                    "rows": rows,
-                    "details": found.details,
-                },
-            )
-        values = read_json(path)
+            values = {
+                "identity": identity,
+                "where": job.where,
+                "samples": keys_id(subject.samples),
+                "rows": rows,
+                "details": found.details,
+            }
+            write_json(path, values)
         # A name or a role is how this bench calls things: the figures do not depend on it.
         names = {"model": subject.model.name, "role": subject.entry.role,
                  "entry": subject.entry.title}  # fmt: skip
@@ -90,12 +90,35 @@ class Store:
 
     def compared(self, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The rows of a comparison that was made before."""
-        path = self._comparison(identity)
-        return list(read_json(path)["rows"]) if path.is_file() else None
+        kept = self._read(self._comparison(identity), ("rows",))
+        return None if kept is None else list(kept["rows"])
 
     def keep_comparison(self, identity: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Keep the rows of a comparison."""
         write_json(self._comparison(identity), {"identity": identity, "rows": rows})
+
+    def _read(self, path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
+        """A file of this store; None where it is not there, or damaged, and set aside.
+
+        A measurement whose values of every sample are damaged is damaged too.
+        """
+        if not path.is_file():
+            return None
+        outcomes = path.with_suffix(".safetensors")
+        try:
+            values = read_json(path)
+            if outcomes.is_file():
+                read_shapes(outcomes)
+        except ModelError as error:
+            set_aside(outcomes, error)
+            return None
+        except StorageError as error:
+            set_aside(path, error)
+            return None
+        if not isinstance(values, dict) or not all(key in values for key in keys):
+            set_aside(path, f"it lacks {', '.join(keys)}")
+            return None
+        return values
 
     def _comparison(self, identity: dict[str, Any]) -> Path:
         return self.folder / f"compare-{hash_json(identity)}.json"
