@@ -28,7 +28,7 @@ from terralign.evaluate.metrics import (
 from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
 
-ZERO_SHOT_VERSION = 1
+ZERO_SHOT_VERSION = 2
 DECISIONS_VERSION = 2
 
 MAX_CONFUSION = 256
@@ -81,7 +81,8 @@ def outcomes_of(scores: Floats, labels: NDArray[Any]) -> dict[str, NDArray[Any]]
     """What the paired bootstrap needs."""
     if labels.ndim == 2:
         return {"scores": scores.astype(np.float32), "labels": labels.astype(np.bool_)}
-    return {"top1": accuracy_values(scores, labels)}
+    more = {"top5": accuracy_values(scores, labels, 5)} if scores.shape[1] > 5 else {}
+    return {"top1": accuracy_values(scores, labels), **more, "labels": labels.astype(np.int64)}
 
 
 def per_class(result: MetricResult, names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,8 +1,17 @@
-"""Every model against the reference on the same samples: paired bootstrap, moved embeddings."""
+"""Models against each other on the same samples: paired bootstrap, moved embeddings.
+
+A bench compares every model with its reference, and its report the best figure of a column with
+the others. Both are made from the values of every sample that a measurement keeps, and are kept
+themselves: what was compared is not compared again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +22,25 @@ from terralign.bench.rows import BenchRow
 from terralign.bench.store import Kept, Store, ordered
 from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
+from terralign.errors import ModelError
 from terralign.evaluate.diagnostics import mean_cosine
 from terralign.evaluate.significance import (
     Average,
     Comparison,
     compare_average_precision,
+    compare_class_means,
     compare_f1,
     compare_means,
 )
+from terralign.files import read_json
 
-VERSION = 1
+logger = logging.getLogger(__name__)
+
+VERSION = 2
 _AVERAGES: tuple[Average, ...] = ("macro", "micro")
+
+MIN_SAMPLES = 30
+"""Of fewer, a bootstrap calls too much significant: no p-value is told."""
 
 
 def compare_rows(
@@ -31,74 +48,164 @@ def compare_rows(
 ) -> list[dict[str, Any]]:
     """Rows of the differences of one measurement to the same one of the model `name`.
 
-    `through`: the reference's tower, where it lacks the one that is compared with it. Nothing is
-    compared where the samples or what was asked of them differ.
+    `num_bootstrap`: of the suite; a comparison takes twice as many. `through`: the reference's
+    tower, where it lacks the one that is compared with it. Nothing is compared where the samples or
+    what was asked of them differ.
     """
-    if not (own.has_outcomes and reference.has_outcomes) or own.samples != reference.samples:
-        return []
-    identity = {"code": VERSION, "a": reference.name, "b": own.name, "num": num_bootstrap}
-    rows = store.compared(identity)
-    if rows is None:
-        rows = _compare(store, own, reference, name, 2 * num_bootstrap)
-        store.keep_comparison(identity, rows)
-    names = {key: own.rows[0][key] for key in ("model", "role", "entry")} if own.rows else {}
     told = f" (the {through} tower of {name})" if through else ""
-    return [{**row, **names, "reference": name, "note": f"{row['note']}{told}"} for row in rows]
-
-
-def _compare(
-    store: Store, own: Kept, reference: Kept, name: str, num_bootstrap: int
-) -> list[dict[str, Any]]:
-    a, b = store.outcomes(reference), store.outcomes(own)
-    by_metric = {row["metric"]: row for row in reversed(own.rows)}  # the plain ones come first
     rows = []
-    for metric, found in _comparisons(a, b, own.rows[0]["seed"], num_bootstrap):
+    by_metric = _first_rows(own)
+    for metric, found in compare_kept(store, reference, own, num_bootstrap).items():
         row = by_metric.get(metric)
         if row is None:
             continue
+        few = found.num_samples < MIN_SAMPLES
+        note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{told}"
+        if few:
+            note += f"; no p-value of fewer than {MIN_SAMPLES} samples"
         changed = BenchRow.model_validate(
             {
                 **row,
                 "value": found.difference,
                 "low": found.low,
                 "high": found.high,
-                "p_value": found.p_value,
+                "p_value": None if few else found.p_value,
                 "num_samples": found.num_samples,
                 "chance": None,
                 "reference": name,
-                "note": f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap",
+                "note": note,
             }
         )
         rows.append(ordered(changed))
     return rows
 
 
+class PairedTests:
+    """p-values of the differences between any two figures of a bench folder.
+
+    A pair is compared where it is asked for first, and its comparison kept in the folder.
+    `num_bootstrap`: of the suite.
+    """
+
+    def __init__(self, folder: Path, num_bootstrap: int) -> None:
+        self._store, self._num_bootstrap = Store(folder, ""), num_bootstrap
+        self._kept: dict[str, Kept | None] = {}
+
+    def __call__(self, one: BenchRow, two: BenchRow) -> float | None:
+        """Two-sided; None where the two cannot be compared, or on too few samples.
+
+        Not every figure has the values of its samples: the spread of few-shot's seeds has none.
+        """
+        kept = [self._measurement(row) for row in (one, two)]
+        if kept[0] is None or kept[1] is None or one.metric != two.metric:
+            return None
+        found = compare_kept(self._store, kept[0], kept[1], self._num_bootstrap)
+        own = found.get(str(one.metric))
+        return None if own is None or own.num_samples < MIN_SAMPLES else own.p_value
+
+    def _measurement(self, row: BenchRow) -> Kept | None:
+        """What was kept of a row's measurement, if its values are those of this very row."""
+        if row.measurement is None:
+            return None
+        if row.measurement not in self._kept:
+            self._kept[row.measurement] = _read_kept(self._store.folder, row.measurement)
+        kept = self._kept[row.measurement]
+        first = {} if kept is None else _first_rows(kept).get(str(row.metric), {})
+        return kept if first and first["variant"] == row.variant else None
+
+
+def _read_kept(folder: Path, name: str) -> Kept | None:
+    path = folder / f"{name}.json"
+    if not path.is_file() or not path.with_suffix(".safetensors").is_file():
+        return None
+    values = read_json(path)
+    try:
+        return Kept(
+            name=name,
+            where=values["where"],
+            rows=values["rows"],
+            samples=values["samples"],
+            has_outcomes=True,
+            made_now=False,
+        )
+    except (KeyError, TypeError):
+        logger.warning("%s is no measurement of a bench; it is not compared", path)
+        return None
+
+
+def _first_rows(kept: Kept) -> dict[str, dict[str, Any]]:
+    """Metric -> its first row: the plain one, which the values of the samples belong to."""
+    return {row["metric"]: row for row in reversed(kept.rows)}
+
+
+def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str, Comparison]:
+    """Metric -> measurement b against a; empty where they are not of the same samples.
+
+    `num_bootstrap`: of the suite; a comparison takes twice as many. A damaged file of values is
+    warned about, and not compared.
+    """
+    if not (a.has_outcomes and b.has_outcomes and a.rows and b.rows) or a.samples != b.samples:
+        return {}
+    first, second = sorted((a, b), key=lambda one: one.name)
+    identity = {"code": VERSION, "a": first.name, "b": second.name, "num": num_bootstrap}
+    rows = store.compared(identity)
+    if rows is None:
+        try:
+            old, new = store.outcomes(first), store.outcomes(second)
+        except ModelError as error:
+            logger.warning("not compared: %s; delete it with the .json beside it, run again", error)
+            return {}
+        told = _first_rows(first).keys() & _first_rows(second).keys()
+        compared = {
+            metric: compare(seed=first.rows[0]["seed"], num_bootstrap=2 * num_bootstrap)
+            for metric, compare in _comparisons(old, new)
+            if metric in told
+        }
+        rows = [{"metric": metric, **asdict(own)} for metric, own in compared.items()]
+        store.keep_comparison(identity, rows)
+    found = {
+        row["metric"]: Comparison(**{k: v for k, v in row.items() if k != "metric"}) for row in rows
+    }
+    return found if first is a else {metric: own.turned() for metric, own in found.items()}
+
+
 def _comparisons(
-    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], seed: int, num: int
-) -> Iterator[tuple[str, Comparison]]:
-    if "decisions" in a and "decisions" in b:
-        labels = b["labels"].astype(np.bool_)
-        if a["decisions"].shape == labels.shape and (a["labels"] == labels).all():
-            one, two = (outcomes["decisions"].astype(np.bool_) for outcomes in (a, b))
-            for average in _AVERAGES:
-                yield (
-                    f"{average}_f1",
-                    compare_f1(one, two, labels, average=average, seed=seed, num_bootstrap=num),
-                )
-        return
-    if "scores" in a and "scores" in b:
-        labels = b["labels"].astype(np.bool_)
-        if a["scores"].shape == b["scores"].shape and (a["labels"] == labels).all():
-            yield (
-                "macro_map",
-                compare_average_precision(
-                    a["scores"], b["scores"], labels, seed=seed, num_bootstrap=num
-                ),
-            )
-        return
-    for metric in (key for key in b if key in a):
-        if a[metric].shape == b[metric].shape:
-            yield metric, compare_means(a[metric], b[metric], seed=seed, num_bootstrap=num)
+    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]]
+) -> Iterator[tuple[str, Callable[..., Comparison]]]:
+    """What two measurements' values of the same samples allow, see `Measured.outcomes`."""
+    right = b["labels"] if "labels" in a and "labels" in b else None
+    if right is not None:
+        if a["labels"].shape != right.shape or (a["labels"] != right).any():
+            return
+        yield from _of_classes(a, b, right)
+    for metric in b:
+        if metric in ("labels", "decisions", "scores") or not _alike(a, b, metric):
+            continue
+        if (np.isnan(a[metric]) != np.isnan(b[metric])).any():
+            continue
+        yield metric, partial(compare_means, a[metric], b[metric])
+        if metric == "top1" and right is not None:
+            yield "macro_accuracy", partial(compare_class_means, a[metric], b[metric], right)
+
+
+def _of_classes(
+    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], labels: NDArray[Any]
+) -> Iterator[tuple[str, Callable[..., Comparison]]]:
+    """F1 of decisions, average precision of scores, where there are several labels."""
+    for average in _AVERAGES:
+        if _alike(a, b, "decisions"):
+            one, two, right = (v.astype(np.bool_) for v in (a["decisions"], b["decisions"], labels))
+            yield f"{average}_f1", partial(compare_f1, one, two, right, average=average)
+        if _alike(a, b, "scores"):
+            scores, right = (a["scores"], b["scores"]), labels.astype(np.bool_)
+            yield f"{average}_map", partial(
+                compare_average_precision, *scores, right, average=average
+            )  # fmt: skip
+
+
+def _alike(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], name: str) -> bool:
+    """Whether both have values by a name, of one shape."""
+    return name in a and name in b and a[name].shape == b[name].shape
 
 
 def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from terralign.evaluate.embed import Route
 from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
 from terralign.evaluate.probes import DEFAULT_CS, few_shot, fit_linear_probe
 
-VERSION = 1
+VERSION = 2
 
 
 def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:

@@ -46,7 +46,8 @@ class Measured:
 
     `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
     `bench/rows.py`. `outcomes`: what the paired bootstrap needs, name of metric -> (N,)
-    value of every sample, or scores (N, K) or decisions (N, K) bool with `labels` (N, K) bool.
+    value of every sample, or scores (N, K) or decisions (N, K) bool with `labels` (N, K) bool;
+    with top1 the `labels` are (N,) classes.
     """
 
     figures: list[dict[str, Any]]

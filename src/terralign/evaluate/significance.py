@@ -51,6 +51,18 @@ class Comparison:
     p_value: float
     num_samples: int
 
+    def turned(self) -> Comparison:
+        """Model a against model b."""
+        return Comparison(
+            value_a=self.value_b,
+            value_b=self.value_a,
+            difference=0.0 - self.difference,
+            low=0.0 - self.high,
+            high=0.0 - self.low,
+            p_value=self.p_value,
+            num_samples=self.num_samples,
+        )
+
 
 def compare_means(
     a: Floats, b: Floats, *, num_bootstrap: int = NUM_BOOTSTRAP, seed: int = 0
