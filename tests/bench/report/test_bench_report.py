@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from terralign.bench.report.document import write_bench_report
 from terralign.bench.report.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
 from terralign.bench.report.results import read_bench
 from terralign.bench.rows import BenchRow, check_rows
+from terralign.encoders.weights import write_state_dict
 from terralign.errors import DataError, StorageError
 from terralign.files import write_json, write_text
 
@@ -282,6 +284,33 @@ def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Pat
     write_json(copy / "results.json", {"rows": [{"model": "m", "wrong": 1}]})
     with pytest.raises(DataError, match="no rows of a bench"):
         write_bench_report(copy)
+
+
+def test_the_best_is_compared_with_the_others_by_the_values_of_their_samples(copy: Path) -> None:
+    before = (copy / "report.md").read_text(encoding="utf-8")
+    assert "70.0‡" in before
+    marks = []
+    for wrong in (1, 20):  # of 56 samples
+        for row in _rows():
+            if row["measurement"] in ("b" * 16, "c" * 16):
+                name = copy / "measurements" / row["measurement"]
+                kept = {"where": {}, "samples": "s", "rows": [row], "details": {}}
+                write_json(name.with_suffix(".json"), kept)
+                values = torch.ones(56, dtype=torch.float64)
+                values[: wrong if row["tower"] == "s2" else 0] = 0
+                write_state_dict(name.with_suffix(".safetensors"), {"top1": values})
+        for path in (copy / "report.html", *(copy / "measurements").glob("compare-*")):
+            path.unlink()
+        write_bench_report(copy)
+        text = (copy / "report.md").read_text(encoding="utf-8")
+        marks.append(re.findall(r"70\.0(\S?) ", text)[0])
+        kept_files = {path: path.stat().st_mtime_ns for path in (copy / "measurements").iterdir()}
+        (copy / "report.html").unlink()
+        write_bench_report(copy)
+        assert (copy / "report.md").read_text(encoding="utf-8") == text
+        now = {path: path.stat().st_mtime_ns for path in (copy / "measurements").iterdir()}
+        assert now == kept_files  # not compared again
+    assert marks == ["†", ""]
 
 
 def test_a_measurement_is_no_path(copy: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from terralign.bench.report.markup import html_table, markdown_table
 from terralign.bench.report.plans import report_tables
 from terralign.bench.report.reported import load_reported, reported_table
-from terralign.bench.report.tables import Cell, Column, Table, TableLine
+from terralign.bench.report.tables import Cell, Column, PairedTest, Table, TableLine
 from terralign.bench.rows import BenchRow
 from terralign.datasets.catalog import DATASETS
 
@@ -35,9 +35,14 @@ def against(one: BenchRow, other: BenchRow, p_value: float) -> BenchRow:
     return one.model_copy(update=changes)
 
 
-def marks(rows: list[BenchRow], number: int = 0) -> list[str]:
-    """Of the first column of a main table."""
-    (_, lines), *_ = report_tables(rows).main[number].groups
+def paired(p_values: dict[tuple[str, str], float]) -> PairedTest:
+    """A test that knows the p-values of pairs of models."""
+    return lambda one, two: p_values.get((one.model, two.model))
+
+
+def marks(rows: list[BenchRow], p_values: dict[tuple[str, str], float] | None = None) -> list[str]:
+    """Of the first column of the first table."""
+    (_, lines), *_ = report_tables(rows, paired(p_values or {})).main[0].groups
     return [cell.mark if (cell := line.cells[0]) else "none" for line in lines]
 
 
@@ -48,36 +53,40 @@ def test_the_best_is_marked_and_what_its_interval_overlaps_is_tied() -> None:
 
 
 @pytest.mark.parametrize(("p_value", "mark"), [(0.05, "paired"), (0.04, ""), (0.9, "paired")])
-def test_a_paired_comparison_decides_where_there_is_one(p_value: float, mark: str) -> None:
-    best, near, far = row("a", 0.80), row("b", 0.79), row("c", 0.5)
-    for one, other in ((best, near), (near, best)):  # whichever was the reference
-        assert marks([best, near, far, against(one, other, p_value)]) == ["best", mark, ""]
-    wide = far.model_copy(update={"high": 0.9})
-    assert marks([best, near, wide, against(wide, near, 0.5)]) == ["best", "overlap", "overlap"]
+def test_the_paired_test_of_the_best_with_a_figure_decides(p_value: float, mark: str) -> None:
+    rows = [row("b", 0.79), row("a", 0.80), row("c", 0.5), row("d", 0.78)]
+    others = {("b", "c"): 0.9, ("a", "c"): 0.01, ("b", "d"): 0.001}
+    assert marks(rows, {("a", "b"): p_value, **others}) == [mark, "best", "", "overlap"]
 
 
-def test_a_comparison_of_other_figures_does_not_decide() -> None:
-    best, near = row("a", 0.80), row("b", 0.79)
-    elsewhere = against(best, near, 0.001)
-    for changes in ({"value": 0.3}, {"tower": "s2"}, {"prompts": "plain"}, {"entry": "other"}):
-        assert marks([best, near, elsewhere.model_copy(update=changes)]) == ["best", "overlap"]
-
-
-def test_a_tower_that_the_reference_lacks_was_compared_with_its_rgb_tower() -> None:
-    rgb, sensor = row("base", 0.60), row("m", 0.61, tower="s2")
-    assert marks([rgb, sensor, against(sensor, rgb, 0.001)]) == ["", "best"]
-    assert marks([rgb, sensor, against(sensor, rgb, 0.3)]) == ["paired", "best"]
-
-
-def test_errors_are_best_low_spreads_tie_nothing_and_descriptions_have_no_best() -> None:
+def test_only_what_has_an_interval_has_a_best() -> None:
     error = {"metric": "expected_calibration_error", "low": None, "high": None}
-    assert marks([row("a", 0.3, **error), row("b", 0.1, **error)]) == ["", "best"]
+    assert marks([row("a", 0.3, **error), row("b", 0.1, **error)]) == ["", ""]
     shots = {"metric": "few_shot_top1", "task": "few-shot", "variant": "4 shots"}
-    assert marks([row("a", 0.81, **shots), row("b", 0.80, **shots)]) == ["best", ""]
+    few = [row("a", 0.81, **shots), row("b", 0.80, **shots)]
+    assert marks(few, {("a", "b"): 0.5}) == ["", ""]
     gaps = [row(m, v, task="diagnostics", metric="modality_gap") for m, v in (("a", 1), ("b", 2))]
     (_, lines), *_ = report_tables(gaps).more[0].groups
     assert [line.cells[0].mark for line in lines if line.cells[0]] == ["", ""]
     assert [line.cells[0].value for line in lines if line.cells[0]] == ["1.000", "2.000"]
+
+
+def test_chance_is_told_once_where_it_is_shared_and_else_below_each_column() -> None:
+    def f1(model: str, metric: str, chance: float | None) -> BenchRow:
+        return row(model, 0.5, task="decisions", metric=metric, chance=chance)
+
+    rows = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.25), f1("a", "micro_f1", 0.5)]
+    rows.append(f1("b", "expected_calibration_error", None))
+    ((heading, lines),) = report_tables(rows).main[0].groups
+    assert heading == "eurosat (unseen), n 500"
+    assert [line.labels for line in lines] == [("a", "rgb"), ("b", "rgb"), ("chance", "")]
+    assert [cell.value if cell else None for cell in lines[-1].cells] == ["25.0", "50.0", None]
+    ((heading, lines),) = report_tables(rows[:2]).main[0].groups
+    assert heading == "eurosat (unseen), n 500, chance 25.0"
+    assert len(lines) == 2
+    other = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.3)]
+    ((_, lines),) = report_tables(other).main[0].groups
+    assert lines[-1].cells[0] == Cell(value="25.0–30.0")
 
 
 def test_retrieval_is_compared_within_a_pair_and_metrics_stand_in_order() -> None:
@@ -117,14 +126,21 @@ def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> 
     assert remedies == ["plain", "csls"]
 
 
-def test_differences_are_signed_points_with_a_star_where_significant() -> None:
+def test_differences_are_signed_points_with_stars_where_significant() -> None:
     a, b = row("a", 0.5), row("b", 0.62)
-    down = against(a, b, 0.2).model_copy(update={"model": "c", "low": -0.2, "high": 0.04})
-    tables = report_tables([a, b, against(b, a, 0.001), down])
+    changes = {"model": "c", "low": -0.2, "high": 0.04, "entry": "two"}
+    down = against(a, b, 0.04).model_copy(update=changes)
+    few = against(b, a, 0.5).model_copy(update={"entry": "three", "p_value": None})
+    probe = against(b, a, 0.04).model_copy(update={"task": "knn"})  # a family of its own
+    more = down.model_copy(update={"entry": "four"})
+    tables = report_tables([a, b, against(b, a, 0.0001), down, more, few, probe])
     cells = [line.cells[0] for _, lines in tables.more[0].groups for line in lines]
-    assert [(c.value, c.interval) for c in cells if c] == [
-        ("+12.0*", "+60.0 to +64.0"), ("-12.0", "-20.0 to +4.0"),
-    ]  # fmt: skip
+    assert [(c.value, c.interval, c.p_values) for c in cells if c] == [
+        ("+12.0**", "+60.0 to +64.0", "p < 0.001, Holm < 0.001"),
+        ("+12.0", "+60.0 to +64.0", ""),
+        *[("-12.0*", "-20.0 to +4.0", "p 0.040, Holm 0.080")] * 2,
+        ("+12.0**", "+60.0 to +64.0", "p 0.040, Holm 0.040"),
+    ]
 
 
 def test_what_was_skipped_is_in_no_table() -> None:

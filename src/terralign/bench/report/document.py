@@ -13,6 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from terralign.bench.compare import PairedTests
 from terralign.bench.report.examples import (
     ExampleBlock,
     choose_blocks,
@@ -69,7 +70,7 @@ def write_bench_report(folder: Path) -> Path:
     page, stamp = folder / "report.html", f"<!-- results {bench.stamp()} -->"
     if page.is_file() and stamp in page.read_text(encoding="utf-8", errors="replace")[-200:]:
         return page
-    tables = report_tables(bench.rows)
+    tables = report_tables(bench.rows, PairedTests(folder, bench.num_bootstrap))
     published = reported_table(bench.rows)
     sections = [*_sweep_sections(bench), *_entry_sections(bench)]
     for old in (folder / "figures").glob("*.png"):

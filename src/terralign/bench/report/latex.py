@@ -301,7 +301,7 @@ def _cell_width(cell: Cell | None) -> float:
     if cell is None:
         return _width("--")
     bold = 1.15 if cell.mark == "best" else 1.0
-    interval = 0.94 * _width(f" ({cell.interval})") if cell.interval else 0.0
+    interval = 0.94 * _width(f" ({cell.details})") if cell.details else 0.0
     return bold * _width(cell.value) + _width(SIGNS.get(cell.mark, "")) + interval
 
 
@@ -312,7 +312,7 @@ def _tex_cell(cell: Cell | None) -> str:
     if cell.mark == "best":
         value = rf"\textbf{{{value}}}"
     value += escape_tex(SIGNS.get(cell.mark, ""))
-    return value + (rf" {{\scriptsize ({_number(cell.interval)})}}" if cell.interval else "")
+    return value + (rf" {{\scriptsize ({_number(cell.details)})}}" if cell.details else "")
 
 
 def _number(text: str) -> str:

@@ -33,7 +33,7 @@ def _markdown_cell(cell: Cell | None) -> str:
     if cell.mark == "best":
         value = f"**{value}**"
     value += SIGNS.get(cell.mark, "")
-    return value + (f" ({escape_markdown(cell.interval)})" if cell.interval else "")
+    return value + (f" ({escape_markdown(cell.details)})" if cell.details else "")
 
 
 def html_table(table: Table) -> str:
@@ -69,7 +69,8 @@ def _html_cell(cell: Cell | None) -> str:
     if cell.mark == "best":
         value = f"<b>{value}</b>"
     value += SIGNS.get(cell.mark, "")
-    return value + (f" <span>{escape_html(cell.interval)}</span>" if cell.interval else "")
+    more = (cell.interval, cell.p_values)
+    return value + "".join(f" <span>{escape_html(text)}</span>" for text in more if text)
 
 
 def _column_text(column: Column) -> str:

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from terralign.bench.report.tables import (
+    PairedTest,
     Plan,
     Table,
     build_table,
     difference_cell,
-    find_differences,
     metric_text,
     subject_text,
 )
 from terralign.bench.rows import PLAIN, BenchRow
+from terralign.evaluate.significance import adjust_holm
 
 SCORES = ("top1", "macro_map")
 """The main metric of single-label and of multi-label classification."""
@@ -32,15 +33,17 @@ class ReportTables:
     more: tuple[Table, ...]
 
 
-def report_tables(rows: Sequence[BenchRow]) -> ReportTables:
-    """All tables of a bench's rows."""
+def report_tables(
+    rows: Sequence[BenchRow], test: PairedTest = lambda one, two: None
+) -> ReportTables:
+    """All tables of a bench's rows. `test`: compares the best of a column with the others."""
     measured = [row for row in rows if row.status == "measured" and row.value is not None]
     figures = [row for row in measured if row.reference is None]
-    differences = find_differences(measured)
+    differences = [row for row in measured if _is_shown_difference(row)]
     names = _Names(measured)
 
     def table(plan: Plan, chosen: Iterable[BenchRow]) -> list[Table]:
-        made = build_table(plan, list(chosen), differences)
+        made = build_table(plan, list(chosen), test)
         return [] if made is None else [made]
 
     main = [
@@ -50,7 +53,7 @@ def report_tables(rows: Sequence[BenchRow]) -> ReportTables:
         *table(_decisions(names), filter(_is_decision, figures)),
     ]
     more = [
-        *table(_differences(names), filter(_is_shown_difference, measured)),
+        *table(_differences(names, differences), differences),
         *table(_remedies(names), _with_remedies(figures)),
     ]
     for entry in dict.fromkeys(row.entry for row in figures):
@@ -152,7 +155,7 @@ def _probes(names: _Names) -> Plan:
         heads=("model", "tower"),
         note="Top-1 accuracy, of multi-label data macro mAP, of classifiers fitted on labelled "
         "samples. Few-shot: mean over seeds, with the lowest and highest of them in place of an "
-        "interval.",
+        "interval, so none is marked as the best.",
         group=names.role,
         line=lambda row: (row.model, str(row.tower)),
         column=lambda row: ("", PROBES.get(str(row.task), row.variant)),
@@ -167,7 +170,7 @@ def _decisions(names: _Names) -> Plan:
         heads=("model", "tower"),
         note="F1 by thresholds chosen on validation data; calibration error of the probabilities "
         "(single-label: softmax by the model's own scale; multi-label: after Platt scaling), the "
-        "lower the better.",
+        "lower the better; it has no interval, so none is marked as the best.",
         group=names.role,
         line=lambda row: (row.model, subject_text(row)),
         column=lambda row: ("", metric_text(row)),
@@ -175,23 +178,36 @@ def _decisions(names: _Names) -> Plan:
     )
 
 
-def _differences(names: _Names) -> Plan:
+def _differences(names: _Names, rows: Sequence[BenchRow]) -> Plan:
     def group(row: BenchRow) -> str:
         task = "zero-shot" if row.task in ZERO_SHOT else PROBES.get(str(row.task), str(row.task))
         return f"Against {row.reference}: {task}"
 
+    families: dict[tuple[str, str | None], list[BenchRow]] = {}
+    for row in rows:
+        if row.p_value is not None:
+            families.setdefault((group(row), row.metric), []).append(row)
+    adjusted = {
+        id(row): value
+        for family in families.values()
+        for row, value in zip(
+            family, adjust_holm([row.p_value or 0.0 for row in family]), strict=True
+        )
+    }
     return Plan(
         name="differences",
         title="Differences to the reference",
         heads=("model", "on"),
-        note="In points, on the same samples; *: p < 0.05 in the paired bootstrap. A tower that "
-        "the reference lacks is compared with its RGB tower.",
+        note="In points, on the same samples, by the paired bootstrap; p, and p adjusted by Holm's "
+        "rule for the number of comparisons in the same column and group. *: p < 0.05; **: the "
+        "adjusted one too. Of fewer than 30 samples no p is told. A tower that the reference lacks "
+        "is compared with its RGB tower.",
         group=group,
         line=lambda row: (row.model, f"{names.role(row)}: {subject_text(row)}"),
         column=lambda row: ("", metric_text(row)),
         marked=False,
         about="group",
-        form=difference_cell,
+        form=lambda row: difference_cell(row, adjusted.get(id(row))),
         order=(*SCORES, *F1, *RETRIEVAL),
     )
 

@@ -17,8 +17,9 @@ from terralign.bench.rows import BenchRow, check_rows
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import StorageError, TerralignError
 from terralign.files import hash_json, read_json
+from terralign.suite import Suite
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 """Raised with every change of what a report shows of the same folder."""
 
 MEASUREMENT_NAME = re.compile(r"[0-9a-f]{8,64}")
@@ -68,11 +69,20 @@ class BenchResults:
 
     def suite(self, key: str) -> str:
         """A text of the suite itself, such as its name; "" where it has none."""
-        try:
-            value = tomllib.loads(self.suite_text).get(key, "")
-        except tomllib.TOMLDecodeError:
-            return ""
+        value = self._suite().get(key, "")
         return value if isinstance(value, str) else ""
+
+    @property
+    def num_bootstrap(self) -> int:
+        """The suite's number of resamples."""
+        value = self._suite().get("num_bootstrap")
+        return value if isinstance(value, int) else Suite.model_fields["num_bootstrap"].default
+
+    def _suite(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self.suite_text)
+        except tomllib.TOMLDecodeError:
+            return {}
 
     def stamp(self) -> str:
         """Changes with anything that the report shows."""

@@ -1,35 +1,31 @@
 """The tables of a bench's report: what stands side by side, what is best, what is tied with it.
 
 The best figure of a column is compared with the others of its group. A figure is tied with it by
-the paired bootstrap where the bench has one between the two (p at least 0.05), else where the two
-95 % intervals overlap. p-values are not corrected for the number of comparisons.
+the paired bootstrap of the two (p at least 0.05), or where the two cannot be compared so, if their
+95 % intervals overlap. p-values of ties are not corrected for the number of comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from terralign.bench.rows import (
     PLAIN,
     PLAIN_NUMBERS,
-    QUESTION,
     SPREAD_METRICS,
     BenchRow,
 )
 from terralign.evaluate.table import percent
 
 Mark = Literal["best", "paired", "overlap", ""]
-Differences = Mapping[tuple[Any, ...], BenchRow]
-"""What a figure answers -> its row of the difference to the reference."""
+PairedTest = Callable[[BenchRow, BenchRow], float | None]
+"""The p-value of the difference between two figures; None where they cannot be compared."""
 
 SIGNIFICANT = 0.05
-LOWER_IS_BETTER = frozenset({"expected_calibration_error"})
 WITHOUT_BEST = PLAIN_NUMBERS | {"linear_separability", "share_never_found"}
 """Metrics that describe; neither end is the better one."""
-EXACT = 1e-5
-"""Two figures that differ by a row's difference to within this are the two that it compared."""
 
 METRIC_NAMES = {
     "top1": "top-1",
@@ -44,9 +40,10 @@ METRIC_NAMES = {
     "map": "mAP",
 }
 MARKS_LEGEND = (
-    "Bold: the best of its column and group. †: tied with it, p ≥ 0.05 in the paired bootstrap on "
-    "the same samples. ‡: no paired comparison of the two was made, but their 95 % intervals "
-    "overlap. p-values are not corrected for the number of comparisons."
+    "Bold: the best of its column and group; figures without an interval have no best. †: tied "
+    "with it, p ≥ 0.05 in the paired bootstrap on the same samples. ‡: the two cannot be compared "
+    "so (fewer than 30 samples, or their values were not kept), but their 95 % intervals overlap. "
+    "p-values of ties are not corrected for their number."
 )
 SIGNS = {"paired": "†", "overlap": "‡"}
 """Of marks, after the figure."""
@@ -64,11 +61,17 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One figure: `value` and `interval` as they are shown."""
+    """One figure: `value`, `interval` and, of a difference, `p_values` as they are shown."""
 
     value: str
     interval: str = ""
+    p_values: str = ""
     mark: Mark = ""
+
+    @property
+    def details(self) -> str:
+        """What follows the value in parentheses."""
+        return "; ".join(one for one in (self.interval, self.p_values) if one)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +131,7 @@ class Plan:
     form: Callable[[BenchRow], Cell] = field(default=lambda row: value_cell(row))
 
 
-def build_table(plan: Plan, rows: Sequence[BenchRow], differences: Differences) -> Table | None:
+def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table | None:
     """The table of rows that have values; None where there are none.
 
     Groups, lines and columns are in the order of their first rows. Where two rows fall into one
@@ -147,10 +150,13 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], differences: Differences) 
         for column in columns:
             own = [cells[column] for cells in lines.values() if column in cells]
             if plan.marked:
-                marks |= mark_best(own, differences)
-        told = ""
+                marks |= mark_best(own, test)
+        told, last = "", tuple[TableLine, ...]()
         if plan.about == "group":
-            told = _about([row for cells in lines.values() for row in cells.values()])
+            every = [row for cells in lines.values() for row in cells.values()]
+            shared = len({row.chance for row in every}) == 1
+            told = _about(every, chance=shared)
+            last = () if shared else (_chance_line(plan, lines.values(), columns),)
         groups.append(
             (
                 ", ".join(one for one in (heading, told) if one),
@@ -160,7 +166,8 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], differences: Differences) 
                         cells=tuple(_cell(plan, cells.get(column), marks) for column in columns),
                     )
                     for labels, cells in lines.items()
-                ),
+                )
+                + last,
             )
         )
     by_column = {column: [row for row in rows if plan.column(row) == column] for column in columns}
@@ -190,24 +197,37 @@ def _cell(plan: Plan, row: BenchRow | None, marks: Mapping[int, Mark]) -> Cell |
     if row is None:
         return None
     plain = plan.form(row)
-    return Cell(value=plain.value, interval=plain.interval, mark=marks.get(id(row), plain.mark))
+    return replace(plain, mark=marks.get(id(row), plain.mark))
 
 
-def mark_best(rows: Sequence[BenchRow], differences: Differences) -> dict[int, Mark]:
+def _chance_line(
+    plan: Plan,
+    lines: Collection[Mapping[tuple[str, str], BenchRow]],
+    columns: Sequence[tuple[str, str]],
+) -> TableLine:
+    """The last line of a group whose columns differ in chance."""
+    texts = [_chance([cells[one] for cells in lines if one in cells]) for one in columns]
+    return TableLine(
+        labels=("chance", *[""] * (len(plan.heads) - 1)),
+        cells=tuple(Cell(value=text) if text else None for text in texts),
+    )
+
+
+def mark_best(rows: Sequence[BenchRow], test: PairedTest) -> dict[int, Mark]:
     """`id` of a row -> whether it is the best or tied with it, by the rule of this module.
 
-    Metrics without a better end (distances, ranks) are not marked, nor is a row on its own. The
-    spread of a few seeds is no interval: nothing ties by it.
+    Metrics without a better end (distances, ranks) are not marked, nor is a row on its own, nor
+    what has no interval (calibration errors, the spread of a few seeds): what seems best there may
+    be no better, and nothing here could tell.
     """
-    if len(rows) < 2 or any(row.metric in WITHOUT_BEST or row.value is None for row in rows):
+    if len(rows) < 2 or not all(map(_can_be_best, rows)):
         return {}
-    sign = -1 if rows[0].metric in LOWER_IS_BETTER else 1
-    best = max(rows, key=lambda row: sign * (row.value or 0.0))
+    best = max(rows, key=lambda row: row.value or 0.0)
     marks: dict[int, Mark] = {}
     for row in rows:
         if row.value == best.value:
             marks[id(row)] = "best"
-        elif (p_value := paired_p_value(best, row, differences)) is not None:
+        elif (p_value := test(best, row)) is not None:
             if p_value >= SIGNIFICANT:
                 marks[id(row)] = "paired"
         elif _overlap(best, row):
@@ -215,51 +235,35 @@ def mark_best(rows: Sequence[BenchRow], differences: Differences) -> dict[int, M
     return marks
 
 
-def paired_p_value(one: BenchRow, two: BenchRow, differences: Differences) -> float | None:
-    """Of the bench's comparison of just these two figures; None where it made none."""
-    for new, old in ((one, two), (two, one)):
-        found = differences.get(answered(new))
-        if found is None or found.reference != old.model or found.value is None:
-            continue
-        if new.value is None or old.value is None:
-            continue
-        same_tower = (old.tower, old.query_tower) in (
-            (new.tower, new.query_tower),
-            ("rgb", new.query_tower),
-        )
-        if same_tower and abs(new.value - old.value - found.value) < EXACT:
-            return found.p_value
-    return None
-
-
-def answered(row: BenchRow) -> tuple[Any, ...]:
-    """What a row answers, of whichever reference."""
-    return tuple(getattr(row, key) for key in QUESTION if key != "reference")
-
-
-def find_differences(rows: Sequence[BenchRow]) -> dict[tuple[Any, ...], BenchRow]:
-    """The rows of differences, by what they answer."""
-    return {answered(row): row for row in rows if row.reference is not None}
+def _can_be_best(row: BenchRow) -> bool:
+    if row.metric in WITHOUT_BEST | SPREAD_METRICS:
+        return False
+    return row.value is not None and row.low is not None and row.high is not None
 
 
 def _overlap(best: BenchRow, other: BenchRow) -> bool:
-    if best.metric in SPREAD_METRICS:
-        return False
     if best.low is None or best.high is None or other.low is None or other.high is None:
         return False
     return other.low <= best.high and best.low <= other.high
 
 
-def _about(rows: Sequence[BenchRow]) -> str:
-    """Number of samples and chance, where all rows share them."""
+def _about(rows: Sequence[BenchRow], *, chance: bool = True) -> str:
+    """Number of samples, where all rows share it, and chance."""
     out = []
     counts = {row.num_samples for row in rows}
     if len(counts) == 1 and (count := counts.pop()) is not None:
         out.append(f"n {count}")
-    chances = {row.chance for row in rows}
-    if len(chances) == 1 and (chance := chances.pop()) is not None:
-        out.append(f"chance {percent(chance)}")
+    if chance and (text := _chance(rows)):
+        out.append(f"chance {text}")
     return ", ".join(out)
+
+
+def _chance(rows: Sequence[BenchRow]) -> str:
+    """Chance of these rows, from the lowest to the highest where they differ; "" for none."""
+    known = [row.chance for row in rows if row.chance is not None]
+    return (
+        "–".join(dict.fromkeys(percent(one) for one in (min(known), max(known)))) if known else ""
+    )
 
 
 def value_text(row: BenchRow) -> str:
@@ -276,14 +280,26 @@ def value_cell(row: BenchRow) -> Cell:
     return Cell(value=value_text(row), interval=f"{percent(row.low)}–{percent(row.high)}")
 
 
-def difference_cell(row: BenchRow) -> Cell:
-    """A difference in points, with its sign; * where it is significant."""
+def difference_cell(row: BenchRow, adjusted: float | None = None) -> Cell:
+    """A difference in points, with its sign.
+
+    `adjusted`: its p-value adjusted for the number of comparisons. * where the plain p-value is
+    significant, ** where the adjusted one is too.
+    """
     assert row.value is not None
-    star = "*" if row.p_value is not None and row.p_value < SIGNIFICANT else ""
-    interval = ""
+    interval = stars = p_values = ""
     if row.low is not None and row.high is not None:
         interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
-    return Cell(value=f"{100 * row.value:+.1f}{star}", interval=interval)
+    if row.p_value is not None:
+        both = [one for one in (row.p_value, adjusted) if one is not None]
+        stars = "*" * sum(one < SIGNIFICANT for one in both)
+        names = ("p", "Holm")
+        p_values = ", ".join(f"{n} {_p_text(one)}" for n, one in zip(names, both, strict=False))
+    return Cell(value=f"{100 * row.value:+.1f}{stars}", interval=interval, p_values=p_values)
+
+
+def _p_text(p_value: float) -> str:
+    return f"{p_value:.3f}" if p_value >= 0.0005 else "< 0.001"
 
 
 def metric_text(row: BenchRow) -> str:
