@@ -75,6 +75,8 @@ split = "test"
 role = "supported"
 tasks = ["zero-shot", "retrieval", "knn"]
 limit = 40
+validation = "train"
+fit_limit = 30
 """
 
 SHORT = SUITE.partition('[[entries]]\nname = "many"')[0].replace(
@@ -251,6 +253,34 @@ def test_retrieval_goes_between_all_pairs(finished: Path) -> None:
     pairs = {(row["query_tower"], row["gallery_tower"]) for row in found}
     names = ("text", "rgb", "s2")
     assert pairs == {(a, b) for a in names for b in names if a != b}
+
+
+def test_captions_are_retrieved_as_the_protocol_says_with_all_that_others_have(
+    finished: Path, spaces: dict[str, Path]
+) -> None:
+    space = EmbeddingSpace.load(spaces["patched"])
+    samples = limit_samples(open_dataset("synthetic-photos", data_root=None, split="test"), 40)
+    where: dict[str, Any] = {"model": "patched", "entry": "photos", "task": "retrieval"}
+    for query, gallery in (("text", "rgb"), ("rgb", "text")):
+        pair = {"query_tower": query, "gallery_tower": gallery}
+        hand = evaluate_retrieval(space, samples, query=query, gallery=gallery).result
+        for name in ("recall@1", "recall@10", "map@5"):
+            row = one(finished, metric=name, variant="plain", **where, **pair)
+            assert row["value"] == pytest.approx(hand.value(name), abs=1e-6)
+        changed = rows_of(finished, metric="recall@10", reference="base", **where, **pair)
+        assert {row["variant"] for row in changed} == {"plain", "centred", "csls", "qb-norm"}
+        skipped = rows_of(finished, status="skipped", variant="prompt-average", **where, **pair)
+        assert "no prompts to average" in skipped[0]["note"]
+        details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+        texts = {text for own in samples.captions or () for text in own}
+        for example in details["examples"]:
+            said = [example["query"]] if query == "text" else [r["key"] for r in example["results"]]
+            assert set(said) <= texts
+            assert (example["query_index"] is None) == (query == "text")
+    # The suite's settings: fewer resamples than the 1000 of the function's own default.
+    row = one(finished, metric="recall@10", variant="plain", **where, **pair)
+    metric = hand.metric("recall@10")
+    assert (row["low"], row["high"]) != (metric.low, metric.high)
 
 
 def test_thresholds_come_from_validation_data_alone(
@@ -454,7 +484,11 @@ def test_damaged_files_are_set_aside_and_made_again(
 ) -> None:
     out = tmp_path / "b"
     shutil.copytree(brief, out)
-    told = (out / "results.json").read_bytes()
+
+    def figures() -> list[dict[str, Any]]:  # the command line may have changed the threads since
+        return [{**row, "versions": None} for row in read_json(out / "results.json")["rows"]]
+
+    told = figures()
     kept = sorted(out.glob("measurements/[!c]*.json"))
     damaged = [
         *(kept[0], kept[1].with_suffix(".safetensors"), *out.glob("measurements/compare-*")),
@@ -466,7 +500,7 @@ def test_damaged_files_are_set_aside_and_made_again(
     with caplog.at_level(logging.WARNING):
         result = run_bench(suite(BRIEF), [str(path) for path in spaces.values()], out)
     assert (result.num_measured, result.num_failed) == (2, 0)
-    assert (out / "results.json").read_bytes() == told
+    assert figures() == told
     aside = {path.name for path in out.rglob("*.damaged")}
     assert {f"{kept[0].name}.damaged", f"{damaged[1].name}.damaged"} < aside
     assert len(caplog.records) == len(aside)

@@ -19,10 +19,16 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
-from terralign.evaluate.caption_recall import captions_find_images, images_find_captions
+from terralign.evaluate.caption_recall import (
+    captions_find_images,
+    image_recall_per_query,
+    images_find_captions,
+    share_per_image,
+)
 from terralign.evaluate.embed import choose_route, embed_samples
-from terralign.evaluate.ranking import retrieval_metrics
+from terralign.evaluate.ranking import recall_per_query, retrieval_metrics
 from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.similarity import GalleryPenalty
 
 FAST: dict[str, Any] = {"num_bootstrap": 20}
 
@@ -118,6 +124,31 @@ def test_repeating_captions_makes_the_interval_no_narrower() -> None:
             (single.value, single.low, single.high)
         )
         assert many.num_samples == 5 * single.num_samples
+
+
+def test_shares_of_images_add_up_and_penalties_are_taken_off_the_cosine() -> None:
+    images, captions, numbers = draw(7, [1, 4, 2, 3, 1, 2])
+    owners = np.repeat(np.arange(6), numbers)
+    generator = np.random.default_rng(0)
+    unit = [one / np.linalg.norm(one, axis=1, keepdims=True) for one in (captions, images)]
+    right = owners[:, None] == np.arange(6)
+    for query, gallery, own in ((captions, images, right), (images, captions, right.T)):
+        loss = GalleryPenalty(values=generator.uniform(0, 0.5, size=len(gallery)))
+        cosines = (unit[0] @ unit[1].T) if query is captions else (unit[1] @ unit[0].T)
+        wanted = [dense_recall(cosines - loss.values, own, k) for k in (1, 3)]
+        plain = [dense_recall(cosines, own, k) for k in (1, 3)]
+        assert wanted != plain
+        if query is captions:
+            found = captions_find_images(query, gallery, numbers, ks=(1, 3), penalty=loss, **FAST)
+            hits = recall_per_query(query, gallery, owners, ks=(1, 3), penalty=loss)
+            shares = share_per_image(hits, numbers)
+            assert shares[1] == pytest.approx(hits[owners == 1].sum(axis=0) * 6 / 13)
+        else:
+            found = images_find_captions(query, gallery, numbers, ks=(1, 3), penalty=loss, **FAST)
+            shares = image_recall_per_query(query, gallery, numbers, ks=(1, 3), penalty=loss)
+        assert [metric.value for metric in found.metrics] == pytest.approx(wanted)
+        assert shares.shape == (6, 2)
+        assert shares.mean(axis=0) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

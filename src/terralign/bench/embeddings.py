@@ -22,9 +22,11 @@ from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
+from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
 from terralign.evaluate.embed import Route
+from terralign.evaluate.retrieval import embed_captions
 from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
 from terralign.progress import Progress
 
@@ -59,6 +61,22 @@ class Embeddings:
         if vectors is None:
             check_free_space(self.folder, len(samples) * BYTES_PER_SAMPLE + 2**20)
             vectors = self._embed(encoder, samples, route)
+            write_state_dict(path, {"embeddings": vectors})
+        self._vectors[key] = vectors
+        return vectors
+
+    def captions(self, space: EmbeddingSpace, samples: SampleSet) -> Tensor:
+        """(T, D) float32 embeddings of all captions, one sample after another."""
+        texts = samples.captions or ()
+        num_texts = sum(len(own) for own in texts)
+        key = hash_json({"text": space.clip.text_id(), "captions": [list(own) for own in texts]})
+        if key in self._vectors:
+            return self._vectors[key]
+        path = self.folder / "embeddings" / f"{key}.safetensors"
+        vectors = _read_vectors(path, num_texts)
+        if vectors is None:
+            check_free_space(self.folder, num_texts * BYTES_PER_SAMPLE + 2**20)
+            vectors = torch.from_numpy(embed_captions(space, texts))
             write_state_dict(path, {"embeddings": vectors})
         self._vectors[key] = vectors
         return vectors

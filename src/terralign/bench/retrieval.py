@@ -3,13 +3,16 @@
 By class, a sample does not find itself in another modality: that its own place is the nearest says
 that two sensors agree, which the instance level measures, and nothing about classes.
 
-Q queries, G gallery items, D embedding dimensions.
+Captions are texts as they are, of which a sample may have several: the protocol and its intervals
+are those of `evaluate/caption_recall.py`.
+
+Q queries, G gallery items, D embedding dimensions, N samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -18,19 +21,26 @@ from numpy.typing import NDArray
 
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
+from terralign.datasets.sample import SampleSet
+from terralign.evaluate.caption_recall import (
+    captions_find_images,
+    image_recall_per_query,
+    images_find_captions,
+    share_per_image,
+)
 from terralign.evaluate.embed import Route
 from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluate.metrics import Floats, Metric, MetricResult
+from terralign.evaluate.metrics import Floats, MetricResult
 from terralign.evaluate.ranking import (
     DEFAULT_KS,
     average_precision_per_query,
     recall_per_query,
     retrieval_metrics,
 )
-from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
+from terralign.evaluate.retrieval import TEXT, shared_captions
 from terralign.evaluate.similarity import GalleryPenalty, Similarities
 
-VERSION = 2
+VERSION = 3
 NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
 OWN_PLACE = "by class a query does not find its own sample"
@@ -40,13 +50,20 @@ OWN_PLACE = "by class a query does not find its own sample"
 class _Side:
     """One modality. `vectors` (M, D); `labels` (M,) or (M, K) bool, None where there are none.
 
-    `keys`: names of the rows; `of_samples`: row i is sample i (else class i).
+    `keys`: names of the rows. `owners`: (M,) the sample that each belongs to, None where row k is
+    class k. `num_captions`: (N,) of each sample, where rows are captions.
     """
 
     vectors: Floats
     labels: NDArray[Any] | None
     keys: tuple[str, ...]
-    of_samples: bool
+    owners: NDArray[np.int64] | None = None
+    num_captions: NDArray[np.int64] | None = None
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether row i is sample i."""
+        return self.owners is not None and self.num_captions is None
 
 
 def retrieval_jobs(subject: Subject) -> Iterator[Job]:
@@ -64,7 +81,7 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
         of_names = TEXT in (query, gallery) and not captions
         for variant in subject.variants:
             without_meaning = {"prompt-average": not of_names, "qb-norm": query == TEXT}
-            if variant != PLAIN and (captions or without_meaning.get(variant)):
+            if variant != PLAIN and not captions and without_meaning.get(variant):
                 continue
             identity: dict[str, Any] = {"pair": [query, gallery]}
             where: dict[str, Any] = {
@@ -91,18 +108,12 @@ def _retrieve(
 ) -> Measured:
     notes = [routes[name].note for name in (query, gallery) if name in routes]
     if TEXT in (query, gallery) and subject.samples.captions is not None:
-        return _by_captions(subject, query, gallery, notes)
+        if variant == "prompt-average":
+            raise Skipped("captions are embedded as they are: there are no prompts to average")
+        notes += ["captions", *shared_captions(subject.samples.captions)]
     sides = [_side(subject, routes, name, variant) for name in (query, gallery)]
     if variant == "centred":
-        sides = [
-            _Side(
-                vectors=centre(side.vectors),
-                labels=side.labels,
-                keys=side.keys,
-                of_samples=side.of_samples,
-            )
-            for side in sides
-        ]
+        sides = [replace(side, vectors=centre(side.vectors)) for side in sides]
     penalty = _penalty(subject, routes, query, sides, variant)
     if variant in ("centred", "csls"):
         notes.append("transductive: it sees all queries at once")
@@ -114,19 +125,32 @@ def _retrieve(
 
 
 def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> _Side:
-    labels = subject.samples.labels
+    samples = subject.samples
+    labels = None if samples.labels is None else samples.labels.values
+    own = np.arange(len(samples), dtype=np.int64)
     if name != TEXT:
+        vectors = subject.vectors(routes[name])
+        return _Side(vectors=vectors, labels=labels, keys=samples.keys, owners=own)
+    if samples.captions is not None:
+        num_captions = np.array([len(texts) for texts in samples.captions], dtype=np.int64)
+        owners = np.repeat(own, num_captions)
         return _Side(
-            vectors=subject.vectors(routes[name]),
-            labels=None if labels is None else labels.values,
-            keys=subject.samples.keys,
-            of_samples=True,
+            vectors=_caption_vectors(subject, samples),
+            labels=None if labels is None else labels[owners],
+            keys=tuple(text for texts in samples.captions for text in texts),
+            owners=owners,
+            num_captions=num_captions,
         )
     classes = len(subject.labels.class_names)
     averaged = variant == "prompt-average"
     weights = subject.averaged_weights() if averaged else subject.class_weights()
-    own = np.eye(classes, dtype=np.bool_) if subject.labels.multi_label else np.arange(classes)
-    return _Side(vectors=weights, labels=own, keys=subject.class_names, of_samples=False)
+    each = np.eye(classes, dtype=np.bool_) if subject.labels.multi_label else np.arange(classes)
+    return _Side(vectors=weights, labels=each, keys=subject.class_names)
+
+
+def _caption_vectors(subject: Subject, samples: SampleSet) -> Floats:
+    """(T, D) of all captions of a set."""
+    return np.asarray(subject.embeddings.captions(subject.space, samples).numpy())
 
 
 def _penalty(
@@ -137,7 +161,11 @@ def _penalty(
         return csls_penalty(vectors, gallery)
     if variant != "qb-norm":
         return None
-    queries = subject.vectors(routes[query], subject.bank())
+    bank = subject.bank()
+    if query == TEXT:
+        queries = _caption_vectors(subject, bank)
+    else:
+        queries = subject.vectors(routes[query], bank)
     return query_bank_penalty(vectors, gallery, queries)
 
 
@@ -147,21 +175,11 @@ def _measure(
     seed, number = subject.suite.seed, subject.suite.num_bootstrap
     figures: list[dict[str, Any]] = []
     outcomes: dict[str, NDArray[Any]] = {}
-    if query.of_samples and gallery.of_samples:
-        target = np.arange(len(query.vectors), dtype=np.int64)
-        found = retrieval_metrics(
-            query.vectors,
-            gallery.vectors,
-            target=target,
-            penalty=penalty,
-            num_bootstrap=number,
-            seed=seed,
-        )
+    ks = sorted(DEFAULT_KS)
+    if query.owners is not None and gallery.owners is not None:
+        found, hits = _find_own(query, gallery, penalty, num_bootstrap=number, seed=seed)
         figures += [figure(metric, level="instance") for metric in found.metrics]
-        hits = recall_per_query(query.vectors, gallery.vectors, target, penalty=penalty)
-        outcomes |= {
-            f"recall@{k}": hits[:, column].copy() for column, k in enumerate(sorted(DEFAULT_KS))
-        }
+        outcomes |= {f"recall@{k}": hits[:, column].copy() for column, k in enumerate(ks)}
     if query.labels is not None and gallery.labels is not None:
         own_place = query.of_samples and gallery.of_samples
         if own_place and not _classes_repeat(query.labels):
@@ -180,16 +198,33 @@ def _measure(
             figures += [figure(metric, level="class") for metric in by_class.metrics]
             notes = [*notes, *by_class.notes]
             precisions = average_precision_per_query(query.vectors, gallery.vectors, **judged)
-            outcomes |= {
-                f"map@{k}": precisions[:, column].copy()
-                for column, k in enumerate(sorted(DEFAULT_KS))
-            }
+            if query.num_captions is not None:
+                precisions = share_per_image(precisions, query.num_captions)
+            outcomes |= {f"map@{k}": precisions[:, column].copy() for column, k in enumerate(ks)}
     return Measured(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
         outcomes=outcomes,
         note=". ".join(notes),
     )
+
+
+def _find_own(
+    query: _Side, gallery: _Side, penalty: GalleryPenalty | None, **resampling: Any
+) -> tuple[MetricResult, Floats]:
+    """`recall@k`, the right answer being what is of the same sample; each sample's share (N, M)."""
+    vectors = query.vectors, gallery.vectors
+    if gallery.num_captions is not None:
+        counts = gallery.num_captions
+        found = images_find_captions(*vectors, counts, penalty=penalty, **resampling)
+        return found, image_recall_per_query(*vectors, counts, penalty=penalty)
+    assert query.owners is not None
+    hits = recall_per_query(*vectors, query.owners, penalty=penalty)
+    if query.num_captions is not None:
+        counts = query.num_captions
+        found = captions_find_images(*vectors, counts, penalty=penalty, **resampling)
+        return found, share_per_image(hits, counts)
+    return retrieval_metrics(*vectors, target=query.owners, penalty=penalty, **resampling), hits
 
 
 def _classes_repeat(labels: NDArray[Any]) -> bool:
@@ -244,7 +279,8 @@ def _examples(
 
 
 def _names(subject: Subject, side: _Side, index: int) -> list[str]:
-    if side.labels is None:
+    """Its classes; none of a caption, which says what it is itself."""
+    if side.labels is None or side.num_captions is not None:
         return []
     own = side.labels[index]
     names = subject.class_names
@@ -254,27 +290,9 @@ def _names(subject: Subject, side: _Side, index: int) -> list[str]:
 def _right(query: _Side, gallery: _Side, index: int, item: int) -> bool:
     """The same class where there are classes, else the same sample."""
     if query.labels is None or gallery.labels is None:
-        return index == item
+        assert query.owners is not None
+        assert gallery.owners is not None
+        return bool(query.owners[index] == gallery.owners[item])
     if query.labels.ndim == 2:
         return bool((query.labels[index] & gallery.labels[item]).any())
     return bool(query.labels[index] == gallery.labels[item])
-
-
-def _by_captions(subject: Subject, query: str, gallery: str, notes: list[str]) -> Measured:
-    """Captions find images, or are found: the protocol of `evaluate/caption_recall.py`."""
-    found = evaluate_retrieval(
-        subject.space,
-        subject.samples,
-        query=query,
-        gallery=gallery,
-        embed=lambda route: subject.embeddings.get(subject.model.encoder, subject.samples, route),
-    )
-    result: MetricResult = found.result
-
-    def level(metric: Metric) -> str:
-        return "instance" if metric.name.startswith("recall") else "class"
-
-    return Measured(
-        figures=[figure(metric, level=level(metric)) for metric in result.metrics],
-        note=". ".join([*notes, found.note, *result.notes]),
-    )

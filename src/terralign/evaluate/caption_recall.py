@@ -26,7 +26,7 @@ from terralign.evaluate.metrics import (
     bootstrap_interval,
 )
 from terralign.evaluate.ranking import DEFAULT_KS, recall_per_query
-from terralign.evaluate.similarity import BLOCK, Similarities
+from terralign.evaluate.similarity import BLOCK, GalleryPenalty, Similarities
 
 Counts = NDArray[np.int64]
 
@@ -37,6 +37,7 @@ def captions_find_images(
     num_captions: Counts,
     *,
     ks: Sequence[int] = DEFAULT_KS,
+    penalty: GalleryPenalty | None = None,
     block: int = BLOCK,
     num_bootstrap: int = 1000,
     seed: int = 0,
@@ -44,11 +45,12 @@ def captions_find_images(
     """`recall@k` of T caption queries (T, D) over N images (N, D), ranked by cosine.
 
     `num_captions`: (N,) how many captions each image has, at least one; they lie one image after
-    another. Chance: min(1, k / N). Memory as in `retrieval_metrics`. Raises `DataError`.
+    another. `penalty`: rank by penalised cosines instead, see `hubness.py`. Chance: min(1, k / N).
+    Memory as in `retrieval_metrics`. Raises `DataError`.
     """
     _check_counts(num_captions, len(captions), len(images))
     owners = np.repeat(np.arange(len(images), dtype=np.int64), num_captions)
-    hits = recall_per_query(captions, images, owners, ks=ks, block=block)
+    hits = recall_per_query(captions, images, owners, ks=ks, penalty=penalty, block=block)
     ks = sorted(set(ks))
     chances = [min(1.0, k / len(images)) for k in ks]
     return _mean_over_images(
@@ -62,21 +64,46 @@ def images_find_captions(
     num_captions: Counts,
     *,
     ks: Sequence[int] = DEFAULT_KS,
+    penalty: GalleryPenalty | None = None,
     block: int = BLOCK,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> MetricResult:
     """`recall@k` of N image queries (N, D) over T captions (T, D): the best-ranked own one counts.
 
-    `num_captions` as in `captions_find_images`. Where `a` captions outrank the best own one and
-    it ties with others, `t` in all and `n` of them own, every order of the `t` is equally likely:
-    one of the n is among the first k with probability 1 - C(t - n, m) / C(t, m), m = k - a held to
-    0 to t. Chance: the same over all T captions, averaged over images.
+    `num_captions`, `penalty` as in `captions_find_images`. Where `a` captions outrank the best own
+    one and it ties with others, `t` in all and `n` of them own, every order of the `t` is equally
+    likely: one of the n is among the first k with probability 1 - C(t - n, m) / C(t, m), m = k - a
+    held to 0 to t. Chance: the same over all T captions, averaged over images.
+    """
+    hits = image_recall_per_query(
+        images, captions, num_captions, ks=ks, penalty=penalty, block=block
+    )
+    ks = sorted(set(ks))
+    nothing = np.zeros(len(images), dtype=np.int64)
+    everything = np.full(len(images), len(captions), dtype=np.int64)
+    chances = [float(_one_found(nothing, everything, num_captions, k).mean()) for k in ks]
+    ones = np.ones(len(images), dtype=np.int64)
+    return _mean_over_images(ks, hits, ones, chances, num_bootstrap=num_bootstrap, seed=seed)
+
+
+def image_recall_per_query(
+    images: Floats,
+    captions: Floats,
+    num_captions: Counts,
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    penalty: GalleryPenalty | None = None,
+    block: int = BLOCK,
+) -> Floats:
+    """Each image's share in `recall@k` of `images_find_captions`: (N, M), a column per rising k.
+
+    That of captions as queries is `ranking.recall_per_query`. Raises `DataError`.
     """
     _check_counts(num_captions, len(captions), len(images))
     if not ks or min(ks) < 1:
         raise DataError(f"ks is {tuple(ks)}; expected at least one k, each 1 or more")
-    tiles = Similarities(images, captions, block=block)
+    tiles = Similarities(images, captions, block=block, penalty=penalty)
     starts = np.cumsum(num_captions) - num_captions
     above = np.zeros(len(images), dtype=np.int64)
     tied = np.zeros(len(images), dtype=np.int64)
@@ -87,13 +114,17 @@ def images_find_captions(
         for _, similarity in tiles.tiles(rows, units):
             above[rows] += np.count_nonzero(similarity > best, axis=1)
             tied[rows] += np.count_nonzero(similarity == best, axis=1)
-    ks = sorted(set(ks))
-    hits = np.stack([_one_found(above, tied, own, k) for k in ks], axis=1)
-    nothing = np.zeros(len(images), dtype=np.int64)
-    everything = np.full(len(images), len(captions), dtype=np.int64)
-    chances = [float(_one_found(nothing, everything, num_captions, k).mean()) for k in ks]
-    ones = np.ones(len(images), dtype=np.int64)
-    return _mean_over_images(ks, hits, ones, chances, num_bootstrap=num_bootstrap, seed=seed)
+    return np.stack([_one_found(above, tied, own, k) for k in sorted(set(ks))], axis=1)
+
+
+def share_per_image(values: Floats, num_captions: Counts) -> Floats:
+    """What each image adds to a mean over captions: (N, M), whose mean is that of `values` (T, M).
+
+    For comparing two models by resampling images with all their captions.
+    """
+    firsts = np.cumsum(num_captions) - num_captions
+    sums = np.add.reduceat(values, firsts, axis=0)
+    return np.asarray(sums * (len(num_captions) / len(values)))
 
 
 def _best_own(

@@ -92,7 +92,7 @@ class _Side:
         if samples.captions is not None:
             self.note = "captions"
             self.captions = samples.captions
-            self.vectors = _embed_captions(space, samples.captions)
+            self.vectors = embed_captions(space, samples.captions)
             self.owners = np.repeat(self.owners, self.num_captions)
             return
         if samples.labels is None:
@@ -107,7 +107,7 @@ class _Side:
         return np.array([len(texts) for texts in self.captions or ()], dtype=np.int64)
 
 
-def _embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
+def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
     """(T, D), one row per caption; equal texts are embedded once, so that they tie exactly."""
     places: dict[str, int] = {}
     rows = [places.setdefault(text, len(places)) for texts in captions for text in texts]
@@ -150,14 +150,14 @@ def _find_own(query: _Side, gallery: _Side) -> MetricResult:
     """`recall@k`, the right answer being what belongs to the same sample."""
     if query.captions is not None:
         found = captions_find_images(query.vectors, gallery.vectors, query.num_captions)
-        return replace(found, notes=_shared(query.captions))
+        return replace(found, notes=shared_captions(query.captions))
     if gallery.captions is not None:
         found = images_find_captions(query.vectors, gallery.vectors, gallery.num_captions)
-        return replace(found, notes=_shared(gallery.captions))
+        return replace(found, notes=shared_captions(gallery.captions))
     return retrieval_metrics(query.vectors, gallery.vectors, target=query.owners)
 
 
-def _shared(captions: Captions) -> tuple[str, ...]:
+def shared_captions(captions: Captions) -> tuple[str, ...]:
     """A note on captions that stand with several samples, where there are such."""
     owners = Counter(text for texts in captions for text in set(texts))
     num_shared = sum(owners[text] > 1 for texts in captions for text in texts)
