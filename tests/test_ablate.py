@@ -228,6 +228,22 @@ def test_another_study_in_the_folder_is_refused(folder: Path, tmp_path: Path) ->
         run_study(_study(folder, TWO), tmp_path, device="cpu")
 
 
+def test_variants_may_be_added_to_a_folder_but_not_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'stage = "patch"\nvary = { "patch.lr" = [1e-3] }\n'
+    first = run_study(_study(folder, text), tmp_path, device="cpu")
+    added = text + '[[variants]]\nname = "soft"\nmethod = "coop"\nsettings = { num_tokens = 2 }\n'
+    fits = _counted(monkeypatch, patch_module, "finetune")
+    more = run_study(_study(folder, added), tmp_path, device="cpu")
+    assert fits == []
+    assert more.rows[: len(first.rows)] == first.rows
+    assert {row["variant"] for row in more.rows} == {"lr=0.001", "soft"}
+    changed = added.replace("num_tokens = 2", "num_tokens = 1")
+    with pytest.raises(RecipeError, match="another study"):
+        run_study(_study(folder, changed), tmp_path, device="cpu")
+
+
 # Methods that take the place of stage 1
 
 

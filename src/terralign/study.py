@@ -169,6 +169,27 @@ def study_text(study: Study, overrides: Sequence[str]) -> str:
     return tomli_w.dumps({**values, "overrides": list(overrides)})
 
 
+def only_adds(study: Study, overrides: Sequence[str], text: str) -> bool:
+    """Whether every run planned by `text`, an earlier `study_text`, is planned the same way now.
+
+    Variants may be more or fewer, and the note and the table's metrics others. False for a text
+    that is damaged.
+    """
+    try:
+        values = tomllib.loads(text)
+        before_overrides = values.pop("overrides", [])
+        before = Study.model_validate(values)
+    except (ValueError, ValidationError):
+        return False
+    of_runs = {"name", "recipe", "stage", "towers", "set", "drop"}
+    if before_overrides != list(overrides) or before.model_dump(
+        include=of_runs
+    ) != study.model_dump(include=of_runs):
+        return False
+    now = {variant.name: variant for variant in study.all_variants()}
+    return all(now.get(old.name, old) == old for old in before.all_variants())
+
+
 def plan_study(
     study: Study,
     *,

@@ -21,7 +21,7 @@ from terralign.errors import Interrupted, RecipeError, StorageError, TerralignEr
 from terralign.files import claimed, read_json, write_json, write_text
 from terralign.run import run_recipe
 from terralign.run_folder import keep_recipe, keep_toml
-from terralign.study import Planned, Study, plan_study, study_text
+from terralign.study import Planned, Study, only_adds, plan_study, study_text
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,14 @@ def run_study(
     `overrides`, `seeds`, `only`: as for `plan_study`. `shared`, `stores`: folders of what runs have
     in common and of packed data sets, which several studies may use, also at the same time; None:
     in `folder`. A run that fails is told of in the result and tried again by the next call; the
-    others go on. Raises `RecipeError` where a variant's recipe is wrong or the folder holds another
-    study, and `Interrupted` after saving when asked to stop.
+    others go on. More variants may come to a folder. Raises `RecipeError` where a variant's recipe
+    is wrong or the folder holds another study, and `Interrupted` after saving when asked to stop.
     """
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
         check_settings(one)
     with claimed(folder):
-        text = study_text(study, overrides)
-        keep_toml(folder / "study.toml", text, kind="set of runs", what="study")
+        _keep_study(study, overrides, folder / "study.toml")
         progress = _Study(
             study, folder, data_root, device,
             shared=SharedStages(shared or folder / "shared"), stores=stores or folder / "stores",
@@ -80,6 +79,15 @@ def run_study(
             )
             progress.run(one)
         return progress.result()
+
+
+def _keep_study(study: Study, overrides: Sequence[str], path: Path) -> None:
+    """Write the study, also over one that only has other variants; else refuse the folder."""
+    text = study_text(study, overrides)
+    with suppress(OSError, UnicodeDecodeError):  # told of below
+        if only_adds(study, overrides, path.read_text(encoding="utf-8")):
+            write_text(path, text)
+    keep_toml(path, text, kind="set of runs", what="study")
 
 
 @dataclass
