@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from figure_labels import texts_apart
 from PIL import Image
 
+from figure_labels import texts_apart
 from terralign.errors import DataError
 from terralign.evaluate.calibration import reliability_curve
-from terralign.evaluate.canvas import DARK, MAX_PNG_BYTES
+from terralign.evaluate.canvas import DARK, LIGHT, MAX_PNG_BYTES
 from terralign.evaluate.diagnostic_figures import (
     MAX_POINTS,
     plot_projection,
@@ -81,6 +81,30 @@ def test_reliability_is_drawn_in_per_cent_with_its_error() -> None:
     assert values.sum() == pytest.approx(100)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts[0] == f"raw: error {100 * curve.expected_calibration_error:.1f} points"
+
+
+def test_bins_of_few_predictions_are_pale_and_not_joined() -> None:
+    generator = np.random.default_rng(3)
+    probabilities = np.append(generator.uniform(0, 0.25, 100), [0.75, 0.76, 0.95])
+    curve = reliability_curve(probabilities, probabilities > 0.1, num_bins=10)
+    assert curve.count[[7, 9]].tolist() == [2, 1]
+    upper = reliability_figure({"raw": curve}).axes[0]
+    _, joined, pale = upper.lines
+    assert joined.get_xdata() == pytest.approx(100 * curve.confidence[:3])
+    assert pale.get_xdata() == pytest.approx(100 * curve.confidence[[7, 9]])
+    assert pale.get_linestyle() == "None"
+    assert pale.get_alpha() < 0.5
+
+
+def test_names_keep_their_colours_from_figure_to_figure() -> None:
+    assert LIGHT.places("abc") == [0, 1, 2]
+    assert LIGHT.places("abc", {"a": 4, "c": 0}) == [4, 1, 0]
+    assert LIGHT.places("ab", {"a": 1, "b": 1 + len(LIGHT.series)}) == [1, 0]  # never twice
+    assert sorted(LIGHT.places("abcdef", dict.fromkeys("abcdef", 3))) == list(range(6))
+    assert len(LIGHT.places("abcdefgh")) == 8
+    figure = retrieval_figure({"a": _result(1), "b": _result(2)}, places={"a": 5, "b": 2})
+    colors = [line.get_color() for line in figure.axes[0].lines[:2]]
+    assert colors == [LIGHT.series[5], LIGHT.series[2]]
 
 
 def test_retrieval_is_drawn_against_k_with_chance_where_it_is_common() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,27 @@ class Theme:
     grid: str
     models: tuple[str, str, str, str]
     series: tuple[str, ...]
+
+    def places(self, names: Iterable[str], wanted: Mapping[str, int] | None = None) -> list[int]:
+        """The number of each name's colour in `series`, so that figures agree in them.
+
+        `wanted`: name -> number, taken modulo the colours there are. A name without one, or whose
+        colour an earlier name has, takes the first that is free; where none is, they repeat.
+        """
+        num, asked = len(self.series), list(names)
+        hoped = [None if wanted is None else wanted.get(name) for name in asked]
+        used: set[int] = set()
+        out: list[int | None] = []
+        for hope in hoped:
+            kept = None if hope is None or hope % num in used else hope % num
+            used |= set() if kept is None else {kept}
+            out.append(kept)
+        for number, place in enumerate(out):
+            if place is None:
+                free = [one for one in range(num) if one not in used]
+                out[number] = free[0] if free else number % num
+                used |= set(free[:1])
+        return [place for place in out if place is not None]
 
     def model(self, name: str) -> str:
         """The colour of a model, by the first word of its name."""

@@ -34,6 +34,9 @@ from terralign.evaluate.metrics import Metric, MetricResult
 MAX_POINTS = 1000
 """Points of a group that a projection shows; more make blots and large files."""
 
+MIN_BIN = 5
+"""Predictions of a bin whose share of right ones says something."""
+
 MARKERS = ("o", "D", "s", "^", "v", "P")
 
 
@@ -88,11 +91,17 @@ def projection_figure(projection: Projection, *, theme: Theme = LIGHT) -> Figure
     return figure
 
 
-def reliability_figure(curves: Mapping[str, ReliabilityCurve], *, theme: Theme = LIGHT) -> Figure:
+def reliability_figure(
+    curves: Mapping[str, ReliabilityCurve],
+    *,
+    theme: Theme = LIGHT,
+    places: Mapping[str, int] | None = None,
+) -> Figure:
     """How often predictions are right against their confidence, and how many there are.
 
     One line per name, its expected calibration error in the legend; below, the share of the
-    predictions in each bin.
+    predictions in each bin. Bins of fewer than `MIN_BIN` predictions are pale points beside the
+    line. `places`: name -> number of its colour, see `Theme.places`.
     """
     if not curves:
         raise DataError("there is no reliability curve to draw; give at least one")
@@ -102,18 +111,15 @@ def reliability_figure(curves: Mapping[str, ReliabilityCurve], *, theme: Theme =
         style_axes(axes, theme)
     upper.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", linewidth=1.2, zorder=2)
     handles: list[Any] = []
-    for index, (name, curve) in enumerate(curves.items()):
-        color = theme.series[index % len(theme.series)]
+    for index, (name, curve) in zip(theme.places(curves, places), curves.items(), strict=True):
+        color = theme.series[index]
         style: dict[str, Any] = {"color": color, "marker": MARKERS[index % len(MARKERS)]}
-        filled = curve.count > 0
-        upper.plot(
-            100 * curve.confidence[filled],
-            100 * curve.accuracy[filled],
-            markersize=5,
-            linewidth=1.6,
-            zorder=3,
-            **style,
-        )
+        for chosen, line in (
+            (curve.count >= MIN_BIN, {"linewidth": 1.6, "zorder": 3}),
+            ((curve.count > 0) & (curve.count < MIN_BIN), {"linestyle": "none", "alpha": 0.3}),
+        ):
+            points = 100 * curve.confidence[chosen], 100 * curve.accuracy[chosen]
+            upper.plot(*points, markersize=5, **style, **line)
         share = 100 * curve.count / curve.count.sum()
         lower.stairs(share, 100 * curve.edges, color=color, linewidth=1.6, zorder=3)
         error = 100 * curve.expected_calibration_error
@@ -131,11 +137,16 @@ def reliability_figure(curves: Mapping[str, ReliabilityCurve], *, theme: Theme =
 
 
 def retrieval_figure(
-    results: Mapping[str, MetricResult], *, metric: str = "recall", theme: Theme = LIGHT
+    results: Mapping[str, MetricResult],
+    *,
+    metric: str = "recall",
+    theme: Theme = LIGHT,
+    places: Mapping[str, int] | None = None,
 ) -> Figure:
     """`recall@k` (or `map@k`, by `metric`) against k, with intervals; one line per name.
 
-    Chance is drawn where it is the same for all names.
+    Chance is drawn where it is the same for all names. `places`: name -> number of its colour, see
+    `Theme.places`.
     """
     curves = {name: _by_k(result, metric) for name, result in results.items()}
     curves = {name: points for name, points in curves.items() if points}
@@ -143,8 +154,8 @@ def retrieval_figure(
         raise DataError(f"no result has a figure {metric}@k; there is nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
     handles: list[Any] = []
-    for index, (name, points) in enumerate(curves.items()):
-        color = theme.series[index % len(theme.series)]
+    for index, (name, points) in zip(theme.places(curves, places), curves.items(), strict=True):
+        color = theme.series[index]
         style: dict[str, Any] = {"color": color, "marker": MARKERS[index % len(MARKERS)]}
         ks = list(points)
         low, value, high = (

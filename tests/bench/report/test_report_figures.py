@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from figure_labels import texts_apart
@@ -18,9 +19,11 @@ from terralign.bench.report.figures import (
     confusion_figure,
     top_confusions,
 )
+from terralign.bench.report.sections import entry_pictures
+from terralign.bench.rows import BenchRow
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
-from terralign.evaluate.canvas import DARK, MAX_PNG_BYTES, png_bytes
+from terralign.evaluate.canvas import DARK, LIGHT, MAX_PNG_BYTES, png_bytes
 from terralign.sensors import SENSORS
 
 LONG = "a class whose name is rather long and goes on $x$"
@@ -67,6 +70,36 @@ def test_of_too_many_classes_those_that_differ_most_have_bars_and_it_is_said() -
     assert [label.get_text() for label in axes.get_yticklabels()] == differ
     assert f"{len(same)} classes" in axes.get_xlabel()
     assert len(class_bar_figure(_values(MAX_SERIES + 2, 2)).axes[0].patches) == 2 * MAX_SERIES
+
+
+def test_lines_of_retrieval_have_the_colour_of_their_tower_among_the_classes() -> None:
+    def row(**keys: object) -> BenchRow:
+        return BenchRow.model_validate(
+            {"model": "m", "entry": "e", "value": 0.5, "measurement": "a" * 16} | keys
+        )
+
+    towers = ("rgb", "s2", "s1")
+    rows = [
+        *(row(task="zero-shot", metric="top1", tower=tower) for tower in towers),
+        *(
+            row(task="retrieval", metric="recall@1", query_tower=query, gallery_tower=gallery)
+            for query, gallery in (
+                ("text", "s1"), ("text", "s2"), ("s1", "text"), ("rgb", "s1"), ("s1", "rgb"),
+            )
+        ),
+    ]  # fmt: skip
+    pictures, _ = entry_pictures(rows, {"a" * 16: {"per_class": {"forest": {"value": 0.5}}}})
+    assert pictures[0].name == "classes"
+    bars = pictures[0].draw(LIGHT).axes[0].patches
+    own = {tower: to_hex(bar.get_facecolor()) for tower, bar in zip(towers, bars, strict=True)}
+    drawn = {picture.name: picture.draw(LIGHT).axes[0].lines for picture in pictures[1:]}
+    colors = {name: [line.get_color() for line in lines][:-1] for name, lines in drawn.items()}
+    assert colors == {
+        "retrieval-1": [own["s1"], own["s2"]],
+        "retrieval-2": [own["s1"]],
+        "retrieval-3": [own["s1"]],
+        "retrieval-4": [own["s1"]],
+    }
 
 
 def test_a_confusion_matrix_shows_the_share_of_each_right_class() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from terralign.errors import StorageError
 from terralign.evaluate.calibration import ReliabilityCurve
 from terralign.evaluate.canvas import Theme
 from terralign.evaluate.diagnostic_figures import (
+    MIN_BIN,
     projection_figure,
     reliability_figure,
     retrieval_figure,
@@ -55,12 +57,13 @@ def entry_pictures(
     """
     try:
         ranked = _ranked(rows)
+        places = _places(rows, ranked)
         confusions: list[Confusions] = []
         pictures = [
             *_class_bars(rows, ranked, details),
             *_confusion(ranked[:1], details, confusions),
-            *_reliability(rows, details),
-            *_retrieval(rows),
+            *_reliability(rows, details, places),
+            *_retrieval(rows, places),
             *_projections(rows, details),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -92,6 +95,23 @@ def _ranked(rows: Sequence[BenchRow]) -> list[BenchRow]:
         row for row in rows if row.metric in SCORES and row.task in ("zero-shot", "multi-label")
     ]
     return sorted(scores, key=lambda row: -(row.value or 0.0))
+
+
+def _places(rows: Sequence[BenchRow], ranked: Sequence[BenchRow]) -> dict[tuple[str, str], int]:
+    """(model, tower) -> the number of its colour: those of the figure of classes come first."""
+    best = ranked[:MAX_SERIES]
+    keys = [(row.model, str(row.tower)) for row in rows if row in best]
+    keys += [
+        (row.model, tower)
+        for row in rows
+        for tower in (row.tower, row.query_tower, row.gallery_tower)
+        if tower is not None and tower != TEXT
+    ]
+    num_best = sum(row in best for row in rows)
+    others = [key for key in dict.fromkeys(keys) if key not in keys[:num_best]]
+    return {key: keys.index(key) for key in keys[:num_best]} | {
+        key: num_best + number for number, key in enumerate(others)
+    }
 
 
 def _class_bars(
@@ -139,24 +159,30 @@ def _confusion(
         )
 
 
-def _reliability(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture]:
+def _reliability(
+    rows: Sequence[BenchRow], details: Details, places: Mapping[tuple[str, str], int]
+) -> Iterator[Picture]:
     about = {
         "zero-shot": "the softmax of all classes, by the model's own scale",
         "decisions": "each class on its own, after Platt scaling on validation data",
     }
     for task, what in about.items():
         curves: dict[str, ReliabilityCurve] = {}
+        own: dict[str, int] = {}
         for row in rows:
             if row.task != task or row.metric != "expected_calibration_error":
                 continue
             kept = details.get(row.measurement or "", {}).get("reliability")
             if kept and len(curves) < MAX_SERIES:
-                curves[_named(row, rows)] = _curve(kept)
+                name = _named(row, rows)
+                curves[name], own[name] = _curve(kept), places[row.model, str(row.tower)]
         if curves:
+            pale = any(((c.count > 0) & (c.count < MIN_BIN)).any() for c in curves.values())
             yield Picture(
                 name=f"reliability-{task}",
-                caption=f"Reliability: {what}.",
-                draw=_drawer(reliability_figure, curves),
+                caption=f"Reliability: {what}."
+                + (f" Bins of fewer than {MIN_BIN} predictions are pale." if pale else ""),
+                draw=_drawer(partial(reliability_figure, places=own), curves),
             )
 
 
@@ -176,11 +202,14 @@ def _curve(kept: Mapping[str, Any]) -> ReliabilityCurve:
     return curve
 
 
-def _retrieval(rows: Sequence[BenchRow]) -> Iterator[Picture]:
+def _retrieval(
+    rows: Sequence[BenchRow], places: Mapping[tuple[str, str], int]
+) -> Iterator[Picture]:
     """Recall by k: words and images, then the RGB tower and sensors; mAP where there is none."""
     kept = [row for row in rows if row.task == "retrieval" and row.metric is not None]
     metric = "recall" if any(str(row.metric).startswith("recall@") for row in kept) else "map"
     by_pair: dict[tuple[str, str], dict[str, list[Metric]]] = {}
+    colors: dict[str, int] = {}
     for row in kept:
         if str(row.metric).partition("@")[0] != metric or row.value is None:
             continue
@@ -196,6 +225,7 @@ def _retrieval(rows: Sequence[BenchRow]) -> Iterator[Picture]:
         several = len({(r.model, r.prompts) for r in kept}) > len({r.model for r in kept})
         more = f", prompts {row.prompts}" if several and row.prompts else ""
         name = f"{row.model}, {pair[0]} → {pair[1]}{more}"
+        colors[name] = places[row.model, _sensor(*pair)]
         by_pair.setdefault(pair, {}).setdefault(name, []).append(own)
     parts: dict[str, dict[str, MetricResult]] = {}
     for (query, gallery), found in by_pair.items():
@@ -210,8 +240,13 @@ def _retrieval(rows: Sequence[BenchRow]) -> Iterator[Picture]:
             name=f"retrieval-{number + 1}",
             caption=f"Retrieval: {metric}@k against k, with 95 % intervals"
             + (f"; {left_out} more pairs are in the table." if left_out else "."),
-            draw=lambda theme, s=shown: retrieval_figure(s, metric=metric, theme=theme),  # type: ignore[misc]
+            draw=_drawer(partial(retrieval_figure, metric=metric, places=colors), shown),
         )
+
+
+def _sensor(query: str, gallery: str) -> str:
+    """The tower that a pair's line has its colour from: no text, and RGB only beside text."""
+    return query if gallery == TEXT or (gallery == RGB and query != TEXT) else gallery
 
 
 def _part(query: str, gallery: str) -> str:
