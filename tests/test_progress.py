@@ -31,6 +31,19 @@ def test_a_line_now_and_then_with_rate_and_time_left(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [("entry", "2 of 3 entries, 0.1 entries/s"), ("batch", "2 of 3 batches, 0.1 batches/s")],
+)
+def test_several_units_are_named_as_english_does(
+    unit: str, said: str, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="terralign"), Progress("b", total=3, unit=unit) as bar:
+        clock[0] += 20
+        bar.advance(2)
+    assert said in caplog.text
+
+
 def test_a_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,9 @@ def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
         ('fit = "random-train"', "two ways to divide eurosat-rgb and overlap"),
         ('fits = "train"', r"unknown key 'entries.0.fits'; did you mean 'fit'"),
         ('prompts = "satelite"', "did you mean 'satellite'"),
-        ("shots = [0]", "1 or more"),
+        ("shots = [2]", "shots is for few-shot, which is none of the tasks; leave it out"),
+        ("num_seeds = 2", "num_seeds is for few-shot"),
+        ("robustness_limit = 9", "robustness_limit is for robustness"),
     ],
 )
 def test_a_faulty_entry_is_refused_in_one_line(more: str, said: str) -> None:
@@ -64,6 +66,16 @@ def test_a_faulty_entry_is_refused_in_one_line(more: str, said: str) -> None:
         parse_suite(ENTRY + more + "\n", origin="mine.toml")
     assert "\n" not in str(fault.value)
     parse_suite(ENTRY + 'fit = "train"\nvalidation = "val"\n', origin="mine.toml")
+
+
+def test_a_task_is_spelt_right_and_its_settings_make_sense() -> None:
+    text = ENTRY.replace("linear-probe", "linear-prob")
+    with pytest.raises(RecipeError, match=r"entries.0.tasks.1: .*; did you mean 'linear-probe'\?"):
+        parse_suite(text, origin="mine.toml")
+    few = ENTRY.replace("linear-probe", "few-shot")
+    with pytest.raises(RecipeError, match="1 or more"):
+        parse_suite(f"{few}shots = [0]", origin="mine.toml")
+    assert parse_suite(f"{few}shots = [2]", origin="mine.toml").entries[0].shots == (2,)
 
 
 def test_a_set_without_splits_is_not_fitted_on_what_it_reports() -> None:

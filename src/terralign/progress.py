@@ -53,8 +53,16 @@ class Progress:
             self._last_line = now
             rate = (self.count - self._first) / (now - self._start)
             left = (self.total - self.count) / rate if rate else 0.0
+            units = _plural(self.unit)
             logger.info(
-                "%s: %d of %d %ss, %.3g %ss/s, %d:%02d left%s",
-                self.label, self.count, self.total, self.unit, rate, self.unit,
+                "%s: %d of %d %s, %.3g %s/s, %d:%02d left%s",
+                self.label, self.count, self.total, units, rate, units,
                 left // 60, left % 60, f", {note}" if note else "",
             )  # fmt: skip
+
+
+def _plural(unit: str) -> str:
+    """Several of a unit: steps, entries, batches."""
+    if unit.endswith("y"):
+        return f"{unit[:-1]}ies"
+    return f"{unit}es" if unit.endswith(("ch", "s", "x")) else f"{unit}s"

@@ -77,6 +77,16 @@ class SuiteEntry(_Strict):
         chosen = FITTED | {"decisions"}
         if self.validation is not None and not chosen & set(self.tasks):
             raise ValueError(f"validation is for {', '.join(sorted(chosen))}; leave it out")
+        for key, task in (
+            ("shots", "few-shot"),
+            ("num_seeds", "few-shot"),
+            ("robustness_limit", "robustness"),
+        ):
+            if (
+                task not in self.tasks
+                and getattr(self, key) != type(self).model_fields[key].default
+            ):
+                raise ValueError(f"{key} is for {task}, which is none of the tasks; leave it out")
         if not self.shots or min(self.shots) < 1:
             raise ValueError("shots are numbers of samples per class, 1 or more")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -24,6 +25,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
+    if first["type"] == "literal_error" and isinstance(given, str):
+        known = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+        hint = nearest(given, known)
+        message += f"; {hint}" if hint.startswith("did you mean") else ""
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 

@@ -83,7 +83,9 @@ SHORT = SUITE.partition('[[entries]]\nname = "many"')[0].replace(
     '"retrieval", "linear-probe", "knn", "few-shot", "robustness", "diagnostics"', '"diagnostics"'
 )
 SHORT = "\n".join(
-    line for line in SHORT.splitlines() if not line.startswith(("validation", "shots", "num_seeds"))
+    line
+    for line in SHORT.splitlines()
+    if not line.startswith(("validation", "shots", "num_seeds", "robust"))
 )
 
 
@@ -304,6 +306,22 @@ def test_thresholds_come_from_validation_data_alone(
     scores = (torch.nn.functional.normalize(embedded, dim=-1) @ weights.T).numpy()
     wanted = choose_thresholds(scores, samples.labels.values)
     np.testing.assert_allclose(details["thresholds"]["per_class"], wanted.per_class, atol=1e-6)
+    assert wanted.num_classes_without_positives == 0
+    assert "have no positives there" not in row["note"]
+
+
+def test_classes_that_validation_data_lack_are_told(brief: Path) -> None:
+    name = "synthetic-scenes-multilabel"
+    samples = limit_samples(open_dataset(name, data_root=None, split="test"), 16)
+    unseen = (~_divide(samples, (0, 1), 0)[0].labels.any(axis=0)).sum()
+    assert unseen > 0
+    row = one(brief, model="base", task="decisions", metric="macro_f1", variant="plain")
+    assert f"{unseen} of 12 classes have no positives there" in row["note"]
+
+
+def test_few_shot_tells_how_many_labels_it_takes_beside_the_shots(finished: Path) -> None:
+    row = one(finished, model="base", task="few-shot", variant="1 shot")
+    assert "C is chosen on 30 labelled validation samples" in row["note"]
 
 
 def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> None:
@@ -464,6 +482,7 @@ def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
         ("none", None), ("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val"),
     }  # fmt: skip
     assert value["num_failed"] == 3
+    assert f"writing the report of {tmp_path / 'b'}" in done.stderr
     assert all("\n" not in row["note"] for row in failed)
     assert rows_of(tmp_path / "b", model="patched", task="zero-shot", tower="s2")
     assert "failed: none:" in format_bench_table(value["rows"])
@@ -549,7 +568,9 @@ def test_an_encoder_without_text_has_probes_and_is_told_of_the_rest(tmp_path: Pa
         '"retrieval", "linear-probe", "knn", "few-shot", "robustness", ', '"knn", '
     )
     text = text.partition('[[entries]]\nname = "many"')[0]
-    text = "\n".join(line for line in text.splitlines() if not line.startswith(("shots", "num_")))
+    text = "\n".join(
+        line for line in text.splitlines() if not line.startswith(("shots", "num_", "robust"))
+    )
     result = run_bench(suite(text), [f"vit=timm:test_vit:{tmp_path / 'w.pth'}"], tmp_path / "b")
     assert result.num_failed == 0
     out = tmp_path / "b"

@@ -165,6 +165,9 @@ def test_written_weights_come_back_bit_for_bit(tmp_path: Path) -> None:
     base = torch.rand(4, 4)
     state = {"a": base.T, "tied": base, "half": base.half(), "count": torch.tensor(3)}
     write_state_dict(tmp_path / "a.safetensors", state)
+    (tmp_path / "plain").touch()  # who may read it is up to the user's umask, as of any file
+    modes = {path.stat().st_mode for path in (tmp_path / "plain", tmp_path / "a.safetensors")}
+    assert len(modes) == 1
     loaded = read_state_dict(tmp_path / "a.safetensors")
     assert loaded.keys() == state.keys()
     for key, value in state.items():

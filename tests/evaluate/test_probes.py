@@ -159,6 +159,10 @@ def test_more_shots_are_better_and_seeds_spread() -> None:
     probe = fit_linear_probe(*TRAIN, *VALIDATION, num_classes=4, cs=(1.0, 10.0))
     whole = (probe.scores(TEST[0]).argmax(axis=1) == TEST[1]).mean()
     assert many.values == pytest.approx([whole] * 3)
+    (other,) = few_shot(
+        *TRAIN, *VALIDATION, *TEST, num_classes=4, shots=(1,), num_seeds=3, seed=1, cs=(1.0, 10.0)
+    )
+    assert other.values != one.values
 
 
 def test_shots_are_as_many_of_each_class_and_nested() -> None:

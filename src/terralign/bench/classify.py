@@ -29,7 +29,7 @@ from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 2
-DECISIONS_VERSION = 2
+DECISIONS_VERSION = 3
 
 MAX_CONFUSION = 256
 """A confusion matrix of more classes is not kept."""
@@ -180,6 +180,13 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
     result = f1_metrics(decisions, right, **subject.dear_resampling)
     overall = f1_metrics(decide(scores, thresholds.overall), right, **subject.dear_resampling)
     curve = reliability_curve(platt.probabilities(scores), right)
+    notes = [route.note, f"thresholds and Platt scaling {text}"]
+    num_unseen = thresholds.num_classes_without_positives
+    if num_unseen:
+        notes.append(
+            f"{num_unseen} of {right.shape[1]} classes have no positives there and take the "
+            "threshold of all classes"
+        )
     one = "one threshold for all classes"
     return Measured(
         figures=[
@@ -198,5 +205,5 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
             "reliability": curve_json(curve),
         },
         outcomes={"decisions": decisions, "labels": right},
-        note=". ".join([route.note, f"thresholds and Platt scaling {text}", *result.notes]),
+        note=". ".join([*notes, *result.notes]),
     )

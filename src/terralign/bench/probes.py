@@ -14,6 +14,7 @@ from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_prob
 from terralign.evaluate.probes import DEFAULT_CS, few_shot, fit_linear_probe
 
 VERSION = 2
+FEW_SHOT_VERSION = 3
 
 
 def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:
@@ -32,7 +33,7 @@ def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:
         yield Job(
             where={"task": task, "tower": route.tower, "class_list": subject.labels.class_list},
             identity=identity,
-            version=VERSION,
+            version=FEW_SHOT_VERSION if task == "few-shot" else VERSION,
             run=lambda route=route: _probe(subject, route, task, (fit, chosen, reported), text),  # type: ignore[misc]
         )
 
@@ -80,7 +81,9 @@ def _few_shot(
         num_classes=num_classes,
         shots=subject.entry.shots,
         num_seeds=subject.entry.num_seeds,
+        seed=subject.suite.seed,
     )
+    note = f"{note}. C is chosen on {np.size(labels[1], 0)} labelled validation samples"
     figures = []
     for one in found:
         plural = "" if one.shots == 1 else "s"
@@ -105,5 +108,5 @@ def _few_shot(
     return Measured(
         figures=figures,
         details={"per_seed": {str(one.shots): list(one.values) for one in found}},
-        note=f"{note}. C is chosen on {np.size(labels[1], 0)} validation samples",
+        note=note,
     )

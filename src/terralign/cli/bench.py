@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import click
 
 from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
+
+logger = logging.getLogger(__name__)
 
 
 class _SeveralModels(click.Command):
@@ -74,7 +77,10 @@ def bench(
         loaded, models, out, data_root,
         prompts=prompts, reference=reference, device=chosen_device,
     )  # fmt: skip
-    page = report_bench(out, data_root) if report else None
+    page = None
+    if report:
+        logger.info("writing the report of %s", out)
+        page = report_bench(out, data_root)
     if as_json:
         click.echo(
             json.dumps(

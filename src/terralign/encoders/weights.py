@@ -108,7 +108,10 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
     ready = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     with atomic_path(path) as partial:
+        partial.touch()
+        usual = partial.stat().st_mode  # safetensors makes a file that its owner alone may read
         save_file(ready, partial)
+        partial.chmod(usual)
 
 
 def hash_state(state: Mapping[str, Tensor], *, extra: str = "") -> str:

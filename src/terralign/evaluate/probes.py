@@ -67,7 +67,7 @@ class LinearProbe:
 class FewShot:
     """Test accuracy (fraction of 1) of linear probes fitted on `shots` samples per class.
 
-    `values`: one per seed; `mean`, and `spread`, their sample standard deviation (0 for one seed).
+    `values`: one per draw; `mean`, and `spread`, their sample standard deviation (0 for one draw).
     `num_short_classes`: classes with fewer training samples than that, which gave all they have.
     """
 
@@ -131,12 +131,14 @@ def few_shot(
     num_classes: int,
     shots: Sequence[int] = DEFAULT_SHOTS,
     num_seeds: int = 5,
+    seed: int = 0,
     features: Features = "unit",
     cs: Sequence[float] = DEFAULT_CS,
 ) -> tuple[FewShot, ...]:
-    """Linear probes on `shots` training samples of each class, for seeds 0 to `num_seeds` - 1.
+    """Linear probes on `shots` training samples of each class, for `num_seeds` draws of them.
 
-    Single-label. A seed's samples for few shots are among its samples for more. C is chosen on all
+    Single-label. `seed`: what is drawn depends on it. A draw's samples for few shots are among its
+    samples for more. C is chosen on all
     validation samples: give few of them where labels are meant to be scarce altogether. Raises
     `DataError`.
     """
@@ -150,8 +152,8 @@ def few_shot(
     results = []
     for number in sorted(set(shots)):
         values = []
-        for seed in range(num_seeds):
-            chosen = _draw_shots(labels, num_classes, number, seed)
+        for draw in range(num_seeds):
+            chosen = _draw_shots(labels, num_classes, number, (draw, seed))
             probe = fit_linear_probe(
                 train[chosen],
                 labels[chosen],
@@ -175,7 +177,7 @@ def few_shot(
 
 
 def _draw_shots(
-    labels: NDArray[np.int64], num_classes: int, shots: int, seed: int
+    labels: NDArray[np.int64], num_classes: int, shots: int, seed: int | tuple[int, ...]
 ) -> NDArray[np.int64]:
     """Indices of `shots` samples of each class (of all where a class has fewer), rising."""
     order = np.random.default_rng(seed).permutation(len(labels))
