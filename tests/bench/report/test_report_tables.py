@@ -85,7 +85,9 @@ def test_chance_is_told_once_where_it_is_shared_and_else_below_each_column() -> 
     assert heading == "eurosat (unseen), n 500, chance 25.0"
     assert len(lines) == 2
     other = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.3)]
-    ((_, lines),) = report_tables(other).main[0].groups
+    other[1] = other[1].model_copy(update={"num_samples": 490})
+    ((heading, lines),) = report_tables(other).main[0].groups
+    assert heading == "eurosat (unseen), n 490–500"
     assert lines[-1].cells[0] == Cell(value="25.0–30.0")
 
 
@@ -152,7 +154,13 @@ def test_what_was_skipped_is_in_no_table() -> None:
 def _table(num_lines: int = 2) -> Table:
     cells = (Cell(value="51.2", interval="48.7–53.9", mark="paired"), None)
     line = TableLine(labels=(NASTY, "rgb"), cells=cells)
-    best = TableLine(labels=("m", NASTY), cells=(Cell(value="60", mark="best"), Cell(value="+1*")))
+    best = TableLine(
+        labels=("m", NASTY),
+        cells=(
+            Cell(value="60", mark="best"),
+            Cell(value="+1*", interval="0–2", p_values="p < 0.04"),
+        ),
+    )
     return Table(
         name=NASTY,
         title=NASTY,
@@ -170,6 +178,7 @@ def test_markdown_keeps_its_shape_whatever_the_names() -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
     assert "**60**" in "".join(lines)
     assert "51.2† (48.7–53.9)" in "".join(lines)
+    assert r"+1\* (0–2; p \< 0.04)" in "".join(lines)
     assert "<script" not in "".join(lines).replace(r"\<", "")
 
 
@@ -179,6 +188,7 @@ def test_html_escapes_names_and_labels_each_cell_for_phones() -> None:
     assert "&lt;script&gt;&quot;" in text
     assert 'data-label="b, mAP"' in text
     assert "<b>60</b>" in text
+    assert "+1* <span>0–2</span> <span class=p>p &lt; 0.04</span>" in text
     assert text.count("<td") == 8
     assert '<td class=n data-label="b, mAP"></td>' in text
 

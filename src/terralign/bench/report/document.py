@@ -354,6 +354,8 @@ img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-
   .results td.n:empty { display: none; }
   .results td.n[data-label]::before { flex: 1; font-size: .85rem; }
   .results td.n span { display: inline; }
+  .results td.n:has(.p) { flex-wrap: wrap; row-gap: 0; }
+  .results td.n .p { flex-basis: 100%; text-align: right; }
   .query { grid-template-columns: 1fr; }
   .found { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }

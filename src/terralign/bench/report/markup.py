@@ -69,8 +69,9 @@ def _html_cell(cell: Cell | None) -> str:
     if cell.mark == "best":
         value = f"<b>{value}</b>"
     value += SIGNS.get(cell.mark, "")
-    more = (cell.interval, cell.p_values)
-    return value + "".join(f" <span>{escape_html(text)}</span>" for text in more if text)
+    if cell.interval:
+        value += f" <span>{escape_html(cell.interval)}</span>"
+    return value + (f" <span class=p>{escape_html(cell.p_values)}</span>" if cell.p_values else "")
 
 
 def _column_text(column: Column) -> str:

@@ -248,11 +248,11 @@ def _overlap(best: BenchRow, other: BenchRow) -> bool:
 
 
 def _about(rows: Sequence[BenchRow], *, chance: bool = True) -> str:
-    """Number of samples, where all rows share it, and chance."""
+    """Number of samples and chance, from the least to the most where rows differ."""
     out = []
-    counts = {row.num_samples for row in rows}
-    if len(counts) == 1 and (count := counts.pop()) is not None:
-        out.append(f"n {count}")
+    counts = sorted({row.num_samples for row in rows if row.num_samples is not None})
+    if counts:
+        out.append("n " + "–".join(dict.fromkeys(map(str, (counts[0], counts[-1])))))
     if chance and (text := _chance(rows)):
         out.append(f"chance {text}")
     return ", ".join(out)
