@@ -337,14 +337,14 @@ def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> N
         "top5",
     }
     assert {row["p_value"] is None for row in differences} == {True, False}
+    measured = {question(row): row for row in rows_of(finished)}
     for row in differences:
-        where = {key: row[key] for key in ("entry", "task", "variant", "metric", "level")}
-        pair = {key: row[key] for key in ("tower", "query_tower", "gallery_tower")}
-        own = one(finished, model="patched", **where, **pair)
-        if pair["tower"] == "s2":  # which the base has not: against its RGB tower
-            pair["tower"] = "rgb"
+        own = measured[question({**row, "reference": None})]
+        tower = row["tower"]
+        if tower == "s2":  # which the base has not: against its RGB tower
+            tower = "rgb"
             assert "the rgb tower of base" in row["note"]
-        base = one(finished, model="base", **where, **pair)
+        base = measured[question({**row, "model": "base", "tower": tower, "reference": None})]
         assert row["value"] == pytest.approx(own["value"] - base["value"], abs=1e-9)
         assert row["low"] <= row["value"] <= row["high"]
         if row["num_samples"] < MIN_SAMPLES:
