@@ -37,13 +37,18 @@ from terralign.evaluate.ranking import (
     recall_per_query,
     retrieval_metrics,
 )
-from terralign.evaluate.retrieval import TEXT, shared_captions
+from terralign.evaluate.retrieval import (
+    NO_CLASS_REPEATS,
+    OWN_SAMPLE,
+    TEXT,
+    classes_repeat,
+    shared_captions,
+)
 from terralign.evaluate.similarity import GalleryPenalty, Similarities
 
 VERSION = 3
 NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
-OWN_PLACE = "by class a query does not find its own sample"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,10 +187,10 @@ def _measure(
         outcomes |= {f"recall@{k}": hits[:, column].copy() for column, k in enumerate(ks)}
     if query.labels is not None and gallery.labels is not None:
         own_place = query.of_samples and gallery.of_samples
-        if own_place and not _classes_repeat(query.labels):
-            notes = [*notes, "no two samples share a class, so that there is no figure by class"]
+        if own_place and not classes_repeat(query.labels):
+            notes = [*notes, NO_CLASS_REPEATS]
         else:
-            notes = [*notes, OWN_PLACE] if own_place else notes
+            notes = [*notes, OWN_SAMPLE] if own_place else notes
             judged: dict[str, Any] = {
                 "query_labels": query.labels,
                 "gallery_labels": gallery.labels,
@@ -225,12 +230,6 @@ def _find_own(
         found = captions_find_images(*vectors, counts, penalty=penalty, **resampling)
         return found, share_per_image(hits, counts)
     return retrieval_metrics(*vectors, target=query.owners, penalty=penalty, **resampling), hits
-
-
-def _classes_repeat(labels: NDArray[Any]) -> bool:
-    """Whether some class has two samples; `labels` (N,) or (N, K) bool."""
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
-    return bool(counts.max(initial=0) > 1)
 
 
 def _examples(

@@ -21,6 +21,8 @@ from terralign.evaluate.ranking import retrieval_metrics
 from terralign.evaluate.result import Evaluation
 
 TEXT = "text"
+OWN_SAMPLE = "by class a query does not find its own sample"
+NO_CLASS_REPEATS = "no two samples share a class, so that there is no figure by class"
 
 
 def evaluate_retrieval(
@@ -37,12 +39,13 @@ def evaluate_retrieval(
     `query`, `gallery`: "text", "rgb", or the name of a tower or of a sensor of the samples; the
     query's default is the data's own sensor, or text where the data has captions and no labels.
     Two image modalities of the same samples: `recall@k`, the right answer being the same
-    sample; with labels, also class-level `map@k`. Text: the captions as they are where the set
-    has them, else one prompted query per class name (`map@k`).
-    Of several captions each is a query for its sample; a sample finds text where its best-ranked
-    caption is among the first k (`recall@k`, see `caption_recall.py`). The same modality twice:
-    class-level, the query itself left out. `embed`: how to get the vectors of a route, where they
-    were computed before.
+    sample; with labels, also class-level `map@k`, for which the query's own sample does not count:
+    finding it says that two sensors agree, and nothing about classes. Text: the captions as they
+    are where the set has them, else one prompted query per class name (`map@k`). Of several
+    captions each is a query for its sample; a sample finds text where its best-ranked caption is
+    among the first k (`recall@k`, see `caption_recall.py`). The same modality twice: class-level,
+    the query itself left out. `embed`: how to get the vectors of a route, where they were computed
+    before.
     """
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
@@ -102,9 +105,20 @@ class _Side:
         self.vectors = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
 
     @property
+    def of_samples(self) -> bool:
+        """Whether row k is sample k, as one of its sensors shows it."""
+        return self.owners is not None and self.captions is None
+
+    @property
     def num_captions(self) -> NDArray[np.int64]:
         """How many captions each sample has, (N,)."""
         return np.array([len(texts) for texts in self.captions or ()], dtype=np.int64)
+
+
+def classes_repeat(labels: NDArray[Any]) -> bool:
+    """Whether some class has two samples; `labels` (N,) or (N, K) bool."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
+    return bool(counts.max(initial=0) > 1)
 
 
 def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
@@ -126,6 +140,9 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         if instance is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
         return instance
+    exclude_self = same or (query.of_samples and gallery.of_samples)
+    if exclude_self and instance is not None and not classes_repeat(labels.values):
+        return replace(instance, notes=(*instance.notes, NO_CLASS_REPEATS))
     classes = np.arange(len(labels.class_names), dtype=np.int64)
     own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
     by_class = retrieval_metrics(
@@ -133,7 +150,7 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         gallery.vectors,
         query_labels=own if query.owners is None else labels.values[query.owners],
         gallery_labels=own if gallery.owners is None else labels.values[gallery.owners],
-        exclude_self=same,
+        exclude_self=exclude_self,
     )
     if instance is None:
         return by_class
@@ -142,7 +159,9 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         per_class=(),
         num_classes_without_positives=by_class.num_classes_without_positives,
         num_queries_left_out=by_class.num_queries_left_out,
-        notes=instance.notes + by_class.notes,
+        notes=(*instance.notes, OWN_SAMPLE, *by_class.notes)
+        if exclude_self
+        else instance.notes + by_class.notes,
     )
 
 
