@@ -55,8 +55,8 @@ def pack(
         return
     if dataset is None or store is None:
         raise click.UsageError("pack needs a DATASET and a STORE, or --verify STORE")
-    from terralign.datasets.store import PackSettings
     from terralign.datasets.packing import pack_dataset
+    from terralign.datasets.store import PackSettings
 
     packed = pack_dataset(
         dataset,
