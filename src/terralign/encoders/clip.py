@@ -69,7 +69,9 @@ class ClipModel:
     text_config: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.visual.to(memory_format=torch.channels_last)  # convolutions are faster so
+        visual = getattr(self.model, "visual", None)
+        if isinstance(visual, nn.Module):
+            visual.to(memory_format=torch.channels_last)  # convolutions are faster so
 
     @property
     def visual(self) -> nn.Module:
