@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
@@ -123,6 +123,11 @@ def test_qb_norm_ranks_as_the_dense_formula(
     )
     dense = _dense_qb_norm(query, gallery, bank, beta, num_active)
     logs = np.where(penalty.queries[:, None], np.log(np.maximum(dense, 1e-300)) / beta, dense)
+    # Different vectors may tie in the formula; its rounding then decides, and says nothing.
+    units = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    differ = np.abs(units - units[target][:, None]).max(axis=2) > 1e-6
+    gaps = np.abs(logs - np.take_along_axis(logs, target[:, None], axis=1))
+    assume(not (differ & (gaps < 1e-9)).any())
     hits = recall_per_query(query, gallery, target, ks=KS, penalty=penalty, block=block)
     assert hits == pytest.approx(_brute_recall(logs, target))
 
