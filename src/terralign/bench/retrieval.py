@@ -22,28 +22,11 @@ from numpy.typing import NDArray
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
 from terralign.datasets.sample import SampleSet
-from terralign.evaluate.caption_recall import (
-    captions_find_images,
-    image_recall_per_query,
-    images_find_captions,
-    share_per_image,
-)
+from terralign.evaluate.caption_recall import share_per_image
 from terralign.evaluate.embed import Route
 from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.evaluate.metrics import Floats, MetricResult
-from terralign.evaluate.ranking import (
-    DEFAULT_KS,
-    average_precision_per_query,
-    recall_per_query,
-    retrieval_metrics,
-)
-from terralign.evaluate.retrieval import (
-    NO_CLASS_REPEATS,
-    OWN_SAMPLE,
-    TEXT,
-    classes_repeat,
-    shared_captions,
-)
+from terralign.evaluate.retrieval import TEXT, find_class, find_own, shared_captions
 from terralign.evaluate.similarity import GalleryPenalty, Similarities
 
 VERSION = 3
@@ -177,35 +160,32 @@ def _penalty(
 def _measure(
     subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None, notes: list[str]
 ) -> Measured:
-    seed, number = subject.suite.seed, subject.suite.num_bootstrap
+    settings: dict[str, Any] = {
+        "penalty": penalty,
+        "num_bootstrap": subject.suite.num_bootstrap,
+        "seed": subject.suite.seed,
+    }
+    vectors = query.vectors, gallery.vectors
     figures: list[dict[str, Any]] = []
     outcomes: dict[str, NDArray[Any]] = {}
-    ks = sorted(DEFAULT_KS)
     if query.owners is not None and gallery.owners is not None:
-        found, hits = _find_own(query, gallery, penalty, num_bootstrap=number, seed=seed)
+        found = find_own(
+            *vectors, query_captions=query.num_captions, gallery_captions=gallery.num_captions,
+            **settings,
+        )  # fmt: skip
         figures += [figure(metric, level="instance") for metric in found.metrics]
-        outcomes |= {f"recall@{k}": hits[:, column].copy() for column, k in enumerate(ks)}
+        outcomes |= _per_query(found, found.per_query)
     if query.labels is not None and gallery.labels is not None:
-        own_place = query.of_samples and gallery.of_samples
-        if own_place and not classes_repeat(query.labels):
-            notes = [*notes, NO_CLASS_REPEATS]
-        else:
-            notes = [*notes, OWN_SAMPLE] if own_place else notes
-            judged: dict[str, Any] = {
-                "query_labels": query.labels,
-                "gallery_labels": gallery.labels,
-                "exclude_self": own_place,
-                "penalty": penalty,
-            }
-            by_class = retrieval_metrics(
-                query.vectors, gallery.vectors, num_bootstrap=number, seed=seed, **judged
-            )
-            figures += [figure(metric, level="class") for metric in by_class.metrics]
-            notes = [*notes, *by_class.notes]
-            precisions = average_precision_per_query(query.vectors, gallery.vectors, **judged)
-            if query.num_captions is not None:
-                precisions = share_per_image(precisions, query.num_captions)
-            outcomes |= {f"map@{k}": precisions[:, column].copy() for column, k in enumerate(ks)}
+        own_samples = query.of_samples and gallery.of_samples
+        found = find_class(
+            *vectors, query.labels, gallery.labels, own_samples=own_samples, **settings
+        )
+        figures += [figure(metric, level="class") for metric in found.metrics]
+        notes = [*notes, *found.notes]
+        values = found.per_query
+        if values is not None and query.num_captions is not None:
+            values = share_per_image(values, query.num_captions)
+        outcomes |= _per_query(found, values)
     return Measured(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
@@ -214,22 +194,11 @@ def _measure(
     )
 
 
-def _find_own(
-    query: _Side, gallery: _Side, penalty: GalleryPenalty | None, **resampling: Any
-) -> tuple[MetricResult, Floats]:
-    """`recall@k`, the right answer being what is of the same sample; each sample's share (N, M)."""
-    vectors = query.vectors, gallery.vectors
-    if gallery.num_captions is not None:
-        counts = gallery.num_captions
-        found = images_find_captions(*vectors, counts, penalty=penalty, **resampling)
-        return found, image_recall_per_query(*vectors, counts, penalty=penalty)
-    assert query.owners is not None
-    hits = recall_per_query(*vectors, query.owners, penalty=penalty)
-    if query.num_captions is not None:
-        counts = query.num_captions
-        found = captions_find_images(*vectors, counts, penalty=penalty, **resampling)
-        return found, share_per_image(hits, counts)
-    return retrieval_metrics(*vectors, target=query.owners, penalty=penalty, **resampling), hits
+def _per_query(found: MetricResult, values: Floats | None) -> dict[str, NDArray[Any]]:
+    """Metric -> what each query or image adds to it, of `values` (Q, M); none without figures."""
+    if values is None:
+        return {}
+    return {metric.name: values[:, i].copy() for i, metric in enumerate(found.metrics)}
 
 
 def _examples(

@@ -105,15 +105,11 @@ def image_recall_per_query(
         raise DataError(f"ks is {tuple(ks)}; expected at least one k, each 1 or more")
     tiles = Similarities(images, captions, block=block, penalty=penalty)
     starts = np.cumsum(num_captions) - num_captions
-    above = np.zeros(len(images), dtype=np.int64)
-    tied = np.zeros(len(images), dtype=np.int64)
-    own = np.zeros(len(images), dtype=np.int64)
+    above, tied, own = (np.empty(len(images), dtype=np.int64) for _ in range(3))
     for rows in tiles.query_slices():
         units = tiles.unit_queries(rows)
         best, own[rows] = _best_own(tiles, rows, units, starts[rows], num_captions[rows])
-        for _, similarity in tiles.tiles(rows, units):
-            above[rows] += np.count_nonzero(similarity > best, axis=1)
-            tied[rows] += np.count_nonzero(similarity == best, axis=1)
+        above[rows], tied[rows] = tiles.count(rows, units, best[:, 0])
     return np.stack([_one_found(above, tied, own, k) for k in sorted(set(ks))], axis=1)
 
 
@@ -185,7 +181,7 @@ def _mean_over_images(
                 chance=chance,
             )
         )
-    return MetricResult(metrics=tuple(metrics))
+    return MetricResult(metrics=tuple(metrics), per_query=share_per_image(hits, num_queries))
 
 
 def _check_counts(num_captions: Counts, num_given: int, num_images: int) -> None:

@@ -13,7 +13,7 @@ Retrieval is in `ranking.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ class MetricResult:
 
     `num_classes_without_positives`: classes without a single (positive) sample; they are left out
     of macro means. `num_queries_left_out`: queries to which no gallery item is relevant.
-    `notes`: what a reader has to know, one sentence each.
+    `notes`: what a reader has to know, one sentence each. `per_query`: of retrieval, (Q, M) what
+    each query adds to the mean of each metric, NaN where it is left out; of captions by image.
     """
 
     metrics: tuple[Metric, ...]
@@ -68,6 +69,7 @@ class MetricResult:
     num_classes_without_positives: int = 0
     num_queries_left_out: int = 0
     notes: tuple[str, ...] = ()
+    per_query: Floats | None = field(default=None, repr=False, compare=False)
 
     def metric(self, name: str) -> Metric:
         """The figure called `name`; `DataError` names the nearest one where there is none."""

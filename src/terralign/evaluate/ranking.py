@@ -79,7 +79,8 @@ def retrieval_metrics(
         return MetricResult(
             metrics=mean_metrics(
                 [f"recall@{k}" for k in ks], hits, chances, num_bootstrap=num_bootstrap, seed=seed
-            )
+            ),
+            per_query=hits,
         )
     relevance = _relevance(tiles, query_labels, gallery_labels)
     precisions, num_relevant = _average_precision(tiles, relevance, ks)
@@ -96,6 +97,7 @@ def retrieval_metrics(
         ),
         num_queries_left_out=num_left_out,
         notes=(note,) if num_left_out else (),
+        per_query=precisions,
     )
 
 

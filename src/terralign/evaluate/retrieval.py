@@ -13,10 +13,14 @@ from terralign.datasets.sample import Captions, SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
-from terralign.evaluate.caption_recall import captions_find_images, images_find_captions
+from terralign.evaluate.caption_recall import (
+    Counts,
+    captions_find_images,
+    images_find_captions,
+)
 from terralign.evaluate.classification import choose_prompts
 from terralign.evaluate.embed import Embed, choose_route, embed_samples
-from terralign.evaluate.metrics import MetricResult
+from terralign.evaluate.metrics import Floats, MetricResult
 from terralign.evaluate.ranking import retrieval_metrics
 from terralign.evaluate.result import Evaluation
 
@@ -96,7 +100,7 @@ class _Side:
             self.note = "captions"
             self.captions = samples.captions
             self.vectors = embed_captions(space, samples.captions)
-            self.owners = np.repeat(self.owners, self.num_captions)
+            self.owners = np.repeat(self.owners, [len(texts) for texts in self.captions])
             return
         if samples.labels is None:
             raise DataError(f"data set {samples.name!r} has neither captions nor class names")
@@ -110,15 +114,11 @@ class _Side:
         return self.owners is not None and self.captions is None
 
     @property
-    def num_captions(self) -> NDArray[np.int64]:
-        """How many captions each sample has, (N,)."""
-        return np.array([len(texts) for texts in self.captions or ()], dtype=np.int64)
-
-
-def classes_repeat(labels: NDArray[Any]) -> bool:
-    """Whether some class has two samples; `labels` (N,) or (N, K) bool."""
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
-    return bool(counts.max(initial=0) > 1)
+    def num_captions(self) -> Counts | None:
+        """How many captions each sample has, (N,), where rows are captions."""
+        if self.captions is None:
+            return None
+        return np.array([len(texts) for texts in self.captions], dtype=np.int64)
 
 
 def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
@@ -135,23 +135,30 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
     labels = samples.labels
     instance: MetricResult | None = None
     if query.owners is not None and gallery.owners is not None and not same:
-        instance = _find_own(query, gallery)
+        instance = find_own(
+            query.vectors, gallery.vectors,
+            query_captions=query.num_captions, gallery_captions=gallery.num_captions,
+        )  # fmt: skip
+        captions = query.captions or gallery.captions
+        if captions is not None:
+            instance = replace(instance, notes=shared_captions(captions))
     if labels is None:
         if instance is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
         return instance
-    exclude_self = same or (query.of_samples and gallery.of_samples)
-    if exclude_self and instance is not None and not classes_repeat(labels.values):
-        return replace(instance, notes=(*instance.notes, NO_CLASS_REPEATS))
     classes = np.arange(len(labels.class_names), dtype=np.int64)
     own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
-    by_class = retrieval_metrics(
-        query.vectors,
-        gallery.vectors,
-        query_labels=own if query.owners is None else labels.values[query.owners],
-        gallery_labels=own if gallery.owners is None else labels.values[gallery.owners],
-        exclude_self=exclude_self,
+    judged = (
+        own if query.owners is None else labels.values[query.owners],
+        own if gallery.owners is None else labels.values[gallery.owners],
     )
+    vectors = query.vectors, gallery.vectors
+    if same:
+        return retrieval_metrics(
+            *vectors, query_labels=judged[0], gallery_labels=judged[1], exclude_self=True
+        )
+    own_samples = query.of_samples and gallery.of_samples
+    by_class = find_class(*vectors, *judged, own_samples=own_samples)
     if instance is None:
         return by_class
     return MetricResult(
@@ -159,21 +166,58 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         per_class=(),
         num_classes_without_positives=by_class.num_classes_without_positives,
         num_queries_left_out=by_class.num_queries_left_out,
-        notes=(*instance.notes, OWN_SAMPLE, *by_class.notes)
-        if exclude_self
-        else instance.notes + by_class.notes,
+        notes=instance.notes + by_class.notes,
     )
 
 
-def _find_own(query: _Side, gallery: _Side) -> MetricResult:
-    """`recall@k`, the right answer being what belongs to the same sample."""
-    if query.captions is not None:
-        found = captions_find_images(query.vectors, gallery.vectors, query.num_captions)
-        return replace(found, notes=shared_captions(query.captions))
-    if gallery.captions is not None:
-        found = images_find_captions(query.vectors, gallery.vectors, gallery.num_captions)
-        return replace(found, notes=shared_captions(gallery.captions))
-    return retrieval_metrics(query.vectors, gallery.vectors, target=query.owners)
+def find_own(
+    query: Floats,
+    gallery: Floats,
+    *,
+    query_captions: Counts | None = None,
+    gallery_captions: Counts | None = None,
+    **settings: Any,
+) -> MetricResult:
+    """`recall@k` of two modalities of N samples, the right answer being what is of the same one.
+
+    `query`, `gallery`: (N, D), row k of sample k; or one row a caption, with how many captions each
+    sample has in `query_captions` or `gallery_captions` (N,). `settings`: `penalty`,
+    `num_bootstrap` and `seed` of `retrieval_metrics`.
+    """
+    if query_captions is not None:
+        return captions_find_images(query, gallery, query_captions, **settings)
+    if gallery_captions is not None:
+        return images_find_captions(query, gallery, gallery_captions, **settings)
+    return retrieval_metrics(query, gallery, target=np.arange(len(query)), **settings)
+
+
+def find_class(
+    query: Floats,
+    gallery: Floats,
+    query_labels: NDArray[Any],
+    gallery_labels: NDArray[Any],
+    *,
+    own_samples: bool,
+    **settings: Any,
+) -> MetricResult:
+    """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`.
+
+    `own_samples`: row k of both is sample k, which does not find itself; without figures, but with
+    a note, where no class has two samples. `settings` as in `find_own`.
+    """
+    if own_samples and not _classes_repeat(query_labels):
+        return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
+    found = retrieval_metrics(
+        query, gallery, query_labels=query_labels, gallery_labels=gallery_labels,
+        exclude_self=own_samples, **settings,
+    )  # fmt: skip
+    return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found
+
+
+def _classes_repeat(labels: NDArray[Any]) -> bool:
+    """Whether some class has two samples; `labels` (N,) or (N, K) bool."""
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
+    return bool(counts.max(initial=0) > 1)
 
 
 def shared_captions(captions: Captions) -> tuple[str, ...]:
