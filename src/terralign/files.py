@@ -33,9 +33,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        usual = partial.stat().st_mode  # some libraries make files that their owner alone may read
+        partial.unlink()
         yield partial
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
+        partial.chmod(usual)
         os.replace(partial, path)
     except BaseException as error:
         with suppress(OSError):

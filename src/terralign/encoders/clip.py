@@ -68,11 +68,6 @@ class ClipModel:
     source: str
     text_config: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        visual = getattr(self.model, "visual", None)
-        if isinstance(visual, nn.Module):
-            visual.to(memory_format=torch.channels_last)  # convolutions are faster so
-
     @property
     def visual(self) -> nn.Module:
         """The RGB tower, projection included: (B, 3, H, W) normalised float32 -> (B, D)."""
@@ -317,6 +312,12 @@ def _not_loaded(what: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load {what}: {first_line(error)}{remedy}")
 
 
+def _ready(model: nn.Module) -> nn.Module:
+    """Frozen, in eval mode, and with weights channels last, which makes convolutions faster."""
+    model.eval().requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
 def _finish(
     model: nn.Module,
     model_cfg: dict[str, Any],
@@ -331,9 +332,8 @@ def _finish(
         state = towers_state(model.state_dict())
         model = build(towers, text_config, source)
         model.load_state_dict(state)
-    model.eval().requires_grad_(False)
     clip = ClipModel(
-        model=model,
+        model=_ready(model),
         model_cfg=towers,
         preprocess_cfg={
             key: list(value) if isinstance(value, tuple) else value
@@ -359,9 +359,8 @@ def new_clip(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], *, seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(towers, text_config, what)
-    model.eval().requires_grad_(False)
     return ClipModel(
-        model=model,
+        model=_ready(model),
         model_cfg=towers,
         preprocess_cfg={"size": cast(Any, model.visual).image_size, **preprocess_cfg},
         tokenizer=load_tokenizer(towers["text_cfg"], folder=None, what=what),

@@ -106,12 +106,12 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors, atomically."""
-    ready = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    ready = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
     with atomic_path(path) as partial:
-        partial.touch()
-        usual = partial.stat().st_mode  # safetensors makes a file that its owner alone may read
         save_file(ready, partial)
-        partial.chmod(usual)
 
 
 def hash_state(state: Mapping[str, Tensor], *, extra: str = "") -> str:
