@@ -136,10 +136,8 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
 
 def _penalised(vectors: Floats, weights: Floats, penalty: GalleryPenalty) -> Floats:
     scores = cosines(vectors, weights).astype(np.float64)
-    loss = penalty.values[None]
-    if penalty.queries is not None:
-        loss = np.where(penalty.queries[:, None], loss, 0.0)
-    return np.asarray(scores - loss)
+    queries, classes = np.arange(len(vectors)), np.arange(len(weights))
+    return np.asarray(scores - penalty.of(queries[:, None], classes[None]))
 
 
 def _error_figure(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:

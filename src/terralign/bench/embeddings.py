@@ -9,7 +9,7 @@ label set costs no forward pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,32 +54,26 @@ class Embeddings:
     def get(self, encoder: Encoder, samples: SampleSet, route: Route) -> Tensor:
         """(N, D) float32 embeddings of all samples, not normalised."""
         key = self.key(encoder, samples, route)
-        if key in self._vectors:
-            return self._vectors[key]
-        path = self.folder / "embeddings" / f"{key}.safetensors"
-        vectors = _read_vectors(path, len(samples))
-        if vectors is None:
-            check_free_space(self.folder, len(samples) * BYTES_PER_SAMPLE + 2**20)
-            vectors = self._embed(encoder, samples, route)
-            write_state_dict(path, {"embeddings": vectors})
-        self._vectors[key] = vectors
-        return vectors
+        return self._get(key, len(samples), lambda: self._embed(encoder, samples, route))
 
     def captions(self, space: EmbeddingSpace, samples: SampleSet) -> Tensor:
         """(T, D) float32 embeddings of all captions, one sample after another."""
         texts = samples.captions or ()
-        num_texts = sum(len(own) for own in texts)
         key = hash_json({"text": space.clip.text_id(), "captions": [list(own) for own in texts]})
-        if key in self._vectors:
-            return self._vectors[key]
-        path = self.folder / "embeddings" / f"{key}.safetensors"
-        vectors = _read_vectors(path, num_texts)
-        if vectors is None:
-            check_free_space(self.folder, num_texts * BYTES_PER_SAMPLE + 2**20)
-            vectors = torch.from_numpy(embed_captions(space, texts))
-            write_state_dict(path, {"embeddings": vectors})
-        self._vectors[key] = vectors
-        return vectors
+        num_texts = sum(len(own) for own in texts)
+        return self._get(key, num_texts, lambda: torch.from_numpy(embed_captions(space, texts)))
+
+    def _get(self, key: str, num: int, embed: Callable[[], Tensor]) -> Tensor:
+        """The `num` vectors by this name: held, read, or computed and kept."""
+        if key not in self._vectors:
+            path = self.folder / "embeddings" / f"{key}.safetensors"
+            vectors = _read_vectors(path, num)
+            if vectors is None:
+                check_free_space(self.folder, num * BYTES_PER_SAMPLE + 2**20)
+                vectors = embed()
+                write_state_dict(path, {"embeddings": vectors})
+            self._vectors[key] = vectors
+        return self._vectors[key]
 
     def key(self, encoder: Encoder, samples: SampleSet, route: Route) -> str:
         """The name of the embeddings of a route."""
