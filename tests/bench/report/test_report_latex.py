@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -165,3 +166,6 @@ def test_a_tex_file_has_a_legend_for_its_marks_and_needs_only_what_it_says() -> 
     assert {one for names in named for one in names.split(",")} == PACKAGES
     assert r"Per cent. $^{\dagger}$: tied.}\label{tab:" in text
     assert r"\hline" not in text
+    text = tex_file([replace(table(), legend="In metres.")], legend="Per cent.", marks="")
+    assert "In metres.}" in text
+    assert "Per cent" not in text

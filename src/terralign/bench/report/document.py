@@ -125,7 +125,7 @@ def _heads(bench: BenchResults) -> tuple[list[str], list[str]]:
 
 
 def _html_part(table: Table, *, is_open: bool) -> list[str]:
-    note = f"<p class=small>{escape_html(table.note)}</p>" if table.note else ""
+    note = f"<p class=small>{escape_html(table.explanation)}</p>" if table.explanation else ""
     if is_open:
         return [f"<h2>{escape_html(table.title)}</h2>{note}{html_table(table)}"]
     lines = f"{table.num_lines} line{'s' if table.num_lines != 1 else ''}"
@@ -134,7 +134,7 @@ def _html_part(table: Table, *, is_open: bool) -> list[str]:
 
 
 def _markdown_part(table: Table) -> list[str]:
-    note = [escape_markdown(table.note), ""] if table.note else []
+    note = [escape_markdown(table.explanation), ""] if table.explanation else []
     return [f"## {escape_markdown(table.title)}", "", *note, *markdown_table(table)]
 
 

@@ -194,7 +194,7 @@ def tex_table(table: Table, *, caption: str = "") -> str:
     """One table. `caption`: more to say below the title."""
     panels = _panels(table)
     title = escape_tex(table.title)
-    text = escape_tex(_sentence(table.title, table.note, caption))
+    text = escape_tex(_sentence(table.title, table.explanation, caption))
     name = re.sub(r"[^a-z0-9]+", "-", table.name.lower()).strip("-")
     about = rf"\caption[{title}]{{{text}}}\label{{tab:{name}}}"
     parts = [(panel, panel.heads(), *panel.body()) for panel in panels]
@@ -220,11 +220,12 @@ def tex_table(table: Table, *, caption: str = "") -> str:
 
 
 def tex_file(tables: Sequence[Table], *, legend: str, marks: str) -> str:
-    """`tables.tex`: all tables, each caption with the legend, and the marks where it has any."""
+    """`tables.tex`: all tables, each caption with a legend (`legend` where it has none of its own),
+    and the marks where it has any."""
     out = [TEX_HEAD]
     for table in tables:
-        more = f"{legend} {marks}" if table.is_marked else legend
-        out.append(tex_table(table, caption=more))
+        more = ("" if table.legend else legend, marks if table.is_marked else "")
+        out.append(tex_table(table, caption=" ".join(filter(None, more))))
     return "\n".join(out)
 
 

@@ -198,10 +198,11 @@ def _differences(names: _Names, rows: Sequence[BenchRow]) -> Plan:
         name="differences",
         title="Differences to the reference",
         heads=("model", "on"),
-        note="In points, on the same samples, by the paired bootstrap; p, and p adjusted by Holm's "
+        note="On the same samples, by the paired bootstrap; p, and p adjusted by Holm's "
         "rule for the number of comparisons in the same column and group. *: p < 0.05; **: the "
         "adjusted one too. Of fewer than 30 samples no p is told. A tower that the reference lacks "
         "is compared with its RGB tower.",
+        legend="Points, with 95 % intervals.",
         group=group,
         line=lambda row: (row.model, f"{names.role(row)}: {subject_text(row)}"),
         column=lambda row: ("", metric_text(row)),
@@ -244,6 +245,7 @@ def _diagnostics(names: _Names, entry: str) -> Plan:
         title=f"Diagnostics of the space: {entry}",
         heads=("model", "of"),
         note="Describes the space; neither end of these is the better one.",
+        legend="Shares and separability in per cent, the others as they are; no intervals.",
         group=lambda row: "",
         line=lambda row: (row.model, subject_text(row)),
         column=lambda row: ("", metric_text(row)),

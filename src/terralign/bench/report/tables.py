@@ -84,7 +84,10 @@ class TableLine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A table of a report. `groups`: heading ("" for none) and lines."""
+    """A table of a report. `groups`: heading ("" for none) and lines.
+
+    `legend`: what the cells hold, where it is not `CELLS_LEGEND`.
+    """
 
     name: str
     title: str
@@ -92,6 +95,12 @@ class Table:
     columns: tuple[Column, ...]
     groups: tuple[tuple[str, tuple[TableLine, ...]], ...]
     note: str = ""
+    legend: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """The note, and what is particular to the cells."""
+        return " ".join(one for one in (self.note, self.legend) if one)
 
     @property
     def num_lines(self) -> int:
@@ -125,6 +134,7 @@ class Plan:
     line: Callable[[BenchRow], tuple[str, ...]]
     column: Callable[[BenchRow], tuple[str, str]]
     note: str = ""
+    legend: str = ""
     marked: bool = True
     about: Literal["column", "group"] = "column"
     order: tuple[str, ...] = ()
@@ -176,6 +186,7 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table
         title=plan.title,
         heads=plan.heads,
         note=plan.note,
+        legend=plan.legend,
         columns=tuple(
             Column(
                 heading=heading,
