@@ -34,7 +34,7 @@ from terralign.evaluate.calibration import choose_thresholds
 from terralign.evaluate.classification import evaluate_zero_shot
 from terralign.evaluate.embed import choose_route, embed_samples
 from terralign.evaluate.retrieval import evaluate_retrieval
-from terralign.files import read_json
+from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS
 from terralign.suite import Suite, parse_suite
@@ -285,6 +285,19 @@ def test_captions_are_retrieved_as_the_protocol_says_with_all_that_others_have(
     assert (row["low"], row["high"]) != (metric.low, metric.high)
 
 
+def test_csls_changes_map_and_qb_norm_is_skipped_where_samples_have_several_labels(
+    finished: Path,
+) -> None:
+    where = {"model": "base", "entry": "many", "task": "multi-label", "tower": "rgb"}
+    plain, csls = (
+        one(finished, metric="macro_map", variant=variant, **where) for variant in ("plain", "csls")
+    )
+    assert plain["value"] != csls["value"]
+    assert rows_of(finished, variant="qb-norm", **where) == []
+    (skipped,) = rows_of(finished, status="skipped", variant="qb-norm", **where)
+    assert "samples cannot be ranked by them within a class" in skipped["note"]
+
+
 def test_thresholds_come_from_validation_data_alone(
     finished: Path, spaces: dict[str, Path]
 ) -> None:
@@ -377,6 +390,23 @@ def test_the_same_bench_again_does_nothing(
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != files.get(path)}
     assert changed <= {".lock"}
+
+
+def test_figures_of_before_go_where_their_measurement_is_skipped_now(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    text = BRIEF.partition('[[entries]]\nname = "photos"')[0]
+    text = text.replace("num_bootstrap", 'variants = ["qb-norm"]\nnum_bootstrap')
+    text = text.replace('"zero-shot", "retrieval", "decisions"', '"zero-shot"')
+    text += 'fit = "train"\nfit_limit = 16\n'
+    models, out = [f"base={spaces['base']}"], tmp_path / "b"
+    rows = list(run_bench(suite(text), models, out).rows)
+    (skipped,) = [row for row in rows if row["status"] == "skipped"]
+    old = {**skipped, "status": "measured", "metric": "macro_map", "value": 0.5, "note": None}
+    other = {**old, "tower": "s1"}
+    write_json(out / "results.json", {"rows": [*rows, old, other]})
+    kept = run_bench(suite(text), models, out).rows
+    assert (old in kept, other in kept, skipped in kept) == (False, True, True)
 
 
 def test_two_benches_give_identical_numbers_and_a_table_of_them(

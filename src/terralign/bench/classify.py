@@ -28,8 +28,13 @@ from terralign.evaluate.metrics import (
 from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
 
-ZERO_SHOT_VERSION = 2
+ZERO_SHOT_VERSION = 3
 DECISIONS_VERSION = 3
+
+NO_QUERY_BANK = (
+    "qb-norm penalises the scores of some samples and leaves the others as they are, so that "
+    "samples cannot be ranked by them within a class, which is what mAP of several labels does"
+)
 
 MAX_CONFUSION = 256
 """A confusion matrix of more classes is not kept."""
@@ -42,7 +47,7 @@ def zero_shot_jobs(subject: Subject) -> Iterator[Job]:
     for route in subject.routes:
         for variant in subject.variants:
             identity: dict[str, Any] = {"text": subject.text_identity(variant)}
-            if variant == "qb-norm":
+            if variant == "qb-norm" and not subject.labels.multi_label:
                 identity["bank"] = subject.bank().fingerprint
             yield Job(
                 where={
@@ -58,14 +63,22 @@ def zero_shot_jobs(subject: Subject) -> Iterator[Job]:
 
 
 def class_scores(subject: Subject, route: Route, variant: str = PLAIN) -> Floats:
-    """Scores (N, K) of the reported samples: cosines, or what a variant makes of them."""
+    """Scores (N, K) of the reported samples: cosines, or what a variant makes of them.
+
+    Of several labels, samples are ranked within a class too: CSLS takes off what its own formula
+    takes off each sample, and QB-Norm, which has no such scores, raises `Skipped`.
+    """
+    multi_label = subject.labels.multi_label
+    if variant == "qb-norm" and multi_label:
+        raise Skipped(NO_QUERY_BANK)
     vectors, weights = subject.vectors(route), subject.class_weights()
     if variant == "prompt-average":
         return cosines(vectors, subject.averaged_weights())
     if variant == "centred":
         return cosines(centre(vectors), centre(weights))
     if variant == "csls":
-        return _penalised(vectors, weights, csls_penalty(vectors, weights))
+        scores = _penalised(vectors, weights, csls_penalty(vectors, weights))
+        return scores - csls_penalty(weights, vectors).values[:, None] if multi_label else scores
     if variant == "qb-norm":
         queries = subject.vectors(route, subject.bank())
         return _penalised(vectors, weights, query_bank_penalty(vectors, weights, queries))

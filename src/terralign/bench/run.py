@@ -263,10 +263,12 @@ def _failed(where: Row, error: Exception) -> Row:
 def _merged(out: Path, rows: list[Row]) -> list[Row]:
     """The rows of this call, and those of earlier calls that it did not ask again.
 
-    A row on what failed or was skipped is told anew by each call that asks for it. A name that no
-    model was ever loaded by is forgotten: it was mistyped, or is called otherwise now.
+    A row on what failed or was skipped is told anew by each call that asks for it. What is skipped
+    now has no figures of before. A name that no model was ever loaded by is forgotten: it was
+    mistyped, or is called otherwise now.
     """
-    before = _rows_before(out)
+    skipped = {_measurement(row) for row in rows if row["status"] == "skipped"}
+    before = [row for row in _rows_before(out) if _measurement(row) not in skipped]
     asked = {question(row) for row in rows}
     tried = {(row["model"], entry) for row in rows for entry in (row["entry"], None)}
     known = known_models(out)
@@ -284,6 +286,12 @@ def _merged(out: Path, rows: list[Row]) -> list[Row]:
         merged.values(),
         key=lambda row: (models.index(row["model"]), entries.index(row["entry"])),
     )
+
+
+def _measurement(row: Row) -> tuple[Any, ...]:
+    """What a row's measurement asks of its model, whatever the figure."""
+    told = {**row, "metric": None, "level": None, "reference": None}
+    return question(told)
 
 
 def _rows_before(out: Path) -> list[Row]:

@@ -71,7 +71,9 @@ def csls_penalty(
 
     CSLS(q, g) = 2 cos(q, g) - r(q) - r(g), with r the mean cosine to the `num_neighbours` nearest
     of the other side. r(q) is the same for every gallery item of a query, so that ranking by
-    cos(q, g) - r(g) / 2 is ranking by CSLS: the penalty is r(g) / 2.
+    cos(q, g) - r(g) / 2 is ranking by CSLS: the penalty is r(g) / 2. Where queries are ranked too,
+    as the samples of a class are by average precision, take off r(q) / 2 as well: the penalty of
+    `csls_penalty(gallery, query)`.
 
     `query`: (Q, D), `gallery`: (G, D). `bank`: (M, D) the queries among which the neighbours of a
     gallery item are looked for; None: `query` itself. `exclude_self` (with no bank): query i and
