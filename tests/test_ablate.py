@@ -16,11 +16,12 @@ from click.testing import CliRunner
 
 import terralign.run as run_module
 from small_run import SMALL_RECIPE
+from terralign.ablate import differences as differences_module
 from terralign.ablate import run_study
 from terralign.ablate.baselines import check_settings
 from terralign.ablate.summary import mean_and_spread, summarise, table_text
 from terralign.cli import main
-from terralign.errors import Interrupted, RecipeError
+from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.files import hash_file
 from terralign.study import Study, load_study, parse_study, plan_study, study_names
 from terralign.train import patch as patch_module
@@ -389,8 +390,44 @@ def test_the_table_has_mean_spread_and_the_best(folder: Path) -> None:
     assert found == {
         "a": (pytest.approx(0.55), 2), "b": (pytest.approx(0.75), 2), "c": (0.75, 1),
     }  # fmt: skip
-    text = table_text(study, summary[:2], [])
+    text = table_text(study, summary[:2], [], [])
     assert "top1 patched (n 50, chance 10.0, interval ±10.0)" in text
     assert "| a | 55.0 ± 7.1 (2) |" in text
     assert "| b | **75.0** ± 7.1 (2) |" in text
-    assert "| c | 75.0 (65.0–85.0) |" in table_text(study, summary[2:], [])
+    assert "| c | 75.0 (65.0–85.0) |" in table_text(study, summary[2:], [], [])
+
+
+def test_variants_are_compared_with_the_reference_on_the_same_samples(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'stage = "patch"\nreference = "lr=0.002"\nvary = { "patch.lr" = [1e-3, 2e-3] }'
+    study = _study(folder, text)
+    first = run_study(study, tmp_path, device="cpu")
+    [found] = [one for one in first.differences if one["metric"] == "top1"]
+    values = {
+        row["variant"]: row for row in first.rows
+        if row["metric"] == "top1" and row["model"] == "patched"
+    }  # fmt: skip
+    assert (found["variant"], found["reference"]) == ("lr=0.001", "lr=0.002")
+    expected = values["lr=0.001"]["value"] - values["lr=0.002"]["value"]
+    assert found["difference"] == pytest.approx(expected)
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert found["p_value"] is None  # of 24 samples
+    assert f"| lr=0.001 | {100 * expected:+.1f} (" in first.table
+    assert "| against `lr=0.002` | top1 patched |" in first.table
+
+    compared = _counted(monkeypatch, differences_module, "compare_outcomes")
+    run_study(study, tmp_path, device="cpu", seeds=[0])
+    assert compared == []  # read from the folder
+    more = run_study(study, tmp_path, device="cpu", seeds=[1])
+    assert compared
+    assert {tuple(one["seeds"]) for one in more.differences} == {(0, 1)}
+
+
+def test_a_study_says_which_data_root_is_missing_before_it_writes(
+    folder: Path, tmp_path: Path
+) -> None:
+    study = _study(folder, SHARING)
+    with pytest.raises(DataError, match="nowhere is not there"):
+        run_study(study, tmp_path / "out", device="cpu", data_root=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()

@@ -41,7 +41,7 @@ from terralign.recipe import (
 )
 from terralign.run_checks import check_towers
 from terralign.run_data import RunData
-from terralign.run_folder import keep_recipe, keep_threads, versions
+from terralign.run_folder import keep_measurement, keep_recipe, keep_threads, versions
 from terralign.sensors import find_sensor
 from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
@@ -293,13 +293,13 @@ class _Run:
             "prompts": choose_prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
-        path = self.folder / "evaluate" / f"{hash_json(identity)}.json"
-        if path.is_file():
-            return list(read_json(path)["rows"])
-        evaluation = self._evaluation(space, samples, entry, tower)
-        rows = evaluation.to_rows(model=model, role=entry.role)
-        write_json(path, {"rows": rows, "evaluation": evaluation.to_json()})
-        return rows
+        return keep_measurement(
+            self.folder,
+            hash_json(identity),
+            lambda: self._evaluation(space, samples, entry, tower),
+            model=model,
+            role=entry.role,
+        )
 
     def _evaluation(
         self,

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from terralign.errors import RecipeError, StorageError, first_line
+from terralign.evaluate.metrics import Outcomes
+from terralign.evaluate.paired import read_outcomes, write_outcomes
+from terralign.evaluate.result import Evaluation
 from terralign.files import read_json, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_values import toml_difference
@@ -80,3 +85,28 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
         num_threads = choose_threads(requested)
         write_json(path, {**now, "threads": num_threads})
     set_threads(num_threads)
+
+
+def keep_measurement(
+    folder: Path, name: str, measure: Callable[[], Evaluation], *, model: str, role: str
+) -> list[dict[str, Any]]:
+    """The rows of a measurement: read from the run folder, or made and kept.
+
+    `evaluate/NAME.json` holds rows and details, `evaluate/NAME.safetensors` the values of every
+    sample, by which models are compared; `measurement` in each row is the name.
+    """
+    path = folder / "evaluate" / f"{name}.json"
+    outcomes = path.with_suffix(".safetensors")
+    if path.is_file() and outcomes.is_file():
+        return list(read_json(path)["rows"])
+    evaluation = measure()
+    rows = [{**row, "measurement": name} for row in evaluation.to_rows(model=model, role=role)]
+    write_outcomes(outcomes, evaluation.result.outcomes)
+    write_json(path, {"rows": rows, "evaluation": evaluation.to_json()})
+    return rows
+
+
+def read_measured(folder: Path, row: Mapping[str, Any]) -> Outcomes | None:
+    """The values of every sample behind a row of a run; None where they were not kept."""
+    path = folder / "evaluate" / f"{row.get('measurement')}.safetensors"
+    return read_outcomes(path) if path.is_file() else None

@@ -74,6 +74,8 @@ class Study(_Strict):
     design: Literal["grid", "one-at-a-time"] = "grid"
     """Every combination of the values; or the first of each, and from there one other at a time."""
     variants: tuple[Variant, ...] = ()
+    reference: str | None = None
+    """The variant that the others are compared with; None: the first."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = Field(default=PRIMARY_METRICS, min_length=1)
     """Those of the table; `results.json` holds all."""
@@ -91,6 +93,8 @@ class Study(_Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two variants are called {twice[0]!r}; write them out with names")
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference: no variant {self.reference!r}; known: {', '.join(names)}")
         if self.stage != "patch" and any(one.method != "recipe" for one in self.variants):
             raise ValueError('methods take the place of stage 1; set stage = "patch"')
         return self
@@ -98,6 +102,11 @@ class Study(_Strict):
     def all_variants(self) -> tuple[Variant, ...]:
         """Those that `vary` makes, then those written out."""
         return (*self._varied(), *self.variants)
+
+    @property
+    def reference_name(self) -> str:
+        """The variant that the others are compared with."""
+        return self.reference or self.all_variants()[0].name
 
     def _varied(self) -> Iterator[Variant]:
         if not self.vary:

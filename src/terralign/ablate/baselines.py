@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from terralign.files import hash_json, write_json
 from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe
 from terralign.run import run_recipe
 from terralign.run_data import RunData
-from terralign.run_folder import keep_recipe
+from terralign.run_folder import keep_measurement, keep_recipe
 from terralign.study import Planned
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
@@ -218,33 +219,52 @@ class _Stage:
         rows: Rows = []
         for entry in self.recipe.evaluate:
             samples = self.opened(entry)
-            if entry.task == "retrieval":
-                evaluation = evaluate_retrieval(
-                    space, samples, query=entry.query, gallery=entry.gallery or RGB,
-                    prompts=entry.prompts,
-                )  # fmt: skip
-            else:
-                evaluation = evaluate_zero_shot(
-                    space, samples, tower=RGB, prompts=entry.prompts,
-                    class_names=choose_class_names(samples, entry.classes),
-                )  # fmt: skip
-            rows += evaluation.to_rows(model="patched", role=entry.role)
+            rows += self._kept(
+                entry, samples, space.space_id, partial(_evaluation, space, samples, entry)
+            )
         return rows
 
-    def rows_of(self, result: MetricResult, entry: EvaluateRecipe, samples: SampleSet) -> Rows:
+    def rows_of(
+        self, measure: Callable[[], MetricResult], entry: EvaluateRecipe, samples: SampleSet
+    ) -> Rows:
         """Rows of figures that do not come from a space's own texts."""
-        evaluation = Evaluation(
-            task="multi-label" if require_labels(samples).multi_label else "zero-shot",
-            dataset=samples.name,
-            split=samples.split,
-            space_id="",
-            tower=RGB,
-            note="",
-            prompts=None,
-            class_names=None,
-            result=result,
+
+        def evaluation() -> Evaluation:
+            return Evaluation(
+                task="multi-label" if require_labels(samples).multi_label else "zero-shot",
+                dataset=samples.name,
+                split=samples.split,
+                space_id="",
+                tower=RGB,
+                note="",
+                prompts=None,
+                class_names=None,
+                result=measure(),
+            )
+
+        return self._kept(entry, samples, "trained in this folder", evaluation)
+
+    def _kept(
+        self,
+        entry: EvaluateRecipe,
+        samples: SampleSet,
+        model: str,
+        measure: Callable[[], Evaluation],
+    ) -> Rows:
+        identity = {"model": model, "data": samples.fingerprint}
+        name = hash_json({**identity, "entry": entry.model_dump(mode="json")})
+        return keep_measurement(self.folder, name, measure, model="patched", role=entry.role)
+
+
+def _evaluation(space: EmbeddingSpace, samples: SampleSet, entry: EvaluateRecipe) -> Evaluation:
+    if entry.task == "retrieval":
+        return evaluate_retrieval(
+            space, samples, query=entry.query, gallery=entry.gallery or RGB, prompts=entry.prompts
         )
-        return evaluation.to_rows(model="patched", role=entry.role)
+    return evaluate_zero_shot(
+        space, samples, tower=RGB, prompts=entry.prompts,
+        class_names=choose_class_names(samples, entry.classes),
+    )  # fmt: skip
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
@@ -261,7 +281,8 @@ def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
             prompts=choose_prompts(samples, entry.prompts),
             class_names=choose_class_names(samples, entry.classes),
         )
-        rows += stage.rows_of(evaluate_learned_prompts(stage.clip, prompts, task), entry, samples)
+        measure = partial(evaluate_learned_prompts, stage.clip, prompts, task)
+        rows += stage.rows_of(measure, entry, samples)
     return rows, {"settings": settings.model_dump(mode="json")}
 
 
@@ -276,8 +297,9 @@ def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
     for entry in stage.recipe.evaluate:
         samples = stage.opened(entry)
         if entry.task == "zero-shot" and samples.name in heads:
-            found = evaluate_linear_head(clip, heads[samples.name], samples)
-            rows += [{**row, "task": "linear-head"} for row in stage.rows_of(found, entry, samples)]
+            measure = partial(evaluate_linear_head, clip, heads[samples.name], samples)
+            own = stage.rows_of(measure, entry, samples)
+            rows += [{**row, "task": "linear-head"} for row in own]
     return rows, {"settings": settings.model_dump(mode="json")}
 
 

@@ -11,13 +11,22 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from terralign.ablate.baselines import check_settings, run_baseline
+from terralign.ablate.differences import Differences
 from terralign.ablate.sharing import SharedStages
 from terralign.ablate.summary import summarise, table_text
-from terralign.errors import Interrupted, RecipeError, StorageError, TerralignError, first_line
+from terralign.errors import (
+    DataError,
+    Interrupted,
+    RecipeError,
+    StorageError,
+    TerralignError,
+    first_line,
+)
 from terralign.files import claimed, read_json, write_json, write_text
 from terralign.run import run_recipe
 from terralign.run_folder import keep_recipe, keep_toml
@@ -31,13 +40,15 @@ class StudyResult:
     """A study that was gone through.
 
     `rows`: those of every finished run in the folder, with `variant` and `seed`. `summary`: mean
-    and spread of each figure over seeds. `failures`: `variant`, `seed`, `reason` of runs that did
+    and spread of each figure over seeds. `differences`: of the variants to the study's reference,
+    see `differences.py`. `failures`: `variant`, `seed`, `reason` of runs that did
     not finish. `complete_before`: nothing had to be done.
     """
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
     summary: tuple[dict[str, Any], ...]
+    differences: tuple[dict[str, Any], ...]
     failures: tuple[dict[str, Any], ...]
     table: str
     complete_before: bool
@@ -66,6 +77,10 @@ def run_study(
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
         check_settings(one)
+    if data_root is not None and not data_root.is_dir():
+        raise DataError(
+            f"data root {data_root} is not there; give the folder that holds the data sets"
+        )
     with claimed(folder):
         _keep_study(study, overrides, folder / "study.toml")
         progress = _Study(
@@ -103,6 +118,14 @@ class _Study:
     rows: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     complete_before: bool = True
+
+    @cached_property
+    def differences(self) -> Differences:
+        """What was compared before is read from the folder."""
+        known = []
+        with suppress(StorageError, LookupError, TypeError):  # damaged: compared again
+            known = list(read_json(self.folder / "results.json")["differences"])
+        return Differences(self.folder, known)
 
     def find_finished(self, overrides: Sequence[str]) -> None:
         """The runs of earlier calls, of variants and seeds not asked for now too."""
@@ -174,6 +197,7 @@ class _Study:
                 "study": self.study.name,
                 "rows": list(result.rows),
                 "summary": list(result.summary),
+                "differences": list(result.differences),
                 "failures": list(result.failures),
             },
         )
@@ -196,12 +220,16 @@ class _Study:
             for key in sorted(self.failures, key=place)
         ]
         summary = summarise(rows)
+        ordered = {key: self.rows[key] for key in sorted(self.rows, key=place)}
+        study = self.study
+        differences = self.differences.of(ordered, study.reference_name, study.metrics)
         return StudyResult(
             folder=self.folder,
             rows=tuple(rows),
             summary=tuple(summary),
+            differences=tuple(differences),
             failures=tuple(failures),
-            table=table_text(self.study, summary, failures),
+            table=table_text(study, summary, differences, failures),
             complete_before=self.complete_before,
         )
 

@@ -20,6 +20,12 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(math.fsum((one - mean) ** 2 for one in values) / (len(values) - 1))
 
 
+def figure_of(row: Row) -> tuple[str, ...]:
+    """What a row is a figure of: its `FIGURE_KEYS`."""
+    named = {**row, "tower": tower_label(row)}
+    return tuple(str(named[name]) for name in FIGURE_KEYS)
+
+
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry per variant and figure, in the order of the rows.
 
@@ -28,9 +34,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        named = {**row, "tower": tower_label(row)}
-        key = (str(row["variant"]), *(str(named[name]) for name in FIGURE_KEYS))
-        groups.setdefault(key, []).append(row)
+        groups.setdefault((str(row["variant"]), *figure_of(row)), []).append(row)
     entries = []
     for (variant, *names), members in groups.items():
         mean, spread = mean_and_spread([row["value"] for row in members])
@@ -51,16 +55,26 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def table_text(
-    study: Study, summary: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]
+    study: Study,
+    summary: Sequence[Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, Any]],
 ) -> str:
-    """`table.md`: for each split and task a table of variants, the best of each column bold."""
+    """`table.md`: for each split and task a table of variants, the best of each column bold.
+
+    Below it the differences to the study's reference.
+    """
     out = [f"# Study: {study.name}", ""]
     if study.note:
         out += [study.note, ""]
     shown = [entry for entry in summary if entry["metric"] in study.metrics]
     order = [variant.name for variant in study.all_variants()]
     for heading in dict.fromkeys(map(_heading, shown)):
-        out += _section(heading, [one for one in shown if _heading(one) == heading], order)
+        own = [one for one in shown if _heading(one) == heading]
+        out += _section(heading, own, order)
+        columns = list(dict.fromkeys(map(_column, own)))
+        compared = [one for one in differences if _heading(one) == heading]
+        out += _difference_lines(compared, columns, order)
     if not shown:
         out += ["No run has finished.", ""]
     if failures:
@@ -70,12 +84,19 @@ def table_text(
             for one in failures
         ]
         out.append("")
-    out.append(
+    out += [
         "Per cent. One seed: value and its 95 % bootstrap interval over samples. Several: mean ± "
         "standard deviation over seeds (number of seeds); the column's head then has the widest "
         "95 % interval over samples of any variant, which seeds do not narrow. Bold: the best "
-        "mean; a lead within spread or interval is none."
-    )
+        "mean; a lead within spread or interval is none.",
+        "",
+    ]
+    if differences:
+        out.append(
+            f"Against `{study.reference_name}`: points, by the paired bootstrap on the same "
+            "samples, 95 % intervals; of several seeds their means. p is not corrected for the "
+            "number of comparisons, and none is told of fewer than 30 samples."
+        )
     return "\n".join(out) + "\n"
 
 
@@ -102,6 +123,31 @@ def _section(heading: str, entries: Sequence[Mapping[str, Any]], order: Sequence
         row = [_cell(cells.get((name, column)), best[column]) for column in columns]
         lines.append(f"| {name} | {' | '.join(row)} |")
     return [*lines, ""]
+
+
+def _difference_lines(
+    entries: Sequence[Mapping[str, Any]], columns: Sequence[str], order: Sequence[str]
+) -> list[str]:
+    cells = {(entry["variant"], _column(entry)): entry for entry in entries}
+    if not cells:
+        return []
+    used = [column for column in columns if any(column == own for _, own in cells)]
+    lines = [f"| against `{entries[0]['reference']}` | {' | '.join(used)} |"]
+    lines.append("|---" * (len(used) + 1) + "|")
+    for name in order:
+        if any(name == own for own, _ in cells):
+            row = [_difference(cells.get((name, column))) for column in used]
+            lines.append(f"| {name} | {' | '.join(row)} |")
+    return [*lines, ""]
+
+
+def _difference(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    value, low, high = (f"{100 * entry[key]:+.1f}" for key in ("difference", "low", "high"))
+    p_value = entry["p_value"]
+    told = "" if p_value is None else f", p {p_value:.3f}" if p_value >= 0.001 else ", p < 0.001"
+    return f"{value} ({low} to {high}{told})"
 
 
 def _column(entry: Mapping[str, Any]) -> str:

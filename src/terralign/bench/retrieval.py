@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
 from terralign.datasets.sample import SampleSet
-from terralign.evaluate.caption_recall import share_per_image
 from terralign.evaluate.embed import Route
 from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluate.metrics import Floats, MetricResult
+from terralign.evaluate.metrics import Floats
 from terralign.evaluate.retrieval import TEXT, find_class, find_own, shared_captions
 from terralign.evaluate.similarity import GalleryPenalty, Similarities
 
@@ -174,31 +173,22 @@ def _measure(
             **settings,
         )  # fmt: skip
         figures += [figure(metric, level="instance") for metric in found.metrics]
-        outcomes |= _per_query(found, found.per_query)
+        outcomes |= found.outcomes
     if query.labels is not None and gallery.labels is not None:
         own_samples = query.of_samples and gallery.of_samples
         found = find_class(
-            *vectors, query.labels, gallery.labels, own_samples=own_samples, **settings
-        )
+            *vectors, query.labels, gallery.labels,
+            own_samples=own_samples, num_captions=query.num_captions, **settings,
+        )  # fmt: skip
         figures += [figure(metric, level="class") for metric in found.metrics]
         notes = [*notes, *found.notes]
-        values = found.per_query
-        if values is not None and query.num_captions is not None:
-            values = share_per_image(values, query.num_captions)
-        outcomes |= _per_query(found, values)
+        outcomes |= found.outcomes
     return Measured(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
         outcomes=outcomes,
         note=". ".join(notes),
     )
-
-
-def _per_query(found: MetricResult, values: Floats | None) -> dict[str, NDArray[Any]]:
-    """Metric -> what each query or image adds to it, of `values` (Q, M); none without figures."""
-    if values is None:
-        return {}
-    return {metric.name: values[:, i].copy() for i, metric in enumerate(found.metrics)}
 
 
 def _examples(

@@ -189,6 +189,7 @@ def f1_metrics(
         ),
         num_classes_without_positives=num_empty,
         notes=(note,) if num_empty else (),
+        outcomes={"decisions": decisions, "labels": labels},
     )
 
 

@@ -22,6 +22,7 @@ from terralign.evaluate.metrics import (
     Floats,
     Metric,
     MetricResult,
+    Outcomes,
     bootstrap_counts,
     bootstrap_interval,
 )
@@ -123,6 +124,14 @@ def share_per_image(values: Floats, num_captions: Counts) -> Floats:
     return np.asarray(sums * (len(num_captions) / len(values)))
 
 
+def outcomes_per_image(outcomes: Outcomes, num_captions: Counts) -> Outcomes:
+    """`share_per_image` of what every caption (T,) adds to each metric."""
+    return {
+        name: share_per_image(values[:, None], num_captions)[:, 0]
+        for name, values in outcomes.items()
+    }
+
+
 def _best_own(
     tiles: Similarities, rows: slice, units: Floats, starts: Counts, num_captions: Counts
 ) -> tuple[Floats, Counts]:
@@ -181,7 +190,9 @@ def _mean_over_images(
                 chance=chance,
             )
         )
-    return MetricResult(metrics=tuple(metrics), per_query=share_per_image(hits, num_queries))
+    shares = share_per_image(hits, num_queries)
+    outcomes = {metric.name: shares[:, i].copy() for i, metric in enumerate(metrics)}
+    return MetricResult(metrics=tuple(metrics), outcomes=outcomes)
 
 
 def _check_counts(num_captions: Counts, num_given: int, num_images: int) -> None:

@@ -13,7 +13,7 @@ Retrieval is in `ranking.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from sklearn.metrics import average_precision_score
 from terralign.errors import DataError, nearest
 
 Floats = NDArray[np.floating[Any]]
+Outcomes = dict[str, NDArray[Any]]
+"""Values of every sample or query by name, (N,) or (N, K)."""
 Statistics = Callable[[NDArray[np.int64]], Floats]
 """Counts (N,), how often each sample is taken, to values (M,)."""
 
@@ -60,8 +62,8 @@ class MetricResult:
 
     `num_classes_without_positives`: classes without a single (positive) sample; they are left out
     of macro means. `num_queries_left_out`: queries to which no gallery item is relevant.
-    `notes`: what a reader has to know, one sentence each. `per_query`: of retrieval, (Q, M) what
-    each query adds to the mean of each metric, NaN where it is left out; of captions by image.
+    `notes`: what a reader has to know, one sentence each. `outcomes`: what two models are compared
+    by, see `paired.py`.
     """
 
     metrics: tuple[Metric, ...]
@@ -69,7 +71,7 @@ class MetricResult:
     num_classes_without_positives: int = 0
     num_queries_left_out: int = 0
     notes: tuple[str, ...] = ()
-    per_query: Floats | None = field(default=None, repr=False, compare=False)
+    outcomes: Outcomes = field(default_factory=dict, repr=False, compare=False)
 
     def metric(self, name: str) -> Metric:
         """The figure called `name`; `DataError` names the nearest one where there is none."""
@@ -116,7 +118,9 @@ def classification_metrics(
         names, statistics, chances, num_samples, num_bootstrap=num_bootstrap, seed=seed
     )
     accuracies = _class_means(labels, hits[:, 0], np.ones_like(labels), num_classes)
-    return _with_classes(metrics, accuracies, class_counts, "samples")
+    outcomes = {name: hits[:, column].copy() for column, name in enumerate(names[:-1])}
+    found = _with_classes(metrics, accuracies, class_counts, "samples")
+    return replace(found, outcomes={**outcomes, "labels": labels})
 
 
 def multilabel_metrics(
@@ -162,7 +166,8 @@ def multilabel_metrics(
     )
     precisions = np.full(num_classes, np.nan)
     precisions[classes] = [average_precision_score(labels[:, k], scores[:, k]) for k in classes]
-    return _with_classes(metrics, precisions, positives, "positives")
+    found = _with_classes(metrics, precisions, positives, "positives")
+    return replace(found, outcomes={"scores": scores.astype(np.float32), "labels": labels})
 
 
 def modality_gap(a: Floats, b: Floats) -> float:

@@ -80,7 +80,7 @@ def retrieval_metrics(
             metrics=mean_metrics(
                 [f"recall@{k}" for k in ks], hits, chances, num_bootstrap=num_bootstrap, seed=seed
             ),
-            per_query=hits,
+            outcomes={f"recall@{k}": hits[:, i].copy() for i, k in enumerate(ks)},
         )
     relevance = _relevance(tiles, query_labels, gallery_labels)
     precisions, num_relevant = _average_precision(tiles, relevance, ks)
@@ -97,7 +97,7 @@ def retrieval_metrics(
         ),
         num_queries_left_out=num_left_out,
         notes=(note,) if num_left_out else (),
-        per_query=precisions,
+        outcomes={f"map@{k}": precisions[:, i].copy() for i, k in enumerate(ks)},
     )
 
 

@@ -17,6 +17,7 @@ from terralign.evaluate.caption_recall import (
     Counts,
     captions_find_images,
     images_find_captions,
+    outcomes_per_image,
 )
 from terralign.evaluate.classification import choose_prompts
 from terralign.evaluate.embed import Embed, choose_route, embed_samples
@@ -158,7 +159,9 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
             *vectors, query_labels=judged[0], gallery_labels=judged[1], exclude_self=True
         )
     own_samples = query.of_samples and gallery.of_samples
-    by_class = find_class(*vectors, *judged, own_samples=own_samples)
+    by_class = find_class(
+        *vectors, *judged, own_samples=own_samples, num_captions=query.num_captions
+    )
     if instance is None:
         return by_class
     return MetricResult(
@@ -167,6 +170,7 @@ def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
         num_classes_without_positives=by_class.num_classes_without_positives,
         num_queries_left_out=by_class.num_queries_left_out,
         notes=instance.notes + by_class.notes,
+        outcomes=instance.outcomes | by_class.outcomes,
     )
 
 
@@ -198,12 +202,14 @@ def find_class(
     gallery_labels: NDArray[Any],
     *,
     own_samples: bool,
+    num_captions: Counts | None = None,
     **settings: Any,
 ) -> MetricResult:
     """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`.
 
     `own_samples`: row k of both is sample k, which does not find itself; without figures, but with
-    a note, where no class has two samples. `settings` as in `find_own`.
+    a note, where no class has two samples. `num_captions`: of each sample (N,), where queries are
+    captions: outcomes are those of the samples then. `settings` as in `find_own`.
     """
     if own_samples and not _classes_repeat(query_labels):
         return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
@@ -211,6 +217,8 @@ def find_class(
         query, gallery, query_labels=query_labels, gallery_labels=gallery_labels,
         exclude_self=own_samples, **settings,
     )  # fmt: skip
+    if num_captions is not None:
+        found = replace(found, outcomes=outcomes_per_image(found.outcomes, num_captions))
     return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found
 
 

@@ -25,6 +25,9 @@ from terralign.evaluate.metrics import (
 
 NUM_BOOTSTRAP = 2000
 
+MIN_SAMPLES = 30
+"""Of fewer, a bootstrap calls too much significant: no p-value is told."""
+
 CHUNK = 2**21
 """Numbers of one array of draws, (R', N), that is worked on at once."""
 
@@ -82,12 +85,9 @@ def compare_means(
     if not values.size:
         raise DataError("there is no sample to compare the models on")
 
-    def mean(own: Floats) -> Statistic:
-        return lambda counts: np.asarray(counts @ own / len(own))
-
     return compare(
-        mean(values[0]),
-        mean(values[1]),
+        mean_statistic(values[0]),
+        mean_statistic(values[1]),
         values.shape[1],
         num_bootstrap=num_bootstrap,
         seed=seed,
@@ -115,15 +115,21 @@ def compare_class_means(
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError("a or b has NaN or infinite values; every sample needs a value")
     return compare(
-        _class_mean(a, labels),
-        _class_mean(b, labels),
+        class_mean_statistic(a, labels),
+        class_mean_statistic(b, labels),
         len(labels),
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
 
 
-def _class_mean(values: Floats, labels: NDArray[Any]) -> Statistic:
+def mean_statistic(values: Floats) -> Statistic:
+    """The mean of values (N,) over samples."""
+    return lambda counts: np.asarray(counts @ values / len(values))
+
+
+def class_mean_statistic(values: Floats, labels: NDArray[Any]) -> Statistic:
+    """The mean over classes of the means of their samples' values (N,); `labels` (N,) integers."""
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.diff(labels[order], prepend=labels[order[0]] - 1))
     ranked = values[order].astype(np.float64)
@@ -179,8 +185,8 @@ def compare_average_precision(
     for scores, name in ((scores_a, "scores_a"), (scores_b, "scores_b")):
         _check_scores(scores, labels.shape, name=name)
     return compare(
-        _average_precision(scores_a, labels, average),
-        _average_precision(scores_b, labels, average),
+        average_precision_statistic(scores_a, labels, average),
+        average_precision_statistic(scores_b, labels, average),
         len(labels),
         num_bootstrap=num_bootstrap,
         seed=seed,
@@ -212,15 +218,18 @@ def compare_f1(
     if labels.dtype != np.bool_ or not labels.any():
         raise DataError(f"labels is {labels.dtype}; expected bool with at least one positive")
     return compare(
-        _f1(decisions_a, labels, average),
-        _f1(decisions_b, labels, average),
+        f1_statistic(decisions_a, labels, average),
+        f1_statistic(decisions_b, labels, average),
         len(labels),
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
 
 
-def _f1(decisions: NDArray[np.bool_], labels: NDArray[np.bool_], average: Average) -> Statistic:
+def f1_statistic(
+    decisions: NDArray[np.bool_], labels: NDArray[np.bool_], average: Average
+) -> Statistic:
+    """F1 of decisions against labels, (N, K) bool each, as `calibration.f1_metrics` has it."""
     columns = np.concatenate([decisions & labels, decisions, labels], axis=1).astype(np.float64)
 
     def statistic(counts: Counts) -> Floats:
@@ -317,7 +326,10 @@ def _resamples(num_samples: int, *, num_bootstrap: int, seed: int) -> Iterator[C
         yield counts.reshape(number, num_samples)
 
 
-def _average_precision(scores: Floats, labels: NDArray[np.bool_], average: Average) -> Statistic:
+def average_precision_statistic(
+    scores: Floats, labels: NDArray[np.bool_], average: Average
+) -> Statistic:
+    """Mean average precision of scores (N, K), as `metrics.multilabel_metrics` has it."""
     num_classes = labels.shape[1]
     if average == "micro":
         return _RankedColumn(scores.ravel(), labels.ravel(), scores_per_sample=num_classes)
