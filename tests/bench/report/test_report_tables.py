@@ -128,6 +128,48 @@ def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> 
     assert remedies == ["plain", "csls"]
 
 
+def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> None:
+    def found(model: str, value: float, query: str, metric: str, **changes: Any) -> BenchRow:
+        keys = {"tower": None, "query_tower": query, "gallery_tower": "s2", "prompts": None}
+        return row(model, value, task="retrieval", metric=metric, **(keys | changes))
+
+    rows = [
+        *(
+            found(model, value, "rgb", metric, variant=variant, chance=chance)
+            for model, first in (("a", 0.2), ("b", 0.3))
+            for variant, value in (("plain", first), ("csls", first + 0.1))
+            for metric, chance in (("map@10", 0.1), ("recall@1", 0.02))
+        ),
+        found("a", 0.6, "text", "map@10", prompts="plain"),
+        found("a", 0.7, "text", "map@10", prompts="satellite"),
+        found("a", 0.8, "text", "map@10", prompts="satellite", variant="centred"),
+        found("a", 0.9, "s1", "map@10"),  # no remedy
+        found("b", 0.9, "rgb", "recall@5", variant="csls"),
+        found("a", 0.1, "rgb", "recall@1", variant="csls", entry="two"),
+    ]
+    tables = [one for one in report_tables(rows).more if one.title.startswith("Remedies")]
+    assert [one.title for one in tables] == [
+        "Remedies in retrieval: eurosat", "Remedies in retrieval: two",
+    ]  # fmt: skip
+    columns = [(column.heading, column.metric) for column in tables[0].columns]
+    assert columns == [(m, k) for m in ("a", "b") for k in ("recall@1", "mAP@10")]
+    assert [heading for heading, _ in tables[0].groups] == [
+        "rgb → s2, n 500",
+        "text → s2, prompts plain, n 500, chance 10.0",
+        "text → s2, prompts satellite, n 500, chance 10.0",
+    ]
+    first = {
+        line.labels[0]: [(cell.value, cell.mark) if cell else None for cell in line.cells]
+        for line in tables[0].groups[0][1]
+    }
+    assert first == {
+        "plain": [("20.0", ""), ("20.0", ""), ("30.0", ""), ("30.0", "")],
+        "csls": [("30.0", "best"), ("30.0", "best"), ("40.0", "best"), ("40.0", "best")],
+        "chance": [("2.0", ""), ("10.0", ""), ("2.0", ""), ("10.0", "")],
+    }
+    assert [line.labels[0] for line in tables[0].groups[2][1]] == ["plain", "centred"]
+
+
 def test_differences_are_signed_points_with_stars_where_significant() -> None:
     a, b = row("a", 0.5), row("b", 0.62)
     changes = {"model": "c", "low": -0.2, "high": 0.04, "entry": "two"}

@@ -21,6 +21,8 @@ SCORES = ("top1", "macro_map")
 """The main metric of single-label and of multi-label classification."""
 F1 = ("macro_f1", "micro_f1")
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "map@10")
+REMEDIED = ("recall@1", "map@10")
+"""Of retrieval, what remedies are shown by."""
 PROBES = {"linear-probe": "linear probe", "knn": "k-NN"}
 ZERO_SHOT = ("zero-shot", "multi-label")
 
@@ -54,8 +56,13 @@ def report_tables(
     ]
     more = [
         *table(_differences(names, differences), differences),
-        *table(_remedies(names), _with_remedies(figures)),
+        *table(_remedies(names), _with_remedies(figures, ZERO_SHOT, SCORES)),
     ]
+    found = _with_remedies(figures, ("retrieval",), REMEDIED)
+    for entry in dict.fromkeys(row.entry for row in found):
+        more += table(
+            _retrieval_remedies(names, str(entry)), (row for row in found if row.entry == entry)
+        )
     for entry in dict.fromkeys(row.entry for row in figures):
         own = [row for row in figures if row.entry == entry]
         conditions = [row for row in own if row.task == "robustness" and row.metric in SCORES]
@@ -75,14 +82,17 @@ class _Names:
         for row in rows:
             if row.prompts is not None and row.variant == PLAIN:
                 asked.setdefault((row.entry, row.task), set()).add(row.prompts)
-        self._several = {key for key, prompts in asked.items() if len(prompts) > 1}
+        self._several = {key: prompts for key, prompts in asked.items() if len(prompts) > 1}
+
+    def prompts(self, row: BenchRow) -> str:
+        """Its prompts, where the bench used several sets on its entry and this is one of them."""
+        if row.prompts in self._several.get((row.entry, row.task), ()):
+            return f"prompts {row.prompts}"
+        return ""
 
     def entry(self, row: BenchRow) -> str:
-        """The suite's entry, with its prompts where the bench used several sets on it."""
-        name = str(row.entry)
-        if (row.entry, row.task) in self._several and row.prompts and row.variant == PLAIN:
-            return f"{name}, prompts {row.prompts}"
-        return name
+        """The suite's entry, with `prompts`."""
+        return ", ".join(one for one in (str(row.entry), self.prompts(row)) if one)
 
     def role(self, row: BenchRow) -> str:
         """The entry, and its role in the training of the models."""
@@ -113,11 +123,17 @@ def _is_shown_difference(row: BenchRow) -> bool:
     return row.metric in shown or (row.task == "retrieval" and row.metric in RETRIEVAL)
 
 
-def _with_remedies(figures: Sequence[BenchRow]) -> list[BenchRow]:
-    """Classification by every variant, of what was measured by more than the plain one."""
-    scores = [row for row in figures if row.task in ZERO_SHOT and row.metric in SCORES]
-    several = {(row.model, row.entry, row.tower) for row in scores if row.variant != PLAIN}
-    return [row for row in scores if (row.model, row.entry, row.tower) in several]
+def _with_remedies(
+    figures: Sequence[BenchRow], tasks: Sequence[str], metrics: Sequence[str]
+) -> list[BenchRow]:
+    """These metrics of these tasks by every variant, where there are others than the plain one."""
+
+    def subject(row: BenchRow) -> tuple[str | None, ...]:
+        return row.model, row.entry, row.tower, row.query_tower, row.gallery_tower
+
+    chosen = [row for row in figures if row.task in tasks and row.metric in metrics]
+    several = {subject(row) for row in chosen if row.variant != PLAIN}
+    return [row for row in chosen if subject(row) in several]
 
 
 def _zero_shot(names: _Names) -> Plan:
@@ -223,6 +239,26 @@ def _remedies(names: _Names) -> Plan:
         group=lambda row: f"{row.model}, {row.tower}",
         line=lambda row: (row.variant,),
         column=lambda row: (names.role(row), metric_text(row)),
+    )
+
+
+def _retrieval_remedies(names: _Names, entry: str) -> Plan:
+    def group(row: BenchRow) -> str:
+        pair = f"{row.query_tower} → {row.gallery_tower}"
+        return ", ".join(one for one in (pair, names.prompts(row)) if one)
+
+    return Plan(
+        name=f"retrieval-remedies-{entry}",
+        title=f"Remedies in retrieval: {entry}",
+        heads=("variant",),
+        note="Retrieval as it is (plain) and by each remedy, query → gallery; the best of each "
+        "model is marked. centred and csls see all queries at once; qb-norm takes queries of "
+        "another split.",
+        group=group,
+        line=lambda row: (row.variant,),
+        column=lambda row: (row.model, metric_text(row)),
+        about="group",
+        order=REMEDIED,
     )
 
 

@@ -144,10 +144,11 @@ class Plan:
 def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table | None:
     """The table of rows that have values; None where there are none.
 
-    Groups, lines and columns are in the order of their first rows. Where two rows fall into one
+    Groups, lines and columns are in the order of their first rows, columns of one heading together.
+    Where two rows fall into one
     cell, the first is shown.
     """
-    columns = list(dict.fromkeys(plan.column(row) for row in sorted(rows, key=_place(plan))))
+    columns = list(dict.fromkeys(plan.column(row) for row in sorted(rows, key=_place(plan, rows))))
     placed: dict[str, dict[tuple[str, ...], dict[tuple[str, str], BenchRow]]] = {}
     for row in rows:
         cells = placed.setdefault(plan.group(row), {}).setdefault(plan.line(row), {})
@@ -199,9 +200,15 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table
     )
 
 
-def _place(plan: Plan) -> Callable[[BenchRow], int]:
-    """Where a row's column comes."""
-    return lambda row: plan.order.index(str(row.metric)) if row.metric in plan.order else 0
+def _place(plan: Plan, rows: Sequence[BenchRow]) -> Callable[[BenchRow], tuple[int, int]]:
+    """Where a row's column comes: by its heading, then by its metric."""
+    headings = list(dict.fromkeys(plan.column(row)[0] for row in rows))
+
+    def place(row: BenchRow) -> tuple[int, int]:
+        metric = plan.order.index(str(row.metric)) if row.metric in plan.order else 0
+        return headings.index(plan.column(row)[0]), metric
+
+    return place
 
 
 def _cell(plan: Plan, row: BenchRow | None, marks: Mapping[int, Mark]) -> Cell | None:
