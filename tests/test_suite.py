@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from terralign.datasets.catalog import DATASETS
+from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.errors import RecipeError
 from terralign.suite import FITTED, load_suite, parse_suite, suite_names, suite_text
 
@@ -39,6 +39,14 @@ def test_shipped_suites_fit_and_choose_elsewhere_than_they_report(name: str) -> 
         if entry.fit is None and FITTED & set(entry.tasks):
             # Only where the data have no other split that could be named.
             assert entry.data == "aid"
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_shipped_suites_with_qb_norm_name_a_bank_wherever_there_are_splits(name: str) -> None:
+    suite = load_suite(name)
+    for entry in suite.entries if "qb-norm" in suite.variants else ():
+        if "retrieval" in entry.tasks and find_dataset(entry.data).facts.has_splits:
+            assert entry.fit or entry.validation, entry.title
 
 
 def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
