@@ -10,16 +10,18 @@ import timm
 import torch
 
 from terralign.chips import PixelLayout
-from terralign.encoders.timm_encoder import load_timm_encoder
-from terralign.errors import ModelError
+from terralign.encoders.timm_encoder import TimmEncoder, load_timm_encoder
+from terralign.errors import ModelError, SensorError
 from terralign.sensors import SENSORS
 
-NAME = "test_vit"
+NAME, RESNET = "test_vit", "test_resnet"
+L1C, L2A = SENSORS["sentinel2-l1c"], SENSORS["sentinel2-l2a"]
+B10 = L1C.band_names.index("B10")
 
 
-def save(path: Path, num_bands: int, *, prefix: str = "") -> torch.nn.Module:
+def save(path: Path, num_bands: int, *, prefix: str = "", name: str = NAME) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model(NAME, num_classes=0, in_chans=num_bands).eval()
+    model = timm.create_model(name, num_classes=0, in_chans=num_bands).eval()
     torch.save({f"{prefix}{key}": value for key, value in model.state_dict().items()}, path)
     return model
 
@@ -56,6 +58,75 @@ def test_bands_of_a_sensor_are_taken_by_name(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
+def numbers(encoder: TimmEncoder, num_bands: int) -> torch.Tensor:
+    """DN (2, C, size, size) int32, above and below what an offset leaves in 0-1."""
+    size = encoder.input_spec().size
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, num_bands, size, size)
+    return torch.randint(1, 13_000, shape, generator=generator, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("name", [NAME, RESNET])
+@pytest.mark.parametrize("offset", [0.0, -1000.0])
+def test_an_encoder_over_l1c_takes_l2a_with_b10_at_zero(
+    tmp_path: Path, name: str, offset: float
+) -> None:
+    model = save(tmp_path / "w.pth", 13, name=name)
+    encoder = load_timm_encoder(f"{name}@{L1C.name}:{tmp_path / 'w.pth'}")
+    pixels = numbers(encoder, 12)
+    layout = PixelLayout(sensor=L2A, bands=L2A.band_names, units="dn", dn_offset=offset)
+    found = encoder.encode_layout(pixels, layout, tower=L1C.name)
+
+    # By hand: reflectance of the twelve bands by their own offset, an empty plane before B11.
+    bands = ((pixels.float() + offset) / 10_000).clamp(0, 1)
+    by_hand = torch.cat([bands[:, :B10], torch.zeros_like(bands[:, :1]), bands[:, B10:]], 1)
+    with torch.inference_mode():
+        wanted = model(by_hand)
+        shifted = model(torch.cat([bands, torch.zeros_like(bands[:, :1])], 1))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert (found - shifted).abs().max() > 1e-2  # the place of the empty plane matters
+
+
+def test_an_encoder_over_l1c_still_sees_b10_of_l1c(tmp_path: Path) -> None:
+    save(tmp_path / "w.pth", 13)
+    encoder = load_timm_encoder(f"{NAME}@{L1C.name}:{tmp_path / 'w.pth'}")
+    pixels = numbers(encoder, 13)
+    changed = pixels.clone()
+    changed[:, B10] = 1
+    layout = PixelLayout(sensor=L1C, bands=L1C.band_names, units="dn")
+    seen, other = (encoder.encode_layout(p, layout, tower=L1C.name) for p in (pixels, changed))
+    assert (seen - other).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("offset", [0.0, -1000.0])
+def test_an_encoder_over_l2a_takes_l1c_without_b10(tmp_path: Path, offset: float) -> None:
+    model = save(tmp_path / "w.pth", 12)
+    encoder = load_timm_encoder(f"{NAME}@{L2A.name}:{tmp_path / 'w.pth'}")
+    pixels = numbers(encoder, 13)
+    layout = PixelLayout(sensor=L1C, bands=L1C.band_names, units="dn", dn_offset=offset)
+    found = encoder.encode_layout(pixels, layout, tower=L2A.name)
+    kept = [index for index in range(13) if index != B10]
+    with torch.inference_mode():
+        wanted = model(((pixels[:, kept].float() + offset) / 10_000).clamp(0, 1))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_radar_and_optical_data_do_not_meet(tmp_path: Path) -> None:
+    save(tmp_path / "two.pth", 2)
+    with pytest.raises(ModelError, match=r"how sentinel1-grd is scaled .* is not known"):
+        load_timm_encoder(f"{NAME}@sentinel1-grd:{tmp_path / 'two.pth'}")
+    save(tmp_path / "w.pth", 13)
+    encoder = load_timm_encoder(f"{NAME}@{L1C.name}:{tmp_path / 'w.pth'}")
+    radar = SENSORS["sentinel1-grd"]
+    layout = PixelLayout(sensor=radar, bands=radar.band_names, units="physical")
+    with pytest.raises(
+        SensorError,
+        match=r"^tower takes sentinel2-l1c, sentinel2-l2a; the pixels are of sensor "
+        r"'sentinel1-grd'$",
+    ):
+        encoder.encode_layout(torch.zeros(1, 2, 32, 32), layout, tower=L1C.name)
+
+
 def test_faults_are_told(tmp_path: Path) -> None:
     save(tmp_path / "w.pth", 3)
     with pytest.raises(ModelError, match="unknown timm model 'vit_nothing'"):
@@ -66,5 +137,6 @@ def test_faults_are_told(tmp_path: Path) -> None:
         load_timm_encoder(f"{NAME}@sentinel2-l1c:{tmp_path / 'w.pth'}")
     with pytest.raises(ModelError, match="no checkpoint at"):
         load_timm_encoder(f"{NAME}:{tmp_path / 'none.pth'}")
-    with pytest.raises(ModelError, match="sentinel1-grd"):
-        load_timm_encoder(f"{NAME}@sentinel1-grd:{tmp_path / 'w.pth'}")
+    save(tmp_path / "w13.pth", 13)
+    with pytest.raises(ModelError, match=r"12 band names .* \(sentinel2-l1c has 13\)$"):
+        load_timm_encoder(f"{NAME}@sentinel2-l2a:{tmp_path / 'w13.pth'}")

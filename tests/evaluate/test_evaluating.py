@@ -92,6 +92,21 @@ def test_the_datas_own_tower_is_the_default(aligned: EmbeddingSpace, scenes: Syn
     assert route.note == "the s2 tower on sentinel2-l2a"
 
 
+def test_bands_filled_with_zero_are_told(tiny_clip: ClipModel, scenes: SyntheticSet) -> None:
+    tower = _tower(tiny_clip, "s2", S2, ("B04", "B08"), (0.0, 1.0))
+    spec = tower.config.input.model_copy(
+        update={
+            "bands": ("B04", "B08", "B10"), "ranges": {S2: ((0.0, 1.0),) * 3},
+            "mean": (0.5,) * 3, "std": (0.5,) * 3, "missing": "zero",
+        }
+    )  # fmt: skip
+    config = tower.config.model_copy(update={"input": spec})
+    space = EmbeddingSpace(tiny_clip, towers={"s2": build_tower(config, tiny_clip)}, prompts=PLAIN)
+    for asked in (None, "s2", S2):
+        note = choose_route(space, scenes, asked).note
+        assert note == "the s2 tower on sentinel2-l2a (B10 missing, filled with zero)"
+
+
 def test_without_one_the_rgb_tower_sees_the_composite_and_that_is_said(
     base: EmbeddingSpace, scenes: SyntheticSet, photos: SyntheticSet
 ) -> None:

@@ -32,7 +32,7 @@ from terralign.encoders.weights import (
 from terralign.errors import ModelError, first_line
 from terralign.files import hash_json
 from terralign.preprocess import InputSpec
-from terralign.sensors import Composite
+from terralign.sensors import SENSORS, Composite
 
 logger = logging.getLogger(__name__)
 
@@ -297,9 +297,12 @@ def _pick_bands(
     weight: Tensor, given: tuple[str, ...], wanted: tuple[str, ...], path: Path
 ) -> Tensor:
     if weight.ndim != 4 or weight.shape[1] != len(given):
+        shape = tuple(weight.shape)
+        fits = [one.name for one in SENSORS.values() if (len(one.bands),) == shape[1:2]]
         raise ModelError(
-            f"{path} has a first layer of shape {tuple(weight.shape)}, but {len(given)} band "
-            f"names were given ({', '.join(given)}); say its bands in order"
+            f"{path} has a first layer of shape {shape}, but {len(given)} band names were given "
+            f"({', '.join(given)}); say its bands in order"
+            + (f" ({', '.join(fits)} has {shape[1]})" if fits else "")
         )
     missing = [band for band in wanted if band not in given]
     if missing:

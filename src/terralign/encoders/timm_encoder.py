@@ -28,9 +28,12 @@ from terralign.sensors import Sensor, find_sensor
 TIMM = "timm"
 """How a model's name says that it is of this kind: `timm:NAME`, `timm:NAME[@SENSOR]:FILE`."""
 
+SENTINEL2 = ("sentinel2-l1c", "sentinel2-l2a")
+"""Product levels that share their bands, but for B10: an encoder over one takes both."""
+
 
 class TimmEncoder:
-    """One tower, called as the sensor it takes ("rgb" or such as "sentinel2-l1c").
+    """One tower, called as the sensor it is laid out over ("rgb" or such as "sentinel2-l1c").
 
     Its embedding is timm's pooled feature (B, D), before any head.
     """
@@ -76,8 +79,11 @@ def load_timm_encoder(text: str) -> TimmEncoder:
 
     A file is read as `load_initial_weights` reads it: timm state dicts, and SSL4EO-S12's. With
     SENSOR its first layer takes all bands of that sensor in order, as reflectance clipped to 0-1.
-    Pictures have the size, mean and standard deviation of timm's configuration. Raises
-    `ModelError`.
+    Over Sentinel-2's bands of one level it takes pixels of both: of L1C over L2A's 12 bands B10 is
+    dropped, of L2A over L1C's 13 bands B10 is zero, as any band that pixels lack. Zero is set after
+    scaling, before mean and deviation, as in every tower with `missing = "zero"`; these being 0 and
+    1 here, zero is also what the network sees. Pictures have the size, mean and standard deviation
+    of timm's configuration. Raises `ModelError`.
     """
     name, _, file = text.partition(":")
     name, _, sensor_name = name.partition("@")
@@ -126,10 +132,11 @@ def _spec(backbone: nn.Module, sensor: Sensor | None) -> InputSpec:
     if sensor.unit != "reflectance":
         raise ModelError(f"how {sensor.name} is scaled for a plain encoder is not known: none here")
     num = len(sensor.bands)
+    sensors = SENTINEL2 if sensor.name in SENTINEL2 else (sensor.name,)
     return InputSpec(
-        sensors=(sensor.name,),
+        sensors=sensors,
         bands=sensor.band_names,
-        ranges={sensor.name: ((0.0, 1.0),) * num},
+        ranges=dict.fromkeys(sensors, ((0.0, 1.0),) * num),
         mean=(0.0,) * num,
         std=(1.0,) * num,
         size=size,

@@ -57,23 +57,32 @@ def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = 
             raise SensorError(
                 f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
             )
-        return Route(tower=name, layout=layout, note=f"the {name} tower on {tower}")
+        return _tower_route(space, name, layout)
     if tower == RGB:
         return _rgb_route(samples)
     if tower is None:
         own = next(iter(layouts.values()))
         name = space.tower_for(own)
         if name != RGB:
-            return Route(tower=name, layout=own, note=f"the {name} tower on {own.sensor.name}")
+            return _tower_route(space, name, own)
         return _rgb_route(samples)
     spec = space.input_spec(tower)
     for sensor, layout in layouts.items():
         if sensor in spec.sensors:
-            return Route(tower=tower, layout=layout, note=f"the {tower} tower on {sensor}")
+            return _tower_route(space, tower, layout)
     raise SensorError(
         f"tower {tower!r} takes {', '.join(spec.sensors)}; data set {samples.name!r} has "
         f"{', '.join(layouts)}"
     )
+
+
+def _tower_route(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> Route:
+    spec = space.input_spec(tower)
+    absent = [band for band in spec.bands if band not in layout.bands]
+    note = f"the {tower} tower on {layout.sensor.name}"
+    if absent and spec.missing == "zero":
+        note += f" ({', '.join(absent)} missing, filled with zero)"
+    return Route(tower=tower, layout=layout, note=note)
 
 
 def _rgb_route(samples: SampleSet) -> Route:
