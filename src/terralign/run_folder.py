@@ -20,6 +20,9 @@ from terralign.train.threads import choose_threads, set_threads
 
 logger = logging.getLogger(__name__)
 
+MAX_DIFFERENCES = 3
+"""Of a folder's recipe to another one, that are named."""
+
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
     """Write the resolved recipe, or refuse a folder that holds another one or other files."""
@@ -49,9 +52,12 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
             "choose another --out"
         ) from error
     if difference:
+        first = sorted(difference, key=lambda one: not one.startswith("name: "))
+        told = "; ".join(first[:MAX_DIFFERENCES])
+        left_out = len(first) - MAX_DIFFERENCES
         raise RecipeError(
             f"{folder} holds a {kind} of another {what}; choose another --out. "
-            f"Different: {'; '.join(difference)}"
+            f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
         )
 
 

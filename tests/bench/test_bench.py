@@ -37,7 +37,7 @@ from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS
-from terralign.suite import Suite, parse_suite
+from terralign.suite import Suite, load_suite, parse_suite
 
 SUITE = """
 name = "small"
@@ -583,6 +583,28 @@ def test_another_suite_in_the_folder_is_refused_with_the_difference(
         run_bench(changed, [str(spaces["base"])], finished)
 
 
+def test_of_a_very_different_suite_the_name_and_two_more_differences_are_told(
+    brief: Path, spaces: dict[str, Path]
+) -> None:
+    said = r"Different: name: 'brief' -> 'quick'; [^;]+; [^;]+; and \d+ more$"
+    with pytest.raises(RecipeError, match=said) as fault:
+        run_bench(load_suite("quick"), [str(spaces["base"])], brief)
+    assert len(str(fault.value)) < 600
+
+
+def test_a_folder_in_which_no_model_was_loaded_takes_another_suite(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    out, base = tmp_path / "b", str(spaces["base"])
+    assert run_bench(suite(BRIEF), [str(tmp_path / "typo")], out).num_failed == 1
+    short = suite(SHORT.replace(', "diagnostics"', ""))
+    result = run_bench(short, [base], out)
+    assert {row["model"] for row in result.rows} == {"base"}
+    assert {row["entry"] for row in result.rows} == {"scenes"}
+    with pytest.raises(RecipeError, match="name: 'small' -> 'brief'"):
+        run_bench(suite(BRIEF), [base], out)
+
+
 def test_a_name_stands_for_one_model(finished: Path, spaces: dict[str, Path]) -> None:
     with pytest.raises(RecipeError, match=r"knows 'base' as model .* give it another name"):
         run_bench(suite(), [f"base={spaces['patched']}"], finished)
@@ -621,6 +643,17 @@ def test_faults_of_the_command_line() -> None:
     )
     assert context.params["models"] == ("a", "x=b", "c")
     assert context.params["suite"] == "micro"
+
+
+def test_data_in_files_without_a_data_root_are_refused_before_anything_is_written(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = ["bench", "micro", "--models", str(spaces["base"]), "--out", str(tmp_path / "b")]
+    done = CliRunner(env={"TERRALIGN_DATA": None}).invoke(main, arguments)
+    assert done.exit_code == 1
+    said = "(eurosat-rgb, eurosat-ms, aid, ...); give the folder that holds them (--data-root"
+    assert said in done.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_models_get_names() -> None:

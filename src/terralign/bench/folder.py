@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from terralign.errors import RecipeError, StorageError
-from terralign.files import hash_json, read_json, write_json
+from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.run_folder import keep_toml, versions
 from terralign.suite import Suite, suite_text
 
@@ -17,8 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def keep_suite(suite: Suite, folder: Path) -> None:
-    """Write the resolved suite, or refuse a folder that holds another one or other files."""
-    keep_toml(folder / "suite.toml", suite_text(suite), kind="bench", what="suite")
+    """Write the resolved suite, or refuse a folder that holds another one or other files.
+
+    A folder in which no model was ever loaded, such as one of a mistyped model, takes another.
+    """
+    path, text = folder / "suite.toml", suite_text(suite)
+    try:
+        keep_toml(path, text, kind="bench", what="suite")
+    except RecipeError:
+        if known_models(folder) or any((folder / "measurements").glob("*.json")):
+            raise
+        write_text(path, text)
 
 
 def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:

@@ -28,6 +28,7 @@ from terralign.bench.robustness import robustness_jobs
 from terralign.bench.rows import BenchRow, check_rows, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
+from terralign.datasets.catalog import find_dataset
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import (
@@ -89,7 +90,8 @@ def run_bench(
     `prompts`: prompt sets to measure with instead of the entries' own. `reference`: the name of the
     model that the others are compared with; None: the first. A model or an entry that fails is a
     row with its reason, and does not end the bench. Raises `RecipeError` for a folder of another
-    suite, with the difference, and for names that do not fit.
+    suite, with the difference, and for names that do not fit; `DataError` where the data of an
+    entry lie in files and there is no data root.
     """
     named = name_models(models)
     if not named:
@@ -99,10 +101,7 @@ def run_bench(
         raise RecipeError(f"the reference {first!r} is none of the models; {nearest(first, named)}")
     for name in prompts:
         load_prompts(name)
-    if data_root is not None and not data_root.is_dir():
-        raise DataError(
-            f"data root {data_root} is not there; give the folder that holds the data sets"
-        )
+    _check_data_root(suite, data_root)
     with claimed(out):
         keep_suite(suite, out)
         _rows_before(out)
@@ -117,6 +116,23 @@ def run_bench(
             rows=tuple(rows),
             num_measured=bench.num_measured,
             num_failed=sum(row["status"] == "failed" for row in bench.rows),
+        )
+
+
+def _check_data_root(suite: Suite, data_root: Path | None) -> None:
+    if data_root is not None:
+        if not data_root.is_dir():
+            raise DataError(
+                f"data root {data_root} is not there; give the folder that holds the data sets"
+            )
+        return
+    names = dict.fromkeys(entry.data for entry in suite.entries)
+    in_files = [name for name in names if find_dataset(name).facts.needs_root]
+    if in_files:
+        raise DataError(
+            f"suite {suite.name!r} measures data sets that lie in files "
+            f"({', '.join(in_files[:3])}{', ...' if in_files[3:] else ''}); give the folder that "
+            "holds them (--data-root, or the variable TERRALIGN_DATA)"
         )
 
 
