@@ -57,3 +57,21 @@ def test_it_loads(kind: str, architecture: str, tiny_clip: ClipModel, tmp_path: 
         space.clip.visual(pictures), tiny_clip.visual(pictures), atol=atol, rtol=0
     )
     assert space.clip.logit_scale == pytest.approx(tiny_clip.logit_scale, rel=1e-3)
+
+
+def test_a_file_whose_activation_is_in_doubt_is_warned_about(
+    architecture: str, tiny_clip: ClipModel, tiny_clip_config: dict[str, Any], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    path = tmp_path / "w.pt"
+    torch.save(layout("RemoteCLIP", dict(tiny_clip.model.state_dict())), path)
+    EmbeddingSpace.load(f"{architecture}:{path}")
+    assert not caplog.records
+    twin = tmp_path / f"{architecture}-quickgelu.json"
+    twin.write_text(json.dumps({**tiny_clip_config, "quick_gelu": True}))
+    open_clip.add_model_config(twin)
+    EmbeddingSpace.load(f"{architecture}:{path}")
+    assert f"need QuickGELU ({architecture}-quickgelu:FILE)" in caplog.text
+    caplog.clear()
+    EmbeddingSpace.load(f"{architecture}-quickgelu:{path}")
+    assert not caplog.records

@@ -254,6 +254,11 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     given = {key: tuple(value.shape) for key, value in state.items()}
     what = f"{path} as {architecture}"
+    if f"{architecture}-quickgelu" in open_clip.list_models():
+        logger.warning(
+            "%s is loaded with GELU; weights that began from OpenAI's need QuickGELU "
+            "(%s-quickgelu:FILE), and the file does not tell", path, architecture,
+        )  # fmt: skip
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=what)
     check_shapes(meta_shapes(model_cfg, text_config, what), given, what=what)
     model = build(model_cfg, text_config, what)

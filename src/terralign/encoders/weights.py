@@ -68,7 +68,10 @@ def _refuse_other_formats(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(one.file_size for one in archive.infolist()) > path.stat().st_size:
-                raise ModelError(f"{path} unpacks to more than its own size; it was not loaded")
+                raise ModelError(
+                    f"{path} unpacks to more than its own size, which no checkpoint of torch does; "
+                    "if it is an archive of checkpoints, unpack it and name one of its files"
+                )
 
 
 def read_state_dict(path: Path) -> StateDict:
