@@ -378,6 +378,35 @@ def test_a_model_does_not_differ_from_itself(spaces: dict[str, Path], tmp_path: 
     assert moved["value"] == pytest.approx(1, abs=1e-6)
 
 
+def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
+    finished: Path, spaces: dict[str, Path], tmp_path: Path, calls: list[str]
+) -> None:
+    rows = rows_of(finished, metric="mean_cosine")
+    assert {(row["model"], row["entry"]) for row in rows} == {
+        ("patched", "scenes"), ("patched", "many"), ("patched", "photos"),
+    }  # fmt: skip
+    samples = limit_samples(open_dataset("synthetic-photos", data_root=None, split="test"), 40)
+    before, after = (
+        torch.nn.functional.normalize(
+            embed_samples(space, samples, choose_route(space, samples, "rgb")), dim=-1
+        )
+        for space in map(EmbeddingSpace.load, spaces.values())
+    )
+    value = one(finished, metric="mean_cosine", entry="photos")["value"]
+    assert value == pytest.approx(float((before * after).sum(dim=1).mean()), abs=1e-6)
+    # Robustness looks at changed pixels, a tower of Sentinel-2 at others: no pass is made for it.
+    entry = SHORT.partition("fit = ")[0].replace('"zero-shot", "diagnostics"', '"robustness"')
+    entry += 'robustness_limit = 8\n[[entries]]\nname = "s2"\ntowers = ["s2"]\n'
+    entry += 'data = "synthetic-scenes"\nsplit = "test"\nrole = "unseen"\ntasks = ["zero-shot"]\n'
+    calls.clear()
+    models = [f"{name}={path}" for name, path in spaces.items()]
+    result = run_bench(suite(entry + "limit = 8\n"), models, tmp_path / "b")
+    assert [row for row in result.rows if row["metric"] == "mean_cosine"] == []
+    assert one(tmp_path / "b", entry="s2", metric="top1", variant="plain")["tower"] == "s2"
+    robust = len(rows_of(tmp_path / "b", task="robustness", metric="top1"))
+    assert len(calls) == robust + 1
+
+
 # Nothing twice
 
 

@@ -190,7 +190,7 @@ class _Bench:
         except Exception as error:
             self.rows.append(_failed(where, error))
             return
-        where = base_row(subject)
+        where, rows_before = base_row(subject), len(self.rows)
         for tower, reason in subject.reasons.items():
             self._skip({**where, "tower": tower}, reason)
         if "qb-norm" in self.suite.variants and "qb-norm" not in subject.variants:
@@ -206,7 +206,7 @@ class _Bench:
                 continue
             for job in jobs:
                 self._job(subject, job, prompts if task not in FITTED else None)
-        if "diagnostics" in entry.tasks and model.name != self.reference:
+        if model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
             self._moved(subject, prompts)
 
     def _subject(self, model: BenchModel, entry: SuiteEntry, prompts: str | None) -> Subject:
@@ -256,6 +256,15 @@ class _Bench:
         row = ordered(BenchRow.model_validate({**where, "status": "skipped", "note": reason}))
         if row not in self.rows:
             self.rows.append(row)
+
+
+def _embeds_rgb(row: Row) -> bool:
+    """Whether this figure is of all samples' RGB embeddings, which a bench keeps.
+
+    Robustness has those of changed pixels, and of fewer samples.
+    """
+    towers = (row["tower"], row["query_tower"], row["gallery_tower"])
+    return row["status"] == "measured" and RGB in towers and row["task"] != "robustness"
 
 
 def _key(subject: Subject, job: Job, prompts: str | None, tower: str | None = None) -> _Key:

@@ -170,6 +170,24 @@ def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> 
     assert [line.labels[0] for line in tables[0].groups[2][1]] == ["plain", "centred"]
 
 
+def test_cosines_before_and_after_stand_in_one_table_of_all_entries() -> None:
+    def moved(model: str, value: float, **changes: Any) -> BenchRow:
+        keys = {"low": None, "high": None, "prompts": None, "note": "against ViT: mean cosine of"}
+        return row(
+            model, value, task="diagnostics", metric="mean_cosine", chance=None, **keys, **changes
+        )
+
+    rows = [moved("a", 0.99), moved("a", 0.8, entry="photos"), moved("b", 0.7)]
+    (table,) = report_tables(rows).more
+    assert table.title == "Cosine before and after"
+    assert [column.heading for column in table.columns] == ["eurosat (unseen)", "photos (unseen)"]
+    ((heading, lines),) = table.groups
+    assert heading == "Against ViT"
+    assert [[cell.value if cell else None for cell in line.cells] for line in lines] == [
+        ["0.990", "0.800"], ["0.700", None],
+    ]  # fmt: skip
+
+
 def test_differences_are_signed_points_with_stars_where_significant() -> None:
     a, b = row("a", 0.5), row("b", 0.62)
     changes = {"model": "c", "low": -0.2, "high": 0.04, "entry": "two"}

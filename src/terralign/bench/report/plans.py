@@ -23,6 +23,7 @@ F1 = ("macro_f1", "micro_f1")
 RETRIEVAL = ("recall@1", "recall@5", "recall@10", "map@10")
 REMEDIED = ("recall@1", "map@10")
 """Of retrieval, what remedies are shown by."""
+MOVED = "mean_cosine"
 PROBES = {"linear-probe": "linear probe", "knn": "k-NN"}
 ZERO_SHOT = ("zero-shot", "multi-label")
 
@@ -58,6 +59,8 @@ def report_tables(
         *table(_differences(names, differences), differences),
         *table(_remedies(names), _with_remedies(figures, ZERO_SHOT, SCORES)),
     ]
+    moved = [row for row in figures if row.metric == MOVED]
+    more += table(_moved(names), moved)
     found = _with_remedies(figures, ("retrieval",), REMEDIED)
     for entry in dict.fromkeys(row.entry for row in found):
         more += table(
@@ -68,9 +71,8 @@ def report_tables(
         conditions = [row for row in own if row.task == "robustness" and row.metric in SCORES]
         if conditions:
             more += table(_robustness(names, str(entry)), conditions)
-        more += table(
-            _diagnostics(names, str(entry)), (row for row in own if row.task == "diagnostics")
-        )
+        diagnosed = [row for row in own if row.task == "diagnostics" and row.metric != MOVED]
+        more += table(_diagnostics(names, str(entry)), diagnosed)
     return ReportTables(main=tuple(main), more=tuple(more))
 
 
@@ -226,6 +228,21 @@ def _differences(names: _Names, rows: Sequence[BenchRow]) -> Plan:
         about="group",
         form=lambda row: difference_cell(row, adjusted.get(id(row))),
         order=(*SCORES, *F1, *RETRIEVAL),
+    )
+
+
+def _moved(names: _Names) -> Plan:
+    return Plan(
+        name="moved",
+        title="Cosine before and after",
+        heads=("model",),
+        note="Between the RGB embeddings of the same samples by the reference and by the model, "
+        "the mean: 1 where patching moved none. Of models that share the reference's text tower.",
+        legend="As it is; no intervals.",
+        group=lambda row: str(row.note).partition(":")[0].replace("against", "Against", 1),
+        line=lambda row: (row.model,),
+        column=lambda row: (names.role(row), metric_text(row)),
+        marked=False,
     )
 
 
