@@ -102,6 +102,28 @@ def test_lines_of_retrieval_have_the_colour_of_their_tower_among_the_classes() -
     }
 
 
+def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() -> None:
+    def row(query: str, gallery: str, metric: str, value: float) -> BenchRow:
+        keys = {"query_tower": query, "gallery_tower": gallery, "metric": metric, "value": value}
+        return BenchRow.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
+
+    rows = [
+        *(row("text", "rgb", f"map@{k}", k / 100) for k in (1, 5, 10)),
+        *(row("rgb", "text", f"map@{k}", k / 50) for k in (1, 5, 10)),
+        *(row("rgb", "s2", f"{name}@{k}", k / 20) for name in ("map", "recall") for k in (1, 5)),
+    ]
+    pictures, _ = entry_pictures(rows, {})
+    assert [picture.caption.partition(" against")[0] for picture in pictures] == [
+        "Retrieval from text: mAP@k (the same class)",
+        "Retrieval to text: mAP@k (the same class)",
+        "Retrieval from rgb: recall@k (the same sample)",
+    ]
+    drawn = [picture.draw(LIGHT).axes[0] for picture in pictures]
+    assert [axes.get_ylabel() for axes in drawn] == ["map@k, %", "map@k, %", "recall@k, %"]
+    assert list(drawn[0].lines[0].get_ydata()) == pytest.approx([1, 5, 10])
+    assert list(drawn[2].lines[0].get_ydata()) == pytest.approx([5, 25])
+
+
 def test_a_confusion_matrix_shows_the_share_of_each_right_class() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [0, 5, 5]])
     axes = confusion_figure(counts, ["a", "b", "c"]).axes[0]

@@ -38,6 +38,8 @@ SCORES = ("top1", "macro_map")
 MAX_PROJECTIONS = 4
 TEXT = "text"
 RGB = "rgb"
+BETWEEN_SENSORS = "between sensors"
+CURVES = {"recall": "recall@k (the same sample)", "map": "mAP@k (the same class)"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,12 +207,18 @@ def _curve(kept: Mapping[str, Any]) -> ReliabilityCurve:
 def _retrieval(
     rows: Sequence[BenchRow], places: Mapping[tuple[str, str], int]
 ) -> Iterator[Picture]:
-    """Recall by k: words and images, then the RGB tower and sensors; mAP where there is none."""
+    """Curves by k: from text, to text, from RGB, to RGB; between sensors where there are none.
+
+    Of each pair recall, or mAP where it has none: class names are of no one sample.
+    """
     kept = [row for row in rows if row.task == "retrieval" and row.metric is not None]
-    metric = "recall" if any(str(row.metric).startswith("recall@") for row in kept) else "map"
-    by_pair: dict[tuple[str, str], dict[str, list[Metric]]] = {}
+    with_recall = {_pair(row) for row in kept if str(row.metric).startswith("recall@")}
+    several = len({(r.model, r.prompts) for r in kept}) > len({r.model for r in kept})
+    parts: dict[tuple[str, str], dict[str, list[Metric]]] = {}
     colors: dict[str, int] = {}
     for row in kept:
+        pair = _pair(row)
+        metric = "recall" if pair in with_recall else "map"
         if str(row.metric).partition("@")[0] != metric or row.value is None:
             continue
         own = Metric(
@@ -221,27 +229,25 @@ def _retrieval(
             num_samples=row.num_samples or 0,
             chance=row.chance or 0.0,
         )
-        pair = (str(row.query_tower), str(row.gallery_tower))
-        several = len({(r.model, r.prompts) for r in kept}) > len({r.model for r in kept})
         more = f", prompts {row.prompts}" if several and row.prompts else ""
         name = f"{row.model}, {pair[0]} → {pair[1]}{more}"
         colors[name] = places[row.model, _sensor(*pair)]
-        by_pair.setdefault(pair, {}).setdefault(name, []).append(own)
-    parts: dict[str, dict[str, MetricResult]] = {}
-    for (query, gallery), found in by_pair.items():
-        part = _part(query, gallery)
-        for name, metrics in found.items():
-            parts.setdefault(part, {})[name] = MetricResult(metrics=tuple(metrics))
-    sides = [part for part in parts if part != "others"] or list(parts)
-    for number, part in enumerate(sides):
-        shown = dict(list(parts[part].items())[:MAX_SERIES])
-        left_out = len(parts[part]) - len(shown)
+        parts.setdefault((_part(*pair), metric), {}).setdefault(name, []).append(own)
+    sides = [one for one in parts if one[0] != BETWEEN_SENSORS] or list(parts)
+    for number, (part, metric) in enumerate(sides):
+        found = {name: MetricResult(metrics=tuple(o)) for name, o in parts[part, metric].items()}
+        shown = dict(list(found.items())[:MAX_SERIES])
+        left_out = len(found) - len(shown)
         yield Picture(
             name=f"retrieval-{number + 1}",
-            caption=f"Retrieval: {metric}@k against k, with 95 % intervals"
+            caption=f"Retrieval {part}: {CURVES[metric]} against k, with 95 % intervals"
             + (f"; {left_out} more pairs are in the table." if left_out else "."),
             draw=_drawer(partial(retrieval_figure, metric=metric, places=colors), shown),
         )
+
+
+def _pair(row: BenchRow) -> tuple[str, str]:
+    return str(row.query_tower), str(row.gallery_tower)
 
 
 def _sensor(query: str, gallery: str) -> str:
@@ -256,7 +262,7 @@ def _part(query: str, gallery: str) -> str:
         return "to text"
     if query == RGB:
         return "from rgb"
-    return "to rgb" if gallery == RGB else "others"
+    return "to rgb" if gallery == RGB else BETWEEN_SENSORS
 
 
 def _projections(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture]:
