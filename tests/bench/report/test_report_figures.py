@@ -104,7 +104,8 @@ def test_lines_of_retrieval_have_the_colour_of_their_tower_among_the_classes() -
 
 def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() -> None:
     def row(query: str, gallery: str, metric: str, value: float) -> BenchRow:
-        keys = {"query_tower": query, "gallery_tower": gallery, "metric": metric, "value": value}
+        keys = {"query_tower": query, "gallery_tower": gallery, "metric": metric, "value": value,
+                "prompts": "plain" if "text" in (query, gallery) else None}  # fmt: skip
         return BenchRow.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
 
     rows = [
@@ -118,7 +119,10 @@ def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() 
         "Retrieval to text: mAP@k (the same class)",
         "Retrieval from rgb: recall@k (the same sample)",
     ]
-    drawn = [picture.draw(LIGHT).axes[0] for picture in pictures]
+    figures = [picture.draw(LIGHT) for picture in pictures]
+    drawn = [figure.axes[0] for figure in figures]
+    told = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert told[0] == "m, text → rgb"  # one prompt set needs no name
     assert [axes.get_ylabel() for axes in drawn] == ["map@k, %", "map@k, %", "recall@k, %"]
     assert list(drawn[0].lines[0].get_ydata()) == pytest.approx([1, 5, 10])
     assert list(drawn[2].lines[0].get_ydata()) == pytest.approx([5, 25])

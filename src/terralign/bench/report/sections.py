@@ -213,7 +213,8 @@ def _retrieval(
     """
     kept = [row for row in rows if row.task == "retrieval" and row.metric is not None]
     with_recall = {_pair(row) for row in kept if str(row.metric).startswith("recall@")}
-    several = len({(r.model, r.prompts) for r in kept}) > len({r.model for r in kept})
+    worded = [row for row in kept if row.prompts]
+    several = len({(r.model, r.prompts) for r in worded}) > len({r.model for r in worded})
     parts: dict[tuple[str, str], dict[str, list[Metric]]] = {}
     colors: dict[str, int] = {}
     for row in kept:
