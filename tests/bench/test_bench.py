@@ -17,7 +17,6 @@ import torch
 from click.testing import CliRunner
 
 from terralign.bench import run_bench
-from terralign.bench.compare import MIN_SAMPLES
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.rows import check_rows, format_bench_table, question
@@ -34,6 +33,7 @@ from terralign.evaluate.calibration import choose_thresholds
 from terralign.evaluate.classification import evaluate_zero_shot
 from terralign.evaluate.embed import choose_route, embed_samples
 from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS

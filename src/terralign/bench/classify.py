@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, labels_id
@@ -25,7 +24,6 @@ from terralign.evaluate.metrics import (
     Floats,
     MetricResult,
 )
-from terralign.evaluate.significance import accuracy_values
 from terralign.evaluate.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 3
@@ -90,14 +88,6 @@ def cosines(vectors: Floats, weights: Floats) -> Floats:
     return np.asarray(vectors @ weights.T, dtype=np.float32)
 
 
-def outcomes_of(scores: Floats, labels: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """What the paired bootstrap needs."""
-    if labels.ndim == 2:
-        return {"scores": scores.astype(np.float32), "labels": labels.astype(np.bool_)}
-    more = {"top5": accuracy_values(scores, labels, 5)} if scores.shape[1] > 5 else {}
-    return {"top1": accuracy_values(scores, labels), **more, "labels": labels.astype(np.int64)}
-
-
 def per_class(result: MetricResult, names: tuple[str, ...]) -> dict[str, Any]:
     """Class name -> value and number of samples."""
     return {
@@ -142,7 +132,7 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
     return Measured(
         figures=figures,
         details=details,
-        outcomes=outcomes_of(scores, labels.values),
+        outcomes=result.outcomes,
         note=". ".join(note),
     )
 
@@ -215,6 +205,6 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
             "platt": {"scale": platt.scale, "bias": platt.bias},
             "reliability": curve_json(curve),
         },
-        outcomes={"decisions": decisions, "labels": right},
+        outcomes=result.outcomes,
         note=". ".join([*notes, *result.notes]),
     )

@@ -8,15 +8,11 @@ themselves: what was compared is not compared again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from terralign.bench.rows import BenchRow
 from terralign.bench.store import Kept, Store, ordered
@@ -24,23 +20,13 @@ from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
 from terralign.errors import ModelError
 from terralign.evaluate.diagnostics import mean_cosine
-from terralign.evaluate.significance import (
-    Average,
-    Comparison,
-    compare_average_precision,
-    compare_class_means,
-    compare_f1,
-    compare_means,
-)
+from terralign.evaluate.paired import compare_outcomes, compared_metrics
+from terralign.evaluate.significance import MIN_SAMPLES, Comparison
 from terralign.files import read_json
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-_AVERAGES: tuple[Average, ...] = ("macro", "micro")
-
-MIN_SAMPLES = 30
-"""Of fewer, a bootstrap calls too much significant: no p-value is told."""
 
 
 def compare_rows(
@@ -156,56 +142,18 @@ def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str
             logger.warning("not compared: %s; delete it with the .json beside it, run again", error)
             return {}
         told = _first_rows(first).keys() & _first_rows(second).keys()
+        settings = {"seed": first.rows[0]["seed"], "num_bootstrap": 2 * num_bootstrap}
         compared = {
-            metric: compare(seed=first.rows[0]["seed"], num_bootstrap=2 * num_bootstrap)
-            for metric, compare in _comparisons(old, new)
+            metric: compare_outcomes([old], [new], metric, **settings)
+            for metric in compared_metrics(old)
             if metric in told
         }
-        rows = [{"metric": metric, **asdict(own)} for metric, own in compared.items()]
+        rows = [{"metric": metric, **asdict(own)} for metric, own in compared.items() if own]
         store.keep_comparison(identity, rows)
     found = {
         row["metric"]: Comparison(**{k: v for k, v in row.items() if k != "metric"}) for row in rows
     }
     return found if first is a else {metric: own.turned() for metric, own in found.items()}
-
-
-def _comparisons(
-    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]]
-) -> Iterator[tuple[str, Callable[..., Comparison]]]:
-    """What two measurements' values of the same samples allow, see `Measured.outcomes`."""
-    right = b["labels"] if "labels" in a and "labels" in b else None
-    if right is not None:
-        if a["labels"].shape != right.shape or (a["labels"] != right).any():
-            return
-        yield from _of_classes(a, b, right)
-    for metric in b:
-        if metric in ("labels", "decisions", "scores") or not _alike(a, b, metric):
-            continue
-        if (np.isnan(a[metric]) != np.isnan(b[metric])).any():
-            continue
-        yield metric, partial(compare_means, a[metric], b[metric])
-        if metric == "top1" and right is not None:
-            yield "macro_accuracy", partial(compare_class_means, a[metric], b[metric], right)
-
-
-def _of_classes(
-    a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], labels: NDArray[Any]
-) -> Iterator[tuple[str, Callable[..., Comparison]]]:
-    """F1 of decisions, average precision of scores, where there are several labels."""
-    for average in _AVERAGES:
-        if _alike(a, b, "decisions"):
-            one, two, right = (v.astype(np.bool_) for v in (a["decisions"], b["decisions"], labels))
-            yield f"{average}_f1", partial(compare_f1, one, two, right, average=average)
-        if _alike(a, b, "scores"):
-            scores, right = (a["scores"], b["scores"]), labels.astype(np.bool_)
-            yield f"{average}_map", partial(
-                compare_average_precision, *scores, right, average=average
-            )  # fmt: skip
-
-
-def _alike(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]], name: str) -> bool:
-    """Whether both have values by a name, of one shape."""
-    return name in a and name in b and a[name].shape == b[name].shape
 
 
 def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.classify import outcomes_of, per_class
+from terralign.bench.classify import per_class
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure
 from terralign.evaluate.embed import Route
 from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
@@ -68,7 +68,7 @@ def _probe(
             "class_names": list(subject.class_names),
             "chosen": chosen,
         },
-        outcomes=outcomes_of(scores, labels[2]),
+        outcomes=result.outcomes,
         note=". ".join([note, told, *result.notes]),
     )
 

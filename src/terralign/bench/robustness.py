@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.classify import cosines, outcomes_of
+from terralign.bench.classify import cosines
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
@@ -62,6 +62,6 @@ def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condit
     result = subject.score(scores, labels)
     return Measured(
         figures=[figure(metric) for metric in result.metrics],
-        outcomes=outcomes_of(scores, labels),
+        outcomes=result.outcomes,
         note=". ".join([route.note, condition.title, *result.notes]),
     )

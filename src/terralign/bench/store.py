@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from terralign.bench.folder import set_aside
 from terralign.bench.rows import COLUMNS, BenchRow
 from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
-from terralign.encoders.weights import read_shapes, read_state_dict, write_state_dict
+from terralign.encoders.weights import read_shapes
 from terralign.errors import ModelError, StorageError
+from terralign.evaluate.paired import read_outcomes, write_outcomes
 from terralign.files import hash_json, read_json, write_json
 
 ROWS_VERSION = 1
@@ -55,13 +54,7 @@ class Store:
         if values is None:
             found = job.run()
             if found.outcomes:
-                write_state_dict(
-                    path.with_suffix(".safetensors"),
-                    {
-                        key: torch.from_numpy(np.ascontiguousarray(value))
-                        for key, value in found.outcomes.items()
-                    },
-                )
+                write_outcomes(path.with_suffix(".safetensors"), found.outcomes)
             rows = [self._row(subject, job, name, found, one) for one in found.figures]
             values = {
                 "identity": identity,
@@ -85,8 +78,7 @@ class Store:
 
     def outcomes(self, kept: Kept) -> dict[str, NDArray[Any]]:
         """The values of every sample, by metric."""
-        state = read_state_dict(self.folder / f"{kept.name}.safetensors")
-        return {key: np.asarray(value.numpy()) for key, value in state.items()}
+        return read_outcomes(self.folder / f"{kept.name}.safetensors")
 
     def compared(self, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The rows of a comparison that was made before."""

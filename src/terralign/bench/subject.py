@@ -30,6 +30,7 @@ from terralign.evaluate.metrics import (
     Floats,
     Metric,
     MetricResult,
+    Outcomes,
     classification_metrics,
     multilabel_metrics,
 )
@@ -45,14 +46,13 @@ class Measured:
     """What one measurement gives.
 
     `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
-    `bench/rows.py`. `outcomes`: what the paired bootstrap needs, name of metric -> (N,)
-    value of every sample, or scores (N, K) or decisions (N, K) bool with `labels` (N, K) bool;
-    with top1 the `labels` are (N,) classes.
+    `bench/rows.py`. `outcomes`: what models are compared by, see
+    `evaluate/paired.py`.
     """
 
     figures: list[dict[str, Any]]
     details: dict[str, Any] = field(default_factory=dict)
-    outcomes: dict[str, NDArray[Any]] = field(default_factory=dict)
+    outcomes: Outcomes = field(default_factory=dict)
     note: str = ""
 
 
