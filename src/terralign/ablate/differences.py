@@ -75,6 +75,8 @@ class Differences:
         measured = {seed: [row.get("measurement") for row in pair] for seed, pair in pairs.items()}
         if not pairs or any(None in names for names in measured.values()):
             return
+        if all(names[0] == names[1] for names in measured.values()):
+            return  # one model: what the variants share
         row = next(iter(pairs.values()))[1]
         identity = hash_json(
             {"code": VERSION, "measured": sorted(measured.items()), "metric": row["metric"]}
