@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from terralign.errors import DataError
 from terralign.evaluate.metrics import (
+    bias_corrected_interval,
     bootstrap_counts,
     classification_metrics,
     hit_probability,
@@ -68,9 +71,23 @@ def test_a_score_that_says_nothing_is_at_chance() -> None:
     labels = np.array([0, 1, 1, 6, 5, 5])
     single = classification_metrics(np.zeros((6, 7)), labels, num_bootstrap=5)
     sets = np.eye(7, dtype=bool)[labels]
-    multi = multilabel_metrics(np.zeros((6, 7)), sets, num_bootstrap=5)
-    for metric in (*single.metrics, *multi.metrics):
+    for metric in single.metrics:
         assert metric.value == pytest.approx(metric.chance), metric.name
+    # Equal scores share one threshold: average precision is the share of positives.
+    multi = multilabel_metrics(np.zeros((6, 7)), sets, num_bootstrap=5)
+    assert multi.value("macro_map") == pytest.approx(np.mean([1 / 6, 2 / 6, 2 / 6, 1 / 6]))
+    assert multi.value("micro_map") == pytest.approx(1 / 7)
+
+
+def test_chance_of_average_precision_is_its_mean_over_all_orders() -> None:
+    labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=bool)
+    result = multilabel_metrics(np.zeros(labels.shape), labels, num_bootstrap=5)
+    two_of_three = (1 + (1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 3
+    one_of_three = (1 + 1 / 2 + 1 / 3) / 3
+    assert result.metric("macro_map").chance == pytest.approx((two_of_three + one_of_three) / 2)
+    orders = [np.isin(np.arange(9), places) for places in combinations(range(9), 3)]
+    micro = np.mean([average_precision_score(order, -np.arange(9)) for order in orders])
+    assert result.metric("micro_map").chance == pytest.approx(micro)
 
 
 def test_hit_probability_is_the_mean_over_all_orders_of_ties() -> None:
@@ -101,8 +118,6 @@ def test_average_precision_equals_sklearn(ties: bool) -> None:
     assert [result.per_class[k].value for k in (0, 1, 2, 4)] == pytest.approx(precisions)
     assert result.per_class[3].value is None
     assert result.num_classes_without_positives == 1
-    assert result.metric("macro_map").chance == pytest.approx(labels.mean(axis=0).sum() / 4)
-    assert result.metric("micro_map").chance == pytest.approx(labels.mean())
 
 
 def test_average_precision_of_a_hand_computed_matrix() -> None:
@@ -124,7 +139,43 @@ def test_resampled_average_precision_equals_sklearn_on_the_repeated_rows() -> No
         micro.append(average_precision_score(labels[rows], scores[rows], average="micro"))
     for name, values in (("macro_map", macro), ("micro_map", micro)):
         metric = result.metric(name)
-        assert [metric.low, metric.high] == pytest.approx(np.percentile(values, [2.5, 97.5]))
+        unbiased = values - 2 * (np.mean(values) - metric.value)
+        assert [metric.low, metric.high] == pytest.approx(np.percentile(unbiased, [2.5, 97.5]))
+
+
+def test_intervals_of_average_precision_cover_that_of_the_population() -> None:
+    # Normal scores, those of positives one standard deviation higher; a tenth are positive.
+    scores = np.linspace(-9, 10, 20_001)
+    positive, other = (np.exp(-((scores - mean) ** 2) / 2) for mean in (1, 0))
+    above = np.cumsum([0.1 * positive[::-1], 0.9 * other[::-1]], axis=1)
+    truth = float((positive[::-1] * above[0] / above.sum(axis=0)).sum() / positive.sum())
+    generator = np.random.default_rng(0)
+    num_covered = 0
+    for seed in range(20):
+        labels = generator.random((96, 20)) < 0.1
+        drawn = generator.normal(size=labels.shape) + labels
+        metric = multilabel_metrics(drawn, labels, num_bootstrap=60, seed=seed).metric("macro_map")
+        num_covered += metric.low <= truth <= metric.high
+    # Of percentiles that keep their bias next to none do.
+    assert num_covered >= 10
+
+
+def test_intervals_without_bias_stay_in_range_and_hold_the_value() -> None:
+    assert bias_corrected_interval(0.5, np.array([0.6, 0.7, np.nan, 0.8])) == pytest.approx(
+        (0.205, 0.5)
+    )
+    assert bias_corrected_interval(0.95, np.array([0.7, 0.8, 0.95])) == (0.95, 1)
+    assert bias_corrected_interval(0.1, np.array([0.3, 0.2])) == (0, 0.1)
+    assert bias_corrected_interval(0.3, np.array([np.nan])) == (0.3, 0.3)
+
+
+def test_classes_with_few_positives_are_noted() -> None:
+    labels = np.arange(60)[:, None] < [0, 1, 19, 20]
+    result = multilabel_metrics(np.zeros(labels.shape), labels, num_bootstrap=1)
+    assert len(result.notes) == 2
+    assert "1 of 4 classes have no positives" in result.notes[0]
+    assert "2 of 4 classes have 1 to 19 positives" in result.notes[1]
+    assert not multilabel_metrics(np.zeros((60, 1)), labels[:, 3:], num_bootstrap=1).notes
 
 
 def test_resampled_accuracy_equals_sklearn_on_the_repeated_rows() -> None:

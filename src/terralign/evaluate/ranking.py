@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
+from terralign.evaluate.average_precision import random_average_precision
 from terralign.evaluate.metrics import (
     Floats,
     MetricResult,
@@ -66,8 +67,7 @@ def retrieval_metrics(
     a group of n tied items, r of them relevant, that begins after s items, p of them relevant,
     the item at rank s + j adds its expected value r / n * (p + 1 + (j - 1) * (r - 1) / (n - 1)) /
     (s + j) (McSherry & Najork 2008). Chance: the same over one group of all G items,
-    R / (G * m') * (H + (R - 1) / (G - 1) * (m - H)), m = min(k, G), m' = min(k, R), H the m-th
-    harmonic number.
+    `random_average_precision`.
     """
     ks = _check_ks(ks)
     tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
@@ -91,7 +91,10 @@ def retrieval_metrics(
         metrics=mean_metrics(
             [f"map@{k}" for k in ks],
             precisions[kept],
-            [_map_chance(num_relevant[kept], tiles.num_candidates, k) for k in ks],
+            [
+                float(random_average_precision(num_relevant[kept], tiles.num_candidates, k).mean())
+                for k in ks
+            ],
             num_bootstrap=num_bootstrap,
             seed=seed,
         ),
@@ -278,14 +281,6 @@ def _expected_gains(near: Nearest, hits: NDArray[np.bool_]) -> Floats:
     group_hits = np.where(lowest, tied_hits, group_hits)
     inside = (ranks - starts) * (group_hits - 1) / np.maximum(sizes - 1, 1)
     return np.asarray(group_hits / sizes * (before + 1 + inside) / (ranks + 1))
-
-
-def _map_chance(num_relevant: NDArray[np.int64], num_candidates: int, k: int) -> float:
-    depth = min(k, num_candidates)
-    harmonic = float(np.sum(1 / np.arange(1, depth + 1)))
-    others = (num_relevant - 1) / max(num_candidates - 1, 1)
-    gains = num_relevant / num_candidates * (harmonic + others * (depth - harmonic))
-    return float(np.mean(gains / np.minimum(k, num_relevant)))
 
 
 def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ TABLE_WIDTH = 100
 
 LEGEND = (
     "base, finetuned, patched: the RGB tower, on the sensor's composite; aligned: the tower named. "
-    "q → g: query tower → gallery tower. chance: what equal scores for everything would give."
+    "q → g: query tower → gallery tower. chance: what a ranking at random gives on average."
 )
 
 
