@@ -295,7 +295,7 @@ class _Run:
         }
         return keep_measurement(
             self.folder,
-            hash_json(identity),
+            identity,
             lambda: self._evaluation(space, samples, entry, tower),
             model=model,
             role=entry.role,

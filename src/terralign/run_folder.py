@@ -13,12 +13,15 @@ from terralign.errors import RecipeError, StorageError, first_line
 from terralign.evaluate.metrics import Outcomes
 from terralign.evaluate.paired import read_outcomes, write_outcomes
 from terralign.evaluate.result import Evaluation
-from terralign.files import read_json, write_json, write_text
+from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
 
 logger = logging.getLogger(__name__)
+
+MEASURED_VERSION = 2
+"""Raised with every change of what figures mean."""
 
 MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
@@ -94,13 +97,19 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
 
 
 def keep_measurement(
-    folder: Path, name: str, measure: Callable[[], Evaluation], *, model: str, role: str
+    folder: Path,
+    identity: Mapping[str, Any],
+    measure: Callable[[], Evaluation],
+    *,
+    model: str,
+    role: str,
 ) -> list[dict[str, Any]]:
     """The rows of a measurement: read from the run folder, or made and kept.
 
-    `evaluate/NAME.json` holds rows and details, `evaluate/NAME.safetensors` the values of every
+    `identity`: what the figures depend on, whose hash is the name. `evaluate/NAME.json` holds rows and details, `evaluate/NAME.safetensors` the values of every
     sample, by which models are compared; `measurement` in each row is the name.
     """
+    name = hash_json({"code": MEASURED_VERSION, **identity})
     path = folder / "evaluate" / f"{name}.json"
     outcomes = path.with_suffix(".safetensors")
     if path.is_file() and outcomes.is_file():

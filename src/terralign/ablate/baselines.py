@@ -251,9 +251,9 @@ class _Stage:
         model: str,
         measure: Callable[[], Evaluation],
     ) -> Rows:
-        identity = {"model": model, "data": samples.fingerprint}
-        name = hash_json({**identity, "entry": entry.model_dump(mode="json")})
-        return keep_measurement(self.folder, name, measure, model="patched", role=entry.role)
+        identity: dict[str, Any] = {"model": model, "data": samples.fingerprint}
+        identity["entry"] = entry.model_dump(mode="json")
+        return keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
 
 
 def _evaluation(space: EmbeddingSpace, samples: SampleSet, entry: EvaluateRecipe) -> Evaluation:

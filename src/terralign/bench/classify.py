@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.rows import PLAIN
-from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, labels_id
+from terralign.bench.subject import (
+    Job,
+    Measured,
+    Part,
+    Skipped,
+    Subject,
+    figure,
+    in_sentences,
+    labels_id,
+)
 from terralign.evaluate.calibration import (
     ReliabilityCurve,
     choose_thresholds,
@@ -26,7 +35,7 @@ from terralign.evaluate.metrics import (
 )
 from terralign.evaluate.similarity import GalleryPenalty
 
-ZERO_SHOT_VERSION = 3
+ZERO_SHOT_VERSION = 4
 DECISIONS_VERSION = 3
 
 NO_QUERY_BANK = (
@@ -133,7 +142,7 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
         figures=figures,
         details=details,
         outcomes=result.outcomes,
-        note=". ".join(note),
+        note=in_sentences(note),
     )
 
 
@@ -206,5 +215,5 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
             "reliability": curve_json(curve),
         },
         outcomes=result.outcomes,
-        note=". ".join([*notes, *result.notes]),
+        note=in_sentences([*notes, *result.notes]),
     )

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.classify import per_class
-from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure
+from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, in_sentences
 from terralign.evaluate.embed import Route
 from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
 from terralign.evaluate.probes import DEFAULT_CS, few_shot, fit_linear_probe
 
-VERSION = 2
+VERSION = 3
 FEW_SHOT_VERSION = 3
 
 
@@ -69,7 +69,7 @@ def _probe(
             "chosen": chosen,
         },
         outcomes=result.outcomes,
-        note=". ".join([note, told, *result.notes]),
+        note=in_sentences([note, told, *result.notes]),
     )
 
 

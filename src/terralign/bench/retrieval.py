@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.bench.rows import PLAIN
-from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
+from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
 from terralign.datasets.sample import SampleSet
 from terralign.evaluate.embed import Route
 from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
@@ -187,7 +187,7 @@ def _measure(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
         outcomes=outcomes,
-        note=". ".join(notes),
+        note=in_sentences(notes),
     )
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from terralign.bench.classify import cosines
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
-from terralign.bench.subject import Job, Measured, Skipped, Subject, figure
+from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import RGB
 from terralign.evaluate.embed import Route
 
-VERSION = 1
+VERSION = 2
 
 
 def robustness_jobs(subject: Subject) -> Iterator[Job]:
@@ -63,5 +63,5 @@ def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condit
     return Measured(
         figures=[figure(metric) for metric in result.metrics],
         outcomes=result.outcomes,
-        note=". ".join([route.note, condition.title, *result.notes]),
+        note=in_sentences([route.note, condition.title, *result.notes]),
     )

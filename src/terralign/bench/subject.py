@@ -5,7 +5,7 @@ N samples, D embedding dimensions, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ class Job:
     identity: dict[str, Any]
     version: int
     run: Callable[[], Measured]
+
+
+def in_sentences(parts: Iterable[str]) -> str:
+    """Notes in a row, each but the last with one full stop."""
+    return ". ".join(part.rstrip(".") for part in parts if part)
 
 
 class Skipped(Exception):
