@@ -106,8 +106,9 @@ def keep_measurement(
 ) -> list[dict[str, Any]]:
     """The rows of a measurement: read from the run folder, or made and kept.
 
-    `identity`: what the figures depend on, whose hash is the name. `evaluate/NAME.json` holds rows and details, `evaluate/NAME.safetensors` the values of every
-    sample, by which models are compared; `measurement` in each row is the name.
+    `identity`: what the figures depend on; its hash names the measurement. `evaluate/NAME.json`
+    holds rows and details, `evaluate/NAME.safetensors` the values of every sample, by which models
+    are compared; `measurement` in each row is the name.
     """
     name = hash_json({"code": MEASURED_VERSION, **identity})
     path = folder / "evaluate" / f"{name}.json"
