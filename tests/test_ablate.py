@@ -257,6 +257,7 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
         variants = [
           { name = "patch" },
           { name = "coop", method = "coop", settings = { num_tokens = 2 } },
+          { name = "one", method = "coop", settings = { num_tokens = 1 } },
           { name = "lp-ft", method = "lp-ft" },
           { name = "soup", method = "soup", settings = { num_models = 2, greedy = false } },
           { name = "layers", method = "layer-alphas", settings = { num_groups = 1 } },
@@ -272,9 +273,16 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
     }
     assert len({top1[name, "base", "zero-shot"] for name, *_ in top1}) == 1
     assert {name for name, model, _ in top1 if model == "patched"} == {
-        "patch", "coop", "lp-ft", "soup", "layers",
+        "patch", "coop", "one", "lp-ft", "soup", "layers",
     }  # fmt: skip
     assert {name for name, _, task in top1 if task == "linear-head"} == {"lp-ft"}
+    differences = {
+        one["variant"]: one["difference"] for one in result.differences if one["metric"] == "top1"
+    }
+    assert {"coop", "one", "lp-ft"} <= differences.keys()
+    for name, difference in differences.items():
+        own, reference = (top1[one, "patched", "zero-shot"] for one in (name, "patch"))
+        assert difference == pytest.approx(own - reference)
     runs = tmp_path / "runs"
     shared = runs / "soup" / "0" / "members" / "0" / "patch" / "finetuned.safetensors"
     assert shared.samefile(runs / "patch" / "0" / "patch" / "finetuned.safetensors")

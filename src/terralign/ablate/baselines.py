@@ -36,7 +36,7 @@ from terralign.evaluate.metrics import MetricResult
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.files import hash_json, write_json
-from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe
+from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
 from terralign.run import run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
@@ -225,9 +225,18 @@ class _Stage:
         return rows
 
     def rows_of(
-        self, measure: Callable[[], MetricResult], entry: EvaluateRecipe, samples: SampleSet
+        self,
+        measure: Callable[[], MetricResult],
+        entry: EvaluateRecipe,
+        samples: SampleSet,
+        settings: BaseModel,
     ) -> Rows:
-        """Rows of figures that do not come from a space's own texts."""
+        """Rows of figures that do not come from a space's own texts, but from what was trained."""
+        trained = {
+            "recipe": recipe_text(self.recipe),
+            "method": type(settings).__name__,
+            "settings": settings.model_dump(mode="json"),
+        }
 
         def evaluation() -> Evaluation:
             return Evaluation(
@@ -242,7 +251,7 @@ class _Stage:
                 result=measure(),
             )
 
-        return self._kept(entry, samples, "trained in this folder", evaluation)
+        return self._kept(entry, samples, hash_json(trained), evaluation)
 
     def _kept(
         self,
@@ -282,7 +291,7 @@ def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
             class_names=choose_class_names(samples, entry.classes),
         )
         measure = partial(evaluate_learned_prompts, stage.clip, prompts, task)
-        rows += stage.rows_of(measure, entry, samples)
+        rows += stage.rows_of(measure, entry, samples, settings)
     return rows, {"settings": settings.model_dump(mode="json")}
 
 
@@ -298,7 +307,7 @@ def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
         samples = stage.opened(entry)
         if entry.task == "zero-shot" and samples.name in heads:
             measure = partial(evaluate_linear_head, clip, heads[samples.name], samples)
-            own = stage.rows_of(measure, entry, samples)
+            own = stage.rows_of(measure, entry, samples, settings)
             rows += [{**row, "task": "linear-head"} for row in own]
     return rows, {"settings": settings.model_dump(mode="json")}
 

@@ -28,7 +28,7 @@ Rows = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 """(variant, seed) -> the rows of the run."""
 Figure = tuple[str, ...]
 
-VERSION = 1
+VERSION = 2
 SAME_MODELS = ("base",)
 """Models that no variant changes."""
 
@@ -79,7 +79,12 @@ class Differences:
             return  # one model: what the variants share
         row = next(iter(pairs.values()))[1]
         identity = hash_json(
-            {"code": VERSION, "measured": sorted(measured.items()), "metric": row["metric"]}
+            {
+                "code": VERSION,
+                "variants": [reference, variant],
+                "measured": sorted(measured.items()),
+                "metric": row["metric"],
+            }
         )
         if identity not in self._known:
             ours = [self._outcomes(variant, seed, pair[1]) for seed, pair in pairs.items()]
