@@ -177,7 +177,7 @@ def retrieval_figure(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0)
     axes.set_xlabel("k")
-    axes.set_ylabel(f"{metric}@k, %")
+    axes.set_ylabel(f"{'mAP' if metric == 'map' else metric}@k, %")
     add_legend(figure, handles, theme, columns=1)
     return figure
 

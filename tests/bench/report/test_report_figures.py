@@ -123,7 +123,7 @@ def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() 
     drawn = [figure.axes[0] for figure in figures]
     told = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert told[0] == "m, text → rgb"  # one prompt set needs no name
-    assert [axes.get_ylabel() for axes in drawn] == ["map@k, %", "map@k, %", "recall@k, %"]
+    assert [axes.get_ylabel() for axes in drawn] == ["mAP@k, %", "mAP@k, %", "recall@k, %"]
     assert list(drawn[0].lines[0].get_ydata()) == pytest.approx([1, 5, 10])
     assert list(drawn[2].lines[0].get_ydata()) == pytest.approx([5, 25])
 

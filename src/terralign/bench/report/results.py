@@ -19,7 +19,7 @@ from terralign.errors import StorageError, TerralignError
 from terralign.files import hash_json, read_json
 from terralign.suite import Suite
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 """Raised with every change of what a report shows of the same folder."""
 
 MEASUREMENT_NAME = re.compile(r"[0-9a-f]{8,64}")
