@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
-from terralign.errors import DataError, ModelError, RecipeError
+from terralign.errors import ModelError, RecipeError
 from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
     evaluate_zero_shot,
 )
-from terralign.evaluate.embed import Route, embed_samples
+from terralign.evaluate.embed import Embed, Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
@@ -86,6 +87,26 @@ def run_recipe(
         return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
 
 
+def evaluate_entry(
+    space: EmbeddingSpace,
+    samples: SampleSet,
+    entry: EvaluateRecipe,
+    *,
+    tower: str | None,
+    embed: Embed | None = None,
+) -> Evaluation:
+    """Measure what a recipe's entry asks of one tower; of retrieval it names both sides itself."""
+    if entry.task == "retrieval":
+        return evaluate_retrieval(
+            space, samples, query=entry.query, gallery=entry.gallery or RGB,
+            prompts=entry.prompts, embed=embed,
+        )  # fmt: skip
+    return evaluate_zero_shot(
+        space, samples, tower=tower, prompts=entry.prompts,
+        class_names=choose_class_names(samples, entry.classes), embed=embed,
+    )  # fmt: skip
+
+
 class _Run:
     """One run in progress: its folder, its opened data, its vectors so far."""
 
@@ -102,10 +123,7 @@ class _Run:
         self._vectors: dict[str, Tensor] = {}
 
     def run(self) -> list[dict[str, Any]]:
-        if self.data_root is not None and not self.data_root.is_dir():
-            raise DataError(
-                f"data root {self.data_root} is not there; give the folder that holds the data sets"
-            )
+        check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
         if self.recipe.base.pretrain is not None:
             self.data.size = self.recipe.base.pretrain.image_size
@@ -314,15 +332,7 @@ class _Run:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]
 
-        if entry.task == "retrieval":
-            return evaluate_retrieval(
-                space, samples, query=entry.query, gallery=entry.gallery or RGB,
-                prompts=entry.prompts, embed=embed,
-            )  # fmt: skip
-        return evaluate_zero_shot(
-            space, samples, tower=tower, prompts=entry.prompts,
-            class_names=choose_class_names(samples, entry.classes), embed=embed,
-        )  # fmt: skip
+        return evaluate_entry(space, samples, entry, tower=tower, embed=embed)
 
     def _report(self, figures: list[dict[str, Any]], patched: PatchResult | None) -> None:
         curves = {}

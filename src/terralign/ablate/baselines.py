@@ -29,15 +29,13 @@ from terralign.errors import RecipeError, TrainingError
 from terralign.evaluate.classification import (
     choose_class_names,
     choose_prompts,
-    evaluate_zero_shot,
     require_labels,
 )
 from terralign.evaluate.metrics import MetricResult
 from terralign.evaluate.result import Evaluation
-from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.files import hash_json, write_json
 from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
-from terralign.run import run_recipe
+from terralign.run import evaluate_entry, run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
 from terralign.study import Planned
@@ -219,9 +217,8 @@ class _Stage:
         rows: Rows = []
         for entry in self.recipe.evaluate:
             samples = self.opened(entry)
-            rows += self._kept(
-                entry, samples, space.space_id, partial(_evaluation, space, samples, entry)
-            )
+            measure = partial(evaluate_entry, space, samples, entry, tower=RGB)
+            rows += self._kept(entry, samples, space.space_id, measure)
         return rows
 
     def rows_of(
@@ -260,20 +257,12 @@ class _Stage:
         model: str,
         measure: Callable[[], Evaluation],
     ) -> Rows:
-        identity: dict[str, Any] = {"model": model, "data": samples.fingerprint}
-        identity["entry"] = entry.model_dump(mode="json")
+        identity = {
+            "model": model,
+            "data": samples.fingerprint,
+            "entry": entry.model_dump(mode="json"),
+        }
         return keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
-
-
-def _evaluation(space: EmbeddingSpace, samples: SampleSet, entry: EvaluateRecipe) -> Evaluation:
-    if entry.task == "retrieval":
-        return evaluate_retrieval(
-            space, samples, query=entry.query, gallery=entry.gallery or RGB, prompts=entry.prompts
-        )
-    return evaluate_zero_shot(
-        space, samples, tower=RGB, prompts=entry.prompts,
-        class_names=choose_class_names(samples, entry.classes),
-    )  # fmt: skip
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:

@@ -9,7 +9,7 @@ spread.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from terralign.ablate.summary import FIGURE_KEYS, figure_of
 from terralign.errors import ModelError
 from terralign.evaluate.metrics import Outcomes
 from terralign.evaluate.paired import compare_outcomes
-from terralign.evaluate.significance import MIN_SAMPLES
 from terralign.files import hash_json
 from terralign.run_folder import read_measured
 
 logger = logging.getLogger(__name__)
 
-Rows = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+Row = Mapping[str, Any]
+Rows = Mapping[tuple[str, int], Sequence[Row]]
 """(variant, seed) -> the rows of the run."""
 Figure = tuple[str, ...]
 
@@ -44,70 +44,65 @@ class Differences:
         """One entry for each variant and figure that the reference has too.
 
         `difference` of the variant to the reference, `low` and `high` (95 %), fractions of 1;
-        `p_value`, None of fewer than `MIN_SAMPLES` samples; `seeds` that were compared.
+        `p_value`, see `Comparison.told_p_value`; `seeds` that were compared.
         """
-        placed = {key: _by_figure(own, metrics) for key, own in rows.items()}
-        variants = dict.fromkeys(variant for variant, _ in rows)
-        found: list[dict[str, Any]] = []
-        for variant in variants:
-            if variant == reference:
-                continue
-            seeds = sorted(
-                seed for name, seed in rows if name == variant and (reference, seed) in rows
-            )
-            figures = dict.fromkeys(one for seed in seeds for one in placed[variant, seed])
-            for figure in figures:
-                pairs = {
-                    seed: (placed[reference, seed][figure], placed[variant, seed][figure])
-                    for seed in seeds
-                    if figure in placed[reference, seed] and figure in placed[variant, seed]
-                }
-                found += self._difference(variant, reference, figure, pairs)
+        placed: dict[str, dict[int, dict[Figure, Row]]] = {}
+        for (variant, seed), own in rows.items():
+            placed.setdefault(variant, {})[seed] = _by_figure(own, metrics)
+        theirs = placed.pop(reference, {})
+        found = []
+        for variant, ours in placed.items():
+            pairs: dict[Figure, dict[int, tuple[Row, Row]]] = {}
+            for seed in sorted(ours.keys() & theirs.keys()):
+                for figure, row in ours[seed].items():
+                    if figure in theirs[seed]:
+                        pairs.setdefault(figure, {})[seed] = (theirs[seed][figure], row)
+            for figure, by_seed in pairs.items():
+                compared = self._compared((reference, variant), by_seed)
+                if compared is not None:
+                    compared |= {"variant": variant, "reference": reference}
+                    compared |= dict(zip(FIGURE_KEYS, figure, strict=True))
+                    found.append({**compared, "seeds": list(by_seed)})
         return found
 
-    def _difference(
-        self,
-        variant: str,
-        reference: str,
-        figure: Figure,
-        pairs: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]],
-    ) -> Iterator[dict[str, Any]]:
+    def _compared(
+        self, variants: tuple[str, str], pairs: Mapping[int, tuple[Row, Row]]
+    ) -> dict[str, Any] | None:
+        """A figure of the second variant against the first; None where the two are one model, or
+        the values of their samples were not kept or are of other samples.
+
+        `pairs`: seed -> their rows.
+        """
         measured = {seed: [row.get("measurement") for row in pair] for seed, pair in pairs.items()}
-        if not pairs or any(None in names for names in measured.values()):
-            return
-        if all(names[0] == names[1] for names in measured.values()):
-            return  # one model: what the variants share
-        row = next(iter(pairs.values()))[1]
+        if any(None in names for names in measured.values()):
+            return None
+        if all(first == second for first, second in measured.values()):
+            return None
+        metric = next(iter(pairs.values()))[0]["metric"]
         identity = hash_json(
             {
                 "code": VERSION,
-                "variants": [reference, variant],
+                "variants": list(variants),
                 "measured": sorted(measured.items()),
-                "metric": row["metric"],
+                "metric": metric,
             }
         )
         if identity not in self._known:
-            ours = [self._outcomes(variant, seed, pair[1]) for seed, pair in pairs.items()]
-            theirs = [self._outcomes(reference, seed, pair[0]) for seed, pair in pairs.items()]
-            known = [one for one in (*ours, *theirs) if one is not None]
-            if len(known) < 2 * len(pairs):
-                return
-            compared = compare_outcomes(known[len(pairs) :], known[: len(pairs)], row["metric"])
+            outcomes = [
+                [self._outcomes(variant, seed, pair[side]) for seed, pair in pairs.items()]
+                for side, variant in enumerate(variants)
+            ]
+            kept = [[one for one in side if one is not None] for side in outcomes]
+            if any(len(one) < len(pairs) for one in kept):
+                return None
+            compared = compare_outcomes(kept[0], kept[1], metric)
             if compared is None:
-                return
-            values = asdict(compared)
-            if compared.num_samples < MIN_SAMPLES:
-                values["p_value"] = None
+                return None
+            values = {**asdict(compared), "p_value": compared.told_p_value}
             self._known[identity] = {"identity": identity, **values}
-        yield {
-            **self._known[identity],
-            "variant": variant,
-            "reference": reference,
-            **dict(zip(FIGURE_KEYS, figure, strict=True)),
-            "seeds": sorted(pairs),
-        }
+        return dict(self._known[identity])
 
-    def _outcomes(self, variant: str, seed: int, row: Mapping[str, Any]) -> Outcomes | None:
+    def _outcomes(self, variant: str, seed: int, row: Row) -> Outcomes | None:
         try:
             return read_measured(self.folder / "runs" / variant / str(seed), row)
         except ModelError as error:
@@ -115,9 +110,7 @@ class Differences:
             return None
 
 
-def _by_figure(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]
-) -> dict[Figure, Mapping[str, Any]]:
+def _by_figure(rows: Sequence[Row], metrics: Sequence[str]) -> dict[Figure, Row]:
     return {
         figure_of(row): row
         for row in rows

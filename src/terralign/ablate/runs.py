@@ -19,8 +19,8 @@ from terralign.ablate.baselines import check_settings, run_baseline
 from terralign.ablate.differences import Differences
 from terralign.ablate.sharing import SharedStages
 from terralign.ablate.summary import summarise, table_text
+from terralign.datasets.catalog import check_data_root
 from terralign.errors import (
-    DataError,
     Interrupted,
     RecipeError,
     StorageError,
@@ -77,10 +77,7 @@ def run_study(
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
         check_settings(one)
-    if data_root is not None and not data_root.is_dir():
-        raise DataError(
-            f"data root {data_root} is not there; give the folder that holds the data sets"
-        )
+    check_data_root(data_root)
     with claimed(folder):
         _keep_study(study, overrides, folder / "study.toml")
         progress = _Study(

@@ -45,9 +45,8 @@ def compare_rows(
         row = by_metric.get(metric)
         if row is None:
             continue
-        few = found.num_samples < MIN_SAMPLES
         note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{told}"
-        if few:
+        if found.told_p_value is None:
             note += f"; no p-value of fewer than {MIN_SAMPLES} samples"
         changed = BenchRow.model_validate(
             {
@@ -55,7 +54,7 @@ def compare_rows(
                 "value": found.difference,
                 "low": found.low,
                 "high": found.high,
-                "p_value": None if few else found.p_value,
+                "p_value": found.told_p_value,
                 "num_samples": found.num_samples,
                 "chance": None,
                 "reference": name,
@@ -87,7 +86,7 @@ class PairedTests:
             return None
         found = compare_kept(self._store, kept[0], kept[1], self._num_bootstrap)
         own = found.get(str(one.metric))
-        return None if own is None or own.num_samples < MIN_SAMPLES else own.p_value
+        return None if own is None else own.told_p_value
 
     def _measurement(self, row: BenchRow) -> Kept | None:
         """What was kept of a row's measurement, if its values are those of this very row."""

@@ -28,7 +28,7 @@ from terralign.bench.robustness import robustness_jobs
 from terralign.bench.rows import BenchRow, check_rows, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
-from terralign.datasets.catalog import find_dataset
+from terralign.datasets.catalog import check_data_root, find_dataset
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import (
@@ -101,7 +101,7 @@ def run_bench(
         raise RecipeError(f"the reference {first!r} is none of the models; {nearest(first, named)}")
     for name in prompts:
         load_prompts(name)
-    _check_data_root(suite, data_root)
+    _check_data(suite, data_root)
     with claimed(out):
         keep_suite(suite, out)
         _rows_before(out)
@@ -119,12 +119,9 @@ def run_bench(
         )
 
 
-def _check_data_root(suite: Suite, data_root: Path | None) -> None:
+def _check_data(suite: Suite, data_root: Path | None) -> None:
+    check_data_root(data_root)
     if data_root is not None:
-        if not data_root.is_dir():
-            raise DataError(
-                f"data root {data_root} is not there; give the folder that holds the data sets"
-            )
         return
     names = dict.fromkeys(entry.data for entry in suite.entries)
     in_files = [name for name in names if find_dataset(name).facts.needs_root]

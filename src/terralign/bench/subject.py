@@ -46,8 +46,7 @@ class Measured:
     """What one measurement gives.
 
     `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
-    `bench/rows.py`. `outcomes`: what models are compared by, see
-    `evaluate/paired.py`.
+    `bench/rows.py`. `outcomes`: what models are compared by (`evaluate/paired.py`).
     """
 
     figures: list[dict[str, Any]]

@@ -178,7 +178,13 @@ def open_dataset(
         raise DataError(
             f"data set {name_or_toml!r} lies in files; give the folder that holds it (--data-root)"
         )
-    root = Path(data_root)
-    if not root.is_dir():
-        raise DataError(f"data root {root} is not there; give the folder that holds the data sets")
-    return entry.open(root, split, size)
+    check_data_root(data_root)
+    return entry.open(Path(data_root), split, size)
+
+
+def check_data_root(data_root: Path | str | None) -> None:
+    """`DataError` where the folder that was given is not there; None is none that was given."""
+    if data_root is not None and not Path(data_root).is_dir():
+        raise DataError(
+            f"data root {data_root} is not there; give the folder that holds the data sets"
+        )

@@ -25,6 +25,7 @@ from terralign.evaluate.metrics import (
     Outcomes,
     bootstrap_counts,
     bootstrap_interval,
+    by_column,
 )
 from terralign.evaluate.ranking import DEFAULT_KS, recall_per_query
 from terralign.evaluate.similarity import BLOCK, GalleryPenalty, Similarities
@@ -190,8 +191,8 @@ def _mean_over_images(
                 chance=chance,
             )
         )
-    shares = share_per_image(hits, num_queries)
-    outcomes = {metric.name: shares[:, i].copy() for i, metric in enumerate(metrics)}
+    names = [metric.name for metric in metrics]
+    outcomes = by_column(names, share_per_image(hits, num_queries))
     return MetricResult(metrics=tuple(metrics), outcomes=outcomes)
 
 

@@ -14,7 +14,7 @@ Retrieval is in `ranking.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,9 +127,8 @@ def classification_metrics(
         names, statistics, chances, num_samples, num_bootstrap=num_bootstrap, seed=seed
     )
     accuracies = _class_means(labels, hits[:, 0], np.ones_like(labels), num_classes)
-    outcomes = {name: hits[:, column].copy() for column, name in enumerate(names[:-1])}
     found = _with_classes(metrics, accuracies, class_counts, "samples")
-    return replace(found, outcomes={**outcomes, "labels": labels})
+    return replace(found, outcomes={**by_column(names[:-1], hits), "labels": labels})
 
 
 def multilabel_metrics(
@@ -275,6 +274,11 @@ def mean_metrics(
         return np.asarray(counts @ values / num_samples)
 
     return _metrics(names, statistics, chances, num_samples, num_bootstrap=num_bootstrap, seed=seed)
+
+
+def by_column(names: Sequence[str], values: Floats) -> Outcomes:
+    """Outcomes of values (N, M), a column for each name."""
+    return {name: values[:, column].copy() for column, name in enumerate(names)}
 
 
 def row_slices(length: int, step: int = ROW_CHUNK) -> Iterator[slice]:

@@ -9,14 +9,12 @@ it holds `labels` (N, K) and the `scores` or the `decisions` (N, K) that figures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError
@@ -55,10 +53,11 @@ def compare_outcomes(
     every = [*a, *b]
     if not a or not b:
         raise DataError("there is nothing to compare: give the outcomes of one seed or more")
-    makers = [dict(_statistics(one)).get(metric) for one in every]
-    if any(maker is None for maker in makers) or not _same_samples(every, metric):
+    if not _same_samples(every, metric):
         return None
-    statistics = [maker() for maker in makers if maker is not None]
+    statistics = [one for own in every if (one := _statistic(own, metric)) is not None]
+    if len(statistics) < len(every):
+        return None
     values = every[0].get(metric, every[0].get("labels"))
     assert values is not None
     return compare(
@@ -70,9 +69,14 @@ def compare_outcomes(
     )
 
 
-def compared_metrics(outcomes: Outcomes) -> tuple[str, ...]:
+def compared_metrics(outcomes: Outcomes) -> list[str]:
     """The metrics that models can be compared by."""
-    return tuple(name for name, _ in _statistics(outcomes))
+    kinds = [kind for kind, of in (("f1", "decisions"), ("map", "scores")) if of in outcomes]
+    averages = [f"{average}_{kind}" for average in get_args(Average) for kind in kinds]
+    names = [name for name in outcomes if name not in NO_METRICS]
+    if "top1" in names and "labels" in outcomes:
+        names.insert(names.index("top1") + 1, "macro_accuracy")
+    return [*averages, *names]
 
 
 def _mean(statistics: Sequence[Statistic]) -> Statistic:
@@ -82,30 +86,24 @@ def _mean(statistics: Sequence[Statistic]) -> Statistic:
     return mean
 
 
-def _statistics(outcomes: Outcomes) -> Iterator[tuple[str, Callable[[], Statistic]]]:
-    """Metric -> what makes its statistic."""
+def _statistic(outcomes: Outcomes, metric: str) -> Statistic | None:
+    """What a metric makes of outcomes; None where they do not have it."""
     labels = outcomes.get("labels")
-    if labels is not None and labels.ndim == 2:
-        yield from _of_several_labels(outcomes, labels.astype(np.bool_))
-    for name, values in outcomes.items():
-        if name in NO_METRICS:
-            continue
-        yield name, partial(mean_statistic, values[~np.isnan(values)].astype(np.float64))
-        if name == "top1" and labels is not None:
-            yield "macro_accuracy", partial(class_mean_statistic, values, labels)
-
-
-def _of_several_labels(
-    outcomes: Outcomes, labels: NDArray[np.bool_]
-) -> Iterator[tuple[str, Callable[[], Statistic]]]:
-    averages: tuple[Average, ...] = get_args(Average)
-    for average in averages:
-        if "decisions" in outcomes:
-            decisions = outcomes["decisions"].astype(np.bool_)
-            yield f"{average}_f1", partial(f1_statistic, decisions, labels, average)
-        if "scores" in outcomes:
-            scores = outcomes["scores"]
-            yield f"{average}_map", partial(average_precision_statistic, scores, labels, average)
+    if metric in outcomes and metric not in NO_METRICS:
+        values = outcomes[metric]
+        return mean_statistic(values[~np.isnan(values)].astype(np.float64))
+    if labels is None:
+        return None
+    if labels.ndim == 1:
+        known = metric == "macro_accuracy" and "top1" in outcomes
+        return class_mean_statistic(outcomes["top1"], labels) if known else None
+    positive = labels.astype(np.bool_)
+    for average in get_args(Average):
+        if metric == f"{average}_f1" and "decisions" in outcomes:
+            return f1_statistic(outcomes["decisions"].astype(np.bool_), positive, average)
+        if metric == f"{average}_map" and "scores" in outcomes:
+            return average_precision_statistic(outcomes["scores"], positive, average)
+    return None
 
 
 def _same_samples(every: Sequence[Outcomes], metric: str) -> bool:

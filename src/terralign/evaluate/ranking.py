@@ -19,6 +19,7 @@ from terralign.evaluate.average_precision import random_average_precision
 from terralign.evaluate.metrics import (
     Floats,
     MetricResult,
+    by_column,
     check_labels,
     hit_probability,
     mean_metrics,
@@ -80,7 +81,7 @@ def retrieval_metrics(
             metrics=mean_metrics(
                 [f"recall@{k}" for k in ks], hits, chances, num_bootstrap=num_bootstrap, seed=seed
             ),
-            outcomes={f"recall@{k}": hits[:, i].copy() for i, k in enumerate(ks)},
+            outcomes=by_column([f"recall@{k}" for k in ks], hits),
         )
     relevance = _relevance(tiles, query_labels, gallery_labels)
     precisions, num_relevant = _average_precision(tiles, relevance, ks)
@@ -100,7 +101,7 @@ def retrieval_metrics(
         ),
         num_queries_left_out=num_left_out,
         notes=(note,) if num_left_out else (),
-        outcomes={f"map@{k}": precisions[:, i].copy() for i, k in enumerate(ks)},
+        outcomes=by_column([f"map@{k}" for k in ks], precisions),
     )
 
 

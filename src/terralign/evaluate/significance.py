@@ -54,6 +54,11 @@ class Comparison:
     p_value: float
     num_samples: int
 
+    @property
+    def told_p_value(self) -> float | None:
+        """The p-value; None of fewer than `MIN_SAMPLES` samples."""
+        return self.p_value if self.num_samples >= MIN_SAMPLES else None
+
     def turned(self) -> Comparison:
         """Model a against model b."""
         return Comparison(

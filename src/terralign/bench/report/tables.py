@@ -145,8 +145,7 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table
     """The table of rows that have values; None where there are none.
 
     Groups, lines and columns are in the order of their first rows, columns of one heading together.
-    Where two rows fall into one
-    cell, the first is shown.
+    Where two rows fall into one cell, the first is shown.
     """
     columns = list(dict.fromkeys(plan.column(row) for row in sorted(rows, key=_place(plan, rows))))
     placed: dict[str, dict[tuple[str, ...], dict[tuple[str, str], BenchRow]]] = {}
