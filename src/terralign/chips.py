@@ -47,6 +47,11 @@ class PixelLayout:
     `bands`: canonical names in the order of the channels. `units`: "dn" (raw digital numbers, to
     which `dn_offset` is added before scaling) or "physical" (already in `sensor.unit`).
     `composite`: the RGB recipe, None where the sensor makes no RGB or lacks the bands.
+    `stated_scale`: (scale, offset) that the files state for their bands and that replace the
+    sensor's `dn_scale` and `add`; None where the sensor's hold.
+
+    A number without data is NaN, or, among whole numbers, the sensor's `nodata` (see
+    `Chip.marked_pixels`).
     """
 
     sensor: Sensor
@@ -54,6 +59,7 @@ class PixelLayout:
     units: Literal["dn", "physical"]
     dn_offset: float = 0.0
     composite: Composite | None = None
+    stated_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.sensor.resolve(self.bands) != self.bands:
@@ -61,6 +67,16 @@ class PixelLayout:
                 f"bands {self.bands} of sensor {self.sensor.name!r} are not canonical names; "
                 "pass them through sensor.resolve"
             )
+
+    @property
+    def dn_scale(self) -> float:
+        """What a DN is multiplied by, after `dn_offset` was added."""
+        return self.sensor.dn_scale if self.stated_scale is None else self.stated_scale[0]
+
+    @property
+    def add(self) -> float:
+        """What is added to a scaled DN, in `sensor.unit`."""
+        return self.sensor.add if self.stated_scale is None else self.stated_scale[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +112,19 @@ class Chip:
         """The sensor that the bands belong to."""
         return self.layout.sensor
 
+    @property
+    def valid_share(self) -> float:
+        """Share (0-1) of the numbers that are valid."""
+        return float(self.valid.mean())
+
+    def marked_pixels(self) -> NDArray[np.generic]:
+        """The pixels (C, H, W) with no-data marked in the numbers themselves.
+
+        Invalid numbers are NaN, or the sensor's `nodata` where the pixels are whole DN that can
+        hold it. Other whole numbers become floating point, since none of theirs means "no data".
+        """
+        return mark_invalid(self.pixels, self.valid, self.layout)
+
     def select_bands(self, names: Iterable[str]) -> Chip:
         """The chip with just these bands, in this order; the only place that counts channels."""
         wanted = self.sensor.resolve(names)
@@ -111,3 +140,22 @@ class Chip:
             valid=self.valid[order],
             layout=replace(self.layout, bands=wanted),
         )
+
+
+def mark_invalid(
+    pixels: NDArray[np.generic], valid: NDArray[np.bool_], layout: PixelLayout
+) -> NDArray[np.generic]:
+    """`pixels`, any shape, with NaN or the sensor's no-data DN where not `valid`.
+
+    `preprocess.to_physical` finds the same mask in the result. A valid number that equals the mark
+    cannot occur: the sensor's definition says that it is no data.
+    """
+    if valid.all():
+        return pixels
+    if np.issubdtype(pixels.dtype, np.floating):
+        return np.where(valid, pixels, pixels.dtype.type(np.nan))
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    if nodata is not None and np.can_cast(np.min_scalar_type(nodata), pixels.dtype):
+        return np.where(valid, pixels, pixels.dtype.type(nodata))
+    exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+    return np.where(valid, pixels.astype(exact), exact(np.nan))
