@@ -29,7 +29,7 @@ from terralign.evaluate.classification import (
     choose_prompts,
     evaluate_zero_shot,
 )
-from terralign.evaluate.embed import Embed, Route, embed_samples
+from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
@@ -120,7 +120,7 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
         self.data = RunData(recipe, data_root, stores or folder / "stores")
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: dict[str, Embedded] = {}
 
     def run(self) -> list[dict[str, Any]]:
         check_data_root(self.data_root)
@@ -326,7 +326,7 @@ class _Run:
         entry: EvaluateRecipe,
         tower: str | None,
     ) -> Evaluation:
-        def embed(route: Route) -> Tensor:
+        def embed(route: Route) -> Embedded:
             key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)

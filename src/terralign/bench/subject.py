@@ -225,9 +225,14 @@ class Subject:
                 raise DataError(reasons.get(route.tower, f"no route through {route.tower}"))
             chosen, own = samples, routes[0]
         embedded = self.embeddings.get(self.model.encoder, chosen, own)
-        if not bool(embedded.isfinite().all()):
+        if not bool(embedded.vectors.isfinite().all()):
             raise ModelError(f"tower {route.tower!r} gives values that are not finite")
-        return np.asarray(F.normalize(embedded, dim=-1).numpy())
+        return np.asarray(F.normalize(embedded.vectors, dim=-1).numpy())
+
+    def notes_of(self, route: Route) -> list[str]:
+        """How the reported samples reach the tower, and how much of them is valid."""
+        embedded = self.embeddings.get(self.model.encoder, self.samples, route)
+        return [route.note, *embedded.notes]
 
     def part_vectors(self, route: Route, part: Part) -> Floats:
         """(M, D) of a part."""

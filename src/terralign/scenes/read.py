@@ -18,14 +18,15 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from terralign.chips import Chip, Grid, PixelLayout
 from terralign.errors import DataError, SensorError, first_line
 from terralign.scenes.pictures import decode_rgb, require_file
-from terralign.scenes.product_metadata import stated_offset
+from terralign.scenes.plausible import check_chip
+from terralign.scenes.product_metadata import is_sensors_scale, stated_offset, stated_scale
 from terralign.sensors import SENSORS, Sensor, sentinel2_dn_offset
 
 Units = Literal["dn", "physical"]
@@ -100,6 +101,7 @@ def read_geotiff(
     units: Units | None = None,
     composite: str | None = None,
     max_bytes: int = MAX_CHIP_BYTES,
+    check: bool = True,
 ) -> Chip:
     """Read all bands of a GeoTIFF.
 
@@ -109,10 +111,13 @@ def read_geotiff(
     `stated_offset`; stating another is an error) or the name of the file or its folder is a product
     name (see `sentinel2_dn_offset`). `units`: left out, integers are DN, and numbers
     of a sensor without DN (dB) are physical. `composite`: the sensor's default where left out.
+    A scale and offset that the file states for its bands replace the sensor's (`stated_scale`).
+    `check`: hold the numbers against what is declared (see `scenes.plausible`).
 
-    Pixels come as the file has them; `valid` is False where they are the sensor's no-data DN, the
-    file's no-data value, or not finite. Raises `DataError` for a file that is missing, damaged,
-    larger than `max_bytes` in memory or not as declared, `SensorError` for an unknown band or
+    Pixels come as the file has them, marked where they are not valid; `valid` is False where they are the sensor's no-data DN, the
+    file's no-data value, masked by the file (internal mask, `.msk`, alpha), or not finite. Raises
+    `DataError` for a file that is missing, damaged, larger than `max_bytes` in memory, not as
+    declared, or with numbers that cannot be what is declared, `SensorError` for an unknown band or
     offset.
     """
     path = Path(path)
@@ -126,21 +131,26 @@ def read_geotiff(
                 f"{source.width}x{source.height} {dtype}), more than the limit of "
                 f"{max_bytes / 2**20:.0f} MiB; cut it into smaller files"
             )
-        units = units or _units_of(path, sensor, dtype)
+        scale = stated_scale(path, source, sensor)
+        units = _units_of(path, sensor, dtype, units, scale)
         layout = make_layout(
             sensor,
             names,
             units=units,
             dn_offset=_offset_of(path, source, sensor, names, units, dn_offset),
             composite=composite,
+            stated_scale=_other_scale(path, sensor, scale, dn_offset),
         )
         try:
             pixels = source.read()
+            valid = valid_by_file(source, pixels)
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from error
-        return Chip(
+        if units == "dn" and sensor.nodata is not None:
+            valid &= pixels != sensor.nodata
+        chip = Chip(
             pixels=pixels,
-            valid=_valid_mask(pixels, layout, source.nodatavals),
+            valid=valid,
             layout=layout,
             grid=Grid(
                 crs=source.crs.to_string() if source.crs else None,
@@ -149,6 +159,9 @@ def read_geotiff(
                 width=source.width,
             ),
         )
+    if check:
+        check_chip(chip, origin=str(path))
+    return chip
 
 
 def make_layout(
@@ -158,17 +171,23 @@ def make_layout(
     units: Units,
     dn_offset: float = 0.0,
     composite: str | None = None,
+    stated_scale: tuple[float, float] | None = None,
 ) -> PixelLayout:
     """The layout of these bands, with the composite named, or the sensor's default one.
 
     Without a name, `composite` is None where the sensor makes no RGB or the bands lack its three.
     """
-    return _make_layout(sensor, tuple(bands), units, dn_offset, composite)
+    return _make_layout(sensor, tuple(bands), units, dn_offset, composite, stated_scale)
 
 
 @lru_cache(maxsize=64)
 def _make_layout(
-    sensor: Sensor, bands: tuple[str, ...], units: Units, dn_offset: float, composite: str | None
+    sensor: Sensor,
+    bands: tuple[str, ...],
+    units: Units,
+    dn_offset: float,
+    composite: str | None,
+    stated_scale: tuple[float, float] | None,
 ) -> PixelLayout:
     names = sensor.resolve(bands)
     if composite is None:
@@ -184,7 +203,12 @@ def _make_layout(
                 f"the bands are {', '.join(names)}"
             )
     return PixelLayout(
-        sensor=sensor, bands=names, units=units, dn_offset=dn_offset, composite=recipe
+        sensor=sensor,
+        bands=names,
+        units=units,
+        dn_offset=dn_offset,
+        composite=recipe,
+        stated_scale=stated_scale,
     )
 
 
@@ -276,14 +300,32 @@ def _described_bands(source: Any, sensor: Sensor) -> tuple[str, ...] | None:
         return None
 
 
-def _has_dn(sensor: Sensor) -> bool:
+def has_dn(sensor: Sensor) -> bool:
+    """Whether digital numbers of the sensor differ from its physical values."""
     return sensor.dn_scale != 1 or sensor.add != 0 or sensor.offset_varies
 
 
-def _units_of(path: Path, sensor: Sensor, dtype: np.dtype[Any]) -> Units:
+def _units_of(
+    path: Path,
+    sensor: Sensor,
+    dtype: np.dtype[Any],
+    declared: Units | None,
+    scale: tuple[float, float] | None,
+) -> Units:
     if np.issubdtype(dtype, np.complexfloating):
         raise DataError(f"{path} has complex numbers; convert them to {sensor.unit} first")
-    if not _has_dn(sensor):
+    if scale is not None:
+        if declared == "physical":
+            raise DataError(
+                f"{path}: units='physical' was declared, but its bands state scale {scale[0]:g} "
+                f"and offset {scale[1]:g}, which make them digital numbers; leave units out, or "
+                "remove the scale and offset that no longer hold (gdal_edit.py -unsetscale "
+                "-unsetoffset)"
+            )
+        return "dn"
+    if declared is not None:
+        return declared
+    if not has_dn(sensor):
         return "physical"
     if np.issubdtype(dtype, np.integer):
         return "dn"
@@ -291,6 +333,21 @@ def _units_of(path: Path, sensor: Sensor, dtype: np.dtype[Any]) -> Units:
         f"{path} has {dtype} numbers: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
         "Declare units='dn' or units='physical'"
     )
+
+
+def _other_scale(
+    path: Path, sensor: Sensor, scale: tuple[float, float] | None, declared: float | None
+) -> tuple[float, float] | None:
+    """The scale and offset that a file states, where they are not the sensor's own."""
+    if scale is None or (is_sensors_scale(scale, sensor) and sensor.offset_varies):
+        return None  # its offset is found as the DN offset
+    if declared:
+        raise SensorError(
+            f"{path}: dn_offset={declared:g} was declared, but its bands state scale "
+            f"{scale[0]:g} and offset {scale[1]:g}; leave dn_offset out, or correct the file"
+        )
+    own = is_sensors_scale(scale, sensor) and abs(scale[1] - sensor.add) < 1e-9
+    return None if own else scale
 
 
 def _offset_of(
@@ -307,6 +364,9 @@ def _offset_of(
         return 0.0
     if not sensor.offset_varies:
         return declared or 0.0
+    scale = stated_scale(path, source, sensor)
+    if scale is not None and not is_sensors_scale(scale, sensor):
+        return 0.0  # the stated offset is all there is
     stated = stated_offset(path, source, sensor, names, declared=declared)
     try:
         return sentinel2_dn_offset(
@@ -318,14 +378,21 @@ def _offset_of(
         raise SensorError(f"{path}: {error} (dn_offset=)") from error
 
 
-def _valid_mask(
-    pixels: NDArray[Any], layout: PixelLayout, file_nodata: Sequence[float | None]
-) -> NDArray[np.bool_]:
-    """(C, H, W) bool, True where a pixel may be used."""
+_MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
+
+
+def valid_by_file(source: Any, pixels: NDArray[Any], *, window: Any = None) -> NDArray[np.bool_]:
+    """(C, H, W) bool of all bands as read from an open GeoTIFF, True where the file has data.
+
+    False where a number is not finite or the band's no-data value, and where the file masks it:
+    internal mask, `.msk` beside it, alpha band. `window`: the part that was read; of another
+    size than the file's, pixels were resampled, and so is the mask (nearest).
+    """
     valid: NDArray[np.bool_] = np.isfinite(pixels)
-    if layout.units == "dn" and layout.sensor.nodata is not None:
-        valid &= pixels != layout.sensor.nodata
-    for channel, nodata in enumerate(file_nodata):
+    for channel, nodata in enumerate(source.nodatavals):
         if nodata is not None and np.isfinite(nodata):
             valid[channel] &= pixels[channel] != nodata
+        if _MASKED & set(source.mask_flag_enums[channel]):
+            shape = pixels.shape[1:]
+            valid[channel] &= source.read_masks(channel + 1, window=window, out_shape=shape) > 0
     return valid

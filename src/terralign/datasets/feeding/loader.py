@@ -74,6 +74,10 @@ class KeptInMemory:
                     if sensor not in self._pixels:
                         shape = (len(self), *pixels.shape[1:])
                         self._pixels[sensor] = np.empty(shape, dtype=pixels.dtype)
+                    kept = self._pixels[sensor]
+                    wider = np.result_type(kept, pixels)
+                    if wider != kept.dtype:  # whole numbers, until one sample lacks data
+                        self._pixels[sensor] = kept.astype(wider)
                     self._pixels[sensor][missing] = pixels
                 self._have[missing] = True
         return {sensor: pixels[indices] for sensor, pixels in self._pixels.items()}

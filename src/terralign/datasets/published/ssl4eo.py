@@ -208,9 +208,9 @@ def _locate(folder: Path) -> Place:
 
 
 def _read_bands(sensor: Sensor, folder: Path) -> NDArray[Any]:
-    """(C, SIDE, SIDE): uint16 DN, 0 where there is none, or float32 dB, the sensor's fill there."""
+    """(C, SIDE, SIDE): uint16 DN, 0 where there is none, or float32 dB, NaN there."""
     if sensor.nodata is None:
-        pixels = np.full((len(sensor.bands), SIDE, SIDE), sensor.fill, dtype=np.float32)
+        pixels = np.full((len(sensor.bands), SIDE, SIDE), np.nan, dtype=np.float32)
     else:
         _require_no_offset(folder)
         pixels = np.full((len(sensor.bands), SIDE, SIDE), sensor.nodata, dtype=np.uint16)
