@@ -232,7 +232,7 @@ def test_by_class_a_sample_does_not_find_its_own_place(
     assert samples.labels is not None
     query, gallery = (
         torch.nn.functional.normalize(
-            embed_samples(space, samples, choose_route(space, samples, tower)), dim=-1
+            embed_samples(space, samples, choose_route(space, samples, tower)).vectors, dim=-1
         )
         for tower in ("s2", "rgb")
     )
@@ -388,7 +388,7 @@ def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
     samples = limit_samples(open_dataset("synthetic-photos", data_root=None, split="test"), 40)
     before, after = (
         torch.nn.functional.normalize(
-            embed_samples(space, samples, choose_route(space, samples, "rgb")), dim=-1
+            embed_samples(space, samples, choose_route(space, samples, "rgb")).vectors, dim=-1
         )
         for space in map(EmbeddingSpace.load, spaces.values())
     )

@@ -216,21 +216,22 @@ def test_the_no_data_of_a_file_becomes_that_of_the_sensor(tmp_path: Path) -> Non
     geotiff(tmp_path / "Sea" / "a.tif", decibel)
     radar = Pixels(sensor=SENSORS["sentinel1-grd"], bands=("VV", "VH"))
     got = opened(tmp_path, pixels=radar).read(np.array([0]))["sentinel1-grd"][0]
-    assert got[0, 0, 0] == SENSORS["sentinel1-grd"].fill
+    assert np.isnan(got[0, 0, 0])
+    assert np.isnan(got).sum() == 1
 
 
-def test_no_data_that_the_sensor_cannot_say_is_refused_or_nan(tmp_path: Path) -> None:
+def test_no_data_of_whole_numbers_that_the_sensor_has_no_mark_for_is_nan(tmp_path: Path) -> None:
     pixels = np.full((2, 4, 4), 500, dtype=np.uint16)
     pixels[0, 1, 2] = pixels[1, 1, 2] = 65535
     geotiff(tmp_path / "Sea" / "a.tif", pixels, nodata=65535)
     (tmp_path / "Bog").mkdir()
     mute = replace(SENSORS["sentinel2-l2a"], name="mine", nodata=None, offset_varies=False)
     mine = Pixels(sensor=mute, bands=("B04", "B03"), units="dn")
-    with pytest.raises(DataError, match=r"a.tif has 2 numbers without data.*names no nodata"):
-        opened(tmp_path, pixels=mine).read(np.array([0]))
-    low = replace(mine, sensor=replace(mute, nodata=-9999))
-    with pytest.raises(DataError, match=r"has -9999, which uint16 cannot hold"):
-        opened(tmp_path, pixels=low).read(np.array([0]))
+    low = replace(mine, sensor=replace(mute, nodata=-9999))  # which uint16 cannot hold
+    for one in (mine, low):
+        got = opened(tmp_path, pixels=one).read(np.array([0]))["mine"][0]
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, np.where(pixels == 65535, np.nan, pixels))
     high = replace(mine, sensor=replace(mute, nodata=65535))
     np.testing.assert_array_equal(
         opened(tmp_path, pixels=high).read(np.array([0]))["mine"][0], pixels

@@ -180,8 +180,8 @@ class EmbeddingSpace:
             return _as_tensor(pixels.pixels)[None], layout
         if sensor is None or units is None:
             raise SensorError(
-                f"pixels of shape {tuple(pixels.shape)} need their sensor and units ('dn' or "
-                "'physical'); only a Chip knows its own"
+                f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
+                'be "dn" or "physical"; only a Chip knows its own'
             )
         layout = self.layout(
             sensor,

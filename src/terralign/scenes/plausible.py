@@ -228,7 +228,7 @@ class _Judge:
         if float(np.mean(physical > 1.6)) > 0.25:
             self.doubt(
                 "bright",
-                "more than a quarter of the reflectance is above 1.6; check units, scale and offset",
+                "more than a quarter of the reflectance is above 1.6; check units and scale",
             )
         if float(np.mean(physical < -0.05)) > 0.05:
             self.doubt(
@@ -243,7 +243,9 @@ class _Judge:
 
     def decibel(self, physical: NDArray[np.float64]) -> None:
         low, middle, high = np.quantile(physical, (0.01, 0.5, 0.99)).tolist()
-        if low >= 0:
+        if physical.min() == physical.max() == 0:
+            self.doubt("zero", "all numbers are 0; is 0 the number that marks no data?")
+        elif low >= 0:
             self.refuse(
                 f"the numbers lie between {physical.min():.3g} and {physical.max():.3g}; sigma0 in "
                 "dB is mostly negative. Linear power becomes dB by 10 * log10(power), amplitude by "

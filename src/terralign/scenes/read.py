@@ -114,11 +114,13 @@ def read_geotiff(
     A scale and offset that the file states for its bands replace the sensor's (`stated_scale`).
     `check`: hold the numbers against what is declared (see `scenes.plausible`).
 
-    Pixels come as the file has them, marked where they are not valid; `valid` is False where they are the sensor's no-data DN, the
-    file's no-data value, masked by the file (internal mask, `.msk`, alpha), or not finite. Raises
-    `DataError` for a file that is missing, damaged, larger than `max_bytes` in memory, not as
-    declared, or with numbers that cannot be what is declared, `SensorError` for an unknown band or
-    offset.
+    Pixels come as the file has them where they are valid, marked elsewhere (see `Chip`); `valid` is
+    False where they are the sensor's no-data DN, the file's no-data value, masked by the file
+    (internal mask, `.msk`, alpha), or not finite.
+
+    Raises `DataError` for a file that is missing, damaged, larger than `max_bytes` in memory, not
+    as declared, or with numbers that cannot be what is declared, `SensorError` for an unknown band
+    or offset.
     """
     path = Path(path)
     with open_geotiff(path) as source:
