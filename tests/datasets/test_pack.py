@@ -23,14 +23,17 @@ from PIL import Image
 
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.class_folders import open_folder, read_split_list
+from terralign.datasets.declared.footprints import _box_of
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Place, SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack, verify_store, writing
+from terralign.datasets.store.table import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, StorageError
 from terralign.files import claimed
+from terralign.scenes.places import wgs84_bounds
 from terralign.sensors import SENSORS
 
 SMALL = PackSettings(shard_bytes=150_000)
@@ -533,6 +536,18 @@ def test_places_are_kept_as_geoparquet(tmp_path: Path, pictures: Path) -> None:
     assert geo["columns"][geo["primary_column"]]["encoding"] == "WKB"
     polygon = pq.read_table(tmp_path / "s" / "samples.parquet")["geometry"][1].as_py()
     assert shapely.from_wkb(polygon).equals(shapely.box(*where))
+
+
+def test_a_footprint_across_the_antimeridian_is_cut_in_two() -> None:
+    shape = footprint((179.99, -17.0, -179.99, -16.9))
+    assert [part.bounds for part in shape.geoms] == [
+        (179.99, -17.0, 180.0, -16.9),
+        (-180.0, -17.0, -179.99, -16.9),
+    ]
+    assert _box_of(shapely.to_wkb(shape)) == (179.99, -17.0, -179.99, -16.9)
+    assert wgs84_bounds((179.9, -17, 180.1, -16), "EPSG:4326", origin="x")[2] == pytest.approx(
+        -179.9
+    )
 
 
 @pytest.mark.realdata
