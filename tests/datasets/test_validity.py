@@ -138,7 +138,7 @@ def table(root: Path, kind: Kind) -> str:
     rows = "".join(f"{number},{number}.tif\n" for number in range(3))
     (root / "x/samples.csv").write_text("key,file\n" + rows)
     return (
-        'reader = "table"\nroot = "x"\ntable = "samples.csv"\n[columns]\nkey = "key"\n'
+        'reader = "table"\nroot = "x"\ntable = "x/samples.csv"\n[columns]\nkey = "key"\n'
         f'[sensors."{kind.sensor}"]\ncolumn = "file"\n{kind.more}\n'
     )
 
