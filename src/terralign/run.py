@@ -213,7 +213,7 @@ class _Run:
         seed = self.recipe.seed
         sources = [self.data.source(one) for one in recipe.data]
         tower, initial = new_student(
-            recipe.name, clip, recipe.student, [find_sensor(name).name for name in recipe.sensors],
+            recipe.name, clip, recipe.student, [find_sensor(name) for name in recipe.sensors],
             [source.samples for source in sources], seed=seed, root=self.data_root,
         )  # fmt: skip
         identity = hash_json(
@@ -299,7 +299,7 @@ class _Run:
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
     ) -> list[dict[str, Any]]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
-        samples = self.data.open(entry.data, entry.split, entry.limit)
+        samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
         towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
         identity = {

@@ -209,7 +209,7 @@ class _Stage:
         return ReadyTasks(self.clip, patching=validation, supported=supported)
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
-        return self.data.open(entry.data, entry.split, entry.limit)
+        return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
 
     def measured(self, weights: StateDict) -> Rows:
         """Rows of an RGB tower's weights on what the recipe measures of its RGB towers."""
