@@ -20,7 +20,7 @@ from torch import Tensor
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
-from terralign.encoders.sensor import SensorTower
+from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, RecipeError
@@ -47,6 +47,7 @@ from terralign.sensors import find_sensor
 from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
+from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import new_student
 from terralign.train.threads import choose_device
 
@@ -178,6 +179,8 @@ class _Run:
             {name: getattr(recipe, name) for name in PatchSettings.model_fields}
         )
         training, validation, supported = self.data.patching_tasks(recipe)
+        if self.recipe.base.pretrain is None:
+            warn_of_patch_rate(base.clip.visual, recipe.lr, source=base.clip.source)
         return patch(
             base.clip,
             training,
@@ -235,6 +238,9 @@ class _Run:
             return tower.to(self.device).eval().requires_grad_(False)
         if initial:
             write_json(folder / "initial.json", initial)
+        inflated = recipe.student.backbone == INFLATE
+        if initial or (inflated and self.recipe.base.pretrain is None):
+            warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
         align(
             clip, tower.to(self.device), sources, recipe, folder,
             views_folder=self.folder / "teacher",
