@@ -196,7 +196,7 @@ def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
             "the student takes sentinel2-l2a; data set 'synthetic-photos' has rgb",
         ),
         (
-            {"composite": "paper-l1c", "models": ["base"]},
+            {"composite": "paper-l1c", "models": ["base"], "towers": ["s2"]},
             SensorError,
             "unknown composite 'paper-l1c' of sensor 'sentinel2-l2a'",
         ),

@@ -228,7 +228,7 @@ def test_zero_shot_and_retrieval_agree_with_measuring_by_hand(
 def test_an_entry_may_name_the_composite_that_rgb_towers_see(
     spaces: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Two entries of one split, which differ in it, have figures of their own, also in one cache."""
+    """Two entries of one split that differ in it have values of their own."""
     entry = """
     [[entries]]
     name = "{name}"
