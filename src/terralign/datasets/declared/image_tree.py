@@ -126,6 +126,11 @@ def add_sensors(
         samples,
         layouts=layouts,
         decode=decode,
+        more_files={
+            sensor: tuple(row[number] for row in rows)
+            for number, sensor in enumerate(layouts)
+            if number
+        },
         fingerprint=fingerprint(
             name=samples.name,
             split=samples.split,
