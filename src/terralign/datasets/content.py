@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.datasets.image_files import PICTURE_SUFFIXES
 from terralign.datasets.sample import SampleSet
 from terralign.errors import DataError
 
@@ -27,14 +28,6 @@ WHOLE_BYTES = 64 * 1024
 MIDDLE_BYTES = 4096
 """Of larger ones this many bytes from the middle are hashed first."""
 CHUNK_BYTES = 1024 * 1024
-
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"),
-    *(".tif", ".tiff"),
-)
-"""Endings of pictures, in any case."""
-RASTER_SUFFIXES = (".tif", ".tiff")
-"""Endings of the files of all other sensors, in any case."""
 
 
 class Content(Protocol):

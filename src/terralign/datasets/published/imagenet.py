@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from terralign.datasets.class_folders import list_images, make_file_set, open_folder
+from terralign.datasets.class_folders import make_file_set, open_folder
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.image_files import PICTURE_SUFFIXES, LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
@@ -58,12 +59,13 @@ def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) 
 
 
 def _tiny_train_files(root: Path, wnids: Sequence[str]) -> dict[str, list[Path]]:
-    files = {}
+    files, left_out = {}, LeftOut(root / "train")
     for wnid in wnids:
         folder = root / "train" / wnid / "images"
         if not folder.is_dir():
             raise DataError(f"{folder} is not there; unpack {TINY_FOLDER}.zip again")
-        files[wnid] = list_images(folder)
+        files[wnid] = list_images(folder, left_out=left_out)
+    left_out.warn("tiny-imagenet", "in WNID/images", PICTURE_SUFFIXES)
     return files
 
 
