@@ -305,7 +305,7 @@ def test_what_a_split_list_does_not_name_is_not_warned_of(
         assert len(opened(root, split_list=root / "list.txt")) == 2
     assert caplog.records == []
     (root / "list.txt").write_text("Sea/b.png\nSea/x.gif\n")
-    with pytest.raises(DataError, match=r"'Sea/x.gif' is in none .* its ending is not read"):
+    with pytest.raises(DataError, match=r"'Sea/x.gif' is in none .* files .gif are not read"):
         opened(root, split_list=root / "list.txt")
 
 

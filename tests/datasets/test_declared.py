@@ -375,10 +375,10 @@ def test_a_list_of_a_tree_names_each_image_once_and_as_it_is_called(tmp_path: Pa
     listed = tmp_path / "pairs" / "train.txt"
     text = TREE + '[splits]\ntrain = "train.txt"\n'
     listed.write_text("a/x.JPG\na//x.JPG\n")
-    with pytest.raises(DataError, match="'a/x.JPG' is named a second time"):
+    with pytest.raises(DataError, match=r"'a/x.JPG' is named a second time"):
         open_pairs(tmp_path, text, split="train")
     listed.write_text("a/x.jpg\n")
-    with pytest.raises(DataError, match="'a/x.jpg' is no image below .*did you mean 'a/x.JPG'"):
+    with pytest.raises(DataError, match=r"'a/x.jpg' is no image below .*did you mean 'a/x.JPG'"):
         open_pairs(tmp_path, text, split="train")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.image_files import PICTURE_SUFFIXES, LeftOut, list_images
+from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, tell_unused
 from terralign.errors import DataError
@@ -125,7 +125,7 @@ def hint_for(entry: str, known: Iterable[str], root: Path) -> str:
     `known`: what an entry may be.
     """
     if (root / entry).is_file():
-        return f"its ending is not read; read are {', '.join(PICTURE_SUFFIXES)}"
+        return f"files {PurePosixPath(entry).suffix or 'without ending'} are not read here"
     for names in ({one.lower(): one for one in known}, {_stem(one): one for one in known}):
         alike = names.get(entry.lower()) or names.get(_stem(entry))
         if alike is not None:

@@ -46,7 +46,7 @@ class LeftOut:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._endings: Counter[str] = Counter()
-        self._example: str | None = None
+        self.example = ""
 
     def add(self, path: Path) -> None:
         """Note a file that is no sample."""
@@ -54,30 +54,38 @@ class LeftOut:
         if path.name[0] == "." or ending in _ACCOMPANYING or _NAMES.match(path.name):
             return
         self._endings[ending or "without ending"] += 1
-        if self._example is None:
-            self._example = path.relative_to(self.root).as_posix()
+        if not self.example:
+            self.example = path.relative_to(self.root).as_posix()
 
-    def __bool__(self) -> bool:
-        return self._example is not None
+    def __len__(self) -> int:
+        return self._endings.total()
 
     def __str__(self) -> str:
         """ "8 files (.webp 4, .npy 4), such as Forest/1.npy"."""
-        number = self._endings.total()
+        number = len(self)
         counts = self._endings.most_common(MAX_ENDINGS)
         endings = ", ".join(f"{ending} {count:,}" for ending, count in counts)
         more = ", ..." if len(self._endings) > MAX_ENDINGS else ""
-        return f"{number:,} file{'s' * (number != 1)} ({endings}{more}), such as {self._example}"
+        return f"{number:,} file{'s' * (number != 1)} ({endings}{more}), such as {self.example}"
 
     def warn(self, name: str, place: str, suffixes: tuple[str, ...]) -> None:
         """Name once in a process what the data set `name` leaves out; `place`: where its samples
         lie, `suffixes`: their endings."""
-        if self and (self.root, str(self)) not in _said:
-            _said.add((self.root, str(self)))
+        if self and is_new(self.root, str(self)):
             logger.warning(
                 "data set %r: left out: %s. Read from %s are files %s %s; convert the others or "
                 "move them",
                 name, self, self.root, ", ".join(suffixes), place,
             )  # fmt: skip
+
+
+def is_new(place: Path, said: str) -> bool:
+    """Whether this has not been said of a file or folder in this process; from now on it has."""
+    key = (place, said)
+    if key in _said:
+        return False
+    _said.add(key)
+    return True
 
 
 def list_images(
