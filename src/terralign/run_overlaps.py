@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from terralign.datasets.overlap import Overlaps, keep_apart, title
+from terralign.datasets.overlap import Overlaps, keep_apart, title, warn_of_repeated
 from terralign.datasets.sample import SampleSet
 from terralign.recipe import AlignRecipe, Recipe
 from terralign.run_data import RunData
@@ -42,6 +42,8 @@ class RunOverlaps:
                     self._overlaps, self._of_tower(tower), judging,
                     chosen=f"the best step of tower {tower.name!r}", allowed=allowed,
                 )  # fmt: skip
+        for entry in recipe.evaluate:
+            warn_of_repeated(self._overlaps, self._data.open(entry.data, entry.split, entry.limit))
         self.notes = list(dict.fromkeys(notes))
 
     def note(self, samples: SampleSet, model: str, towers: Sequence[str | None]) -> str | None:

@@ -423,6 +423,28 @@ def test_drops_of_later_tasks_are_measured_from_before_any_patching(
     assert given == [{"s": 0.60}, {"s": 0.60}]
 
 
+def test_training_data_may_not_choose_alpha(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    many_label_task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    photos: SyntheticSet,
+    tmp_path: Path,
+) -> None:
+    """The many-label set has the scenes of the other under the same keys."""
+    for judging, support in ((task, supported), (many_label_task, supported), (validation, task)):
+        with pytest.raises(RecipeError, match=r"40 of the 40 samples .*alpha is chosen"):
+            _patch(tiny_clip, tmp_path, [task], [judging], support)
+    with pytest.raises(RecipeError, match=r"24 of the 24 samples of synthetic-photos/val"):
+        patch(
+            tiny_clip, [task], QUICK, tmp_path,
+            validation=[validation], supported=[supported], preserve_on=photos,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    _patch(tiny_clip, tmp_path, [task], [task], supported, allow_shared_samples=True)
+
+
 def test_a_way_of_patching_several_tasks_needs_several(
     tiny_clip: ClipModel,
     task: PatchingTask,

@@ -93,6 +93,7 @@ class Overlaps:
         self._sides: dict[int, _Side] = {}
         self._found: dict[tuple[int, int], Overlap] = {}
         self._repeated: dict[int, tuple[int, int, int]] = {}
+        self.warned: set[int] = set()
 
     def find(self, first: SampleSet, second: SampleSet) -> Overlap:
         """The samples of `second` that `first` has too. Raises `DataError` for files that cannot
@@ -149,15 +150,17 @@ def keep_apart(
                 )
             logger.warning("%s (allow_shared_samples)", told)
             notes.append(f"{told}.")
-    for samples in _differing([*training, *judging]):
+    for samples in [*training, *judging]:
         warn_of_repeated(overlaps, samples)
     return notes
 
 
 def warn_of_repeated(overlaps: Overlaps, samples: SampleSet) -> None:
     """Say once how many samples of a set occur in it before."""
+    is_new = id(samples) not in overlaps.warned
+    overlaps.warned.add(id(samples))
     number, row, earlier = overlaps.find_repeated(samples)
-    if number:
+    if number and is_new:
         logger.warning(
             "%s: %d of %d samples have the same content as another one of it, such as %r and %r; "
             "each counts as a sample of its own",

@@ -102,7 +102,7 @@ def _index(path: Path, file: IO[bytes], num_bytes: int) -> TarIndex:
     for name, begin, size in _members(path, file, num_bytes):
         key, ending = split_name(name)
         if not key or not ending:
-            left_out.add(Path(name.lstrip("./") or name))
+            left_out.add(Path(name.removeprefix("./").lstrip("/")))
             continue
         row = rows.setdefault(key, len(rows))
         if (row, ending) in seen:
