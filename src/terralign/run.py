@@ -33,6 +33,7 @@ from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignRecipe,
@@ -43,6 +44,7 @@ from terralign.recipe import (
 from terralign.run_checks import check_towers
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe, keep_threads, versions
+from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
@@ -121,6 +123,7 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
         self.data = RunData(recipe, data_root, stores or folder / "stores")
+        self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
 
     def run(self) -> list[dict[str, Any]]:
@@ -129,9 +132,11 @@ class _Run:
         if self.recipe.base.pretrain is not None:
             self.data.size = self.recipe.base.pretrain.image_size
             self.data.open_everything()
+            self.overlaps.check()
         base = self._base()
         self.data.size = base.input_spec().size
         self.data.open_everything()
+        self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)
         space = self._align(base, patched)
@@ -140,7 +145,8 @@ class _Run:
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
         self._report(rows, patched)
-        write_json(self.folder / "results.json", {"rows": rows})
+        notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
+        write_json(self.folder / "results.json", {"rows": rows, **notes})
         return rows
 
     # Stages
@@ -189,6 +195,7 @@ class _Run:
             validation=validation,
             supported=supported,
             preserve_on=self.data.preserve_on(recipe),
+            allow_shared_samples=True,  # checked when they were opened
             seed=self.recipe.seed,
             tensorboard=self.recipe.tensorboard,
         )
@@ -246,6 +253,7 @@ class _Run:
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
+            allow_shared_samples=True,  # checked when they were opened
             seed=seed, tensorboard=self.recipe.tensorboard,
         )  # fmt: skip
         write_state_dict(finished, tower.state_dict())
@@ -317,13 +325,15 @@ class _Run:
             "prompts": choose_prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
-        return keep_measurement(
+        rows = keep_measurement(
             self.folder,
             identity,
             lambda: self._evaluation(space, samples, entry, tower),
             model=model,
             role=entry.role,
         )
+        note = self.overlaps.note(samples, model, names)
+        return rows if note is None else [{**row, "note": note} for row in rows]
 
     def _evaluation(
         self,
@@ -352,6 +362,8 @@ class _Run:
         notes = [self.recipe.note] if self.recipe.note else []
         if patched is not None:
             notes.append(f"Stage 1: {patched.choice.reason}.")
+        notes += self.overlaps.notes
+        notes += row_notes(figures)
         write_report(
             self.folder,
             title=f"terralign run: {self.recipe.name}",

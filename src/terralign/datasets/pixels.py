@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
 from terralign.datasets.file_set import Decode, sizes_differ
+from terralign.datasets.image_files import PICTURE_SUFFIXES, RASTER_SUFFIXES
 from terralign.errors import DataError
 from terralign.scenes.pictures import decode_rgb, picture_shape
 from terralign.scenes.read import Units, make_layout, read_geotiff
@@ -33,6 +34,11 @@ class Pixels:
     dn_offset: float | None = None
     units: Units | None = None
     composite: str | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The endings of such files, in any case."""
+        return PICTURE_SUFFIXES if self.sensor == SENSORS["rgb"] else RASTER_SUFFIXES
 
     def open(self, first: Path) -> tuple[PixelLayout, Decode]:
         """The layout that all files share with the `first` one, and their decoder."""

@@ -17,7 +17,7 @@ from terralign.errors import DataError, first_line
 MAX_IMAGE_PIXELS = 89_478_485
 """A picture with more pixels is refused before it is decoded: the limit at which Pillow warns."""
 
-IMAGE_FORMATS = ("JPEG", "PNG", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 _CONVERTIBLE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _IMAGE_FAULTS = (
     OSError,

@@ -66,6 +66,10 @@ class KeptInMemory:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def within(self) -> tuple[SampleSet, None]:
+        """The set that is kept; its samples are these."""
+        return self._samples, None
+
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         with self._lock:
             missing = np.unique(indices[~self._have[indices]])

@@ -6,13 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from terralign.datasets.class_folders import (
-    list_class_files,
-    list_images,
-    make_file_set,
-    open_folder,
-)
+from terralign.datasets.class_folders import list_class_files, make_file_set, open_folder
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.image_files import PICTURE_SUFFIXES, LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
@@ -63,12 +59,13 @@ def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) 
 
 
 def _tiny_train_files(root: Path, wnids: Sequence[str]) -> dict[str, list[Path]]:
-    files = {}
+    files, left_out = {}, LeftOut(root / "train")
     for wnid in wnids:
         folder = root / "train" / wnid / "images"
         if not folder.is_dir():
             raise DataError(f"{folder} is not there; unpack {TINY_FOLDER}.zip again")
-        files[wnid] = list_images(folder)
+        files[wnid] = list_images(folder, left_out=left_out)
+    left_out.warn("tiny-imagenet", "in WNID/images", PICTURE_SUFFIXES)
     return files
 
 
@@ -159,7 +156,8 @@ def open_imagenet(
     if len(names) != len(wnids):
         raise DataError(f"{root} has {len(wnids)} class folders, {len(names)} names were given")
     classes = dict(zip(wnids, names, strict=True))
-    files = list_class_files(root, classes)
+    pixels = Pixels(sensor=SENSORS["rgb"], size=size)
+    files = list_class_files(root, classes, name="imagenet", suffixes=pixels.suffixes)
     if split in HALVES:
         files = {wnid: paths[HALVES[split] :: 2] for wnid, paths in files.items()}
     return make_file_set(
@@ -168,5 +166,5 @@ def open_imagenet(
         files=files,
         classes=classes,
         class_list="imagenet-wnids" if class_names is None else "imagenet",
-        pixels=Pixels(sensor=SENSORS["rgb"], size=size),
+        pixels=pixels,
     )

@@ -97,6 +97,7 @@ def open_ssl4eo_s12(
         keys=keys,
         files=tuple(folders),
         decode=partial(_decode, folders),
+        more_files={one: tuple(sample.folders[one] for sample in samples) for one in sensors[1:]},
         fingerprint=fingerprint(
             name=name,
             split=split,

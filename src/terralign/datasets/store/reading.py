@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
 from terralign.datasets.store.files import (
     TABLE,
@@ -108,6 +109,25 @@ class StoreSet:
             else self._read_pixels(name, stored, rows, parts)
             for name, stored in self._manifest.sensors.items()
         }
+
+    def contents(self) -> Contents:
+        """The samples' pixels in the memory map, or the bytes of their pictures, as packed."""
+        stored = self._manifest.sensors
+        return Contents(
+            kinds={
+                name: "encoded" if one.images == "encoded" else "pixels"
+                for name, one in stored.items()
+            },
+            of=self._content,
+        )
+
+    def _content(self, name: str, index: int) -> ArrayContent:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        row, tensors = index - int(self._first[shard]), self._tensors(shard)
+        if name in tensors:
+            return ArrayContent(tensors[name].array[row])
+        offsets = tensors[f"{name}.offsets"].array
+        return ArrayContent(tensors[f"{name}.bytes"].array[offsets[row] : offsets[row + 1]])
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken, as far as its source knew."""
