@@ -20,6 +20,7 @@ from torch import Tensor
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
@@ -129,7 +130,7 @@ class _Run:
             self.data.size = self.recipe.base.pretrain.image_size
             self.data.open_everything()
         base = self._base()
-        self.data.size = base.input_spec().size
+        self.data.size = picture_size(base.input_spec())
         self.data.open_everything()
         check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)

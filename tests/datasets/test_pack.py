@@ -400,7 +400,7 @@ def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Pat
         StoreSet(tmp_path / "encoded", "all").read(np.arange(12))
     with pytest.raises(DataError, match="size has no effect"):
         pack({"all": source}, tmp_path / "both", PackSettings(images="encoded", size=16))
-    with pytest.raises(DataError, match="holds pictures at 16 pixels, 24 are needed"):
+    with pytest.raises(DataError, match="holds pictures of size 16, 24 is needed"):
         StoreSet(tmp_path / "pixels", "all", size=24)
     with pytest.raises(DataError, match="give RGB images a size"):
         pack({"all": opened(pictures, None)}, tmp_path / "mixed", PackSettings())

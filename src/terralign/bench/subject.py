@@ -35,6 +35,7 @@ from terralign.evaluate.metrics import (
     multilabel_metrics,
 )
 from terralign.files import hash_json
+from terralign.scenes.pictures import Size
 from terralign.suite import Suite, SuiteEntry
 
 NO_BANK = "qb-norm needs a bank of queries: the entry names no fit or validation"
@@ -83,10 +84,10 @@ class BenchData:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
-        self._sets: dict[tuple[str, str, int | None, int], SampleSet] = {}
+        self._sets: dict[tuple[str, str, int | None, Size], SampleSet] = {}
 
-    def open(self, data: str, split: str, limit: int | None, size: int) -> SampleSet:
-        """A split or a fixed part of it; pictures at `size` pixels. Raises `DataError`."""
+    def open(self, data: str, split: str, limit: int | None, size: Size) -> SampleSet:
+        """A split or a fixed part of it; pictures at `size`. Raises `DataError`."""
         key = (data, split, limit, size)
         if key not in self._sets:
             whole = open_dataset(data, data_root=self.root, split=split, size=size)

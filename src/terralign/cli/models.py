@@ -52,6 +52,7 @@ def evaluate(
     if retrieval and classes:
         raise click.UsageError("--classes is for classification; leave it out")
     from terralign.datasets.catalog import open_dataset
+    from terralign.encoders.picture_size import picture_size
     from terralign.encoders.space import EmbeddingSpace
     from terralign.evaluate.classification import choose_class_names, evaluate_zero_shot
     from terralign.evaluate.retrieval import evaluate_retrieval
@@ -59,7 +60,8 @@ def evaluate(
 
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
-    samples = open_dataset(data, data_root=data_root, split=split, size=space.input_spec().size)
+    size = picture_size(space.input_spec())
+    samples = open_dataset(data, data_root=data_root, split=split, size=size)
     threads()
     space.to(chosen_device)
     if retrieval:

@@ -12,6 +12,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError
+from terralign.scenes.pictures import describe_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 """Files with these endings, in any case, are samples; others and hidden ones are passed over."""
@@ -136,7 +137,7 @@ def make_file_set(
             split=split,
             keys=stems,
             layouts=layouts,
-            content=[pixels.size, *(_num_bytes(path) for path, _ in paths)],
+            content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
         ),
         labels=Labels(
             values=np.array([index for _, index in paths], dtype=np.int64),

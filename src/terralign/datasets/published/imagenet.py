@@ -11,13 +11,14 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
+from terralign.scenes.pictures import Size
 from terralign.sensors import SENSORS
 
 TINY_FOLDER = "tiny-imagenet-200"
 """What the published archive of Tiny-ImageNet unpacks to."""
 
 
-def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_tiny_imagenet(data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """Tiny-ImageNet, `train` or `val`; its test images have no published labels.
 
     As published: `data_root/tiny-imagenet-200/{train/<wnid>/images/*.JPEG, val/images/*.JPEG,
@@ -117,7 +118,7 @@ def open_imagenet(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     class_names: Sequence[str] | None = None,
 ) -> FileSet:
     """ImageNet: `data_root/imagenet/{split}/<wnid>/*`, classes in the order of their wnids.
