@@ -115,7 +115,7 @@ def test_the_cache_on_disk_is_read_and_named_by_hash(
     first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(zeroshot, "_cache", {})
-    monkeypatch.setattr(zeroshot, "embed_text", None)  # embedding again would fail
+    monkeypatch.setattr(zeroshot, "_embed", None)  # embedding again would fail
     again = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
     assert torch.equal(again, first)
     with pytest.raises(TypeError):
