@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import itertools
 import logging
-import os
 import pickle
 import re
 import warnings
@@ -157,8 +156,12 @@ def fit_names(state: StateDict, expected: Mapping[str, tuple[int, ...]], *, what
 
 def shared_prefix(keys: Iterable[str]) -> str:
     """The longest beginning of all names that ends with a dot; "" where there is none."""
-    common = os.path.commonprefix(list(keys))
-    return common[: common.rfind(".") + 1]
+    names = sorted(keys)
+    if not names:
+        return ""
+    parts = zip(names[0].split(".")[:-1], names[-1].split(".")[:-1], strict=False)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], parts)
+    return "".join(f"{part}." for part, _ in shared)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -305,9 +308,7 @@ def _likely_prefix(expected: Iterable[str], given: Iterable[str]) -> str:
     """The prefix that makes most of the given names expected ones, "" where few are."""
     wanted = set(expected)
     counts: Counter[str] = Counter()
-    num = 0
     for key in given:
-        num += 1
         parts = key.split(".")
         for depth in range(1, min(len(parts), 6)):
             if ".".join(parts[depth:]) in wanted:

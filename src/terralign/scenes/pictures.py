@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from terralign.errors import DataError, first_line
 from terralign.scenes.geotiff import read_mask, read_mask_file, require_file
@@ -116,8 +116,8 @@ def decode_rgb(path: Path, size: Size | None = None) -> Picture:
 
 def decode_rgb_bytes(content: bytes, what: str, size: Size | None = None) -> Picture:
     """`decode_rgb` of a file's bytes; errors call it `what`."""
-    with _open_picture(io.BytesIO(content), what) as image:
-        return _joined(*_decode(image, what, size, content))
+    with _open_picture(io.BytesIO(content), what) as (image, has_mask):
+        return _joined(*_decode(image, what, size, content if has_mask else None))
 
 
 def decode_with_mask(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -144,7 +144,7 @@ def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
 def picture_shape(path: Path) -> tuple[int, int]:
     """(height, width) of a picture, from its header."""
     require_file(path)
-    with open(path, "rb") as file, _open_picture(file, str(path)) as image:
+    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, _):
         return (image.height, image.width)
 
 
@@ -192,14 +192,14 @@ def no_picture(head: bytes, *, read: str = _READ) -> str:
 
 
 @contextmanager
-def _open_picture(file: IO[bytes], what: str) -> Iterator[Image.Image]:
+def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, bool]]:
+    """The picture, not yet decoded, and whether it is a TIFF with a mask or no-data number."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     kind = format_of(head)
     if kind == "PNG" and len(head) > 24 and head[24] > 8:
         raise DataError(_too_deep(what, f"{head[24]} bits per channel"))
-    if kind == "TIFF":
-        _check_tiff(file, head, what)
+    has_mask = kind == "TIFF" and _check_tiff(file, head, what)
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
@@ -221,7 +221,7 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[Image.Image]:
             raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
         if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
             raise DataError(f"{what} is an animation; save one of its pictures as PNG")
-        yield image
+        yield image, has_mask
 
 
 def _too_deep(what: str, found: str) -> str:
@@ -240,8 +240,11 @@ _REDUCED, _MASK = 1, 4
 _MAX_PAGES = 10_000
 
 
-def _check_tiff(file: IO[bytes], head: bytes, what: str) -> None:
-    """Refuse a TIFF that is no 8-bit picture for what it is: Pillow drops bits and channels."""
+def _check_tiff(file: IO[bytes], head: bytes, what: str) -> bool:
+    """Refuse a TIFF that is no 8-bit picture for what it is: Pillow drops bits and channels.
+
+    True where it has a mask or a no-data number.
+    """
     try:
         pages = _tiff_pages(file, head)
     except _IMAGE_FAULTS as error:
@@ -262,6 +265,7 @@ def _check_tiff(file: IO[bytes], head: bytes, what: str) -> None:
     whole = [page for page in pages if not page.get(_SUBFILE, 0) & (_REDUCED | _MASK)]
     if len(whole) > 1:
         raise DataError(f"{what} has {len(whole)} pages; save one picture per file")
+    return _NODATA in pages[0] or any(page.get(_SUBFILE, 0) & _MASK for page in pages)
 
 
 def _tiff_pages(file: IO[bytes], head: bytes) -> list[dict[int, Any]]:
@@ -273,7 +277,7 @@ def _tiff_pages(file: IO[bytes], head: bytes) -> list[dict[int, Any]]:
         seen.add(directory.next)
         file.seek(directory.next)
         directory.load(file)
-        tags = (_BITS, _EXTRA, _FORMAT, _SUBFILE)
+        tags = (_BITS, _EXTRA, _FORMAT, _SUBFILE, _NODATA)
         pages.append({tag: directory[tag] for tag in tags if tag in directory})
     if not pages:
         raise SyntaxError("it has no page")
@@ -292,17 +296,24 @@ _Mask = NDArray[np.bool_] | None
 
 def _decode_file(path: Path, size: Size | None) -> tuple[Image.Image, _Mask]:
     require_file(path)
-    with open(path, "rb") as file, _open_picture(file, str(path)) as image:
-        return _decode(image, str(path), size, path)
+    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, has_mask):
+        return _decode(image, str(path), size, path if has_mask else None, path)
 
 
 def _decode(
-    image: Image.Image, what: str, size: Size | None, source: Path | bytes
+    image: Image.Image,
+    what: str,
+    size: Size | None,
+    masked: Path | bytes | None,
+    path: Path | None = None,
 ) -> tuple[Image.Image, _Mask]:
+    """`masked`: a TIFF with a mask of its own; `path`: beside which a mask may be (`.msk`)."""
     try:
         picture, valid = _to_rgb(image)
-        mask = _own_mask(image, source, what)
+        mask = _mask_of(masked, path, what)
         if mask is not None:
+            if mask.shape != (image.height, image.width):
+                raise ValueError(f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels")
             valid = mask if valid is None else valid & mask
         if valid is not None and valid.all():
             valid = None
@@ -313,27 +324,18 @@ def _decode(
     return picture, valid
 
 
+def _mask_of(masked: Path | bytes | None, path: Path | None, what: str) -> _Mask:
+    if masked is not None:
+        return read_mask(masked, what)
+    beside = None if path is None else path.with_name(f"{path.name}.msk")
+    return None if beside is None or not beside.is_file() else read_mask_file(beside)
+
+
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, _Mask]:
     if not image.has_transparency_data:
         return image.convert("RGB"), None
     rgba = image.convert("RGBA")
     return rgba.convert("RGB"), np.asarray(rgba.getchannel("A")) > 0
-
-
-def _own_mask(image: Image.Image, source: Path | bytes, what: str) -> _Mask:
-    """What a file and those beside it say of its pixels, alpha left out."""
-    beside = source.with_name(f"{source.name}.msk") if isinstance(source, Path) else None
-    if beside is not None and not beside.is_file():
-        beside = None
-    if isinstance(image, TiffImageFile) and (_NODATA in image.tag_v2 or image.n_frames > 1):
-        mask = read_mask(source, what)
-    elif beside is not None:
-        mask = read_mask_file(beside)
-    else:
-        return None
-    if mask.shape != (image.height, image.width):
-        raise DataError(f"{what}: its mask has {mask.shape[1]}x{mask.shape[0]} pixels")
-    return mask
 
 
 def _resize(image: Image.Image, valid: _Mask, size: PictureSize) -> tuple[Image.Image, _Mask]:
