@@ -16,7 +16,7 @@ from terralign.datasets.class_folders import open_folder, read_split_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
-from terralign.scenes.pictures import decode_rgb
+from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
 
 CLASSES = {"Sea": "open sea", "Bog": "peat bog"}
@@ -110,6 +110,20 @@ def test_images_of_several_sizes_need_a_size(root: Path) -> None:
     resized = opened(root, pixels=replace(RGB, size=6)).read(np.arange(5))["rgb"]
     assert resized.shape == (5, 3, 6, 6)
     np.testing.assert_array_equal(resized[4], decode_rgb(root / "Bog" / "e.png", 6))
+
+
+def test_the_way_of_resizing_is_part_of_what_a_set_is(root: Path) -> None:
+    sizes = [6, PictureSize(6), PictureSize(6, "squash"), PictureSize(6, "shortest", "bilinear")]
+    found = [opened(root, pixels=replace(RGB, size=size)) for size in sizes]
+    assert found[0].fingerprint == found[1].fingerprint
+    assert len({one.fingerprint for one in found}) == 3
+
+
+def test_a_deep_tiff_under_rgb_is_refused_for_its_bits(root: Path) -> None:
+    geotiff(root / "Bog" / "deep.tif", np.ones((3, 8, 8), dtype=np.uint16))
+    samples = opened(root, pixels=replace(RGB, size=8))
+    with pytest.raises(DataError, match=r"deep\.tif has 16 bits per channel"):
+        samples.read(np.arange(len(samples)))
 
 
 def test_a_file_that_is_no_image_is_named_when_it_is_read(root: Path) -> None:

@@ -56,7 +56,7 @@ def split_list(text: str, option: str) -> list[str]:
             f"{option} {text!r}: its quotes are not balanced; write a name that holds a comma as "
             '"a, b" within the list, and a quote as ""'
         )
-    names = [name.strip() for name in row]
+    names = [name.strip() for name in row] or [""]
     if not all(names):
         raise click.UsageError(
             f"{option} {text!r}: entry {names.index('') + 1} of {len(names)} is empty; "
