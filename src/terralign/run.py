@@ -20,6 +20,7 @@ from torch import Tensor
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
@@ -134,7 +135,7 @@ class _Run:
             self.data.open_everything()
             self.overlaps.check()
         base = self._base()
-        self.data.size = base.input_spec().size
+        self.data.size = picture_size(base.input_spec())
         self.data.open_everything()
         self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)

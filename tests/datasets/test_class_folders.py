@@ -17,7 +17,7 @@ from terralign.datasets.class_folders import open_folder, read_split_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
-from terralign.scenes.pictures import decode_rgb
+from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
 
 CLASSES = {"Sea": "open sea", "Bog": "peat bog"}
@@ -111,6 +111,20 @@ def test_images_of_several_sizes_need_a_size(root: Path) -> None:
     resized = opened(root, pixels=replace(RGB, size=6)).read(np.arange(5))["rgb"]
     assert resized.shape == (5, 3, 6, 6)
     np.testing.assert_array_equal(resized[4], decode_rgb(root / "Bog" / "e.png", 6))
+
+
+def test_the_way_of_resizing_is_part_of_what_a_set_is(root: Path) -> None:
+    sizes = [6, PictureSize(6), PictureSize(6, "squash"), PictureSize(6, "shortest", "bilinear")]
+    found = [opened(root, pixels=replace(RGB, size=size)) for size in sizes]
+    assert found[0].fingerprint == found[1].fingerprint
+    assert len({one.fingerprint for one in found}) == 3
+
+
+def test_a_deep_tiff_under_rgb_is_refused_for_its_bits(root: Path) -> None:
+    geotiff(root / "Bog" / "deep.tif", np.ones((3, 8, 8), dtype=np.uint16))
+    samples = opened(root, pixels=replace(RGB, size=8))
+    with pytest.raises(DataError, match=r"deep\.tif has 16 bits per channel"):
+        samples.read(np.arange(len(samples)))
 
 
 def test_a_file_that_is_no_image_is_named_when_it_is_read(root: Path) -> None:
@@ -278,7 +292,7 @@ def test_files_that_are_left_out_are_named_in_one_warning(
     for number in range(4):
         np.save(root / "Bog" / f"{number}.npy", np.zeros(3))
     (root / "Sea" / "sub").mkdir()
-    for name in ("Sea/x.gif", "Sea/sub/y.GIF", "Sea/noending"):
+    for name in ("Sea/x.jp2", "Sea/sub/y.JP2", "Sea/noending"):
         (root / name).write_bytes(b"x")
     picture(root / "stray.png")
     for name in (
@@ -291,7 +305,7 @@ def test_files_that_are_left_out_are_named_in_one_warning(
         opened(root)
     [record] = caplog.records
     said = record.getMessage()
-    assert "left out: 8 files (.npy 4, .gif 2, " in said
+    assert "left out: 8 files (.npy 4, .jp2 2, " in said
     assert ".png 1" in said
     assert "without ending 1" in said
     assert "such as" in said
@@ -300,13 +314,13 @@ def test_files_that_are_left_out_are_named_in_one_warning(
 def test_what_a_split_list_does_not_name_is_not_warned_of(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (root / "Sea" / "x.gif").write_bytes(b"x")
+    (root / "Sea" / "x.jp2").write_bytes(b"x")
     (root / "list.txt").write_text("Sea/b.png\nBog/c.png\n")
     with caplog.at_level(logging.WARNING):
         assert len(opened(root, split_list=root / "list.txt")) == 2
     assert caplog.records == []
-    (root / "list.txt").write_text("Sea/b.png\nSea/x.gif\n")
-    with pytest.raises(DataError, match=r"'Sea/x.gif' is in none .* files .gif are not read"):
+    (root / "list.txt").write_text("Sea/b.png\nSea/x.jp2\n")
+    with pytest.raises(DataError, match=r"'Sea/x.jp2' is in none .* files .jp2 are not read"):
         opened(root, split_list=root / "list.txt")
 
 

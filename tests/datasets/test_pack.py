@@ -33,6 +33,7 @@ from terralign.datasets.store.table import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, StorageError
 from terralign.files import claimed
+from terralign.scenes.pictures import PictureSize, Size, describe_size
 from terralign.scenes.places import wgs84_bounds
 from terralign.sensors import SENSORS
 
@@ -379,7 +380,7 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def opened(root: Path, size: int | None) -> FileSet:
+def opened(root: Path, size: Size | None) -> FileSet:
     return open_folder(
         root,
         name="pictures",
@@ -388,6 +389,32 @@ def opened(root: Path, size: int | None) -> FileSet:
         class_list="pictures",
         pixels=Pixels(sensor=SENSORS["rgb"], size=size),
     )
+
+
+def test_a_store_keeps_the_way_in_which_pictures_were_resized(
+    tmp_path: Path, pictures: Path
+) -> None:
+    squash = PictureSize(16, "squash", "bilinear")
+    settings = PackSettings(size=describe_size(squash))
+    pack({"all": opened(pictures, squash)}, tmp_path / "s", settings)
+    store = StoreSet(tmp_path / "s", "all", size=squash)
+    assert_same(store, opened(pictures, squash))
+    copied = pickle.loads(pickle.dumps(store))  # noqa: S301  (made on the line itself)
+    assert_same(copied, opened(pictures, squash))
+    assert store.is_mapped
+    assert verify_store(tmp_path / "s") == []
+    with pytest.raises(DataError, match=r"size 16-squash-bilinear, 16 is needed; .*--size 16"):
+        StoreSet(tmp_path / "s", "all", size=16)
+    with pytest.raises(DataError, match="other data or settings"):
+        pack({"all": opened(pictures, 16)}, tmp_path / "s", PackSettings(size=16))
+    pack({"all": opened(pictures, None)}, tmp_path / "encoded", PackSettings(images="encoded"))
+    encoded = StoreSet(tmp_path / "encoded", "all", size=squash)
+    assert_same(encoded, opened(pictures, squash))
+    assert (
+        len({encoded.fingerprint, StoreSet(tmp_path / "encoded", "all", size=16).fingerprint}) == 2
+    )
+    used = pack_on_use(opened(pictures, squash), tmp_path / "stores", size=squash)
+    assert_same(used, opened(pictures, squash))
 
 
 def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Path) -> None:
@@ -403,7 +430,7 @@ def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Pat
         StoreSet(tmp_path / "encoded", "all").read(np.arange(12))
     with pytest.raises(DataError, match="size has no effect"):
         pack({"all": source}, tmp_path / "both", PackSettings(images="encoded", size=16))
-    with pytest.raises(DataError, match="holds pictures at 16 pixels, 24 are needed"):
+    with pytest.raises(DataError, match="holds pictures of size 16, 24 is needed"):
         StoreSet(tmp_path / "pixels", "all", size=24)
     with pytest.raises(DataError, match="give RGB images a size"):
         pack({"all": opened(pictures, None)}, tmp_path / "mixed", PackSettings())

@@ -16,8 +16,8 @@ from rasterio import Affine
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError, SensorError
-from terralign.evaluate.files import classify_files
+from terralign.errors import DataError, ModelError, RecipeError, SensorError
+from terralign.evaluate.files import FileClass, FileFault, classify_files
 from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS
 
@@ -58,7 +58,8 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
     png, jpg = classify_files(space, [tmp_path / "a.png", tmp_path / "a.jpg"], LABELS)
     pixels = _picture().transpose(2, 0, 1)
     expected = space.classify(pixels, "rgb", LABELS, units="dn")[0].tolist()
-    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+    # Files are resized by Pillow, as open_clip does it, arrays by torch.
+    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-2)
     assert list(jpg.probabilities.values()) == pytest.approx(expected, abs=0.2)
     assert sum(png.probabilities.values()) == pytest.approx(1)
     assert png.label == LABELS[int(np.argmax(expected))]
@@ -166,3 +167,49 @@ def test_a_label_given_twice_is_refused(space: EmbeddingSpace, tmp_path: Path) -
     Image.fromarray(_picture()).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="label 'river' is given more than once"):
         classify_files(space, [tmp_path / "a.png"], ["river", "town", "river"])
+
+
+def test_one_broken_file_leaves_the_others_their_classes(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    files = [tmp_path / name for name in ("a.png", "b.png", "missing.png", "a.png")]
+    first, broken, missing, again = classify_files(space, files, LABELS)
+    assert isinstance(first, FileClass)
+    assert first == again
+    assert broken == FileFault(file=files[1], error=broken.error)
+    assert str(files[1]) in broken.error
+    assert missing.to_json() == {"file": str(files[2]), "error": f"{files[2]} is not there"}
+    with pytest.raises(DataError, match=r"b\.png.*and 1 more files failed"):
+        classify_files(space, files[1:3], LABELS)
+
+
+def test_a_fault_of_a_file_names_it(space: EmbeddingSpace, tmp_path: Path) -> None:
+    _write_tif(tmp_path / "a.tif", np.ones((2, 16, 16), dtype=np.uint16), ("B04", "B03"))
+    with pytest.raises(DataError, match=r"a\.tif: .*none makes|a\.tif: .*composite"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+
+
+def test_what_is_wrong_with_the_question_is_said_before_any_file_is_read(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    nowhere = [tmp_path / "nowhere.png"]
+    with pytest.raises(DataError, match="1 label is given"):
+        classify_files(space, nowhere, ["forest"])
+    with pytest.raises(DataError, match="labels is one text"):
+        classify_files(space, nowhere, "forest,river")
+    with pytest.raises(RecipeError, match="class name 2 of 2 is empty"):
+        classify_files(space, nowhere, ["forest", " "])
+    with pytest.raises(ModelError, match="no tower 's2'"):
+        classify_files(space, nowhere, LABELS, tower="s2")
+
+
+def test_what_is_transparent_is_not_seen(space: EmbeddingSpace, tmp_path: Path) -> None:
+    found = []
+    for number, colour in enumerate((0, 255)):
+        pixels = np.concatenate([_picture(), np.full((48, 48, 1), 255, np.uint8)], -1)
+        pixels[:, :20] = (colour, colour, colour, 0)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        found += classify_files(space, [tmp_path / f"{number}.png"], LABELS)
+    assert found[0].probabilities == found[1].probabilities

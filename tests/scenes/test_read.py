@@ -194,7 +194,7 @@ def test_what_is_no_geotiff_is_named(tmp_path: Path) -> None:
     text.write_text("not a picture")
     with pytest.raises(DataError, match=r"text.tif is not a readable GeoTIFF"):
         read_geotiff(text)
-    with pytest.raises(DataError, match=r"text.tif is not a JPEG, PNG or GeoTIFF"):
+    with pytest.raises(DataError, match=r"text.tif is not an image: it is no JPEG"):
         read_chip(text)
     with pytest.raises(DataError, match=r"missing.tif is not there"):
         read_chip(tmp_path / "missing.tif")

@@ -38,6 +38,7 @@ from terralign.evaluate.metrics import (
     multilabel_metrics,
 )
 from terralign.files import hash_json
+from terralign.scenes.pictures import Size
 from terralign.suite import Suite, SuiteEntry
 
 NO_BANK = "qb-norm needs a bank of queries: the entry names no fit or validation"
@@ -87,13 +88,13 @@ class BenchData:
     def __init__(self, root: Path | None) -> None:
         self.root = root
         self.overlaps = Overlaps()
-        self._sets: dict[tuple[str, str, int | None, int, str | None], SampleSet] = {}
+        self._sets: dict[tuple[str, str, int | None, Size, str | None], SampleSet] = {}
 
     def open(
-        self, data: str, split: str, limit: int | None, size: int, composite: str | None = None
+        self, data: str, split: str, limit: int | None, size: Size, composite: str | None = None
     ) -> SampleSet:
-        """A split or a fixed part of it; pictures at `size` pixels, by `composite` where one is
-        named. Raises `DataError`, and `SensorError` for a composite that the data do not have."""
+        """A split or a fixed part of it; pictures at `size`, by `composite` where one is named.
+        Raises `DataError`, and `SensorError` for a composite that the data do not have."""
         key = (data, split, limit, size, composite)
         if key not in self._sets:
             whole = open_dataset(data, data_root=self.root, split=split, size=size)

@@ -13,6 +13,7 @@ from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, tell_unused
 from terralign.errors import DataError
+from terralign.scenes.pictures import describe_size
 
 
 def list_class_files(
@@ -182,7 +183,7 @@ def make_file_set(
             split=split,
             keys=stems,
             layouts=layouts,
-            content=[pixels.size, *(_num_bytes(path) for path, _ in paths)],
+            content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
         ),
         labels=labels,
         prompts=prompts,

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.image_files import PICTURE_SUFFIXES
 from terralign.datasets.sample import SampleSet
 from terralign.errors import DataError
+from terralign.scenes.pictures import PICTURE_SUFFIXES
 
 Kind = Literal["encoded", "pixels", "drawn"]
 """The bytes of a file, the numbers of an array, or the number that a sample is drawn from."""

@@ -9,14 +9,10 @@ from collections import Counter
 from pathlib import Path
 
 from terralign.errors import DataError
+from terralign.scenes.pictures import PICTURE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"),
-    *(".tif", ".tiff"),
-)
-"""Endings of pictures (sensor `rgb`), in any case. A GIF is none of them: it may hold several."""
 RASTER_SUFFIXES = (".tif", ".tiff")
 """Endings of the files of all other sensors, in any case."""
 

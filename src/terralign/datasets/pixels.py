@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
 from terralign.datasets.file_set import Decode, sizes_differ
-from terralign.datasets.image_files import PICTURE_SUFFIXES, RASTER_SUFFIXES
+from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
-from terralign.scenes.pictures import decode_rgb, picture_shape
+from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.read import Units, make_layout, read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
@@ -29,7 +29,7 @@ class Pixels:
     """
 
     sensor: Sensor
-    size: int | None = None
+    size: Size | None = None
     bands: tuple[str, ...] | None = None
     dn_offset: float | None = None
     units: Units | None = None

@@ -14,7 +14,7 @@ from rasterio.warp import transform_bounds
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line
-from terralign.scenes.read import open_geotiff
+from terralign.scenes.geotiff import open_geotiff
 
 Bounds = tuple[float, float, float, float]
 """(west, south, east, north)."""

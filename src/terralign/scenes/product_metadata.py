@@ -42,15 +42,21 @@ class _Statement:
 
 
 def stated_offset(
-    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], *, declared: float | None
+    path: Path,
+    source: Any,
+    sensor: Sensor,
+    bands: Sequence[str],
+    indexes: Sequence[int],
+    *,
+    declared: float | None,
 ) -> float | None:
     """What metadata say must be added to a GeoTIFF's DN; None where they say nothing.
 
-    `source`: the open rasterio dataset of `path`; `bands`: canonical names in its order. Asked in
-    turn: the product's metadata XML (beside the file, or in the product's folder where the file
-    lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or `RADIO_ADD_OFFSET` (L1C) of the bands
-    or the file, and the bands' own scale and offset, where the scale is the sensor's (see
-    `stated_scale` for another). A sensor other than Sentinel-2's is asked for the last only. Earth
+    `source`: the open rasterio dataset of `path`; `bands`: canonical names of its bands number
+    `indexes`, from 1. Asked in turn: the product's metadata XML (beside the file, or in the
+    product's folder where the file lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or
+    `RADIO_ADD_OFFSET` (L1C) of the bands or the file, and the bands' own scale and offset, where
+    the scale is the sensor's (see `stated_scale` for another). A sensor other than Sentinel-2's is asked for the last only. Earth
     Engine's `BOA_ADD_OFFSET_B4` is not believed: its harmonised images keep it although their
     pixels were shifted.
 
@@ -60,8 +66,8 @@ def stated_offset(
     """
     found = [
         *_from_xml(path, sensor, bands),
-        *_from_items(path, source, sensor, bands),
-        *_from_scale(path, source, sensor),
+        *_from_items(path, source, sensor, bands, indexes),
+        *_from_scale(path, source, sensor, indexes),
     ]
     if not found:
         if declared is None:
@@ -151,7 +157,7 @@ def _parse_xml(file: Path, size: int) -> ET.Element:
 
 
 def _from_items(
-    path: Path, source: Any, sensor: Sensor, bands: Sequence[str]
+    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], indexes: Sequence[int]
 ) -> Iterable[_Statement]:
     """From GDAL metadata items of the bands, or of the file for all of them."""
     if sensor.name not in _FILE_AND_ITEM:
@@ -159,7 +165,7 @@ def _from_items(
     _, item = _FILE_AND_ITEM[sensor.name]
     of_file = source.tags().get(item)
     offsets: dict[str, float | None] = {}
-    for position, band in enumerate(bands, start=1):
+    for position, band in zip(indexes, bands, strict=True):
         text = source.tags(position).get(item, of_file)
         offsets[band] = None if text is None else _number(path, item, text)
     if any(value is not None for value in offsets.values()):
@@ -179,18 +185,19 @@ def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
         )
 
 
-def stated_scale(path: Path, source: Any, sensor: Sensor) -> tuple[float, float] | None:
-    """(scale, offset) that a GeoTIFF states for its bands: physical = DN * scale + offset.
+def stated_scale(
+    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
+) -> tuple[float, float] | None:
+    """(scale, offset) that a GeoTIFF states for bands `indexes`: physical = DN * scale + offset.
 
     From GDAL's scale and offset of the bands and from items `scale_factor` and `add_offset` of the
     bands or the file (HLS). None where nothing is stated; a scale of 1 with offset 0 is what GDAL
     reports of bands without any. Raises `DataError` where bands differ, or the two ways do.
     """
-    pairs = set(zip(source.scales, source.offsets, strict=True)) - {(1.0, 0.0)}
-    if pairs and (1.0, 0.0) in set(zip(source.scales, source.offsets, strict=True)):
-        pairs.add((1.0, 0.0))
+    pairs = {(source.scales[index - 1], source.offsets[index - 1]) for index in indexes}
+    pairs = set() if pairs == {(1.0, 0.0)} else pairs
     of_file = source.tags()
-    for position in range(1, source.count + 1):
+    for position in indexes:
         tags = {**of_file, **source.tags(position)}
         if "scale_factor" in tags:
             scale = _number(path, "scale_factor", tags["scale_factor"])
@@ -225,9 +232,11 @@ def is_sensors_scale(pair: tuple[float, float], sensor: Sensor) -> bool:
     return math.isclose(pair[0], sensor.dn_scale, rel_tol=1e-6)
 
 
-def _from_scale(path: Path, source: Any, sensor: Sensor) -> Iterable[_Statement]:
+def _from_scale(
+    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
+) -> Iterable[_Statement]:
     """From the bands' scale and offset: scale 0.0001 and offset -0.1 are a DN offset of -1000."""
-    pair = stated_scale(path, source, sensor)
+    pair = stated_scale(path, source, sensor, indexes)
     if pair is None or not is_sensors_scale(pair, sensor):
         return
     value = round((pair[1] - sensor.add) / sensor.dn_scale, 3)

@@ -16,7 +16,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from terralign.errors import DataError, first_line
-from terralign.scenes.read import valid_by_file
+from terralign.scenes.geotiff import valid_by_file
 
 _FLAT = "EPSG:3857"
 """Both sides of an enlargement, which is about rows and columns only."""

@@ -19,6 +19,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
+from terralign.scenes.pictures import describe_size
 
 
 def list_tree(root: Path, *, name: str, suffixes: tuple[str, ...], whole: bool) -> list[Path]:
@@ -83,7 +84,7 @@ def open_tree(
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[pixels.size, *(file.stat().st_size for file in files)],
+            content=[describe_size(pixels.size), *(file.stat().st_size for file in files)],
         ),
         locate=lambda file: place_of_files([file], root),
     )

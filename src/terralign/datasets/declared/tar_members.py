@@ -26,7 +26,7 @@ from terralign.scenes.pictures import decode_rgb_bytes
 from terralign.scenes.read import MAX_CHIP_BYTES, Units, has_dn, make_layout
 from terralign.sensors import Sensor, sentinel2_dn_offset
 
-PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp")
+PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif")
 TIFFS = ("tif", "tiff")
 TENSORS = ("safetensors", "pth", "pt")
 KINDS = (*PICTURES, *TIFFS, "npy", *TENSORS)

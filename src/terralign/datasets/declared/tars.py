@@ -68,6 +68,7 @@ from terralign.datasets.image_files import is_new
 from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError, nearest
 from terralign.progress import Progress
+from terralign.scenes.pictures import Size, describe_size
 from terralign.scenes.read import MAX_CHIP_BYTES
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def open_shards(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> ShardSet:
     """Open one split of a data set in shards; `path`: the declaration's file.
 
@@ -191,7 +192,7 @@ def open_shards(
         for sensor, decoder in decoders.items()
     }
     content = [
-        size if "rgb" in layouts else None,
+        describe_size(size) if "rgb" in layouts else None,
         *([one.path.name, one.num_bytes] for one in indices),
         *(hashlib.sha256(one.tobytes()).hexdigest() for one in places.values()),
     ]

@@ -23,7 +23,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
-from terralign.scenes.pictures import resize_rgb
+from terralign.scenes.pictures import Size, resize_rgb
 
 MAX_ARRAY_BYTES = 16 * 1024**3
 """A compressed array that would take more memory than this is refused before it is read."""
@@ -52,7 +52,7 @@ class ArraySet:
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
-    size: int | None = None
+    size: Size | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

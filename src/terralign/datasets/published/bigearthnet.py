@@ -30,7 +30,8 @@ from terralign.datasets.published.arrays import ArraySet, choose_rows, make_arra
 from terralign.datasets.published.corine import NumClasses, labels_from_pixels, nomenclature
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, first_line
-from terralign.scenes.read import make_layout, open_geotiff, valid_by_file
+from terralign.scenes.geotiff import open_geotiff, valid_by_file
+from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)

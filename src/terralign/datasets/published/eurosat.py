@@ -16,6 +16,7 @@ from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError
+from terralign.scenes.pictures import Size
 from terralign.sensors import SENSORS
 
 RGB_FOLDER = "2750"
@@ -33,7 +34,7 @@ BANDS_ON_DISK = (
 """Band order of the GeoTIFFs: B8A is last."""
 
 
-def open_eurosat_rgb(data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_eurosat_rgb(data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """EuroSAT RGB below `data_root/eurosat_rgb`, or below `data_root` itself.
 
     `split`: that of a list `eurosat-spatial-{split}.txt` (split by longitude), `random-{split}`

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from terralign.datasets.class_folders import list_class_files, make_file_set, open_folder
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.image_files import PICTURE_SUFFIXES, LeftOut, list_images
+from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
+from terralign.scenes.pictures import PICTURE_SUFFIXES, Size
 from terralign.sensors import SENSORS
 
 TINY_FOLDER = "tiny-imagenet-200"
 """What the published archive of Tiny-ImageNet unpacks to."""
 
 
-def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_tiny_imagenet(data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """Tiny-ImageNet, `train` or `val`; its test images have no published labels.
 
     As published: `data_root/tiny-imagenet-200/{train/<wnid>/images/*.JPEG, val/images/*.JPEG,
@@ -124,7 +125,7 @@ def open_imagenet(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     class_names: Sequence[str] | None = None,
 ) -> FileSet:
     """ImageNet: `data_root/imagenet/{split}/<wnid>/*`, classes in the order of their wnids.

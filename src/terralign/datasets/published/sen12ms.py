@@ -38,8 +38,9 @@ from terralign.datasets.published.label_files import read_each
 from terralign.datasets.published.listing import list_names, require_all
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, SplitError, first_line
+from terralign.scenes.geotiff import open_geotiff, valid_by_file
 from terralign.scenes.places import geotiff_bounds
-from terralign.scenes.read import make_layout, open_geotiff, valid_by_file
+from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)

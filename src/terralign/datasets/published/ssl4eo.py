@@ -39,7 +39,8 @@ from terralign.datasets.published.listing import list_names
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
-from terralign.scenes.read import Units, make_layout, open_geotiff
+from terralign.scenes.geotiff import open_geotiff
+from terralign.scenes.read import Units, make_layout
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 

@@ -159,8 +159,9 @@ class Manifest(_Strict):
     captions: bool = False
     prompts: tuple[str, ...] | None = None
     """The data set's own templates."""
-    image_size: int | None = None
-    """The side to which pictures were resized and cropped; None where they keep their own."""
+    image_size: int | str | None = None
+    """The size to which pictures were resized and cropped (`PictureSize.describe`); None where they
+    keep their own."""
     num_skipped: int = Field(default=0, ge=0)
     """Damaged samples that were left out, as asked."""
     source: dict[str, str]

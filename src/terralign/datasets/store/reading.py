@@ -31,17 +31,25 @@ from terralign.datasets.store.files import (
 )
 from terralign.errors import DataError, SplitError, first_line
 from terralign.files import hash_json
-from terralign.scenes.pictures import decode_rgb_bytes, resize_rgb
+from terralign.scenes.pictures import (
+    Picture,
+    Size,
+    as_picture_size,
+    decode_rgb_bytes,
+    describe_size,
+    resize_rgb,
+)
 
 
 class StoreSet:
     """One split of a packed store. See `SampleSet`; safe to use from threads and to pickle.
 
-    `size`: the side to which RGB pictures are resized and cropped, None for their own.
+    `size`: to what RGB pictures are resized and cropped, None for their own size.
     """
 
-    def __init__(self, store: Path, split: str, *, size: int | None = None) -> None:
-        self._store, self._size = Path(store), size
+    def __init__(self, store: Path, split: str, *, size: Size | None = None) -> None:
+        self._store = Path(store)
+        self._size = None if size is None else as_picture_size(size)
         self._manifest = manifest = read_manifest(self._store)
         if not manifest.has_splits:
             require_whole_split(manifest.name, split)
@@ -71,7 +79,7 @@ class StoreSet:
                 "table": manifest.table.sha256,
                 "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
                 "labels": manifest.labels and manifest.labels.model_dump(),
-                "size": size,
+                "size": describe_size(size),
             }
         )
         self._maps: dict[int, dict[str, MappedTensor]] = {}
@@ -85,7 +93,7 @@ class StoreSet:
     @property
     def is_mapped(self) -> bool:
         """Whether reading only copies from memory-mapped files: nothing is decoded or resized."""
-        side = self._size
+        side = None if self._size is None else self._size.side
         return all(
             stored.shape is not None
             and (name != "rgb" or side is None or stored.shape[1:] == (side, side))
@@ -137,11 +145,11 @@ class StoreSet:
         return Place(bounds=bounds if known else None, datetime=row["datetime"])
 
     def _check_size(self) -> None:
-        packed = self._manifest.image_size
-        if "rgb" in self.layouts and packed is not None and self._size not in (None, packed):
+        packed, wanted = self._manifest.image_size, describe_size(self._size)
+        if "rgb" in self.layouts and packed is not None and wanted not in (None, packed):
             raise DataError(
-                f"store {self._store} holds pictures at {packed} pixels, {self._size} are needed; "
-                f"pack it again with --size {self._size}, or with --images encoded"
+                f"store {self._store} holds pictures of size {packed}, {wanted} is needed; "
+                f"pack it again with --size {wanted}, or with --images encoded"
             )
 
     def _tensors(self, shard: int) -> dict[str, MappedTensor]:
@@ -178,8 +186,9 @@ class StoreSet:
             else:
                 pixels[part] = array[rows[part]]
         pixels = self._marked(name, stored.shape, pixels, rows, parts)
-        if name == "rgb" and self._size is not None and pixels.shape[2:] != (self._size,) * 2:
-            return np.stack([resize_rgb(one, self._size) for one in pixels])
+        size = self._size
+        if name == "rgb" and size is not None and pixels.shape[2:] != (size.side, size.side):
+            return np.stack([resize_rgb(one, size) for one in pixels])
         return pixels
 
     def _marked(
@@ -206,7 +215,7 @@ class StoreSet:
     def _read_encoded(
         self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]
     ) -> NDArray[Any]:
-        pictures: dict[int, NDArray[np.uint8]] = {}
+        pictures: dict[int, Picture] = {}
         for shard, part in parts:
             tensors = self._tensors(shard)
             content, offsets = tensors[f"{name}.bytes"].array, tensors[f"{name}.offsets"].array
