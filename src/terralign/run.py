@@ -363,6 +363,11 @@ class _Run:
         notes = [self.recipe.note] if self.recipe.note else []
         if patched is not None:
             notes.append(f"Stage 1: {patched.choice.reason}.")
+        if self.recipe.patch is not None:
+            _, validation, supported = self.data.patching_tasks(self.recipe.patch)
+            sets = [task.samples for task in (*validation, *supported)]
+            told = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
+            notes.append(f"Alpha was chosen on {told}.")
         notes += self.overlaps.notes
         notes += row_notes(figures)
         write_report(

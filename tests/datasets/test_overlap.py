@@ -400,3 +400,18 @@ def test_a_file_that_cannot_be_read_is_named(pictures: Path) -> None:
     broken = replace(second, files=(pictures / "loop" / "x.png",) * len(second))  # type: ignore[type-var]
     with pytest.raises(DataError, match=r"cannot read .*loop"):
         shared(declared(pictures, "train"), broken)
+
+
+@pytest.mark.realdata
+def test_real_splits_share_nothing_and_nomenclatures_of_one_patch_share_all(
+    real_data: Path,
+) -> None:
+    def real(name: str, split: str) -> SampleSet:
+        return open_dataset(name, data_root=real_data, split=split, size=64)
+
+    for name in ("eurosat-rgb", "eurosat-ms", "s2-l2a", "bigearthnet-mini"):
+        assert shared(real(name, "train"), real(name, "val")) == {}
+    # The same places as pictures and as rasters: other data, though their keys are alike.
+    assert shared(real("eurosat-rgb", "train"), real("eurosat-ms", "train")) == {}
+    same = real("bigearthnet-mini-5", "train")
+    assert len(shared(real("bigearthnet-mini", "train"), same)) == len(same)
