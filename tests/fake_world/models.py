@@ -23,7 +23,7 @@ STUDENT = "test_vit"
 
 STUDENT_SIZE = 32
 
-_TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+_TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 """The longest of OpenAI's prompts has 22 tokens."""
 
 _VISION: dict[str, dict[str, int]] = {
