@@ -8,6 +8,7 @@ a fixed part of another split, and the rows say so.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terralign.datasets.catalog import find_dataset
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.toml_values import explain, without_none
+from terralign.toml_values import apply_override, explain, without_none
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 EntryTask = Literal[
@@ -131,8 +132,10 @@ def suite_names() -> list[str]:
     )
 
 
-def load_suite(name_or_path: str) -> Suite:
-    """A shipped suite by name, or a TOML file; `RecipeError` says what is wrong with it.
+def load_suite(name_or_path: str, *, overrides: Sequence[str] = ()) -> Suite:
+    """A shipped suite by name, or a TOML file, with `KEY=VALUE` overrides applied.
+
+    `RecipeError` says what is wrong with it.
 
     Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
     reported.
@@ -148,13 +151,16 @@ def load_suite(name_or_path: str) -> Suite:
     else:
         hint = nearest(name_or_path, suite_names())
         raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
-    return parse_suite(text, origin=name_or_path)
+    return parse_suite(text, origin=name_or_path, overrides=overrides)
 
 
-def parse_suite(text: str, *, origin: str) -> Suite:
-    """A suite from TOML, checked."""
+def parse_suite(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Suite:
+    """A suite from TOML, checked, with `KEY=VALUE` overrides applied."""
     try:
-        suite = Suite.model_validate(tomllib.loads(text))
+        values = tomllib.loads(text)
+        for override in overrides:
+            apply_override(values, override)
+        suite = Suite.model_validate(values)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"suite {origin} is not valid TOML: {error}") from error
     except ValidationError as error:
