@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import chip_pixels
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
 from terralign.encoders.weights import write_state_dict
 from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
@@ -40,16 +41,13 @@ from terralign.errors import (
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.preprocess.spec import check_channels
-from terralign.scenes.plausible import check_numbers
+from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
 RGB = "rgb"
 """The name of the RGB tower."""
-
-NUM_CHECKED = 32
-"""Of pixels that are given as numbers, so many samples are held against what is declared."""
 
 Pixels = NDArray[np.generic] | Tensor
 
@@ -152,6 +150,8 @@ class EmbeddingSpace:
         """
         tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
         name = tower or self.tower_for(layout)
+        if isinstance(pixels, Chip):
+            tensor = _as_tensor(chip_pixels(pixels, self.input_spec(name)))[None]
         rows = [
             self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
             for start in range(0, len(tensor), batch_size)
@@ -177,7 +177,9 @@ class EmbeddingSpace:
             layout = pixels.layout
             if composite is not None:
                 layout = replace(layout, composite=layout.sensor.composite(composite))
-            return _as_tensor(pixels.pixels)[None], layout
+            tensor = _as_tensor(pixels.pixels)[None]
+            _check_tensor(tensor, layout)
+            return tensor, layout
         if sensor is None or units is None:
             raise SensorError(
                 f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "

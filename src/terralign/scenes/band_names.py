@@ -170,11 +170,11 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     left_out = [found.texts[n] for n, extra in enumerate(found.extra) if extra and found.texts[n]]
     if left_out:
         what = "is no band" if len(left_out) == 1 else "are no bands"
-        _warn_once(f"%s: {_quote(left_out)} {what} of sensor {sensor.name!r}, left out", path)
+        _warn_once(f"{_quote(left_out)} {what} of sensor {sensor.name!r}, left out", path)
     gamma = [found.texts[n] for n in rows if found.texts[n].lower().startswith("gamma")]
     if gamma and sensor.unit == "dB":
         _warn_once(
-            f"%s: {_quote(gamma)} by name is gamma0, read as the sigma0 of {sensor.name!r}", path
+            f"{_quote(gamma)} by name is gamma0, read as the sigma0 of {sensor.name!r}", path
         )
     return names, tuple(n + 1 for n in rows)
 
@@ -186,7 +186,7 @@ def _warn_once(text: str, path: Path) -> None:
     """Once for files that are alike."""
     if text not in _warned:
         _warned.add(text)
-        logger.warning(text, path)
+        logger.warning("%s: %s", path, text)
 
 
 def _quote(texts: Iterable[str]) -> str:
