@@ -40,9 +40,7 @@ def write_scenes(root: Path, name: str, draw: Draw, num_pictures: int = 2) -> No
     """The whole archive: `num_pictures` of each class, numbered from 1."""
     for folder in load_class_list(name):
         for number in range(1, num_pictures + 1):
-            write_picture(
-                root / SCENES[name][0] / scene_file(name, folder, number), draw(folder, number)
-            )
+            write_picture(root / SCENES[name][0] / scene_file(name, folder, number), draw(folder, number))
 
 
 def scene_file(name: str, folder: str, number: int) -> str:
@@ -72,7 +70,6 @@ def write_scene_archive(root: Path, name: str) -> None:
 # Photos
 
 TINY_IMAGENET = ("goldfish", "bullfrog", "espresso", "broom", "lighthouse", "pretzel")
-
 
 def write_imagenet_val(root: Path) -> None:
     """`PER_CLASS` pictures of each of the 1,000 classes, which stand in the order of OpenAI's."""
@@ -111,8 +108,7 @@ def write_cifar100(root: Path) -> None:
             folder / file,
             num_records,
             {
-                row: bytes([0, row % 100])
-                + draw_picture(str(row % 100), 32, rng_of(file, row)).tobytes()
+                row: bytes([0, row % 100]) + draw_picture(str(row % 100), 32, rng_of(file, row)).tobytes()
                 for row in range(200)
             },
         )
