@@ -227,8 +227,8 @@ def load_initial_weights(
     tower weights that stayed random, and checkpoint keys of pretraining alone. Any other key that
     does not fit is a `ModelError`.
     """
-    state, left_out = _unwrap(read_checkpoint(path), path)
     own = tower.backbone.state_dict()
+    state, left_out = _unwrap(read_checkpoint(path), path, own)
     first = f"{cast(Any, tower.backbone).pretrained_cfg['first_conv']}.weight"
     if first in state:
         state[first] = _pick_bands(state[first], bands, tower.config.input.bands, path)
@@ -253,19 +253,26 @@ def load_initial_weights(
     return {"not_loaded": not_loaded, "left_out": left_out}
 
 
-def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
+def _unwrap(loaded: Any, path: Path, own: Mapping[str, Tensor]) -> tuple[StateDict, list[str]]:
+    """The weights of a backbone with names `own`, and what was left out as pretraining's alone."""
     for key in ("state_dict", "model_state_dict", "model", "teacher", "student"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelError(f"{path} holds no state dict")
+    wrong = next((key for key in loaded if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise ModelError(f"{path} is no state dict: its key {wrong!r} is not a name")
+    prefix = shared_prefix(loaded)
+    if any(key.startswith(prefix) for key in own):
+        prefix = ""
+    elif not prefix.startswith(_PREFIXES):
+        logger.info("%s: the prefix %r is removed from all names", path, prefix)
     state: StateDict = {}
     left_out: list[str] = []
     for key, value in loaded.items():
-        if not isinstance(key, str):
-            raise ModelError(f"{path} is no state dict: its key {key!r} is not a name")
-        plain = without_wrappers(key)
+        plain = without_wrappers(key.removeprefix(prefix))
         if plain.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
             continue
@@ -278,10 +285,6 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
             raise ModelError(f"{path} has {name!r} under several prefixes, one of them in {key!r}")
         else:
             state[name] = value
-    prefix = shared_prefix(state) if len(state) > 1 else ""
-    if prefix:
-        logger.info("%s: the prefix %r is removed from all names", path, prefix)
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, left_out
 
 
