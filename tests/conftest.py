@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from fake_world import FakeWorld
     from terralign.encoders.clip import ClipModel
 
 
@@ -74,3 +75,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "small"
     run_recipe(small_recipe(), folder, device="cpu")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fake_world(tmp_path_factory: pytest.TempPathFactory) -> FakeWorld:
+    """A data root in official layouts; data sets are written when a test first adds them."""
+    from fake_world import FakeWorld
+
+    return FakeWorld(tmp_path_factory.mktemp("world"))

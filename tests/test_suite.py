@@ -58,6 +58,10 @@ def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            'composite = "eurosat"\ntowers = ["s2"]',
+            "composite has no effect where towers leave out rgb",
+        ),
         ('fit = "test"', r"fit = 'test' holds samples of the split that is reported"),
         ('validation = "all"', r"validation = 'all' holds samples of the split that is reported"),
         ('fit = "train"\nvalidation = "train"', "fit and validation are both 'train'"),
@@ -74,6 +78,11 @@ def test_a_faulty_entry_is_refused_in_one_line(more: str, said: str) -> None:
         parse_suite(ENTRY + more + "\n", origin="mine.toml")
     assert "\n" not in str(fault.value)
     parse_suite(ENTRY + 'fit = "train"\nvalidation = "val"\n', origin="mine.toml")
+
+
+def test_splits_may_overlap_by_name_where_the_suite_allows_it() -> None:
+    text = ENTRY.replace("[[entries]]", "allow_shared_samples = true\n[[entries]]", 1)
+    assert parse_suite(text + 'fit = "test"\n', origin="mine.toml").allow_shared_samples
 
 
 def test_a_task_is_spelt_right_and_its_settings_make_sense() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import SensorError
-from terralign.sensors import Composite, Sensor
+from terralign.sensors import SENSORS, Composite, Sensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class PixelLayout:
     sensor's `dn_scale` and `add`; None where the sensor's hold.
 
     A number without data is NaN, or, among whole numbers, the sensor's `nodata` (see
-    `Chip.marked_pixels`).
+    `mark_invalid`).
     """
 
     sensor: Sensor
@@ -67,6 +67,8 @@ class PixelLayout:
                 f"bands {self.bands} of sensor {self.sensor.name!r} are not canonical names; "
                 "pass them through sensor.resolve"
             )
+        if self.sensor.name in SENSORS:
+            _check_offset(self.sensor, self.dn_offset)
 
     @property
     def dn_scale(self) -> float:
@@ -79,12 +81,27 @@ class PixelLayout:
         return self.sensor.add if self.stated_scale is None else self.stated_scale[1]
 
 
+def _check_offset(sensor: Sensor, dn_offset: float) -> None:
+    """Refuse a DN offset that no product of a built-in sensor has."""
+    if not sensor.offset_varies and dn_offset:
+        raise SensorError(
+            f"dn_offset={dn_offset:g}: DN of {sensor.name!r} have no offset of their own; "
+            "leave it out"
+        )
+    if not -10000 < dn_offset <= 0:
+        raise SensorError(
+            f"dn_offset={dn_offset:g}: what is added to DN of {sensor.name!r} is 0, or -1000 for "
+            "processing baseline 04.00 and later as ESA delivers it"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chip:
     """A piece of one scene.
 
     `pixels`: (C, H, W), numbers as `layout` says. `valid`: (C, H, W) bool, True where a pixel may
-    be used. `datetime`: acquisition, None where unknown.
+    be used; elsewhere the pixels are marked by `mark_invalid`, whatever was given, so that neither
+    can be used without the other. `datetime`: acquisition, None where unknown.
     """
 
     pixels: NDArray[np.generic]
@@ -101,6 +118,7 @@ class Chip:
             )
         if self.valid.shape != self.pixels.shape:
             raise SensorError(f"valid is {self.valid.shape}, pixels are {self.pixels.shape}")
+        object.__setattr__(self, "pixels", mark_invalid(self.pixels, self.valid, self.layout))
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -116,14 +134,6 @@ class Chip:
     def valid_share(self) -> float:
         """Share (0-1) of the numbers that are valid."""
         return float(self.valid.mean())
-
-    def marked_pixels(self) -> NDArray[np.generic]:
-        """The pixels (C, H, W) with no-data marked in the numbers themselves.
-
-        Invalid numbers are NaN, or the sensor's `nodata` where the pixels are whole DN that can
-        hold it. Other whole numbers become floating point, since none of theirs means "no data".
-        """
-        return mark_invalid(self.pixels, self.valid, self.layout)
 
     def select_bands(self, names: Iterable[str]) -> Chip:
         """The chip with just these bands, in this order; the only place that counts channels."""
@@ -145,10 +155,11 @@ class Chip:
 def mark_invalid(
     pixels: NDArray[np.generic], valid: NDArray[np.bool_], layout: PixelLayout
 ) -> NDArray[np.generic]:
-    """`pixels`, any shape, with NaN or the sensor's no-data DN where not `valid`.
+    """`pixels`, any shape, with no-data marked in the numbers themselves.
 
-    `preprocess.to_physical` finds the same mask in the result. A valid number that equals the mark
-    cannot occur: the sensor's definition says that it is no data.
+    Where not `valid` they become NaN, or the sensor's `nodata` where they are whole DN that can
+    hold it. Other whole numbers become floating point, since none of theirs means "no data".
+    `preprocess.to_physical` finds the same mask in the result.
     """
     if valid.all():
         return pixels

@@ -8,6 +8,7 @@ a fixed part of another split, and the rows say so.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Self
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terralign.datasets.catalog import find_dataset
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.toml_values import explain, without_none
+from terralign.toml_values import apply_override, explain, without_none
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 EntryTask = Literal[
@@ -49,6 +50,8 @@ class SuiteEntry(_Strict):
     """A prompt set; None: the data set's own."""
     classes: str | None = None
     """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
+    composite: str | None = None
+    """The RGB recipe that RGB towers see; None: that which the data set declares."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many samples, always the same; of `fit` and `validation`: `fit_limit`."""
     fit: str | None = None
@@ -87,6 +90,8 @@ class SuiteEntry(_Strict):
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
                 raise ValueError(f"{key} is for {task}, which is none of the tasks; leave it out")
+        if self.composite is not None and self.towers and "rgb" not in self.towers:
+            raise ValueError("composite has no effect where towers leave out rgb; leave it out")
         if not self.shots or min(self.shots) < 1:
             raise ValueError("shots are numbers of samples per class, 1 or more")
         return self
@@ -101,6 +106,9 @@ class Suite(_Strict):
     seed: int = Field(default=0, ge=0)
     num_bootstrap: int = Field(default=1000, ge=1)
     """Resamples of every interval; average precision and F1, which are dearer, take a fifth."""
+    allow_shared_samples: bool = False
+    """Measure although what is fitted or chosen on shares samples with what is reported; the rows
+    say so."""
     variants: tuple[Variant, ...] = ()
     """Remedies at query time, measured beside the plain figures."""
     average_prompts: tuple[str, ...] = ("satellite", "satellite-centered", "plain")
@@ -124,8 +132,10 @@ def suite_names() -> list[str]:
     )
 
 
-def load_suite(name_or_path: str) -> Suite:
-    """A shipped suite by name, or a TOML file; `RecipeError` says what is wrong with it.
+def load_suite(name_or_path: str, *, overrides: Sequence[str] = ()) -> Suite:
+    """A shipped suite by name, or a TOML file, with `KEY=VALUE` overrides applied.
+
+    `RecipeError` says what is wrong with it.
 
     Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
     reported.
@@ -141,13 +151,16 @@ def load_suite(name_or_path: str) -> Suite:
     else:
         hint = nearest(name_or_path, suite_names())
         raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
-    return parse_suite(text, origin=name_or_path)
+    return parse_suite(text, origin=name_or_path, overrides=overrides)
 
 
-def parse_suite(text: str, *, origin: str) -> Suite:
-    """A suite from TOML, checked."""
+def parse_suite(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Suite:
+    """A suite from TOML, checked, with `KEY=VALUE` overrides applied."""
     try:
-        suite = Suite.model_validate(tomllib.loads(text))
+        values = tomllib.loads(text)
+        for override in overrides:
+            apply_override(values, override)
+        suite = Suite.model_validate(values)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"suite {origin} is not valid TOML: {error}") from error
     except ValidationError as error:
@@ -156,18 +169,19 @@ def parse_suite(text: str, *, origin: str) -> Suite:
         for name in suite.average_prompts:
             load_prompts(name)
         for entry in suite.entries:
-            _check_entry(entry)
+            _check_entry(entry, apart=not suite.allow_shared_samples)
     except TerralignError as error:
         raise RecipeError(f"suite {origin}: {error}") from error
     return suite
 
 
-def _check_entry(entry: SuiteEntry) -> None:
+def _check_entry(entry: SuiteEntry, *, apart: bool) -> None:
+    """`apart`: whether splits may not overlap by their names; the bench compares their samples."""
     facts = find_dataset(entry.data).facts
     if entry.prompts is not None:
         load_prompts(entry.prompts)
     for what, split in (("fit", entry.fit), ("validation", entry.validation)):
-        if split is None:
+        if split is None or not apart:
             continue
         if not facts.has_splits:
             raise RecipeError(
@@ -185,7 +199,7 @@ def _check_entry(entry: SuiteEntry) -> None:
                 f"{entry.title}: {split!r} and {entry.split!r} are of two ways to divide "
                 f"{entry.data} and overlap; name splits of one"
             )
-    if entry.fit is not None and entry.fit == entry.validation:
+    if apart and entry.fit is not None and entry.fit == entry.validation:
         raise RecipeError(
             f"{entry.title}: fit and validation are both {entry.fit!r}; leave validation out, and "
             "a fifth of it is kept apart"

@@ -18,6 +18,7 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, ModelError, RecipeError, SensorError
 from terralign.evaluate.files import FileClass, FileFault, classify_files
+from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS
 
 LABELS = ["forest", "river", "town"]
@@ -70,6 +71,7 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
         "probabilities": png.probabilities,
         "tower": "rgb",
         "prompts": "plain",
+        "valid_share": 1.0,
     }
 
 
@@ -77,7 +79,7 @@ def test_a_geotiff_goes_through_its_sensors_composite(
     space: EmbeddingSpace, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(200, 3000, (12, 32, 32)).astype(np.uint16)
+    pixels = rng.integers(1200, 4000, (12, 32, 32)).astype(np.uint16)
     _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
     (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
     expected = space.classify(pixels, S2, LABELS, units="dn", dn_offset=0)[0].tolist()
@@ -97,6 +99,54 @@ def test_no_data_is_masked_whatever_the_offset(space: EmbeddingSpace, tmp_path: 
     (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=-1000)
     expected = space.classify(pixels, S2, LABELS, units="dn", dn_offset=-1000)[0].tolist()
     assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_python_masks_as_the_command_does_whatever_the_mask(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    """The file's no-data value, its internal mask and NaN, by chip, by numbers and by file."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(300, 3000, (12, 32, 32)).astype(np.uint16)
+    for garbage in (7, 30000):
+        pixels[:, :8] = garbage
+        _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+        with rasterio.open(tmp_path / "a.tif", "r+") as file:
+            if garbage == 7:
+                file.write_mask(np.repeat(np.arange(32) >= 8, 32).reshape(32, 32))
+            else:
+                file.nodata = garbage
+        (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+        chances = list(found.probabilities.values())
+        assert found.valid_share == 0.75
+        chip = read_chip(tmp_path / "a.tif", sensor=S2, dn_offset=0)
+        assert space.classify(chip, labels=LABELS)[0].tolist() == pytest.approx(chances, rel=1e-5)
+        how = {"units": chip.layout.units, "dn_offset": chip.layout.dn_offset}
+        by_numbers = space.classify(chip.pixels, chip.sensor, LABELS, chip.bands, **how)
+        assert by_numbers[0].tolist() == pytest.approx(chances, rel=1e-5)
+        if garbage == 7:
+            first = chances
+    assert chances == pytest.approx(first, rel=1e-5)
+
+
+def test_a_file_without_a_valid_pixel_is_refused(space: EmbeddingSpace, tmp_path: Path) -> None:
+    _write_tif(tmp_path / "a.tif", np.zeros((12, 32, 32), np.uint16), S2.band_names)
+    with pytest.raises(DataError, match=r"a.tif has no valid pixel"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+
+
+def test_physical_chips_are_classified_as_their_file(space: EmbeddingSpace, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).uniform(0.02, 0.4, (12, 32, 32)).astype(np.float32)
+    pixels[:, 3:9] = np.nan
+    _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+    (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, units="physical")
+    chip = read_chip(tmp_path / "a.tif", sensor=S2, units="physical")
+    how = {"units": chip.layout.units, "dn_offset": chip.layout.dn_offset}
+    for chances in (
+        space.classify(chip, labels=LABELS),
+        space.classify(chip.pixels, chip.sensor, LABELS, chip.bands, **how),
+        space.classify(pixels, S2, LABELS, units="physical"),
+    ):
+        assert chances[0].tolist() == pytest.approx(list(found.probabilities.values()), rel=1e-5)
 
 
 def test_a_text_file_called_jpg_is_told(space: EmbeddingSpace, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def dn(num_bands: int, low: int = 1) -> np.ndarray:
 
 
 def test_pixels_grid_and_bands_are_the_files(tmp_path: Path) -> None:
-    pixels = dn(3)
+    pixels = dn(3, low=1100)
     path = write_geotiff(tmp_path / "a.tif", pixels)
     chip = read_geotiff(path, sensor=L2A, bands=["B4", "b8a", "red edge 1"], dn_offset=-1000)
     np.testing.assert_array_equal(chip.pixels, pixels)
@@ -101,7 +101,7 @@ def test_the_offset_is_declared_or_in_the_name_of_file_or_folder(tmp_path: Path)
     old = "S2A_MSIL2A_20170706T085611_N0205_R007_T33NZA_20170706T153419"
 
     def offset(name: str, declared: float | None = None) -> float:
-        path = write_geotiff(tmp_path / name, dn(1))
+        path = write_geotiff(tmp_path / name, dn(1, low=1100))
         chip = read_geotiff(path, sensor=L2A, bands=["B04"], dn_offset=declared)
         return chip.layout.dn_offset
 

@@ -38,6 +38,7 @@ from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
 from terralign.run import evaluate_entry, run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
+from terralign.run_overlaps import RunOverlaps
 from terralign.study import Planned
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
@@ -60,6 +61,7 @@ from terralign.train.prompt_learning import (
     evaluate_learned_prompts,
     learn_prompts,
 )
+from terralign.train.rates import warn_of_patch_rate
 from terralign.train.ready_tasks import ReadyTasks
 from terralign.train.soup import greedy_soup, uniform_soup
 from terralign.train.sweep import SweepMemory, within_bound
@@ -111,10 +113,10 @@ def check_settings(planned: Planned) -> BaseModel | None:
         raise RecipeError(f"variant {variant.name}: {variant.method} needs the patch stage's data")
     same: dict[str, Any] = {}
     if issubclass(kind, PictureSettings):
-        own = {"lr", "weight_decay"} if variant.method == "coop" else set()
+        own = {"lr", "weight_decay", "decay"} if variant.method == "coop" else set()
         names = set(PictureSettings.model_fields) - own
         if variant.method == "lp-ft":
-            names |= {"trainable", "batch_norm"}
+            names |= {"trainable", "frozen", "batch_norm"}
         same = {name: getattr(recipe.patch, name) for name in names}
     elif recipe.patch.batch_norm == "train":
         raise RecipeError(
@@ -161,7 +163,12 @@ def run_baseline(
     base = EmbeddingSpace.load(start / "model").to(choose_device(device))
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
-    stage = _Stage(recipe, recipe.patch, base.clip, data, folder, shared)
+    overlaps = RunOverlaps(recipe, data)
+    overlaps.check()
+    stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, shared)
+    if recipe.base.pretrain is None and planned.variant.method != "coop":
+        rate = getattr(settings, "lr", recipe.patch.lr)
+        warn_of_patch_rate(base.clip.visual, rate, source=base.clip.source)
     found, note = METHODS[planned.variant.method](stage, settings)
     rows += found
     write_json(folder / "method.json", {"method": planned.variant.method, **note})
@@ -177,6 +184,7 @@ class _Stage:
     settings: PatchRecipe
     clip: ClipModel
     data: RunData
+    overlaps: RunOverlaps
     folder: Path
     shared: SharedStages
 
@@ -198,6 +206,7 @@ class _Stage:
             self.clip, training, settings, folder / "patch",
             validation=validation, supported=supported,
             preserve_on=self.data.preserve_on(self.settings), seed=seed,
+            allow_shared_samples=True,  # checked before
         )  # fmt: skip
         if sharable:
             self.shared.give(recipe.model_copy(update={"align": ()}), folder)
@@ -209,7 +218,7 @@ class _Stage:
         return ReadyTasks(self.clip, patching=validation, supported=supported)
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
-        return self.data.open(entry.data, entry.split, entry.limit)
+        return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
 
     def measured(self, weights: StateDict) -> Rows:
         """Rows of an RGB tower's weights on what the recipe measures of its RGB towers."""
@@ -262,7 +271,9 @@ class _Stage:
             "data": samples.fingerprint,
             "entry": entry.model_dump(mode="json"),
         }
-        return keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
+        rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
+        note = self.overlaps.note(samples, "patched", ())
+        return rows if note is None else [{**row, "note": note} for row in rows]
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:

@@ -40,6 +40,10 @@ class _SeveralModels(click.Command):
 )  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bench folder.")
 @data_root_option
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override one value of the suite, as in num_bootstrap=200; may be repeated.",
+)  # fmt: skip
 @click.option("--prompts", multiple=True, help="A prompt set instead of the suite's; repeatable.")
 @click.option("--reference", help="Name of the model to compare with; default: the first.")
 @click.option(
@@ -54,6 +58,7 @@ def bench(
     models: tuple[str, ...],
     out: Path,
     data_root: Path | None,
+    overrides: tuple[str, ...],
     prompts: tuple[str, ...],
     reference: str | None,
     report: bool,
@@ -70,7 +75,7 @@ def bench(
     from terralign.suite import load_suite
     from terralign.train.threads import choose_device
 
-    loaded = load_suite(suite)
+    loaded = load_suite(suite, overrides=overrides)
     chosen_device = choose_device(device)
     threads()
     result = run_bench(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from terralign.datasets.checked import check_samples
 from terralign.datasets.declared import declared_facts, open_declared, read_declaration
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
@@ -171,19 +172,25 @@ def open_dataset(
     all. Other data sets keep theirs.
 
     Raises `DataError`: an unknown name (with the nearest one), a data root that is missing, a
-    split that is not there (with those that are), a folder without a class or the reverse.
+    split that is not there (with those that are), a folder without a class or the reverse, numbers
+    that cannot be what is declared of them (see `scenes.plausible`).
     """
     entry = find_dataset(name_or_toml)
     if size is not None:
         size = as_picture_size(size)
     if not entry.facts.needs_root:
-        return entry.open(Path(), split, size)
+        return _checked(entry.open(Path(), split, size))
     if data_root is None:
         raise DataError(
             f"data set {name_or_toml!r} lies in files; give the folder that holds it (--data-root)"
         )
     check_data_root(data_root)
-    return entry.open(Path(data_root), split, size)
+    return _checked(entry.open(Path(data_root), split, size))
+
+
+def _checked(samples: SampleSet) -> SampleSet:
+    check_samples(samples)
+    return samples
 
 
 def check_data_root(data_root: Path | str | None) -> None:

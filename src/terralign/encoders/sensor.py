@@ -10,7 +10,7 @@ import copy
 import difflib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 INFLATE = "inflate"
 
+Scaling = Literal["reflectance", "ssl4eo-s1", "standardised"]
+"""How a timm tower's inputs were scaled; `train/student.py` has the numbers."""
+
 
 class TowerConfig(BaseModel):
     """Everything but the weights of a sensor tower."""
@@ -56,6 +59,8 @@ class TowerConfig(BaseModel):
     """D of the space."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth while training (timm backbones)."""
+    scaling: Scaling | None = None
+    """Which scaling `input` holds (timm backbones); None: not recorded, or an inflated tower."""
 
 
 class SensorTower(nn.Module):
@@ -73,8 +78,10 @@ class SensorTower(nn.Module):
 
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""
-        extra = hash_json(self.config.model_dump(mode="json"))
-        return hash_module(self, extra=extra)
+        values = self.config.model_dump(mode="json")
+        if values["scaling"] is None:  # as in spaces from before it was recorded
+            del values["scaling"]
+        return hash_module(self, extra=hash_json(values))
 
 
 def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> SensorTower:
@@ -253,7 +260,23 @@ def load_initial_weights(
     return {"not_loaded": not_loaded, "left_out": left_out}
 
 
-def _unwrap(loaded: Any, path: Path, own: Mapping[str, Tensor]) -> tuple[StateDict, list[str]]:
+def initial_size(path: Path) -> int | None:
+    """The side in pixels that the position embeddings of a ViT checkpoint are for.
+
+    None where it has none, or not one per square patch of a square picture.
+    """
+    state, _ = _unwrap(read_checkpoint(path), path)
+    positions, filters = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if positions is None or filters is None or positions.ndim != 3 or filters.ndim != 4:
+        return None
+    num_prefix = 1 if "cls_token" in state else 0
+    side = math.isqrt(max(positions.shape[1] - num_prefix, 0))
+    if side == 0 or side * side + num_prefix != positions.shape[1]:
+        return None
+    return side * int(filters.shape[-1])
+
+
+def _unwrap(loaded: Any, path: Path, own: Iterable[str] = ()) -> tuple[StateDict, list[str]]:
     """The weights of a backbone with names `own`, and what was left out as pretraining's alone."""
     for key in ("state_dict", "model_state_dict", "model", "teacher", "student"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -267,7 +290,7 @@ def _unwrap(loaded: Any, path: Path, own: Mapping[str, Tensor]) -> tuple[StateDi
     prefix = shared_prefix(loaded)
     if any(key.startswith(prefix) for key in own):
         prefix = ""
-    elif not prefix.startswith(_PREFIXES):
+    elif prefix and own and not prefix.startswith(_PREFIXES):
         logger.info("%s: the prefix %r is removed from all names", path, prefix)
     state: StateDict = {}
     left_out: list[str] = []

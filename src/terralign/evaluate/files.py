@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from terralign.chips import Chip
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, SensorError
+from terralign.preprocess.spec import layout_composite, valid_shares
 from terralign.scenes.pictures import resize_rgb
 from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS, Sensor
@@ -22,12 +22,16 @@ from terralign.sensors import SENSORS, Sensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileClass:
-    """One file: class name -> probability (they sum to 1), the tower and the prompt set's name."""
+    """One file: class name -> probability (they sum to 1), the tower and the prompt set's name.
+
+    `valid_share`: share (0-1) of the numbers in the bands that the tower saw that are valid.
+    """
 
     file: Path
     tower: str
     prompts: str
     probabilities: dict[str, float]
+    valid_share: float = 1.0
 
     @property
     def label(self) -> str:
@@ -43,6 +47,7 @@ class FileClass:
             "probabilities": self.probabilities,
             "tower": self.tower,
             "prompts": self.prompts,
+            "valid_share": self.valid_share,
         }
 
 
@@ -104,10 +109,15 @@ def classify_each(
         if composite is not None:
             layout = replace(layout, composite=layout.sensor.composite(composite))
         name = tower or space.tower_for(layout)
-        pixels = _pixels(chip)
         if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
-            resized = resize_rgb(pixels[0].numpy(), picture_size(space.input_spec(name)))
-            pixels = torch.from_numpy(resized)[None]
+            size = picture_size(space.input_spec(name))
+            pixels = torch.from_numpy(resize_rgb(chip.pixels, size))[None]
+        else:
+            pixels = torch.from_numpy(chip.pixels)[None]
+        seen = space.input_spec(name).bands if name != RGB else layout_composite(layout).bands
+        share = float(valid_shares(pixels, layout, seen)[0])
+        if share == 0:
+            raise DataError(f"{path} has no valid pixel: there is nothing to classify")
         embedded = space.encode_layout(pixels, layout, tower=name)
         cosines = F.normalize(embedded, dim=-1) @ weights.T
         chances = (space.clip.logit_scale * cosines).softmax(-1)[0].tolist()
@@ -115,6 +125,7 @@ def classify_each(
             file=path,
             tower=name,
             prompts=chosen.name,
+            valid_share=share,
             probabilities=dict(zip(labels, chances, strict=True)),
         )
 
@@ -139,13 +150,3 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
     if len(labels) < 2:
         raise DataError(f"{len(labels)} label is given; a file is classified by two or more")
-
-
-def _pixels(chip: Chip) -> torch.Tensor:
-    """(1, C, H, W), invalid pixels set to what masks them: the no-data DN, or NaN."""
-    pixels = torch.from_numpy(chip.pixels)[None]
-    valid = torch.from_numpy(chip.valid)[None]
-    if valid.all():
-        return pixels
-    nodata = chip.sensor.nodata if chip.layout.units == "dn" else None
-    return torch.where(valid, pixels.to(torch.float32), torch.nan if nodata is None else nodata)

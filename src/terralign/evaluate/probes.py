@@ -233,6 +233,8 @@ def _fit(
     model.set_params(C=c)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
+        # Few shots of many classes: scikit-learn asks whether the labels are numbers to regress.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         model.fit(features, labels)
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         logger.warning("a probe with C = %g was stopped after %d steps", c, MAX_ITERATIONS)

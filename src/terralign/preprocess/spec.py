@@ -3,8 +3,8 @@
 Letters: B batch, C channels, H W pixels. The way of a batch: raw numbers -> `to_physical` ->
 `scale_bands` (or `scale_composite` for an RGB tower), both to 0-1 -> geometry -> `make_ready`
 (clip and normalise). What has no data, and a band that is declared to be missing, is NaN from
-scaling on and exactly zero once it is ready (see `holes`). Everything is float32; autocast belongs inside the tower, since casting
-inputs to bfloat16 first loses up to 20 DN.
+scaling on and exactly zero once it is ready (see `holes`). Everything is float32; autocast belongs
+inside the tower, since casting inputs to bfloat16 first loses up to 20 DN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError
 from terralign.preprocess.holes import resample
 from terralign.preprocess.parts import new_pixels, parts_of
-from terralign.sensors import SENSORS
+from terralign.sensors import SENSORS, Composite
 
 RGB_BANDS = SENSORS["rgb"].band_names
 
@@ -170,6 +170,11 @@ def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
         )
 
 
+def layout_composite(layout: PixelLayout) -> Composite:
+    """The layout's RGB recipe, else its sensor's first; `SensorError` where there is none."""
+    return layout.composite or layout.sensor.composite()
+
+
 def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
     """Raw numbers (B, C, H, W) -> the RGB picture (B, 3, H, W) float32 in 0-1.
 
@@ -177,7 +182,7 @@ def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
     three bands is NaN in all of them. `SensorError` where the sensor makes no RGB or the layout
     lacks a band of it.
     """
-    composite = layout.composite or layout.sensor.composite()
+    composite = layout_composite(layout)
     missing = [name for name in composite.bands if name not in layout.bands]
     if missing:
         raise SensorError(

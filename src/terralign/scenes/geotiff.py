@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -81,3 +82,27 @@ def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
         return np.asarray(reading()) > 0
     except (RasterioError, OSError, ValueError) as error:
         raise DataError(f"the mask of {what} is damaged: {first_line(error)}") from error
+
+
+_MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
+
+
+def valid_by_file(
+    source: Any, pixels: NDArray[Any], *, indexes: Sequence[int] = (), window: Any = None
+) -> NDArray[np.bool_]:
+    """(C, H, W) bool of bands as read from an open GeoTIFF, True where the file has data.
+
+    False where a number is not finite or the band's no-data value, and where the file masks it:
+    internal mask, `.msk` beside it, alpha band. `indexes`: which bands were read, from 1; none:
+    all. `window`: the part that was read; of another size than the file's, pixels were resampled,
+    and so is the mask (nearest).
+    """
+    valid: NDArray[np.bool_] = np.isfinite(pixels)
+    for channel, index in enumerate(indexes or range(1, len(pixels) + 1)):
+        nodata = source.nodatavals[index - 1]
+        if nodata is not None and np.isfinite(nodata):
+            valid[channel] &= pixels[channel] != nodata
+        if _MASKED & set(source.mask_flag_enums[index - 1]):
+            shape = pixels.shape[1:]
+            valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
+    return valid

@@ -30,7 +30,9 @@ MAX_IMAGE_PIXELS = 89_478_485
 IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 """The formats that are read, as Pillow calls them."""
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
+)
 """The endings that files of these formats have, in lower case."""
 
 _READ = "JPEG, PNG, TIFF, WebP, BMP or GIF"

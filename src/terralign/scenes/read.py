@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
 from terralign.chips import Chip, Grid, PixelLayout
 from terralign.errors import DataError, SensorError, first_line
 from terralign.scenes.band_names import declared_bands, named_bands, read_band_names
-from terralign.scenes.geotiff import open_geotiff, require_file
+from terralign.scenes.geotiff import open_geotiff, require_file, valid_by_file
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -27,7 +26,8 @@ from terralign.scenes.pictures import (
     format_of,
     no_picture,
 )
-from terralign.scenes.product_metadata import stated_offset
+from terralign.scenes.plausible import check_chip
+from terralign.scenes.product_metadata import is_sensors_scale, stated_offset, stated_scale
 from terralign.sensors import SENSORS, Sensor, sentinel2_dn_offset
 
 Units = Literal["dn", "physical"]
@@ -103,6 +103,7 @@ def read_geotiff(
     units: Units | None = None,
     composite: str | None = None,
     max_bytes: int = MAX_CHIP_BYTES,
+    check: bool = True,
 ) -> Chip:
     """Read the bands of a GeoTIFF.
 
@@ -114,11 +115,16 @@ def read_geotiff(
     `stated_offset`; stating another is an error) or the name of the file or its folder is a product
     name (see `sentinel2_dn_offset`). `units`: left out, integers are DN, and numbers
     of a sensor without DN (dB) are physical. `composite`: the sensor's default where left out.
+    A scale and offset that the file states for its bands replace the sensor's (`stated_scale`).
+    `check`: hold the numbers against what is declared (see `scenes.plausible`).
 
-    Pixels come as the file has them; `valid` is False where they are the sensor's no-data DN, the
-    file's no-data value, or not finite. Raises `DataError` for a file that is missing, damaged,
-    larger than `max_bytes` in memory or not as declared, `SensorError` for an unknown band or
-    offset.
+    Pixels come as the file has them where they are valid, marked elsewhere (see `Chip`); `valid` is
+    False where they are the sensor's no-data DN, the file's no-data value, masked by the file
+    (internal mask, `.msk`, alpha), or not finite.
+
+    Raises `DataError` for a file that is missing, damaged, larger than `max_bytes` in memory, not
+    as declared, or with numbers that cannot be what is declared, `SensorError` for an unknown band
+    or offset.
     """
     path = Path(path)
     with open_geotiff(path) as source:
@@ -131,21 +137,26 @@ def read_geotiff(
                 f"{source.width}x{source.height} {dtype}), more than the limit of "
                 f"{max_bytes / 2**20:.0f} MiB; cut it into smaller files"
             )
-        units = units or _units_of(path, sensor, dtype)
+        scale = stated_scale(path, source, sensor, indexes)
+        units = _units_of(path, sensor, dtype, units, scale)
         layout = make_layout(
             sensor,
             names,
             units=units,
-            dn_offset=_offset_of(path, source, sensor, names, units, dn_offset),
+            dn_offset=_offset_of(path, source, sensor, names, indexes, units, scale, dn_offset),
             composite=composite,
+            stated_scale=_other_scale(path, sensor, scale, dn_offset),
         )
         try:
             pixels = source.read(indexes)
+            valid = valid_by_file(source, pixels, indexes=indexes)
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from error
-        return Chip(
+        if units == "dn" and sensor.nodata is not None:
+            valid &= pixels != sensor.nodata
+        chip = Chip(
             pixels=pixels,
-            valid=_valid_mask(pixels, layout, [source.nodatavals[index - 1] for index in indexes]),
+            valid=valid,
             layout=layout,
             grid=Grid(
                 crs=source.crs.to_string() if source.crs else None,
@@ -154,6 +165,9 @@ def read_geotiff(
                 width=source.width,
             ),
         )
+    if check:
+        check_chip(chip, origin=str(path))
+    return chip
 
 
 def make_layout(
@@ -163,17 +177,23 @@ def make_layout(
     units: Units,
     dn_offset: float = 0.0,
     composite: str | None = None,
+    stated_scale: tuple[float, float] | None = None,
 ) -> PixelLayout:
     """The layout of these bands, with the composite named, or the sensor's default one.
 
     Without a name, `composite` is None where the sensor makes no RGB or the bands lack its three.
     """
-    return _make_layout(sensor, tuple(bands), units, dn_offset, composite)
+    return _make_layout(sensor, tuple(bands), units, dn_offset, composite, stated_scale)
 
 
 @lru_cache(maxsize=64)
 def _make_layout(
-    sensor: Sensor, bands: tuple[str, ...], units: Units, dn_offset: float, composite: str | None
+    sensor: Sensor,
+    bands: tuple[str, ...],
+    units: Units,
+    dn_offset: float,
+    composite: str | None,
+    stated_scale: tuple[float, float] | None,
 ) -> PixelLayout:
     names = sensor.resolve(bands)
     if composite is None:
@@ -189,7 +209,12 @@ def _make_layout(
                 f"the bands are {', '.join(names)}"
             )
     return PixelLayout(
-        sensor=sensor, bands=names, units=units, dn_offset=dn_offset, composite=recipe
+        sensor=sensor,
+        bands=names,
+        units=units,
+        dn_offset=dn_offset,
+        composite=recipe,
+        stated_scale=stated_scale,
     )
 
 
@@ -220,14 +245,32 @@ def _identify(
     return sensor, *named_bands(path, found, sensor)
 
 
-def _has_dn(sensor: Sensor) -> bool:
+def has_dn(sensor: Sensor) -> bool:
+    """Whether digital numbers of the sensor differ from its physical values."""
     return sensor.dn_scale != 1 or sensor.add != 0 or sensor.offset_varies
 
 
-def _units_of(path: Path, sensor: Sensor, dtype: np.dtype[Any]) -> Units:
+def _units_of(
+    path: Path,
+    sensor: Sensor,
+    dtype: np.dtype[Any],
+    declared: Units | None,
+    scale: tuple[float, float] | None,
+) -> Units:
     if np.issubdtype(dtype, np.complexfloating):
         raise DataError(f"{path} has complex numbers; convert them to {sensor.unit} first")
-    if not _has_dn(sensor):
+    if scale is not None:
+        if declared == "physical":
+            raise DataError(
+                f"{path}: units='physical' was declared, but its bands state scale {scale[0]:g} "
+                f"and offset {scale[1]:g}, which make them digital numbers; leave units out, or "
+                "remove the scale and offset that no longer hold (gdal_edit.py -unsetscale "
+                "-unsetoffset)"
+            )
+        return "dn"
+    if declared is not None:
+        return declared
+    if not has_dn(sensor):
         return "physical"
     if np.issubdtype(dtype, np.integer):
         return "dn"
@@ -237,12 +280,29 @@ def _units_of(path: Path, sensor: Sensor, dtype: np.dtype[Any]) -> Units:
     )
 
 
+def _other_scale(
+    path: Path, sensor: Sensor, scale: tuple[float, float] | None, declared: float | None
+) -> tuple[float, float] | None:
+    """The scale and offset that a file states, where they are not the sensor's own."""
+    if scale is None or (is_sensors_scale(scale, sensor) and sensor.offset_varies):
+        return None  # its offset is found as the DN offset
+    if declared:
+        raise SensorError(
+            f"{path}: dn_offset={declared:g} was declared, but its bands state scale "
+            f"{scale[0]:g} and offset {scale[1]:g}; leave dn_offset out, or correct the file"
+        )
+    own = is_sensors_scale(scale, sensor) and abs(scale[1] - sensor.add) < 1e-9
+    return None if own else scale
+
+
 def _offset_of(
     path: Path,
     source: Any,
     sensor: Sensor,
     names: Sequence[str],
+    indexes: Sequence[int],
     units: Units,
+    scale: tuple[float, float] | None,
     declared: float | None,
 ) -> float:
     if units == "physical":
@@ -251,7 +311,9 @@ def _offset_of(
         return 0.0
     if not sensor.offset_varies:
         return declared or 0.0
-    stated = stated_offset(path, source, sensor, names, declared=declared)
+    if scale is not None and not is_sensors_scale(scale, sensor):
+        return 0.0  # the stated offset is all there is
+    stated = stated_offset(path, source, sensor, names, indexes, declared=declared)
     try:
         return sentinel2_dn_offset(
             product_name=f"{path.name} in {path.absolute().parent.name}",
@@ -260,16 +322,3 @@ def _offset_of(
         )
     except SensorError as error:
         raise SensorError(f"{path}: {error} (dn_offset=)") from error
-
-
-def _valid_mask(
-    pixels: NDArray[Any], layout: PixelLayout, file_nodata: Sequence[float | None]
-) -> NDArray[np.bool_]:
-    """(C, H, W) bool, True where a pixel may be used."""
-    valid: NDArray[np.bool_] = np.isfinite(pixels)
-    if layout.units == "dn" and layout.sensor.nodata is not None:
-        valid &= pixels != layout.sensor.nodata
-    for channel, nodata in enumerate(file_nodata):
-        if nodata is not None and np.isfinite(nodata):
-            valid[channel] &= pixels[channel] != nodata
-    return valid

@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError, SplitError
@@ -55,6 +56,15 @@ class ArraySet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def contents(self) -> Contents:
+        """The samples' rows, of every sensor; RGB pictures as they are before `size`."""
+
+        def content(sensor: str, index: int) -> ArrayContent:
+            row = np.asarray(self.arrays[sensor][self.rows[index]])
+            return ArrayContent(row.astype(np.float32) if row.dtype == np.float16 else row)
+
+        return Contents(kinds=dict.fromkeys(self.layouts, "pixels"), of=content)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); float16 numbers come as float32."""

@@ -78,7 +78,7 @@ def _open(name: str, base: Path, images: str, suffix: str, split: str, pixels: P
     classes = load_class_list("eurosat")
     files: dict[str, list[Path]]
     if split == "all":
-        files = list_class_files(base / images, classes)
+        files = list_class_files(base / images, classes, name=name, suffixes=pixels.suffixes)
     else:
         files = {folder: [] for folder in classes}
         split_list = _find_split_list(name, base, split)
@@ -91,8 +91,9 @@ def _open(name: str, base: Path, images: str, suffix: str, split: str, pixels: P
         for paths in files.values():
             paths.sort()
     return make_file_set(
-        name=name, split=split, files=files, classes=classes, class_list="eurosat", pixels=pixels
-    )
+        name=name, split=split, files=files, classes=classes, class_list="eurosat", pixels=pixels,
+        root=base / images,
+    )  # fmt: skip
 
 
 def _find_split_list(name: str, base: Path, split: str) -> Path:

@@ -6,6 +6,7 @@ pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, mark_invalid
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
 from terralign.datasets.store.files import (
     TABLE,
@@ -25,6 +27,7 @@ from terralign.datasets.store.files import (
     StoredSensor,
     map_shard,
     read_manifest,
+    unpack_bits,
 )
 from terralign.errors import DataError, SplitError, first_line
 from terralign.files import hash_json
@@ -115,6 +118,25 @@ class StoreSet:
             for name, stored in self._manifest.sensors.items()
         }
 
+    def contents(self) -> Contents:
+        """The samples' pixels in the memory map, or the bytes of their pictures, as packed."""
+        stored = self._manifest.sensors
+        return Contents(
+            kinds={
+                name: "encoded" if one.images == "encoded" else "pixels"
+                for name, one in stored.items()
+            },
+            of=self._content,
+        )
+
+    def _content(self, name: str, index: int) -> ArrayContent:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        row, tensors = index - int(self._first[shard]), self._tensors(shard)
+        if name in tensors:
+            return ArrayContent(tensors[name].array[row])
+        offsets = tensors[f"{name}.offsets"].array
+        return ArrayContent(tensors[f"{name}.bytes"].array[offsets[row] : offsets[row + 1]])
+
     def place(self, index: int) -> Place:
         """Where and when a sample was taken, as far as its source knew."""
         row = self._table.slice(index, 1).to_pylist()[0]
@@ -134,13 +156,16 @@ class StoreSet:
         if shard not in self._maps:
             entry = self._shards[shard]
             expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+            optional: dict[str, tuple[str, tuple[int, ...]]] = {}
             for name, stored in self._manifest.sensors.items():
                 if stored.shape is None or stored.dtype is None:
                     expected[f"{name}.bytes"] = ("uint8", (-1,))
                     expected[f"{name}.offsets"] = ("int64", (entry.num_samples + 1,))
                 else:
                     expected[name] = (stored.dtype, (entry.num_samples, *stored.shape))
-            self._maps[shard] = map_shard(self._store / entry.file, expected)
+                    num_bytes = -(-math.prod(stored.shape) // 8)
+                    optional[f"{name}.valid"] = ("uint8", (entry.num_samples, num_bytes))
+            self._maps[shard] = map_shard(self._store / entry.file, expected, optional)
         return self._maps[shard]
 
     def _read_pixels(
@@ -160,10 +185,32 @@ class StoreSet:
                 pixels[part[0]] = array[rows[part[0]]]
             else:
                 pixels[part] = array[rows[part]]
+        pixels = self._marked(name, stored.shape, pixels, rows, parts)
         size = self._size
         if name == "rgb" and size is not None and pixels.shape[2:] != (size.side, size.side):
             return np.stack([resize_rgb(one, size) for one in pixels])
         return pixels
+
+    def _marked(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        pixels: NDArray[Any],
+        rows: NDArray[np.int64],
+        parts: list[tuple[int, NDArray[np.int64]]],
+    ) -> NDArray[Any]:
+        """The pixels (B, C, H, W) with what has no data marked, in shards that keep a mask."""
+        masks = [
+            (part, tensors[f"{name}.valid"].array)
+            for shard, part in parts
+            if f"{name}.valid" in (tensors := self._tensors(shard))
+        ]
+        if not masks:
+            return pixels
+        valid = np.ones(pixels.shape, dtype=np.bool_)
+        for part, bits in masks:
+            valid[part] = unpack_bits(bits[rows[part]], shape)
+        return mark_invalid(pixels, valid, self.layouts[name])
 
     def _read_encoded(
         self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]

@@ -233,10 +233,25 @@ class _Packing:
             layout = self.first.layouts["rgb"]
             return {"rgb": describe_stored(layout, images="encoded", pixels=None)}
         pixels = self._probe(self.first)
+        for name in self.first.layouts:
+            if np.issubdtype(pixels[name].dtype, np.floating) and np.isnan(pixels[name]).any():
+                pixels[name] = self._of_whole_numbers(name, pixels[name])
         return {
             name: describe_stored(layout, images="pixels", pixels=pixels[name])
             for name, layout in self.first.layouts.items()
         }
+
+    def _of_whole_numbers(self, sensor: str, pixels: NDArray[Any]) -> NDArray[Any]:
+        """The first pixels, or others in whole numbers: a sample of whole numbers that lacks data
+        comes in floating point, and says nothing of the type of the rest."""
+        for index in np.linspace(0, len(self.first) - 1, 16).astype(np.int64):
+            try:
+                other = self.first.read(index.reshape(1))[sensor]
+            except DataError:
+                continue
+            if np.issubdtype(other.dtype, np.integer):
+                return other
+        return pixels
 
     def _check_size(self) -> None:
         size, stored = self.settings.size, self.sensors.get("rgb")

@@ -1,0 +1,121 @@
+"""Models of the kinds that shipped recipes name, with random weights of small architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from open_clip import factory
+from torch import Tensor
+
+from terralign.encoders.clip import ClipModel, new_clip, save_clip
+from terralign.encoders.weights import write_state_dict
+
+OPENAI = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
+"""OpenAI's teachers: the small ones differ in size, patches and depth as the real ones do."""
+
+STUDENT = "test_vit"
+"""timm's smallest ViT, in place of ViT-S/16: a class token, patches of 16 pixels."""
+
+STUDENT_SIZE = 32
+
+_TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+"""The longest of OpenAI's prompts has 22 tokens."""
+
+_VISION: dict[str, dict[str, int]] = {
+    "ViT-B-32-quickgelu": {"image_size": 32, "patch_size": 16, "layers": 1},
+    "ViT-B-16-quickgelu": {"image_size": 32, "patch_size": 8, "layers": 1},
+    "ViT-L-14-quickgelu": {"image_size": 32, "patch_size": 8, "layers": 2},
+    "ViT-L-14-336-quickgelu": {"image_size": 48, "patch_size": 8, "layers": 2},
+}
+
+
+def openai_config(architecture: str) -> dict[str, Any]:
+    """open_clip's model_cfg of a small CLIP of this kind: a ViT with QuickGELU."""
+    return {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"width": 64, "head_width": 32, **_VISION[architecture]},
+        "text_cfg": _TEXT,
+    }
+
+
+def openai_clip(architecture: str) -> ClipModel:
+    """One of OpenAI's teachers. All have one text tower, so that a test embeds prompts once."""
+    clip = new_clip(openai_config(architecture), {}, seed=0)
+    text = new_clip(openai_config(OPENAI[0]), {}, seed=1).model.state_dict()
+    shared = {key: value for key, value in text.items() if not key.startswith("visual.")}
+    clip.model.load_state_dict({**clip.model.state_dict(), **shared})
+    return clip
+
+
+def micro_clip() -> ClipModel:
+    """In place of `micro-clip`: an EfficientNet, which has batch norms."""
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 32,
+        },
+        "text_cfg": _TEXT,
+    }
+    return new_clip(config, {"mean": [0.5] * 3, "std": [0.5] * 3}, seed=0)
+
+
+def write_clip(clip: ClipModel, folder: Path) -> None:
+    """A folder in open_clip's layout."""
+    folder.mkdir(parents=True)
+    save_clip(clip, folder)
+
+
+def serve_openai(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let open_clip build and fetch small teachers under the names of OpenAI's.
+
+    Replaced are its table of architectures and its download, which gives a file in `folder`;
+    everything else, how the tag is read and the weights are loaded, is open_clip's own.
+    """
+    files = {}
+    for architecture in OPENAI:
+        files[architecture] = folder / f"{architecture}.safetensors"
+        if not files[architecture].is_file():
+            write_state_dict(files[architecture], openai_clip(architecture).model.state_dict())
+    configs = {name: openai_config(name) for name in OPENAI}
+    by_tag = {
+        repr(open_clip.get_pretrained_cfg(name, "openai")): str(files[name]) for name in OPENAI
+    }
+
+    def download(config: dict[str, Any], **_: Any) -> str:
+        return by_tag[repr(config)]
+
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", {**factory._MODEL_CONFIGS, **configs})
+    monkeypatch.setattr(factory, "download_pretrained", download)
+
+
+def write_moco(path: Path, num_bands: int) -> None:
+    """A student's checkpoint as SSL4EO-S12's MoCo-v3 was published: both encoders and the heads."""
+    state = student_weights(num_bands)
+    keys: dict[str, Tensor] = {}
+    for encoder in ("base_encoder", "momentum_encoder"):
+        keys |= {f"module.{encoder}.{key}": value for key, value in state.items()}
+        keys[f"module.{encoder}.head.0.weight"] = torch.zeros(2, 2)
+    keys["module.predictor.0.weight"] = torch.zeros(2, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 100, "state_dict": keys, "optimizer": {"lr": 1.0}}, path)
+
+
+def student_weights(num_bands: int) -> dict[str, Tensor]:
+    """The checkpoint's weights, as timm calls them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model(
+            STUDENT, img_size=STUDENT_SIZE, in_chans=num_bands, num_classes=0
+        )
+    state: dict[str, Tensor] = model.state_dict()
+    return state
