@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
 from terralign.encoders.weights import write_state_dict
 from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
@@ -40,6 +41,7 @@ from terralign.errors import (
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.preprocess.spec import check_channels
+from terralign.scenes.pictures import PictureSize, resize_rgb
 from terralign.scenes.plausible import check_numbers
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
@@ -146,12 +148,15 @@ class EmbeddingSpace:
         `units`: "dn" (digital numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance
         0-1, dB, RGB intensity 0-1). `dn_offset` must be said for Sentinel-2 DN (0 or -1000, see
         `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
-        by default the first aligned tower that takes these pixels, else the RGB tower.
+        by default the first aligned tower that takes these pixels, else the RGB tower. Pictures
+        (`rgb` in DN) are resized as those in files are (see `decode_rgb`).
 
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`).
         """
         tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
         name = tower or self.tower_for(layout)
+        if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            tensor = _resize_pictures(tensor, picture_size(self.input_spec(name)))
         rows = [
             self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
             for start in range(0, len(tensor), batch_size)
@@ -434,6 +439,19 @@ def _as_tensor(pixels: Pixels) -> Tensor:
     if isinstance(pixels, Tensor):
         return pixels
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
+def _resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
+    """Pictures (N, 3, H, W) of whole numbers, as their files would be opened at `size`; others as
+    they are, for the tower's own resizing."""
+    if pixels.ndim != 4 or pixels.shape[2:] == (size.side, size.side) or not len(pixels):
+        return pixels
+    if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
+        return pixels
+    arrays = (_as_array(one) for one in pixels)
+    whole = [one if one.dtype.kind == "f" else one.astype(np.uint8) for one in arrays]
+    resized = [torch.from_numpy(resize_rgb(one, size)) for one in whole]
+    return torch.stack([one.float() for one in resized])
 
 
 def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
-from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, SensorError
 from terralign.preprocess.spec import layout_composite, valid_shares
-from terralign.scenes.pictures import resize_rgb
 from terralign.scenes.read import read_chip
-from terralign.sensors import SENSORS, Sensor
+from terralign.sensors import Sensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,18 +106,13 @@ def classify_each(
         if composite is not None:
             layout = replace(layout, composite=layout.sensor.composite(composite))
         name = tower or space.tower_for(layout)
-        if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
-            size = picture_size(space.input_spec(name))
-            pixels = torch.from_numpy(resize_rgb(chip.pixels, size))[None]
-        else:
-            pixels = torch.from_numpy(chip.pixels)[None]
+        pixels = torch.from_numpy(chip.pixels)[None]
         seen = space.input_spec(name).bands if name != RGB else layout_composite(layout).bands
         share = float(valid_shares(pixels, layout, seen)[0])
         if share == 0:
             raise DataError(f"{path} has no valid pixel: there is nothing to classify")
-        embedded = space.encode_layout(pixels, layout, tower=name)
-        cosines = F.normalize(embedded, dim=-1) @ weights.T
-        chances = (space.clip.logit_scale * cosines).softmax(-1)[0].tolist()
+        embedded = space.encode_image(chip, composite=composite, tower=name)
+        chances = (space.clip.logit_scale * embedded @ weights.T).softmax(-1)[0].tolist()
         return FileClass(
             file=path,
             tower=name,
