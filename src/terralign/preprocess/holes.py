@@ -27,17 +27,21 @@ def has_holes(pixels: Tensor) -> bool:
 
 def resample(pixels: Tensor, operation: Operation) -> Tensor:
     """`operation` on (B, C, H, W), in which NaN are holes; without holes nothing else is done."""
-    if not has_holes(pixels):
+    holed = torch.isnan(pixels.sum((2, 3)))
+    if not bool(holed.any()):
         return operation(pixels, slice(None))
-    holes = torch.isnan(pixels)
-    resampled = operation(pixels.masked_fill(holes, 0), slice(None))
-    planes = holes.flatten(2)
-    empty = planes.all(-1)
-    partial = planes.any(-1) & ~empty
-    resampled = resampled.masked_fill(empty[:, :, None, None], torch.nan)
+    # Masks are made of the planes with holes alone: a band that is missing is often the only one.
+    holes = torch.isnan(pixels[holed])
+    empty = torch.zeros_like(holed)
+    empty[holed] = holes.flatten(1).all(1)
+    filled = pixels.clone()
+    filled[holed] = filled[holed].masked_fill_(holes, 0)
+    resampled = operation(filled, slice(None))
+    resampled[empty] = torch.nan
+    partial = holed & ~empty
     rows = torch.nonzero(partial.any(1)).flatten()
     if len(rows):
-        weights = operation((~holes[rows]).to(pixels.dtype), rows)
+        weights = operation((~torch.isnan(pixels[rows])).to(pixels.dtype), rows)
         known = resampled[rows] / weights.clamp(min=MIN_WEIGHT)
         known = known.masked_fill(weights < MIN_WEIGHT, torch.nan)
         resampled[rows] = torch.where(partial[rows][:, :, None, None], known, resampled[rows])
