@@ -164,6 +164,19 @@ def test_evaluate_prints_one_json_object(finished_run: Path) -> None:
     assert value["num_samples"] == 40
 
 
+def test_evaluate_takes_a_composite_and_names_it(finished_run: Path) -> None:
+    found = {}
+    for composite in ("paper-l2a", "eurosat"):
+        result = _call(
+            "evaluate", finished_run / "model", "--data", "synthetic-scenes", "--tower", "rgb",
+            "--composite", composite, "--json",
+        )  # fmt: skip
+        values = json.loads(result.stdout)
+        assert f"the {composite} composite" in values["how"]
+        found[composite] = values["metrics"]
+    assert found["paper-l2a"] != found["eurosat"]
+
+
 def test_evaluate_prints_a_table_for_people(finished_run: Path) -> None:
     result = _call(
         "evaluate", finished_run / "base", "--data", "synthetic-scenes", "--split", "val"
@@ -402,6 +415,27 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
         (["evaluate", "MODEL", "--data", "synthetic-photos", "--tower", "s2"], "tower 's2' takes"),
         (["evaluate", "MODEL", "--data", "synthetic-scenes", "--tower", "s3"], "no tower 's3'"),
         (["evaluate", "MODEL", "--data", "synthetic-scenes", "--prompts", "x"], "prompt set 'x'"),
+        (
+            ["evaluate", "MODEL", "--data", "synthetic-scenes", "--composite", "eurosat"],
+            "composite has no effect on s2, which takes bands",
+        ),
+        (
+            [
+                "evaluate",
+                "MODEL",
+                "--data",
+                "synthetic-scenes",
+                "--tower",
+                "rgb",
+                "--composite",
+                "x",
+            ],
+            "unknown composite 'x' of sensor 'sentinel2-l2a'",
+        ),
+        (
+            ["evaluate", "MODEL", "--data", "synthetic-photos", "--composite", "eurosat"],
+            "synthetic-photos, which holds RGB pictures",
+        ),
         (["classify", "MODEL", "nowhere.png", "--labels", "a,b"], "nowhere.png"),
         (["classify", "MODEL", "a.tif", "--labels", "a,b", "--sensor", "s2"], "sensor 's2'"),
     ],

@@ -81,7 +81,7 @@ def test_every_shipped_recipe_is_valid_and_survives_being_resolved(name: str) ->
 
 
 def test_the_recipes_of_the_readme_ship() -> None:
-    assert {"quickstart", "micro-real", "paper-vit-b32", "paper-vit-l14"} <= set(recipe_names())
+    assert {"quickstart", "micro-real", "paper-vit-b32", "paper-vit-b32-s1"} <= set(recipe_names())
 
 
 def test_the_resolved_text_says_every_default() -> None:
@@ -141,6 +141,23 @@ def test_a_misspelt_key_names_the_nearest_at_any_depth(place: str, nearest: str)
         ("evaluate.0.query", "text", "query and gallery have no effect on zero-shot"),
         ("evaluate.0.task", "retrieval", "retrieval needs query and gallery"),
         ("evaluate.0.role", "main", "(given: 'main')"),
+        ("evaluate.1.composite", "eurosat", "composite has no effect where no RGB tower"),
+        (
+            "align.0.validation",
+            {"data": "s2-l2a", "split": "val", "labels": True, "composite": "eurosat"},
+            "composite has no effect on validation with labels",
+        ),
+        (
+            "align.0.validation",
+            {"data": "s2-l2a", "split": "val", "repeats": 2},
+            "repeats has no effect on validation",
+        ),
+        ("align.0.student.scaling", "reflectance", "scaling has no effect on an inflated tower"),
+        (
+            "align.1.student",
+            {"backbone": "test_vit", "scaling": "reflectance"},
+            "is for reflectance; sentinel1-grd is in dB",
+        ),
     ],
 )
 def test_wrong_values_are_told_with_their_place(place: str, value: Any, said: str) -> None:

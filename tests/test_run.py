@@ -27,7 +27,7 @@ from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, Interrupted, RecipeError, SensorError, StorageError
 from terralign.files import hash_file
-from terralign.recipe import single_stage
+from terralign.recipe import parse_recipe, single_stage
 from terralign.run import run_recipe
 from terralign.run_folder import versions
 from terralign.sensors import find_sensor
@@ -195,6 +195,11 @@ def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
             SensorError,
             "the student takes sentinel2-l2a; data set 'synthetic-photos' has rgb",
         ),
+        (
+            {"composite": "paper-l1c", "models": ["base"], "towers": ["s2"]},
+            SensorError,
+            "unknown composite 'paper-l1c' of sensor 'sentinel2-l2a'",
+        ),
     ],
 )
 def test_a_tower_that_cannot_be_measured_is_told_before_it_is_trained(
@@ -208,6 +213,20 @@ def test_a_tower_that_cannot_be_measured_is_told_before_it_is_trained(
     assert not (tmp_path / "align").exists()
 
 
+def test_bands_that_a_tower_cannot_do_without_are_looked_for_before_it_is_trained(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """B10 is no band of L2A."""
+    values = small_values()["align"][0]
+    values |= {"sensors": ["sentinel2-l2a", "sentinel2-l1c"]}
+    values["student"] = {"bands": ["B04", "B10"]}
+    recipe = small_recipe(patch=None, align=[values], evaluate=None)
+    aligned = single_stage(recipe, "align", base=str(finished_run / "base"))
+    with pytest.raises(SensorError, match=r'has no band B10; .* or set missing = "zero"'):
+        run_recipe(aligned, tmp_path)
+    assert not (tmp_path / "align").exists()
+
+
 def test_two_measurements_of_one_name_are_refused(finished_run: Path, tmp_path: Path) -> None:
     """They could not be told apart in results.json, nor drawn in one table."""
     entry = {"data": "synthetic-scenes", "split": "test", "role": "unseen", "models": ["base"]}
@@ -215,7 +234,54 @@ def test_two_measurements_of_one_name_are_refused(finished_run: Path, tmp_path: 
     recipe = small_recipe(base={"model": str(finished_run / "base")}, evaluate=[entry, other])
     with pytest.raises(RecipeError, match="measures base on synthetic-scenes test twice as unseen"):
         run_recipe(recipe, tmp_path)
+    other = {**entry, "composite": "eurosat"}
+    recipe = small_recipe(base={"model": str(finished_run / "base")}, evaluate=[entry, other])
+    said = r"twice as unseen \(composite as declared, and eurosat\)"
+    with pytest.raises(RecipeError, match=said):
+        run_recipe(recipe, tmp_path / "composite")
     assert not (tmp_path / "patch").exists()
+
+
+def test_a_recipe_measures_rgb_towers_on_the_composite_it_names(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    measured = {}
+    for composite in ("paper-l2a", "eurosat"):
+        entry = {
+            "data": "synthetic-scenes", "split": "test", "role": "unseen", "models": ["base"],
+            "composite": composite,
+        }  # fmt: skip
+        recipe = small_recipe(
+            base={"model": str(finished_run / "base")}, patch=None, align=None, evaluate=[entry]
+        )
+        run_recipe(recipe, tmp_path / composite)
+        (path,) = (tmp_path / composite / "evaluate").glob("*.json")
+        values = json.loads(path.read_text())["evaluation"]
+        assert f"the {composite} composite" in values["how"]
+        measured[composite] = values["per_class"]
+    assert measured["paper-l2a"] != measured["eurosat"]
+
+
+def test_a_rate_that_a_pretrained_transformer_does_not_bear_is_warned_of(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a base that exists, not of one that the recipe pretrains."""
+    values = small_values()
+    values["patch"]["tasks"][0]["limit"] = 16
+    values["patch"] |= {"warmup_steps": 0, "lr": 3e-4, "epochs": 1}
+    values["align"] = []
+    values["evaluate"] = values["evaluate"][1:2]
+    said = {}
+    with caplog.at_level("WARNING"):
+        for name, base in (("kept", {"model": str(finished_run / "base")}), ("new", None)):
+            caplog.clear()
+            changed = {**values, **({"base": base} if base else {})}
+            run_recipe(parse_recipe(changed, origin="x"), tmp_path / name)
+            said[name] = [one for one in caplog.messages if "--set patch.lr=1e-5" in one]
+    assert len(said["kept"]) == 1
+    assert "lr = 0.0003" in said["kept"][0]
+    assert str(finished_run / "base") in said["kept"][0]
+    assert said["new"] == []
 
 
 @pytest.mark.parametrize(

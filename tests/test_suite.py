@@ -58,6 +58,10 @@ def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            'composite = "eurosat"\ntowers = ["s2"]',
+            "composite has no effect where towers leave out rgb",
+        ),
         ('fit = "test"', r"fit = 'test' holds samples of the split that is reported"),
         ('validation = "all"', r"validation = 'all' holds samples of the split that is reported"),
         ('fit = "train"\nvalidation = "train"', "fit and validation are both 'train'"),

@@ -23,7 +23,7 @@ from terralign.toml_values import apply_override, explain, without_none
 from terralign.train.align import AlignSettings
 from terralign.train.patch import PatchSettings
 from terralign.train.pretrain import PretrainSettings
-from terralign.train.student import StudentSettings
+from terralign.train.student import StudentSettings, student_scaling
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 RgbModel = Literal["base", "finetuned", "patched"]
@@ -59,6 +59,8 @@ class TaskData(_Strict):
     """A prompt set; None: the data set's own."""
     classes: str | None = None
     """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
+    composite: str | None = None
+    """The RGB recipe of the data's sensor ("paper-l1c"); None: that which the data set declares."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many training samples, always the same."""
     validation_limit: int | None = Field(default=None, ge=1)
@@ -71,6 +73,8 @@ class SupportedData(_Strict):
     validation: str = "val"
     prompts: str | None = None
     classes: str | None = None
+    composite: str | None = None
+    """The RGB recipe of the data's sensor ("paper-l1c"); None: that which the data set declares."""
     validation_limit: int | None = Field(default=None, ge=1)
 
 
@@ -79,6 +83,8 @@ class UnlabelledData(_Strict):
 
     data: str
     split: str = "train"
+    composite: str | None = None
+    """The RGB recipe of the data's sensor ("paper-l1c"); None: that which the data set declares."""
     limit: int | None = Field(default=None, ge=1)
 
 
@@ -101,7 +107,10 @@ class AlignData(_Strict):
     """Whether the label loss (or the validation) uses its labels."""
     prompts: str | None = None
     repeats: int = Field(default=1, ge=1)
-    """How often its samples are seen per epoch."""
+    """How often its samples are seen per epoch, each time in another view."""
+    composite: str | None = None
+    """The RGB recipe that the teacher's pictures are made by; None: that which the data set
+    declares."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many samples, always the same."""
 
@@ -117,6 +126,17 @@ class AlignRecipe(AlignSettings):
     data: tuple[AlignData, ...] = Field(min_length=1)
     validation: AlignData | None = None
     """For keep = "best"."""
+
+    @model_validator(mode="after")
+    def _validation_has_an_effect(self) -> Self:
+        if self.validation is not None and self.validation.repeats != 1:
+            raise ValueError("repeats has no effect on validation; leave it out")
+        if self.validation is not None and self.validation.labels and self.validation.composite:
+            raise ValueError(
+                "composite has no effect on validation with labels, which no teacher sees; "
+                "leave it out"
+            )
+        return self
 
 
 class EvaluateRecipe(_Strict):
@@ -135,6 +155,8 @@ class EvaluateRecipe(_Strict):
     gallery: str | None = None
     prompts: str | None = None
     classes: str | None = None
+    composite: str | None = None
+    """The RGB recipe that RGB towers see; None: that which the data set declares."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many samples, always the same."""
 
@@ -149,6 +171,9 @@ class EvaluateRecipe(_Strict):
             raise ValueError("query and gallery have no effect on zero-shot; leave them out")
         elif not (self.models or self.towers):
             raise ValueError("name the models (base, finetuned, patched) or towers to measure")
+        sees_rgb = "rgb" in (self.query, self.gallery) or self.models or "rgb" in self.towers
+        if self.composite is not None and not sees_rgb:
+            raise ValueError("composite has no effect where no RGB tower is measured; leave it out")
         return self
 
 
@@ -278,8 +303,7 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                 find_dataset(supported.data)
                 prompts.append(supported.prompts)
         for tower in recipe.align:
-            for sensor in tower.sensors:
-                find_sensor(sensor)
+            student_scaling(tower.student, [find_sensor(sensor) for sensor in tower.sensors])
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 find_dataset(source.data)
                 prompts.append(source.prompts)

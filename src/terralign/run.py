@@ -20,7 +20,7 @@ from torch import Tensor
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
-from terralign.encoders.sensor import SensorTower
+from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, RecipeError
@@ -47,6 +47,7 @@ from terralign.sensors import find_sensor
 from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
+from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import new_student
 from terralign.train.threads import choose_device
 
@@ -178,6 +179,8 @@ class _Run:
             {name: getattr(recipe, name) for name in PatchSettings.model_fields}
         )
         training, validation, supported = self.data.patching_tasks(recipe)
+        if self.recipe.base.pretrain is None:
+            warn_of_patch_rate(base.clip.visual, recipe.lr, source=base.clip.source)
         return patch(
             base.clip,
             training,
@@ -213,7 +216,7 @@ class _Run:
         seed = self.recipe.seed
         sources = [self.data.source(one) for one in recipe.data]
         tower, initial = new_student(
-            recipe.name, clip, recipe.student, [find_sensor(name).name for name in recipe.sensors],
+            recipe.name, clip, recipe.student, [find_sensor(name) for name in recipe.sensors],
             [source.samples for source in sources], seed=seed, root=self.data_root,
         )  # fmt: skip
         identity = hash_json(
@@ -235,6 +238,9 @@ class _Run:
             return tower.to(self.device).eval().requires_grad_(False)
         if initial:
             write_json(folder / "initial.json", initial)
+        inflated = recipe.student.backbone == INFLATE
+        if initial or (inflated and self.recipe.base.pretrain is None):
+            warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
         align(
             clip, tower.to(self.device), sources, recipe, folder,
             views_folder=self.folder / "teacher",
@@ -299,7 +305,7 @@ class _Run:
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
     ) -> list[dict[str, Any]]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
-        samples = self.data.open(entry.data, entry.split, entry.limit)
+        samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
         towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
         identity = {

@@ -3,51 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.errors import RecipeError, nearest
+from terralign.errors import RecipeError, SensorError, nearest
 from terralign.evaluate.embed import optical_layout
 from terralign.evaluate.retrieval import TEXT
+from terralign.preprocess import InputSpec
 from terralign.recipe import Recipe
 from terralign.sensors import find_sensor
-from terralign.train.student import student_layout
+from terralign.train.student import student_bands, student_layout, student_scaling
 
-Open = Callable[[str, str, int | None], SampleSet]
-"""(data set, split, limit) -> its samples."""
+Open = Callable[[str, str, int | None, str | None], SampleSet]
+"""(data set, split, limit, composite) -> its samples."""
 
 
 def check_towers(recipe: Recipe, base: EmbeddingSpace, open_samples: Open) -> None:
-    """Raise where a measurement names a tower that is not there, or that does not take the data."""
+    """Raise where a tower cannot be made of its data, and where a measurement names a tower that
+    does not exist, or that does not take the data."""
     kept = {} if recipe.patch is not None else base.towers
-    sensors = {name: tower.config.input.sensors for name, tower in kept.items()}
+    towers = {name: _Tower.of(tower.config.input) for name, tower in kept.items()}
     for tower in recipe.align:
-        sensors[tower.name] = tuple(find_sensor(name).name for name in tower.sensors)
+        sensors = [find_sensor(name) for name in tower.sensors]
+        names = tuple(sensor.name for sensor in sensors)
+        layouts = [
+            student_layout(open_samples(one.data, one.split, one.limit, one.composite), names)
+            for one in tower.data
+        ]
+        student_scaling(tower.student, sensors)
+        bands = student_bands(tower.student, sensors, layouts)
+        towers[tower.name] = _Tower(names, bands, tower.student.missing)
+        if tower.validation is not None:
+            one = tower.validation
+            samples = open_samples(one.data, one.split, one.limit, one.composite)
+            towers[tower.name].check(tower.name, samples)
     for entry in recipe.evaluate:
-        samples = open_samples(entry.data, entry.split, entry.limit)
+        samples = open_samples(entry.data, entry.split, entry.limit, entry.composite)
         for name in (*entry.towers, entry.query, entry.gallery, *(RGB for _ in entry.models)):
-            if name in sensors:
-                student_layout(samples, sensors[name])
+            if name in towers:
+                towers[name].check(name, samples)
             elif name == RGB:
                 optical_layout(samples)
             elif name not in (None, TEXT):
-                hint = nearest(str(name), [*sensors, RGB, TEXT])
+                hint = nearest(str(name), [*towers, RGB, TEXT])
                 raise RecipeError(f"evaluate names tower {name!r}; {hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    """What a tower takes."""
+
+    sensors: tuple[str, ...]
+    bands: tuple[str, ...]
+    missing: str
+
+    @classmethod
+    def of(cls, spec: InputSpec) -> Self:
+        return cls(spec.sensors, spec.bands, spec.missing)
+
+    def check(self, name: str, samples: SampleSet) -> None:
+        """Raise where the samples lack the tower's sensors, or bands that it needs."""
+        layout = student_layout(samples, self.sensors)
+        absent = [band for band in self.bands if band not in layout.bands]
+        if absent and (self.missing == "error" or len(absent) == len(self.bands)):
+            raise SensorError(
+                f"tower {name!r} needs {', '.join(absent)}; {samples.name} has "
+                f"{', '.join(layout.bands)} of {layout.sensor.name}"
+            )
 
 
 def check_figures_differ(recipe: Recipe, open_samples: Open) -> None:
     """Raise where two measurements bear one name in results and tables."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: dict[tuple[Any, ...], str | None] = {}
     for entry in recipe.evaluate:
-        samples = open_samples(entry.data, entry.split, entry.limit)
+        samples = open_samples(entry.data, entry.split, entry.limit, entry.composite)
         multi_label = samples.labels is not None and samples.labels.multi_label
         where = (samples.name, samples.split, entry.role, entry.task, multi_label)
         retrieval = [f"{entry.query} -> {entry.gallery}"] if entry.task == "retrieval" else []
         for who in (*entry.models, *entry.towers, *retrieval):
             if (*where, who) in seen:
+                other = seen[(*where, who)]
+                composites = (
+                    f" (composite {other or 'as declared'}, and {entry.composite or 'as declared'})"
+                    if other != entry.composite
+                    else ""
+                )
                 raise RecipeError(
                     f"evaluate measures {who} on {samples.name} {samples.split} twice as "
-                    f"{entry.role}; results could not tell the two apart: leave one out"
+                    f"{entry.role}{composites}; results could not tell the two apart: leave one out"
                 )
-            seen.add((*where, who))
+            seen[(*where, who)] = entry.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.composited import with_composite
 from terralign.datasets.packing import pack_on_use
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
@@ -24,16 +25,18 @@ class RunData:
     def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path) -> None:
         self.recipe, self.data_root, self.stores = recipe, data_root, stores
         self.size: int | None = None
-        self._sets: dict[tuple[str, str, int | None], SampleSet] = {}
+        self._sets: dict[tuple[str, str, int | None, str | None], SampleSet] = {}
 
-    def open(self, data: str, split: str, limit: int | None = None) -> SampleSet:
-        """A split, or a fixed part of it, opened once."""
-        key = (data, split, limit)
+    def open(
+        self, data: str, split: str, limit: int | None = None, composite: str | None = None
+    ) -> SampleSet:
+        """A split, or a fixed part of it, opened once. `composite`: instead of its own."""
+        key = (data, split, limit, composite)
         if key not in self._sets:
             whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
             if self.recipe.pack and find_dataset(data).facts.needs_root:
                 whole = pack_on_use(whole, self.stores, size=self.size)
-            self._sets[key] = limit_samples(whole, limit)
+            self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]
 
     def open_everything(self) -> None:
@@ -46,7 +49,7 @@ class RunData:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 self.source(source)
         for entry in recipe.evaluate:
-            samples = self.open(entry.data, entry.split, entry.limit)
+            samples = self.open(entry.data, entry.split, entry.limit, entry.composite)
             if entry.task == "zero-shot":
                 choose_class_names(samples, entry.classes)
         check_figures_differ(recipe, self.open)
@@ -57,13 +60,15 @@ class RunData:
         """The training data, validation data and supported tasks of stage 1."""
         training, validation = [], []
         for one in recipe.tasks:
-            samples = self.open(one.data, one.train, one.limit)
+            samples = self.open(one.data, one.train, one.limit, one.composite)
             training.append(self._task(samples, one.prompts, one.classes))
-            samples = self.open(one.data, one.validation, one.validation_limit)
+            samples = self.open(one.data, one.validation, one.validation_limit, one.composite)
             validation.append(self._task(samples, one.prompts, one.classes))
         supported = [
             self._task(
-                self.open(one.data, one.validation, one.validation_limit), one.prompts, one.classes
+                self.open(one.data, one.validation, one.validation_limit, one.composite),
+                one.prompts,
+                one.classes,
             )
             for one in recipe.supported
         ]
@@ -79,11 +84,11 @@ class RunData:
     def preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
         """The pictures of stage 1 whose labels are not used."""
         one = recipe.preserve_on
-        return None if one is None else self.open(one.data, one.split, one.limit)
+        return None if one is None else self.open(one.data, one.split, one.limit, one.composite)
 
     def source(self, data: AlignData) -> AlignmentSource:
         """A data set of stage 2."""
-        samples = self.open(data.data, data.split, data.limit)
+        samples = self.open(data.data, data.split, data.limit, data.composite)
         if not data.labels:
             return AlignmentSource(samples=samples, repeats=data.repeats)
         return AlignmentSource(

@@ -50,6 +50,8 @@ class SuiteEntry(_Strict):
     """A prompt set; None: the data set's own."""
     classes: str | None = None
     """OpenAI's class names for ImageNet ("openai-imagenet"); None: the data set's own."""
+    composite: str | None = None
+    """The RGB recipe that RGB towers see; None: that which the data set declares."""
     limit: int | None = Field(default=None, ge=1)
     """At most this many samples, always the same; of `fit` and `validation`: `fit_limit`."""
     fit: str | None = None
@@ -88,6 +90,8 @@ class SuiteEntry(_Strict):
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
                 raise ValueError(f"{key} is for {task}, which is none of the tasks; leave it out")
+        if self.composite is not None and self.towers and "rgb" not in self.towers:
+            raise ValueError("composite has no effect where towers leave out rgb; leave it out")
         if not self.shots or min(self.shots) < 1:
             raise ValueError("shots are numbers of samples per class, 1 or more")
         return self

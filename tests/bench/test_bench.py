@@ -23,6 +23,7 @@ from terralign.bench.rows import check_rows, format_bench_table, question
 from terralign.bench.subject import _divide
 from terralign.cli import main
 from terralign.datasets.catalog import open_dataset
+from terralign.datasets.composited import with_composite
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
@@ -222,6 +223,40 @@ def test_zero_shot_and_retrieval_agree_with_measuring_by_hand(
     pair = {"query_tower": "s2", "gallery_tower": "rgb"}
     row = one(finished, metric="recall@5", level="instance", **where, **pair)
     assert row["value"] == pytest.approx(hand.value("recall@5"), abs=1e-12)
+
+
+def test_an_entry_may_name_the_composite_that_rgb_towers_see(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two entries of one split that differ in it have values of their own."""
+    entry = """
+    [[entries]]
+    name = "{name}"
+    data = "synthetic-scenes"
+    split = "test"
+    role = "alignment"
+    tasks = ["zero-shot"]
+    limit = 24
+    composite = "{composite}"
+    """
+    names = ("paper-l2a", "eurosat")
+    text = 'name = "c"\nnum_bootstrap = 20\n' + "".join(
+        entry.format(name=name, composite=name) for name in names
+    )
+    result = run_bench(suite(text), [str(spaces["patched"])], tmp_path)
+    assert result.num_failed == 0
+    space = EmbeddingSpace.load(spaces["patched"])
+    samples = limit_samples(open_dataset("synthetic-scenes", data_root=None, split="test"), 24)
+    for name in names:
+        hand = evaluate_zero_shot(space, with_composite(samples, name), tower="rgb").result
+        row = one(tmp_path, entry=name, metric="top1", tower="rgb")
+        assert row["value"] == hand.value("top1")
+        assert f"the {name} composite" in row["note"]
+    figures = [
+        one(tmp_path, entry=name, metric="expected_calibration_error", tower="rgb")["value"]
+        for name in names
+    ]
+    assert figures[0] != figures[1]
 
 
 def test_by_class_a_sample_does_not_find_its_own_place(

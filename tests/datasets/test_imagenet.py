@@ -121,6 +121,35 @@ def test_imagenet_classes_are_wnids_unless_named(tmp_path: Path) -> None:
         open_imagenet(tmp_path, "flat")
 
 
+def test_imagenets_validation_images_have_two_halves(tmp_path: Path) -> None:
+    """Alternate images of each class in the order of their names, whatever order they came in."""
+    for wnid, numbers in (("n01", (5, 3, 1, 4, 2)), ("n02", (7, 6))):
+        for number in numbers:
+            picture(tmp_path / "imagenet" / "val" / wnid / f"ILSVRC2012_val_0000000{number}.JPEG")
+    whole, select, report = (
+        open_imagenet(tmp_path, split, size=4) for split in ("val", "val-select", "val-report")
+    )
+    numbers = [[key[:3] + key[-1] for key in half.keys] for half in (select, report)]
+    assert numbers == [["n011", "n013", "n015", "n026"], ["n012", "n014", "n027"]]
+    assert set(select.keys) | set(report.keys) == set(whole.keys)
+    assert not set(select.files) & set(report.files)
+    assert select.labels is not None
+    assert whole.labels is not None
+    assert select.labels.class_names == whole.labels.class_names
+    assert select.labels.values.tolist() == [0, 0, 0, 1]
+    assert (select.split, report.split) == ("val-select", "val-report")
+    assert len({one.fingerprint for one in (whole, select, report)}) == 3
+    (tmp_path / "imagenet" / "val-select").mkdir()
+    with pytest.raises(DataError, match=r"val-select is a folder, .* rename the folder"):
+        open_imagenet(tmp_path, "val-select")
+
+
+def test_halves_of_images_that_are_not_there_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "imagenet" / "train" / "n01" / "a.JPEG")
+    with pytest.raises(DataError, match=r"no split 'val-report': .*val not found; there: train"):
+        open_imagenet(tmp_path, "val-report")
+
+
 @pytest.mark.realdata
 def test_real_photos_have_their_counts_and_pixels(real_data: Path) -> None:
     tiny = open_tiny_imagenet(real_data, "val")

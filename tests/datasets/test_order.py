@@ -57,6 +57,25 @@ def test_a_batch_depends_on_its_step_alone(
     assert [_as_values(anywhere.batch(step)) for step in steps] == [expected[s] for s in steps]
 
 
+def test_each_repeat_is_a_view_of_its_own() -> None:
+    plan = Plan([7, 5], batch_size=3, seed=0, repeats=[1, 4])
+    seen: dict[tuple[int, int], list[int]] = {}
+    for step in range(3 * plan.steps_per_epoch):
+        batch = plan.batch(step)
+        assert batch.view // [1, 4][batch.source] == batch.epoch
+        for index in batch.indices.tolist():
+            seen.setdefault((batch.source, index), []).append(batch.view)
+    for (source, _), views in seen.items():
+        assert sorted(views) == list(range(3 * [1, 4][source]))
+
+
+def test_the_first_step_of_a_source_is_found() -> None:
+    plan = Plan([40, 4], batch_size=4, seed=1)
+    first = plan.first_step_of(1)
+    assert plan.batch(first).source == 1
+    assert all(plan.batch(step).source == 0 for step in range(first))
+
+
 def test_the_order_follows_seed_and_epoch() -> None:
     def epoch(seed: int, number: int) -> list[tuple[int, list[int]]]:
         plan = Plan([50, 20], batch_size=10, seed=seed)

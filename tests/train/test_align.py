@@ -317,6 +317,77 @@ def test_student_features_do_not_depend_on_the_batch(
     torch.testing.assert_close(small, whole, rtol=1e-4, atol=1e-5)
 
 
+def test_each_repeat_of_a_sample_is_another_view(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In geometry modulo the stored views, in the bands' augmentation without end."""
+    drawn: dict[str, dict[int, list[int]]] = {"draw_views": {}, "augment_spectral": {}}
+
+    def watch(name: str) -> None:
+        plain = getattr(module, name)
+
+        def watched(*args: Any, view: int, indices: Any, **options: Any) -> Any:
+            for index in indices.tolist():
+                drawn[name].setdefault(index, []).append(view)
+            return plain(*args, view=view, indices=indices, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in drawn:
+        watch(name)
+    settings = QUICK.model_copy(update={"num_views": 3, "spectral": Spectral(gain=0.1)})
+    source = AlignmentSource(samples=scenes, repeats=2)
+    align(tiny_clip, _student(tiny_clip, scenes), [source], settings, tmp_path)
+    assert set(drawn["draw_views"]) == set(range(len(scenes)))
+    for views in drawn["draw_views"].values():
+        assert sorted(views) == [0, 0, 1, 2]
+    for views in drawn["augment_spectral"].values():
+        assert sorted(views) == [0, 1, 2, 3]
+
+
+def test_calibration_starts_from_what_the_student_gives(
+    tiny_clip: ClipModel,
+    many_labels: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the mean cosine of the source's first batch, as stage 1's, and not at a fixed one."""
+    begun: list[tuple[float, float]] = []
+    plain = module.label_loss
+
+    def watched(features: Any, weights: Any, labels: Any, *, calibration: Any, **more: Any) -> Any:
+        if not begun:
+            near = F.normalize(features.detach(), dim=-1) @ weights.T
+            scale = float(calibration.log_scale.detach().exp())
+            odds = float(calibration.bias.detach()) + scale * float(near.mean())
+            begun.append((odds, float(near.mean())))
+        return plain(features, weights, labels, calibration=calibration, **more)
+
+    monkeypatch.setattr(module, "label_loss", watched)
+    student = _student(tiny_clip, many_labels, backbone="test_vit")
+    settings = QUICK.model_copy(update={"losses": {"cosine": 1.0, "label": 0.1}})
+    align(tiny_clip, student, [_labelled(many_labels)], settings, tmp_path)
+    ((odds, mean_cosine),) = begun
+    assert abs(mean_cosine - 0.2) > 0.05
+    base_rate = float(np.mean(many_labels.labels.values))
+    assert odds == pytest.approx(np.log(base_rate / (1 - base_rate)), abs=1e-3)
+
+
+def test_frozen_parameters_stay_bit_for_bit(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    """As MoCo-v3's position embeddings, which only training could move."""
+    student = _student(tiny_clip, scenes, backbone="test_vit")
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    settings = QUICK.model_copy(
+        update={"frozen": ("backbone.pos_embed",), "weight_decay": 0.5, "decay": "all"}
+    )
+    align(tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path)
+    after = student.state_dict()
+    assert torch.equal(after["backbone.pos_embed"], before["backbone.pos_embed"])
+    assert not torch.equal(after["backbone.cls_token"], before["backbone.cls_token"])
+
+
 # Settings
 
 
@@ -343,6 +414,8 @@ def test_losses_by_name() -> None:
         ({"losses": {"infonce": 1.0}, "accumulate": 2}, False, "set accumulate = 1"),
         ({"losses": {"kl": 1.0}}, False, "the kl loss needs anchors"),
         ({"trainable": ("backbone.layer9.*",)}, False, "matches no parameter"),
+        ({"frozen": ("backbone.layer9.*",)}, False, "frozen pattern .* matches no parameter"),
+        ({"frozen": ("*",)}, False, "leave no parameter to train"),
         ({"warmup_steps": NUM_STEPS}, False, "has only 10 steps"),
         ({"keep": "best"}, False, "needs validation data"),
         ({"losses": None, "label_loss": "bce"}, True, "'bce' does not fit synthetic-scenes"),

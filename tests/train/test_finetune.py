@@ -194,6 +194,17 @@ def test_only_the_parameters_named_are_trained(
     assert changed == {"proj", "ln_post.weight", "ln_post.bias"}
 
 
+def test_frozen_parameters_stay_bit_for_bit(
+    tiny_clip: ClipModel, task: PatchingTask, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(
+        update={"frozen": ("positional_embedding",), "weight_decay": 0.5, "decay": "all"}
+    )
+    theta_1 = finetune(tiny_clip, [task], settings, tmp_path)
+    theta_0 = tiny_clip.visual.state_dict()
+    assert _changed(theta_0, theta_1) == set(theta_0) - {"positional_embedding"}
+
+
 def test_frozen_batch_norms_keep_their_statistics(
     norm_clip: ClipModel, task: PatchingTask, tmp_path: Path
 ) -> None:
@@ -278,6 +289,8 @@ def test_multi_label_tasks_start_calibrated(
         ({"loss": "bce"}, "'bce' does not fit synthetic-scenes, which is single-label"),
         ({"trainable": ("transformer.resblock.*",)}, "matches no parameter"),
         ({"trainable": ()}, "trainable names no parameter"),
+        ({"frozen": ("pos_embedding",)}, "frozen pattern 'pos_embedding' matches no parameter"),
+        ({"frozen": ("*",)}, "leave no parameter to train"),
         ({"keep": "best"}, "needs validation data"),
         ({"warmup_steps": NUM_STEPS}, "has only 10 steps"),
     ],

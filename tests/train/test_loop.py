@@ -161,9 +161,30 @@ def test_vectors_are_not_decayed() -> None:
     assert [names[id(p)] for p in plain["params"]] == ["1.weight", "1.bias", "4.bias"]
 
 
+def test_all_parameters_may_be_decayed_alike() -> None:
+    """As plain AdamW does, PAINT's and WiSE-FT's."""
+    module = _network()
+    (group,) = parameter_groups(module, 0.3, "all")
+    plain = torch.optim.AdamW(module.parameters(), weight_decay=0.3).param_groups[0]
+    assert group["weight_decay"] == 0.3
+    assert [id(p) for p in group["params"]] == [id(p) for p in plain["params"]]
+
+
+def test_decay_of_all_reaches_norms_and_biases(tmp_path: Path) -> None:
+    weights = {}
+    for decay in ("matrices", "all"):
+        settings = SETTINGS.model_copy(update={"decay": decay, "weight_decay": 0.5})
+        module = _network(dropout=0)
+        _fit(tmp_path / decay, module=module, settings=settings)
+        weights[decay] = dict(module.named_parameters())
+    norms = [weights[decay]["1.weight"].norm() for decay in ("matrices", "all")]
+    assert norms[1] < norms[0]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"decay": "all", "weight_decay": 0.0}, 'decay = "all" has no effect'),
         ({"warmup_steps": NUM_STEPS}, "warmup_steps = 12, but the run has only 12 steps"),
         ({"keep": "best"}, "needs validation data"),
         ({"validate_every": 2}, "validate_every has no effect"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -14,13 +17,18 @@ from pydantic import ValidationError
 from terralign.chips import PixelLayout
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.weights import hash_module
 from terralign.errors import ModelError, RecipeError, SensorError
+from terralign.files import hash_json
 from terralign.preprocess import ViewSpec
+from terralign.sensors import SENSORS
 from terralign.train.student import StudentSettings, new_student, student_layout
 from terralign.train.student_validation import student_features
 from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
 
-S2, S1 = "sentinel2-l2a", "sentinel1-grd"
+S2, S1, L1C = "sentinel2-l2a", "sentinel1-grd", "sentinel2-l1c"
 
 
 class _OtherLayout:
@@ -122,11 +130,282 @@ def test_data_of_two_stretches_are_refused(tiny_clip: ClipModel, scenes: Synthet
         new_student("s2", tiny_clip, StudentSettings(), [S2], data, seed=0)
 
 
-def test_a_sensor_without_data_is_refused(tiny_clip: ClipModel, scenes: SyntheticSet) -> None:
-    with pytest.raises(RecipeError, match="no training data of sensor 'sentinel2-l1c'"):
-        new_student("s2", tiny_clip, StudentSettings(), [S2, "sentinel2-l1c"], [scenes], seed=0)
+# Bands and sensors are those that the tower declares
+
+
+def test_bands_belong_to_the_towers_sensors_not_to_the_datas(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    """B10 is no band of L2A, which is all that there is to train on."""
+    settings = StudentSettings(backbone="test_vit", bands=("B04", "b10"), missing="zero")
+    student, _ = new_student("s2", tiny_clip, settings, [S2, L1C], [scenes], seed=0)
+    spec = student.config.input
+    assert spec.bands == ("B04", "B10")
+    assert spec.sensors == (S2, L1C)
+    assert spec.ranges[S2] == spec.ranges[L1C] == ((0.0, 1.0), (0.0, 1.0))
+    assert (spec.mean[1], spec.std[1]) == (0.0, 1.0)
+    assert spec.mean[0] != 0.0
+
+
+def test_an_unknown_band_names_all_sensors_of_the_tower(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    settings = StudentSettings(bands=("B04", "B13"))
+    with pytest.raises(SensorError, match=r"unknown band 'B13'.*\(sentinel2-l2a, sentinel2-l1c\)"):
+        new_student("s2", tiny_clip, settings, [S2, L1C], [scenes], seed=0)
+    twice = StudentSettings(bands=("B10", "B04", "red"), missing="zero")
+    with pytest.raises(SensorError, match="name B04 twice"):
+        new_student("s2", tiny_clip, twice, [S2, L1C], [scenes], seed=0)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "inflate"])
+def test_a_tower_takes_a_sensor_that_it_has_no_training_data_of(
+    tiny_clip: ClipModel, scenes: SyntheticSet, backbone: str
+) -> None:
+    settings = StudentSettings(backbone=backbone)
+    student, _ = new_student("s2", tiny_clip, settings, [S2, L1C], [scenes], seed=0)
+    spec = student.config.input
+    red = spec.bands.index("B04")
+    if backbone == "inflate":
+        assert spec.ranges[S2][red] == (0.0, SENSORS[S2].composite().stretch)
+        assert spec.ranges[L1C][red] == (0.0, SENSORS[L1C].composite().stretch)
+    others = [number for number, band in enumerate(spec.bands) if band not in ("B04", "B03", "B02")]
+    assert [spec.ranges[L1C][i] for i in others] == [spec.ranges[S2][i] for i in others]
+
+
+@pytest.mark.parametrize(
+    ("sensors", "settings", "said"),
+    [
+        ([S2, S1], {}, "'sentinel1-grd' has none of the student's bands"),
+        ([S2, L1C], {"bands": ("B04", "B10")}, 'has no band B10; .*set missing = "zero"'),
+        (
+            [S2, "landsat-oli-l2"],
+            {"bands": ("B04", "B5"), "missing": "zero"},
+            "'landsat-oli-l2' has none of the student's bands",
+        ),
+    ],
+)
+def test_a_sensor_that_cannot_serve_the_tower_is_refused(
+    tiny_clip: ClipModel,
+    scenes: SyntheticSet,
+    sensors: list[str],
+    settings: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(SensorError, match=said):
+        new_student("s2", tiny_clip, StudentSettings(**settings), sensors, [scenes], seed=0)
+
+
+def test_data_of_no_sensor_of_the_tower_are_refused(scenes: SyntheticSet) -> None:
     with pytest.raises(SensorError, match="the student takes rgb; data set 'synthetic-scenes'"):
         student_layout(scenes, ["rgb"])
+
+
+def test_a_sensor_without_data_in_another_unit_is_refused(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    linear = replace(SENSORS[S1], name="my-linear-radar", unit="intensity")
+    with pytest.raises(RecipeError, match=r"'my-linear-radar', and its unit \(intensity\)"):
+        new_student("s1", tiny_clip, StudentSettings(), [SENSORS[S1], linear], [scenes], seed=0)
+
+
+class _Masked:
+    """A set in which bands of one sensor have no valid pixel."""
+
+    def __init__(self, samples: SyntheticSet, sensor: str, bands: tuple[str, ...]) -> None:
+        self._samples, self._sensor, self._bands = samples, sensor, bands
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._samples, name)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        pixels = dict(self._samples.read(indices))
+        changed: Any = pixels[self._sensor].copy()
+        layout = self._samples.layouts[self._sensor]
+        for band in self._bands:
+            empty = 0 if layout.units == "dn" else np.nan
+            changed[:, layout.bands.index(band)] = empty
+        return {**pixels, self._sensor: changed}
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "inflate"])
+def test_a_band_without_a_valid_pixel_is_an_error_or_not_measured(
+    tiny_clip: ClipModel, scenes: SyntheticSet, backbone: str
+) -> None:
+    data: Any = [_Masked(scenes, S2, ("B09",))]
+    settings = StudentSettings(backbone=backbone)
+    with pytest.raises(SensorError, match=r'B09 has no valid pixel .* or set missing = "zero"'):
+        new_student("s2", tiny_clip, settings, [S2], data, seed=0)
+    settings = StudentSettings(backbone=backbone, missing="zero")
+    student, _ = new_student("s2", tiny_clip, settings, [S2], data, seed=0)
+    spec = student.config.input
+    place = spec.bands.index("B09")
+    assert (spec.ranges[S2][place], spec.mean[place], spec.std[place]) == ((0.0, 1.0), 0.0, 1.0)
+
+
+def test_the_range_of_a_radar_band_is_never_guessed(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    data: Any = [_Masked(scenes, S1, ("VH",))]
+    settings = StudentSettings(backbone="test_vit", missing="zero")
+    with pytest.raises(SensorError, match=r"VH has no valid pixel .* its range is not known"):
+        new_student("s1", tiny_clip, settings, [S1], data, seed=0)
+
+
+# Scaling and size
+
+
+def _moco(path: Path, bands: int, *, size: int = 32) -> dict[str, torch.Tensor]:
+    """A small ViT with random weights in the keys of SSL4EO-S12's MoCo-v3 checkpoints."""
+    torch.manual_seed(0)
+    model = timm.create_model(VIT, img_size=size, in_chans=bands, num_classes=0)
+    state = {key: torch.randn_like(value) * 0.1 for key, value in model.state_dict().items()}
+    keys = {
+        **{f"module.base_encoder.{key}": value for key, value in state.items()},
+        **{f"module.momentum_encoder.{key}": value for key, value in state.items()},
+        "module.base_encoder.head.0.weight": torch.zeros(2, 2),
+        "module.predictor.0.weight": torch.zeros(2, 2),
+    }
+    torch.save({"epoch": 100, "arch": "vit_small", "state_dict": keys}, path)
+    return state
+
+
+VIT = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("sensor", [S2, L1C])
+@pytest.mark.parametrize("scaling", [None, "reflectance"])
+def test_a_moco_student_sees_dn_over_ten_thousand(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, sensor: str, scaling: Any
+) -> None:
+    """As in plain torch with the same weights; B10, which L2A lacks, is zero."""
+    bands = SENSORS[L1C].band_names
+    state = _moco(tmp_path / "moco.pth", len(bands))
+    settings = StudentSettings(
+        backbone=VIT, bands=bands, missing="zero", initial="moco.pth", scaling=scaling
+    )
+    tower, _ = new_student("s2", tiny_clip, settings, [S2, L1C], [scenes], seed=0, root=tmp_path)
+    assert tower.config.scaling == "reflectance"
+    assert tower.config.input.size == 32
+    have = SENSORS[sensor].band_names
+    dn = np.random.default_rng(0).integers(1, 12_000, (3, len(have), 32, 32)).astype(np.uint16)
+
+    plain = timm.create_model(VIT, img_size=32, in_chans=len(bands), num_classes=0).eval()
+    plain.load_state_dict(state)
+    numbers = np.zeros((3, len(bands), 32, 32), dtype=np.float32)
+    for channel, band in enumerate(bands):
+        if band in have:
+            numbers[:, channel] = (dn[:, have.index(band)] / 10_000).clip(0, 1)
+    weight = tower.projection.weight
+    assert isinstance(weight, torch.Tensor)
+    with torch.inference_mode():
+        expected = plain(torch.from_numpy(numbers)) @ weight.T
+
+    space = EmbeddingSpace(tiny_clip, towers={"s2": tower})
+    got = space.encode_image(dn, sensor, have, units="dn", dn_offset=0, tower="s2", normalize=False)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_radar_weights_are_fed_the_stretch_they_were_trained_with(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    """SSL4EO-S12's pretraining: (dB - (mean - 2 std)) / (4 std), clipped to 0-1."""
+    state = _moco(tmp_path / "moco.pth", 2)
+    settings = StudentSettings(backbone=VIT, bands=("VV", "VH"), initial="moco.pth")
+    tower, _ = new_student("s1", tiny_clip, settings, [S1], [scenes], seed=0, root=tmp_path)
+    assert tower.config.scaling == "ssl4eo-s1"
+    decibel = scenes.read(np.arange(4))[S1].astype(np.float32)
+    mean = np.array([-12.54847273, -20.19237134], np.float32)[:, None, None]
+    std = np.array([5.25697717, 5.91150917], np.float32)[:, None, None]
+    numbers = ((decibel - (mean - 2 * std)) / (4 * std)).clip(0, 1)
+    plain = timm.create_model(VIT, img_size=32, in_chans=2, num_classes=0).eval()
+    plain.load_state_dict(state)
+    weight = tower.projection.weight
+    assert isinstance(weight, torch.Tensor)
+    with torch.inference_mode():
+        expected = plain(torch.from_numpy(numbers)) @ weight.T
+    torch.testing.assert_close(student_features(tower.eval(), scenes)[:4], expected,
+                               atol=1e-5, rtol=1e-5)  # fmt: skip
+
+
+def test_the_scaling_is_that_of_the_first_weights_unless_it_is_set(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    _moco(tmp_path / "moco.pth", 12)
+
+    def made(**settings: Any) -> SensorTower:
+        chosen = StudentSettings(backbone=VIT, **settings)
+        return new_student("s2", tiny_clip, chosen, [S2], [scenes], seed=0, root=tmp_path)[0]
+
+    plain, pretrained = made(), made(initial="moco.pth")
+    assert plain.config.scaling == "standardised"
+    assert max(plain.config.input.mean) > 0
+    assert pretrained.config.scaling == "reflectance"
+    assert set(pretrained.config.input.mean) == {0.0}
+    assert set(pretrained.config.input.std) == {1.0}
+    asked = made(initial="moco.pth", scaling="standardised")
+    assert asked.config.input.mean == plain.config.input.mean
+    assert made(scaling="reflectance").config.input.std == pretrained.config.input.std
+    inflated, _ = new_student("s2", tiny_clip, StudentSettings(), [S2], [scenes], seed=0)
+    assert inflated.config.scaling is None
+
+
+@pytest.mark.parametrize(
+    ("sensor", "scaling", "said"),
+    [
+        (S1, "reflectance", 'is for reflectance; sentinel1-grd is in dB: set scaling = "standa'),
+        (S2, "ssl4eo-s1", "is for dB of VV and VH of Sentinel-1; sentinel2-l2a is in reflectance"),
+    ],
+)
+def test_a_scaling_of_another_unit_is_refused(
+    tiny_clip: ClipModel, scenes: SyntheticSet, sensor: str, scaling: Any, said: str
+) -> None:
+    settings = StudentSettings(backbone="test_vit", scaling=scaling)
+    with pytest.raises(RecipeError, match=said) as told:
+        new_student("s", tiny_clip, settings, [sensor], [scenes], seed=0)
+    assert "\n" not in str(told.value)
+
+
+def test_the_scaling_travels_with_the_space_and_may_be_missing_in_older_ones(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    tower, _ = new_student(
+        "s2", tiny_clip, StudentSettings(backbone="test_vit"), [S2], [scenes], seed=0
+    )
+    inflated, _ = new_student("old", tiny_clip, StudentSettings(), [S2], [scenes], seed=0)
+    space = EmbeddingSpace(tiny_clip, towers={"s2": tower, "old": inflated})
+    space.save(tmp_path / "space")
+    path = tmp_path / "space" / "space.json"
+    values = json.loads(path.read_text())
+    assert values["towers"][0]["scaling"] == "standardised"
+    del values["towers"][1]["scaling"]  # as before the key was recorded
+    path.write_text(json.dumps(values))
+    loaded = EmbeddingSpace.load(tmp_path / "space")
+    assert loaded.towers["s2"].config.scaling == "standardised"
+    assert loaded.towers["old"].config.scaling is None
+    # The name of a tower from before the key: the hash of its configuration without it.
+    config = inflated.config.model_dump(mode="json", exclude={"scaling"})
+    assert loaded.tower_id("old") == hash_module(inflated, extra=hash_json(config))
+
+
+def test_the_size_is_the_checkpoints_unless_it_is_set(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    _moco(tmp_path / "moco.pth", 12, size=64)
+
+    def size(**settings: Any) -> int:
+        chosen = StudentSettings(backbone=VIT, **settings)
+        tower, _ = new_student("s2", tiny_clip, chosen, [S2], [scenes], seed=0, root=tmp_path)
+        assert tower(torch.zeros(1, 12, *(2 * (tower.config.input.size,)))).shape == (1, 32)
+        return tower.config.input.size
+
+    assert size() == tiny_clip.input_spec.size == 32
+    assert size(initial="moco.pth") == 64
+    assert size(initial="moco.pth", size=48) == 48
+    assert size(size=16) == 16
 
 
 @pytest.mark.parametrize(
@@ -134,6 +413,8 @@ def test_a_sensor_without_data_is_refused(tiny_clip: ClipModel, scenes: Syntheti
     [
         ({"drop_path": 0.2}, "drop_path has no effect on an inflated tower"),
         ({"initial": "moco.pth"}, "an inflated tower starts from the RGB tower"),
+        ({"scaling": "reflectance"}, "scaling has no effect on an inflated tower"),
+        ({"size": 224}, "size has no effect on an inflated tower"),
         ({"backbone": "test_vit", "others": "mean"}, "others = 'mean' has no effect on a timm"),
         ({"backbone": "test_vit", "initial_bands": ("B02",)}, "no effect without initial"),
     ],

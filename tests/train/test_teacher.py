@@ -228,7 +228,7 @@ def test_the_teacher_computes_in_float32_within_a_bfloat16_run(
 
 
 def test_epochs_take_the_views_in_turn() -> None:
-    assert [PLAN.view_of_epoch(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
+    assert [PLAN.stored(view) for view in range(5)] == [0, 1, 0, 1, 0]
 
 
 def test_multi_label_sets_share_no_name_with_single_label_ones(tiny_clip: ClipModel) -> None:

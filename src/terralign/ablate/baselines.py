@@ -60,6 +60,7 @@ from terralign.train.prompt_learning import (
     evaluate_learned_prompts,
     learn_prompts,
 )
+from terralign.train.rates import warn_of_patch_rate
 from terralign.train.ready_tasks import ReadyTasks
 from terralign.train.soup import greedy_soup, uniform_soup
 from terralign.train.sweep import SweepMemory, within_bound
@@ -111,10 +112,10 @@ def check_settings(planned: Planned) -> BaseModel | None:
         raise RecipeError(f"variant {variant.name}: {variant.method} needs the patch stage's data")
     same: dict[str, Any] = {}
     if issubclass(kind, PictureSettings):
-        own = {"lr", "weight_decay"} if variant.method == "coop" else set()
+        own = {"lr", "weight_decay", "decay"} if variant.method == "coop" else set()
         names = set(PictureSettings.model_fields) - own
         if variant.method == "lp-ft":
-            names |= {"trainable", "batch_norm"}
+            names |= {"trainable", "frozen", "batch_norm"}
         same = {name: getattr(recipe.patch, name) for name in names}
     elif recipe.patch.batch_norm == "train":
         raise RecipeError(
@@ -162,6 +163,9 @@ def run_baseline(
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
     stage = _Stage(recipe, recipe.patch, base.clip, data, folder, shared)
+    if recipe.base.pretrain is None and planned.variant.method != "coop":
+        rate = getattr(settings, "lr", recipe.patch.lr)
+        warn_of_patch_rate(base.clip.visual, rate, source=base.clip.source)
     found, note = METHODS[planned.variant.method](stage, settings)
     rows += found
     write_json(folder / "method.json", {"method": planned.variant.method, **note})
@@ -209,7 +213,7 @@ class _Stage:
         return ReadyTasks(self.clip, patching=validation, supported=supported)
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
-        return self.data.open(entry.data, entry.split, entry.limit)
+        return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
 
     def measured(self, weights: StateDict) -> Rows:
         """Rows of an RGB tower's weights on what the recipe measures of its RGB towers."""

@@ -19,6 +19,7 @@ from terralign.bench.embeddings import Embeddings
 from terralign.bench.models import BenchModel, find_routes
 from terralign.bench.rows import PLAIN
 from terralign.datasets.catalog import open_dataset
+from terralign.datasets.composited import with_composite
 from terralign.datasets.sample import Labels, SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
@@ -83,14 +84,17 @@ class BenchData:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
-        self._sets: dict[tuple[str, str, int | None, int], SampleSet] = {}
+        self._sets: dict[tuple[str, str, int | None, int, str | None], SampleSet] = {}
 
-    def open(self, data: str, split: str, limit: int | None, size: int) -> SampleSet:
-        """A split or a fixed part of it; pictures at `size` pixels. Raises `DataError`."""
-        key = (data, split, limit, size)
+    def open(
+        self, data: str, split: str, limit: int | None, size: int, composite: str | None = None
+    ) -> SampleSet:
+        """A split or a fixed part of it; pictures at `size` pixels, by `composite` where one is
+        named. Raises `DataError`, and `SensorError` for a composite that the data do not have."""
+        key = (data, split, limit, size, composite)
         if key not in self._sets:
             whole = open_dataset(data, data_root=self.root, split=split, size=size)
-            self._sets[key] = limit_samples(whole, limit)
+            self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]
 
 
@@ -133,7 +137,8 @@ class Subject:
 
     def open(self, split: str, limit: int | None) -> SampleSet:
         """Another split of the entry's data."""
-        return self.data.open(self.entry.data, split, limit, self.model.picture_size())
+        size = self.model.picture_size()
+        return self.data.open(self.entry.data, split, limit, size, self.entry.composite)
 
     @property
     def space(self) -> EmbeddingSpace:

@@ -24,6 +24,7 @@ from terralign.cli.app import data_root_option, device_option, example, json_opt
 @click.option("--gallery", help="Retrieval: text, rgb, a tower or sensor.")
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
+@click.option("--composite", help="RGB recipe of the data's sensor, for the RGB tower.")
 @device_option
 @json_option
 @example("terralign evaluate runs/m/model --data eurosat-ms --data-root data --split val --json")
@@ -38,6 +39,7 @@ def evaluate(
     gallery: str | None,
     prompts: str | None,
     classes: str | None,
+    composite: str | None,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -52,14 +54,20 @@ def evaluate(
     if retrieval and classes:
         raise click.UsageError("--classes is for classification; leave it out")
     from terralign.datasets.catalog import open_dataset
+    from terralign.datasets.composited import with_composite
     from terralign.encoders.space import EmbeddingSpace
     from terralign.evaluate.classification import choose_class_names, evaluate_zero_shot
+    from terralign.evaluate.embed import require_rgb
     from terralign.evaluate.retrieval import evaluate_retrieval
     from terralign.train.threads import choose_device
 
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     samples = open_dataset(data, data_root=data_root, split=split, size=space.input_spec().size)
+    samples = with_composite(samples, composite)
+    if composite is not None:
+        sides = (query, gallery or "rgb") if retrieval else (tower,)
+        require_rgb(space, samples, sides)
     threads()
     space.to(chosen_device)
     if retrieval:

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 INFLATE = "inflate"
 
+Scaling = Literal["reflectance", "ssl4eo-s1", "standardised"]
+"""How a timm tower's inputs were scaled; `train/student.py` has the numbers."""
+
 
 class TowerConfig(BaseModel):
     """Everything but the weights of a sensor tower."""
@@ -54,6 +57,8 @@ class TowerConfig(BaseModel):
     """D of the space."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth while training (timm backbones)."""
+    scaling: Scaling | None = None
+    """Which scaling `input` holds (timm backbones); None: not recorded, or an inflated tower."""
 
 
 class SensorTower(nn.Module):
@@ -71,8 +76,10 @@ class SensorTower(nn.Module):
 
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""
-        extra = hash_json(self.config.model_dump(mode="json"))
-        return hash_module(self, extra=extra)
+        values = self.config.model_dump(mode="json")
+        if values["scaling"] is None:  # as in spaces from before it was recorded
+            del values["scaling"]
+        return hash_module(self, extra=hash_json(values))
 
 
 def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> SensorTower:
@@ -249,6 +256,22 @@ def load_initial_weights(
     not_loaded = [*sorted(own.keys() - state.keys()), "projection.weight"]
     logger.info("%s: %d tensors loaded, not loaded: %s", path, len(state), ", ".join(not_loaded))
     return {"not_loaded": not_loaded, "left_out": left_out}
+
+
+def initial_size(path: Path) -> int | None:
+    """The side in pixels that the position embeddings of a ViT checkpoint are for.
+
+    None where it has none, or not one per square patch of a square picture.
+    """
+    state, _ = _unwrap(read_checkpoint(path), path)
+    positions, filters = state.get("pos_embed"), state.get("patch_embed.proj.weight")
+    if positions is None or filters is None or positions.ndim != 3 or filters.ndim != 4:
+        return None
+    num_prefix = 1 if "cls_token" in state else 0
+    side = math.isqrt(max(positions.shape[1] - num_prefix, 0))
+    if side == 0 or side * side + num_prefix != positions.shape[1]:
+        return None
+    return side * int(filters.shape[-1])
 
 
 def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from terralign.chips import PixelLayout
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.errors import SensorError
+from terralign.errors import RecipeError, SensorError
 from terralign.progress import Progress
 
 
@@ -74,6 +74,19 @@ def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = 
         f"tower {tower!r} takes {', '.join(spec.sensors)}; data set {samples.name!r} has "
         f"{', '.join(layouts)}"
     )
+
+
+def require_rgb(space: EmbeddingSpace, samples: SampleSet, towers: Sequence[str | None]) -> None:
+    """Raise `RecipeError` where a composite was asked for and no RGB tower sees the samples.
+
+    `towers`: as `choose_route` takes them; "text" is none.
+    """
+    names = [choose_route(space, samples, one).tower for one in towers if one != "text"]
+    if RGB not in names:
+        raise RecipeError(
+            f"composite has no effect on {' and '.join(names) or 'text'}, which "
+            "takes bands and no RGB picture; leave it out, or measure the rgb tower"
+        )
 
 
 def _tower_route(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> Route:

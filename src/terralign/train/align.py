@@ -44,6 +44,7 @@ from terralign.train.losses import (
     Calibration,
     Context,
     label_loss,
+    start_calibration,
 )
 from terralign.train.student import student_layout
 from terralign.train.student_validation import validation_value
@@ -73,10 +74,14 @@ class AlignSettings(LoopSettings):
     """Running statistics of the student's batch norms."""
     trainable: tuple[str, ...] = ("*",)
     """Names of the student's parameters to train, with wildcards."""
+    frozen: tuple[str, ...] = ()
+    """Of those, names of parameters that stay as they are, with wildcards: the position embeddings
+    that MoCo-v3 keeps fixed are "backbone.pos_embed"."""
     views: ViewSpec = ViewSpec()
     """Geometry of a view, the same for teacher and student."""
     num_views: int = Field(default=1, ge=1)
-    """Seeded views per sample that the teacher embeds; epoch e trains on view e modulo this."""
+    """Seeded views per sample that the teacher embeds; a sample that is seen for the n-th time
+    (0-based, over epochs and repeats) is in view n modulo this."""
     live_teacher: bool = False
     """Run the teacher in every step instead of storing its embeddings."""
     spectral: Spectral = Spectral()
@@ -116,7 +121,7 @@ class AlignSettings(LoopSettings):
 class AlignmentSource:
     """Training data of stage 2. `prompts` and `class_names` where its labels are used, else None.
 
-    `repeats`: how often its samples are seen per epoch.
+    `repeats`: how often its samples are seen per epoch, each time in a view of its own.
     """
 
     samples: SampleSet
@@ -175,10 +180,15 @@ class _PairBatches:
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
+    def first_bands_of(self, source: int) -> Tensor:
+        """Ready bands (B, C, H, W) of the first batch of source number `source`."""
+        bands: Tensor = self.prepare(self._plan.first_step_of(source)).inputs[1]
+        return bands
+
     def prepare(self, step: int) -> Prepared:
         batch = self._plan.batch(step)
         samples, layout = self._samples[batch.source], self._layouts[batch.source]
-        view = self._views.view_of_epoch(batch.epoch)
+        view = self._views.stored(batch.view)
         raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
         views = draw_views(
             self._settings.views, seed=self._views.seed, view=view, indices=batch.indices
@@ -186,7 +196,7 @@ class _PairBatches:
         bands = apply_views(scale_bands(raw, layout, self._spec), views, self._spec.size)
         bands = augment_spectral(
             bands, self._settings.spectral,
-            seed=self._seed, view=batch.epoch, indices=batch.indices,
+            seed=self._seed, view=batch.view, indices=batch.indices,
         )  # fmt: skip
         if self._stored is not None:
             target = torch.from_numpy(
@@ -231,8 +241,8 @@ def align(
         raise RecipeError("the kl loss needs anchors: class names of the patching tasks")
     device = next(clip.model.parameters()).device
     batches = _PairBatches(clip, student, sources, settings, views_folder or folder, seed)
-    learner = _Learner(student, sources, clip, settings).to(device)
-    select_trainable(student, settings.trainable)
+    learner = _Learner(student, sources, clip, settings, batches).to(device)
+    select_trainable(student, settings.trainable, settings.frozen)
     identity = {
         "stage": "align",
         "settings": settings.model_dump(mode="json"),
@@ -296,6 +306,7 @@ class _Learner(nn.Module):
         sources: Sequence[AlignmentSource],
         clip: ClipModel,
         settings: AlignSettings,
+        batches: _PairBatches,
     ) -> None:
         super().__init__()
         self.student = student
@@ -313,11 +324,10 @@ class _Learner(nn.Module):
             if labels.multi_label == (loss == "cross_entropy"):
                 raise RecipeError(f"label_loss {loss!r} does not fit {source.samples.name}")
             if loss == "calibrated_bce":
-                calibrations[str(number)] = Calibration(
-                    min(clip.logit_scale, 20.0),
-                    base_rate=float(np.mean(labels.values)),
-                    mean_cosine=0.2,
-                )
+                calibrations[str(number)] = start_calibration(
+                    student, batches.first_bands_of(number), self.weights[number], labels.values,
+                    scale=clip.logit_scale,
+                )  # fmt: skip
         self.calibrations = nn.ModuleDict(calibrations)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -39,7 +38,7 @@ from terralign.preprocess import (
 )
 from terralign.train.interpolate import on_cpu
 from terralign.train.loop import LoopSettings, Prepared, fit
-from terralign.train.losses import Calibration, label_loss
+from terralign.train.losses import Calibration, label_loss, start_calibration
 
 LabelLoss = Literal["cross_entropy", "bce", "calibrated_bce"]
 
@@ -64,6 +63,8 @@ class FinetuneSettings(LoopSettings):
     """Other pictures per step."""
     trainable: tuple[str, ...] = ("*",)
     """Names of the tower's parameters to train, with wildcards; the rest stays."""
+    frozen: tuple[str, ...] = ()
+    """Of those, names of parameters that stay as they are, with wildcards."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Running statistics of batch norms: kept, or updated (and re-estimated for each alpha)."""
     views: ViewSpec = ViewSpec()
@@ -107,20 +108,32 @@ def train_mode(module: nn.Module, *, frozen_batch_norm: bool) -> None:
                 layer.eval()
 
 
-def select_trainable(module: nn.Module, patterns: Sequence[str]) -> None:
-    """Let only the parameters that match a pattern be trained; a pattern without a match is an
-    error."""
+def select_trainable(
+    module: nn.Module, patterns: Sequence[str], frozen: Sequence[str] = ()
+) -> None:
+    """Let only the parameters be trained that match one of `patterns` and none of `frozen`.
+
+    `RecipeError` for a pattern that matches no parameter, and where none is left to train.
+    """
     names = [name for name, _ in module.named_parameters()]
     if not patterns:
         raise RecipeError('trainable names no parameter; "*" stands for all')
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise RecipeError(
-                f"trainable pattern {pattern!r} matches no parameter of the tower, "
-                f"which has {names[0]} ... {names[-1]}"
-            )
+    for key, given in (("trainable", patterns), ("frozen", frozen)):
+        for pattern in given:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise RecipeError(
+                    f"{key} pattern {pattern!r} matches no parameter of the tower, "
+                    f"which has {names[0]} ... {names[-1]}"
+                )
+    chosen = {name for name in names if _matches(name, patterns) and not _matches(name, frozen)}
+    if not chosen:
+        raise RecipeError("trainable and frozen leave no parameter to train; name fewer in frozen")
     for name, value in module.named_parameters():
-        value.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        value.requires_grad_(name in chosen)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class _Student(nn.Module):
@@ -162,10 +175,7 @@ class PictureBatches:
 
     def first_step_of(self, source: int) -> int:
         """The first step whose batch is of task number `source`."""
-        step = 0
-        while self._plan.batch(step).source != source:
-            step += 1
-        return step
+        return self._plan.first_step_of(source)
 
     def prepare(self, step: int) -> Prepared:
         batch = self._plan.batch(step)
@@ -189,7 +199,7 @@ class PictureBatches:
         settings = self._settings
         draw: dict[str, Any] = {
             "seed": self._seed,
-            "view": batch.epoch,
+            "view": batch.view,
             "indices": batch.indices,
         }
         raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
@@ -232,7 +242,7 @@ def finetune(
         if loss == "calibrated_bce"
     }
     student = _Student(tower, calibrations).to(device)
-    select_trainable(student.visual, settings.trainable)
+    select_trainable(student.visual, settings.trainable, settings.frozen)
     frozen = settings.batch_norm == "frozen"
     weights = [task.weights(clip).to(device) for task in tasks]
     scale = clip.logit_scale
@@ -311,17 +321,11 @@ def _calibration(
     clip: ClipModel, task: PatchingTask, batches: PictureBatches, source: int
 ) -> Calibration:
     """Start at the base rate of the labels and the mean cosine of a batch of training samples."""
-    labels = require_labels(task.samples)
     pixels = batches.prepare(batches.first_step_of(source)).inputs[1]
-    device = next(clip.model.parameters()).device
-    with torch.inference_mode():
-        features = F.normalize(clip.visual(pixels.to(device)).float(), dim=-1).cpu()
-    mean_cosine = float((features @ task.weights(clip).T).mean())
-    return Calibration(
-        min(clip.logit_scale, 20.0),
-        base_rate=float(np.mean(labels.values)),
-        mean_cosine=mean_cosine,
-    )
+    return start_calibration(
+        clip.visual, pixels, task.weights(clip), require_labels(task.samples).values,
+        scale=clip.logit_scale,
+    )  # fmt: skip
 
 
 def reestimate_batch_norm(

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from terralign.train.finetune import (
     label_loss_of,
 )
 from terralign.train.loop import LoopSettings, Prepared
-from terralign.train.losses import Calibration
+from terralign.train.losses import Calibration, start_calibration
 
 
 class PictureSettings(LoopSettings):
@@ -74,17 +72,11 @@ class LabelledPictures:
         mean cosine of its first batch to `weights` (K, D); None where its loss needs none."""
         if self.losses[number] != "calibrated_bce":
             return None
-        labels = require_labels(self.tasks[number].samples)
         pixels = self._batches.prepare(self._batches.first_step_of(number)).inputs[1]
-        device = next(self._clip.model.parameters()).device
-        with torch.inference_mode():
-            features = F.normalize(self._clip.visual(pixels.to(device)).float(), dim=-1).cpu()
-            mean_cosine = float((features @ weights.cpu().T).mean())
-        return Calibration(
-            min(self._clip.logit_scale, 20.0),
-            base_rate=float(np.mean(labels.values)),
-            mean_cosine=mean_cosine,
-        )
+        return start_calibration(
+            self._clip.visual, pixels, weights, require_labels(self.tasks[number].samples).values,
+            scale=self._clip.logit_scale,
+        )  # fmt: skip
 
 
 def part_of(

@@ -48,6 +48,8 @@ class LinearProbeSettings(PictureSettings):
     """Whether `epochs` holds both parts, so that as many samples are seen as by fine-tuning."""
     trainable: tuple[str, ...] = ("*",)
     """Names of the tower's parameters to train in the second part, with wildcards."""
+    frozen: tuple[str, ...] = ()
+    """Of those, names of parameters that stay as they are, with wildcards."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Running statistics of batch norms in the second part."""
 
@@ -141,7 +143,7 @@ def probe_then_finetune(
     probe_heads = tuple(_kept(head) for head in heads)
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
     both = _HeadsAndTower(tower, heads).to(device)
-    select_trainable(both.visual, settings.trainable)
+    select_trainable(both.visual, settings.trainable, settings.frozen)
     pictures.first = settings.probe_epochs * pictures.steps_per_epoch
     frozen = settings.batch_norm == "frozen"
     fit(
@@ -181,6 +183,7 @@ def _probe_settings(settings: LinearProbeSettings) -> LoopSettings:
             "epochs": settings.probe_epochs,
             "lr": settings.probe_lr,
             "weight_decay": settings.probe_weight_decay,
+            "decay": settings.decay if settings.probe_weight_decay else "matrices",
             "warmup_steps": 0,
         }
     )

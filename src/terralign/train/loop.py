@@ -48,7 +48,10 @@ class LoopSettings(BaseModel):
     """Samples per optimiser step."""
     lr: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's; not applied to norms and biases."""
+    """AdamW's."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What is decayed: not norms, biases and other vectors; or all parameters alike, as PAINT and
+    WiSE-FT do."""
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = Field(default=0, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
@@ -132,9 +135,13 @@ def learning_rate(step: int, *, num_steps: int, settings: LoopSettings) -> float
     return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters; norms, biases and other vectors are not decayed."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices"
+) -> list[dict[str, Any]]:
+    """Trainable parameters; with "matrices" norms, biases and other vectors are not decayed."""
     trainable = [value for value in module.parameters() if value.requires_grad]
+    if decay == "all":
+        return [{"params": trainable, "weight_decay": weight_decay}]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
@@ -171,7 +178,9 @@ def fit(
     )
     device = next(module.parameters()).device
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings.weight_decay), lr=settings.lr, betas=settings.betas
+        parameter_groups(module, settings.weight_decay, settings.decay),
+        lr=settings.lr,
+        betas=settings.betas,
     )
     torch.manual_seed(seed)
     first, best = restore(checkpoints, module, optimizer)
@@ -229,6 +238,8 @@ def fit(
 
 
 def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool) -> None:
+    if settings.decay == "all" and settings.weight_decay == 0:
+        raise RecipeError('decay = "all" has no effect with weight_decay = 0; leave it out')
     if settings.warmup_steps >= num_steps:
         raise RecipeError(
             f"warmup_steps = {settings.warmup_steps}, but the run has only {num_steps} steps; "

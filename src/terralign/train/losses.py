@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -78,7 +81,7 @@ class Calibration(nn.Module):
     """Two scalars, s and b, for sigma(s * cos + b); trained beside the tower and then dropped.
 
     Cosine logits times 100 without a bias start every sigmoid near 1. Here s starts at
-    exp(logit_scale) and b where the mean cosine of CLIP (about 0.2) gives the base rate.
+    exp(logit_scale) and b where the mean cosine of training samples gives the base rate.
     """
 
     def __init__(self, scale: float, *, base_rate: float, mean_cosine: float) -> None:
@@ -89,6 +92,31 @@ class Calibration(nn.Module):
 
     def forward(self, cosines: Tensor) -> Tensor:
         return self.log_scale.exp() * cosines + self.bias
+
+
+def start_calibration(
+    tower: nn.Module,
+    pixels: Tensor,
+    weights: Tensor,
+    labels: NDArray[Any],
+    *,
+    scale: float,
+) -> Calibration:
+    """A calibration that starts at the base rate of the labels and at the mean cosine of a batch.
+
+    `pixels`: ready pixels (B, C, H, W) of training samples, which `tower` embeds; `weights` (K, D):
+    zero-shot weights; `labels` (N, K) bool: of all training samples. `scale`: exp(logit_scale), of
+    which at most 20 are taken.
+    """
+    first = next(tower.parameters())
+    training = tower.training
+    tower.eval()
+    with torch.inference_mode():
+        near = cosines(tower(pixels.to(first.device)), weights.to(first.device))
+    tower.train(training)
+    return Calibration(
+        min(scale, 20.0), base_rate=float(np.mean(labels)), mean_cosine=float(near.mean())
+    )
 
 
 def label_loss(

@@ -88,7 +88,7 @@ class _CaptionBatches:
         batch = self._plan.batch(step)
         layout = optical_layout(self._samples)
         raw = torch.from_numpy(self._samples.read(batch.indices)[layout.sensor.name])
-        views = draw_views(self._views, seed=self._seed, view=batch.epoch, indices=batch.indices)
+        views = draw_views(self._views, seed=self._seed, view=batch.view, indices=batch.indices)
         pictures = apply_views(scale_composite(raw, layout), views, self._spec.size)
         return Prepared(
             keys=keys_of(self._samples, batch.indices),

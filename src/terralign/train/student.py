@@ -17,19 +17,26 @@ from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import (
     INFLATE,
+    Scaling,
     SensorTower,
     TowerConfig,
     build_tower,
     inflate,
+    initial_size,
     load_initial_weights,
 )
 from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
-from terralign.sensors import Composite
+from terralign.sensors import Composite, Sensor, find_sensor
 
 NUM_MEASURED = 256
 """Samples per data set from which ranges, means and deviations are taken, evenly spaced."""
+
+SSL4EO_S1 = {"VV": (-12.54847273, 5.25697717), "VH": (-20.19237134, 5.91150917)}
+"""Mean and standard deviation in dB of Sentinel-1 over SSL4EO-S12, as its published code has them
+(`pretrain_ssl/datasets/SSL4EO/ssl4eo_dataset.py`). Its pretraining stretches each band from two
+deviations below the mean to two above it to 0-1."""
 
 
 class StudentSettings(BaseModel):
@@ -40,7 +47,7 @@ class StudentSettings(BaseModel):
     backbone: str = INFLATE
     """A timm model's name, or "inflate": the RGB tower over the student's bands."""
     bands: tuple[str, ...] | None = None
-    """None: all bands of the training data."""
+    """Any spelling that one of the tower's sensors knows. None: all bands of the training data."""
     missing: Literal["error", "zero"] = "error"
     """What happens to a band that pixels lack: an error, or zero (the paper's B10 of L2A)."""
     others: Literal["zero", "mean"] = "zero"
@@ -49,6 +56,15 @@ class StudentSettings(BaseModel):
     """A self-supervised checkpoint (SSL4EO-S12, torchgeo) for a timm backbone."""
     initial_bands: tuple[str, ...] | None = None
     """The checkpoint's bands in order; None: those of the student."""
+    scaling: Scaling | None = None
+    """How a timm backbone's inputs are scaled: "reflectance" (DN / 10000 clipped to 0-1),
+    "ssl4eo-s1" (dB from two deviations of SSL4EO-S12 below the mean to two above, as 0-1), or
+    "standardised" (by the mean and deviation of the training data). None: what the initial weights
+    were trained with; with a checkpoint "reflectance" for optical sensors and "ssl4eo-s1" for
+    Sentinel-1, and with random weights "standardised"."""
+    size: int | None = Field(default=None, gt=0, le=4096)
+    """Side in pixels of a timm backbone's input. None: that of the initial ViT checkpoint, else the
+    CLIP's."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of a timm backbone; the paper's is 0.2 (as reported)."""
 
@@ -59,6 +75,15 @@ class StudentSettings(BaseModel):
                 raise ValueError("an inflated tower starts from the RGB tower; leave out initial")
             if self.drop_path:
                 raise ValueError("drop_path has no effect on an inflated tower; leave it out")
+            if self.scaling is not None:
+                raise ValueError(
+                    "scaling has no effect on an inflated tower, which keeps the composite's "
+                    "stretch and the CLIP's mean and deviation; leave it out"
+                )
+            if self.size is not None:
+                raise ValueError(
+                    "size has no effect on an inflated tower, which has its CLIP's; leave it out"
+                )
         elif self.others != "zero":
             raise ValueError(f"others = {self.others!r} has no effect on a timm backbone")
         if self.initial_bands is not None and self.initial is None:
@@ -76,6 +101,10 @@ class _Measured:
     deviation: float
 
 
+_NEVER_THERE = _Measured(low=0.0, high=1.0, mean=0.0, deviation=1.0)
+"""A band of reflectance that no training sample has: 0-1 as it is."""
+
+
 def student_layout(samples: SampleSet, sensors: Sequence[str]) -> PixelLayout:
     """The sensor of the samples that the student looks at."""
     for sensor in sensors:
@@ -87,56 +116,38 @@ def student_layout(samples: SampleSet, sensors: Sequence[str]) -> PixelLayout:
     )
 
 
-def new_student(
-    name: str,
-    clip: ClipModel,
-    settings: StudentSettings,
-    sensors: Sequence[str],
-    data: Sequence[SampleSet],
-    *,
-    seed: int,
-    root: Path | None = None,
-) -> tuple[SensorTower, dict[str, list[str]]]:
-    """The student before training, and what of its initial checkpoint did not load.
+def student_bands(
+    settings: StudentSettings, sensors: Sequence[Sensor], layouts: Sequence[PixelLayout]
+) -> tuple[str, ...]:
+    """The bands of a student, in the order of its channels, by canonical name.
 
-    Inflated towers keep the composite's stretch and the CLIP's normalisation on the visible bands;
-    every other band is stretched so that its mean is as bright as the composite's, since the
-    filters know pictures of that brightness. Timm towers take reflectance 0-1 (radar: the range of
-    the data) and the data's mean and deviation. `root`: what `settings.initial` is relative to.
+    `sensors`: those that the tower declares; a spelling is the band of the first of them that knows
+    it. `layouts`: of the training data, whose bands are taken where the settings name none.
+    `SensorError` where none of the sensors knows a band, where a sensor has none of the bands, and,
+    unless `missing = "zero"`, where a sensor or the training data lack one.
     """
-    layouts = [student_layout(samples, sensors) for samples in data]
-    bands = _bands(settings, layouts)
-    composites = _composites(sensors, layouts, bands)
-    measured = _measure(data, layouts, bands)
-    if settings.backbone == INFLATE:
-        spec = _inflated_input(clip, sensors, bands, composites, measured, data, settings)
-    else:
-        spec = _timm_input(clip, sensors, bands, measured, layouts, settings)
-    config = TowerConfig(
-        name=name,
-        backbone=settings.backbone,
-        input=spec,
-        embed_dim=clip.dim,
-        drop_path=settings.drop_path,
-    )
-    if settings.backbone == INFLATE:
-        visible = next(iter(composites.values()), None)
-        return inflate(config, clip, visible, others=settings.others), {}
-    tower = build_tower(config, clip, seed=seed)
-    if settings.initial is None:
-        return tower, {}
-    path = Path(settings.initial)
-    path = path if path.is_absolute() or root is None else root / path
-    return tower, load_initial_weights(tower, path, bands=settings.initial_bands or bands)
-
-
-def _bands(settings: StudentSettings, layouts: Sequence[PixelLayout]) -> tuple[str, ...]:
-    widest = max(layouts, key=lambda layout: len(layout.bands))
-    known = {band for layout in layouts for band in layout.bands}
-    ordered = [band for band in widest.sensor.band_names if band in known]
-    bands = tuple(ordered)
     if settings.bands is not None:
-        bands = widest.sensor.resolve(settings.bands)
+        bands = tuple(_known_band(spelling, sensors) for spelling in settings.bands)
+        twice = [band for band in bands if bands.count(band) > 1]
+        if twice:
+            raise SensorError(f"the student's bands name {twice[0]} twice; leave one out")
+    else:
+        known = {band for layout in layouts for band in layout.bands}
+        by_width = sorted(layouts, key=lambda layout: -len(layout.bands))
+        ordered = [name for layout in by_width for name in layout.sensor.band_names]
+        bands = tuple(dict.fromkeys(name for name in ordered if name in known))
+    for sensor in sensors:
+        absent = [band for band in bands if band not in sensor.band_names]
+        if len(absent) == len(bands):
+            raise SensorError(
+                f"sensor {sensor.name!r} has none of the student's bands ({', '.join(bands)}); "
+                "leave the sensor out"
+            )
+        if absent and settings.missing == "error":
+            raise SensorError(
+                f"sensor {sensor.name!r} has no band {', '.join(absent)}; leave the band or the "
+                'sensor out, or set missing = "zero"'
+            )
     for layout in layouts:
         absent = [band for band in bands if band not in layout.bands]
         if absent and settings.missing == "error":
@@ -147,10 +158,139 @@ def _bands(settings: StudentSettings, layouts: Sequence[PixelLayout]) -> tuple[s
     return bands
 
 
-def _composites(
-    sensors: Sequence[str], layouts: Sequence[PixelLayout], bands: tuple[str, ...]
-) -> dict[str, Composite]:
-    """Per sensor of the student that makes RGB: the recipe its training data declare."""
+def _known_band(spelling: str, sensors: Sequence[Sensor]) -> str:
+    for sensor in sensors:
+        try:
+            return sensor.band(spelling).name
+        except SensorError as error:
+            fault = error
+    if len(sensors) == 1:
+        raise fault
+    known = dict.fromkeys(name for sensor in sensors for name in sensor.band_names)
+    raise SensorError(
+        f"unknown band {spelling!r}: the tower's sensors ({', '.join(s.name for s in sensors)}) "
+        f"have {', '.join(known)}"
+    )
+
+
+def student_scaling(settings: StudentSettings, sensors: Sequence[Sensor]) -> Scaling | None:
+    """How the student's inputs are scaled; None for an inflated tower, which keeps its CLIP's way.
+
+    `RecipeError` where a scaling does not fit one of the tower's sensors.
+    """
+    if settings.backbone == INFLATE:
+        return None
+    optical = all(sensor.unit == "reflectance" for sensor in sensors)
+    radar = all(_is_ssl4eo_radar(sensor) for sensor in sensors)
+    if settings.scaling is None:
+        if settings.initial is None or not (optical or radar):
+            return "standardised"
+        return "reflectance" if optical else "ssl4eo-s1"
+    fits = {"reflectance": optical, "ssl4eo-s1": radar, "standardised": True}
+    if not fits[settings.scaling]:
+        wanted = (
+            "reflectance"
+            if settings.scaling == "reflectance"
+            else f"dB of {' and '.join(SSL4EO_S1)} of Sentinel-1"
+        )
+        units = ", ".join(f"{sensor.name} is in {sensor.unit}" for sensor in sensors)
+        raise RecipeError(
+            f'scaling = "{settings.scaling}" is for {wanted}; {units}: set scaling = '
+            '"standardised", or leave it out'
+        )
+    return settings.scaling
+
+
+def _is_ssl4eo_radar(sensor: Sensor) -> bool:
+    return sensor.unit == "dB" and set(sensor.band_names) <= SSL4EO_S1.keys()
+
+
+def new_student(
+    name: str,
+    clip: ClipModel,
+    settings: StudentSettings,
+    sensors: Sequence[Sensor | str],
+    data: Sequence[SampleSet],
+    *,
+    seed: int,
+    root: Path | None = None,
+) -> tuple[SensorTower, dict[str, list[str]]]:
+    """The student before training, and what of its initial checkpoint did not load.
+
+    `sensors`: those that the tower takes, whether or not it is trained on data of each; one without
+    training data has its own default composite and the ranges of the others. Inflated towers keep
+    the composite's stretch and the CLIP's normalisation on the visible bands; every other band is
+    stretched so that its mean is as bright as the composite's, since the filters know pictures of
+    that brightness. Timm towers are scaled as `settings.scaling` says. A band that no training
+    sample has is not measured where `missing = "zero"`. `root`: what `settings.initial` is relative
+    to.
+    """
+    declared = [find_sensor(one) if isinstance(one, str) else one for one in sensors]
+    layouts = [student_layout(samples, [one.name for one in declared]) for samples in data]
+    bands = student_bands(settings, declared, layouts)
+    scaling = student_scaling(settings, declared)
+    _check_units(declared, layouts)
+    path = _initial_path(settings, root)
+    composites: dict[str, Composite] = {}
+    if settings.backbone == INFLATE:
+        composites = _composites(declared, layouts)
+        measured = _measure(data, layouts, bands, settings)
+        spec = _inflated_input(clip, declared, bands, composites, measured, data, settings)
+    else:
+        size = settings.size or (initial_size(path) if path is not None else None)
+        measured = _measure(data, layouts, bands, settings, any_range=scaling == "ssl4eo-s1")
+        spec = _timm_input(
+            declared, bands, measured, settings, scaling, size=size or clip.input_spec.size
+        )
+    config = TowerConfig(
+        name=name,
+        backbone=settings.backbone,
+        input=spec,
+        embed_dim=clip.dim,
+        drop_path=settings.drop_path,
+        scaling=scaling,
+    )
+    if settings.backbone == INFLATE:
+        visible = next(iter(composites.values()), None)
+        return inflate(config, clip, visible, others=settings.others), {}
+    tower = build_tower(config, clip, seed=seed)
+    if path is None:
+        return tower, {}
+    return tower, load_initial_weights(tower, path, bands=_initial_bands(settings, declared, bands))
+
+
+def _initial_path(settings: StudentSettings, root: Path | None) -> Path | None:
+    if settings.initial is None:
+        return None
+    path = Path(settings.initial)
+    return path if path.is_absolute() or root is None else root / path
+
+
+def _initial_bands(
+    settings: StudentSettings, sensors: Sequence[Sensor], bands: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The checkpoint's bands in order, by canonical name."""
+    if settings.initial_bands is None:
+        return bands
+    return tuple(_known_band(spelling, sensors) for spelling in settings.initial_bands)
+
+
+def _check_units(sensors: Sequence[Sensor], layouts: Sequence[PixelLayout]) -> None:
+    """A sensor without training data takes the ranges of the others: in the same unit alone."""
+    trained = {layout.sensor.name: layout.sensor.unit for layout in layouts}
+    for sensor in sensors:
+        if sensor.name not in trained and sensor.unit not in trained.values():
+            raise RecipeError(
+                f"no training data of sensor {sensor.name!r}, and its unit ({sensor.unit}) is not "
+                f"that of {', '.join(trained)}, whose ranges it would take; leave it out"
+            )
+
+
+def _composites(sensors: Sequence[Sensor], layouts: Sequence[PixelLayout]) -> dict[str, Composite]:
+    """Per sensor of the student: the recipe its training data declare, else its own default.
+
+    Empty where no training data make RGB.
+    """
     found: dict[str, Composite] = {}
     for layout in layouts:
         composite = layout.composite
@@ -162,16 +302,33 @@ def _composites(
                 f"the data sets of {layout.sensor.name} declare two composites, {known.name!r} and "
                 f"{composite.name!r}; one tower keeps one stretch per sensor"
             )
-    if found:
-        for sensor in sensors:
-            if sensor not in found:
-                raise RecipeError(f"no training data of sensor {sensor!r}; leave it out")
+    for sensor in sensors if found else ():
+        if sensor.name not in found:
+            if not sensor.composites:
+                raise RecipeError(
+                    f"sensor {sensor.name!r} makes no RGB composite and "
+                    f"{', '.join(found)} do; an inflated tower cannot serve both: leave it out"
+                )
+            found[sensor.name] = sensor.composite()
+    visible = {composite.bands for composite in found.values()}
+    if len(visible) > 1:
+        shown = "; ".join(f"{name}: {', '.join(one.bands)}" for name, one in found.items())
+        raise RecipeError(
+            f"the tower's sensors make RGB of different bands ({shown}); an inflated tower has one "
+            "filter per band: align a tower for each"
+        )
     return found
 
 
 def _measure(
-    data: Sequence[SampleSet], layouts: Sequence[PixelLayout], bands: tuple[str, ...]
+    data: Sequence[SampleSet],
+    layouts: Sequence[PixelLayout],
+    bands: tuple[str, ...],
+    settings: StudentSettings,
+    *,
+    any_range: bool = False,
 ) -> dict[str, _Measured]:
+    """Each band over the training data. `any_range`: whether ranges come from elsewhere."""
     values: dict[str, list[NDArray[np.float32]]] = {band: [] for band in bands}
     for samples, layout in zip(data, layouts, strict=True):
         raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
@@ -179,11 +336,13 @@ def _measure(
         for band in set(bands) & set(layout.bands):
             channel = layout.bands.index(band)
             values[band].append(physical[:, channel][valid[:, channel]].numpy())
+    any_range |= all(layout.sensor.unit == "reflectance" for layout in layouts)
     measured = {}
     for band, parts in values.items():
         pixels = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
         if not pixels.size:
-            raise SensorError(f"band {band} has no valid pixel in the training data")
+            measured[band] = _never_there(band, settings, any_range)
+            continue
         low, high = np.percentile(pixels, [0.5, 99.5])
         measured[band] = _Measured(
             low=float(low),
@@ -192,6 +351,21 @@ def _measure(
             deviation=float(pixels.std()),
         )
     return measured
+
+
+def _never_there(band: str, settings: StudentSettings, any_range: bool) -> _Measured:
+    """What is taken for a band of which the training data have no valid pixel."""
+    if settings.missing == "error":
+        raise SensorError(
+            f"band {band} has no valid pixel in the training data; name the bands to use, or set "
+            'missing = "zero"'
+        )
+    if not any_range:
+        raise SensorError(
+            f"band {band} has no valid pixel in the training data, so that its range is not known; "
+            "leave the band out"
+        )
+    return _NEVER_THERE
 
 
 def _spread(size: int) -> NDArray[np.int64]:
@@ -215,7 +389,7 @@ def _rounded(value: float) -> float:
 
 def _inflated_input(
     clip: ClipModel,
-    sensors: Sequence[str],
+    sensors: Sequence[Sensor],
     bands: tuple[str, ...],
     composites: dict[str, Composite],
     measured: dict[str, _Measured],
@@ -227,25 +401,28 @@ def _inflated_input(
     brightness = _brightness(data)
 
     def other(band: str) -> tuple[float, float]:
-        if not composites:
-            return (_rounded(measured[band].low), _rounded(measured[band].high))
-        return (0.0, _rounded(max(measured[band].mean / brightness, 1e-3)))
+        one = measured[band]
+        if not composites or one is _NEVER_THERE:
+            return (_rounded(one.low), _rounded(one.high))
+        return (0.0, _rounded(max(one.mean / brightness, 1e-3)))
 
-    def normal(values: tuple[float, ...], band: str) -> float:
+    def normal(values: tuple[float, ...], band: str, never_there: float) -> float:
+        if measured[band] is _NEVER_THERE:
+            return never_there
         return values[visible.index(band)] if band in visible else sum(values) / 3
 
     return InputSpec(
-        sensors=tuple(sensors),
+        sensors=tuple(sensor.name for sensor in sensors),
         bands=bands,
         ranges={
-            sensor: tuple(
-                (0.0, composites[sensor].stretch) if band in visible else other(band)
+            sensor.name: tuple(
+                (0.0, composites[sensor.name].stretch) if band in visible else other(band)
                 for band in bands
             )
             for sensor in sensors
         },
-        mean=tuple(normal(rgb.mean, band) for band in bands),
-        std=tuple(normal(rgb.std, band) for band in bands),
+        mean=tuple(normal(rgb.mean, band, 0.0) for band in bands),
+        std=tuple(normal(rgb.std, band, 1.0) for band in bands),
         size=rgb.size,
         missing=settings.missing,
         interpolation=rgb.interpolation,
@@ -254,31 +431,42 @@ def _inflated_input(
 
 
 def _timm_input(
-    clip: ClipModel,
-    sensors: Sequence[str],
+    sensors: Sequence[Sensor],
     bands: tuple[str, ...],
     measured: dict[str, _Measured],
-    layouts: Sequence[PixelLayout],
     settings: StudentSettings,
+    scaling: Scaling | None,
+    *,
+    size: int,
 ) -> InputSpec:
-    reflectance = all(layout.sensor.unit == "reflectance" for layout in layouts)
+    optical = all(sensor.unit == "reflectance" for sensor in sensors)
 
     def limits(band: str) -> tuple[float, float]:
-        if reflectance:
+        if scaling == "ssl4eo-s1":
+            mean, deviation = SSL4EO_S1[band]
+            return (mean - 2 * deviation, mean + 2 * deviation)
+        if optical:
             return (0.0, 1.0)
         return (_rounded(measured[band].low), _rounded(measured[band].high))
 
+    def normal(band: str) -> tuple[float, float]:
+        """Mean and deviation after scaling to 0-1."""
+        if scaling != "standardised":
+            return (0.0, 1.0)
+        one, (low, high) = measured[band], ranges[band]
+        return (
+            _rounded((one.mean - low) / (high - low)),
+            _rounded(max(one.deviation / (high - low), 1e-3)),
+        )
+
     ranges = {band: limits(band) for band in bands}
-    width = {band: high - low for band, (low, high) in ranges.items()}
     return InputSpec(
-        sensors=tuple(sensors),
+        sensors=tuple(sensor.name for sensor in sensors),
         bands=bands,
-        ranges={sensor: tuple(ranges[band] for band in bands) for sensor in sensors},
-        mean=tuple(
-            _rounded((measured[band].mean - ranges[band][0]) / width[band]) for band in bands
-        ),
-        std=tuple(_rounded(max(measured[band].deviation / width[band], 1e-3)) for band in bands),
-        size=clip.input_spec.size,
+        ranges={sensor.name: tuple(ranges[band] for band in bands) for sensor in sensors},
+        mean=tuple(normal(band)[0] for band in bands),
+        std=tuple(normal(band)[1] for band in bands),
+        size=size,
         missing=settings.missing,
         interpolation="bilinear",
     )

@@ -36,16 +36,16 @@ SECONDS_BETWEEN_FLUSHES = 15.0
 class ViewPlan:
     """Which views of a sample the teacher sees: `num_views` of them, seeded, of geometry `spec`.
 
-    Epoch e trains on view e modulo `num_views`.
+    Where a sample is seen for the n-th time (0-based), it is in view n modulo `num_views`.
     """
 
     spec: ViewSpec
     num_views: int
     seed: int
 
-    def view_of_epoch(self, epoch: int) -> int:
-        """The view that this epoch sees."""
-        return epoch % self.num_views
+    def stored(self, view: int) -> int:
+        """Which of the views view number `view` of a batch is."""
+        return view % self.num_views
 
 
 def teacher_pictures(

@@ -69,7 +69,7 @@ def _samples_of(example: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 def _make(
     folder: Path, entry: SuiteEntry, data: BenchData, wanted: Mapping[str, int]
 ) -> dict[str, dict[str, dict[str, str]]]:
-    samples = data.open(entry.data, entry.split, entry.limit, PICTURE_SIZE)
+    samples = data.open(entry.data, entry.split, entry.limit, PICTURE_SIZE, entry.composite)
     found: dict[str, dict[str, dict[str, str]]] = {}
     for key, place in wanted.items():
         if place >= len(samples) or samples.keys[place] != key:

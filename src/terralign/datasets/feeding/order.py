@@ -20,11 +20,16 @@ from terralign.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """`indices` (B,) into source number `source`; `epoch` is 0-based."""
+    """`indices` (B,) into source number `source`; `epoch` is 0-based.
+
+    `view`: how often these samples were seen before, over all epochs: epoch * repeats + repeat.
+    Augmentation is drawn by it, so that every repeat of a source is a view of its own.
+    """
 
     source: int
     epoch: int
     indices: NDArray[np.int64]
+    view: int
 
 
 class Plan:
@@ -81,15 +86,27 @@ class Plan:
             self._epoch = (epoch, batches)
         return batches[position]
 
+    def first_step_of(self, source: int) -> int:
+        """The first step whose batch is of source number `source`."""
+        step = 0
+        while self.batch(step).source != source:
+            step += 1
+        return step
+
     def _make_epoch(self, epoch: int) -> list[Batch]:
         batches: list[Batch] = []
         for source, (size, repeat) in enumerate(zip(self.sizes, self.repeats, strict=True)):
             rng = np.random.default_rng([self.seed, 1, source, epoch])
-            for _ in range(repeat):
+            for number in range(repeat):
                 parts = np.array_split(rng.permutation(size), -(-size // self.batch_size))
                 shares = [np.array_split(part, self.world_size)[self.rank] for part in parts]
                 batches += [
-                    Batch(source=source, epoch=epoch, indices=share.astype(np.int64))
+                    Batch(
+                        source=source,
+                        epoch=epoch,
+                        indices=share.astype(np.int64),
+                        view=epoch * repeat + number,
+                    )
                     for share in shares
                 ]
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(batches))

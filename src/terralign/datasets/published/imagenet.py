@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from terralign.datasets.class_folders import list_images, make_file_set, open_folder
+from terralign.datasets.class_folders import (
+    list_class_files,
+    list_images,
+    make_file_set,
+    open_folder,
+)
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
@@ -113,6 +118,11 @@ def _read_class_names(path: Path) -> dict[str, str]:
     return {folder: names[folder] for folder in sorted(names)}
 
 
+HALVES = {"val-select": 0, "val-report": 1}
+"""Splits that are halves of `val`: each class's images in the order of their file names, the first,
+third and so on to choose on, the others to report on."""
+
+
 def open_imagenet(
     data_root: Path,
     split: str,
@@ -122,16 +132,23 @@ def open_imagenet(
 ) -> FileSet:
     """ImageNet: `data_root/imagenet/{split}/<wnid>/*`, classes in the order of their wnids.
 
+    `val-select` and `val-report` are the two halves of `val`, image by image of each class.
     `class_names`: what the classes are called, in that order; the wnids themselves without it.
     """
     base = data_root / "imagenet"
+    folder = "val" if split in HALVES else split
     splits = sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
-    if split not in splits:
+    if folder not in splits:
         raise SplitError(
-            f"data set 'imagenet' has no split {split!r}: {base / split} is not there; "
+            f"data set 'imagenet' has no split {split!r}: {base / folder} not found; "
             f"there: {', '.join(splits) or 'none'}"
         )
-    root = base / split
+    if split in HALVES and split in splits:
+        raise DataError(
+            f"{base / split} is a folder, but {split!r} names half of the images in "
+            f"{base / 'val'}; rename the folder"
+        )
+    root = base / folder
     wnids = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if not wnids and list_images(root):
         raise DataError(
@@ -141,11 +158,15 @@ def open_imagenet(
     names = wnids if class_names is None else list(class_names)
     if len(names) != len(wnids):
         raise DataError(f"{root} has {len(wnids)} class folders, {len(names)} names were given")
-    return open_folder(
-        root,
+    classes = dict(zip(wnids, names, strict=True))
+    files = list_class_files(root, classes)
+    if split in HALVES:
+        files = {wnid: paths[HALVES[split] :: 2] for wnid, paths in files.items()}
+    return make_file_set(
         name="imagenet",
         split=split,
-        classes=dict(zip(wnids, names, strict=True)),
+        files=files,
+        classes=classes,
         class_list="imagenet-wnids" if class_names is None else "imagenet",
         pixels=Pixels(sensor=SENSORS["rgb"], size=size),
     )
