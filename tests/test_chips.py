@@ -15,8 +15,9 @@ L2A = SENSORS["sentinel2-l2a"]
 
 
 def chip_of(bands: tuple[str, ...]) -> Chip:
-    """A chip whose every pixel is its band's place in the sensor, and valid where that is even."""
-    places = np.array([L2A.band_names.index(name) for name in bands], dtype=np.uint16)
+    """A chip whose every pixel is its band's place in the sensor, from 1, and valid where that is
+    even."""
+    places = np.array([1 + L2A.band_names.index(name) for name in bands], dtype=np.uint16)
     pixels = np.broadcast_to(places[:, None, None], (len(bands), 2, 3)).copy()
     layout = PixelLayout(sensor=L2A, bands=bands, units="dn", dn_offset=0.0)
     return Chip(pixels=pixels, valid=pixels % 2 == 0, layout=layout)
@@ -32,7 +33,8 @@ def test_select_bands_commutes_with_permutation(permutation: list[str], wanted: 
     assert ours.bands == theirs.bands == tuple(wanted)
     np.testing.assert_array_equal(ours.pixels, theirs.pixels)
     np.testing.assert_array_equal(ours.valid, theirs.valid)
-    assert ours.pixels[:, 0, 0].tolist() == [L2A.band_names.index(name) for name in wanted]
+    places = [1 + L2A.band_names.index(name) for name in wanted]
+    assert ours.pixels[:, 0, 0].tolist() == [0 if place % 2 else place for place in places]
 
 
 def test_select_bands_takes_any_spelling() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,10 @@ def test_every_option_says_what_it_is() -> None:
         ["classify", "model", "--labels", "a,b"],
         ["classify", "model", "a.png"],
         ["classify", "model", "a.png", "--labels", "one"],
+        ["classify", "model", "a.png", "--labels", "one,,two"],
+        ["classify", "model", "a.png", "--labels", '"one,two'],
+        ["classify", "model", "a.png", "--label", "one"],
+        ["classify", "model", "a.png", "--labels-file", "nowhere.txt"],
         ["classify", "model", "a.png", "--labels", "a,b", "--dn-offset", "much"],
         ["patch", "--recipe", "quickstart"],
         ["run"],
@@ -222,6 +227,55 @@ def test_classify_prints_json_and_lines(finished_run: Path, picture: Path, tmp_p
     assert result.exit_code == 0, result.stderr
     assert str(scene) in result.stdout
     assert "(s2)" in result.stdout
+
+
+def test_classify_takes_names_with_commas_and_shows_how_many_are_left(
+    finished_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    name = "Land principally occupied by agriculture, with significant natural vegetation"
+    (tmp_path / "names.txt").write_text("town\n\nsea\n", encoding="utf-8")
+    model = finished_run / "model"
+    result = _call(
+        "classify", model, picture, "--labels", f'"{name}",Pastures', "--label", "a, b",
+        "--labels-file", tmp_path / "names.txt", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)
+    assert list(row["probabilities"]) == [name, "Pastures", "a, b", "town", "sea"]
+    result = _call("classify", model, picture, "--labels", "a,b,c,d,e")
+    shown = re.findall(r"\w+ ([\d.]+) %", result.stdout)
+    assert ", 2 more " in result.stdout
+    assert len(shown) == 4
+    assert sum(map(float, shown)) == pytest.approx(100, abs=0.3)
+    result = _call("classify", model, picture, "--labels", "a,b,c,d,e", "--top", "5")
+    assert " more " not in result.stdout
+    assert result.stdout.count("%") == 5
+
+
+def test_classify_goes_on_after_a_broken_file(
+    finished_run: Path, picture: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:100])
+    files = [picture, broken, tmp_path / "missing.png", picture]
+    common = ["--quiet", "classify", finished_run / "model", *files, "--labels", "forest,river"]
+    result = _call(*common)
+    assert result.exit_code == 1
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [str(picture)] * 2
+    first, second, last = result.stderr.strip().splitlines()
+    assert first.startswith(f"terralign: {broken} ")
+    assert second == f"terralign: {files[2]} is not there"
+    assert last == "terralign: 2 of 4 files failed"
+    result = _call(*common, "--json")
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)
+    assert [sorted(row) for row in rows[1:3]] == [["error", "file"]] * 2
+    assert rows[0] == rows[3]
+    assert rows[0]["file"] == str(picture)
+    result = _call(*common, "--tower", "nothing")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "has no tower 'nothing'" in result.stderr
 
 
 def test_run_says_that_it_is_complete(finished_run: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_rows_have_the_documented_keys(finished_run: Path) -> None:
     rows = _rows(finished_run)
     keys = {
         "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
-        "num_samples", "chance", "measurement",
+        "num_samples", "chance", "measurement", "valid_share",
     }  # fmt: skip
     for row in rows:
         towers = {"query_tower", "gallery_tower"} if row["task"] == "retrieval" else {"tower"}

@@ -80,6 +80,11 @@ def test_a_faulty_entry_is_refused_in_one_line(more: str, said: str) -> None:
     parse_suite(ENTRY + 'fit = "train"\nvalidation = "val"\n', origin="mine.toml")
 
 
+def test_splits_may_overlap_by_name_where_the_suite_allows_it() -> None:
+    text = ENTRY.replace("[[entries]]", "allow_shared_samples = true\n[[entries]]", 1)
+    assert parse_suite(text + 'fit = "test"\n', origin="mine.toml").allow_shared_samples
+
+
 def test_a_task_is_spelt_right_and_its_settings_make_sense() -> None:
     text = ENTRY.replace("linear-probe", "linear-prob")
     with pytest.raises(RecipeError, match=r"entries.0.tasks.1: .*; did you mean 'linear-probe'\?"):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import SensorError
-from terralign.sensors import Composite, Sensor
+from terralign.sensors import SENSORS, Composite, Sensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,11 @@ class PixelLayout:
     `bands`: canonical names in the order of the channels. `units`: "dn" (raw digital numbers, to
     which `dn_offset` is added before scaling) or "physical" (already in `sensor.unit`).
     `composite`: the RGB recipe, None where the sensor makes no RGB or lacks the bands.
+    `stated_scale`: (scale, offset) that the files state for their bands and that replace the
+    sensor's `dn_scale` and `add`; None where the sensor's hold.
+
+    A number without data is NaN, or, among whole numbers, the sensor's `nodata` (see
+    `mark_invalid`).
     """
 
     sensor: Sensor
@@ -54,6 +59,7 @@ class PixelLayout:
     units: Literal["dn", "physical"]
     dn_offset: float = 0.0
     composite: Composite | None = None
+    stated_scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.sensor.resolve(self.bands) != self.bands:
@@ -61,6 +67,32 @@ class PixelLayout:
                 f"bands {self.bands} of sensor {self.sensor.name!r} are not canonical names; "
                 "pass them through sensor.resolve"
             )
+        if self.sensor.name in SENSORS:
+            _check_offset(self.sensor, self.dn_offset)
+
+    @property
+    def dn_scale(self) -> float:
+        """What a DN is multiplied by, after `dn_offset` was added."""
+        return self.sensor.dn_scale if self.stated_scale is None else self.stated_scale[0]
+
+    @property
+    def add(self) -> float:
+        """What is added to a scaled DN, in `sensor.unit`."""
+        return self.sensor.add if self.stated_scale is None else self.stated_scale[1]
+
+
+def _check_offset(sensor: Sensor, dn_offset: float) -> None:
+    """Refuse a DN offset that no product of a built-in sensor has."""
+    if not sensor.offset_varies and dn_offset:
+        raise SensorError(
+            f"dn_offset={dn_offset:g}: DN of {sensor.name!r} have no offset of their own; "
+            "leave it out"
+        )
+    if not -10000 < dn_offset <= 0:
+        raise SensorError(
+            f"dn_offset={dn_offset:g}: what is added to DN of {sensor.name!r} is 0, or -1000 for "
+            "processing baseline 04.00 and later as ESA delivers it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +100,8 @@ class Chip:
     """A piece of one scene.
 
     `pixels`: (C, H, W), numbers as `layout` says. `valid`: (C, H, W) bool, True where a pixel may
-    be used. `datetime`: acquisition, None where unknown.
+    be used; elsewhere the pixels are marked by `mark_invalid`, whatever was given, so that neither
+    can be used without the other. `datetime`: acquisition, None where unknown.
     """
 
     pixels: NDArray[np.generic]
@@ -85,6 +118,7 @@ class Chip:
             )
         if self.valid.shape != self.pixels.shape:
             raise SensorError(f"valid is {self.valid.shape}, pixels are {self.pixels.shape}")
+        object.__setattr__(self, "pixels", mark_invalid(self.pixels, self.valid, self.layout))
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -95,6 +129,11 @@ class Chip:
     def sensor(self) -> Sensor:
         """The sensor that the bands belong to."""
         return self.layout.sensor
+
+    @property
+    def valid_share(self) -> float:
+        """Share (0-1) of the numbers that are valid."""
+        return float(self.valid.mean())
 
     def select_bands(self, names: Iterable[str]) -> Chip:
         """The chip with just these bands, in this order; the only place that counts channels."""
@@ -111,3 +150,23 @@ class Chip:
             valid=self.valid[order],
             layout=replace(self.layout, bands=wanted),
         )
+
+
+def mark_invalid(
+    pixels: NDArray[np.generic], valid: NDArray[np.bool_], layout: PixelLayout
+) -> NDArray[np.generic]:
+    """`pixels`, any shape, with no-data marked in the numbers themselves.
+
+    Where not `valid` they become NaN, or the sensor's `nodata` where they are whole DN that can
+    hold it. Other whole numbers become floating point, since none of theirs means "no data".
+    `preprocess.to_physical` finds the same mask in the result.
+    """
+    if valid.all():
+        return pixels
+    if np.issubdtype(pixels.dtype, np.floating):
+        return np.where(valid, pixels, pixels.dtype.type(np.nan))
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    if nodata is not None and np.can_cast(np.min_scalar_type(nodata), pixels.dtype):
+        return np.where(valid, pixels, pixels.dtype.type(nodata))
+    exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+    return np.where(valid, pixels.astype(exact), exact(np.nan))

@@ -189,6 +189,9 @@ class Recipe(_Strict):
     tensorboard: bool = False
     pack: bool = False
     """Pack data sets that lie in files on first use, and read them from their stores."""
+    allow_shared_samples: bool = False
+    """Run although alpha, or a tower's best step, is chosen on samples that are trained on;
+    results and report say so."""
     base: BaseRecipe
     patch: PatchRecipe | None = None
     align: tuple[AlignRecipe, ...] = ()
@@ -283,7 +286,12 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
 
 
 def _check_names(recipe: Recipe, origin: str) -> None:
-    """Names that the run would only meet after hours of work."""
+    """Names that the run would only meet after hours of work.
+
+    Splits are compared by their names here; `run_overlaps` compares their samples once they are
+    open.
+    """
+    apart = not recipe.allow_shared_samples
     try:
         prompts: list[str | None] = []
         if recipe.base.pretrain is not None:
@@ -292,12 +300,13 @@ def _check_names(recipe: Recipe, origin: str) -> None:
             for task in recipe.patch.tasks:
                 find_dataset(task.data)
                 prompts.append(task.prompts)
-                if _overlap(task.data, task.train, task.data, task.validation):
+                if apart and _overlap(task.data, task.train, task.data, task.validation):
                     raise RecipeError(
                         f"{task.data} would be trained and validated on the same samples "
-                        f"(splits {task.train!r} and {task.validation!r})"
+                        f"(splits {task.train!r} and {task.validation!r}); give validation another "
+                        "split, or set allow_shared_samples = true to run all the same"
                     )
-            if recipe.patch.preserve_on is not None:
+            if apart and recipe.patch.preserve_on is not None:
                 _check_not_supported(recipe.patch.preserve_on, recipe.patch.supported)
             for supported in recipe.patch.supported:
                 find_dataset(supported.data)
@@ -307,7 +316,7 @@ def _check_names(recipe: Recipe, origin: str) -> None:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 find_dataset(source.data)
                 prompts.append(source.prompts)
-            for source in tower.data if tower.validation else ():
+            for source in tower.data if apart and tower.validation else ():
                 kept = tower.validation
                 assert kept is not None
                 if _overlap(source.data, source.split, kept.data, kept.split):

@@ -20,6 +20,7 @@ from torch import Tensor
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
@@ -29,10 +30,11 @@ from terralign.evaluate.classification import (
     choose_prompts,
     evaluate_zero_shot,
 )
-from terralign.evaluate.embed import Embed, Route, embed_samples
+from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignRecipe,
@@ -43,6 +45,7 @@ from terralign.recipe import (
 from terralign.run_checks import check_towers
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe, keep_threads, versions
+from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.train.align import align
 from terralign.train.patch import PatchResult, PatchSettings, patch
@@ -121,7 +124,8 @@ class _Run:
     ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
         self.data = RunData(recipe, data_root, stores or folder / "stores")
-        self._vectors: dict[str, Tensor] = {}
+        self.overlaps = RunOverlaps(recipe, self.data)
+        self._vectors: dict[str, Embedded] = {}
 
     def run(self) -> list[dict[str, Any]]:
         check_data_root(self.data_root)
@@ -129,9 +133,11 @@ class _Run:
         if self.recipe.base.pretrain is not None:
             self.data.size = self.recipe.base.pretrain.image_size
             self.data.open_everything()
+            self.overlaps.check()
         base = self._base()
-        self.data.size = base.input_spec().size
+        self.data.size = picture_size(base.input_spec())
         self.data.open_everything()
+        self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)
         space = self._align(base, patched)
@@ -140,7 +146,8 @@ class _Run:
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
         self._report(rows, patched)
-        write_json(self.folder / "results.json", {"rows": rows})
+        notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
+        write_json(self.folder / "results.json", {"rows": rows, **notes})
         return rows
 
     # Stages
@@ -189,6 +196,7 @@ class _Run:
             validation=validation,
             supported=supported,
             preserve_on=self.data.preserve_on(recipe),
+            allow_shared_samples=True,  # checked when they were opened
             seed=self.recipe.seed,
             tensorboard=self.recipe.tensorboard,
         )
@@ -246,6 +254,7 @@ class _Run:
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
+            allow_shared_samples=True,  # checked when they were opened
             seed=seed, tensorboard=self.recipe.tensorboard,
         )  # fmt: skip
         write_state_dict(finished, tower.state_dict())
@@ -317,13 +326,15 @@ class _Run:
             "prompts": choose_prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
-        return keep_measurement(
+        rows = keep_measurement(
             self.folder,
             identity,
             lambda: self._evaluation(space, samples, entry, tower),
             model=model,
             role=entry.role,
         )
+        note = self.overlaps.note(samples, model, names)
+        return rows if note is None else [{**row, "note": note} for row in rows]
 
     def _evaluation(
         self,
@@ -332,7 +343,7 @@ class _Run:
         entry: EvaluateRecipe,
         tower: str | None,
     ) -> Evaluation:
-        def embed(route: Route) -> Tensor:
+        def embed(route: Route) -> Embedded:
             key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)
@@ -352,6 +363,13 @@ class _Run:
         notes = [self.recipe.note] if self.recipe.note else []
         if patched is not None:
             notes.append(f"Stage 1: {patched.choice.reason}.")
+        if self.recipe.patch is not None:
+            _, validation, supported = self.data.patching_tasks(self.recipe.patch)
+            sets = [task.samples for task in (*validation, *supported)]
+            told = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
+            notes.append(f"Alpha was chosen on {told}.")
+        notes += self.overlaps.notes
+        notes += row_notes(figures)
         write_report(
             self.folder,
             title=f"terralign run: {self.recipe.name}",

@@ -12,19 +12,20 @@ from terralign.datasets.subset import limit_samples
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.recipe import AlignData, PatchRecipe, Recipe
 from terralign.run_checks import check_figures_differ
+from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource
 from terralign.train.finetune import PatchingTask
 
 
 class RunData:
-    """Opens what a recipe names. `size`: the side of RGB pictures, known once the base model is.
+    """Opens what a recipe names. `size`: that of RGB pictures, known once the base model is.
 
     `stores`: where packed stores are made, where the recipe asks for them.
     """
 
     def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path) -> None:
         self.recipe, self.data_root, self.stores = recipe, data_root, stores
-        self.size: int | None = None
+        self.size: Size | None = None
         self._sets: dict[tuple[str, str, int | None, str | None], SampleSet] = {}
 
     def open(

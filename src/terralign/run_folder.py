@@ -23,12 +23,22 @@ logger = logging.getLogger(__name__)
 MEASURED_VERSION = 2
 """Raised with every change of what figures mean."""
 
+BEFORE_WORK = frozenset({"recipe.toml", "versions.json"})
+"""What a run writes before it opens its data; packed stores come next, and serve any recipe."""
+
 MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Write the resolved recipe, or refuse a folder that holds another one or other files."""
+    """Write the resolved recipe, or refuse a folder that holds another one or other files.
+
+    A recipe that was refused before anything was computed makes way for another.
+    """
+    there = {one.name for one in folder.iterdir() if not one.name.startswith(".")}
+    if BEFORE_WORK <= there <= {*BEFORE_WORK, "stores"}:
+        write_text(folder / "recipe.toml", recipe_text(recipe))
+        return
     keep_toml(folder / "recipe.toml", recipe_text(recipe), kind="run", what="recipe")
 
 

@@ -60,8 +60,9 @@ class Sensor:
     """A sensor or product level.
 
     Physical values are `(DN + dn_offset) * dn_scale + add`, in `unit`; `dn_offset` belongs to the
-    product (see `sentinel2_dn_offset`), `dn_scale` and `add` to the sensor. A pixel whose DN is
-    `nodata` in a band is masked and takes the physical value `fill`.
+    product (see `sentinel2_dn_offset`), `dn_scale` and `add` to the sensor, unless a file states
+    its own. A pixel whose DN is `nodata` in a band is masked; `fill` is the physical value that
+    `preprocess.to_physical` gives masked pixels (towers get zero, see `preprocess.holes`).
     """
 
     name: str
@@ -75,6 +76,8 @@ class Sensor:
     """True where the DN offset depends on the product and must be declared or read."""
     composites: tuple[Composite, ...] = ()
     """RGB recipes; the first is the default. Empty: the sensor makes no RGB."""
+    possible: tuple[float, float] | None = None
+    """Physical values outside which no number lies; None: the unit's (`scenes.plausible`)."""
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -267,6 +270,7 @@ class _SensorModel(BaseModel):
     fill: float = 0.0
     offset_varies: bool = False
     composites: tuple[_CompositeModel, ...] = ()
+    possible: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> _SensorModel:
@@ -276,6 +280,8 @@ class _SensorModel(BaseModel):
                 if name in seen:
                     raise ValueError(f"two bands answer to {name!r}")
                 seen.add(name)
+        if self.possible is not None and not self.possible[0] < self.possible[1]:
+            raise ValueError(f"possible = {list(self.possible)}: expected [least, greatest]")
         return self
 
 
@@ -296,6 +302,7 @@ def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor
         nodata=model.nodata,
         fill=model.fill,
         offset_varies=model.offset_varies,
+        possible=model.possible,
     )
     composites = tuple(
         Composite(name=one.name, bands=_three(sensor.resolve(one.bands)), stretch=one.stretch)
@@ -322,6 +329,7 @@ def load_sensor(path: Path) -> Sensor:
 
 def describe_sensor(sensor: Sensor) -> dict[str, Any]:
     """A sensor as plain JSON values; `parse_sensor` makes the same sensor of them."""
+    possible = {} if sensor.possible is None else {"possible": list(sensor.possible)}
     return {
         "name": sensor.name,
         "bands": [
@@ -343,6 +351,7 @@ def describe_sensor(sensor: Sensor) -> dict[str, Any]:
             {"name": one.name, "bands": list(one.bands), "stretch": one.stretch}
             for one in sensor.composites
         ],
+        **possible,
     }
 
 

@@ -106,6 +106,9 @@ class Suite(_Strict):
     seed: int = Field(default=0, ge=0)
     num_bootstrap: int = Field(default=1000, ge=1)
     """Resamples of every interval; average precision and F1, which are dearer, take a fifth."""
+    allow_shared_samples: bool = False
+    """Measure although what is fitted or chosen on shares samples with what is reported; the rows
+    say so."""
     variants: tuple[Variant, ...] = ()
     """Remedies at query time, measured beside the plain figures."""
     average_prompts: tuple[str, ...] = ("satellite", "satellite-centered", "plain")
@@ -166,18 +169,19 @@ def parse_suite(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Sui
         for name in suite.average_prompts:
             load_prompts(name)
         for entry in suite.entries:
-            _check_entry(entry)
+            _check_entry(entry, apart=not suite.allow_shared_samples)
     except TerralignError as error:
         raise RecipeError(f"suite {origin}: {error}") from error
     return suite
 
 
-def _check_entry(entry: SuiteEntry) -> None:
+def _check_entry(entry: SuiteEntry, *, apart: bool) -> None:
+    """`apart`: whether splits may not overlap by their names; the bench compares their samples."""
     facts = find_dataset(entry.data).facts
     if entry.prompts is not None:
         load_prompts(entry.prompts)
     for what, split in (("fit", entry.fit), ("validation", entry.validation)):
-        if split is None:
+        if split is None or not apart:
             continue
         if not facts.has_splits:
             raise RecipeError(
@@ -195,7 +199,7 @@ def _check_entry(entry: SuiteEntry) -> None:
                 f"{entry.title}: {split!r} and {entry.split!r} are of two ways to divide "
                 f"{entry.data} and overlap; name splits of one"
             )
-    if entry.fit is not None and entry.fit == entry.validation:
+    if apart and entry.fit is not None and entry.fit == entry.validation:
         raise RecipeError(
             f"{entry.title}: fit and validation are both {entry.fit!r}; leave validation out, and "
             "a fifth of it is kept apart"

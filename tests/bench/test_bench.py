@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from terralign.bench import run_bench
 from terralign.bench.degrade import Condition, Degraded, conditions
@@ -267,7 +268,7 @@ def test_by_class_a_sample_does_not_find_its_own_place(
     assert samples.labels is not None
     query, gallery = (
         torch.nn.functional.normalize(
-            embed_samples(space, samples, choose_route(space, samples, tower)), dim=-1
+            embed_samples(space, samples, choose_route(space, samples, tower)).vectors, dim=-1
         )
         for tower in ("s2", "rgb")
     )
@@ -423,7 +424,7 @@ def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
     samples = limit_samples(open_dataset("synthetic-photos", data_root=None, split="test"), 40)
     before, after = (
         torch.nn.functional.normalize(
-            embed_samples(space, samples, choose_route(space, samples, "rgb")), dim=-1
+            embed_samples(space, samples, choose_route(space, samples, "rgb")).vectors, dim=-1
         )
         for space in map(EmbeddingSpace.load, spaces.values())
     )
@@ -585,6 +586,45 @@ def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
     told = {(row["model"], row["entry"]) for row in again.rows if row["status"] == "failed"}
     assert told == {("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val")}
     assert again.num_failed == 1
+
+
+def test_nothing_is_fitted_or_chosen_on_copies_of_what_is_reported(
+    spaces: dict[str, Path], tmp_path: Path
+) -> None:
+    """Two pictures of the reported split are in `fit` under other names."""
+    for number in range(24):
+        noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        folder = tmp_path / "im" / ("Sea", "Bog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    for number in (0, 2):
+        shutil.copy(tmp_path / f"im/Sea/{number}.png", tmp_path / f"im/Sea/copy-{number}.png")
+    names = sorted(f"{path.parent.name}/{path.name}" for path in (tmp_path / "im").rglob("*.png"))
+    reported = [name for name in names if name.split("/")[1] in ("0.png", "2.png", "1.png")]
+    fitted = [name for name in names if name not in reported]
+    (tmp_path / "im/test.txt").write_text("\n".join(reported))
+    (tmp_path / "im/train.txt").write_text("\n".join(fitted))
+    (tmp_path / "d.toml").write_text(
+        'name = "d"\nreader = "folder"\nsensor = "rgb"\nroot = "im"\n'
+        '[classes]\nSea = "sea"\nBog = "bog"\n'
+        '[splits]\ntest = "test.txt"\ntrain = "train.txt"\n'
+    )
+    text = (
+        f'name = "s"\nnum_bootstrap = 20\n[[entries]]\ndata = "{tmp_path}/d.toml"\n'
+        'split = "test"\nrole = "unseen"\ntasks = ["zero-shot", "knn"]\nfit = "train"\n'
+    )
+    model = [str(spaces["base"])]
+    found = run_bench(suite(text), model, tmp_path / "a", tmp_path).rows
+    [failed] = [row for row in found if row["status"] == "failed"]
+    assert failed["task"] == "knn"
+    assert "2 of the 3 samples of d/test are also in d/train" in failed["note"]
+    assert "'Sea/0' ('Sea/copy-0' there)" in failed["note"]
+    assert "allow_shared_samples = true" in failed["note"]
+    assert rows_of(tmp_path / "a", task="zero-shot")
+    allowed = text.replace("[[entries]]", "allow_shared_samples = true\n[[entries]]")
+    run_bench(suite(allowed), model, tmp_path / "b", tmp_path)
+    row = one(tmp_path / "b", task="knn", metric="top1")
+    assert "2 of 3 samples of d/test are also in d/train" in row["note"]
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"rows'])

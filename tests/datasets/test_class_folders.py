@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from terralign.datasets.class_folders import open_folder, read_split_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
-from terralign.scenes.pictures import decode_rgb
+from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
 
 CLASSES = {"Sea": "open sea", "Bog": "peat bog"}
@@ -110,6 +111,20 @@ def test_images_of_several_sizes_need_a_size(root: Path) -> None:
     resized = opened(root, pixels=replace(RGB, size=6)).read(np.arange(5))["rgb"]
     assert resized.shape == (5, 3, 6, 6)
     np.testing.assert_array_equal(resized[4], decode_rgb(root / "Bog" / "e.png", 6))
+
+
+def test_the_way_of_resizing_is_part_of_what_a_set_is(root: Path) -> None:
+    sizes = [6, PictureSize(6), PictureSize(6, "squash"), PictureSize(6, "shortest", "bilinear")]
+    found = [opened(root, pixels=replace(RGB, size=size)) for size in sizes]
+    assert found[0].fingerprint == found[1].fingerprint
+    assert len({one.fingerprint for one in found}) == 3
+
+
+def test_a_deep_tiff_under_rgb_is_refused_for_its_bits(root: Path) -> None:
+    geotiff(root / "Bog" / "deep.tif", np.ones((3, 8, 8), dtype=np.uint16))
+    samples = opened(root, pixels=replace(RGB, size=8))
+    with pytest.raises(DataError, match=r"deep\.tif has 16 bits per channel"):
+        samples.read(np.arange(len(samples)))
 
 
 def test_a_file_that_is_no_image_is_named_when_it_is_read(root: Path) -> None:
@@ -216,21 +231,22 @@ def test_the_no_data_of_a_file_becomes_that_of_the_sensor(tmp_path: Path) -> Non
     geotiff(tmp_path / "Sea" / "a.tif", decibel)
     radar = Pixels(sensor=SENSORS["sentinel1-grd"], bands=("VV", "VH"))
     got = opened(tmp_path, pixels=radar).read(np.array([0]))["sentinel1-grd"][0]
-    assert got[0, 0, 0] == SENSORS["sentinel1-grd"].fill
+    assert np.isnan(got[0, 0, 0])
+    assert np.isnan(got).sum() == 1
 
 
-def test_no_data_that_the_sensor_cannot_say_is_refused_or_nan(tmp_path: Path) -> None:
+def test_no_data_of_whole_numbers_that_the_sensor_has_no_mark_for_is_nan(tmp_path: Path) -> None:
     pixels = np.full((2, 4, 4), 500, dtype=np.uint16)
     pixels[0, 1, 2] = pixels[1, 1, 2] = 65535
     geotiff(tmp_path / "Sea" / "a.tif", pixels, nodata=65535)
     (tmp_path / "Bog").mkdir()
     mute = replace(SENSORS["sentinel2-l2a"], name="mine", nodata=None, offset_varies=False)
     mine = Pixels(sensor=mute, bands=("B04", "B03"), units="dn")
-    with pytest.raises(DataError, match=r"a.tif has 2 numbers without data.*names no nodata"):
-        opened(tmp_path, pixels=mine).read(np.array([0]))
-    low = replace(mine, sensor=replace(mute, nodata=-9999))
-    with pytest.raises(DataError, match=r"has -9999, which uint16 cannot hold"):
-        opened(tmp_path, pixels=low).read(np.array([0]))
+    low = replace(mine, sensor=replace(mute, nodata=-9999))  # which uint16 cannot hold
+    for one in (mine, low):
+        got = opened(tmp_path, pixels=one).read(np.array([0]))["mine"][0]
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, np.where(pixels == 65535, np.nan, pixels))
     high = replace(mine, sensor=replace(mute, nodata=65535))
     np.testing.assert_array_equal(
         opened(tmp_path, pixels=high).read(np.array([0]))["mine"][0], pixels
@@ -251,3 +267,139 @@ def test_a_geotiff_with_other_bands_or_size_is_named(tmp_path: Path) -> None:
         samples.read(np.array([1]))
     with pytest.raises(DataError, match=r"c.tif has 4x5 pixels, .*a.tif has 4x4"):
         samples.read(np.array([0, 2]))
+
+
+# What lies in the folders
+
+
+@pytest.mark.parametrize("ending", ["webp", "bmp", "jfif", "jpe", "JPEG", "WebP", "BMP", "TIFF"])
+def test_pictures_are_read_whatever_their_format_and_the_case_of_their_ending(
+    root: Path, ending: str
+) -> None:
+    formats = {"webp": "WEBP", "bmp": "BMP", "tiff": "TIFF"}
+    Image.new("RGB", (8, 8), (20, 80, 20)).save(
+        root / "Sea" / f"x.{ending}", format=formats.get(ending.lower(), "JPEG")
+    )
+    samples = opened(root)
+    assert samples.keys == ("Sea/a", "Sea/b", "Sea/x", "Bog/c", "Bog/d")
+    mean = samples.read(np.array([2]))["rgb"].mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(mean, (20, 80, 20), atol=3)
+
+
+def test_files_that_are_left_out_are_named_in_one_warning(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        np.save(root / "Bog" / f"{number}.npy", np.zeros(3))
+    (root / "Sea" / "sub").mkdir()
+    for name in ("Sea/x.jp2", "Sea/sub/y.JP2", "Sea/noending"):
+        (root / name).write_bytes(b"x")
+    picture(root / "stray.png")
+    for name in (
+        "classnames.json", "train.txt", "README.md", "LICENSE", "Thumbs.db", ".DS_Store",
+        "Bog/c.png.aux.xml", "Bog/d.TIFF.msk", "Bog/d.TIFF.ovr", "labels.csv",
+    ):  # fmt: skip
+        (root / name).write_text("x")
+    with caplog.at_level(logging.WARNING):
+        assert len(opened(root)) == 4
+        opened(root)
+    [record] = caplog.records
+    said = record.getMessage()
+    assert "left out: 8 files (.npy 4, .jp2 2, " in said
+    assert ".png 1" in said
+    assert "without ending 1" in said
+    assert "such as" in said
+
+
+def test_what_a_split_list_does_not_name_is_not_warned_of(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "Sea" / "x.jp2").write_bytes(b"x")
+    (root / "list.txt").write_text("Sea/b.png\nBog/c.png\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(opened(root, split_list=root / "list.txt")) == 2
+    assert caplog.records == []
+    (root / "list.txt").write_text("Sea/b.png\nSea/x.jp2\n")
+    with pytest.raises(DataError, match=r"'Sea/x.jp2' is in none .* files .jp2 are not read"):
+        opened(root, split_list=root / "list.txt")
+
+
+@pytest.mark.parametrize(
+    "entry", ["Sea/A.jpg", "Sea/a.jpg", "Sea/a", "sea/a.JPG", "A.JPG", "a.png"]
+)
+def test_an_entry_in_another_case_or_ending_names_the_right_one(root: Path, entry: str) -> None:
+    (root / "list.txt").write_text(f"Sea/b.png\n{entry}\n")
+    with pytest.raises(DataError, match=r"did you mean '(Sea/)?a.JPG'\? Case and ending count"):
+        opened(root, split_list=root / "list.txt")
+
+
+def test_a_split_list_may_begin_with_a_byte_order_mark(root: Path) -> None:
+    (root / "list.txt").write_bytes(b"\xef\xbb\xbfSea/b.png\nBog/c.png\n")
+    assert opened(root, split_list=root / "list.txt").keys == ("Sea/b", "Bog/c")
+
+
+def test_a_long_split_list_with_a_repeated_entry_is_refused_at_once(tmp_path: Path) -> None:
+    names = [f"Sea/{number}.png" for number in range(200_000)]
+    (tmp_path / "list.txt").write_text("\n".join([*names, names[-1]]))
+    with pytest.raises(DataError, match=r"names Sea/199999.png twice"):
+        read_split_list(tmp_path / "list.txt")
+
+
+def test_folders_inside_a_class_folder_belong_to_the_class(root: Path) -> None:
+    """As torchvision's ImageFolder reads them."""
+    picture(root / "Sea" / "north" / "a.png", seed=7)
+    picture(root / "Sea" / "south" / "deep" / "a.png", seed=8)
+    picture(root / "Sea" / ".hidden" / "a.png", seed=9)
+    samples = opened(root)
+    assert samples.keys[:4] == ("Sea/a", "Sea/b", "Sea/north/a", "Sea/south/deep/a")
+    assert samples.labels is not None
+    assert samples.labels.values.tolist() == [0, 0, 0, 0, 1, 1]
+    (root / "list.txt").write_text("Sea/north/a.png\nc.png\n")
+    assert opened(root, split_list=root / "list.txt").keys == ("Sea/north/a", "Bog/c")
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_refused(root: Path) -> None:
+    picture(root / ".elsewhere" / "e.png", seed=7)
+    (root / "Sea" / "linked.png").symlink_to(root / ".elsewhere" / "e.png")
+    (root / "Bog" / "folder").symlink_to(root / ".elsewhere")
+    assert opened(root).keys == ("Sea/a", "Sea/b", "Sea/linked", "Bog/c", "Bog/d", "Bog/folder/e")
+    (root / "Sea" / "loop").symlink_to(root / "Sea")
+    with pytest.raises(DataError, match=r"Sea/loop is a link to a folder that holds it"):
+        opened(root)
+    (root / "Sea" / "loop").unlink()
+    (root / ".elsewhere" / "e.png").unlink()
+    with pytest.raises(DataError, match=r"linked.png is a link to .*e.png, which is missing"):
+        opened(root)
+
+
+def test_a_class_folder_without_images_is_warned_of(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (root / "Bog").iterdir():
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert len(opened(root)) == 2
+    assert "no sample of 1 of 2 classes: peat bog" in caplog.text
+
+
+def test_folders_of_other_files_only_say_what_they_hold(tmp_path: Path) -> None:
+    for name in ("Sea/a.npy", "Bog/b.npy"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no image found .*left out: 2 files \(.npy 2\), such as"):
+        opened(tmp_path)
+
+
+def test_beside_geotiffs_other_rasters_and_previews_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.ones((2, 4, 4), dtype=np.uint16)
+    geotiff(tmp_path / "Sea" / "a.TIF", pixels)
+    geotiff(tmp_path / "Bog" / "b.tiff", pixels)
+    picture(tmp_path / "Sea" / "a.png")
+    for name in ("Sea/c.jp2", "Bog/d.img"):
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert opened(tmp_path, pixels=MS).keys == ("Sea/a", "Bog/b")
+    assert "left out: 3 files" in caplog.text
+    assert all(f"{ending} 1" in caplog.text for ending in (".png", ".jp2", ".img"))

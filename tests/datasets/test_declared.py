@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -295,7 +296,7 @@ def test_a_sample_lacks_no_sensor(pairs: Path) -> None:
 def test_the_fingerprint_follows_every_sensor(pairs: Path) -> None:
     first = open_pairs(pairs).fingerprint
     assert open_pairs(pairs).fingerprint == first
-    rest = open_pairs(pairs, PAIRS.replace("dn_offset = 0", "dn_offset = -1000")).fingerprint
+    rest = open_pairs(pairs, PAIRS.replace('["B04", "B03"]', '["B03", "B04"]')).fingerprint
     write_tile(pairs / "pairs/s2/a/y.tif", 2, side=5)
     assert len({first, rest, open_pairs(pairs).fingerprint}) == 3
 
@@ -342,6 +343,43 @@ def test_hidden_files_are_passed_over_and_none_at_all_is_an_error(tmp_path: Path
     Image.new("RGB", (4, 4)).save(tmp_path / "pairs/d.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "pairs/d.JPG")
     assert open_pairs(tmp_path, text).keys == ("d.JPG", "d.png")
+
+
+TREE = 'name = "x"\nreader = "folder"\nsensor = "rgb"\nroot = "pairs"\nunlabelled = true\n'
+
+
+def test_files_of_a_tree_that_are_left_out_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "deep/er/b.webp", "deep/c.bmp"):
+        (tmp_path / "pairs" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "pairs" / name)
+    for name in ("a.npy", "deep/er/d.jp2", "deep/er/notes.txt"):
+        (tmp_path / "pairs" / name).write_bytes(b"x")
+    (tmp_path / "linked").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "linked" / "e.png")
+    (tmp_path / "pairs" / "link").symlink_to(tmp_path / "linked")
+    with caplog.at_level(logging.WARNING):
+        assert open_pairs(tmp_path, TREE).keys == ("a", "deep/c", "deep/er/b", "link/e")
+    assert "left out: 2 files" in caplog.text
+    assert ".npy 1" in caplog.text
+    assert ".jp2 1" in caplog.text
+    (tmp_path / "pairs" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"broken.png is a link to .*nowhere.png, which is missing"):
+        open_pairs(tmp_path, TREE)
+
+
+def test_a_list_of_a_tree_names_each_image_once_and_as_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "pairs" / "a").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "pairs" / "a" / "x.JPG")
+    listed = tmp_path / "pairs" / "train.txt"
+    text = TREE + '[splits]\ntrain = "train.txt"\n'
+    listed.write_text("a/x.JPG\na//x.JPG\n")
+    with pytest.raises(DataError, match=r"'a/x.JPG' is named a second time"):
+        open_pairs(tmp_path, text, split="train")
+    listed.write_text("a/x.jpg\n")
+    with pytest.raises(DataError, match=r"'a/x.jpg' is no image below .*did you mean 'a/x.JPG'"):
+        open_pairs(tmp_path, text, split="train")
 
 
 @pytest.mark.realdata

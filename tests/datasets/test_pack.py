@@ -22,15 +22,19 @@ import shapely
 from PIL import Image
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.class_folders import open_folder
+from terralign.datasets.class_folders import open_folder, read_split_list
+from terralign.datasets.declared.footprints import _box_of
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Place, SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack, verify_store, writing
+from terralign.datasets.store.table import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, StorageError
 from terralign.files import claimed
+from terralign.scenes.pictures import PictureSize, Size, describe_size
+from terralign.scenes.places import wgs84_bounds
 from terralign.sensors import SENSORS
 
 SMALL = PackSettings(shard_bytes=150_000)
@@ -376,7 +380,7 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def opened(root: Path, size: int | None) -> FileSet:
+def opened(root: Path, size: Size | None) -> FileSet:
     return open_folder(
         root,
         name="pictures",
@@ -385,6 +389,32 @@ def opened(root: Path, size: int | None) -> FileSet:
         class_list="pictures",
         pixels=Pixels(sensor=SENSORS["rgb"], size=size),
     )
+
+
+def test_a_store_keeps_the_way_in_which_pictures_were_resized(
+    tmp_path: Path, pictures: Path
+) -> None:
+    squash = PictureSize(16, "squash", "bilinear")
+    settings = PackSettings(size=describe_size(squash))
+    pack({"all": opened(pictures, squash)}, tmp_path / "s", settings)
+    store = StoreSet(tmp_path / "s", "all", size=squash)
+    assert_same(store, opened(pictures, squash))
+    copied = pickle.loads(pickle.dumps(store))  # noqa: S301  (made on the line itself)
+    assert_same(copied, opened(pictures, squash))
+    assert store.is_mapped
+    assert verify_store(tmp_path / "s") == []
+    with pytest.raises(DataError, match=r"size 16-squash-bilinear, 16 is needed; .*--size 16"):
+        StoreSet(tmp_path / "s", "all", size=16)
+    with pytest.raises(DataError, match="other data or settings"):
+        pack({"all": opened(pictures, 16)}, tmp_path / "s", PackSettings(size=16))
+    pack({"all": opened(pictures, None)}, tmp_path / "encoded", PackSettings(images="encoded"))
+    encoded = StoreSet(tmp_path / "encoded", "all", size=squash)
+    assert_same(encoded, opened(pictures, squash))
+    assert (
+        len({encoded.fingerprint, StoreSet(tmp_path / "encoded", "all", size=16).fingerprint}) == 2
+    )
+    used = pack_on_use(opened(pictures, squash), tmp_path / "stores", size=squash)
+    assert_same(used, opened(pictures, squash))
 
 
 def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Path) -> None:
@@ -400,7 +430,7 @@ def test_pictures_decoded_or_as_bytes_are_the_same(tmp_path: Path, pictures: Pat
         StoreSet(tmp_path / "encoded", "all").read(np.arange(12))
     with pytest.raises(DataError, match="size has no effect"):
         pack({"all": source}, tmp_path / "both", PackSettings(images="encoded", size=16))
-    with pytest.raises(DataError, match="holds pictures at 16 pixels, 24 are needed"):
+    with pytest.raises(DataError, match="holds pictures of size 16, 24 is needed"):
         StoreSet(tmp_path / "pixels", "all", size=24)
     with pytest.raises(DataError, match="give RGB images a size"):
         pack({"all": opened(pictures, None)}, tmp_path / "mixed", PackSettings())
@@ -535,10 +565,26 @@ def test_places_are_kept_as_geoparquet(tmp_path: Path, pictures: Path) -> None:
     assert shapely.from_wkb(polygon).equals(shapely.box(*where))
 
 
+def test_a_footprint_across_the_antimeridian_is_cut_in_two() -> None:
+    shape = footprint((179.99, -17.0, -179.99, -16.9))
+    assert [part.bounds for part in shape.geoms] == [
+        (179.99, -17.0, 180.0, -16.9),
+        (-180.0, -17.0, -179.99, -16.9),
+    ]
+    assert _box_of(shapely.to_wkb(shape)) == (179.99, -17.0, -179.99, -16.9)
+    assert wgs84_bounds((179.9, -17, 180.1, -16), "EPSG:4326", origin="x")[2] == pytest.approx(
+        -179.9
+    )
+
+
 @pytest.mark.realdata
 def test_real_geotiffs_give_the_same_samples(tmp_path: Path, real_data: Path) -> None:
     packed = pack_dataset("eurosat-ms", tmp_path / "s", data_root=real_data)
-    assert packed.manifest.splits == {"train": 165, "val": 56}
+    base = real_data / "eurosat_ms"
+    assert packed.manifest.splits == {
+        split: len(read_split_list(base / f"eurosat-spatial-{split}.txt"))
+        for split in ("train", "val")
+    }
     for split in ("train", "val"):
         source = open_dataset("eurosat-ms", data_root=real_data, split=split)
         assert_same(StoreSet(tmp_path / "s", split), source)

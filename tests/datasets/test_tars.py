@@ -6,6 +6,7 @@ import datetime as dt
 import gzip
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +235,7 @@ def test_every_format_gives_the_same_pixels(
     np.testing.assert_array_equal(got, [pixels(1)])
 
 
-def test_invalid_numbers_become_the_sensors_own(tmp_path: Path) -> None:
+def test_invalid_numbers_are_marked(tmp_path: Path) -> None:
     array = pixels(1)
     array[0, 0, 0] = 65535
     write_tar(tmp_path / "shards/one.tar", {"k": {"s2.tif": geotiff(array, nodata=65535)}})
@@ -249,7 +250,8 @@ def test_invalid_numbers_become_the_sensors_own(tmp_path: Path) -> None:
     )
     samples = opened(tmp_path, text, "all")
     got = samples.read(np.array([0]))["sentinel1-grd"]
-    assert (got.dtype, got[0, 1, 2, 2], got[0, 0, 0, 0]) == (np.float32, -35, -12.5)
+    assert (got.dtype, got[0, 0, 0, 0]) == (np.float32, -12.5)
+    assert np.argwhere(np.isnan(got)).tolist() == [[0, 1, 2, 2]]
     assert samples.layouts["sentinel1-grd"].units == "physical"
     assert samples.labels is None
 
@@ -429,6 +431,31 @@ def test_a_member_twice_is_named_and_others_are_passed_over(root: Path) -> None:
         archive.addfile(tarfile.TarInfo("./k3.PNG"))
     with pytest.raises(DataError, match=r"train-09.tar has two members k3.png"):
         opened(root)
+
+
+def test_members_without_an_ending_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(root / "shards/train-09.tar", {"k3": sample(3)})
+    with tarfile.open(root / "shards/train-09.tar", "a") as archive:
+        for name in ("README", ".hidden", "./k4", "deep/k5"):
+            archive.addfile(tarfile.TarInfo(name))
+    with caplog.at_level(logging.WARNING):
+        assert opened(root).keys[-1] == "k3"
+    assert "left out: 2 members of its shards whose names have no ending" in caplog.text
+    assert "such as k4 in" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["webp", "bmp"])
+def test_pictures_of_other_formats_are_members_too(tmp_path: Path, ending: str) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (4, 4), (20, 80, 20)).save(content, format=ending.upper())
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards/a.tar", {"k0": {ending: content.getvalue()}})
+    text = (
+        'name = "x"\nreader = "shards"\nroot = "shards"\nshards = "a.tar"\n'
+        f'[sensors.rgb]\nmember = "{ending}"\n'
+    )
+    found = opened(tmp_path, text, split="all").read(np.array([0]))["rgb"][0]
+    np.testing.assert_allclose(found.mean(axis=(1, 2)), (20, 80, 20), atol=3)
 
 
 @pytest.mark.parametrize(

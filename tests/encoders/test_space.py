@@ -334,14 +334,14 @@ def test_dn_and_physical_units_agree(space: EmbeddingSpace, pixels: NDArray[np.u
 def test_nothing_about_the_pixels_is_guessed(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
-    with pytest.raises(TypeError, match="units"):
-        space.encode_image(pixels, L2A.name, BANDS)  # type: ignore[call-arg]
+    with pytest.raises(SensorError, match=r"need their sensor and units: .*only a Chip knows"):
+        space.encode_image(pixels, L2A.name, BANDS)
     with pytest.raises(SensorError, match="units must be"):
         space.encode_image(pixels, L2A.name, BANDS, units="DN")  # type: ignore[arg-type]
     with pytest.raises(SensorError, match="DN of 'sentinel2-l2a' need dn_offset"):
         space.encode_image(pixels, L2A.name, BANDS, units="dn")
     with pytest.raises(SensorError, match="dn_offset has no effect on physical"):
-        space.encode_image(pixels, L2A.name, BANDS, units="physical", dn_offset=0)
+        space.encode_image(pixels, L2A.name, BANDS, units="physical", dn_offset=-1000)
     with pytest.raises(SensorError, match="pixels have 4 channels, but 12 bands"):
         space.encode_image(pixels, L2A.name, units="physical")
     with pytest.raises(SensorError, match="unknown band 'B99'"):
@@ -360,9 +360,11 @@ def test_the_tower_of_the_sensor_is_the_default_and_rgb_the_fallback(
     without_nir = space.encode_image(pixels[:, :3], L2A.name, BANDS[:3], units="dn", dn_offset=0)
     assert torch.equal(without_nir, encode(space, pixels, tower=RGB))
     with pytest.raises(SensorError, match="makes no RGB"):
-        space.encode_image(np.zeros((1, 2, 32, 32)), "sentinel1-grd", units="physical")
+        space.encode_image(np.full((1, 2, 32, 32), -9.0), "sentinel1-grd", units="physical")
     with pytest.raises(SensorError, match="tower takes sentinel2-l2a"):
-        space.encode_image(np.zeros((1, 2, 32, 32)), "sentinel1-grd", units="physical", tower="s2")
+        space.encode_image(
+            np.full((1, 2, 32, 32), -9.0), "sentinel1-grd", units="physical", tower="s2"
+        )
 
 
 def test_the_composite_can_be_chosen(space: EmbeddingSpace, pixels: NDArray[np.uint16]) -> None:

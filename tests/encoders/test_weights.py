@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import logging
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from safetensors.torch import save_file
 from terralign.encoders import weights
 from terralign.encoders.weights import (
     check_shapes,
+    fit_names,
     hash_module,
     hash_state,
     read_checkpoint,
@@ -125,6 +129,14 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"module." + key: value for key, value in state.items()},
         lambda state: {"state_dict": {"module." + key: value for key, value in state.items()}},
+        lambda state: {"_orig_mod." + key: value for key, value in state.items()},
+        lambda state: {"module._orig_mod." + key: value for key, value in state.items()},
+        lambda state: {"_orig_mod.module." + key: value for key, value in state.items()},
+        lambda state: {"_forward_module." + key: value for key, value in state.items()},
+        lambda state: {key.replace("a.", "a._orig_mod."): value for key, value in state.items()},
+        lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {"model_state_dict": state, "loss": 0.5},
     ],
 )
 def test_the_usual_wrappings_of_a_state_dict_are_taken_off(tmp_path: Path, wrap: object) -> None:
@@ -255,3 +267,61 @@ def test_a_module_is_hashed_once_and_again_after_any_change(
     module[0].weight = torch.nn.Parameter(torch.zeros(2, 2))
     changed()
     assert hash_module(copy.deepcopy(module)) == names[-1]
+
+
+EXPECTED = {"visual.a.weight": (2, 3), "visual.b": (1,), "text.c": (4,), "logit_scale": ()}
+
+
+def state_of(names: Iterable[str]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(EXPECTED[name]) for name in names}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "clip.", "model.model.", "ema.", "a.b.c.", "visual."])
+def test_a_prefix_that_all_names_share_is_removed_and_logged(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    state = {prefix + key: value for key, value in state_of(EXPECTED).items()}
+    found = fit_names(state, EXPECTED, what="x")
+    assert found.keys() == EXPECTED.keys()
+    assert all(found[key] is state[prefix + key] for key in found)
+    assert f"such as {prefix}visual.a.weight to visual.a.weight" in caplog.text
+
+
+def test_a_state_that_fits_or_not_otherwise_is_left_alone() -> None:
+    state = state_of(EXPECTED)
+    assert fit_names(state, EXPECTED, what="x") is state
+    part = {"model." + key: value for key, value in list(state.items())[1:]}
+    assert fit_names(part, EXPECTED, what="x") is part
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            [*("model." + key for key in EXPECTED), "loss.w"],
+            r"prefix 'model.'; without it 0 keys are missing, and 1 are unexpected \(such as loss",
+        ),
+        (
+            ["model." + key for key in list(EXPECTED)[1:]],
+            r"prefix 'model.'; without it 1 keys are missing \(such as visual.a.weight\)",
+        ),
+        (["visual.a.weight", "visual.b"], "holds the image tower of its architecture alone"),
+        (["a.weight", "b"], "holds the image tower of its architecture alone"),
+        (["text.c", "logit_scale"], "holds the text tower of its architecture alone"),
+        (
+            ["base.visual.attn.lora_A.weight", "base.visual.attn.lora_B.weight"],
+            r"holds an adapter \(LoRA",
+        ),
+        (
+            ["vision_model.embeddings.class_embedding", "text_model.encoder.layers.0.x"],
+            "layout of Hugging Face's transformers",
+        ),
+        (["patch_embed.proj.weight", "blocks.0.norm1.weight"], "is an image encoder of timm"),
+        (["conv1.weight", "fc.bias"], r"4 missing keys \(such as logit_scale\), 2 unexpected"),
+    ],
+)
+def test_weights_of_something_else_are_named_as_what_they_are(given: list[str], said: str) -> None:
+    with pytest.raises(ModelError, match=rf"x (does not fit its architecture|{said}).*") as fault:
+        check_shapes(EXPECTED, dict.fromkeys(given, (1,)), what="x")
+    assert re.search(said, str(fault.value))

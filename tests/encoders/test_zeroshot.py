@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from terralign.encoders import zeroshot
+from terralign.encoders import text_tower, zeroshot
 from terralign.encoders.clip import ClipModel, load_clip, new_clip
 from terralign.encoders.zeroshot import (
     OPENAI_IMAGENET,
@@ -67,6 +67,57 @@ def test_text_embeddings_do_not_depend_on_the_batch_size(tiny_clip: ClipModel) -
     torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
 
 
+LONG = "a satellite picture of a wide river between fields, forests, towns and roads in spring"
+"""Of 17 tokens and those that begin and end it; the tiny CLIP takes 16."""
+
+
+def test_a_text_longer_than_the_context_is_warned_of_once(
+    tiny_clip: ClipModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert tiny_clip.tokenizer.context_length == 16  # type: ignore[attr-defined]
+    fits = " ".join(["river"] * 14)
+    embed_text(tiny_clip, ["forest", fits])
+    assert caplog.records == []
+    long = [LONG, fits + " delta", "x, " * 40]
+    embed_text(tiny_clip, [*["forest"] * 5, *long], batch_size=3)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert "longer than the 16 tokens" in said
+    assert f"{LONG[:57]}..." in said
+    assert f"({len(tiny_clip.tokenizer.encode(LONG)) + 2} tokens), and 2 more" in said  # type: ignore[attr-defined]
+
+
+def test_a_prompt_longer_than_the_context_names_its_class(
+    tiny_clip: ClipModel, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    names = ["forest", LONG]
+    first = zero_shot_weights(tiny_clip, names, PROMPTS, cache_dir=tmp_path)
+    (record,) = caplog.records
+    assert f"class {LONG!r} in 'a photo of {{}}.'" in record.getMessage()
+    assert "and 1 more" in record.getMessage()
+    caplog.clear()
+    monkeypatch.setattr(zeroshot, "_cache", {})
+    again = zero_shot_weights(tiny_clip, names, PROMPTS, cache_dir=tmp_path)
+    assert torch.equal(first, again)
+    assert len(caplog.records) == 1
+
+
+def test_texts_that_fit_are_not_counted_again(
+    tiny_clip: ClipModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_tower, "_count_tokens", None)  # counting would fail
+    embed_text(tiny_clip, ["a river", "forest " * 12])
+
+
+@pytest.mark.parametrize("texts", [[""], ["forest", " \n"]])
+def test_an_empty_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> None:
+    with pytest.raises(RecipeError, match=f"text {len(texts)} of {len(texts)} is empty"):
+        embed_text(tiny_clip, texts)
+    with pytest.raises(RecipeError, match=f"class name {len(texts)} of {len(texts)} is empty"):
+        zero_shot_weights(tiny_clip, texts, PROMPTS)
+
+
 @pytest.mark.parametrize("texts", [[], [1], ["a", None]])
 def test_what_is_no_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> None:
     with pytest.raises(RecipeError, match="list of at least one string"):
@@ -115,7 +166,7 @@ def test_the_cache_on_disk_is_read_and_named_by_hash(
     first = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(zeroshot, "_cache", {})
-    monkeypatch.setattr(zeroshot, "embed_text", None)  # embedding again would fail
+    monkeypatch.setattr(zeroshot, "_embed", None)  # embedding again would fail
     again = zero_shot_weights(tiny_clip, CLASSES, PROMPTS, cache_dir=tmp_path)
     assert torch.equal(again, first)
     with pytest.raises(TypeError):

@@ -25,7 +25,7 @@ from terralign.evaluate.caption_recall import (
     images_find_captions,
     share_per_image,
 )
-from terralign.evaluate.embed import choose_route, embed_samples
+from terralign.evaluate.embed import Embedded, choose_route, embed_samples
 from terralign.evaluate.ranking import recall_per_query, retrieval_metrics
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.evaluate.similarity import GalleryPenalty
@@ -181,7 +181,9 @@ def test_a_set_with_several_captions_is_ranked_by_all_of_them(tiny_clip: ClipMod
     by_image = evaluate_retrieval(space, samples, query="rgb", gallery="text")
     owners = np.repeat(np.arange(20), [len(one) for one in captions])
     vectors = space.encode_text([text for one in captions for text in one])
-    images = F.normalize(embed_samples(space, samples, choose_route(space, samples)), dim=-1)
+    images = F.normalize(
+        embed_samples(space, samples, choose_route(space, samples)).vectors, dim=-1
+    )
     scores = (vectors @ images.T).numpy()
     right = owners[:, None] == np.arange(20)
     for k in (1, 5, 10):
@@ -217,7 +219,7 @@ def test_equal_texts_tie_whatever_batch_they_are_embedded_in(tiny_clip: ClipMode
     samples = _Set.of(photos, (("a shape",) * 15,) * 20)
     vectors = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
     found = evaluate_retrieval(
-        space, samples, query="rgb", gallery="text", embed=lambda route: vectors
+        space, samples, query="rgb", gallery="text", embed=lambda route: Embedded(vectors=vectors)
     )
     for metric in found.result.metrics:
         assert metric.value == pytest.approx(metric.chance)

@@ -16,8 +16,9 @@ from rasterio import Affine
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError, SensorError
-from terralign.evaluate.files import classify_files
+from terralign.errors import DataError, ModelError, RecipeError, SensorError
+from terralign.evaluate.files import FileClass, FileFault, classify_files
+from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS
 
 LABELS = ["forest", "river", "town"]
@@ -57,7 +58,8 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
     png, jpg = classify_files(space, [tmp_path / "a.png", tmp_path / "a.jpg"], LABELS)
     pixels = _picture().transpose(2, 0, 1)
     expected = space.classify(pixels, "rgb", LABELS, units="dn")[0].tolist()
-    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-3)
+    # Files are resized by Pillow, as open_clip does it, arrays by torch.
+    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-2)
     assert list(jpg.probabilities.values()) == pytest.approx(expected, abs=0.2)
     assert sum(png.probabilities.values()) == pytest.approx(1)
     assert png.label == LABELS[int(np.argmax(expected))]
@@ -69,6 +71,7 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
         "probabilities": png.probabilities,
         "tower": "rgb",
         "prompts": "plain",
+        "valid_share": 1.0,
     }
 
 
@@ -76,7 +79,7 @@ def test_a_geotiff_goes_through_its_sensors_composite(
     space: EmbeddingSpace, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(200, 3000, (12, 32, 32)).astype(np.uint16)
+    pixels = rng.integers(1200, 4000, (12, 32, 32)).astype(np.uint16)
     _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
     (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
     expected = space.classify(pixels, S2, LABELS, units="dn", dn_offset=0)[0].tolist()
@@ -98,6 +101,54 @@ def test_no_data_is_masked_whatever_the_offset(space: EmbeddingSpace, tmp_path: 
     assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
 
 
+def test_python_masks_as_the_command_does_whatever_the_mask(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    """The file's no-data value, its internal mask and NaN, by chip, by numbers and by file."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(300, 3000, (12, 32, 32)).astype(np.uint16)
+    for garbage in (7, 30000):
+        pixels[:, :8] = garbage
+        _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+        with rasterio.open(tmp_path / "a.tif", "r+") as file:
+            if garbage == 7:
+                file.write_mask(np.repeat(np.arange(32) >= 8, 32).reshape(32, 32))
+            else:
+                file.nodata = garbage
+        (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+        chances = list(found.probabilities.values())
+        assert found.valid_share == 0.75
+        chip = read_chip(tmp_path / "a.tif", sensor=S2, dn_offset=0)
+        assert space.classify(chip, labels=LABELS)[0].tolist() == pytest.approx(chances, rel=1e-5)
+        how = {"units": chip.layout.units, "dn_offset": chip.layout.dn_offset}
+        by_numbers = space.classify(chip.pixels, chip.sensor, LABELS, chip.bands, **how)
+        assert by_numbers[0].tolist() == pytest.approx(chances, rel=1e-5)
+        if garbage == 7:
+            first = chances
+    assert chances == pytest.approx(first, rel=1e-5)
+
+
+def test_a_file_without_a_valid_pixel_is_refused(space: EmbeddingSpace, tmp_path: Path) -> None:
+    _write_tif(tmp_path / "a.tif", np.zeros((12, 32, 32), np.uint16), S2.band_names)
+    with pytest.raises(DataError, match=r"a.tif has no valid pixel"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+
+
+def test_physical_chips_are_classified_as_their_file(space: EmbeddingSpace, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).uniform(0.02, 0.4, (12, 32, 32)).astype(np.float32)
+    pixels[:, 3:9] = np.nan
+    _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
+    (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, units="physical")
+    chip = read_chip(tmp_path / "a.tif", sensor=S2, units="physical")
+    how = {"units": chip.layout.units, "dn_offset": chip.layout.dn_offset}
+    for chances in (
+        space.classify(chip, labels=LABELS),
+        space.classify(chip.pixels, chip.sensor, LABELS, chip.bands, **how),
+        space.classify(pixels, S2, LABELS, units="physical"),
+    ):
+        assert chances[0].tolist() == pytest.approx(list(found.probabilities.values()), rel=1e-5)
+
+
 def test_a_text_file_called_jpg_is_told(space: EmbeddingSpace, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("I am not a picture")
     with pytest.raises(DataError, match=r"a\.jpg"):
@@ -116,3 +167,49 @@ def test_a_label_given_twice_is_refused(space: EmbeddingSpace, tmp_path: Path) -
     Image.fromarray(_picture()).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="label 'river' is given more than once"):
         classify_files(space, [tmp_path / "a.png"], ["river", "town", "river"])
+
+
+def test_one_broken_file_leaves_the_others_their_classes(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    Image.fromarray(_picture()).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    files = [tmp_path / name for name in ("a.png", "b.png", "missing.png", "a.png")]
+    first, broken, missing, again = classify_files(space, files, LABELS)
+    assert isinstance(first, FileClass)
+    assert first == again
+    assert broken == FileFault(file=files[1], error=broken.error)
+    assert str(files[1]) in broken.error
+    assert missing.to_json() == {"file": str(files[2]), "error": f"{files[2]} is not there"}
+    with pytest.raises(DataError, match=r"b\.png.*and 1 more files failed"):
+        classify_files(space, files[1:3], LABELS)
+
+
+def test_a_fault_of_a_file_names_it(space: EmbeddingSpace, tmp_path: Path) -> None:
+    _write_tif(tmp_path / "a.tif", np.ones((2, 16, 16), dtype=np.uint16), ("B04", "B03"))
+    with pytest.raises(DataError, match=r"a\.tif: .*none makes|a\.tif: .*composite"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
+
+
+def test_what_is_wrong_with_the_question_is_said_before_any_file_is_read(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    nowhere = [tmp_path / "nowhere.png"]
+    with pytest.raises(DataError, match="1 label is given"):
+        classify_files(space, nowhere, ["forest"])
+    with pytest.raises(DataError, match="labels is one text"):
+        classify_files(space, nowhere, "forest,river")
+    with pytest.raises(RecipeError, match="class name 2 of 2 is empty"):
+        classify_files(space, nowhere, ["forest", " "])
+    with pytest.raises(ModelError, match="no tower 's2'"):
+        classify_files(space, nowhere, LABELS, tower="s2")
+
+
+def test_what_is_transparent_is_not_seen(space: EmbeddingSpace, tmp_path: Path) -> None:
+    found = []
+    for number, colour in enumerate((0, 255)):
+        pixels = np.concatenate([_picture(), np.full((48, 48, 1), 255, np.uint8)], -1)
+        pixels[:, :20] = (colour, colour, colour, 0)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        found += classify_files(space, [tmp_path / f"{number}.png"], LABELS)
+    assert found[0].probabilities == found[1].probabilities

@@ -26,7 +26,7 @@ from terralign.evaluate.classification import (
     require_labels,
     score_classes,
 )
-from terralign.evaluate.embed import choose_route, embed_samples, optical_layout
+from terralign.evaluate.embed import Embedded, choose_route, embed_samples, optical_layout
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.preprocess import InputSpec
 
@@ -149,7 +149,7 @@ def test_embeddings_come_in_the_order_of_the_samples(
     aligned: EmbeddingSpace, scenes: SyntheticSet
 ) -> None:
     route = choose_route(aligned, scenes)
-    embedded = embed_samples(aligned, scenes, route, batch_size=7)
+    embedded = embed_samples(aligned, scenes, route, batch_size=7).vectors
     assert embedded.shape == (30, 32)
     pixels = torch.from_numpy(scenes.read(np.array([29, 3]))[S2])
     one_by_one = aligned.encode_layout(pixels, route.layout, tower="s2")
@@ -192,7 +192,9 @@ def test_multi_label_sets_are_judged_by_average_precision(base: EmbeddingSpace) 
 def test_perfect_vectors_score_one(base: EmbeddingSpace, photos: SyntheticSet) -> None:
     weights = base.zero_shot_weights(photos.labels.class_names, PLAIN)
     perfect = 3 * weights[torch.from_numpy(photos.labels.values)]
-    found = evaluate_zero_shot(base, photos, prompts=PLAIN, embed=lambda route: perfect)
+    found = evaluate_zero_shot(
+        base, photos, prompts=PLAIN, embed=lambda route: Embedded(vectors=perfect)
+    )
     assert found.result.value("top1") == 1
     assert score_classes(perfect, weights, photos.labels).value("macro_accuracy") == 1
 
@@ -238,8 +240,8 @@ def test_between_image_modalities_the_sample_itself_is_the_answer(
     found = evaluate_retrieval(aligned, scenes, query="s1", gallery="s2")
     assert found.tower == "s1 -> s2"
     assert _names(found) > RECALLS
-    query = embed_samples(aligned, scenes, choose_route(aligned, scenes, "s1"))
-    gallery = embed_samples(aligned, scenes, choose_route(aligned, scenes, "s2"))
+    query = embed_samples(aligned, scenes, choose_route(aligned, scenes, "s1")).vectors
+    gallery = embed_samples(aligned, scenes, choose_route(aligned, scenes, "s2")).vectors
     near = F.normalize(query, dim=-1) @ F.normalize(gallery, dim=-1).T
     right = (near.argmax(-1) == torch.arange(30)).float().mean()
     assert found.result.value("recall@1") == pytest.approx(float(right), abs=1e-6)
@@ -252,7 +254,9 @@ def test_between_image_modalities_the_sample_itself_is_the_answer(
 
 def test_equal_vectors_find_themselves(aligned: EmbeddingSpace, scenes: SyntheticSet) -> None:
     same = torch.randn(30, 32, generator=torch.Generator().manual_seed(0))
-    found = evaluate_retrieval(aligned, scenes, query="s2", gallery="rgb", embed=lambda route: same)
+    found = evaluate_retrieval(
+        aligned, scenes, query="s2", gallery="rgb", embed=lambda route: Embedded(vectors=same)
+    )
     assert found.result.value("recall@1") == 1
 
 
@@ -269,7 +273,7 @@ def test_captions_find_their_pictures(base: EmbeddingSpace, photos: SyntheticSet
     assert _names(found) > RECALLS
     assert found.prompts is None
     texts = base.encode_text([text for (text,) in photos.captions or ()])
-    images = F.normalize(embed_samples(base, photos, choose_route(base, photos)), dim=-1)
+    images = F.normalize(embed_samples(base, photos, choose_route(base, photos)).vectors, dim=-1)
     own = (texts * images).sum(-1, keepdim=True)
     above = ((texts @ images.T) > own + 1e-7).sum(-1)
     value = found.result.value("recall@5")
@@ -287,7 +291,7 @@ def test_class_names_find_their_class(base: EmbeddingSpace, scenes: SyntheticSet
     weights = base.zero_shot_weights(scenes.labels.class_names, PLAIN)
     perfect = weights[torch.from_numpy(scenes.labels.values)]
     ideal = evaluate_retrieval(
-        base, scenes, query="text", prompts=PLAIN, embed=lambda route: perfect
+        base, scenes, query="text", prompts=PLAIN, embed=lambda route: Embedded(vectors=perfect)
     )
     assert ideal.result.metrics[0].value == 1
 
@@ -350,7 +354,7 @@ def test_rows_of_classification_and_of_retrieval(
     (row, *_) = evaluate_zero_shot(aligned, scenes).to_rows(model="aligned", role="alignment")
     keys = {
         "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
-        "num_samples", "chance",
+        "num_samples", "chance", "valid_share",
     }  # fmt: skip
     assert set(row) == {*keys, "tower"}
     assert row["tower"] == "s2"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
+from rasterio import Affine
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from terralign.errors import DataError
 from terralign.scenes import pictures
-from terralign.scenes.pictures import decode_rgb, picture_shape
+from terralign.scenes.pictures import (
+    PICTURE_SUFFIXES,
+    PictureSize,
+    as_picture_size,
+    decode_rgb,
+    decode_rgb_bytes,
+    describe_size,
+    picture_shape,
+    resize_rgb,
+)
+from terralign.scenes.read import read_chip, read_image
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -54,7 +69,7 @@ def test_a_palette_with_transparency_reads_quietly(tmp_path: Path) -> None:
 def test_16_bit_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)
-    with pytest.raises(DataError, match=r"deep.png has pixels of mode I;16"):
+    with pytest.raises(DataError, match=r"deep.png has 16 bits per channel"):
         decode_rgb(path)
 
 
@@ -110,3 +125,227 @@ def test_a_sliver_that_would_grow_without_bound_is_refused(tmp_path: Path) -> No
     Image.fromarray(noise(1, 600_000)).save(path)
     with pytest.raises(DataError, match=r"resized it would have 224x134400000|134400000x224"):
         decode_rgb(path, 224)
+
+
+# What a file is
+
+
+def write_tiff(path: Path, pixels: np.ndarray, **profile: Any) -> Path:
+    """(C, H, W) through GDAL."""
+    settings: dict[str, Any] = {"driver": "GTiff", "dtype": pixels.dtype, "count": len(pixels)}
+    settings |= {"height": pixels.shape[1], "width": pixels.shape[2]}
+    settings["transform"] = Affine(10, 0, 500_000, 0, -10, 5_000_000)
+    with rasterio.open(path, "w", **(settings | profile)) as file:
+        file.write(pixels)
+    return path
+
+
+def deep_png(path: Path, channels: int) -> Path:
+    """A PNG of 16 bits per channel, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    pixels = np.full((4, 5, channels), 2000, ">u2")
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, kind, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_is_refused_whatever_its_channels(tmp_path: Path, channels: int) -> None:
+    path = deep_png(tmp_path / "deep.png", channels)
+    for read in (decode_rgb, read_image):
+        with pytest.raises(
+            DataError, match=r"deep.png has 16 bits per channel.*convert it to an 8"
+        ):
+            read(path)
+    with pytest.raises(DataError, match="member has 16 bits per channel"):
+        decode_rgb_bytes(path.read_bytes(), "member")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "profile", "said"),
+    [
+        (np.ones((3, 4, 4), np.uint16), {}, "has 16 bits per channel, .*declare the sensor"),
+        (np.ones((3, 4, 4), np.uint16), {"photometric": "RGB"}, "has 16 bits per channel"),
+        (np.ones((3, 4, 4), np.uint16), {"interleave": "band"}, "has 16 bits per channel"),
+        (np.ones((4, 4, 4), np.uint16), {"photometric": "CMYK"}, "has 16 bits per channel"),
+        (np.ones((1, 4, 4), np.int16), {}, "has 16 bits per channel, signed"),
+        (np.ones((3, 4, 4), np.float32), {}, "has 32 bits per channel, floating-point"),
+        (np.ones((1, 4, 4), np.int8), {}, "has 8 bits per channel, signed"),
+        (np.ones((4, 4, 4), np.uint8), {"photometric": "RGB", "alpha": "no"}, "has 4 channels"),
+        (np.ones((5, 4, 4), np.uint8), {"photometric": "RGB"}, "has 5 channels"),
+    ],
+)
+def test_a_tiff_that_is_no_8_bit_picture_is_refused_for_what_it_is(
+    tmp_path: Path, pixels: np.ndarray, profile: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=f"a.tif {said}"):
+        decode_rgb(write_tiff(tmp_path / "a.tif", pixels, **profile))
+
+
+def test_several_pages_and_animations_are_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(8, 8)) for _ in range(3)]
+    frames[1].putpixel((0, 0), (0, 0, 0))
+    frames[2].putpixel((1, 1), (0, 0, 0))
+    for name in ("a.tif", "a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(DataError, match=rf"{name} (has 3 pages|is an animation)"):
+            decode_rgb(tmp_path / name)
+    with pytest.raises(DataError, match=r"a.tif has 3 pages"):
+        read_chip(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.bmp", "a.gif", "a.PNG", "a.tiff"])
+def test_every_format_is_read(tmp_path: Path, name: str) -> None:
+    picture = Image.fromarray(noise(8, 9))
+    options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
+    picture.save(tmp_path / name, **options)
+    with Image.open(tmp_path / name) as written:
+        expected = np.asarray(written.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode_rgb(tmp_path / name), expected)
+    assert (tmp_path / name).suffix.lower() in PICTURE_SUFFIXES
+    if name != "a.tiff":
+        np.testing.assert_array_equal(read_chip(tmp_path / name).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "is a JPEG 2000 file"),
+        (b"\0\0\0\x1cftypheic" + bytes(40), "is a HEIF file"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "is a HDF5 or netCDF-4 file"),
+        (b"PK\x03\x04" + bytes(40), "is a ZIP file"),
+    ],
+)
+def test_another_format_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    for read in (decode_rgb, read_chip):
+        with pytest.raises(DataError, match=f"a.jpg {said}"):
+            read(path)
+
+
+# Sizes
+
+
+def test_a_picture_size_is_described_and_read_back() -> None:
+    for size in (PictureSize(64), PictureSize(64, "squash"), PictureSize(9, "squash", "bilinear")):
+        assert as_picture_size(size.describe()) == size
+    assert as_picture_size(64) == as_picture_size("64") == as_picture_size("64-shortest-bicubic")
+    assert describe_size(PictureSize(64)) == 64
+    assert as_picture_size("64-bilinear") == PictureSize(64, "shortest", "bilinear")
+    for wrong in ("", "64-longest", "64-squash-nearest", "0", "big"):
+        with pytest.raises(DataError, match="size"):
+            as_picture_size(wrong)
+
+
+# No data
+
+
+def half_transparent(mode: str = "RGBA") -> tuple[Image.Image, np.ndarray]:
+    """A picture whose left half has alpha 0 over a strong red, and what is right of it."""
+    pixels = noise(40, 60)
+    pixels[:, :30] = (255, 0, 0)
+    alpha = np.full((40, 60, 1), 255, np.uint8)
+    alpha[:, :30] = 0
+    return Image.fromarray(np.concatenate([pixels, alpha], -1)).convert(mode), pixels
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_transparent_pixels_are_nan_at_their_own_size(tmp_path: Path, name: str) -> None:
+    picture, pixels = half_transparent()
+    picture.save(tmp_path / name, **({"lossless": True, "exact": True} if "webp" in name else {}))
+    found = decode_rgb(tmp_path / name)
+    assert found.dtype == np.float32
+    assert np.isnan(found[:, :, :30]).all()
+    np.testing.assert_array_equal(found[:, :, 30:], pixels.transpose(2, 0, 1)[:, :, 30:])
+    np.testing.assert_array_equal(decode_rgb_bytes((tmp_path / name).read_bytes(), "x"), found)
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_resizing_never_mixes_in_what_is_transparent(tmp_path: Path, mode: Any) -> None:
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    pixels[:, :17] = (255, 0, 0, 0)
+    pixels[:, 17:] = (10, 20, 200, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = decode_rgb(tmp_path / "a.png", PictureSize(12, mode))
+    valid = np.isfinite(found).all(0)
+    assert valid.any()
+    assert not valid.all()
+    assert valid[:, 6:].all()  # 17 of 40 columns are 5.1 of 12
+    assert not valid[:, :5].any()
+    for channel, value in enumerate((10, 20, 200)):
+        np.testing.assert_array_equal(found[channel][valid], value)
+    np.testing.assert_array_equal(
+        resize_rgb(decode_rgb(tmp_path / "a.png"), PictureSize(12, mode)), found
+    )
+
+
+def test_a_crop_without_transparent_pixels_is_whole_numbers(tmp_path: Path) -> None:
+    pixels = np.full((10, 30, 4), 255, np.uint8)
+    pixels[:, 0, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert decode_rgb(tmp_path / "a.png", 10).dtype == np.uint8
+    assert decode_rgb(tmp_path / "a.png").dtype == np.float32
+
+
+def test_partly_transparent_pixels_are_as_without_alpha(tmp_path: Path) -> None:
+    pixels = np.concatenate([noise(20, 20), np.full((20, 20, 1), 3, np.uint8)], -1)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(
+        decode_rgb(tmp_path / "a.png", 8), decode_rgb(tmp_path / "b.png", 8)
+    )
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_no_data(tmp_path: Path, mode: str) -> None:
+    picture = Image.new(mode, (6, 4), 0)
+    if mode == "P":
+        picture.putpalette([9, 9, 9, 200, 100, 50])
+    inside = {"P": 1, "L": 77, "RGB": (1, 2, 3)}[mode]
+    picture.paste(inside, (2, 0, 6, 4))
+    picture.save(tmp_path / "a.png", transparency=(0, 0, 0) if mode == "RGB" else 0)
+    found = decode_rgb(tmp_path / "a.png")
+    assert np.isnan(found[:, :, :2]).all()
+    assert np.isfinite(found[:, :, 2:]).all()
+
+
+def test_a_chip_of_a_picture_has_its_alpha_as_its_mask(tmp_path: Path) -> None:
+    half_transparent()[0].save(tmp_path / "a.png")
+    chip = read_image(tmp_path / "a.png")
+    assert not chip.valid[:, :, :30].any()
+    assert chip.valid[:, :, 30:].all()
+
+
+def test_the_masks_of_a_geotiff_hold_where_it_is_read_as_a_picture(tmp_path: Path) -> None:
+    pixels = noise(6, 8).transpose(2, 0, 1).clip(1)
+    pixels[:, :, :2] = 0
+    path = write_tiff(tmp_path / "nodata.tif", pixels, nodata=0, photometric="RGB")
+    assert np.isnan(decode_rgb(path)).any(0).sum() == 12
+    assert np.isnan(decode_rgb_bytes(path.read_bytes(), "x")).any(0).sum() == 12
+    mask = np.full((6, 8), 255, np.uint8)
+    mask[:3] = 0
+    for name, inside in (("inside.tif", True), ("beside.tif", False)):
+        path = write_tiff(tmp_path / name, pixels, photometric="RGB")
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inside), rasterio.open(path, "r+") as file:
+            file.write_mask(mask)
+        assert (tmp_path / f"{name}.msk").exists() != inside
+        found = decode_rgb(path)
+        assert np.isnan(found[:, :3]).all()
+        np.testing.assert_array_equal(found[:, 3:], pixels[:, 3:])
+
+
+def test_overviews_are_no_pages(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", noise(64, 64).transpose(2, 0, 1), photometric="RGB")
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4])
+    assert decode_rgb(path).dtype == np.uint8

@@ -65,3 +65,8 @@ def supported(photos: SyntheticSet) -> PatchingTask:
 @pytest.fixture(scope="session")
 def many_label_task(many_labels: SyntheticSet) -> PatchingTask:
     return as_task(many_labels)
+
+
+@pytest.fixture(scope="session")
+def many_label_val() -> PatchingTask:
+    return as_task(open_synthetic_scenes("val", num_samples=24, multi_label=True))

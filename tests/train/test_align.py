@@ -450,6 +450,21 @@ def test_validation_data_need_something_to_choose(
         )  # fmt: skip
 
 
+def test_a_student_is_not_kept_by_its_training_data(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"keep": "best", "validate_every": 2})
+    source = AlignmentSource(samples=scenes)
+    student = _student(tiny_clip, scenes)
+    with pytest.raises(RecipeError, match=r"40 of the 40 samples .*the best step is chosen"):
+        align(tiny_clip, student, [source], settings, tmp_path, validation=source)
+    assert list(tmp_path.iterdir()) == []
+    align(
+        tiny_clip, student, [source], settings, tmp_path,
+        validation=source, allow_shared_samples=True,
+    )  # fmt: skip
+
+
 def test_another_student_in_the_same_folder_is_refused(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
 ) -> None:

@@ -164,7 +164,8 @@ def test_vectors_are_not_decayed() -> None:
 def test_all_parameters_may_be_decayed_alike() -> None:
     """As plain AdamW does, PAINT's and WiSE-FT's."""
     module = _network()
-    (group,) = parameter_groups(module, 0.3, "all")
+    group, scalars = parameter_groups(module, 0.3, "all")
+    assert not scalars["params"]
     plain = torch.optim.AdamW(module.parameters(), weight_decay=0.3).param_groups[0]
     assert group["weight_decay"] == 0.3
     assert [id(p) for p in group["params"]] == [id(p) for p in plain["params"]]

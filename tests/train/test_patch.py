@@ -299,10 +299,15 @@ def _patch(
     tasks: list[PatchingTask],
     validation: list[PatchingTask],
     supported: PatchingTask,
+    *,
+    allow_shared_samples: bool = False,
     **change: Any,
 ) -> PatchResult:
     settings = QUICK.model_copy(update=change)
-    return patch(clip, tasks, settings, folder, validation=validation, supported=[supported])
+    return patch(
+        clip, tasks, settings, folder, validation=validation, supported=[supported],
+        allow_shared_samples=allow_shared_samples,
+    )  # fmt: skip
 
 
 def _same(a: StateDict, b: StateDict) -> bool:
@@ -354,18 +359,19 @@ def test_patching_again_reads_what_is_complete(
 def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
     tiny_clip: ClipModel,
     task: PatchingTask,
+    many_label_val: PatchingTask,
     many_label_task: PatchingTask,
     validation: PatchingTask,
     supported: PatchingTask,
     tmp_path: Path,
 ) -> None:
-    tasks, checks = [task, many_label_task], [validation, many_label_task]
+    tasks, checks = [task, many_label_task], [validation, many_label_val]
     alone = [
         _patch(tiny_clip, tmp_path / str(n), [one], [check], supported).finetuned
         for n, (one, check) in enumerate(zip(tasks, checks, strict=True))
     ]
     theta_0 = tiny_clip.visual.state_dict()
-    names = {"synthetic-scenes/val", "synthetic-scenes/train"}
+    names = {"synthetic-scenes/val", "synthetic-scenes/val#1"}
 
     joint = _patch(tiny_clip, tmp_path / "joint", tasks, checks, supported)
     assert set(joint.points[0].patching) == names
@@ -410,8 +416,33 @@ def test_drops_of_later_tasks_are_measured_from_before_any_patching(
     monkeypatch.setattr(module, "sweep", curve)
     monkeypatch.setattr(module, "choose_alpha", choose)
     two = [task, validation]
-    _patch(tiny_clip, tmp_path, two, two, supported, mode="sequential", max_supported_drop=0.1)
+    _patch(
+        tiny_clip, tmp_path, two, two, supported,
+        allow_shared_samples=True, mode="sequential", max_supported_drop=0.1,
+    )  # fmt: skip
     assert given == [{"s": 0.60}, {"s": 0.60}]
+
+
+def test_training_data_may_not_choose_alpha(
+    tiny_clip: ClipModel,
+    task: PatchingTask,
+    many_label_task: PatchingTask,
+    validation: PatchingTask,
+    supported: PatchingTask,
+    photos: SyntheticSet,
+    tmp_path: Path,
+) -> None:
+    """The many-label set has the scenes of the other under the same keys."""
+    for judging, support in ((task, supported), (many_label_task, supported), (validation, task)):
+        with pytest.raises(RecipeError, match=r"40 of the 40 samples .*alpha is chosen"):
+            _patch(tiny_clip, tmp_path, [task], [judging], support)
+    with pytest.raises(RecipeError, match=r"24 of the 24 samples of synthetic-photos/val"):
+        patch(
+            tiny_clip, [task], QUICK, tmp_path,
+            validation=[validation], supported=[supported], preserve_on=photos,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+    _patch(tiny_clip, tmp_path, [task], [task], supported, allow_shared_samples=True)
 
 
 def test_a_way_of_patching_several_tasks_needs_several(

@@ -38,6 +38,7 @@ from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
 from terralign.run import evaluate_entry, run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
+from terralign.run_overlaps import RunOverlaps
 from terralign.study import Planned
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
@@ -162,7 +163,9 @@ def run_baseline(
     base = EmbeddingSpace.load(start / "model").to(choose_device(device))
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
-    stage = _Stage(recipe, recipe.patch, base.clip, data, folder, shared)
+    overlaps = RunOverlaps(recipe, data)
+    overlaps.check()
+    stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, shared)
     if recipe.base.pretrain is None and planned.variant.method != "coop":
         rate = getattr(settings, "lr", recipe.patch.lr)
         warn_of_patch_rate(base.clip.visual, rate, source=base.clip.source)
@@ -181,6 +184,7 @@ class _Stage:
     settings: PatchRecipe
     clip: ClipModel
     data: RunData
+    overlaps: RunOverlaps
     folder: Path
     shared: SharedStages
 
@@ -202,6 +206,7 @@ class _Stage:
             self.clip, training, settings, folder / "patch",
             validation=validation, supported=supported,
             preserve_on=self.data.preserve_on(self.settings), seed=seed,
+            allow_shared_samples=True,  # checked before
         )  # fmt: skip
         if sharable:
             self.shared.give(recipe.model_copy(update={"align": ()}), folder)
@@ -266,7 +271,9 @@ class _Stage:
             "data": samples.fingerprint,
             "entry": entry.model_dump(mode="json"),
         }
-        return keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
+        rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
+        note = self.overlaps.note(samples, "patched", ())
+        return rows if note is None else [{**row, "note": note} for row in rows]
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:

@@ -135,7 +135,7 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
             curve = top_label_curve(chances / chances.sum(axis=1, keepdims=True), labels.values)
             details["reliability"] = curve_json(curve)
             figures.append(_error_figure(curve, len(scores)))
-    note = [route.note, *result.notes]
+    note = [*subject.notes_of(route), *result.notes]
     if variant in ("centred", "csls"):
         note.append("transductive: it sees all reported samples at once")
     return Measured(
@@ -190,7 +190,7 @@ def _decisions(subject: Subject, route: Route, chosen: Part, reported: Part, tex
     result = f1_metrics(decisions, right, **subject.dear_resampling)
     overall = f1_metrics(decide(scores, thresholds.overall), right, **subject.dear_resampling)
     curve = reliability_curve(platt.probabilities(scores), right)
-    notes = [route.note, f"thresholds and Platt scaling {text}"]
+    notes = [*subject.notes_of(route), f"thresholds and Platt scaling {text}"]
     num_unseen = thresholds.num_classes_without_positives
     if num_unseen:
         notes.append(

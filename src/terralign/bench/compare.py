@@ -175,7 +175,7 @@ def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str,
     if rows is None:
         vectors = [
             torch.nn.functional.normalize(
-                one.embeddings.get(one.model.encoder, one.samples, route), dim=-1
+                one.embeddings.get(one.model.encoder, one.samples, route).vectors, dim=-1
             ).numpy()
             for one, route in zip((reference, own), routes, strict=True)
             if route is not None

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.files import hash_json
 from terralign.sensors import SENSORS
@@ -84,24 +84,22 @@ class Degraded:
         nodata = layout.sensor.nodata if layout.units == "dn" else None
         if kind == "without":
             channel = layout.bands.index(self._condition.band or "")
-            changed = pixels.copy()
-            if layout.sensor.unit == "dB":  # a band that is not there takes the sensor's fill
-                changed[:, channel] = np.asarray(layout.sensor.fill, dtype=pixels.dtype)
-            else:
-                changed[:, channel] = 0
-            return changed
+            valid = np.ones(pixels.shape, dtype=np.bool_)
+            valid[:, channel] = False
+            return mark_invalid(pixels, valid, layout)
         numbers = pixels.astype(np.float32)
-        missing = numbers == nodata if nodata is not None else np.zeros(numbers.shape, bool)
+        missing = numbers == (np.nan if nodata is None else nodata)  # NaN stay what they are
         if kind == "offset":
             numbers += OFFSET
         elif kind == "noise":
             scale = NOISE[layout.sensor.unit]
             if layout.units == "dn":
-                scale /= layout.sensor.dn_scale
+                scale /= layout.dn_scale
             for place, index in enumerate(indices):
                 noise = np.random.default_rng([self._seed, int(index)])
                 numbers[place] += scale * noise.standard_normal(numbers.shape[1:], np.float32)
-        numbers[missing] = 0 if nodata is None else nodata
+        if nodata is not None:
+            numbers[missing] = nodata
         return numbers
 
 

@@ -23,11 +23,12 @@ from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
-from terralign.evaluate.embed import Route
+from terralign.evaluate.embed import Embedded, Route, bands_seen, gather_embedded
 from terralign.evaluate.retrieval import embed_captions
 from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
+from terralign.preprocess.spec import valid_shares
 from terralign.progress import Progress
 
 BATCH = 128
@@ -44,34 +45,39 @@ class Embeddings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kept: dict[str, SampleSet] = {}
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors: dict[str, StateDict] = {}
 
     def forget(self) -> None:
         """Let go of the pixels and vectors held in memory."""
         self._kept.clear()
         self._vectors.clear()
 
-    def get(self, encoder: Encoder, samples: SampleSet, route: Route) -> Tensor:
-        """(N, D) float32 embeddings of all samples, not normalised."""
+    def get(self, encoder: Encoder, samples: SampleSet, route: Route) -> Embedded:
+        """(N, D) float32 embeddings of all samples, not normalised, and how much was valid."""
         key = self.key(encoder, samples, route)
-        return self._get(key, len(samples), lambda: self._embed(encoder, samples, route))
+        tensors = self._get(key, len(samples), lambda: self._embed(encoder, samples, route))
+        whole = torch.ones(len(samples))
+        return gather_embedded([tensors["embeddings"]], [tensors.get("valid", whole)])
 
     def captions(self, space: EmbeddingSpace, samples: SampleSet) -> Tensor:
         """(T, D) float32 embeddings of all captions, one sample after another."""
         texts = samples.captions or ()
         key = hash_json({"text": space.clip.text_id(), "captions": [list(own) for own in texts]})
         num_texts = sum(len(own) for own in texts)
-        return self._get(key, num_texts, lambda: torch.from_numpy(embed_captions(space, texts)))
+        return self._get(
+            key, num_texts, lambda: {"embeddings": torch.from_numpy(embed_captions(space, texts))}
+        )["embeddings"]
 
-    def _get(self, key: str, num: int, embed: Callable[[], Tensor]) -> Tensor:
-        """The `num` vectors by this name: held, read, or computed and kept."""
+    def _get(self, key: str, num: int, embed: Callable[[], StateDict]) -> StateDict:
+        """The `num` vectors by this name, "embeddings" (and "valid", the share of valid numbers
+        of each, where some are not): held, read, or computed and kept."""
         if key not in self._vectors:
             path = self.folder / "embeddings" / f"{key}.safetensors"
             vectors = _read_vectors(path, num)
             if vectors is None:
                 check_free_space(self.folder, num * BYTES_PER_SAMPLE + 2**20)
                 vectors = embed()
-                write_state_dict(path, {"embeddings": vectors})
+                write_state_dict(path, vectors)
             self._vectors[key] = vectors
         return self._vectors[key]
 
@@ -104,16 +110,20 @@ class Embeddings:
                 progress.advance(len(pixels))
         return digest.hexdigest()[:HASH_LENGTH]
 
-    def _embed(self, encoder: Encoder, samples: SampleSet, route: Route) -> Tensor:
+    def _embed(self, encoder: Encoder, samples: SampleSet, route: Route) -> StateDict:
         samples = self._in_memory(samples)
         label = f"embed {samples.name} {samples.split} with {route.tower}"
-        rows = []
+        seen = bands_seen(encoder.input_spec(route.tower), route)
+        rows, shares = [], []
         with Progress(label, total=len(samples), unit="sample") as progress:
             for pixels in _batches(samples, route.layout.sensor.name):
                 batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
                 rows.append(encoder.encode_layout(batch, route.layout, tower=route.tower))
+                shares.append(valid_shares(batch, route.layout, seen))
                 progress.advance(len(pixels))
-        return torch.cat(rows)
+        share = torch.cat(shares)
+        valid = {} if bool((share == 1).all()) else {"valid": share}
+        return {"embeddings": torch.cat(rows), **valid}
 
     def _in_memory(self, samples: SampleSet) -> SampleSet:
         if samples.fingerprint not in self._kept:
@@ -121,19 +131,22 @@ class Embeddings:
         return self._kept[samples.fingerprint]
 
 
-def _read_vectors(path: Path, num_samples: int) -> Tensor | None:
-    """(N, D) float32; None where there is no such file, or a damaged one, which is set aside."""
+def _read_vectors(path: Path, num_samples: int) -> StateDict | None:
+    """ "embeddings" (N, D) float32 and perhaps "valid" (N,); None where there is no such file, or a
+    damaged one, which is set aside."""
     if not path.is_file():
         return None
     try:
-        vectors = read_state_dict(path).get("embeddings")
+        state = read_state_dict(path)
+        vectors, valid = state.get("embeddings"), state.get("valid")
     except ModelError as error:
         set_aside(path, error)
         return None
-    if vectors is None or vectors.ndim != 2 or len(vectors) != num_samples:
+    wrong = valid is not None and valid.shape != (num_samples,)
+    if vectors is None or vectors.ndim != 2 or len(vectors) != num_samples or wrong:
         set_aside(path, f"it does not hold the embeddings of {num_samples} samples")
         return None
-    return vectors
+    return state
 
 
 def _read_hashes(path: Path) -> dict[str, str]:

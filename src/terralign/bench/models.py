@@ -13,11 +13,13 @@ from torch import Tensor
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.ms_clip import MS_CLIP, load_ms_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.timm_encoder import TIMM, load_timm_encoder
 from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import Route, choose_route, optical_layout
 from terralign.preprocess import InputSpec
+from terralign.scenes.pictures import PictureSize
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -42,9 +44,9 @@ class BenchModel:
     space: EmbeddingSpace | None
     model_id: str
 
-    def picture_size(self) -> int:
-        """The side that RGB pictures are opened at."""
-        return self.encoder.input_spec(self.encoder.tower_names[0]).size
+    def picture_size(self) -> PictureSize:
+        """The size that RGB pictures are opened at."""
+        return picture_size(self.encoder.input_spec(self.encoder.tower_names[0]))
 
 
 def name_models(given: Sequence[str]) -> dict[str, str]:

@@ -93,7 +93,12 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
 def _retrieve(
     subject: Subject, routes: dict[str, Route], query: str, gallery: str, variant: str
 ) -> Measured:
-    notes = [routes[name].note for name in (query, gallery) if name in routes]
+    notes = [
+        note
+        for name in (query, gallery)
+        if name in routes
+        for note in subject.notes_of(routes[name])
+    ]
     if TEXT in (query, gallery) and subject.samples.captions is not None:
         if variant == "prompt-average":
             raise Skipped("captions are embedded as they are: there are no prompts to average")

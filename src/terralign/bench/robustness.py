@@ -55,7 +55,7 @@ def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condit
         if route.tower == RGB and layout.composite is None:
             raise Skipped("the data lack a band of L2A's RGB recipe")
     changed = Route(tower=route.tower, layout=layout, note=route.note)
-    embedded = subject.embeddings.get(subject.model.encoder, worse, changed).numpy()
+    embedded = subject.embeddings.get(subject.model.encoder, worse, changed).vectors.numpy()
     norms = np.linalg.norm(embedded, axis=1, keepdims=True)
     scores = cosines(embedded / norms, subject.class_weights())
     labels: Any = samples.labels.values if samples.labels is not None else None

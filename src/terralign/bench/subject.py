@@ -5,6 +5,7 @@ N samples, D embedding dimensions, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from terralign.bench.models import BenchModel, find_routes
 from terralign.bench.rows import PLAIN
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
+from terralign.datasets.overlap import Overlaps, title
 from terralign.datasets.sample import Labels, SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
-from terralign.errors import DataError, ModelError
+from terralign.errors import DataError, ModelError, RecipeError
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.evaluate.embed import Route
 from terralign.evaluate.metrics import (
@@ -36,6 +38,7 @@ from terralign.evaluate.metrics import (
     multilabel_metrics,
 )
 from terralign.files import hash_json
+from terralign.scenes.pictures import Size
 from terralign.suite import Suite, SuiteEntry
 
 NO_BANK = "qb-norm needs a bank of queries: the entry names no fit or validation"
@@ -80,17 +83,18 @@ class Skipped(Exception):
 
 
 class BenchData:
-    """The splits of a bench, each opened once per picture size."""
+    """The splits of a bench, each opened once per picture size, and what they share."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
-        self._sets: dict[tuple[str, str, int | None, int, str | None], SampleSet] = {}
+        self.overlaps = Overlaps()
+        self._sets: dict[tuple[str, str, int | None, Size, str | None], SampleSet] = {}
 
     def open(
-        self, data: str, split: str, limit: int | None, size: int, composite: str | None = None
+        self, data: str, split: str, limit: int | None, size: Size, composite: str | None = None
     ) -> SampleSet:
-        """A split or a fixed part of it; pictures at `size` pixels, by `composite` where one is
-        named. Raises `DataError`, and `SensorError` for a composite that the data do not have."""
+        """A split or a fixed part of it; pictures at `size`, by `composite` where one is named.
+        Raises `DataError`, and `SensorError` for a composite that the data do not have."""
         key = (data, split, limit, size, composite)
         if key not in self._sets:
             whole = open_dataset(data, data_root=self.root, split=split, size=size)
@@ -230,9 +234,14 @@ class Subject:
                 raise DataError(reasons.get(route.tower, f"no route through {route.tower}"))
             chosen, own = samples, routes[0]
         embedded = self.embeddings.get(self.model.encoder, chosen, own)
-        if not bool(embedded.isfinite().all()):
+        if not bool(embedded.vectors.isfinite().all()):
             raise ModelError(f"tower {route.tower!r} gives values that are not finite")
-        return np.asarray(F.normalize(embedded, dim=-1).numpy())
+        return np.asarray(F.normalize(embedded.vectors, dim=-1).numpy())
+
+    def notes_of(self, route: Route) -> list[str]:
+        """How the reported samples reach the tower, and how much of them is valid."""
+        embedded = self.embeddings.get(self.model.encoder, self.samples, route)
+        return [route.note, *embedded.notes]
 
     def part_vectors(self, route: Route, part: Part) -> Floats:
         """(M, D) of a part."""
@@ -243,7 +252,29 @@ class Subject:
         split = self.entry.fit or self.entry.validation
         if split is None:
             raise Skipped(NO_BANK)
-        return self.open(split, self.entry.fit_limit)
+        bank = self.open(split, self.entry.fit_limit)
+        self._keep_apart(bank, self.samples)
+        return bank
+
+    def _keep_apart(self, *sets: SampleSet) -> str:
+        """Raise `RecipeError` where two of the sets share samples, unless the suite allows it; what
+        to tell about it then."""
+        notes = []
+        for first, second in itertools.combinations(sets, 2):
+            found = self.data.overlaps.find(first, second)
+            if not len(found):
+                continue
+            if not self.suite.allow_shared_samples:
+                raise RecipeError(
+                    f"{found.describe()}: nothing is fitted or chosen on samples that are reported "
+                    "or fitted on; name other splits, or set allow_shared_samples = true in the "
+                    "suite"
+                )
+            notes.append(
+                f"{len(found):,} of {len(second):,} samples of {title(second)} are also in "
+                f"{title(first)}"
+            )
+        return "".join(f". {one}" for one in notes)
 
     # Parts that nothing reported is fitted or chosen on
 
@@ -261,9 +292,11 @@ class Subject:
         if entry.validation is not None:
             validation = self.open(entry.validation, entry.fit_limit)
             text = f"fitted on {entry.fit}, chosen on {entry.validation}"
+            text += self._keep_apart(fit, validation, self.samples)
             return _whole(fit), _whole(validation), _whole(self.samples), text
         parts = _divide(fit, (0, 0, 0, 0, 1), self.suite.seed)
         text = f"fitted on four fifths of {entry.fit}, chosen on the other fifth"
+        text += self._keep_apart(fit, self.samples)
         return parts[0], parts[1], _whole(self.samples), text
 
     def choosing_parts(self) -> tuple[Part, Part, str]:
@@ -271,7 +304,8 @@ class Subject:
         split = self.entry.validation or self.entry.fit
         if split is not None:
             chosen = self.open(split, self.entry.fit_limit)
-            return _whole(chosen), _whole(self.samples), f"chosen on {split}"
+            text = f"chosen on {split}{self._keep_apart(chosen, self.samples)}"
+            return _whole(chosen), _whole(self.samples), text
         parts = _divide(self.samples, (0, 1), self.suite.seed)
         text = (
             f"chosen on one fixed half of {self.entry.split} and reported on the other, for want "

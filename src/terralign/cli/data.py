@@ -16,7 +16,10 @@ from terralign.cli.app import data_root_option, example, json_option, main
 @click.argument("store", required=False, type=click.Path(path_type=Path))
 @data_root_option
 @click.option("--split", "splits", multiple=True, help="May be repeated; default: all there are.")
-@click.option("--size", type=int, help="Pictures: resize and crop to this side, as CLIP does.")
+@click.option(
+    "--size",
+    help="Pictures: resize and crop to this side, as CLIP does; 384-squash, 224-shortest-bilinear.",
+)
 @click.option(
     "--images", type=click.Choice(["pixels", "encoded"]), default="pixels", show_default=True,
     help="Pictures: decoded, or the bytes of their files.",
@@ -35,7 +38,7 @@ def pack(
     store: Path | None,
     data_root: Path | None,
     splits: tuple[str, ...],
-    size: int | None,
+    size: str | None,
     images: Any,
     shard_mb: int,
     workers: int | None,
@@ -57,6 +60,7 @@ def pack(
         raise click.UsageError("pack needs a DATASET and a STORE, or --verify STORE")
     from terralign.datasets.packing import pack_dataset
     from terralign.datasets.store import PackSettings
+    from terralign.scenes.pictures import describe_size
 
     packed = pack_dataset(
         dataset,
@@ -64,7 +68,10 @@ def pack(
         data_root=data_root,
         splits=splits,
         settings=PackSettings(
-            shard_bytes=shard_mb * 2**20, images=images, size=size, skip_damaged=skip_damaged
+            shard_bytes=shard_mb * 2**20,
+            images=images,
+            size=describe_size(size),
+            skip_damaged=skip_damaged,
         ),
         num_workers=workers,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from terralign.datasets.checked import check_samples
 from terralign.datasets.declared import declared_facts, open_declared, read_declaration
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
@@ -25,9 +26,10 @@ from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.datasets.store import StoreSet, is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, nearest
+from terralign.scenes.pictures import Size, as_picture_size
 
-Open = Callable[[Path, str, int | None], SampleSet]
-"""(data root, split, size of RGB images or None) -> the split."""
+Open = Callable[[Path, str, Size | None], SampleSet]
+"""(data root, split, picture size or None) -> the split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +104,9 @@ DATASETS: dict[str, Open] = {
         root, split, leave_out_unknown=True
     ),
     # The synthetic world
-    "synthetic-photos": lambda root, split, size: open_synthetic_photos(split, size=size or 32),
+    "synthetic-photos": lambda root, split, size: open_synthetic_photos(
+        split, size=as_picture_size(size or 32).side
+    ),
     "synthetic-scenes": lambda root, split, size: open_synthetic_scenes(split),
     "synthetic-scenes-multilabel": lambda root, split, size: open_synthetic_scenes(
         split, multi_label=True
@@ -158,28 +162,35 @@ def _find_store(store: Path) -> DatasetEntry:
 
 
 def open_dataset(
-    name_or_toml: str, *, data_root: Path | None, split: str, size: int | None = None
+    name_or_toml: str, *, data_root: Path | None, split: str, size: Size | None = None
 ) -> SampleSet:
     """Open one split of a data set.
 
     `data_root`: the folder that holds the data sets' own folders; the built-in synthetic ones need
-    none. `size`: the side to which RGB image files are resized and cropped as CLIP does it; None
-    keeps their own, which must then be the same for all. Other data sets keep theirs.
+    none. `size`: to what RGB image files are resized and cropped, as the side alone where CLIP's
+    way is meant (see `PictureSize`); None keeps their own size, which must then be the same for
+    all. Other data sets keep theirs.
 
     Raises `DataError`: an unknown name (with the nearest one), a data root that is missing, a
-    split that is not there (with those that are), a folder without a class or the reverse.
+    split that is not there (with those that are), a folder without a class or the reverse, numbers
+    that cannot be what is declared of them (see `scenes.plausible`).
     """
     entry = find_dataset(name_or_toml)
-    if size is not None and size < 1:
-        raise DataError(f"size is {size}; expected the side of an image in pixels")
+    if size is not None:
+        size = as_picture_size(size)
     if not entry.facts.needs_root:
-        return entry.open(Path(), split, size)
+        return _checked(entry.open(Path(), split, size))
     if data_root is None:
         raise DataError(
             f"data set {name_or_toml!r} lies in files; give the folder that holds it (--data-root)"
         )
     check_data_root(data_root)
-    return entry.open(Path(data_root), split, size)
+    return _checked(entry.open(Path(data_root), split, size))
+
+
+def _checked(samples: SampleSet) -> SampleSet:
+    check_samples(samples)
+    return samples
 
 
 def check_data_root(data_root: Path | str | None) -> None:

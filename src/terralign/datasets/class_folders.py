@@ -9,38 +9,52 @@ import numpy as np
 
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import Labels
+from terralign.datasets.sample import Labels, tell_unused
 from terralign.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-"""Files with these endings, in any case, are samples; others and hidden ones are passed over."""
+from terralign.scenes.pictures import describe_size
 
 
-def list_class_files(root: Path, classes: Iterable[str]) -> dict[str, list[Path]]:
-    """Class folder -> its image files, sorted; a folder without a class or the reverse raises.
+def list_class_files(
+    root: Path,
+    classes: Iterable[str],
+    *,
+    name: str,
+    suffixes: tuple[str, ...],
+    whole: bool = True,
+) -> dict[str, list[Path]]:
+    """Class folder -> its image files, at any depth, sorted by their paths.
 
-    Hidden folders and files are passed over, and so is any file beside the class folders.
+    A folder without a class or the reverse raises. Where the samples are the `whole` of the data
+    set `name`, so do folders without any image, and files that are left out are named in one
+    warning: those of other endings than `suffixes`, and images beside the class folders. Hidden
+    folders and files are passed over; links are followed.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not there; it should hold one folder per class")
     wanted = list(classes)
-    there = {path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."}
+    there, left_out = set(), LeftOut(root)
+    for path in root.iterdir():
+        if path.name[0] != "." and path.is_dir():
+            there.add(path.name)
+        else:
+            left_out.add(path)
     extra, missing = sorted(there - set(wanted)), [name for name in wanted if name not in there]
     if extra:
         raise DataError(f"{root} has folders without a class: {_some(extra)}; name their classes")
     if missing:
         raise DataError(f"{root} has no folder for the classes {_some(missing)}; leave those out")
-    return {name: list_images(root / name) for name in wanted}
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
-    )
+    files = {folder: list_images(root / folder, suffixes, left_out) for folder in wanted}
+    if whole:
+        if not any(files.values()):
+            others = f"; left out: {left_out}" if left_out else ""
+            raise DataError(
+                f"data set {name!r}: no image found in any class folder of {root} "
+                f"(files {', '.join(suffixes)}){others}"
+            )
+        left_out.warn(name, "in class folders", suffixes)
+    return files
 
 
 def _some(names: Sequence[str], num_shown: int = 5) -> str:
@@ -54,16 +68,17 @@ def read_split_list(path: Path) -> list[str]:
     An absolute entry, one with `..`, one that is named twice, or no entry at all is an error.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read split list {path}: {error}") from error
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise DataError(f"split list {path} names no file")
-    if len(set(entries)) < len(entries):
-        twice = next(entry for entry in entries if entries.count(entry) > 1)
-        raise DataError(f"split list {path} names {twice} twice")
+    seen: set[str] = set()
     for entry in entries:
+        if entry in seen:
+            raise DataError(f"split list {path} names {entry} twice")
+        seen.add(entry)
         require_inside(entry, origin=f"split list {path}")
     return entries
 
@@ -78,27 +93,49 @@ def require_inside(entry: str, *, origin: str) -> None:
         )
 
 
-def pick_files(files: Mapping[str, list[Path]], entries: Sequence[str], *, origin: str) -> None:
-    """Keep in `files` (class folder -> files) only those that a split list's `entries` name.
+def pick_files(
+    files: Mapping[str, list[Path]], root: Path, entries: Sequence[str], *, origin: str
+) -> None:
+    """Keep in `files` (class folder of `root` -> files) those that a split list's `entries` name.
 
     An entry is `folder/file`, or a file name alone where no two folders hold that name.
     """
     known: dict[str, list[Path]] = {}
-    for folder, paths in files.items():
+    for paths in files.values():
         for path in paths:
             known.setdefault(path.name, []).append(path)
-            known[f"{folder}/{path.name}"] = [path]
+            known[path.relative_to(root).as_posix()] = [path]
     kept: set[Path] = set()
     for entry in entries:
         found = known.get(str(PurePosixPath(entry)), [])
         if len(found) != 1:
-            fault = "is in several class folders" if found else "is in none of the class folders"
-            raise DataError(f"{origin}: {entry!r} {fault}; write it as folder/file")
+            fault = "is in several class folders; write it as folder/file"
+            if not found:
+                fault = f"is in none of the class folders; {hint_for(entry, known, root)}"
+            raise DataError(f"{origin}: {entry!r} {fault}")
         if found[0] in kept:
             raise DataError(f"{origin}: {entry!r} names {found[0].name} a second time")
         kept.add(found[0])
     for paths in files.values():
         paths[:] = [path for path in paths if path in kept]
+
+
+def hint_for(entry: str, known: Iterable[str], root: Path) -> str:
+    """What to do about an entry of a split list that names no image below `root`.
+
+    `known`: what an entry may be.
+    """
+    if (root / entry).is_file():
+        return f"files {PurePosixPath(entry).suffix or 'without ending'} are not read here"
+    for names in ({one.lower(): one for one in known}, {_stem(one): one for one in known}):
+        alike = names.get(entry.lower()) or names.get(_stem(entry))
+        if alike is not None:
+            return f"did you mean {alike!r}? Case and ending count"
+    return "write it as folder/file"
+
+
+def _stem(entry: str) -> str:
+    return PurePosixPath(entry).with_suffix("").as_posix().lower()
 
 
 def make_file_set(
@@ -109,21 +146,31 @@ def make_file_set(
     classes: Mapping[str, str],
     class_list: str,
     pixels: Pixels,
+    root: Path | None = None,
     prompts: tuple[str, ...] | None = None,
 ) -> FileSet:
     """A sample set of `files` (class folder -> files); `classes`: folder -> class name, in order.
 
-    A key is `folder/file` without its ending, or with it where two files differ in that only.
+    A key is the path below `root` without its ending, or with it where two files differ in that
+    only; without `root` it is the name of the file's folder and its own. Classes without a sample
+    are warned of.
     """
     rows = [(folder, index) for index, folder in enumerate(classes)]
     paths = [(path, index) for folder, index in rows for path in files.get(folder, ())]
     if not paths:
         raise DataError(f"data set {name!r}, split {split!r}: no image found in any class folder")
-    stems = [f"{path.parent.name}/{path.stem}" for path, _ in paths]
+    names = [path.relative_to(root or path.parent.parent) for path, _ in paths]
+    stems = [one.with_suffix("").as_posix() for one in names]
     if len(set(stems)) < len(stems):
-        stems = [f"{path.parent.name}/{path.name}" for path, _ in paths]
+        stems = [one.as_posix() for one in names]
     layout, decode = pixels.open(paths[0][0])
     layouts = {layout.sensor.name: layout}
+    labels = Labels(
+        values=np.array([index for _, index in paths], dtype=np.int64),
+        class_names=tuple(classes.values()),
+        class_list=class_list,
+    )
+    tell_unused(labels, name=name, split=split)
     return FileSet(
         name=name,
         split=split,
@@ -136,13 +183,9 @@ def make_file_set(
             split=split,
             keys=stems,
             layouts=layouts,
-            content=[pixels.size, *(_num_bytes(path) for path, _ in paths)],
+            content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
         ),
-        labels=Labels(
-            values=np.array([index for _, index in paths], dtype=np.int64),
-            class_names=tuple(classes.values()),
-            class_list=class_list,
-        ),
+        labels=labels,
         prompts=prompts,
     )
 
@@ -169,9 +212,12 @@ def open_folder(
 
     `classes`: folder -> class name; every folder needs a class and every class a folder.
     """
-    files = list_class_files(root, classes)
+    files = list_class_files(
+        root, classes, name=name, suffixes=pixels.suffixes, whole=split_list is None
+    )
     if split_list is not None:
-        pick_files(files, read_split_list(split_list), origin=f"split list {split_list}")
+        entries = read_split_list(split_list)
+        pick_files(files, root, entries, origin=f"split list {split_list}")
     return make_file_set(
         name=name,
         split=split,
@@ -179,5 +225,6 @@ def open_folder(
         classes=classes,
         class_list=class_list,
         pixels=pixels,
+        root=root,
         prompts=prompts,
     )

@@ -47,6 +47,10 @@ class Composited:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def within(self) -> tuple[SampleSet, None]:
+        """The set itself, all of whose samples these are."""
+        return self._samples, None
+
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         return self._samples.read(indices)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import Contents, FileContent
 from terralign.datasets.sample import NOWHERE, Captions, Labels, Place
 from terralign.errors import DataError
 
@@ -27,7 +28,8 @@ class FileSet:
     """One split of a data set of files. See `SampleSet`.
 
     `files`: each sample's file or folder, in order. `locate`: where and when that sample was
-    taken, from its file; None where the format does not say.
+    taken, from its file; None where the format does not say. `more_files`: of sensors that have
+    files of their own, sensor -> each sample's file or folder; `files` are those of the first.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FileSet:
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
     locate: Callable[[Path], Place] | None = None
+    more_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,6 +60,14 @@ class FileSet:
                 if sample[sensor].shape != first:
                     raise DataError(sizes_differ(file, sample[sensor].shape, files[0], first))
         return {sensor: np.stack([sample[sensor] for sample in samples]) for sensor in self.layouts}
+
+    def contents(self) -> Contents:
+        """The samples' files."""
+        files = {next(iter(self.layouts)): self.files, **self.more_files}
+        return Contents(
+            kinds=dict.fromkeys(files, "encoded"),
+            of=lambda sensor, index: FileContent(files[sensor][index]),
+        )
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken."""

@@ -22,6 +22,7 @@ def describe_layout(layout: PixelLayout) -> dict[str, Any]:
         "units": layout.units,
         "dn_offset": layout.dn_offset,
         "composite": recipe and [recipe.name, list(recipe.bands), recipe.stretch],
+        **({} if layout.stated_scale is None else {"stated_scale": list(layout.stated_scale)}),
     }
 
 

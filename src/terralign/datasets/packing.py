@@ -13,6 +13,7 @@ from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import Packed, PackSettings, StoreSet, pack
 from terralign.datasets.store.identity import hash_samples
 from terralign.errors import SplitError
+from terralign.scenes.pictures import Size, as_picture_size, describe_size
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[st
         raise faults[0]
 
 
-def pack_on_use(samples: SampleSet, stores: Path, *, size: int | None) -> StoreSet:
+def pack_on_use(samples: SampleSet, stores: Path, *, size: Size | None) -> StoreSet:
     """A split from its packed store below `stores`, which is made where it is not there.
 
     `size`: that at which the split was opened, for pictures; those that came in their own size keep
@@ -72,7 +73,8 @@ def pack_on_use(samples: SampleSet, stores: Path, *, size: int | None) -> StoreS
     store = stores / f"{samples.name}-{samples.split}-{hash_samples(samples)[:8]}"
     if size is not None:
         first = samples.read(np.zeros(1, dtype=np.int64))
-        resized = "rgb" in first and first["rgb"].shape[2:] == (size, size)
+        side = as_picture_size(size).side
+        resized = "rgb" in first and first["rgb"].shape[2:] == (side, side)
         size = size if resized else None
-    pack({samples.split: samples}, store, PackSettings(size=size))
+    pack({samples.split: samples}, store, PackSettings(size=describe_size(size)))
     return StoreSet(store, samples.split, size=size)

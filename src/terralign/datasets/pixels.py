@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
 from terralign.datasets.file_set import Decode, sizes_differ
+from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
-from terralign.scenes.pictures import decode_rgb, picture_shape
+from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.read import Units, make_layout, read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
@@ -29,11 +29,16 @@ class Pixels:
     """
 
     sensor: Sensor
-    size: int | None = None
+    size: Size | None = None
     bands: tuple[str, ...] | None = None
     dn_offset: float | None = None
     units: Units | None = None
     composite: str | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The endings of such files, in any case."""
+        return PICTURE_SUFFIXES if self.sensor == SENSORS["rgb"] else RASTER_SUFFIXES
 
     def open(self, first: Path) -> tuple[PixelLayout, Decode]:
         """The layout that all files share with the `first` one, and their decoder."""
@@ -48,12 +53,12 @@ class Pixels:
                     f"{file} and {first} differ in bands, units or DN offset; "
                     "declare bands and dn_offset for the whole data set"
                 )
-            return {layout.sensor.name: filled_pixels(chip, file)}
+            return {layout.sensor.name: chip.pixels}
 
         return layout, decode
 
     def read(self, file: Path) -> Chip:
-        """One GeoTIFF."""
+        """One GeoTIFF; its numbers are checked with those of the whole set (`checked`)."""
         return read_geotiff(
             file,
             sensor=self.sensor,
@@ -61,6 +66,7 @@ class Pixels:
             dn_offset=self.dn_offset,
             units=self.units,
             composite=self.composite,
+            check=False,
         )
 
     def _open_pictures(self, first: Path) -> tuple[PixelLayout, Decode]:
@@ -77,34 +83,3 @@ class Pixels:
             return {"rgb": pixels}
 
         return layout, decode
-
-
-def filled_pixels(chip: Chip, file: Path) -> NDArray[Any]:
-    """A chip's pixels, the invalid ones as what its sensor calls no data; `file` is for errors."""
-    return chip.pixels if chip.valid.all() else _with_nodata(file, chip)
-
-
-def _with_nodata(file: Path, chip: Chip) -> NDArray[Any]:
-    """Pixels whose invalid ones carry what the sensor calls no data: its DN, or its fill.
-
-    Fractions of a sensor that names none carry NaN. `DataError` where whole numbers have none, or
-    cannot hold it: a sample's mask is read from its numbers.
-    """
-    nodata = chip.sensor.fill if chip.layout.units == "physical" else chip.sensor.nodata
-    dtype = chip.pixels.dtype
-    if nodata is None and np.issubdtype(dtype, np.floating):
-        nodata = np.nan
-    if nodata is None or not _can_hold(dtype, nodata):
-        fault = "names no nodata" if nodata is None else f"has {nodata}, which {dtype} cannot hold"
-        raise DataError(
-            f"{file} has {int((~chip.valid).sum())} numbers without data, but sensor "
-            f"{chip.sensor.name!r} {fault}; declare the files' own no-data number as the sensor's"
-        )
-    return np.where(chip.valid, chip.pixels, dtype.type(nodata))
-
-
-def _can_hold(dtype: np.dtype[Any], value: float) -> bool:
-    if not np.issubdtype(dtype, np.integer):
-        return True
-    limits = np.iinfo(dtype)
-    return value == int(value) and limits.min <= value <= limits.max

@@ -7,6 +7,7 @@ are read on demand, in batches, by index.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,22 @@ class Labels:
     def multi_label(self) -> bool:
         """Whether a sample may carry several labels."""
         return self.values.ndim == 2
+
+
+def tell_unused(labels: Labels, *, name: str, split: str) -> None:
+    """Warn of classes that no sample of a split has."""
+    num_classes = len(labels.class_names)
+    if labels.multi_label:
+        counts = labels.values.sum(axis=0)
+    else:
+        counts = np.bincount(labels.values, minlength=num_classes)
+    unused = [one for one, count in zip(labels.class_names, counts, strict=True) if not count]
+    if unused:
+        shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
+        logger.warning(
+            "data set %r, split %r: no sample of %d of %d classes: %s",
+            name, split, len(unused), num_classes, shown,
+        )  # fmt: skip
 
 
 Captions = tuple[tuple[str, ...], ...]

@@ -37,6 +37,10 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def within(self) -> tuple[SampleSet, NDArray[np.int64]]:
+        """The whole set, and which of its samples these are."""
+        return self._samples, self._indices
+
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         return self._samples.read(self._indices[indices])
 

@@ -38,6 +38,7 @@ from terralign.encoders.text_tower import (
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
+    fit_names,
     hash_module,
     read_shapes,
     read_state_dict,
@@ -252,7 +253,6 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
     state = read_state_dict(path)
     # Old checkpoints carry text position ids, which no architecture here has as weights.
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    given = {key: tuple(value.shape) for key, value in state.items()}
     what = f"{path} as {architecture}"
     if f"{architecture}-quickgelu" in open_clip.list_models():
         logger.warning(
@@ -260,7 +260,9 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
             "(%s-quickgelu:FILE), and the file does not tell", path, architecture,
         )  # fmt: skip
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=what)
-    check_shapes(meta_shapes(model_cfg, text_config, what), given, what=what)
+    expected = meta_shapes(model_cfg, text_config, what)
+    state = fit_names(state, expected, what=what)
+    check_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, what=what)
     model = build(model_cfg, text_config, what)
     model.load_state_dict(state)
     size = cast(Any, model.visual).image_size

@@ -28,6 +28,8 @@ from terralign.encoders.weights import (
     read_checkpoint,
     read_shapes,
     read_state_dict,
+    shared_prefix,
+    without_wrappers,
 )
 from terralign.errors import ModelError, first_line
 from terralign.files import hash_json
@@ -275,7 +277,7 @@ def initial_size(path: Path) -> int | None:
 
 
 def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
-    for key in ("state_dict", "model", "teacher", "student"):
+    for key in ("state_dict", "model_state_dict", "model", "teacher", "student"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
@@ -286,16 +288,23 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
     for key, value in loaded.items():
         if not isinstance(key, str):
             raise ModelError(f"{path} is no state dict: its key {key!r} is not a name")
-        if key.startswith(_PRETRAINING_ONLY):
+        plain = without_wrappers(key)
+        if plain.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
             continue
-        name = next((key.removeprefix(p) for p in _PREFIXES if key.startswith(p)), key)
+        name = next((plain.removeprefix(p) for p in _PREFIXES if plain.startswith(p)), plain)
         if name.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
         elif not isinstance(value, Tensor):
             raise ModelError(f"{path} is no state dict: {key!r} is not a tensor")
+        elif name in state:
+            raise ModelError(f"{path} has {name!r} under several prefixes, one of them in {key!r}")
         else:
             state[name] = value
+    prefix = shared_prefix(state) if len(state) > 1 else ""
+    if prefix:
+        logger.info("%s: the prefix %r is removed from all names", path, prefix)
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, left_out
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.chips import PixelLayout
+from terralign.chips import Chip, PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
 from terralign.encoders.weights import write_state_dict
 from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
 from terralign.errors import (
+    DataError,
     ModelError,
     SensorError,
     SpaceMismatchError,
@@ -37,11 +39,17 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
+from terralign.preprocess.spec import check_channels
+from terralign.scenes.plausible import check_numbers
+from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
 RGB = "rgb"
 """The name of the RGB tower."""
+
+NUM_CHECKED = 32
+"""Of pixels that are given as numbers, so many samples are held against what is declared."""
 
 Pixels = NDArray[np.generic] | Tensor
 
@@ -118,11 +126,11 @@ class EmbeddingSpace:
 
     def encode_image(
         self,
-        pixels: Pixels,
-        sensor: str | Sensor,
+        pixels: Pixels | Chip,
+        sensor: str | Sensor | None = None,
         bands: Sequence[str] | None = None,
         *,
-        units: Literal["dn", "physical"],
+        units: Literal["dn", "physical"] | None = None,
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
@@ -131,13 +139,50 @@ class EmbeddingSpace:
     ) -> Tensor:
         """(N, D) float32 embeddings of N chips, on the CPU.
 
-        `pixels`: (N, C, H, W), or (C, H, W) for one chip. `bands`: the channels' names in order,
+        `pixels`: a `Chip`, which says itself what it is; or numbers (N, C, H, W), or (C, H, W) for
+        one chip, with their `sensor` and `units`. NaN and the sensor's no-data DN are masked; a
+        mask of your own goes into a `Chip`. `bands`: the channels' names in order,
         any known spelling; may be left out where C is the sensor's full band list in its order.
         `units`: "dn" (digital numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance
         0-1, dB, RGB intensity 0-1). `dn_offset` must be said for Sentinel-2 DN (0 or -1000, see
         `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
         by default the first aligned tower that takes these pixels, else the RGB tower.
+
+        Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`).
         """
+        tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
+        name = tower or self.tower_for(layout)
+        rows = [
+            self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
+            for start in range(0, len(tensor), batch_size)
+        ]
+        embedded = torch.cat(rows) if rows else torch.zeros(0, self.dim)
+        return F.normalize(embedded, dim=-1) if normalize else embedded
+
+    def _with_layout(
+        self,
+        pixels: Pixels | Chip,
+        sensor: str | Sensor | None,
+        bands: Sequence[str] | None,
+        units: Literal["dn", "physical"] | None,
+        dn_offset: float | None,
+        composite: str | None,
+    ) -> tuple[Tensor, PixelLayout]:
+        """Pixels (N, C, H, W) and what they mean, checked against each other."""
+        if isinstance(pixels, Chip):
+            given = {"sensor": sensor, "bands": bands, "units": units, "dn_offset": dn_offset}
+            for key, value in given.items():
+                if value is not None:
+                    raise SensorError(f"a chip has its own {key}; leave {key} out")
+            layout = pixels.layout
+            if composite is not None:
+                layout = replace(layout, composite=layout.sensor.composite(composite))
+            return _as_tensor(pixels.pixels)[None], layout
+        if sensor is None or units is None:
+            raise SensorError(
+                f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
+                'be "dn" or "physical"; only a Chip knows its own'
+            )
         layout = self.layout(
             sensor,
             bands,
@@ -147,15 +192,10 @@ class EmbeddingSpace:
             num_channels=int(pixels.shape[-3]) if pixels.ndim >= 3 else None,
         )
         tensor = _as_tensor(pixels)
-        if tensor.ndim == 3:
-            tensor = tensor[None]
-        name = tower or self.tower_for(layout)
-        rows = [
-            self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
-            for start in range(0, len(tensor), batch_size)
-        ]
-        embedded = torch.cat(rows) if rows else torch.zeros(0, self.dim)
-        return F.normalize(embedded, dim=-1) if normalize else embedded
+        tensor = tensor[None] if tensor.ndim == 3 else tensor
+        if tensor.ndim == 4:
+            _check_tensor(tensor, layout)
+        return tensor, layout
 
     def layout(
         self,
@@ -182,12 +222,10 @@ class EmbeddingSpace:
                 f"DN of {found.name!r} need dn_offset: 0, or -1000 for processing baseline 04.00 "
                 "and later as ESA delivers it"
             )
-        if units == "physical" and dn_offset is not None:
+        if units == "physical" and dn_offset:
             raise SensorError("dn_offset has no effect on physical units; leave it out")
-        has_rgb = composite is not None or found.composites
-        recipe = found.composite(composite) if has_rgb else None
-        return PixelLayout(
-            sensor=found, bands=names, units=units, dn_offset=dn_offset or 0.0, composite=recipe
+        return make_layout(
+            found, names, units=units, dn_offset=dn_offset or 0.0, composite=composite
         )
 
     def find_sensor(self, name: str) -> Sensor:
@@ -245,9 +283,9 @@ class EmbeddingSpace:
 
     def classify(
         self,
-        pixels: Pixels,
-        sensor: str | Sensor,
-        labels: Sequence[str],
+        pixels: Pixels | Chip,
+        sensor: str | Sensor | None = None,
+        labels: Sequence[str] = (),
         bands: Sequence[str] | None = None,
         *,
         prompts: PromptSet | str | None = None,
@@ -255,8 +293,11 @@ class EmbeddingSpace:
     ) -> Tensor:
         """(N, K) float32 probabilities over `labels`: softmax of logit_scale times the cosines.
 
-        `reading`: `units` (required) and the other keywords of `encode_image`.
+        `pixels`, `sensor` and `bands` as for `encode_image`; a `Chip` needs `labels` alone.
+        `reading`: `units` (of numbers) and the other keywords of `encode_image`.
         """
+        if isinstance(labels, str) or len(labels) < 2:
+            raise DataError(f"labels are {labels!r}; give at least two class names, as a list")
         embedded = self.encode_image(pixels, sensor, bands, **reading)
         weights = self.zero_shot_weights(labels, prompts)
         return (self.clip.logit_scale * embedded @ weights.T).softmax(-1)
@@ -393,6 +434,26 @@ def _as_tensor(pixels: Pixels) -> Tensor:
     if isinstance(pixels, Tensor):
         return pixels
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
+def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
+    """Hold pixels (N, C, H, W) of any device against their layout, by some of them."""
+    check_channels(tensor, layout)
+    rows = np.unique(np.linspace(0, len(tensor) - 1, NUM_CHECKED).astype(np.int64))
+    arrays = [_as_array(tensor[int(row)]) for row in rows if len(tensor)]
+    check_numbers(
+        [(array, np.isfinite(array)) for array in arrays],
+        layout,
+        origin=f"pixels of shape {tuple(tensor.shape)}",
+    )
+
+
+def _as_array(pixels: Tensor) -> NDArray[np.generic]:
+    pixels = pixels.detach().cpu()
+    array: NDArray[np.generic] = (
+        pixels.float() if pixels.dtype == torch.bfloat16 else pixels
+    ).numpy()
+    return array
 
 
 def _is_space(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,6 +142,38 @@ def load_tokenizer(text_cfg: dict[str, Any], *, folder: Path | None, what: str) 
         raise ModelError(f"cannot load the tokenizer of {what}: {first_line(error)}") from error
     tokenizer.tokenizer.name_or_path = name
     return cast(Tokenizer, tokenizer)
+
+
+def shortened_texts(tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor) -> dict[int, int]:
+    """Which of `texts` the tokenizer cut to its context length: index -> number of its tokens.
+
+    `tokens` (N, L) int64: what it made of them. Only texts that fill their row are counted again,
+    so that long lists cost nothing more. Empty for a tokenizer that is neither open_clip's own
+    nor one of transformers.
+    """
+    length = tokens.shape[1]
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        full = tokens[:, -1] == tokenizer.eot_token_id
+    elif isinstance(tokenizer, HFTokenizer):
+        # What ends a text may be the token that pads it, and two more may be set apart.
+        full = (tokens == tokenizer.tokenizer.pad_token_id).sum(1) <= 3
+    else:
+        return {}
+    counts = {
+        index: _count_tokens(tokenizer, texts[index]) for index in full.nonzero()[:, 0].tolist()
+    }
+    return {index: count for index, count in counts.items() if count > length}
+
+
+def _count_tokens(tokenizer: Any, text: str) -> int:
+    """Tokens of a text with those that begin and end it, nothing cut."""
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return len(tokenizer.encode(text)) + 2
+    apart = tokenizer.tokenizer_mode == "clips"
+    ids = tokenizer.tokenizer(
+        tokenizer.clean_fn(text), add_special_tokens=not apart, truncation=False, verbose=False
+    ).input_ids
+    return len(ids) + (3 if apart else 0)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> list[str]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import logging
 import pickle
+import re
 import warnings
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from torch import Tensor, nn
 
 from terralign.errors import ModelError, first_line
 from terralign.files import HASH_LENGTH, atomic_path
+
+logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
@@ -74,14 +79,32 @@ def _refuse_other_formats(path: Path) -> None:
                 )
 
 
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net")
+"""Under what training programs keep the weights, beside the state of their optimisers."""
+
+_WRAPPERS = re.compile(
+    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+"""What torch.compile, FSDP, checkpointed blocks and Lightning put into the names of weights,
+before any part of a model that they wrap."""
+
+
 def read_state_dict(path: Path) -> StateDict:
     """The state dict in a checkpoint file, taken out of its usual wrappings.
 
-    Unwraps `state_dict` and drops a `module.` prefix, as open_clip's training writes them.
+    Unwraps `state_dict` and the like, and drops what wrappers of training (distributed, compiled)
+    put before all names. `fit_names` does the same for prefixes of any name.
     """
     loaded = read_checkpoint(path)
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    for _ in range(3):
+        found = [
+            key
+            for key in _WRAPPINGS
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)
+        ]
+        if not found:
+            break
+        loaded = loaded[found[0]]
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelError(f"{path} holds no state dict but {type(loaded).__name__}")
     wrong = [
@@ -91,9 +114,54 @@ def read_state_dict(path: Path) -> StateDict:
     ]
     if wrong:
         raise ModelError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
-    if all(key.startswith("module.") for key in loaded):
-        return {key.removeprefix("module."): value for key, value in loaded.items()}
-    return dict(loaded)
+    state = dict(loaded)
+    plain = {key: without_wrappers(key) for key in state}
+    while all(key.startswith("module.") for key in plain.values()):
+        plain = {key: name.removeprefix("module.") for key, name in plain.items()}
+    return _renamed(state, plain, str(path))
+
+
+def without_wrappers(key: str) -> str:
+    """A weight's name without what compiling and sharding put into it."""
+    return _WRAPPERS.sub("", key)
+
+
+def _renamed(state: StateDict, names: Mapping[str, str], what: str) -> StateDict:
+    """The weights under new names, which the log shows; as they were where two would be one."""
+    changed = [(key, name) for key, name in names.items() if key != name]
+    if not changed or len(set(names.values())) < len(names):
+        return state
+    key, name = changed[0]
+    logger.info(
+        "%s: %d names of weights are changed, such as %s to %s", what, len(changed), key, name
+    )
+    return {names[key]: value for key, value in state.items()}
+
+
+def fit_names(state: StateDict, expected: Mapping[str, tuple[int, ...]], *, what: str) -> StateDict:
+    """The weights without the prefix that all their names share, where the rest is as expected.
+
+    What is removed is logged. Any other state comes back as it is, for `check_shapes` to refuse.
+    """
+    if state.keys() == expected.keys():
+        return state
+    prefix = shared_prefix(state)
+    while prefix:
+        names = {key: key.removeprefix(prefix) for key in state}
+        if set(names.values()) == expected.keys():
+            return _renamed(state, names, what)
+        prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    return state
+
+
+def shared_prefix(keys: Iterable[str]) -> str:
+    """The longest beginning of all names that ends with a dot; "" where there is none."""
+    names = sorted(keys)
+    if not names:
+        return ""
+    parts = zip(names[0].split(".")[:-1], names[-1].split(".")[:-1], strict=False)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], parts)
+    return "".join(f"{part}." for part, _ in shared)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -170,12 +238,16 @@ def _same_stamp(a: _Stamp, b: _Stamp) -> bool:
 def check_shapes(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], *, what: str
 ) -> None:
-    """Raise `ModelError` naming the first key that is missing, left over or of another shape."""
+    """Raise `ModelError` where a key is missing, left over or of another shape.
+
+    It says what the weights are instead, where their names show it.
+    """
     missing = sorted(expected.keys() - given.keys())
     left_over = sorted(given.keys() - expected.keys())
     if missing or left_over:
         raise ModelError(
-            f"{what} does not fit its architecture: {len(missing)} missing keys"
+            _what_they_are(expected, given, what)
+            or f"{what} does not fit its architecture: {len(missing)} missing keys"
             f"{_example(missing)}, {len(left_over)} unexpected{_example(left_over)}"
         )
     for key in sorted(expected):
@@ -186,5 +258,67 @@ def check_shapes(
             )
 
 
-def _example(keys: list[str]) -> str:
+_LAYOUTS = (
+    (r"(^|\.)lora_(A|B|up|down|embedding)|\.lora\.|\bhada_|(^|\.)adapters?\.",
+     "holds an adapter (LoRA and the like), not a whole model; merge it into its base model first"),
+    (r"^(model\.|module\.|clip\.)?(vision_model|text_model)\.(embeddings|encoder|head)\b",
+     "is in the layout of Hugging Face's transformers; give the same model in open_clip's layout, "
+     "from its own hub page or converted"),
+    (r"^(patch_embed\.proj|blocks\.0\.attn\.qkv)\.weight$",
+     "is an image encoder of timm without a text tower; use it as timm:NAME:FILE"),
+)  # fmt: skip
+"""What names of weights show, and what to do with such a file."""
+
+
+def _what_they_are(expected: Mapping[str, Any], given: Mapping[str, Any], what: str) -> str | None:
+    """What weights are, as their names show, that are not those of the architecture."""
+    for pattern, text in _LAYOUTS:
+        if any(re.search(pattern, key) for key in given) and not any(
+            re.search(pattern, key) for key in expected
+        ):
+            return f"{what} does not fit its architecture: the file {text}"
+    prefix = _likely_prefix(expected, given)
+    if prefix:
+        names = {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
+        missing, others = (
+            sorted(expected.keys() - names),
+            sorted(
+                [key for key in given if not key.startswith(prefix)]
+                + [prefix + name for name in names - expected.keys()]
+            ),
+        )
+        rest = (
+            f"without it {len(missing)} keys are missing{_example(missing)}, and {len(others)} are "
+            f"unexpected{_example(others)}"
+        )
+        return (
+            f"{what} does not fit its architecture: its names have the prefix {prefix!r}; {rest}. "
+            "Save the weights of this architecture alone"
+        )
+    towers = {"image": {key for key in expected if key.startswith("visual.")}}
+    towers["text"] = set(expected) - towers["image"] - {"logit_scale", "logit_bias"}
+    for name, keys in towers.items():
+        bare = {key.removeprefix("visual.") for key in keys}
+        if keys and given.keys() - {"logit_scale", "logit_bias"} in (keys, bare):
+            return f"{what} holds the {name} tower of its architecture alone; give a whole CLIP"
+    return None
+
+
+def _likely_prefix(expected: Iterable[str], given: Iterable[str]) -> str:
+    """The prefix that makes most of the given names expected ones, "" where few are."""
+    wanted = set(expected)
+    counts: Counter[str] = Counter()
+    for key in given:
+        parts = key.split(".")
+        for depth in range(1, min(len(parts), 6)):
+            if ".".join(parts[depth:]) in wanted:
+                counts[".".join(parts[:depth]) + "."] += 1
+                break
+    if not counts:
+        return ""
+    prefix, hits = counts.most_common(1)[0]
+    return prefix if hits >= max(2, len(wanted) // 2) else ""
+
+
+def _example(keys: Sequence[str]) -> str:
     return f" (such as {keys[0]})" if keys else ""

@@ -5,6 +5,7 @@ Letters: K classes, T templates, D embedding.
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.text_tower import shortened_texts
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import RecipeError, nearest
 from terralign.files import hash_json
+
+logger = logging.getLogger(__name__)
 
 OPENAI_IMAGENET = "openai-imagenet"
 """The templates (and class names) that OpenAI published for ImageNet; open_clip ships them."""
@@ -87,16 +91,59 @@ def openai_imagenet_names() -> tuple[str, ...]:
 
 
 def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-    """(N, D) float32, L2-normalised embeddings of N texts, on the CPU."""
+    """(N, D) float32, L2-normalised embeddings of N texts, on the CPU.
+
+    A text that is longer than the text tower's context is cut to it, which one warning says.
+    `RecipeError` for a text that is empty.
+    """
+    rows, shortened = _embed(clip, texts, batch_size)
+    _warn_of_shortened(clip, [f"{_beginning(texts[i])} ({n} tokens)" for i, n in shortened.items()])
+    return rows
+
+
+def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
+    """(N, L) int64 tokens of N texts, with the warning of `embed_text`."""
+    tokens = clip.tokenizer(list(texts))
+    shortened = shortened_texts(clip.tokenizer, texts, tokens)
+    _warn_of_shortened(clip, [f"{_beginning(texts[i])} ({n} tokens)" for i, n in shortened.items()])
+    return tokens
+
+
+def _embed(
+    clip: ClipModel, texts: Sequence[str], batch_size: int = 256
+) -> tuple[Tensor, dict[int, int]]:
+    """The embeddings, and which texts were cut: index -> number of tokens."""
     if not texts or any(not isinstance(text, str) for text in texts):
         raise RecipeError("encode_text takes a list of at least one string")
+    empty = next((index for index, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        raise RecipeError(f"text {empty + 1} of {len(texts)} is empty; leave it out")
     device = next(clip.model.parameters()).device
-    rows = []
+    rows: list[Tensor] = []
+    shortened: dict[int, int] = {}
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
-            tokens = clip.tokenizer(list(texts[start : start + batch_size])).to(device)
+            part = list(texts[start : start + batch_size])
+            tokens = clip.tokenizer(part)
+            cut = shortened_texts(clip.tokenizer, part, tokens)
+            shortened.update({start + index: count for index, count in cut.items()})
+            tokens = tokens.to(device)
             rows.append(cast(Any, clip.model).encode_text(tokens, normalize=True).float().cpu())
-    return torch.cat(rows).clone()
+    return torch.cat(rows).clone(), shortened
+
+
+def _warn_of_shortened(clip: ClipModel, shortened: Sequence[str]) -> None:
+    """One warning: the first of them, how many more, and the limit."""
+    if shortened:
+        more = f", and {len(shortened) - 1} more" if len(shortened) > 1 else ""
+        logger.warning(
+            "longer than the %s tokens that the text tower takes, and cut to them: %s%s",
+            getattr(clip.tokenizer, "context_length", "few"), shortened[0], more,
+        )  # fmt: skip
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 _cache: dict[str, Tensor] = {}
@@ -113,26 +160,43 @@ def zero_shot_weights(
 
     Equal to open_clip's `build_zero_shot_classifier` (transposed). Cached in memory, and as a file
     in `cache_dir`, by the hash of (text tower, class names, templates), so that a name can never
-    stand for other weights.
+    stand for other weights. A prompt that is longer than the text tower's context is cut to it,
+    which one warning says; `RecipeError` for an empty class name.
     """
-    if not class_names:
-        raise RecipeError("zero-shot weights need at least one class name")
+    if not class_names or isinstance(class_names, str):
+        raise RecipeError("zero-shot weights need a list of at least one class name")
+    empty = next((index for index, name in enumerate(class_names) if not name.strip()), None)
+    if empty is not None:
+        raise RecipeError(f"class name {empty + 1} of {len(class_names)} is empty; name the class")
     key = hash_json(
         {"text": clip.text_id(), "classes": list(class_names), "prompts": list(prompts.templates)}
     )
     if key in _cache:
         return _cache[key]
     path = cache_dir / f"zero-shot-{key}.safetensors" if cache_dir else None
+    shortened: dict[int, int] = {}
     if path and path.is_file():
-        weights = read_state_dict(path)["weights"]
+        kept = read_state_dict(path)
+        weights = kept["weights"]
+        shortened = dict(kept["shortened"].tolist()) if "shortened" in kept else {}
     else:
         texts = [
             template.replace("{}", name) for name in class_names for template in prompts.templates
         ]
-        embedded = embed_text(clip, texts).reshape(len(class_names), len(prompts.templates), -1)
+        embedded, shortened = _embed(clip, texts)
+        embedded = embedded.reshape(len(class_names), len(prompts.templates), -1)
         weights = F.normalize(embedded.mean(1), dim=-1)
         if path:
-            write_state_dict(path, {"weights": weights})
+            cut = torch.tensor(list(shortened.items()), dtype=torch.int64).reshape(-1, 2)
+            write_state_dict(path, {"weights": weights} | ({"shortened": cut} if shortened else {}))
+    _warn_of_shortened(
+        clip,
+        [
+            f"class {class_names[i // len(prompts.templates)]!r} in "
+            f"{prompts.templates[i % len(prompts.templates)]!r} ({num_tokens} tokens)"
+            for i, num_tokens in shortened.items()
+        ],
+    )
     if len(_cache) >= 64:
         _cache.pop(next(iter(_cache)))
     _cache[key] = weights

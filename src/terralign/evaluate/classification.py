@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -97,6 +98,7 @@ def evaluate_zero_shot(
     chosen = choose_prompts(samples, prompts)
     weights = space.zero_shot_weights(names, chosen)
     embedded = embed(route) if embed is not None else embed_samples(space, samples, route)
+    result = score_classes(embedded.vectors, weights, labels)
     return Evaluation(
         task="multi-label" if labels.multi_label else "zero-shot",
         dataset=samples.name,
@@ -106,5 +108,6 @@ def evaluate_zero_shot(
         note=route.note,
         prompts={**chosen.describe(), "class_list": labels.class_list},
         class_names=names,
-        result=score_classes(embedded, weights, labels),
+        result=replace(result, notes=(*result.notes, *embedded.notes)),
+        valid_share=embedded.valid_share,
     )

@@ -14,6 +14,8 @@ from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError
+from terralign.preprocess import InputSpec
+from terralign.preprocess.spec import layout_composite, valid_shares
 from terralign.progress import Progress
 
 
@@ -26,8 +28,28 @@ class Route:
     note: str
 
 
-Embed = Callable[[Route], Tensor]
-"""How to get the vectors (N, D) of a route: computed, or kept from before."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedded:
+    """Vectors (N, D) of a route, and how much of the pixels they rest on was valid.
+
+    `valid_share`: mean share (0-1) of valid numbers; `num_empty`: samples without any.
+    """
+
+    vectors: Tensor
+    valid_share: float = 1.0
+    num_empty: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know of no-data; empty where all is valid."""
+        if self.valid_share == 1:
+            return []
+        empty = f", {self.num_empty} samples have none" if self.num_empty else ""
+        return [f"{100 * self.valid_share:.2f} % of the numbers are valid{empty}"]
+
+
+Embed = Callable[[Route], Embedded]
+"""How to get the vectors of a route: computed, or kept from before."""
 
 
 def optical_layout(samples: SampleSet) -> PixelLayout:
@@ -109,7 +131,7 @@ def _rgb_route(samples: SampleSet) -> Route:
 
 def embed_samples(
     space: EmbeddingSpace, samples: SampleSet, route: Route, *, batch_size: int = 128
-) -> Tensor:
+) -> Embedded:
     """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU."""
     starts = range(0, len(samples), batch_size)
     sensor = route.layout.sensor.name
@@ -119,9 +141,28 @@ def embed_samples(
         return torch.from_numpy(samples.read(indices)[sensor])
 
     label = f"embed {samples.name} {samples.split} with {route.tower}"
-    rows = []
+    seen = bands_seen(space.input_spec(route.tower), route)
+    rows, shares = [], []
     with Progress(label, total=len(samples), unit="sample") as progress:
         for pixels in read_ahead(read, starts):
             rows.append(space.encode_layout(pixels, route.layout, tower=route.tower))
+            shares.append(valid_shares(pixels, route.layout, seen))
             progress.advance(len(pixels))
-    return torch.cat(rows) if rows else torch.zeros(0, space.dim)
+    if not rows:
+        return Embedded(vectors=torch.zeros(0, space.dim))
+    return gather_embedded(rows, shares)
+
+
+def bands_seen(spec: InputSpec, route: Route) -> tuple[str, ...]:
+    """The bands of the route's pixels that its tower looks at; `spec`: of that tower."""
+    return layout_composite(route.layout).bands if route.tower == RGB else spec.bands
+
+
+def gather_embedded(vectors: Sequence[Tensor], shares: Sequence[Tensor]) -> Embedded:
+    """Batches of vectors (B, D) and of shares of valid numbers (B,) as one."""
+    share = torch.cat(list(shares)).double()
+    return Embedded(
+        vectors=torch.cat(list(vectors)),
+        valid_share=float(share.mean()),
+        num_empty=int((share == 0).sum()),
+    )

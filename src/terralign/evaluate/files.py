@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,22 +10,28 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from terralign.chips import Chip
-from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.picture_size import picture_size
+from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError
+from terralign.errors import DataError, SensorError
+from terralign.preprocess.spec import layout_composite, valid_shares
+from terralign.scenes.pictures import resize_rgb
 from terralign.scenes.read import read_chip
-from terralign.sensors import Sensor
+from terralign.sensors import SENSORS, Sensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileClass:
-    """One file: class name -> probability (they sum to 1), the tower and the prompt set's name."""
+    """One file: class name -> probability (they sum to 1), the tower and the prompt set's name.
+
+    `valid_share`: share (0-1) of the numbers in the bands that the tower saw that are valid.
+    """
 
     file: Path
     tower: str
     prompts: str
     probabilities: dict[str, float]
+    valid_share: float = 1.0
 
     @property
     def label(self) -> str:
@@ -41,12 +47,41 @@ class FileClass:
             "probabilities": self.probabilities,
             "tower": self.tower,
             "prompts": self.prompts,
+            "valid_share": self.valid_share,
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileFault:
+    """One file that could not be classified; `error` is one line that names it and says why."""
+
+    file: Path
+    error: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"file": str(self.file), "error": self.error}
+
+
 def classify_files(
+    space: EmbeddingSpace, files: Sequence[Path | str], labels: Sequence[str], **reading: Any
+) -> list[FileClass | FileFault]:
+    """Classify every file by `labels`; one that cannot be read is a `FileFault` in its place.
+
+    `reading`: the keywords of `classify_each`. Raises `DataError` where no file at all can be read,
+    naming the first, so that a single file is classified or raises.
+    """
+    found = list(classify_each(space, files, labels, **reading))
+    faults = [one for one in found if isinstance(one, FileFault)]
+    if faults and len(faults) == len(found):
+        others = f" (and {len(faults) - 1} more files failed)" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0].error}{others}")
+    return found
+
+
+def classify_each(
     space: EmbeddingSpace,
-    files: Sequence[Path],
+    files: Iterable[Path | str],
     labels: Sequence[str],
     *,
     sensor: Sensor | None = None,
@@ -56,42 +91,62 @@ def classify_files(
     composite: str | None = None,
     tower: str | None = None,
     prompts: PromptSet | str | None = None,
-) -> list[FileClass]:
-    """Classify every file by `labels`; all files are read as the keywords say (see `read_chip`).
+) -> Iterator[FileClass | FileFault]:
+    """Classify files one after another; all are read as the keywords say (see `read_chip`).
 
-    Raises `DataError` or `SensorError` naming the file that cannot be read.
+    Pictures are resized as those of data sets are (see `decode_rgb`). Raises what is wrong with
+    labels, tower or prompts before the first file is read; what is wrong with a file is yielded.
     """
-    twice = {label for label in labels if list(labels).count(label) > 1}
-    if twice:
-        raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
+    _check_labels(labels)
+    if tower is not None:
+        space.input_spec(tower)
     chosen = space.choose_prompts(prompts)
     weights = space.zero_shot_weights(labels, chosen)
-    found = []
-    for path in files:
+
+    def classify(path: Path) -> FileClass:
         chip = read_chip(path, sensor=sensor, bands=bands, dn_offset=dn_offset, units=units)
         layout = chip.layout
         if composite is not None:
             layout = replace(layout, composite=layout.sensor.composite(composite))
         name = tower or space.tower_for(layout)
-        embedded = space.encode_layout(_pixels(chip), layout, tower=name)
+        if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            size = picture_size(space.input_spec(name))
+            pixels = torch.from_numpy(resize_rgb(chip.pixels, size))[None]
+        else:
+            pixels = torch.from_numpy(chip.pixels)[None]
+        seen = space.input_spec(name).bands if name != RGB else layout_composite(layout).bands
+        share = float(valid_shares(pixels, layout, seen)[0])
+        if share == 0:
+            raise DataError(f"{path} has no valid pixel: there is nothing to classify")
+        embedded = space.encode_layout(pixels, layout, tower=name)
         cosines = F.normalize(embedded, dim=-1) @ weights.T
         chances = (space.clip.logit_scale * cosines).softmax(-1)[0].tolist()
-        found.append(
-            FileClass(
-                file=path,
-                tower=name,
-                prompts=chosen.name,
-                probabilities=dict(zip(labels, chances, strict=True)),
-            )
+        return FileClass(
+            file=path,
+            tower=name,
+            prompts=chosen.name,
+            valid_share=share,
+            probabilities=dict(zip(labels, chances, strict=True)),
         )
-    return found
+
+    return (_tried(classify, Path(file)) for file in files)
 
 
-def _pixels(chip: Chip) -> torch.Tensor:
-    """(1, C, H, W), invalid pixels set to what masks them: the no-data DN, or NaN."""
-    pixels = torch.from_numpy(chip.pixels)[None]
-    valid = torch.from_numpy(chip.valid)[None]
-    if valid.all():
-        return pixels
-    nodata = chip.sensor.nodata if chip.layout.units == "dn" else None
-    return torch.where(valid, pixels.to(torch.float32), torch.nan if nodata is None else nodata)
+def _tried(classify: Callable[[Path], FileClass], path: Path) -> FileClass | FileFault:
+    try:
+        return classify(path)
+    except (DataError, SensorError) as error:
+        text = str(error)
+    except OSError as error:
+        text = error.strerror or str(error)
+    return FileFault(file=path, error=text if str(path) in text else f"{path}: {text}")
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if isinstance(labels, str):
+        raise DataError(f"labels is one text, {labels!r}; give a list of class names")
+    twice = {label for label in labels if list(labels).count(label) > 1}
+    if twice:
+        raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
+    if len(labels) < 2:
+        raise DataError(f"{len(labels)} label is given; a file is classified by two or more")

@@ -26,6 +26,8 @@ class Evaluation:
     prompts: dict[str, Any] | None
     class_names: tuple[str, ...] | None
     result: MetricResult
+    valid_share: float = 1.0
+    """Share (0-1) of the numbers that were valid, of two sides the smaller one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `terralign evaluate --json` prints them."""
@@ -48,6 +50,7 @@ class Evaluation:
             "how": self.note,
             "prompts": self.prompts,
             "num_samples": max(metric.num_samples for metric in metrics),
+            "valid_share": self.valid_share,
             "metrics": {metric.name: metric.value for metric in metrics},
             "intervals": {metric.name: [metric.low, metric.high] for metric in metrics},
             "chance": {metric.name: metric.chance for metric in metrics},
@@ -75,6 +78,7 @@ class Evaluation:
                 "high": metric.high,
                 "num_samples": metric.num_samples,
                 "chance": metric.chance,
+                "valid_share": self.valid_share,
             }
             for metric in self.result.metrics
         ]

@@ -60,6 +60,7 @@ def evaluate_retrieval(
     chosen = choose_prompts(samples, prompts) if of_names else None
     sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
     result = _rank(samples, *sides)
+    notes = dict.fromkeys(note for side in sides for note in side.no_data)
     return Evaluation(
         task="retrieval",
         dataset=samples.name,
@@ -69,7 +70,8 @@ def evaluate_retrieval(
         note=f"{sides[0].note} finds {sides[1].note}",
         prompts=chosen.describe() if chosen is not None else None,
         class_names=None,
-        result=result,
+        result=replace(result, notes=(*result.notes, *notes)),
+        valid_share=min(side.valid_share for side in sides),
     )
 
 
@@ -90,11 +92,14 @@ class _Side:
         embed: Embed,
     ) -> None:
         self.captions: Captions | None = None
+        self.valid_share, self.no_data = 1.0, list[str]()
         self.owners: NDArray[np.int64] | None = np.arange(len(samples), dtype=np.int64)
         if name != TEXT:
             route = choose_route(space, samples, name)
             self.name, self.note = route.tower, route.note
-            self.vectors: NDArray[Any] = embed(route).numpy()
+            embedded = embed(route)
+            self.vectors: NDArray[Any] = embedded.vectors.numpy()
+            self.valid_share, self.no_data = embedded.valid_share, embedded.notes
             return
         self.name = TEXT
         if samples.captions is not None:

@@ -2,7 +2,7 @@
 
 A row is one figure: `model`, `tower` (for retrieval `query_tower` and `gallery_tower`), `role`,
 `dataset`, `split`, `task`, `metric`, `value`, `low`, `high`, `num_samples`, `chance`; values are
-fractions of 1 and are shown in per cent.
+fractions of 1 and are shown in per cent. A row may have a `note` on what a reader has to know.
 """
 
 from __future__ import annotations
@@ -132,8 +132,20 @@ def format_table(rows: Sequence[Row]) -> str:
             out.append(f"{line.role}: {line.dataset}/{line.split}, {line.task}")
         tower = _clip("  " + line.tower, width)
         out.append(f"{tower:{width}} {body}")
+    out += row_notes(rows)
     out.append("Per cent; ± is the larger side of the 95 % bootstrap interval; n: samples.")
     return "\n".join(out) + "\n"
+
+
+def row_notes(rows: Sequence[Row]) -> list[str]:
+    """The notes of rows, each with what it is about, once."""
+    return list(
+        dict.fromkeys(
+            f"{row['model']}, {tower_label(row)}: {row['dataset']}/{row['split']}: {row['note']}."
+            for row in rows
+            if row.get("note")
+        )
+    )
 
 
 def _check_row(row: Row) -> None:

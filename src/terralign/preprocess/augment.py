@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from terralign.preprocess.holes import resample, without_holes
 from terralign.preprocess.parts import HEAP_BYTES, new_pixels, parts_of
 from terralign.scatter import GOLDEN, scatter, unit_interval
 
@@ -70,7 +71,8 @@ class Spectral(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     band_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a band is zero after scaling; at least one band stays."""
+    """Probability that a band is as if missing, zero where it enters the network; at least one
+    band stays."""
     gain: float = Field(default=0.0, ge=0, lt=1)
     """Each band is multiplied by a factor in [1 - g, 1 + g]."""
 
@@ -134,6 +136,7 @@ def draw_views(spec: ViewSpec, *, seed: int, view: int, indices: NDArray[np.int6
 def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     """(B, C, H, W) -> the views (B, C, size, size), for one sensor of the samples.
 
+    NaN are pixels without data, and stay so.
     Without crops flips and turns are exact (no pixel is interpolated beyond the resize to `size`).
     With crops, samples that are too fine for the smallest crop are first resized with antialiasing.
     """
@@ -156,15 +159,22 @@ def _crop(pixels: Tensor, theta: Tensor, enough: int, size: int) -> Tensor:
     """Resample by the maps `theta`, from at most `enough` pixels a side, to `size`."""
     if max(pixels.shape[-2:]) > enough:
         pixels = _resize_square(pixels, enough)
-    grid = F.affine_grid(theta, [*pixels.shape[:2], size, size], align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+    def sample(part: Tensor, rows: Tensor | slice) -> Tensor:
+        grid = F.affine_grid(theta[rows], [*part.shape[:2], size, size], align_corners=False)
+        return F.grid_sample(part, grid, padding_mode="border", align_corners=False)
+
+    return resample(pixels, sample)
 
 
 def _resize_square(pixels: Tensor, size: int) -> Tensor:
     if pixels.shape[-2:] == (size, size):
         return pixels
-    return F.interpolate(
-        pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+    return resample(
+        pixels,
+        lambda part, _: F.interpolate(
+            part, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        ),
     )
 
 
@@ -200,7 +210,11 @@ def _affine(views: Views) -> Tensor:
 def augment_photometric(
     pictures: Tensor, spec: Photometric, *, seed: int, view: int, indices: NDArray[np.int64]
 ) -> Tensor:
-    """Jitter, grey and blur of RGB pictures (B, 3, H, W) in 0-1; each sample has its own draw."""
+    """Jitter, grey and blur of RGB pictures (B, 3, H, W) in 0-1; each sample has its own draw.
+
+    NaN are pixels without data, and stay so.
+    """
+    pictures, holes = without_holes(pictures)
     draws = torch.from_numpy(uniform(seed, _PHOTOMETRIC, view, indices, 7)).to(pictures)
     factors = 1 + spec.jitter * (2 * draws[:, :3] - 1)
     keep = draws[:, 3] >= spec.jitter_probability
@@ -217,7 +231,7 @@ def augment_photometric(
     if len(chosen):
         pictures = pictures.clone()
         pictures[chosen] = _blur(pictures[chosen], draws[chosen, 6])
-    return pictures
+    return pictures if holes is None else pictures.masked_fill(holes, torch.nan)
 
 
 def _grey(pictures: Tensor) -> Tensor:
@@ -255,5 +269,6 @@ def augment_spectral(
         chance = draws[:, num_bands:]
         keep = chance >= spec.band_dropout
         keep |= chance == chance.max(1, keepdims=True)
-        scaled = scaled * torch.from_numpy(keep).to(scaled)[:, :, None, None]
+        dropped = torch.from_numpy(~keep).to(scaled.device)
+        scaled = scaled.masked_fill(dropped[:, :, None, None], torch.nan)
     return scaled

@@ -2,8 +2,9 @@
 
 Letters: B batch, C channels, H W pixels. The way of a batch: raw numbers -> `to_physical` ->
 `scale_bands` (or `scale_composite` for an RGB tower), both to 0-1 -> geometry -> `make_ready`
-(clip and normalise). Everything is float32; autocast belongs inside the tower, since casting
-inputs to bfloat16 first loses up to 20 DN.
+(clip and normalise). What has no data, and a band that is declared to be missing, is NaN from
+scaling on and exactly zero once it is ready (see `holes`). Everything is float32; autocast belongs
+inside the tower, since casting inputs to bfloat16 first loses up to 20 DN.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError
+from terralign.preprocess.holes import resample
 from terralign.preprocess.parts import new_pixels, parts_of
-from terralign.sensors import SENSORS
+from terralign.sensors import SENSORS, Composite
 
 RGB_BANDS = SENSORS["rgb"].band_names
 
@@ -46,7 +48,8 @@ class InputSpec(BaseModel):
     size: int = Field(gt=0, le=4096)
     """Height and width in pixels."""
     missing: Literal["error", "zero"] = "error"
-    """A band that the pixels lack: an error, or 0 after scaling (the paper's B10 of L2A)."""
+    """A band that the pixels lack: an error, or zero where it enters the network (the paper's B10
+    of L2A)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How pixels of another size are resized (antialiased)."""
     resize_mode: Literal["shortest", "squash"] = "shortest"
@@ -94,7 +97,7 @@ def rgb_spec(
 def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
     """Raw numbers (B, C, H, W) -> physical float32 in `layout.sensor.unit`, and `valid`.
 
-    `valid` is True where a pixel may be used: DN 0 of optical products and non-finite values are
+    `valid` is True where a pixel may be used: the sensor's no-data DN and non-finite numbers are
     masked before the offset is added, and take the sensor's `fill`.
     """
     check_channels(pixels, layout)
@@ -102,13 +105,14 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
     invalid = _make_physical(numbers, pixels.dtype, layout)
     if invalid is None:
         return numbers, torch.ones_like(numbers, dtype=torch.bool)
+    numbers.masked_fill_(invalid, layout.sensor.fill)
     return numbers, invalid.logical_not_()
 
 
 def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) -> Tensor | None:
     """Turn raw float32 `numbers`, once of dtype `source`, into physical ones, in place.
 
-    Returns the mask that is True where a number must not be used, None where all may.
+    Numbers without data become NaN. Returns the mask that is True there, None where there are none.
     """
     sensor = layout.sensor
     invalid = torch.isfinite(numbers).logical_not_() if source.is_floating_point else None
@@ -116,10 +120,31 @@ def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) ->
         if sensor.nodata is not None:
             empty = numbers == sensor.nodata
             invalid = empty if invalid is None else invalid.logical_or_(empty)
-        numbers.add_(layout.dn_offset).mul_(sensor.dn_scale).add_(sensor.add)
+        numbers.add_(layout.dn_offset).mul_(layout.dn_scale).add_(layout.add)
     if invalid is not None:
-        numbers.masked_fill_(invalid, sensor.fill)
+        numbers.masked_fill_(invalid, torch.nan)
     return invalid
+
+
+def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> Tensor:
+    """(B,) float32: the share of valid numbers in these bands of raw pixels (B, C, H, W).
+
+    Names that the layout lacks are passed over.
+    """
+    present = [name for name in names if name in layout.bands]
+    shares = torch.ones(len(pixels))
+    for rows in parts_of(len(pixels), pixels.shape[1:]):
+        part, taken = select_bands(pixels[rows], layout, present)
+        if part.is_floating_point():
+            valid = torch.isfinite(part)
+        elif taken.units == "dn" and taken.sensor.nodata is not None:
+            valid = torch.ones_like(part, dtype=torch.bool)
+        else:
+            continue
+        if taken.units == "dn" and taken.sensor.nodata is not None:
+            valid &= part != taken.sensor.nodata
+        shares[rows] = valid.flatten(1).float().mean(1).cpu()
+    return shares
 
 
 def select_bands(
@@ -145,13 +170,19 @@ def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
         )
 
 
+def layout_composite(layout: PixelLayout) -> Composite:
+    """The layout's RGB recipe, else its sensor's first; `SensorError` where there is none."""
+    return layout.composite or layout.sensor.composite()
+
+
 def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
     """Raw numbers (B, C, H, W) -> the RGB picture (B, 3, H, W) float32 in 0-1.
 
-    By the layout's composite, else by its sensor's first. `SensorError` where the sensor makes no
-    RGB or the layout lacks a band of it.
+    By the layout's composite, else by its sensor's first. A pixel that lacks data in one of the
+    three bands is NaN in all of them. `SensorError` where the sensor makes no RGB or the layout
+    lacks a band of it.
     """
-    composite = layout.composite or layout.sensor.composite()
+    composite = layout_composite(layout)
     missing = [name for name in composite.bands if name not in layout.bands]
     if missing:
         raise SensorError(
@@ -163,16 +194,19 @@ def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
     for rows in parts_of(len(picture), picture.shape[1:]):
         part, taken = select_bands(pixels[rows], layout, composite.bands)
         numbers = picture[rows].copy_(part)
-        _make_physical(numbers, pixels.dtype, taken)
+        invalid = _make_physical(numbers, pixels.dtype, taken)
         numbers.div_(composite.stretch).clamp_(0, 1)
+        if invalid is not None:
+            numbers.masked_fill_(invalid.any(1, keepdim=True), torch.nan)
     return picture
 
 
 def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
     """Raw numbers (B, C, H, W) -> the tower's bands (B, len(spec.bands), H, W), scaled to 0-1.
 
-    Bands are matched by name. `SensorError` for a sensor the tower does not take and for a band
-    that is missing, unless the tower declares `missing = "zero"`.
+    Bands are matched by name; numbers without data are NaN. `SensorError` for a sensor the tower
+    does not take and for a band that is missing, unless the tower declares `missing = "zero"`: the
+    band is NaN throughout then.
     """
     sensor = layout.sensor.name
     if sensor not in spec.sensors:
@@ -205,13 +239,16 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
         _make_physical(numbers, pixels.dtype, taken)
         numbers.sub_(low).div_(span).clamp_(0, 1)
         if absent:
-            scaled[rows] = 0
+            scaled[rows] = torch.nan
             scaled[rows, channels] = numbers
     return scaled
 
 
 def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
-    """(B, C, H, W) -> (B, C, size, size), antialiased; the same tensor where the size is right."""
+    """(B, C, H, W) -> (B, C, size, size), antialiased; the same tensor where the size is right.
+
+    NaN are no data, which no pixel beside them is blended with.
+    """
     height, width = pixels.shape[-2:]
     if height == width == spec.size:
         return pixels
@@ -220,8 +257,11 @@ def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
     else:
         shortest = min(height, width)
         target = (spec.size * height // shortest, spec.size * width // shortest)
-    resized = F.interpolate(
-        pixels, size=target, mode=spec.interpolation, antialias=True, align_corners=False
+    resized = resample(
+        pixels,
+        lambda part, _: F.interpolate(
+            part, size=target, mode=spec.interpolation, antialias=True, align_corners=False
+        ),
     )
     top = round((target[0] - spec.size) / 2)
     left = round((target[1] - spec.size) / 2)
@@ -229,10 +269,13 @@ def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
 
 
 def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
-    """Scaled pixels (B, C, size, size) -> clipped to 0-1 and normalised, ready for the tower."""
+    """Scaled pixels (B, C, size, size) -> clipped to 0-1 and normalised, ready for the tower.
+
+    NaN, pixels without data and missing bands, become zero.
+    """
     mean = scaled.new_tensor(spec.mean)[:, None, None]
     std = scaled.new_tensor(spec.std)[:, None, None]
     ready = new_pixels(scaled.shape, scaled)
     for rows in parts_of(len(scaled), scaled.shape[1:]):
-        ready[rows] = scaled[rows].clamp(0, 1).sub_(mean).div_(std)
+        ready[rows] = scaled[rows].clamp(0, 1).sub_(mean).div_(std).nan_to_num_(nan=0.0)
     return ready

@@ -1,23 +1,41 @@
-"""Pictures in files, JPEG, PNG and 8-bit TIFF, decoded by Pillow as CLIP's evaluation does it."""
+"""Pictures in files of 8 bits per channel, decoded by Pillow as CLIP's evaluation does it.
+
+Numbers are whole, uint8, where every pixel may be used. Where a picture has pixels without data
+(alpha 0, a TIFF's own no-data number or mask, a `.msk` file beside it), its numbers are float32,
+0-255, with NaN there.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from terralign.errors import DataError, first_line
+from terralign.scenes.geotiff import read_mask, read_mask_file, require_file
 
 MAX_IMAGE_PIXELS = 89_478_485
 """A picture with more pixels is refused before it is decoded: the limit at which Pillow warns."""
 
-IMAGE_FORMATS = ("JPEG", "PNG", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+"""The formats that are read, as Pillow calls them."""
+
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif"),
+)
+"""The endings that files of these formats have, in lower case."""
+
+_READ = "JPEG, PNG, TIFF, WebP, BMP or GIF"
 _CONVERTIBLE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _IMAGE_FAULTS = (
     OSError,
@@ -29,54 +47,170 @@ _IMAGE_FAULTS = (
     Image.DecompressionBombWarning,
 )
 
+Picture = NDArray[np.uint8] | NDArray[np.float32]
+"""(3, H, W): uint8, or float32 0-255 with NaN where there is no data."""
 
-def decode_rgb(path: Path, size: int | None = None) -> NDArray[np.uint8]:
-    """Decode a JPEG, PNG or 8-bit TIFF to (3, H, W) uint8; (3, size, size) where `size` is given.
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-    Resizing is CLIP's own evaluation transform: the shorter side to `size` with Pillow's bicubic
-    filter, then the centre crop. An image whose shorter side is `size` already is only cropped.
-    Raises `DataError` naming a file that is missing, damaged, too large or no image.
+
+@dataclass(frozen=True, slots=True)
+class PictureSize:
+    """The square that pictures are brought to, and how, as open_clip's own transform does it.
+
+    `side`: height and width in pixels. `mode`: "shortest" (the shorter side to `side`, then the
+    centre crop) or "squash" (both sides to `side`). `interpolation`: Pillow's filter.
     """
-    require_file(path)
-    with _open_picture(path, str(path)) as image:
-        return _decode(image, str(path), size)
+
+    side: int
+    mode: Literal["shortest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise DataError(f"size is {self.side}; expected the side of an image in pixels")
+
+    def describe(self) -> int | str:
+        """A plain value that `as_picture_size` reads back: 224, or "224-squash-bilinear"."""
+        if (self.mode, self.interpolation) == ("shortest", "bicubic"):
+            return self.side
+        return f"{self.side}-{self.mode}-{self.interpolation}"
 
 
-def decode_rgb_bytes(content: bytes, what: str, size: int | None = None) -> NDArray[np.uint8]:
+Size = PictureSize | int | str
+"""A picture size: whole, as the side alone (CLIP's transform), or as `PictureSize.describe` gives
+it."""
+
+
+def as_picture_size(size: Size) -> PictureSize:
+    """The picture size that a side or a description means; `DataError` for any other text."""
+    if isinstance(size, PictureSize):
+        return size
+    if isinstance(size, int):
+        return PictureSize(size)
+    found = re.fullmatch(r"(\d+)(?:-(shortest|squash))?(?:-(bicubic|bilinear))?", size.strip())
+    if found is None:
+        raise DataError(
+            f"picture size {size!r} is not understood; expected the side in pixels, with the "
+            "resize mode and interpolation where they are not CLIP's, as in 224, 224-squash or "
+            "224-squash-bilinear"
+        )
+    mode: Any = found[2] or "shortest"
+    interpolation: Any = found[3] or "bicubic"
+    return PictureSize(int(found[1]), mode, interpolation)
+
+
+def describe_size(size: Size | None) -> int | str | None:
+    """A size as a plain value, the same for all that mean the same; None for None."""
+    return None if size is None else as_picture_size(size).describe()
+
+
+def decode_rgb(path: Path, size: Size | None = None) -> Picture:
+    """Decode a picture to (3, H, W); to (3, side, side) where `size` is given.
+
+    Resizing is open_clip's own evaluation transform (see `PictureSize`), on the pixels that have
+    data alone: a pixel that is resized from more pixels without data than with is NaN. An image
+    of the right size already is only cropped. An orientation stored in EXIF is not applied, as
+    CLIP's evaluation does not apply it. Raises `DataError` naming a file that is missing, damaged,
+    too large, an animation, of several pages, of more than 8 bits per channel or no image.
+    """
+    return _joined(*_decode_file(path, size))
+
+
+def decode_rgb_bytes(content: bytes, what: str, size: Size | None = None) -> Picture:
     """`decode_rgb` of a file's bytes; errors call it `what`."""
-    with _open_picture(io.BytesIO(content), what) as image:
-        return _decode(image, what, size)
+    with _open_picture(io.BytesIO(content), what) as (image, has_mask):
+        return _joined(*_decode(image, what, size, content if has_mask else None))
 
 
-def resize_rgb(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Decoded pixels (3, H, W) uint8 as `decode_rgb` would have given them at `size`."""
-    picture = _resize_and_crop(Image.fromarray(pixels.transpose(1, 2, 0)), size)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+def decode_with_mask(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Pixels (3, H, W) uint8 and `valid` (H, W) bool, True where a pixel has data."""
+    picture, valid = _decode_file(path, None)
+    pixels = _channels_first(picture)
+    return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
 
 
-def _decode(image: Image.Image, what: str, size: int | None) -> NDArray[np.uint8]:
-    try:
-        picture = _to_rgb(image, what)
-        if size is not None:
-            picture = _resize_and_crop(picture, size)
-    except _IMAGE_FAULTS as error:
-        raise DataError(f"{what} is damaged: {first_line(error)}") from error
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
+    """Decoded pixels (3, H, W) as `decode_rgb` would have given them at `size`.
+
+    uint8, or floating point 0-255 with NaN where there is no data.
+    """
+    valid = None
+    if np.issubdtype(pixels.dtype, np.floating):
+        valid = np.isfinite(pixels).all(0)
+        pixels = np.rint(np.where(valid, pixels, 0).clip(0, 255)).astype(np.uint8)
+    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    chosen = as_picture_size(size)
+    return _joined(*_resize(picture, None if valid is None or valid.all() else valid, chosen))
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
     """(height, width) of a picture, from its header."""
     require_file(path)
-    with _open_picture(path, str(path)) as image:
+    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, _):
         return (image.height, image.width)
 
 
+# What a file is
+
+_SIGNATURES = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"(II[*+]\0|MM\0[*+])", "TIFF"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"BM", "BMP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG 2000"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb"....ftypavif", "AVIF"),
+    (rb"....ftyp(hei[cfmsx]|hev|mif1)", "HEIF"),
+    (rb"\x89HDF\r\n\x1a\n", "HDF5 or netCDF-4"),
+    (rb"CDF[\x01\x02\x05]", "netCDF"),
+    (rb"\x93NUMPY", "NumPy"),
+    (rb"NITF|NSIF", "NITF"),
+    (rb"PK\x03\x04", "ZIP"),
+    (rb"\x1f\x8b", "gzip"),
+    (rb"%PDF", "PDF"),
+    (rb"P[1-7]\s", "PNM"),
+)
+_PATTERNS = tuple((re.compile(pattern, re.DOTALL), name) for pattern, name in _SIGNATURES)
+
+HEAD_BYTES = 32
+"""How much of a file `format_of` wants to see."""
+
+
+def format_of(head: bytes) -> str | None:
+    """A file's format by its first bytes, one of `IMAGE_FORMATS` or another; None if unknown."""
+    return next((name for pattern, name in _PATTERNS if pattern.match(head)), None)
+
+
+def no_picture(head: bytes, *, read: str = _READ) -> str:
+    """Why a file with these first bytes is no picture, as the end of a sentence."""
+    known = format_of(head)
+    if not head:
+        return f"is empty, not an image; expected {read}"
+    if known is None:
+        return f"is not an image: it is no {read}"
+    return f"is a {known} file, which is not read; convert it to {read}"
+
+
 @contextmanager
-def _open_picture(source: Path | io.BytesIO, what: str) -> Iterator[Image.Image]:
+def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, bool]]:
+    """The picture, not yet decoded, and whether it is a TIFF with a mask or no-data number."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    kind = format_of(head)
+    if kind == "PNG" and len(head) > 24 and head[24] > 8:
+        raise DataError(_too_deep(what, f"{head[24]} bits per channel"))
+    has_mask = kind == "TIFF" and _check_tiff(file, head, what)
     try:
-        image = Image.open(source, formats=IMAGE_FORMATS)
+        image = Image.open(file, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
-        raise DataError(f"{what} is not an image: it is no JPEG, PNG or TIFF") from error
+        if kind in IMAGE_FORMATS:
+            raise DataError(
+                f"{what} is a {kind} file that is damaged or of a kind that is not read; save it "
+                "as an 8-bit RGB picture"
+            ) from error
+        raise DataError(f"{what} {no_picture(head)}") from error
     except _IMAGE_FAULTS as error:
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image:
@@ -85,33 +219,172 @@ def _open_picture(source: Path | io.BytesIO, what: str) -> Iterator[Image.Image]
                 f"{what} has {image.width}x{image.height} pixels, more than the limit of "
                 f"{MAX_IMAGE_PIXELS}; cut it into smaller images"
             )
-        yield image
+        if image.mode not in _CONVERTIBLE_MODES:
+            raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
+        if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
+            raise DataError(f"{what} is an animation; save one of its pictures as PNG")
+        yield image, has_mask
 
 
-def _to_rgb(image: Image.Image, what: str) -> Image.Image:
-    if image.mode not in _CONVERTIBLE_MODES:
+def _too_deep(what: str, found: str) -> str:
+    return (
+        f"{what} has {found}, pictures of sensor 'rgb' have 8 bits per channel; declare the sensor "
+        "of its bands (of a GeoTIFF), or convert it to an 8-bit RGB picture"
+    )
+
+
+_BITS, _EXTRA, _FORMAT, _SUBFILE, _NODATA = 258, 338, 339, 254, 42113
+"""TIFF tags: bits per sample, what further samples are, the kind of numbers, what a page is, and
+GDAL's no-data number."""
+_KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+_REDUCED, _MASK = 1, 4
+"""Bits of what a page is: an overview, and a mask, of the page before it."""
+_MAX_PAGES = 10_000
+
+
+def _check_tiff(file: IO[bytes], head: bytes, what: str) -> bool:
+    """Refuse a TIFF that is no 8-bit picture for what it is: Pillow drops bits and channels.
+
+    True where it has a mask or a no-data number.
+    """
+    try:
+        pages = _tiff_pages(file, head)
+    except _IMAGE_FAULTS as error:
+        raise DataError(f"{what} is damaged: {first_line(error)}") from error
+    finally:
+        file.seek(0)
+    bits = _many(pages[0].get(_BITS, 1))
+    kind = _KINDS.get(max(_many(pages[0].get(_FORMAT, 1))))
+    if max(bits) > 8 or kind:
+        number = " and ".join(str(one) for one in sorted(set(bits)))
+        described = f"{number} bits per channel" + (f", {kind}" if kind else "")
+        raise DataError(_too_deep(what, described))
+    if 0 in _many(pages[0].get(_EXTRA, ())):
         raise DataError(
-            f"{what} has pixels of mode {image.mode}, not 8 bits per channel; "
-            "save it as an 8-bit RGB image"
+            f"{what} has {len(bits)} channels, some of which are neither colour nor alpha; declare "
+            "the sensor of its bands, or save its three colours alone"
         )
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    whole = [page for page in pages if not page.get(_SUBFILE, 0) & (_REDUCED | _MASK)]
+    if len(whole) > 1:
+        raise DataError(f"{what} has {len(whole)} pages; save one picture per file")
+    return _NODATA in pages[0] or any(page.get(_SUBFILE, 0) & _MASK for page in pages)
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def _tiff_pages(file: IO[bytes], head: bytes) -> list[dict[int, Any]]:
+    """The tags named above, page by page."""
+    directory = ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
+    pages: list[dict[int, Any]] = []
+    seen: set[int] = set()
+    while directory.next and directory.next not in seen and len(pages) < _MAX_PAGES:
+        seen.add(directory.next)
+        file.seek(directory.next)
+        directory.load(file)
+        tags = (_BITS, _EXTRA, _FORMAT, _SUBFILE, _NODATA)
+        pages.append({tag: directory[tag] for tag in tags if tag in directory})
+    if not pages:
+        raise SyntaxError("it has no page")
+    return pages
+
+
+def _many(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple) else (value,)
+
+
+# Decoding
+
+_Mask = NDArray[np.bool_] | None
+"""(H, W), True where a pixel has data; None where all have."""
+
+
+def _decode_file(path: Path, size: Size | None) -> tuple[Image.Image, _Mask]:
+    require_file(path)
+    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, has_mask):
+        return _decode(image, str(path), size, path if has_mask else None, path)
+
+
+def _decode(
+    image: Image.Image,
+    what: str,
+    size: Size | None,
+    masked: Path | bytes | None,
+    path: Path | None = None,
+) -> tuple[Image.Image, _Mask]:
+    """`masked`: a TIFF with a mask of its own; `path`: beside which a mask may be (`.msk`)."""
+    try:
+        picture, valid = _to_rgb(image)
+        mask = _mask_of(masked, path, what)
+        if mask is not None:
+            if mask.shape != (image.height, image.width):
+                raise ValueError(f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels")
+            valid = mask if valid is None else valid & mask
+        if valid is not None and valid.all():
+            valid = None
+        if size is not None:
+            picture, valid = _resize(picture, valid, as_picture_size(size))
+    except _IMAGE_FAULTS as error:
+        raise DataError(f"{what} is damaged: {first_line(error)}") from error
+    return picture, valid
+
+
+def _mask_of(masked: Path | bytes | None, path: Path | None, what: str) -> _Mask:
+    if masked is not None:
+        return read_mask(masked, what)
+    beside = None if path is None else path.with_name(f"{path.name}.msk")
+    return None if beside is None or not beside.is_file() else read_mask_file(beside)
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, _Mask]:
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    rgba = image.convert("RGBA")
+    return rgba.convert("RGB"), np.asarray(rgba.getchannel("A")) > 0
+
+
+def _resize(image: Image.Image, valid: _Mask, size: PictureSize) -> tuple[Image.Image, _Mask]:
     width, height = image.size
-    short = min(width, height)
-    if short != size:
-        width, height = int(size * width / short), int(size * height / short)
+    side = size.side
+    if size.mode == "squash":
+        width, height = side, side
+    elif min(width, height) != side:
+        short = min(width, height)
+        width, height = int(side * width / short), int(side * height / short)
+    if (width, height) != image.size:
         if width * height > MAX_IMAGE_PIXELS:
             raise ValueError(f"resized it would have {width}x{height} pixels; cut it first")
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+        resample = _RESAMPLING[size.interpolation]
+        if valid is None:
+            image = image.resize((width, height), resample)
+        else:
+            image, valid = _resize_valid(image, valid, (width, height), resample)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    if valid is not None:
+        valid = valid[top : top + side, left : left + side]
+    return image.crop((left, top, left + side, top + side)), valid
 
 
-def require_file(path: Path) -> None:
-    """Raise `DataError` where `path` is missing or is no file."""
-    if not path.is_file():
-        raise DataError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
+def _resize_valid(
+    image: Image.Image, valid: NDArray[np.bool_], shape: tuple[int, int], resample: Image.Resampling
+) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Pixels without data have no weight; one with less than half of its weight left has none."""
+
+    def resized(plane: NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, resample))
+
+    weight = resized(valid)
+    channels = np.asarray(image)
+    sums = [resized(channels[..., channel] * valid) for channel in range(3)]
+    numbers = np.stack(sums, -1) / np.maximum(weight, 0.5)[..., None]
+    whole = np.rint(numbers.clip(0, 255)).astype(np.uint8)
+    return Image.fromarray(whole), weight >= 0.5
+
+
+def _channels_first(picture: Image.Image) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def _joined(picture: Image.Image, valid: _Mask) -> Picture:
+    """Pixels and their mask as one array."""
+    pixels = _channels_first(picture)
+    if valid is None or valid.all():
+        return pixels
+    return np.where(valid, pixels, np.float32(np.nan))

@@ -14,7 +14,7 @@ from rasterio.warp import transform_bounds
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line
-from terralign.scenes.read import open_geotiff
+from terralign.scenes.geotiff import open_geotiff
 
 Bounds = tuple[float, float, float, float]
 """(west, south, east, north)."""
@@ -42,7 +42,12 @@ def wgs84_bounds(bounds: Bounds, crs: Any, *, origin: str) -> Bounds:
         raise DataError(
             f"{origin}: its bounds cannot be brought to WGS84: {first_line(error)}"
         ) from error
-    return (west, south, east, north)
+    return (_longitude(west), south, _longitude(east), north)
+
+
+def _longitude(degrees: float) -> float:
+    """Within -180 to 180, for grids in degrees that go on beyond the antimeridian."""
+    return degrees if -180 <= degrees <= 180 else (degrees + 180) % 360 - 180
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,5 @@
-"""What a Sentinel-2 product says of its DN offset: its metadata XML, and the tags of a GeoTIFF.
+"""What files state of their numbers: Sentinel-2's DN offset in its metadata XML and in the items
+of a GeoTIFF, and the scale and offset of any sensor's bands.
 
 Sources: ESA *Sentinel-2 Products Specification*, issue 14.9 (`BOA_ADD_OFFSET_VALUES_LIST` of L2A,
 `Radiometric_Offset_List` of L1C, band identifiers 0 to 12); the items that GDAL's SENTINEL2 driver
@@ -41,16 +42,23 @@ class _Statement:
 
 
 def stated_offset(
-    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], *, declared: float | None
+    path: Path,
+    source: Any,
+    sensor: Sensor,
+    bands: Sequence[str],
+    indexes: Sequence[int],
+    *,
+    declared: float | None,
 ) -> float | None:
     """What metadata say must be added to a GeoTIFF's DN; None where they say nothing.
 
-    `source`: the open rasterio dataset of `path`; `bands`: canonical names in its order. Asked in
-    turn: the product's metadata XML (beside the file, or in the product's folder where the file
-    lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or `RADIO_ADD_OFFSET` (L1C) of the bands
-    or the file, and the bands' own scale and offset. A sensor other than Sentinel-2's is asked for
-    the last only. Earth Engine's `BOA_ADD_OFFSET_B4` is not believed: its harmonised images keep it
-    although their pixels were shifted.
+    `source`: the open rasterio dataset of `path`; `bands`: canonical names of its bands number
+    `indexes`, from 1. Asked in turn: the product's metadata XML (beside the file, or in the
+    product's folder where the file lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or
+    `RADIO_ADD_OFFSET` (L1C) of the bands or the file, and the bands' own scale and offset, where
+    the scale is the sensor's (see `stated_scale` for another). A sensor other than Sentinel-2's is
+    asked for the last only. Earth Engine's `BOA_ADD_OFFSET_B4` is not believed: its harmonised
+    images keep it although their pixels were shifted.
 
     Raises `DataError` where metadata are damaged, where the file's bands have different offsets,
     and where two of these disagree; `SensorError` where `declared` says something else, or nothing
@@ -58,8 +66,8 @@ def stated_offset(
     """
     found = [
         *_from_xml(path, sensor, bands),
-        *_from_items(path, source, sensor, bands),
-        *_from_scale(path, source, sensor),
+        *_from_items(path, source, sensor, bands, indexes),
+        *_from_scale(path, source, sensor, indexes),
     ]
     if not found:
         if declared is None:
@@ -149,7 +157,7 @@ def _parse_xml(file: Path, size: int) -> ET.Element:
 
 
 def _from_items(
-    path: Path, source: Any, sensor: Sensor, bands: Sequence[str]
+    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], indexes: Sequence[int]
 ) -> Iterable[_Statement]:
     """From GDAL metadata items of the bands, or of the file for all of them."""
     if sensor.name not in _FILE_AND_ITEM:
@@ -157,7 +165,7 @@ def _from_items(
     _, item = _FILE_AND_ITEM[sensor.name]
     of_file = source.tags().get(item)
     offsets: dict[str, float | None] = {}
-    for position, band in enumerate(bands, start=1):
+    for position, band in zip(indexes, bands, strict=True):
         text = source.tags(position).get(item, of_file)
         offsets[band] = None if text is None else _number(path, item, text)
     if any(value is not None for value in offsets.values()):
@@ -177,23 +185,62 @@ def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
         )
 
 
-def _from_scale(path: Path, source: Any, sensor: Sensor) -> Iterable[_Statement]:
-    """From the bands' scale and offset, where they are set: scale 0.0001 and offset -0.1 are -1000.
+def stated_scale(
+    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
+) -> tuple[float, float] | None:
+    """(scale, offset) that a GeoTIFF states for bands `indexes`: physical = DN * scale + offset.
 
-    A scale of 1 with offset 0 is what GDAL says of bands without any.
+    From GDAL's scale and offset of the bands and from items `scale_factor` and `add_offset` of the
+    bands or the file (HLS). None where nothing is stated; a scale of 1 with offset 0 is what GDAL
+    reports of bands without any. Raises `DataError` where bands differ, or the two ways do.
     """
-    pairs = set(zip(source.scales, source.offsets, strict=True))
-    if pairs == {(1.0, 0.0)}:
-        return
-    scale, offset = min(pairs)
-    if len(pairs) > 1 or not math.isclose(scale, sensor.dn_scale, rel_tol=1e-6):
+    pairs = {(source.scales[index - 1], source.offsets[index - 1]) for index in indexes}
+    pairs = set() if pairs == {(1.0, 0.0)} else pairs
+    of_file = source.tags()
+    for position in indexes:
+        tags = {**of_file, **source.tags(position)}
+        if "scale_factor" in tags:
+            scale = _number(path, "scale_factor", tags["scale_factor"])
+            offset = _number(path, "add_offset", tags.get("add_offset", "0"))
+            if (scale, offset) != (1.0, 0.0):
+                pairs.add((scale, offset))
+    if not pairs:
+        return None
+    first = min(pairs)
+    if not all(_same_pair(first, pair) for pair in pairs):
         shown = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in sorted(pairs))
         raise DataError(
-            f"{path}: its bands have scale and offset {shown}; sensor {sensor.name!r} has scale "
-            f"{sensor.dn_scale:g} and one offset for all bands"
+            f"{path}: its bands state scale and offset {shown}; the bands of one file must share "
+            f"one pair (sensor {sensor.name!r} has {sensor.dn_scale:g} and {sensor.add:g}): write "
+            "those that differ into files of their own"
         )
-    value = round((offset - sensor.add) / sensor.dn_scale, 3)
-    yield _Statement(value=value, origin=f"the offset {offset:g} of its bands")
+    scale, offset = first
+    if not (math.isfinite(scale) and math.isfinite(offset) and scale > 0):
+        raise DataError(
+            f"{path}: its bands state scale {scale:g} and offset {offset:g}; expected a scale "
+            "above 0 and finite numbers"
+        )
+    return first
+
+
+def _same_pair(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-12) for x, y in zip(a, b, strict=True))
+
+
+def is_sensors_scale(pair: tuple[float, float], sensor: Sensor) -> bool:
+    """Whether a stated scale is the sensor's own, so that the offset alone may differ."""
+    return math.isclose(pair[0], sensor.dn_scale, rel_tol=1e-6)
+
+
+def _from_scale(
+    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
+) -> Iterable[_Statement]:
+    """From the bands' scale and offset: scale 0.0001 and offset -0.1 are a DN offset of -1000."""
+    pair = stated_scale(path, source, sensor, indexes)
+    if pair is None or not is_sensors_scale(pair, sensor):
+        return
+    value = round((pair[1] - sensor.add) / sensor.dn_scale, 3)
+    yield _Statement(value=value, origin=f"the offset {pair[1]:g} of its bands")
 
 
 def _one_offset(origin: Path, offsets: Mapping[str, float | None]) -> float:

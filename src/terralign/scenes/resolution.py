@@ -16,6 +16,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from terralign.errors import DataError, first_line
+from terralign.scenes.geotiff import valid_by_file
 
 _FLAT = "EPSG:3857"
 """Both sides of an enlargement, which is about rows and columns only."""
@@ -28,9 +29,10 @@ def read_enlarged(
 
     `source`: an open rasterio dataset whose pixels are `factor` times as wide as the array's; `top`
     and `left`: the window's corner in pixels of the fine grid. `into` holds, throughout, the number
-    that stands for no data; it stays where the band has that number or none that is finite. Coarse
-    bands are enlarged bilinearly, and no data is not mixed into its neighbours. Only the pixels
-    that are needed are read. `DataError` names `origin` where they are damaged.
+    that stands for no data; it stays where the band has that number, or no data (see
+    `valid_by_file`). Coarse bands are enlarged bilinearly, and no data is not mixed into its
+    neighbours. Only the pixels that are needed are read. `DataError` names `origin` where they are
+    damaged.
     """
     nothing = into.flat[0].item()
     height, width = into.shape
@@ -40,10 +42,13 @@ def read_enlarged(
     stop_row = min(source.height, -(-(top + height) // factor) + margin)
     stop_column = min(source.width, -(-(left + width) // factor) + margin)
     try:
-        pixels = source.read(1, window=Window(column, row, stop_column - column, stop_row - row))
+        window = Window(column, row, stop_column - column, stop_row - row)
+        pixels = source.read(1, window=window)
+        valid = valid_by_file(source, pixels[None], window=window)[0]
         if factor == 1:
-            np.copyto(into, pixels, where=np.isfinite(pixels))
+            np.copyto(into, pixels, where=valid)
             return
+        pixels[~valid] = nothing
         reproject(
             pixels,
             into,

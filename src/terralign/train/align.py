@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.feeding.order import Plan, keys_of
+from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower
@@ -223,6 +224,7 @@ def align(
     views_folder: Path | None = None,
     anchors: Tensor | None = None,
     validation: AlignmentSource | None = None,
+    allow_shared_samples: bool = False,
     seed: int = 0,
     tensorboard: bool = False,
 ) -> FitResult:
@@ -231,7 +233,9 @@ def align(
     `folder` takes checkpoints and `metrics.jsonl`, `views_folder` (default: `folder`) the stored
     teacher views, which other students of the same data share. `anchors` (K, D): L2-normalised
     texts of the `kl` loss. `validation`: for keep = "best"; judged by accuracy where it is used
-    with its labels, else by the mean cosine to the teacher. Calling again resumes.
+    with its labels, else by the mean cosine to the teacher. Calling again resumes. Raises
+    `RecipeError` where validation and training data share samples (see `datasets.overlap`), unless
+    `allow_shared_samples`.
     """
     losses = settings.weights(labelled=any(source.labelled for source in sources))
     _check_effects(settings, losses, sources, validation)
@@ -239,6 +243,11 @@ def align(
         raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
     if "kl" in losses and anchors is None:
         raise RecipeError("the kl loss needs anchors: class names of the patching tasks")
+    if validation is not None and not allow_shared_samples:
+        keep_apart(
+            Overlaps(), [source.samples for source in sources], [validation.samples],
+            chosen="the best step",
+        )  # fmt: skip
     device = next(clip.model.parameters()).device
     batches = _PairBatches(clip, student, sources, settings, views_folder or folder, seed)
     learner = _Learner(student, sources, clip, settings, batches).to(device)

@@ -233,7 +233,7 @@ def evaluate_linear_head(clip: ClipModel, head: LinearHead, samples: SampleSet) 
             "a head serves only the task it was trained for"
         )
     space = EmbeddingSpace(clip)
-    embedded = embed_samples(space, samples, choose_route(space, samples, RGB))
+    embedded = embed_samples(space, samples, choose_route(space, samples, RGB)).vectors
     with torch.inference_mode():
         scores = head(embedded).numpy()
     if labels.multi_label:

@@ -138,13 +138,15 @@ def learning_rate(step: int, *, num_steps: int, settings: LoopSettings) -> float
 def parameter_groups(
     module: nn.Module, weight_decay: float, decay: Literal["matrices", "all"] = "matrices"
 ) -> list[dict[str, Any]]:
-    """Trainable parameters; with "matrices" norms, biases and other vectors are not decayed."""
+    """Trainable parameters; with "matrices" norms, biases and other vectors are not decayed.
+
+    Scalars never are: those of a calibration are no part of the tower.
+    """
     trainable = [value for value in module.parameters() if value.requires_grad]
-    if decay == "all":
-        return [{"params": trainable, "weight_decay": weight_decay}]
+    least = 1 if decay == "all" else 2
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= least], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < least], "weight_decay": 0.0},
     ]
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict, hash_state, read_state_dict, write_state_dict
@@ -66,13 +67,16 @@ def patch(
     validation: Sequence[PatchingTask],
     supported: Sequence[PatchingTask],
     preserve_on: SampleSet | None = None,
+    allow_shared_samples: bool = False,
     seed: int = 0,
     tensorboard: bool = False,
 ) -> PatchResult:
     """Patch the RGB tower of `clip` on `tasks`; alpha is chosen on `validation` and `supported`.
 
     `folder` takes checkpoints, `finetuned.safetensors`, `patched.safetensors` and `sweep.json`.
-    Calling again resumes, or reads what is complete. `clip` is left as it is.
+    Calling again resumes, or reads what is complete. `clip` is left as it is. Raises `RecipeError`
+    where training data and those that alpha is chosen on share samples (see `datasets.overlap`),
+    unless `allow_shared_samples`.
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
@@ -81,6 +85,10 @@ def patch(
             f"preserve_batch_size = {settings.preserve_batch_size} has no effect without "
             "preserve_on; leave it out, or name pictures to preserve on"
         )
+    if not allow_shared_samples:
+        training = [task.samples for task in tasks] + ([] if preserve_on is None else [preserve_on])
+        judging = [task.samples for task in (*validation, *supported)]
+        keep_apart(Overlaps(), training, judging, chosen="alpha")
     run = _Patching(clip, settings, folder, supported, preserve_on, seed, tensorboard)
     if settings.mode == "joint" or len(tasks) == 1:
         if settings.mode != "joint":

@@ -19,6 +19,7 @@ from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.feeding.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, new_clip
+from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
@@ -74,7 +75,7 @@ class _CaptionBatches:
         self._samples = keep_in_memory(samples)
         if samples.captions is None:
             raise DataError(f"data set {samples.name!r} has no captions to pretrain on")
-        self._tokens = clip.tokenizer([texts[0] for texts in samples.captions])
+        self._tokens = tokenize(clip, [texts[0] for texts in samples.captions])
         self._spec = clip.input_spec
         self._views = settings.views
         self._seed = seed

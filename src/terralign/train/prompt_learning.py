@@ -273,6 +273,6 @@ def evaluate_learned_prompts(
 ) -> MetricResult:
     """Zero-shot metrics of a task's samples with W from learned prompts instead of its own."""
     space = EmbeddingSpace(clip)
-    embedded = embed_samples(space, task.samples, choose_route(space, task.samples, RGB))
+    embedded = embed_samples(space, task.samples, choose_route(space, task.samples, RGB)).vectors
     weights = prompts.zero_shot_weights(clip, task.class_names)
     return score_classes(embedded, weights, require_labels(task.samples))

@@ -373,12 +373,12 @@ def _spread(size: int) -> NDArray[np.int64]:
 
 
 def _brightness(data: Sequence[SampleSet]) -> float:
-    """The mean of the composites (0-1) of the training data."""
+    """The mean of the composites (0-1) of the training data, over valid pixels."""
     means = []
     for samples in data:
         layout = optical_layout(samples)
         raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
-        means.append(float(scale_composite(raw, layout).mean()))
+        means.append(float(scale_composite(raw, layout).nanmean()))
     return float(np.mean(means))
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError
+from terralign.scenes.pictures import Size
 from terralign.scenes.read import Units
 from terralign.sensors import Sensor, find_sensor
 
@@ -126,7 +127,7 @@ def sensors_of(tables: Mapping[str, Settings], path: Path) -> list[tuple[Sensor,
 
 
 def pixels_of(
-    sensor: Sensor, settings: PixelSettings, *, size: int | None, pictures: bool, origin: str
+    sensor: Sensor, settings: PixelSettings, *, size: Size | None, pictures: bool, origin: str
 ) -> Pixels:
     """How a sensor's files are decoded; `pictures`: JPEG, PNG and the like, which say it all."""
     if pictures:

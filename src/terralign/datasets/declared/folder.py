@@ -39,6 +39,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError
+from terralign.scenes.pictures import Size
 from terralign.scenes.read import Units
 
 
@@ -109,7 +110,7 @@ def open_declared_folder(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> FileSet:
     """Open one split of the data set that lies in a folder; `path`: the declaration's file."""
     require_inside(declaration.root, origin=f"{path}: root")
@@ -139,7 +140,7 @@ def open_declared_folder(
 
 
 def _sensor_folders(
-    declaration: FolderDeclaration, path: Path, root: Path, size: int | None
+    declaration: FolderDeclaration, path: Path, root: Path, size: Size | None
 ) -> list[tuple[Path, Pixels]]:
     """Each sensor's folder, and how its files are decoded."""
     if declaration.sensors is None:

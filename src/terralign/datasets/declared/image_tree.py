@@ -5,7 +5,6 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,30 +12,34 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from terralign.datasets.class_folders import IMAGE_SUFFIXES, read_split_list
+from terralign.datasets.class_folders import hint_for, read_split_list
 from terralign.datasets.declared.located import place_of_files
 from terralign.datasets.file_set import Decode, FileSet
 from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
+from terralign.scenes.pictures import describe_size
 
 
-def list_tree(root: Path) -> list[Path]:
+def list_tree(root: Path, *, name: str, suffixes: tuple[str, ...], whole: bool) -> list[Path]:
     """All image files below `root`, sorted by their paths.
 
-    Hidden files and folders are passed over, links to folders are not followed.
+    Hidden files and folders are passed over, links are followed. Where the samples are the `whole`
+    of the data set `name`, files of other endings than `suffixes` are named in one warning.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not there; it should hold images, or folders of them")
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [
-            Path(folder, name)
-            for name in files
-            if name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+    left_out = LeftOut(root)
+    found = list_images(root, suffixes, left_out)
+    if whole and not found:
+        others = f"; left out: {left_out}" if left_out else ""
+        raise DataError(
+            f"data set {name!r}: no image found below {root} (files {', '.join(suffixes)}){others}"
+        )
+    if whole:
+        left_out.warn(name, "at any depth", suffixes)
+    return found
 
 
 def open_tree(
@@ -47,14 +50,21 @@ def open_tree(
     A key is the path below `root` without its ending, or with it where two files differ in that
     only. An entry of the list is a path below `root`.
     """
-    files = list_tree(root)
+    files = list_tree(root, name=name, suffixes=pixels.suffixes, whole=split_list is None)
     if split_list is not None:
         there = {file.relative_to(root).as_posix(): file for file in files}
         entries = [str(PurePosixPath(entry)) for entry in read_split_list(split_list)]
+        seen: set[str] = set()
         for entry in entries:
             if entry not in there:
-                raise DataError(f"split list {split_list}: {entry!r} is no image below {root}")
-        files = [there[entry] for entry in sorted(set(entries))]
+                raise DataError(
+                    f"split list {split_list}: {entry!r} is no image below {root}; "
+                    f"{hint_for(entry, there, root)}"
+                )
+            if entry in seen:
+                raise DataError(f"split list {split_list}: {entry!r} is named a second time")
+            seen.add(entry)
+        files = [there[entry] for entry in sorted(seen)]
     if not files:
         raise DataError(f"data set {name!r}, split {split!r}: no image found below {root}")
     keys = _stems(files, root)
@@ -74,7 +84,7 @@ def open_tree(
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[pixels.size, *(file.stat().st_size for file in files)],
+            content=[describe_size(pixels.size), *(file.stat().st_size for file in files)],
         ),
         locate=lambda file: place_of_files([file], root),
     )
@@ -106,7 +116,8 @@ def add_sensors(
     rows: list[list[Path]] = [[file] for file in samples.files]
     decoders: list[Decode] = []
     for one in companions:
-        there = _by_stem(list_tree(one.root), one.root)
+        images = list_tree(one.root, name=samples.name, suffixes=one.pixels.suffixes, whole=whole)
+        there = _by_stem(images, one.root)
         _require_same(own, there, root, one.root, whole=whole)
         for row, stem in zip(rows, own, strict=True):
             row.append(there[stem])
@@ -126,6 +137,11 @@ def add_sensors(
         samples,
         layouts=layouts,
         decode=decode,
+        more_files={
+            sensor: tuple(row[number] for row in rows)
+            for number, sensor in enumerate(layouts)
+            if number
+        },
         fingerprint=fingerprint(
             name=samples.name,
             split=samples.split,

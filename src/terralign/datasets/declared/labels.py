@@ -5,7 +5,6 @@ N samples, K classes. A value outside the declared classes is an error that name
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import Labels
+from terralign.datasets.sample import tell_unused as tell_unused
 from terralign.errors import DataError, nearest
-
-logger = logging.getLogger(__name__)
 
 Tell = Callable[[int], str]
 """The number of a sample -> how an error names it."""
@@ -111,19 +109,3 @@ def _indices(values: pa.Array, classes: Mapping[str, str], tell: Tell) -> NDArra
 
 def _labels(values: NDArray[Any], classes: Mapping[str, str], class_list: str) -> Labels:
     return Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
-
-
-def tell_unused(labels: Labels, *, name: str, split: str) -> None:
-    """Say how many classes no sample of a split has."""
-    num_classes = len(labels.class_names)
-    if labels.multi_label:
-        counts = labels.values.sum(axis=0)
-    else:
-        counts = np.bincount(labels.values, minlength=num_classes)
-    unused = [one for one, count in zip(labels.class_names, counts, strict=True) if not count]
-    if unused:
-        shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-        logger.warning(
-            "data set %r, split %r: no sample of %d of %d classes: %s",
-            name, split, len(unused), num_classes, shown,
-        )  # fmt: skip

@@ -25,6 +25,7 @@ from terralign.datasets.declared.tars import ShardsDeclaration, ShardSensor, ope
 from terralign.datasets.facts import DatasetFacts
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.errors import DataError, nearest
+from terralign.scenes.pictures import Size
 from terralign.toml_values import explain
 
 READERS: dict[str, type[Declaration]] = {
@@ -94,7 +95,9 @@ def declared_facts(declaration: Declaration, path: Path) -> DatasetFacts:
     )
 
 
-def open_declared(path: Path, data_root: Path, split: str, *, size: int | None = None) -> SampleSet:
+def open_declared(
+    path: Path, data_root: Path, split: str, *, size: Size | None = None
+) -> SampleSet:
     """Open one split of the data set that the TOML file `path` declares.
 
     `size`: RGB images are resized to it (see `decode_rgb`); GeoTIFFs keep theirs.

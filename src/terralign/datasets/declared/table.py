@@ -69,6 +69,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels, require_whole_split
 from terralign.errors import DataError
 from terralign.files import hash_file
+from terralign.scenes.pictures import Size, describe_size
 
 NUM_MEASURED = 1000
 """Files whose sizes go into the fingerprint, spread evenly over a split: a million files are not
@@ -178,7 +179,7 @@ def open_table(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> TableSet:
     """Open one split of the data set that a table lists; `path`: the declaration's file.
 
@@ -208,7 +209,8 @@ def open_table(
     labels = _labels(table, declaration, class_list=path.name)
     if labels is not None:
         tell_unused(labels, name=declaration.name, split=split)
-    content = [size if "rgb" in layouts else None, hash_file(table_path), *_sizes(root, files)]
+    size_kept = describe_size(size) if "rgb" in layouts else None
+    content = [size_kept, hash_file(table_path), *_sizes(root, files)]
     return TableSet(
         name=declaration.name,
         split=split,

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import Contents, FileContent
 from terralign.datasets.declared.footprints import Footprints
 from terralign.datasets.declared.located import place_of_files
 from terralign.datasets.file_set import Decode, sizes_differ
@@ -48,6 +49,13 @@ class TableSet:
     def file(self, sensor: str, index: int) -> Path:
         """The file of a sample's sensor."""
         return self.root / str(self.files[sensor][index].as_py())
+
+    def contents(self) -> Contents:
+        """The samples' files, of every sensor."""
+        return Contents(
+            kinds=dict.fromkeys(self.layouts, "encoded"),
+            of=lambda sensor, index: FileContent(self.file(sensor, index)),
+        )
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.datasets.image_files import LeftOut
 from terralign.errors import DataError, first_line
 
 MAX_HEADER_BYTES = 1024**2
@@ -35,13 +36,16 @@ class TarIndex:
     """The samples of one tar, in the order of their first members.
 
     `members`: ending -> (N, 2) int64, where a sample's member begins and its bytes; -1 where the
-    sample has none. `num_bytes`: of the tar.
+    sample has none. `num_bytes`: of the tar. `num_left_out`: members whose names have no ending, so
+    that they belong to no sample, `left_out` the first of them; hidden ones do not count.
     """
 
     path: Path
     num_bytes: int
     keys: tuple[str, ...]
     members: Mapping[str, NDArray[np.int64]]
+    num_left_out: int = 0
+    left_out: str = ""
 
     def places(self, ending: str) -> NDArray[np.int64]:
         """(N, 2) begin and bytes of every sample's member; a sample without it is an error."""
@@ -94,9 +98,11 @@ def _index(path: Path, file: IO[bytes], num_bytes: int) -> TarIndex:
     rows: dict[str, int] = {}
     found: dict[str, list[tuple[int, int, int]]] = {}
     seen: set[tuple[int, str]] = set()
+    left_out = LeftOut(Path())
     for name, begin, size in _members(path, file, num_bytes):
         key, ending = split_name(name)
         if not key or not ending:
+            left_out.add(Path(name.removeprefix("./").lstrip("/")))
             continue
         row = rows.setdefault(key, len(rows))
         if (row, ending) in seen:
@@ -110,7 +116,10 @@ def _index(path: Path, file: IO[bytes], num_bytes: int) -> TarIndex:
         table = np.array(entries, dtype=np.int64)
         members[ending] = np.full((len(rows), 2), -1, dtype=np.int64)
         members[ending][table[:, 0]] = table[:, 1:]
-    return TarIndex(path=path, num_bytes=num_bytes, keys=tuple(rows), members=members)
+    return TarIndex(
+        path=path, num_bytes=num_bytes, keys=tuple(rows), members=members,
+        num_left_out=len(left_out), left_out=left_out.example,
+    )  # fmt: skip
 
 
 def split_name(name: str) -> tuple[str, str]:

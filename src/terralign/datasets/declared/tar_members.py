@@ -20,13 +20,13 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
-from terralign.datasets.pixels import Pixels, filled_pixels
+from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SensorError, TerralignError, first_line, nearest
 from terralign.scenes.pictures import decode_rgb_bytes
-from terralign.scenes.read import MAX_CHIP_BYTES, Units, make_layout
+from terralign.scenes.read import MAX_CHIP_BYTES, Units, has_dn, make_layout
 from terralign.sensors import Sensor, sentinel2_dn_offset
 
-PICTURES = ("jpg", "jpeg", "png")
+PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif")
 TIFFS = ("tif", "tiff")
 TENSORS = ("safetensors", "pth", "pt")
 KINDS = (*PICTURES, *TIFFS, "npy", *TENSORS)
@@ -64,7 +64,7 @@ class MemberDecoder:
         if array.dtype.itemsize < 4 and array.dtype.kind == "f":
             array = array.astype(np.float32)
         chip = Chip(pixels=array, valid=np.isfinite(array), layout=layout)
-        return layout, filled_pixels(chip, Path(what))
+        return layout, chip.pixels
 
 
 def _read_geotiff(content: bytes, what: str, pixels: Pixels) -> tuple[PixelLayout, NDArray[Any]]:
@@ -74,7 +74,7 @@ def _read_geotiff(content: bytes, what: str, pixels: Pixels) -> tuple[PixelLayou
         file.write_bytes(content)
         try:
             chip = pixels.read(file)
-            return chip.layout, filled_pixels(chip, file)
+            return chip.layout, chip.pixels
         except TerralignError as error:
             raise type(error)(str(error).replace(str(file), what)) from error
 
@@ -103,7 +103,7 @@ def _declared_layout(pixels: Pixels, dtype: np.dtype[Any], what: str) -> PixelLa
 
 
 def _units_of(sensor: Sensor, dtype: np.dtype[Any], what: str) -> Units:
-    if sensor.dn_scale == 1 and sensor.add == 0 and not sensor.offset_varies:
+    if not has_dn(sensor):
         return "physical"
     if dtype.kind in "ui":
         return "dn"

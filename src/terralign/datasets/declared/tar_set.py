@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import Contents, PartContent
 from terralign.datasets.declared.tar_index import read_members
 from terralign.datasets.declared.tar_members import MemberDecoder
 from terralign.datasets.sample import Captions, Labels, Place
@@ -42,6 +43,15 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def contents(self) -> Contents:
+        """The samples' members, of every sensor."""
+
+        def content(sensor: str, index: int) -> PartContent:
+            begin, size = self.places[sensor][index].tolist()
+            return PartContent(self.shards[self.shard_of[index]], begin, size)
+
+        return Contents(kinds=dict.fromkeys(self.layouts, "encoded"), of=content)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""

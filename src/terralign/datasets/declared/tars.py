@@ -37,6 +37,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,10 +64,14 @@ from terralign.datasets.declared.tar_members import KINDS, PICTURES, TENSORS, Me
 from terralign.datasets.declared.tar_set import ShardSet
 from terralign.datasets.declared.tar_texts import ShardLabels, TextMember, Texts
 from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.image_files import is_new
 from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError, nearest
 from terralign.progress import Progress
+from terralign.scenes.pictures import Size, describe_size
 from terralign.scenes.read import MAX_CHIP_BYTES
+
+logger = logging.getLogger(__name__)
 
 MAX_SHARDS = 1_000_000
 
@@ -149,7 +154,7 @@ def open_shards(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> ShardSet:
     """Open one split of a data set in shards; `path`: the declaration's file.
 
@@ -163,6 +168,7 @@ def open_shards(
         for shard in shards:
             indices.append(index_tar(shard))
             progress.advance()
+    _warn_of_left_out(declaration.name, indices)
     keys = _keys(indices)
     shard_of = np.repeat(np.arange(len(indices)), [len(one.keys) for one in indices])
     places: dict[str, NDArray[np.int64]] = {}
@@ -186,7 +192,7 @@ def open_shards(
         for sensor, decoder in decoders.items()
     }
     content = [
-        size if "rgb" in layouts else None,
+        describe_size(size) if "rgb" in layouts else None,
         *([one.path.name, one.num_bytes] for one in indices),
         *(hashlib.sha256(one.tobytes()).hexdigest() for one in places.values()),
     ]
@@ -217,6 +223,17 @@ def _keys(indices: Sequence[TarIndex]) -> tuple[str, ...]:
     if len(set(keys)) < len(keys):
         keys = [f"{one.path.as_posix()}/{key}" for one in indices for key in one.keys]
     return tuple(keys)
+
+
+def _warn_of_left_out(name: str, indices: Sequence[TarIndex]) -> None:
+    number = sum(one.num_left_out for one in indices)
+    first = next((one for one in indices if one.num_left_out), None)
+    if first is not None and is_new(first.path, f"{number} left out"):
+        logger.warning(
+            "data set %r: left out: %d members of its shards whose names have no ending, so that "
+            "they belong to no sample, such as %s in %s",
+            name, number, first.left_out, first.path,
+        )  # fmt: skip
 
 
 def _places(indices: Sequence[TarIndex], member: str) -> NDArray[np.int64]:

@@ -66,6 +66,10 @@ class KeptInMemory:
     def __len__(self) -> int:
         return len(self._samples)
 
+    def within(self) -> tuple[SampleSet, None]:
+        """The set that is kept; its samples are these."""
+        return self._samples, None
+
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         with self._lock:
             missing = np.unique(indices[~self._have[indices]])
@@ -74,6 +78,10 @@ class KeptInMemory:
                     if sensor not in self._pixels:
                         shape = (len(self), *pixels.shape[1:])
                         self._pixels[sensor] = np.empty(shape, dtype=pixels.dtype)
+                    kept = self._pixels[sensor]
+                    wider = np.result_type(kept, pixels)
+                    if wider != kept.dtype:  # whole numbers, until one sample lacks data
+                        self._pixels[sensor] = kept.astype(wider)
                     self._pixels[sensor][missing] = pixels
                 self._have[missing] = True
         return {sensor: pixels[indices] for sensor, pixels in self._pixels.items()}

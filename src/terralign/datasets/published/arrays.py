@@ -18,11 +18,12 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
-from terralign.scenes.pictures import resize_rgb
+from terralign.scenes.pictures import Size, resize_rgb
 
 MAX_ARRAY_BYTES = 16 * 1024**3
 """A compressed array that would take more memory than this is refused before it is read."""
@@ -51,10 +52,19 @@ class ArraySet:
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
-    size: int | None = None
+    size: Size | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def contents(self) -> Contents:
+        """The samples' rows, of every sensor; RGB pictures as they are before `size`."""
+
+        def content(sensor: str, index: int) -> ArrayContent:
+            row = np.asarray(self.arrays[sensor][self.rows[index]])
+            return ArrayContent(row.astype(np.float32) if row.dtype == np.float16 else row)
+
+        return Contents(kinds=dict.fromkeys(self.layouts, "pixels"), of=content)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); float16 numbers come as float32."""

@@ -30,7 +30,8 @@ from terralign.datasets.published.arrays import ArraySet, choose_rows, make_arra
 from terralign.datasets.published.corine import NumClasses, labels_from_pixels, nomenclature
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, first_line
-from terralign.scenes.read import make_layout, open_geotiff
+from terralign.scenes.geotiff import open_geotiff, valid_by_file
+from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,10 @@ def decode_patch(patch: Path, partners: Mapping[str, Path]) -> dict[str, NDArray
 
 
 def read_band(path: Path, side: int, into: NDArray[Any]) -> None:
-    """Read a GeoTIFF of one band and `side` pixels into an array of SIDE, of the same type."""
+    """Read a GeoTIFF of one band and `side` pixels into an array of SIDE, of the same type.
+
+    Where the file has no data stands NaN, or 0 among whole numbers.
+    """
     with open_geotiff(path) as source:
         found = (source.count, source.height, source.width, source.dtypes[0])
         if found != (1, side, side, str(into.dtype)):
@@ -137,8 +141,10 @@ def read_band(path: Path, side: int, into: NDArray[Any]) -> None:
             )
         try:
             source.read(1, out=into, resampling=Resampling[RESAMPLING])
+            valid = valid_by_file(source, into[None])[0]
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from error
+    into[~valid] = np.nan if np.issubdtype(into.dtype, np.floating) else 0
 
 
 def keep_labelled(

@@ -22,7 +22,7 @@ from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
-from terralign.scenes.pictures import decode_rgb
+from terralign.scenes.pictures import Size, decode_rgb, describe_size
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 from terralign.toml_values import explain
@@ -86,7 +86,7 @@ class _Annotations(_Foreign):
     images: tuple[_Image, ...] = Field(min_length=1, strict=False)
 
 
-def open_captioned(name: str, data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """One of `ARCHIVES`. `split`: one that its JSON file names, or `all`.
 
     Every sample has all its captions, in the file's order, without spaces around them; empty ones
@@ -125,7 +125,11 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: int | None =
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[side, captions, [_num_bytes(file, annotations) for file in files]],
+            content=[
+                describe_size(side),
+                captions,
+                [_num_bytes(file, annotations) for file in files],
+            ],
         ),
         captions=captions,
     )

@@ -20,6 +20,7 @@ from terralign.datasets.published.arrays import ArraySet, choose_rows
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
+from terralign.scenes.pictures import Size, describe_size
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
@@ -70,7 +71,7 @@ ARCHIVES: dict[str, CifarArchive] = {
 }
 
 
-def open_cifar(name: str, data_root: Path, split: str, *, size: int | None = None) -> ArraySet:
+def open_cifar(name: str, data_root: Path, split: str, *, size: Size | None = None) -> ArraySet:
     """`cifar10` or `cifar100`, of 32x32 or resized to `size`.
 
     Splits: `train` (45,000), `val` (5,000) or `test` (10,000).
@@ -107,7 +108,7 @@ def open_cifar(name: str, data_root: Path, split: str, *, size: int | None = Non
             split=split,
             keys=keys,
             layouts=layouts,
-            content=[size, *(hash_file(file) for file in files)],
+            content=[describe_size(size), *(hash_file(file) for file in files)],
         ),
         labels=Labels(
             values=_labels(records, archive, len(classes), folder)[rows],

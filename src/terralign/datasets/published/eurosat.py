@@ -16,6 +16,7 @@ from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError
+from terralign.scenes.pictures import Size
 from terralign.sensors import SENSORS
 
 RGB_FOLDER = "2750"
@@ -33,7 +34,7 @@ BANDS_ON_DISK = (
 """Band order of the GeoTIFFs: B8A is last."""
 
 
-def open_eurosat_rgb(data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_eurosat_rgb(data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """EuroSAT RGB below `data_root/eurosat_rgb`, or below `data_root` itself.
 
     `split`: that of a list `eurosat-spatial-{split}.txt` (split by longitude), `random-{split}`
@@ -77,7 +78,7 @@ def _open(name: str, base: Path, images: str, suffix: str, split: str, pixels: P
     classes = load_class_list("eurosat")
     files: dict[str, list[Path]]
     if split == "all":
-        files = list_class_files(base / images, classes)
+        files = list_class_files(base / images, classes, name=name, suffixes=pixels.suffixes)
     else:
         files = {folder: [] for folder in classes}
         split_list = _find_split_list(name, base, split)
@@ -90,8 +91,9 @@ def _open(name: str, base: Path, images: str, suffix: str, split: str, pixels: P
         for paths in files.values():
             paths.sort()
     return make_file_set(
-        name=name, split=split, files=files, classes=classes, class_list="eurosat", pixels=pixels
-    )
+        name=name, split=split, files=files, classes=classes, class_list="eurosat", pixels=pixels,
+        root=base / images,
+    )  # fmt: skip
 
 
 def _find_split_list(name: str, base: Path, split: str) -> Path:

@@ -6,23 +6,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from terralign.datasets.class_folders import (
-    list_class_files,
-    list_images,
-    make_file_set,
-    open_folder,
-)
+from terralign.datasets.class_folders import list_class_files, make_file_set, open_folder
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
+from terralign.scenes.pictures import PICTURE_SUFFIXES, Size
 from terralign.sensors import SENSORS
 
 TINY_FOLDER = "tiny-imagenet-200"
 """What the published archive of Tiny-ImageNet unpacks to."""
 
 
-def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) -> FileSet:
+def open_tiny_imagenet(data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
     """Tiny-ImageNet, `train` or `val`; its test images have no published labels.
 
     As published: `data_root/tiny-imagenet-200/{train/<wnid>/images/*.JPEG, val/images/*.JPEG,
@@ -63,12 +60,13 @@ def open_tiny_imagenet(data_root: Path, split: str, *, size: int | None = None) 
 
 
 def _tiny_train_files(root: Path, wnids: Sequence[str]) -> dict[str, list[Path]]:
-    files = {}
+    files, left_out = {}, LeftOut(root / "train")
     for wnid in wnids:
         folder = root / "train" / wnid / "images"
         if not folder.is_dir():
             raise DataError(f"{folder} is not there; unpack {TINY_FOLDER}.zip again")
-        files[wnid] = list_images(folder)
+        files[wnid] = list_images(folder, left_out=left_out)
+    left_out.warn("tiny-imagenet", "in WNID/images", PICTURE_SUFFIXES)
     return files
 
 
@@ -127,7 +125,7 @@ def open_imagenet(
     data_root: Path,
     split: str,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     class_names: Sequence[str] | None = None,
 ) -> FileSet:
     """ImageNet: `data_root/imagenet/{split}/<wnid>/*`, classes in the order of their wnids.
@@ -159,7 +157,8 @@ def open_imagenet(
     if len(names) != len(wnids):
         raise DataError(f"{root} has {len(wnids)} class folders, {len(names)} names were given")
     classes = dict(zip(wnids, names, strict=True))
-    files = list_class_files(root, classes)
+    pixels = Pixels(sensor=SENSORS["rgb"], size=size)
+    files = list_class_files(root, classes, name="imagenet", suffixes=pixels.suffixes)
     if split in HALVES:
         files = {wnid: paths[HALVES[split] :: 2] for wnid, paths in files.items()}
     return make_file_set(
@@ -168,5 +167,5 @@ def open_imagenet(
         files=files,
         classes=classes,
         class_list="imagenet-wnids" if class_names is None else "imagenet",
-        pixels=Pixels(sensor=SENSORS["rgb"], size=size),
+        pixels=pixels,
     )

@@ -15,6 +15,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError, SplitError
+from terralign.scenes.pictures import Size
 from terralign.sensors import SENSORS
 
 
@@ -51,7 +52,7 @@ ARCHIVES: dict[str, SceneArchive] = {
 
 
 def open_scene_classes(
-    name: str, data_root: Path, split: str, *, size: int | None = None
+    name: str, data_root: Path, split: str, *, size: Size | None = None
 ) -> FileSet:
     """One of `ARCHIVES`. `split`: that of a published list, or `all`.
 

@@ -38,8 +38,9 @@ from terralign.datasets.published.label_files import read_each
 from terralign.datasets.published.listing import list_names, require_all
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, SplitError, first_line
+from terralign.scenes.geotiff import open_geotiff, valid_by_file
 from terralign.scenes.places import geotiff_bounds
-from terralign.scenes.read import make_layout, open_geotiff
+from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ def decode_triplet(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _read(path: Path, num_bands: int, dtypes: tuple[str, ...], band: int | None = None) -> Any:
-    """All bands of a GeoTIFF, or one of them (counted from 1)."""
+    """All bands of a GeoTIFF, without data NaN or 0, or one of them as it is (counted from 1)."""
     with open_geotiff(path) as source:
         expected = (num_bands, SIDE, SIDE)
         if (source.count, source.height, source.width) != expected or source.dtypes[
@@ -241,7 +242,11 @@ def _read(path: Path, num_bands: int, dtypes: tuple[str, ...], band: int | None 
                 f"expected {num_bands}x{SIDE}x{SIDE} {' or '.join(dtypes)}"
             )
         try:
-            return source.read(band)
+            pixels = source.read(band)
+            if band is None:
+                valid = valid_by_file(source, pixels)
+                pixels[~valid] = np.nan if np.issubdtype(pixels.dtype, np.floating) else 0
+            return pixels
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from error
 

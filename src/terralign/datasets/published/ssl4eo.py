@@ -39,7 +39,8 @@ from terralign.datasets.published.listing import list_names
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
-from terralign.scenes.read import Units, make_layout, open_geotiff
+from terralign.scenes.geotiff import open_geotiff
+from terralign.scenes.read import Units, make_layout
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 
@@ -97,6 +98,7 @@ def open_ssl4eo_s12(
         keys=keys,
         files=tuple(folders),
         decode=partial(_decode, folders),
+        more_files={one: tuple(sample.folders[one] for sample in samples) for one in sensors[1:]},
         fingerprint=fingerprint(
             name=name,
             split=split,
@@ -208,9 +210,9 @@ def _locate(folder: Path) -> Place:
 
 
 def _read_bands(sensor: Sensor, folder: Path) -> NDArray[Any]:
-    """(C, SIDE, SIDE): uint16 DN, 0 where there is none, or float32 dB, the sensor's fill there."""
+    """(C, SIDE, SIDE): uint16 DN, 0 where there is none, or float32 dB, NaN there."""
     if sensor.nodata is None:
-        pixels = np.full((len(sensor.bands), SIDE, SIDE), sensor.fill, dtype=np.float32)
+        pixels = np.full((len(sensor.bands), SIDE, SIDE), np.nan, dtype=np.float32)
     else:
         _require_no_offset(folder)
         pixels = np.full((len(sensor.bands), SIDE, SIDE), sensor.nodata, dtype=np.uint16)

@@ -5,7 +5,9 @@
     STORE/shards/00000.safetensors    one tensor per sensor: (n, C, H, W) as the source has them
 
 A shard holds samples of one split, in the order of the split. Pictures may be kept as the bytes of
-their files instead: `rgb.bytes` (all files, one after another) and `rgb.offsets` (n + 1,).
+their files instead: `rgb.bytes` (all files, one after another) and `rgb.offsets` (n + 1,). Where
+whole numbers lack data and the sensor has no number for that (its `nodata`), the shard has a bit
+per number, `SENSOR.valid` (n, bytes), 1 where a number may be used (see `pack_bits`).
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ class StoredSensor(_Strict):
     units: Literal["dn", "physical"]
     dn_offset: float
     composite: str | None
+    stated_scale: tuple[float, float] | None = None
+    """(scale, offset) that the files state, in place of the sensor's."""
     images: Images = "pixels"
     dtype: str | None = None
     """NumPy's name; None for encoded pictures, which decode to uint8."""
@@ -87,6 +91,7 @@ class StoredSensor(_Strict):
             units=self.units,
             dn_offset=self.dn_offset,
             composite=None if self.composite is None else sensor.composite(self.composite),
+            stated_scale=self.stated_scale,
         )
 
 
@@ -108,6 +113,7 @@ def describe_stored(
         units=layout.units,
         dn_offset=layout.dn_offset,
         composite=layout.composite.name if layout.composite else None,
+        stated_scale=layout.stated_scale,
         images=images,
         dtype=None if pixels is None else str(pixels.dtype),
         shape=None if pixels is None else (pixels.shape[1], pixels.shape[2], pixels.shape[3]),
@@ -153,8 +159,9 @@ class Manifest(_Strict):
     captions: bool = False
     prompts: tuple[str, ...] | None = None
     """The data set's own templates."""
-    image_size: int | None = None
-    """The side to which pictures were resized and cropped; None where they keep their own."""
+    image_size: int | str | None = None
+    """The size to which pictures were resized and cropped (`PictureSize.describe`); None where they
+    keep their own."""
     num_skipped: int = Field(default=0, ge=0)
     """Damaged samples that were left out, as asked."""
     source: dict[str, str]
@@ -238,10 +245,26 @@ def _madvise(address: int, num_bytes: int, advice: int) -> None:
     _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), ctypes.c_int(advice))
 
 
-def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+def pack_bits(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(n, C, H, W) bool as bits (n, bytes), each sample from a byte of its own."""
+    return np.packbits(valid.reshape(len(valid), -1), axis=1)
+
+
+def unpack_bits(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """What `pack_bits` packed: (n, C, H, W) bool for `shape` (C, H, W)."""
+    flat = np.unpackbits(bits, axis=1, count=math.prod(shape))
+    return flat.reshape(len(bits), *shape).astype(np.bool_)
+
+
+def map_shard(
+    path: Path,
+    expected: dict[str, tuple[str, tuple[int, ...]]],
+    optional: dict[str, tuple[str, tuple[int, ...]]] | None = None,
+) -> dict[str, Any]:
     """The tensors of a shard, memory-mapped, read-only: name -> `MappedTensor`.
 
-    `expected`: name -> (dtype, shape), -1 for any length. `DataError` names a shard that is
+    `expected`: name -> (dtype, shape), -1 for any length; `optional`: the same of tensors that a
+    shard may lack. `DataError` names a shard that is
     missing, truncated, or not as the manifest says.
     """
     try:
@@ -259,7 +282,8 @@ def map_shard(path: Path, expected: dict[str, tuple[str, tuple[int, ...]]]) -> d
             "shards are; delete those and pack again: only they are made anew"
         ) from error
     tensors = {}
-    for name, (dtype, shape) in expected.items():
+    there = {name: one for name, one in (optional or {}).items() if name in header}
+    for name, (dtype, shape) in {**expected, **there}.items():
         entry = header.get(name) or {"dtype": None, "shape": ()}
         found = (_DTYPES.get(entry["dtype"]), tuple(entry["shape"]))
         if found[0] != dtype or len(found[1]) != len(shape) or any(

@@ -6,6 +6,7 @@ pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, mark_invalid
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
 from terralign.datasets.store.files import (
     TABLE,
@@ -25,20 +27,29 @@ from terralign.datasets.store.files import (
     StoredSensor,
     map_shard,
     read_manifest,
+    unpack_bits,
 )
 from terralign.errors import DataError, SplitError, first_line
 from terralign.files import hash_json
-from terralign.scenes.pictures import decode_rgb_bytes, resize_rgb
+from terralign.scenes.pictures import (
+    Picture,
+    Size,
+    as_picture_size,
+    decode_rgb_bytes,
+    describe_size,
+    resize_rgb,
+)
 
 
 class StoreSet:
     """One split of a packed store. See `SampleSet`; safe to use from threads and to pickle.
 
-    `size`: the side to which RGB pictures are resized and cropped, None for their own.
+    `size`: to what RGB pictures are resized and cropped, None for their own size.
     """
 
-    def __init__(self, store: Path, split: str, *, size: int | None = None) -> None:
-        self._store, self._size = Path(store), size
+    def __init__(self, store: Path, split: str, *, size: Size | None = None) -> None:
+        self._store = Path(store)
+        self._size = None if size is None else as_picture_size(size)
         self._manifest = manifest = read_manifest(self._store)
         if not manifest.has_splits:
             require_whole_split(manifest.name, split)
@@ -68,7 +79,7 @@ class StoreSet:
                 "table": manifest.table.sha256,
                 "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
                 "labels": manifest.labels and manifest.labels.model_dump(),
-                "size": size,
+                "size": describe_size(size),
             }
         )
         self._maps: dict[int, dict[str, MappedTensor]] = {}
@@ -82,7 +93,7 @@ class StoreSet:
     @property
     def is_mapped(self) -> bool:
         """Whether reading only copies from memory-mapped files: nothing is decoded or resized."""
-        side = self._size
+        side = None if self._size is None else self._size.side
         return all(
             stored.shape is not None
             and (name != "rgb" or side is None or stored.shape[1:] == (side, side))
@@ -107,6 +118,25 @@ class StoreSet:
             for name, stored in self._manifest.sensors.items()
         }
 
+    def contents(self) -> Contents:
+        """The samples' pixels in the memory map, or the bytes of their pictures, as packed."""
+        stored = self._manifest.sensors
+        return Contents(
+            kinds={
+                name: "encoded" if one.images == "encoded" else "pixels"
+                for name, one in stored.items()
+            },
+            of=self._content,
+        )
+
+    def _content(self, name: str, index: int) -> ArrayContent:
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        row, tensors = index - int(self._first[shard]), self._tensors(shard)
+        if name in tensors:
+            return ArrayContent(tensors[name].array[row])
+        offsets = tensors[f"{name}.offsets"].array
+        return ArrayContent(tensors[f"{name}.bytes"].array[offsets[row] : offsets[row + 1]])
+
     def place(self, index: int) -> Place:
         """Where and when a sample was taken, as far as its source knew."""
         row = self._table.slice(index, 1).to_pylist()[0]
@@ -115,24 +145,27 @@ class StoreSet:
         return Place(bounds=bounds if known else None, datetime=row["datetime"])
 
     def _check_size(self) -> None:
-        packed = self._manifest.image_size
-        if "rgb" in self.layouts and packed is not None and self._size not in (None, packed):
+        packed, wanted = self._manifest.image_size, describe_size(self._size)
+        if "rgb" in self.layouts and packed is not None and wanted not in (None, packed):
             raise DataError(
-                f"store {self._store} holds pictures at {packed} pixels, {self._size} are needed; "
-                f"pack it again with --size {self._size}, or with --images encoded"
+                f"store {self._store} holds pictures of size {packed}, {wanted} is needed; "
+                f"pack it again with --size {wanted}, or with --images encoded"
             )
 
     def _tensors(self, shard: int) -> dict[str, MappedTensor]:
         if shard not in self._maps:
             entry = self._shards[shard]
             expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+            optional: dict[str, tuple[str, tuple[int, ...]]] = {}
             for name, stored in self._manifest.sensors.items():
                 if stored.shape is None or stored.dtype is None:
                     expected[f"{name}.bytes"] = ("uint8", (-1,))
                     expected[f"{name}.offsets"] = ("int64", (entry.num_samples + 1,))
                 else:
                     expected[name] = (stored.dtype, (entry.num_samples, *stored.shape))
-            self._maps[shard] = map_shard(self._store / entry.file, expected)
+                    num_bytes = -(-math.prod(stored.shape) // 8)
+                    optional[f"{name}.valid"] = ("uint8", (entry.num_samples, num_bytes))
+            self._maps[shard] = map_shard(self._store / entry.file, expected, optional)
         return self._maps[shard]
 
     def _read_pixels(
@@ -152,14 +185,37 @@ class StoreSet:
                 pixels[part[0]] = array[rows[part[0]]]
             else:
                 pixels[part] = array[rows[part]]
-        if name == "rgb" and self._size is not None and pixels.shape[2:] != (self._size,) * 2:
-            return np.stack([resize_rgb(one, self._size) for one in pixels])
+        pixels = self._marked(name, stored.shape, pixels, rows, parts)
+        size = self._size
+        if name == "rgb" and size is not None and pixels.shape[2:] != (size.side, size.side):
+            return np.stack([resize_rgb(one, size) for one in pixels])
         return pixels
+
+    def _marked(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        pixels: NDArray[Any],
+        rows: NDArray[np.int64],
+        parts: list[tuple[int, NDArray[np.int64]]],
+    ) -> NDArray[Any]:
+        """The pixels (B, C, H, W) with what has no data marked, in shards that keep a mask."""
+        masks = [
+            (part, tensors[f"{name}.valid"].array)
+            for shard, part in parts
+            if f"{name}.valid" in (tensors := self._tensors(shard))
+        ]
+        if not masks:
+            return pixels
+        valid = np.ones(pixels.shape, dtype=np.bool_)
+        for part, bits in masks:
+            valid[part] = unpack_bits(bits[rows[part]], shape)
+        return mark_invalid(pixels, valid, self.layouts[name])
 
     def _read_encoded(
         self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]
     ) -> NDArray[Any]:
-        pictures: dict[int, NDArray[np.uint8]] = {}
+        pictures: dict[int, Picture] = {}
         for shard, part in parts:
             tensors = self._tensors(shard)
             content, offsets = tensors[f"{name}.bytes"].array, tensors[f"{name}.offsets"].array

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
-from terralign.datasets.store.files import SHARDS, StoredSensor
+from terralign.datasets.store.files import SHARDS, StoredSensor, pack_bits
 from terralign.errors import DataError
 from terralign.scenes.pictures import decode_rgb
 
@@ -79,9 +79,13 @@ def read_pixels(
         for name, one in sensors.items()
     }
 
+    valid: dict[str, NDArray[np.bool_]] = {}
+
     def keep(indices: NDArray[np.int64]) -> None:
         pixels = samples.read(indices)
+        masks: dict[str, NDArray[np.bool_]] = {}
         for name, tensor in tensors.items():
+            pixels[name], masks[name] = _as_stored(pixels[name], tensor.dtype)
             found = pixels[name]
             if found.shape[1:] != shapes[name] or found.dtype != tensor.dtype:
                 raise DataError(
@@ -92,6 +96,10 @@ def read_pixels(
         first = len(content.kept)
         for name, tensor in tensors.items():
             tensor[first : first + len(indices)] = pixels[name]
+            if not masks[name].all() and name not in valid:
+                valid[name] = np.ones(tensor.shape, dtype=np.bool_)
+            if name in valid:
+                valid[name][first : first + len(indices)] = masks[name]
         content.kept.extend(indices.tolist())
 
     for start in range(shard.start, shard.end, READ_AT_ONCE):
@@ -104,7 +112,28 @@ def read_pixels(
             for index in indices:
                 content.skip_on_error(partial(keep, index.reshape(1)), samples.keys[index])
     content.tensors = {name: tensor[: len(content.kept)] for name, tensor in tensors.items()}
+    for name, mask in valid.items():
+        content.tensors[f"{name}.valid"] = pack_bits(mask[: len(content.kept)])
     return content
+
+
+def _as_stored(
+    pixels: NDArray[Any], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Pixels in the store's type where that loses nothing, and their mask.
+
+    Whole numbers are floating point as soon as one of a batch lacks data: they become whole again,
+    0 under the mask. Floating-point numbers mark what lacks data themselves.
+    """
+    whole = np.issubdtype(dtype, np.integer)
+    if pixels.dtype == dtype or not (whole and np.issubdtype(pixels.dtype, np.floating)):
+        safe = not whole and np.can_cast(pixels.dtype, dtype, "safe")
+        return pixels.astype(dtype) if safe else pixels, np.ones(pixels.shape, dtype=np.bool_)
+    valid: NDArray[np.bool_] = ~np.isnan(pixels)
+    filled = np.where(valid, pixels, 0)
+    limits = np.iinfo(dtype)
+    inside = ((filled >= limits.min) & (filled <= limits.max) & (filled % 1 == 0)).all()
+    return (filled.astype(dtype) if inside else pixels), valid
 
 
 def read_encoded(samples: SampleSet, shard: Shard, files: Sequence[Path], *, skip: bool) -> Content:

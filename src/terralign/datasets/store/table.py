@@ -11,6 +11,7 @@ import pyarrow as pa
 import shapely
 
 from terralign.datasets.sample import Place, SampleSet
+from terralign.scenes.places import Bounds
 
 _BOUNDS = ("west", "south", "east", "north")
 
@@ -21,8 +22,8 @@ def sample_table(
     """One row for each of `rows` (split, index in that split), with its place.
 
     Columns: key, split, labels (class indices), captions, west, south, east, north (degrees,
-    WGS84), datetime (UTC), and geometry (GeoParquet 1.1, the footprint's bounds) where any is
-    known.
+    WGS84; west is greater than east across the antimeridian), datetime (UTC), and geometry
+    (GeoParquet 1.1, the footprint's bounds, see `footprint`) where any is known.
     """
     columns: dict[str, pa.Array] = {
         "key": pa.array([splits[split].keys[index] for split, index in rows], pa.string()),
@@ -44,19 +45,30 @@ def sample_table(
     )
     if not any(place.bounds for place in places):
         return pa.table(columns)
+    shapes = [None if place.bounds is None else footprint(place.bounds) for place in places]
     columns["geometry"] = pa.array(
-        [place.bounds and shapely.to_wkb(shapely.box(*place.bounds)) for place in places],
-        pa.binary(),
+        [shape and shapely.to_wkb(shape) for shape in shapes], pa.binary()
     )
-    return pa.table(columns).replace_schema_metadata({"geo": json.dumps(_GEO)})
+    kinds = sorted({shape.geom_type for shape in shapes if shape is not None})
+    return pa.table(columns).replace_schema_metadata({"geo": json.dumps(_geo(kinds))})
 
 
-_GEO = {
-    "version": "1.1.0",
-    "primary_column": "geometry",
-    "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"]}},
-}
-"""GeoParquet's file metadata; without a crs it is longitude and latitude of WGS84."""
+def footprint(bounds: Bounds) -> shapely.Geometry:
+    """The box of WGS84 bounds; cut in two at the antimeridian where west is greater than east."""
+    west, south, east, north = bounds
+    if west <= east:
+        return shapely.box(west, south, east, north)
+    parts = [(west, south, 180.0, north), (-180.0, south, east, north)]
+    return shapely.MultiPolygon([shapely.box(*part) for part in parts])
+
+
+def _geo(kinds: Sequence[str]) -> dict[str, object]:
+    """GeoParquet's file metadata; without a crs it is longitude and latitude of WGS84."""
+    return {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": list(kinds)}},
+    }
 
 
 def _labels_of(samples: SampleSet, index: int) -> list[int]:

@@ -47,6 +47,7 @@ from terralign.files import (
     write_json,
 )
 from terralign.progress import Progress
+from terralign.scenes.pictures import as_picture_size
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +60,14 @@ class PackSettings:
     """What a store's bytes depend on beside its data.
 
     `shard_bytes`: about how large a shard becomes; each worker holds one in memory. `images`:
-    pictures decoded ("pixels") or as the bytes of their files ("encoded"). `size`: the side to
-    which pictures were resized, as the data set was opened. `skip_damaged`: leave out samples that
-    cannot be read, counted and named, instead of stopping at the first.
+    pictures decoded ("pixels") or as the bytes of their files ("encoded"). `size`: that of
+    pictures, as the data set was opened (`PictureSize.describe`). `skip_damaged`: leave out samples
+    that cannot be read, counted and named, instead of stopping at the first.
     """
 
     shard_bytes: int = SHARD_BYTES
     images: Images = "pixels"
-    size: int | None = None
+    size: int | str | None = None
     skip_damaged: bool = False
 
 
@@ -232,14 +233,30 @@ class _Packing:
             layout = self.first.layouts["rgb"]
             return {"rgb": describe_stored(layout, images="encoded", pixels=None)}
         pixels = self._probe(self.first)
+        for name in self.first.layouts:
+            if np.issubdtype(pixels[name].dtype, np.floating) and np.isnan(pixels[name]).any():
+                pixels[name] = self._of_whole_numbers(name, pixels[name])
         return {
             name: describe_stored(layout, images="pixels", pixels=pixels[name])
             for name, layout in self.first.layouts.items()
         }
 
+    def _of_whole_numbers(self, sensor: str, pixels: NDArray[Any]) -> NDArray[Any]:
+        """The first pixels, or others in whole numbers: a sample of whole numbers that lacks data
+        comes in floating point, and says nothing of the type of the rest."""
+        for index in np.linspace(0, len(self.first) - 1, 16).astype(np.int64):
+            try:
+                other = self.first.read(index.reshape(1))[sensor]
+            except DataError:
+                continue
+            if np.issubdtype(other.dtype, np.integer):
+                return other
+        return pixels
+
     def _check_size(self) -> None:
         size, stored = self.settings.size, self.sensors.get("rgb")
-        if size is not None and (stored is None or stored.shape != (3, size, size)):
+        side = 0 if size is None else as_picture_size(size).side
+        if size is not None and (stored is None or stored.shape != (3, side, side)):
             raise DataError(
                 f"size {size} has no effect on {self.first.name!r}: only pictures in files of "
                 "their own, or in tars, are resized; leave it out"

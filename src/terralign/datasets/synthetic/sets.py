@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.sample import Captions, Labels
 from terralign.datasets.synthetic import photos, scenes
 from terralign.datasets.synthetic.draws import MAX_SIZE, Keys, sample_keys
@@ -60,6 +61,13 @@ class SyntheticSet:
 
     def __len__(self) -> int:
         return len(self.sample_keys)
+
+    def contents(self) -> Contents:
+        """What each sample is drawn from, at any size."""
+        return Contents(
+            kinds=dict.fromkeys(self.layouts, "drawn"),
+            of=lambda sensor, index: ArrayContent(self.sample_keys[index : index + 1]),
+        )
 
     def read(self, indices: NDArray[np.int64]) -> Pixels:
         """Pixels of these samples: sensor name -> (B, C, H, W) in the layout's band order.

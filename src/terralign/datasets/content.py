@@ -1,0 +1,222 @@
+"""What a sample is made of: bytes that can be compared without being decoded.
+
+A set that knows it has a method `contents()` (see `Known`); one that only wraps another, or is a
+part of one, has `within()` (see `Wrapped`). `overlap` finds by them which samples two sets share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.datasets.sample import SampleSet
+from terralign.errors import DataError
+from terralign.scenes.pictures import PICTURE_SUFFIXES
+
+Kind = Literal["encoded", "pixels", "drawn"]
+"""The bytes of a file, the numbers of an array, or the number that a sample is drawn from."""
+
+WHOLE_BYTES = 64 * 1024
+"""Contents up to this size are hashed whole at once."""
+MIDDLE_BYTES = 4096
+"""Of larger ones this many bytes from the middle are hashed first."""
+CHUNK_BYTES = 1024 * 1024
+
+
+class Content(Protocol):
+    """One sample's bytes of one sensor."""
+
+    def num_bytes(self) -> int:
+        """Its size without reading it; -1 where it does not exist as bytes of its own."""
+        ...
+
+    def middle(self) -> bytes:
+        """All of it, or `MIDDLE_BYTES` from its middle."""
+        ...
+
+    def digest(self) -> bytes:
+        """The hash of all of it."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where it lies; contents of one address are the same. Empty where it has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the samples of a set are made of. `kinds`: sensor -> kind, of sensors with bytes of
+    their own; `of`: (sensor, index) -> content."""
+
+    kinds: Mapping[str, Kind]
+    of: Callable[[str, int], Content]
+
+
+@runtime_checkable
+class Known(Protocol):
+    """A `SampleSet` that knows what its samples are made of."""
+
+    def contents(self) -> Contents: ...
+
+
+@runtime_checkable
+class Wrapped(Protocol):
+    """A `SampleSet` whose samples are those of another one, or some of them."""
+
+    def within(self) -> tuple[SampleSet, NDArray[np.int64] | None]:
+        """The other set, and which of its samples these are; None: all, in the same order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """A file, or a folder of files: of a folder, its rasters stand for the sample.
+
+    A folder's size and middle are those of its first raster by name.
+    """
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.path)
+
+    def num_bytes(self) -> int:
+        try:
+            first = self._first()
+            return -1 if first is None else first.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def middle(self) -> bytes:
+        try:
+            first = self._first()
+            if first is None:
+                return self.address.encode()
+            with open(first, "rb", buffering=0) as file:
+                return _middle_of(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except (FileNotFoundError, NotADirectoryError):
+            return self.address.encode()
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def digest(self) -> bytes:
+        try:
+            files = rasters_of(self.path) if self.path.is_dir() else [self.path]
+            digests = [_digest_of(file, 0, file.stat().st_size) for file in files]
+        except (FileNotFoundError, NotADirectoryError):
+            digests = []
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        if len(digests) == 1:
+            return digests[0]
+        return _hash(b"".join(digests) or self.address.encode()).digest()
+
+    def _first(self) -> Path | None:
+        if not self.path.is_dir():
+            return self.path
+        return next(iter(rasters_of(self.path)), None)
+
+
+def rasters_of(folder: Path) -> list[Path]:
+    """The files of a sample's folder that hold pixels, by name; all files where none does."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
+    rasters = [name for name in names if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES]
+    return [folder / name for name in rasters or names]
+
+
+@dataclass(frozen=True, slots=True)
+class PartContent:
+    """Some bytes of a file, as a member of a tar is."""
+
+    path: Path
+    begin: int
+    size: int
+
+    @property
+    def address(self) -> str:
+        return f"{self.path}:{self.begin}"
+
+    def num_bytes(self) -> int:
+        return self.size
+
+    def middle(self) -> bytes:
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                return _middle_of(file.fileno(), self.begin, self.size)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def digest(self) -> bytes:
+        try:
+            return _digest_of(self.path, self.begin, self.size)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayContent:
+    """A row of an array in memory or in a memory map: (C, H, W), or the (M,) bytes of a file."""
+
+    row: NDArray[Any]
+
+    @property
+    def address(self) -> str:
+        return ""
+
+    def num_bytes(self) -> int:
+        return int(self.row.nbytes)
+
+    def middle(self) -> bytes:
+        size = self.num_bytes()
+        if size <= WHOLE_BYTES:
+            return self.row.tobytes()
+        start, end = _middle_range(size)
+        flat = np.ascontiguousarray(self.row).reshape(-1).view(np.uint8)
+        return flat[start:end].tobytes()
+
+    def digest(self) -> bytes:
+        return _hash(np.ascontiguousarray(self.row).reshape(-1).view(np.uint8)).digest()
+
+
+def _hash(content: Any = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=16)
+
+
+def _middle_range(size: int) -> tuple[int, int]:
+    if size <= WHOLE_BYTES:
+        return 0, size
+    start = (size - MIDDLE_BYTES) // 2
+    return start, start + MIDDLE_BYTES
+
+
+def _middle_of(file: int, begin: int, size: int) -> bytes:
+    start, end = _middle_range(size)
+    return os.pread(file, end - start, begin + start)
+
+
+def _digest_of(path: Path, begin: int, size: int) -> bytes:
+    total = _hash()
+    with open(path, "rb", buffering=0) as file:
+        while size > 0:
+            chunk = os.pread(file.fileno(), min(CHUNK_BYTES, size), begin)
+            if not chunk:
+                break
+            total.update(chunk)
+            begin, size = begin + len(chunk), size - len(chunk)
+    return total.digest()
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read {path}: {error.strerror or error}")

@@ -1,0 +1,441 @@
+"""Which samples two sets share, by key and by content, whatever the sets and files are called.
+
+By key: two sets of one name have the same sample where they have the same key, unless its contents
+are known on both sides and differ.
+
+By content: a file that lies under another name, in another folder, data set or tar, behind a link
+or as a copy; a row of an array; a sample of a packed store. Files are compared by their bytes and
+arrays by their numbers, never by their names. A set of files and a set of pixels (a store that
+was packed from them) are compared by the pixels that are read of both. Samples of several sensors
+are the same where all sensors that both sets have agree; where they have none in common, the files
+of their first sensors are compared. A folder of bands counts by its rasters. Synthetic samples are
+compared by what they are drawn from.
+
+Not found: a picture that was saved again by a lossy format, resized, cropped or turned; a file
+against an array in which it was saved as other numbers; neighbouring or overlapping places.
+
+What it costs: the size of every sample. Of those whose size occurs on both sides at most
+`WHOLE_BYTES` are read, of larger ones `MIDDLE_BYTES` from the middle; only those that agree so far
+are read whole. Files against pixels cost one reading of the set of files. Memory holds 16 bytes per
+sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.datasets.content import ArrayContent, Content, Contents, Kind, Known, Wrapped
+from terralign.datasets.sample import SampleSet
+from terralign.errors import RecipeError
+from terralign.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Indices = NDArray[np.int64]
+View = tuple[str, bool]
+"""A sensor, and whether its pixels are read to compare them rather than what they lie in."""
+Result = TypeVar("Result")
+
+NUM_THREADS = 16
+"""More than there are cores: a file on a cold disk is mostly waited for."""
+CHUNK = 256
+READ_AT_ONCE = 32
+NUM_EXAMPLES = 2
+
+
+def title(samples: SampleSet) -> str:
+    """How messages name a set."""
+    return f"{samples.name}/{samples.split}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overlap:
+    """The samples of `second` that `first` has too.
+
+    `rows` (M,): which of `second`; `partners` (M,): the same samples in `first`. `num_same_keys`:
+    samples that have one key in both and are known to be different, which are not among them.
+    """
+
+    first: SampleSet
+    second: SampleSet
+    rows: Indices
+    partners: Indices
+    num_same_keys: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def describe(self) -> str:
+        """How many, of which sets, and some of their keys."""
+        keys, others = self.second.keys, self.first.keys
+        shown = []
+        for row, partner in zip(self.rows[:NUM_EXAMPLES], self.partners, strict=False):
+            key, other = keys[row], others[partner]
+            shown.append(repr(key) if key == other else f"{key!r} ({other!r} there)")
+        return (
+            f"{len(self):,} of the {len(self.second):,} samples of {title(self.second)} are also "
+            f"in {title(self.first)}, such as {' and '.join(shown)}"
+        )
+
+
+class Overlaps:
+    """Finds what sets share; what was found and hashed is kept as long as this object."""
+
+    def __init__(self) -> None:
+        self._sides: dict[int, _Side] = {}
+        self._found: dict[tuple[int, int], Overlap] = {}
+        self._repeated: dict[int, tuple[int, int, int]] = {}
+        self.warned: set[int] = set()
+
+    def find(self, first: SampleSet, second: SampleSet) -> Overlap:
+        """The samples of `second` that `first` has too. Raises `DataError` for files that cannot
+        be read."""
+        key = (id(first), id(second))
+        if key not in self._found:
+            self._found[key] = _find(self._side(first), self._side(second))
+        return self._found[key]
+
+    def find_repeated(self, samples: SampleSet) -> tuple[int, int, int]:
+        """How many samples of one set have the content of an earlier one; the last of them and its
+        earlier one, by index. Sets whose pixels would have to be read are not searched."""
+        if id(samples) not in self._repeated:
+            self._repeated[id(samples)] = _find_repeated(self._side(samples))
+        return self._repeated[id(samples)]
+
+    def _side(self, samples: SampleSet) -> _Side:
+        # A side holds its set, so that no other set gets its id.
+        if id(samples) not in self._sides:
+            self._sides[id(samples)] = _Side(samples)
+        return self._sides[id(samples)]
+
+
+def keep_apart(
+    overlaps: Overlaps,
+    training: Sequence[SampleSet],
+    judging: Sequence[SampleSet],
+    *,
+    chosen: str,
+    allowed: bool = False,
+) -> list[str]:
+    """Raise `RecipeError` where samples that are trained on would choose what is kept.
+
+    `chosen`: what is chosen by `judging` ("alpha"). `allowed`: they may; what they share is logged
+    and returned. Samples that occur twice in one of the sets are warned of.
+    """
+    notes = []
+    for second in _differing(judging):
+        for first in _differing(training):
+            found = overlaps.find(first, second)
+            if found.num_same_keys:
+                logger.warning(
+                    "%s and %s have %d keys in common whose files differ; they are taken for "
+                    "different samples",
+                    title(first), title(second), found.num_same_keys,
+                )  # fmt: skip
+            if not len(found):
+                continue
+            told = f"{found.describe()}: {chosen} is chosen on samples that are trained on"
+            if not allowed:
+                raise RecipeError(
+                    f"{told}; give validation samples of its own, or set "
+                    "allow_shared_samples = true to run all the same"
+                )
+            logger.warning("%s (allow_shared_samples)", told)
+            notes.append(f"{told}.")
+    for samples in [*training, *judging]:
+        warn_of_repeated(overlaps, samples)
+    return notes
+
+
+def warn_of_repeated(overlaps: Overlaps, samples: SampleSet) -> None:
+    """Say once how many samples of a set occur in it before."""
+    is_new = id(samples) not in overlaps.warned
+    overlaps.warned.add(id(samples))
+    number, row, earlier = overlaps.find_repeated(samples)
+    if number and is_new:
+        logger.warning(
+            "%s: %d of %d samples have the same content as another one of it, such as %r and %r; "
+            "each counts as a sample of its own",
+            title(samples), number, len(samples), samples.keys[earlier], samples.keys[row],
+        )  # fmt: skip
+
+
+def _differing(sets: Iterable[SampleSet]) -> list[SampleSet]:
+    return list({id(one): one for one in sets}.values())
+
+
+class _Side:
+    """A set to compare: what its samples are made of, and what is known of them so far."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self.samples = samples
+        self.base, rows = samples, np.arange(len(samples), dtype=np.int64)
+        while isinstance(self.base, Wrapped) and not isinstance(self.base, Known):
+            self.base, part = self.base.within()
+            rows = rows if part is None else part[rows]
+        self.rows: Indices = rows
+        self.keys: tuple[str, ...] = samples.keys
+        self.contents: Contents | None = (
+            self.base.contents() if isinstance(self.base, Known) else None
+        )
+        self._sizes: dict[View, Indices] = {}
+        self._middles: dict[View, tuple[NDArray[np.uint64], NDArray[np.bool_]]] = {}
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Sensor -> what it is made of; a set that does not know it is read."""
+        if self.contents is None:
+            return dict.fromkeys(self.samples.layouts, "pixels")
+        return self.contents.kinds
+
+    def sizes(self, view: View) -> Indices:
+        """(N,) bytes of every sample; -1 where it has none of its own."""
+        if view not in self._sizes:
+            everything = np.arange(len(self.rows), dtype=np.int64)
+            if self._is_read(view):
+                sizes = np.full(len(self.rows), self._read(view, everything[:1])[0].num_bytes())
+            else:
+                sizes = np.array(
+                    self._each(everything, lambda index: self._content(view, index).num_bytes()),
+                    dtype=np.int64,
+                )
+            self._sizes[view] = sizes
+        return self._sizes[view]
+
+    def middles(self, view: View, wanted: Indices) -> NDArray[np.uint64]:
+        """(M,) hashes of the middles of these samples."""
+        if view not in self._middles:
+            self._middles[view] = (
+                np.zeros(len(self.rows), dtype=np.uint64),
+                np.zeros(len(self.rows), dtype=np.bool_),
+            )
+        values, have = self._middles[view]
+        missing = wanted[~have[wanted]]
+        if self._is_read(view):
+            with self._progress(len(missing)) as progress:
+                for start in range(0, len(missing), READ_AT_ONCE):
+                    part = missing[start : start + READ_AT_ONCE]
+                    values[part] = [_short_hash(one.middle()) for one in self._read(view, part)]
+                    progress.advance(len(part))
+        else:
+            values[missing] = self._each(
+                missing, lambda index: _short_hash(self._content(view, index).middle())
+            )
+        have[missing] = True
+        return values[wanted]
+
+    def digest(self, views: Sequence[View], index: int) -> bytes:
+        """The hash of all that a sample is made of."""
+        one = np.array([index], dtype=np.int64)
+        contents = (
+            self._read(view, one)[0] if self._is_read(view) else self._content(view, index)
+            for view in views
+        )
+        return b"".join(content.digest() for content in contents)
+
+    def address(self, views: Sequence[View], index: int) -> tuple[str, ...] | None:
+        """Where a sample lies; None where that is not known of all its parts."""
+        if any(self._is_read(view) for view in views):
+            return None
+        found = tuple(self._content(view, index).address for view in views)
+        return found if all(found) else None
+
+    def _is_read(self, view: View) -> bool:
+        return self.contents is None or (view[1] and self.contents.kinds[view[0]] == "encoded")
+
+    def _content(self, view: View, index: int) -> Content:
+        assert self.contents is not None
+        return self.contents.of(view[0], int(self.rows[index]))
+
+    def _read(self, view: View, indices: Indices) -> list[ArrayContent]:
+        pixels = self.base.read(self.rows[indices])[view[0]]
+        return [ArrayContent(one) for one in pixels]
+
+    def _progress(self, total: int) -> Progress:
+        return Progress(f"comparing samples of {title(self.samples)}", total=total, unit="sample")
+
+    def _each(self, indices: Indices, ask: Callable[[int], Result]) -> list[Result]:
+        """`ask` of each sample, many at a time where they lie in files."""
+        chunks = [
+            indices[start : start + CHUNK].tolist() for start in range(0, len(indices), CHUNK)
+        ]
+        results: list[Result] = []
+        with self._progress(len(indices)) as progress, ThreadPoolExecutor(NUM_THREADS) as pool:
+            try:
+                for part in pool.map(lambda chunk: [ask(one) for one in chunk], chunks):
+                    results += part
+                    progress.advance(len(part))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return results
+
+
+def _short_hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _views(first: _Side, second: _Side) -> list[tuple[View, View]]:
+    """What is compared: the sensors of both that can be, else the first sensors' files."""
+    kinds, others = first.kinds, second.kinds
+    common = [sensor for sensor in kinds if sensor in others]
+    pairs: list[tuple[View, View]] = []
+    for sensor in common:
+        drawn = "drawn" in (kinds[sensor], others[sensor])
+        if not drawn:
+            differ = kinds[sensor] != others[sensor]
+            pairs.append(((sensor, differ), (sensor, differ)))
+        elif kinds[sensor] == others[sensor]:
+            pairs.append(((sensor, False), (sensor, False)))
+    if not common and kinds and others:
+        one, other = next(iter(kinds)), next(iter(others))
+        if kinds[one] == others[other] == "encoded":
+            pairs.append(((one, False), (other, False)))
+    return pairs
+
+
+def _find(first: _Side, second: _Side) -> Overlap:
+    if _are_one(first, second):
+        there = {row: index for index, row in enumerate(first.rows.tolist())}
+        found = {
+            index: there[row] for index, row in enumerate(second.rows.tolist()) if row in there
+        }
+        return _overlap(first, second, found)
+    if not len(first.rows) or not len(second.rows):
+        return _overlap(first, second, {})
+    views = _views(first, second)
+    found = _find_by_content(first, second, views) if views else {}
+    num_same_keys = 0
+    if first.samples.name == second.samples.name:
+        there = {key: index for index, key in enumerate(first.keys)}
+        for index, key in enumerate(second.keys):
+            if key in there and index not in found:
+                if _is_known(first, second, views, there[key], index):
+                    num_same_keys += 1
+                else:
+                    found[index] = there[key]
+    return _overlap(first, second, found, num_same_keys)
+
+
+def _are_one(first: _Side, second: _Side) -> bool:
+    """Whether both sides are of one set. A fingerprint holds no more of files than their sizes."""
+    if first.base is second.base:
+        return True
+    return (
+        first.contents is not None
+        and second.contents is not None
+        and "encoded" not in (*first.kinds.values(), *second.kinds.values())
+        and first.base.name == second.base.name
+        and first.base.fingerprint == second.base.fingerprint
+    )
+
+
+def _is_known(
+    first: _Side, second: _Side, views: Sequence[tuple[View, View]], index: int, other: int
+) -> bool:
+    """Whether the contents of two samples were compared as they lie."""
+    return bool(views) and all(
+        not one[1] and first.sizes(one)[index] >= 0 and second.sizes(two)[other] >= 0
+        for one, two in views
+    )
+
+
+def _find_by_content(
+    first: _Side, second: _Side, views: Sequence[tuple[View, View]]
+) -> dict[int, int]:
+    """Index in `second` -> index in `first` of the same sample."""
+    mine = np.arange(len(first.rows), dtype=np.int64)
+    others = np.arange(len(second.rows), dtype=np.int64)
+    for one, two in views:
+        sizes, other_sizes = first.sizes(one)[mine], second.sizes(two)[others]
+        mine, others = mine[np.isin(sizes, other_sizes)], others[np.isin(other_sizes, sizes)]
+    for one, two in views:
+        middles, other_middles = first.middles(one, mine), second.middles(two, others)
+        mine, others = (
+            mine[np.isin(middles, other_middles)], others[np.isin(other_middles, middles)],
+        )  # fmt: skip
+    own_views, other_views = [one for one, _ in views], [two for _, two in views]
+    alike = _Alike(first, own_views, mine)
+    found = {}
+    for index in others.tolist():
+        partner = alike.find(second, other_views, index)
+        if partner is not None:
+            found[index] = partner
+    return found
+
+
+class _Alike:
+    """Samples of one side by where they lie and by their hashes, made as they are asked for."""
+
+    def __init__(self, side: _Side, views: Sequence[View], candidates: Indices) -> None:
+        self._side, self._views = side, views
+        self._by_middle: dict[tuple[int, ...], list[int]] = {}
+        self._by_address: dict[tuple[str, ...], int] = {}
+        self._by_digest: dict[bytes, int] = {}
+        for index, key in zip(
+            candidates.tolist(), _middles_of(side, views, candidates), strict=True
+        ):
+            self._by_middle.setdefault(key, []).append(index)
+            address = side.address(views, index)
+            if address is not None:
+                self._by_address.setdefault(address, index)
+
+    def find(self, side: _Side, views: Sequence[View], index: int) -> int | None:
+        """The candidate with the content of this sample of another side."""
+        address = side.address(views, index)
+        if address is not None and address in self._by_address:
+            return self._by_address[address]
+        [key] = _middles_of(side, views, np.array([index], dtype=np.int64))
+        for one in self._by_middle.pop(key, ()):
+            self._by_digest.setdefault(self._side.digest(self._views, one), one)
+        return self._by_digest.get(side.digest(views, index))
+
+
+def _middles_of(side: _Side, views: Sequence[View], indices: Indices) -> list[tuple[int, ...]]:
+    columns = [side.middles(view, indices).tolist() for view in views]
+    return list(zip(*columns, strict=True))
+
+
+def _overlap(
+    first: _Side, second: _Side, found: Mapping[int, int], num_same_keys: int = 0
+) -> Overlap:
+    rows = sorted(found)
+    return Overlap(
+        first=first.samples,
+        second=second.samples,
+        rows=np.array(rows, dtype=np.int64),
+        partners=np.array([found[row] for row in rows], dtype=np.int64),
+        num_same_keys=num_same_keys,
+    )
+
+
+def _find_repeated(side: _Side) -> tuple[int, int, int]:
+    views: list[View] = [(sensor, False) for sensor, kind in side.kinds.items() if kind != "drawn"]
+    if side.contents is None or not views:
+        return 0, 0, 0
+    left = np.arange(len(side.rows), dtype=np.int64)
+    for view in views:
+        left = left[_occur_again(side.sizes(view)[left])]
+    for view in views:
+        left = left[_occur_again(side.middles(view, left))]
+    seen: dict[bytes, int] = {}
+    number, last = 0, (0, 0)
+    for index in left.tolist():
+        earlier = seen.setdefault(side.digest(views, index), index)
+        if earlier != index:
+            number, last = number + 1, (index, earlier)
+    return number, *last
+
+
+def _occur_again(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which of some values are there more than once."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    again: NDArray[np.bool_] = counts[inverse] > 1
+    return again

@@ -1,0 +1,89 @@
+"""What a run's training, validation and measurements share, found before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from terralign.datasets.overlap import Overlaps, keep_apart, title, warn_of_repeated
+from terralign.datasets.sample import SampleSet
+from terralign.recipe import AlignRecipe, Recipe
+from terralign.run_data import RunData
+
+logger = logging.getLogger(__name__)
+
+
+class RunOverlaps:
+    """`notes`: what the recipe allows to be shared, once `check` has found it."""
+
+    def __init__(self, recipe: Recipe, data: RunData) -> None:
+        self._recipe, self._data = recipe, data
+        self._overlaps = Overlaps()
+        self._warned: set[int] = set()
+        self.notes: list[str] = []
+
+    def check(self) -> None:
+        """Raise `RecipeError` where alpha, or the best weights of a tower, would be chosen on
+        samples that are trained on."""
+        recipe, notes = self._recipe, []
+        allowed = recipe.allow_shared_samples
+        if recipe.patch is not None:
+            _, validation, supported = self._data.patching_tasks(recipe.patch)
+            judging = [task.samples for task in (*validation, *supported)]
+            notes += keep_apart(
+                self._overlaps, self._of_stage_1(), judging, chosen="alpha", allowed=allowed
+            )
+        for tower in recipe.align:
+            if tower.validation is not None:
+                judging = [self._data.source(tower.validation).samples]
+                notes += keep_apart(
+                    self._overlaps, self._of_tower(tower), judging,
+                    chosen=f"the best step of tower {tower.name!r}", allowed=allowed,
+                )  # fmt: skip
+        for entry in recipe.evaluate:
+            warn_of_repeated(self._overlaps, self._data.open(entry.data, entry.split, entry.limit))
+        self.notes = list(dict.fromkeys(notes))
+
+    def note(self, samples: SampleSet, model: str, towers: Sequence[str | None]) -> str | None:
+        """What a row says of `samples` that the model, or one of the `towers`, was trained on."""
+        sets = self._pretrained()
+        if model != "base":
+            sets += self._of_stage_1()
+        for tower in self._recipe.align:
+            if tower.name in towers:
+                sets += self._of_tower(tower)
+        seen = np.zeros(len(samples), dtype=np.bool_)
+        names = []
+        for one in {id(one): one for one in sets}.values():
+            found = self._overlaps.find(one, samples)
+            seen[found.rows] = True
+            if len(found):
+                names.append(title(one))
+        if not names:
+            return None
+        note = (
+            f"{int(seen.sum()):,} of {len(samples):,} samples were trained on "
+            f"({', '.join(dict.fromkeys(names))})"
+        )
+        if id(samples) not in self._warned:
+            self._warned.add(id(samples))
+            logger.warning("%s: %s", title(samples), note)
+        return note
+
+    def _pretrained(self) -> list[SampleSet]:
+        one = self._recipe.base.pretrain
+        return [] if one is None else [self._data.open(one.data, one.split, one.limit)]
+
+    def _of_stage_1(self) -> list[SampleSet]:
+        """What stage 1, and the base before it, is trained on."""
+        patch, sets = self._recipe.patch, self._pretrained()
+        if patch is not None:
+            sets += [task.samples for task in self._data.patching_tasks(patch)[0]]
+            preserved = self._data.preserve_on(patch)
+            sets += [] if preserved is None else [preserved]
+        return sets
+
+    def _of_tower(self, tower: AlignRecipe) -> list[SampleSet]:
+        return [self._data.source(one).samples for one in tower.data]

@@ -1,0 +1,108 @@
+"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and the masks of theirs that it knows."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from terralign.errors import DataError, first_line
+
+_warnings_lock = threading.Lock()
+
+
+def require_file(path: Path) -> None:
+    """Raise `DataError` where `path` is missing or is no file."""
+    if not path.is_file():
+        raise DataError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
+
+
+@contextmanager
+def open_geotiff(path: Path) -> Iterator[Any]:
+    """An open rasterio dataset, by the GeoTIFF driver only: no file can make GDAL open another.
+
+    Raises `DataError` where the file is missing or no GeoTIFF.
+    """
+    require_file(path)
+    with _opened(lambda: rasterio.open(path, driver="GTiff"), str(path)) as source:
+        yield source
+
+
+@contextmanager
+def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
+    """The same of a GeoTIFF in memory; `origin` is what `DataError` calls it."""
+    with (
+        MemoryFile(content) as memory,
+        _opened(lambda: memory.open(driver="GTiff"), origin) as source,
+    ):
+        yield source
+
+
+def _opened(opening: Callable[[], Any], origin: str) -> Any:
+    try:
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return opening()
+    except (RasterioError, OSError, ValueError) as error:
+        raise DataError(f"{origin} is not a readable GeoTIFF: {first_line(error)}") from error
+
+
+def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
+    """(H, W), True where a GeoTIFF has data by its no-data numbers, mask or alpha.
+
+    Of several bands with a no-data number, one with data is enough.
+    """
+    opening = (
+        open_geotiff(source)
+        if isinstance(source, Path)
+        else open_geotiff_bytes(source, origin=what)
+    )
+    with opening as file:
+        return _read(lambda: file.dataset_mask(), what)
+
+
+def read_mask_file(path: Path) -> NDArray[np.bool_]:
+    """(H, W), True where a mask in a file of its own (`.msk`) is not 0."""
+    with open_geotiff(path) as file:
+        return _read(lambda: file.read(1), str(path))
+
+
+def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
+    try:
+        return np.asarray(reading()) > 0
+    except (RasterioError, OSError, ValueError) as error:
+        raise DataError(f"the mask of {what} is damaged: {first_line(error)}") from error
+
+
+_MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
+
+
+def valid_by_file(
+    source: Any, pixels: NDArray[Any], *, indexes: Sequence[int] = (), window: Any = None
+) -> NDArray[np.bool_]:
+    """(C, H, W) bool of bands as read from an open GeoTIFF, True where the file has data.
+
+    False where a number is not finite or the band's no-data value, and where the file masks it:
+    internal mask, `.msk` beside it, alpha band. `indexes`: which bands were read, from 1; none:
+    all. `window`: the part that was read; of another size than the file's, pixels were resampled,
+    and so is the mask (nearest).
+    """
+    valid: NDArray[np.bool_] = np.isfinite(pixels)
+    for channel, index in enumerate(indexes or range(1, len(pixels) + 1)):
+        nodata = source.nodatavals[index - 1]
+        if nodata is not None and np.isfinite(nodata):
+            valid[channel] &= pixels[channel] != nodata
+        if _MASKED & set(source.mask_flag_enums[index - 1]):
+            shape = pixels.shape[1:]
+            valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
+    return valid

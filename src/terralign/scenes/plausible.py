@@ -1,0 +1,292 @@
+"""Declared against measured: whether numbers can be what is said of them.
+
+A range that the unit does not allow is refused; one that it allows but that hardly occurs is warned
+of once. What a sensor's numbers may be is the sensor's own data (`Sensor.possible`), else that of
+its unit. C bands, H W pixels.
+
+Sources: sigma0 of land and sea in C band lies between some -30 and 10 dB (ESA *Sentinel-1 Product
+Specification*); reflectance of land, water, snow and cloud between 0 and about 1.5; Sentinel-2's DN
+offset, see `sensors`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.chips import Chip, PixelLayout
+from terralign.errors import DataError
+from terralign.sensors import SENTINEL2_DN_OFFSET, Sensor
+
+logger = logging.getLogger(__name__)
+
+MAX_NUMBERS = 200_000
+"""Numbers per band and sample set that shares and percentiles are taken from, evenly spaced."""
+
+MAX_SHARE = 1e-3
+"""Largest share of impossible numbers that is let through (dead pixels, resampling)."""
+
+_POSSIBLE = {"reflectance": (-0.5, 10.0), "dB": (-100.0, 60.0), "intensity": (0.0, 1.0)}
+"""Unit -> physical values outside which no number lies; 10.0 leaves room for saturated DN."""
+
+_FLOOR = 0.001
+"""The share of the darkest pixels whose brightest one is a band's floor."""
+
+_DARK_DN = 700.0
+"""With DN that carry 1000, a smaller one is a reflectance below -0.03: ESA's products have
+slightly negative pixels, but hardly such ones."""
+
+_MAX_DARK = 0.002
+_VISIBLE = ("B02", "B03", "B04")
+
+Verdict = Literal["agrees", "contradicts", "undecidable"]
+
+_warned: set[tuple[str, ...]] = set()
+_lock = threading.Lock()
+
+
+def check_chip(chip: Chip, *, origin: str) -> None:
+    """`check_numbers` of one chip; `origin` is what errors and warnings call it."""
+    check_numbers([(chip.pixels, chip.valid)], chip.layout, origin=origin)
+
+
+def check_numbers(
+    samples: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout, *, origin: str
+) -> None:
+    """Hold pixels against their layout; `samples`: pairs of pixels and valid, (C, H, W) each.
+
+    All samples are judged together, so give a whole scene, or some samples of a whole data set.
+    Raises `DataError` where the type or range of the numbers is impossible for what is declared;
+    logs a warning, once per sensor and reason, where it is unlikely.
+    """
+    parts = list(samples)
+    numbers = _numbers_by_band(parts, layout)
+    known = {band: values for band, values in numbers.items() if len(values)}
+    if not known:
+        return
+    dtype = np.result_type(*(pixels.dtype for pixels, _ in parts))
+    everything = np.concatenate(list(known.values()))
+    judge = _Judge(layout, origin)
+    judge.type(dtype)
+    judge.fractions(dtype, everything)
+    if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
+        judge.sentinel2_offset(known)
+    physical = everything
+    if layout.units == "dn":
+        physical = (everything + layout.dn_offset) * layout.dn_scale + layout.add
+    judge.limits(physical)
+    if layout.sensor.unit == "reflectance":
+        judge.reflectance(physical)
+    elif layout.sensor.unit == "dB":
+        judge.decibel(physical)
+    elif layout.sensor.unit == "intensity":
+        judge.intensity(physical)
+
+
+def possible_range(sensor: Sensor) -> tuple[float, float] | None:
+    """Physical values outside which no number of the sensor lies; None where any may occur."""
+    return sensor.possible or _POSSIBLE.get(sensor.unit)
+
+
+def sentinel2_offset_verdict(visible: NDArray[np.floating[Any]], dn_offset: float) -> Verdict:
+    """Whether valid DN of the visible bands (any shape) fit a DN offset of 0 or -1000.
+
+    Dark pixels decide: water, shadow and forest have a red reflectance near zero in every clear
+    scene. A hazy or cloudy scene has none, and nothing follows from that.
+    """
+    dark = float(np.mean(visible < _DARK_DN))
+    if dn_offset == 0:
+        return "agrees" if dark > _MAX_DARK else "undecidable"
+    if dark > _MAX_DARK:
+        return "contradicts"
+    floor = float(np.quantile(visible, _FLOOR))
+    return "agrees" if floor < 1000 - SENTINEL2_DN_OFFSET * 0.3 else "undecidable"
+
+
+def _numbers_by_band(
+    parts: list[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout
+) -> dict[str, NDArray[np.float64]]:
+    """Valid raw numbers per band, at most about MAX_NUMBERS each, and always the extremes."""
+    found: dict[str, NDArray[np.float64]] = {}
+    share = max(1, MAX_NUMBERS // max(1, len(parts)))
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    for channel, band in enumerate(layout.bands):
+        pieces = []
+        for pixels, valid in parts:
+            flat = pixels[channel][valid[channel]]
+            if nodata is not None:
+                flat = flat[flat != nodata]
+            if len(flat):
+                spread = flat[:: -(-len(flat) // share)]
+                pieces.append(np.append(spread, [flat.min(), flat.max()]).astype(np.float64))
+        found[band] = np.concatenate(pieces) if pieces else np.zeros(0)
+    return found
+
+
+class _Judge:
+    """The rules, and how a fault or a doubt is reported."""
+
+    def __init__(self, layout: PixelLayout, origin: str) -> None:
+        self.layout, self.sensor, self.origin = layout, layout.sensor, origin
+
+    def refuse(self, what: str) -> None:
+        raise DataError(f"{self.origin}: {what}")
+
+    def doubt(self, reason: str, what: str) -> None:
+        key = (self.sensor.name, reason)
+        with _lock:
+            known = key in _warned
+            _warned.add(key)
+        if not known:
+            logger.warning("%s: %s", self.origin, what)
+
+    def type(self, dtype: np.dtype[Any]) -> None:
+        """A type whose largest number is dark cannot hold what is declared."""
+        if self.layout.units != "dn" or not np.issubdtype(dtype, np.integer):
+            return
+        largest = float(np.iinfo(dtype).max)
+        physical = (largest + self.layout.dn_offset) * self.layout.dn_scale + self.layout.add
+        if self.sensor.unit == "reflectance" and physical < 0.05:
+            self.refuse(
+                f"{dtype} numbers reach {largest:g}, which is a reflectance of {physical:.3g} as "
+                f"DN of {self.sensor.name!r}; {dtype} cannot hold them. Are these a stretched "
+                "picture? Give the original DN, or declare sensor 'rgb'"
+            )
+
+    def fractions(self, dtype: np.dtype[Any], raw: NDArray[np.float64]) -> None:
+        """Fractions below 2 are no DN, unless the sensor's own scale says so."""
+        floating = np.issubdtype(dtype, np.floating)
+        if self.layout.units != "dn" or not floating or self.layout.dn_scale > 0.01:
+            return
+        if np.abs(raw).max() <= 2 and (raw != np.round(raw)).any():
+            self.refuse(
+                f"fractions from {raw.min():.3g} to {raw.max():.3g} are declared to be DN, which "
+                f"are whole numbers; declare units='physical' ({self.sensor.unit})"
+            )
+
+    def limits(self, physical: NDArray[np.float64]) -> None:
+        limits = possible_range(self.sensor)
+        if limits is None:
+            return
+        low, high = limits
+        slack = 1e-3 * (high - low) if self.sensor.unit == "intensity" else 0.0
+        outside = (physical < low - slack) | (physical > high + slack)
+        share = float(outside.mean())
+        if not share:
+            return
+        shown = physical[outside]
+        worst = float(shown[np.argmax(np.abs(shown))])
+        text = (
+            f"{100 * share:.3g} % of the numbers lie outside {low:g} to {high:g} "
+            f"{self.sensor.unit}, such as {worst:.6g}{self._as_dn(worst)}; {self._remedy(worst)}"
+        )
+        if share > MAX_SHARE or self.sensor.unit == "intensity":
+            self.refuse(text)
+        self.doubt("limits", text)
+
+    def _as_dn(self, physical: float) -> str:
+        if self.layout.units != "dn":
+            return ""
+        dn = (physical - self.layout.add) / self.layout.dn_scale - self.layout.dn_offset
+        return f" (DN {dn:.6g})"
+
+    def _remedy(self, worst: float) -> str:
+        if self.sensor.unit == "intensity":
+            if self.layout.units == "physical":
+                return "physical RGB is 0-1: scale the numbers, or declare units='dn' (0-255)"
+            return (
+                "RGB numbers are 8-bit, 0 to 255: these are of 16 bits or of another kind; declare "
+                "their sensor, or convert them to 8 bits"
+            )
+        low = possible_range(self.sensor) or (0.0, 0.0)
+        if worst < low[0]:
+            return (
+                "declare the number that marks no data (as the file's nodata value or the "
+                "sensor's), or correct units, scale or offset"
+            )
+        if self.layout.units == "physical" and self.sensor.unit == "reflectance":
+            return "are these digital numbers or per cent? Declare units='dn', or divide them"
+        return "correct units, scale or offset, or name the sensor that made them"
+
+    def reflectance(self, physical: NDArray[np.float64]) -> None:
+        middle = float(np.median(physical))
+        if middle > 2:
+            self.refuse(
+                f"half of the numbers are a reflectance above {middle:.3g}, which no surface has; "
+                "correct units, scale or offset (is it per cent?)"
+            )
+        if middle < -0.05:
+            self.refuse(
+                f"half of the numbers are a reflectance below {middle:.3g}, which no surface has; "
+                "the scale or offset is not that of these numbers"
+            )
+        if float(np.mean(physical > 1.6)) > 0.25:
+            self.doubt(
+                "bright",
+                "more than a quarter of the reflectance is above 1.6; check units and scale",
+            )
+        if float(np.mean(physical < -0.05)) > 0.05:
+            self.doubt(
+                "negative", "more than 5 % of the reflectance is below -0.05; check the offset"
+            )
+        top = float(np.quantile(physical, 0.999))
+        if 0 < top < 0.02:
+            self.doubt(
+                "dark",
+                f"the brightest pixels have a reflectance of {top:.3g}; check units and scale",
+            )
+
+    def decibel(self, physical: NDArray[np.float64]) -> None:
+        low, middle, high = np.quantile(physical, (0.01, 0.5, 0.99)).tolist()
+        if physical.min() == physical.max() == 0:
+            self.doubt("zero", "all numbers are 0; is 0 the number that marks no data?")
+        elif low >= 0:
+            self.refuse(
+                f"the numbers lie between {physical.min():.3g} and {physical.max():.3g}; sigma0 in "
+                "dB is mostly negative. Linear power becomes dB by 10 * log10(power), amplitude by "
+                "20 * log10(amplitude)"
+            )
+        if low > -3 and high < 3:
+            self.doubt(
+                "narrow",
+                f"98 % of the numbers lie between {low:.3g} and {high:.3g} dB, which sigma0 hardly "
+                "does; are they normalised or linear?",
+            )
+        elif not -45 < middle < 5:
+            self.doubt("middle", f"the median is {middle:.3g} dB, which sigma0 hardly has")
+
+    def intensity(self, physical: NDArray[np.float64]) -> None:
+        if self.layout.units == "physical" or physical.max() > 1.5 / 255 or physical.max() == 0:
+            return
+        self.doubt(
+            "dark picture",
+            "no number is above 1 of 255; if these are fractions, declare units='physical'",
+        )
+
+    def sentinel2_offset(self, known: dict[str, NDArray[np.float64]]) -> None:
+        offset = self.layout.dn_offset
+        visible = [known[band] for band in _VISIBLE if band in known]
+        if not visible:
+            return
+        dn = np.concatenate(visible)
+        if offset < 0 and sentinel2_offset_verdict(dn, offset) == "contradicts":
+            share = 100 * float(np.mean(dn < _DARK_DN))
+            self.refuse(
+                f"an offset of {offset:g} contradicts the pixels: {share:.3g} % of the visible "
+                f"bands' DN are below {_DARK_DN:g}, down to {dn.min():g}, and would become clearly "
+                "negative. The offset was removed already: declare dn_offset=0"
+            )
+        if offset == 0 and len(visible) == len(_VISIBLE):
+            floors = [float(np.quantile(values, _FLOOR)) for values in known.values()]
+            if 900 <= min(floors) <= 1150 and max(floors) <= 1300 and len(dn) > 1000:
+                self.doubt(
+                    "offset",
+                    f"every band's darkest DN lie between {min(floors):g} and {max(floors):g}, as "
+                    "where DN carry Sentinel-2's offset of 1000; if they do, declare "
+                    "dn_offset=-1000",
+                )
