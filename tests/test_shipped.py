@@ -177,6 +177,7 @@ def check_training(recipe: Recipe, world: FakeWorld, folder: Path) -> None:
             now = space.towers[tower.name].backbone.state_dict()
             assert now.keys() == start.keys()
             assert not torch.equal(now["blocks.0.mlp.fc1.weight"], start["blocks.0.mlp.fc1.weight"])
+            assert torch.equal(now["pos_embed"], start["pos_embed"])  # frozen, as in pretraining
 
 
 PAPER_ROWS = {
@@ -280,6 +281,12 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
 
 
+def shrink_study(planned: list[Planned]) -> list[str]:
+    """As a recipe; a variant's own warm-up needs a few epochs more."""
+    warmup = max(int(plan.variant.set.get("patch.warmup_steps", 1)) for plan in planned)
+    return [*shrink(planned[0].recipe), f"patch.epochs={warmup + 1}"]
+
+
 @pytest.mark.shipped
 @pytest.mark.usefixtures("no_reports")
 @pytest.mark.parametrize("name", study_names())
@@ -288,7 +295,7 @@ def test_a_study_runs_every_variant(
 ) -> None:
     study = load_study(name)
     planned = plan_study(study, seeds=[0])
-    overrides = list(dict.fromkeys(one for plan in planned[:1] for one in shrink(plan.recipe)))
+    overrides = shrink_study(planned)
     serve_openai(fake_world.root, monkeypatch)
     for plan in planned:
         prepare(fake_world, plan.recipe)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fake_world import pictures, satellites
-from fake_world.models import micro_clip, write_clip, write_moco
+from fake_world.models import micro_clip, write_checkpoint, write_clip
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.sample import WHOLE_SPLITS
 
@@ -99,7 +99,7 @@ class FakeWorld:
     def add_checkpoint(self, path: str, num_bands: int) -> None:
         """A student's self-supervised checkpoint, where a recipe names it."""
         if not (self.root / path).is_file():
-            write_moco(self.root / path, num_bands)
+            write_checkpoint(self.root / path, num_bands)
 
     @staticmethod
     def size(name: str, split: str) -> int:
