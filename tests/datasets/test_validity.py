@@ -14,9 +14,15 @@ import pytest
 import rasterio
 import torch
 from numpy.typing import NDArray
-from patch_files import write_optical, write_radar, write_tif, write_v1_json, write_v1_radar_json
 from rasterio import Affine
 
+from fake_world.files import (
+    write_optical,
+    write_radar,
+    write_tif,
+    write_v1_json,
+    write_v1_radar_json,
+)
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
