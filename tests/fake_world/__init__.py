@@ -47,7 +47,7 @@ _IMAGENET = pictures.PER_CLASS * 1000
 SOURCES: dict[str, Source] = {
     **{f"bigearthnet-{kind}{number}": _V1 for kind in ("", "mm-") for number in (43, 19, 5)},
     **{f"bigearthnet-v2-{kind}{number}": _V2 for kind in ("", "mm-") for number in (19, 5)},
-    **{name: _MINI for name in ("bigearthnet-mini", "bigearthnet-mini-43", "bigearthnet-mini-5")},
+    **dict.fromkeys(("bigearthnet-mini", "bigearthnet-mini-43", "bigearthnet-mini-5"), _MINI),
     "eurosat-ms": _EUROSAT,
     "eurosat-rgb": _EUROSAT,
     "sen12ms": Source(satellites.write_sen12ms, satellites.SEN12MS),

@@ -15,7 +15,12 @@ from torch import Tensor
 from terralign.encoders.clip import ClipModel, new_clip, save_clip
 from terralign.encoders.weights import write_state_dict
 
-OPENAI = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
+OPENAI = (
+    "ViT-B-32-quickgelu",
+    "ViT-B-16-quickgelu",
+    "ViT-L-14-quickgelu",
+    "ViT-L-14-336-quickgelu",
+)
 """OpenAI's teachers: the small ones differ in size, patches and depth as the real ones do."""
 
 STUDENT = "test_vit"
@@ -121,8 +126,6 @@ def student_weights(num_bands: int) -> dict[str, Tensor]:
     """The checkpoint's weights, as timm calls them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = timm.create_model(
-            STUDENT, img_size=STUDENT_SIZE, in_chans=num_bands, num_classes=0
-        )
+        model = timm.create_model(STUDENT, img_size=STUDENT_SIZE, in_chans=num_bands, num_classes=0)
     state: dict[str, Tensor] = model.state_dict()
     return state

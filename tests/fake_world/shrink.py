@@ -13,7 +13,7 @@ FEW = 24
 
 
 def shrink(recipe: Recipe) -> list[str]:
-    """`KEY=VALUE` for one or two short epochs of each stage, and a small student; nothing else changes."""
+    """`KEY=VALUE` for one or two short epochs of each stage, and a small student."""
     return ["threads=1", *_base(recipe), *_patch(recipe), *_align(recipe), *_evaluate(recipe)]
 
 
