@@ -136,8 +136,9 @@ class _Run:
             self.overlaps.check()
         base = self._base()
         self.data.size = picture_size(base.input_spec())
-        self.data.open_everything()
-        self.overlaps.check()
+        if self.recipe.base.pretrain is None:
+            self.data.open_everything()
+            self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)
         space = self._align(base, patched)

@@ -43,7 +43,8 @@ class RunOverlaps:
                     chosen=f"the best step of tower {tower.name!r}", allowed=allowed,
                 )  # fmt: skip
         for entry in recipe.evaluate:
-            warn_of_repeated(self._overlaps, self._data.open(entry.data, entry.split, entry.limit))
+            samples = self._data.open(entry.data, entry.split, entry.limit, entry.composite)
+            warn_of_repeated(self._overlaps, samples)
         self.notes = list(dict.fromkeys(notes))
 
     def note(self, samples: SampleSet, model: str, towers: Sequence[str | None]) -> str | None:

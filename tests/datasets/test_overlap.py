@@ -38,11 +38,12 @@ def picture(path: Path, seed: int, side: int = 16, **options: object) -> None:
 
 
 def raster(path: Path, seed: int, bands: int = 12, side: int = 8) -> None:
-    """All are of one size in bytes."""
+    """All are of one size in bytes: DN of reflectance, or, of two bands, dB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(1, 9000, (bands, side, side), dtype=np.uint16)
+    limits = (-25, -5) if bands == 2 else (1, 9000)
+    pixels = np.random.default_rng(seed).integers(*limits, (bands, side, side), dtype=np.int16)
     with rasterio.open(
-        path, "w", driver="GTiff", count=bands, height=side, width=side, dtype="uint16",
+        path, "w", driver="GTiff", count=bands, height=side, width=side, dtype="int16",
         crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6),
     ) as file:  # fmt: skip
         file.write(pixels)
@@ -332,6 +333,25 @@ def test_a_packed_store_is_compared_with_stores_and_files(pictures: Path, images
     )  # fmt: skip
     other = open_dataset(str(pictures / "other"), data_root=None, split="all")
     assert len(shared(packed, other)) == 6
+
+
+def test_pictures_that_lack_data_are_found_in_a_packed_store(tmp_path: Path) -> None:
+    """Their numbers are of another type, and so are those that are read together with them."""
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+        pixels[..., 3] = 255
+        pixels[:4, :, 3] *= number not in (0, 35)
+        path = tmp_path / "train" / ("Forest" if number % 2 else "River") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "renamed").symlink_to(tmp_path / "train")
+    files = declared(tmp_path, "renamed")
+    declared(tmp_path, "train")
+    pack_dataset(str(tmp_path / "train.toml"), tmp_path / "store", data_root=tmp_path)
+    packed = open_dataset(str(tmp_path / "store"), data_root=None, split="all")
+    expected = {key: key for key in files.keys}
+    assert shared(files, packed) == expected
+    assert shared(packed, files) == expected
 
 
 class _Plain:

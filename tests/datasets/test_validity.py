@@ -30,6 +30,7 @@ from terralign.datasets.published.sen12ms import decode_triplet
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.subset import Subset
+from terralign.errors import DataError
 from terralign.preprocess import make_ready, resize, scale_bands, scale_composite, to_physical
 from terralign.preprocess.spec import InputSpec
 
@@ -252,6 +253,42 @@ def test_a_nan_of_an_array_in_a_tar_is_no_data(tmp_path: Path) -> None:
     raw = torch.from_numpy(samples.read(np.array([0]))["sentinel1-grd"])
     _, valid = to_physical(raw, samples.layouts["sentinel1-grd"])
     np.testing.assert_array_equal(valid[0].numpy(), np.broadcast_to(VALID, chip.shape))
+
+
+def arrays_in_a_tar(root: Path, arrays: list[np.ndarray], more: str = "") -> str:
+    """A data set of RGB arrays."""
+    with tarfile.open(root / "rgb.tar", "w") as archive:
+        for number, array in enumerate(arrays):
+            content = io.BytesIO()
+            np.save(content, array)
+            info = tarfile.TarInfo(f"{number}.npy")
+            info.size = len(content.getvalue())
+            archive.addfile(info, io.BytesIO(content.getvalue()))
+    (root / "set.toml").write_text(
+        'name = "s"\nreader = "shards"\nroot = "."\nshards = "rgb.tar"\n'
+        f'[sensors.rgb]\nmember = "npy"\nbands = ["red", "green", "blue"]\n{more}'
+    )
+    return str(root / "set.toml")
+
+
+@pytest.mark.parametrize(("dtype", "units"), [(np.uint16, ""), (np.uint8, 'units = "physical"')])
+def test_rgb_in_arrays_is_held_against_what_is_declared(
+    tmp_path: Path, dtype: type[np.generic], units: str
+) -> None:
+    arrays = [np.full((3, 8, 8), 200 if dtype is np.uint8 else 9000, dtype) for _ in range(3)]
+    name = arrays_in_a_tar(tmp_path, arrays, units)
+    with pytest.raises(DataError, match="set 's', split 'all', rgb: 100 % of the numbers lie out"):
+        open_dataset(name, data_root=tmp_path, split="all")
+
+
+def test_physical_rgb_of_a_store_is_no_picture_that_is_resized(tmp_path: Path) -> None:
+    array = np.linspace(0, 1, 192, dtype=np.float32).reshape(3, 8, 8)
+    name = arrays_in_a_tar(tmp_path, [array] * 2, 'units = "physical"')
+    samples = open_dataset(name, data_root=tmp_path, split="all")
+    pack({"all": samples}, tmp_path / "store", has_splits=False)
+    store = StoreSet(tmp_path / "store", "all", size=4)
+    assert store.is_mapped
+    np.testing.assert_array_equal(store.read(np.array([1]))["rgb"][0], array)
 
 
 def test_no_data_of_bigearthnets_radar_is_masked(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
+from terralign.chips import Chip
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, ModelError, RecipeError, SensorError
 from terralign.evaluate.files import FileClass, FileFault, classify_files
-from terralign.scenes.read import read_chip
+from terralign.scenes.read import make_layout, read_chip
 from terralign.sensors import SENSORS
 
 LABELS = ["forest", "river", "town"]
@@ -72,6 +73,41 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
         "prompts": "plain",
         "valid_share": 1.0,
     }
+
+
+def test_a_picture_gives_the_same_as_a_chip_and_as_a_file(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (found,) = classify_files(space, [tmp_path / "a.png"], LABELS)
+    chip = read_chip(tmp_path / "a.png")
+    by_chip = space.classify(chip, labels=LABELS)[0].tolist()
+    assert by_chip == pytest.approx(list(found.probabilities.values()), rel=1e-6)
+
+
+def test_rgb_of_a_wider_type_is_a_picture_and_one_band_of_it_is_not(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    pixels = _picture().transpose(2, 0, 1)
+    colours = SENSORS["rgb"].band_names
+    _write_tif(tmp_path / "8.tif", pixels, colours)
+    _write_tif(tmp_path / "16.tif", pixels.astype(np.uint16), colours)
+    _write_tif(tmp_path / "red.tif", pixels[:1], colours[:1])
+    files = [tmp_path / "8.tif", tmp_path / "16.tif", tmp_path / "red.tif"]
+    eight, sixteen, red = classify_files(space, files, LABELS, sensor=SENSORS["rgb"])
+    assert isinstance(eight, FileClass) and isinstance(sixteen, FileClass)
+    assert sixteen.probabilities == eight.probabilities
+    assert isinstance(red, FileFault)
+    assert "needs red, green, blue; the pixels have red (missing green, blue)" in red.error
+
+
+def test_a_chip_of_ones_own_is_held_against_what_it_declares(space: EmbeddingSpace) -> None:
+    power = np.full((2, 32, 32), 0.05, dtype=np.float32)
+    layout = make_layout(SENSORS["sentinel1-grd"], ("VV", "VH"), units="physical")
+    chip = Chip(pixels=power, valid=np.ones(power.shape, bool), layout=layout)
+    with pytest.raises(DataError, match="sigma0 in dB is mostly negative"):
+        space.encode_image(chip)
 
 
 def test_a_geotiff_goes_through_its_sensors_composite(

@@ -117,6 +117,20 @@ def test_what_lies_under_no_data_has_no_influence(dtype: type[np.generic]) -> No
     assert valid_shares(pixels, layout, FOUR).tolist() == [0.5, 0.5]
 
 
+def test_shares_are_of_the_bands_that_are_named() -> None:
+    layout = make_layout(SENSORS["sentinel2-l2a"], FOUR, units="dn")
+    pixels = torch.full((2, 4, 8, 8), 1500.0)
+    pixels[0, 0, :4] = torch.nan
+    pixels[0, 1, :2] = 0
+    pixels[1, 3] = 0
+    assert valid_shares(pixels, layout, FOUR[:2]).tolist() == [0.625, 1]
+    assert valid_shares(pixels.nan_to_num(0).to(torch.uint16), layout, FOUR[:2]).tolist() == [
+        0.625, 1,
+    ]  # fmt: skip
+    assert valid_shares(pixels, layout, FOUR[3:]).tolist() == [1, 0]
+    assert valid_shares(pixels, layout, ["B01"]).tolist() == [1, 1]
+
+
 def test_a_picture_pixel_needs_all_three_bands() -> None:
     layout = make_layout(SENSORS["sentinel2-l2a"], FOUR, units="dn")
     pixels = torch.full((1, 4, 8, 8), 1500, dtype=torch.int16)

@@ -111,7 +111,11 @@ def test_other_quantities_of_radar_are_quoted(tmp_path: Path, names: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "extra", ["QA60", "SCL", "MSK_CLDPRB", "AOT", "WVP", "dataMask", "SCL, Scene Classification"]
+    "extra",
+    [
+        *("QA60", "SCL", "MSK_CLDPRB", "AOT", "WVP", "dataMask", "SCL, Scene Classification"),
+        "cloud, in %d",
+    ],
 )
 def test_bands_that_measure_nothing_are_left_out_with_one_warning(
     tmp_path: Path, extra: str, caplog: pytest.LogCaptureFixture

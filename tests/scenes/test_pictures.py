@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from PIL import Image
 from rasterio import Affine
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from terralign.errors import DataError
+from terralign.preprocess import scale_composite
 from terralign.scenes import pictures
 from terralign.scenes.pictures import (
     PICTURE_SUFFIXES,
@@ -342,6 +344,17 @@ def test_the_masks_of_a_geotiff_hold_where_it_is_read_as_a_picture(tmp_path: Pat
         found = decode_rgb(path)
         assert np.isnan(found[:, :3]).all()
         np.testing.assert_array_equal(found[:, 3:], pixels[:, 3:])
+
+
+def test_a_pixel_without_data_in_one_band_has_none_whichever_way_it_is_read(tmp_path: Path) -> None:
+    pixels = noise(6, 8).transpose(2, 0, 1).clip(1)
+    pixels[0, :, :2] = 0
+    path = write_tiff(tmp_path / "nodata.tif", pixels, nodata=0, photometric="RGB")
+    chip = read_chip(path)
+    assert not chip.valid[0, :, :2].any()
+    picture = scale_composite(torch.from_numpy(chip.pixels)[None], chip.layout)
+    assert picture.isnan().sum() == 36
+    assert np.isnan(decode_rgb(path)).sum() == 36
 
 
 def test_overviews_are_no_pages(tmp_path: Path) -> None:

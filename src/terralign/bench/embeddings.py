@@ -31,6 +31,9 @@ from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json,
 from terralign.preprocess.spec import valid_shares
 from terralign.progress import Progress
 
+VERSION = 2
+"""Raised with every change of what the vectors of the same pixels are."""
+
 BATCH = 128
 BYTES_PER_SAMPLE = 4 * 1024
 """What a vector takes on disk, at most: 1,024 numbers of float32."""
@@ -85,6 +88,7 @@ class Embeddings:
         """The name of the embeddings of a route."""
         return hash_json(
             {
+                "version": VERSION,
                 "tower": encoder.tower_id(route.tower),
                 "pixels": self._pixels_id(samples, route.layout.sensor.name),
                 "layout": describe_layout(route.layout),

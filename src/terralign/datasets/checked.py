@@ -10,31 +10,29 @@ from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
 from terralign.errors import DataError
-from terralign.scenes.plausible import check_numbers
-
-NUM_CHECKED = 32
-"""Samples of a split, evenly spaced, whose numbers are judged together."""
+from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 
 
 def check_samples(samples: SampleSet) -> None:
     """Raise `DataError` where the numbers of a split cannot be what its layouts declare.
 
-    Samples that cannot be read are passed over here: whoever needs them meets them. Pictures are
-    not asked: their decoder gives 8 bits, whatever the file.
+    Samples that cannot be read are passed over here: whoever needs them meets them. RGB digital
+    numbers of 8 bits, which pictures are decoded to, may be any, and are not looked at further.
     """
-    sensors = [name for name in samples.layouts if name != "rgb"]
-    if not sensors or not len(samples):
+    if not len(samples):
         return
-    found: dict[str, list[tuple[NDArray[np.generic], NDArray[np.bool_]]]] = {
-        name: [] for name in sensors
-    }
+    found: dict[str, list[tuple[NDArray[np.generic], NDArray[np.bool_]]]] = {}
     for index in np.unique(np.linspace(0, len(samples) - 1, NUM_CHECKED).astype(np.int64)):
         try:
             pixels = samples.read(index.reshape(1))
         except DataError:
             continue
-        for name in sensors:
-            found[name].append((pixels[name][0], np.isfinite(pixels[name][0])))
+        for name, numbers in pixels.items():
+            is_dn = samples.layouts[name].units == "dn"
+            if name != "rgb" or numbers.dtype != np.uint8 or not is_dn:
+                found.setdefault(name, []).append((numbers[0], np.isfinite(numbers[0])))
+        if not found:
+            return
     for name, parts in found.items():
         origin = f"data set {samples.name!r}, split {samples.split!r}, {name}"
         check_numbers(parts, samples.layouts[name], origin=origin)

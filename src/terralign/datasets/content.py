@@ -33,8 +33,9 @@ CHUNK_BYTES = 1024 * 1024
 class Content(Protocol):
     """One sample's bytes of one sensor."""
 
-    def num_bytes(self) -> int:
-        """Its size without reading it; -1 where it does not exist as bytes of its own."""
+    def length(self) -> int:
+        """How long it is, without reading it: bytes of a file, numbers of an array, which have
+        another type where some lack data; -1 where it does not exist as bytes of its own."""
         ...
 
     def middle(self) -> bytes:
@@ -80,7 +81,7 @@ class Wrapped(Protocol):
 class FileContent:
     """A file, or a folder of files: of a folder, its rasters stand for the sample.
 
-    A folder's size and middle are those of its first raster by name.
+    A folder's length and middle are those of its first raster by name.
     """
 
     path: Path
@@ -89,7 +90,7 @@ class FileContent:
     def address(self) -> str:
         return str(self.path)
 
-    def num_bytes(self) -> int:
+    def length(self) -> int:
         try:
             first = self._first()
             return -1 if first is None else first.stat().st_size
@@ -148,7 +149,7 @@ class PartContent:
     def address(self) -> str:
         return f"{self.path}:{self.begin}"
 
-    def num_bytes(self) -> int:
+    def length(self) -> int:
         return self.size
 
     def middle(self) -> bytes:
@@ -175,11 +176,11 @@ class ArrayContent:
     def address(self) -> str:
         return ""
 
-    def num_bytes(self) -> int:
-        return int(self.row.nbytes)
+    def length(self) -> int:
+        return int(self.row.size)
 
     def middle(self) -> bytes:
-        size = self.num_bytes()
+        size = int(self.row.nbytes)
         if size <= WHOLE_BYTES:
             return self.row.tobytes()
         start, end = _middle_range(size)

@@ -201,10 +201,10 @@ class _Side:
         if view not in self._sizes:
             everything = np.arange(len(self.rows), dtype=np.int64)
             if self._is_read(view):
-                sizes = np.full(len(self.rows), self._read(view, everything[:1])[0].num_bytes())
+                sizes = np.full(len(self.rows), self._read(view, everything[:1])[0].length())
             else:
                 sizes = np.array(
-                    self._each(everything, lambda index: self._content(view, index).num_bytes()),
+                    self._each(everything, lambda index: self._content(view, index).length()),
                     dtype=np.int64,
                 )
             self._sizes[view] = sizes
@@ -257,6 +257,9 @@ class _Side:
 
     def _read(self, view: View, indices: Indices) -> list[ArrayContent]:
         pixels = self.base.read(self.rows[indices])[view[0]]
+        if len(indices) > 1 and pixels.dtype.kind == "f" and np.isnan(pixels).any():
+            # Whole numbers are floating point in a batch of which one sample lacks data.
+            return [one for index in indices for one in self._read(view, index.reshape(1))]
         return [ArrayContent(one) for one in pixels]
 
     def _progress(self, total: int) -> Progress:

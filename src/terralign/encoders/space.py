@@ -42,16 +42,13 @@ from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.preprocess.spec import check_channels
 from terralign.scenes.pictures import PictureSize, resize_rgb
-from terralign.scenes.plausible import check_numbers
+from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
 RGB = "rgb"
 """The name of the RGB tower."""
-
-NUM_CHECKED = 32
-"""Of pixels that are given as numbers, so many samples are held against what is declared."""
 
 Pixels = NDArray[np.generic] | Tensor
 
@@ -182,7 +179,9 @@ class EmbeddingSpace:
             layout = pixels.layout
             if composite is not None:
                 layout = replace(layout, composite=layout.sensor.composite(composite))
-            return _as_tensor(pixels.pixels)[None], layout
+            tensor = _as_tensor(pixels.pixels)[None]
+            _check_tensor(tensor, layout)
+            return tensor, layout
         if sensor is None or units is None:
             raise SensorError(
                 f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
@@ -444,7 +443,8 @@ def _as_tensor(pixels: Pixels) -> Tensor:
 def _resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
     """Pictures (N, 3, H, W) of whole numbers, as their files would be opened at `size`; others as
     they are, for the tower's own resizing."""
-    if pixels.ndim != 4 or pixels.shape[2:] == (size.side, size.side) or not len(pixels):
+    right_size = pixels.shape[2:] == (size.side, size.side)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or right_size or not len(pixels):
         return pixels
     if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
         return pixels

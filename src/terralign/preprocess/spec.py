@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -129,21 +130,21 @@ def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) ->
 def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> Tensor:
     """(B,) float32: the share of valid numbers in these bands of raw pixels (B, C, H, W).
 
-    Names that the layout lacks are passed over.
+    Names that the layout lacks are passed over; 1 where it lacks all of them.
     """
-    present = [name for name in names if name in layout.bands]
+    check_channels(pixels, layout)
+    channels = [layout.bands.index(name) for name in names if name in layout.bands]
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
     shares = torch.ones(len(pixels))
-    for rows in parts_of(len(pixels), pixels.shape[1:]):
-        part, taken = select_bands(pixels[rows], layout, present)
-        if part.is_floating_point():
-            valid = torch.isfinite(part)
-        elif taken.units == "dn" and taken.sensor.nodata is not None:
-            valid = torch.ones_like(part, dtype=torch.bool)
-        else:
-            continue
-        if taken.units == "dn" and taken.sensor.nodata is not None:
-            valid &= part != taken.sensor.nodata
-        shares[rows] = valid.flatten(1).float().mean(1).cpu()
+    if not channels or (nodata is None and not pixels.is_floating_point()):
+        return shares
+    # Counted by NumPy, sample by sample: some ten times as fast as a mean over a mask in torch.
+    for index, sample in enumerate(pixels):
+        numbers = sample[channels].cpu().numpy()
+        valid = numbers != nodata if nodata is not None else np.isfinite(numbers)
+        if nodata is not None and sample.is_floating_point():
+            valid &= np.isfinite(numbers)
+        shares[index] = np.count_nonzero(valid) / numbers.size
     return shares
 
 

@@ -132,12 +132,14 @@ def decode_with_mask(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
     """Decoded pixels (3, H, W) as `decode_rgb` would have given them at `size`.
 
-    uint8, or floating point 0-255 with NaN where there is no data.
+    Whole numbers 0-255, or floating point 0-255 with NaN where there is no data.
     """
     valid = None
     if np.issubdtype(pixels.dtype, np.floating):
         valid = np.isfinite(pixels).all(0)
-        pixels = np.rint(np.where(valid, pixels, 0).clip(0, 255)).astype(np.uint8)
+        pixels = np.rint(np.where(valid, pixels, 0))
+    if pixels.dtype != np.uint8:
+        pixels = pixels.clip(0, 255).astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     chosen = as_picture_size(size)
     return _joined(*_resize(picture, None if valid is None or valid.all() else valid, chosen))

@@ -25,6 +25,9 @@ from terralign.sensors import SENTINEL2_DN_OFFSET, Sensor
 
 logger = logging.getLogger(__name__)
 
+NUM_CHECKED = 32
+"""Samples of a set, evenly spaced, that are judged together."""
+
 MAX_NUMBERS = 200_000
 """Numbers per band and sample set that shares and percentiles are taken from, evenly spaced."""
 

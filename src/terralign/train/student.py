@@ -28,6 +28,7 @@ from terralign.encoders.sensor import (
 from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
+from terralign.preprocess.spec import layout_composite
 from terralign.sensors import Composite, Sensor, find_sensor
 
 NUM_MEASURED = 256
@@ -378,7 +379,13 @@ def _brightness(data: Sequence[SampleSet]) -> float:
     for samples in data:
         layout = optical_layout(samples)
         raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
-        means.append(float(scale_composite(raw, layout).nanmean()))
+        picture = scale_composite(raw, layout)
+        if bool(picture.isnan().all()):
+            raise SensorError(
+                f"the {layout_composite(layout).name} composite of {samples.name!r} has no valid "
+                "pixel, so that its brightness is not known; leave the data set out"
+            )
+        means.append(float(picture.nanmean()))
     return float(np.mean(means))
 
 

@@ -82,7 +82,7 @@ def views_name(clip: ClipModel, samples: SampleSet, plan: ViewPlan) -> str:
             "views": plan.spec.model_dump(mode="json"),
             "num_views": plan.num_views,
             "seed": plan.seed,
-            "format": 1,
+            "format": 2,
         }
     )
 

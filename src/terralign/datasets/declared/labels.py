@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import Labels
-from terralign.datasets.sample import tell_unused as tell_unused
 from terralign.errors import DataError, nearest
 
 Tell = Callable[[int], str]

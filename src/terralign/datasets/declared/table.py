@@ -60,13 +60,12 @@ from terralign.datasets.declared.labels import (
     list_labels,
     separated_labels,
     single_labels,
-    tell_unused,
 )
 from terralign.datasets.declared.table_file import TableFile, first_true, read_table_file
 from terralign.datasets.declared.table_set import TableSet
 from terralign.datasets.file_set import Decode
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.sample import Captions, Labels, require_whole_split
+from terralign.datasets.sample import Captions, Labels, require_whole_split, tell_unused
 from terralign.errors import DataError
 from terralign.files import hash_file
 from terralign.scenes.pictures import Size, describe_size

@@ -58,14 +58,13 @@ from terralign.datasets.declared.declaration import (
     require_split,
     sensors_of,
 )
-from terralign.datasets.declared.labels import tell_unused
 from terralign.datasets.declared.tar_index import TarIndex, index_tar, read_members
 from terralign.datasets.declared.tar_members import KINDS, PICTURES, TENSORS, MemberDecoder
 from terralign.datasets.declared.tar_set import ShardSet
 from terralign.datasets.declared.tar_texts import ShardLabels, TextMember, Texts
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import is_new
-from terralign.datasets.sample import require_whole_split
+from terralign.datasets.sample import require_whole_split, tell_unused
 from terralign.errors import DataError, nearest
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size

@@ -168,4 +168,5 @@ def open_imagenet(
         classes=classes,
         class_list="imagenet-wnids" if class_names is None else "imagenet",
         pixels=pixels,
+        root=root,
     )

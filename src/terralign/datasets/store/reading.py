@@ -33,6 +33,7 @@ from terralign.errors import DataError, SplitError, first_line
 from terralign.files import hash_json
 from terralign.scenes.pictures import (
     Picture,
+    PictureSize,
     Size,
     as_picture_size,
     decode_rgb_bytes,
@@ -93,12 +94,18 @@ class StoreSet:
     @property
     def is_mapped(self) -> bool:
         """Whether reading only copies from memory-mapped files: nothing is decoded or resized."""
-        side = None if self._size is None else self._size.side
         return all(
-            stored.shape is not None
-            and (name != "rgb" or side is None or stored.shape[1:] == (side, side))
+            stored.shape is not None and self._resizing(name, stored) is None
             for name, stored in self._manifest.sensors.items()
         )
+
+    def _resizing(self, name: str, stored: StoredSensor) -> PictureSize | None:
+        """To what stored pixels are resized; None where they stay as they are, as numbers do that
+        are no picture's."""
+        size = self._size
+        if name != "rgb" or stored.units != "dn" or size is None or stored.shape is None:
+            return None
+        return None if stored.shape[1:] == (size.side, size.side) else size
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W) as packed."""
@@ -133,7 +140,11 @@ class StoreSet:
         shard = int(np.searchsorted(self._first, index, side="right")) - 1
         row, tensors = index - int(self._first[shard]), self._tensors(shard)
         if name in tensors:
-            return ArrayContent(tensors[name].array[row])
+            pixels, shape = tensors[name].array[row], self._manifest.sensors[name].shape
+            if f"{name}.valid" in tensors and shape is not None:  # as `read` gives it alone
+                [valid] = unpack_bits(tensors[f"{name}.valid"].array[row : row + 1], shape)
+                pixels = mark_invalid(pixels, valid, self.layouts[name])
+            return ArrayContent(pixels)
         offsets = tensors[f"{name}.offsets"].array
         return ArrayContent(tensors[f"{name}.bytes"].array[offsets[row] : offsets[row + 1]])
 
@@ -186,10 +197,8 @@ class StoreSet:
             else:
                 pixels[part] = array[rows[part]]
         pixels = self._marked(name, stored.shape, pixels, rows, parts)
-        size = self._size
-        if name == "rgb" and size is not None and pixels.shape[2:] != (size.side, size.side):
-            return np.stack([resize_rgb(one, size) for one in pixels])
-        return pixels
+        size = self._resizing(name, stored)
+        return pixels if size is None else np.stack([resize_rgb(one, size) for one in pixels])
 
     def _marked(
         self,
