@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
-from terralign.errors import DataError
+from terralign.errors import DataError, NumbersError
 from terralign.scenes.plausible import check_numbers
 
 NUM_CHECKED = 32
@@ -17,7 +17,7 @@ NUM_CHECKED = 32
 
 
 def check_samples(samples: SampleSet) -> None:
-    """Raise `DataError` where the numbers of a split cannot be what its layouts declare.
+    """Raise `NumbersError` where the numbers of a split cannot be what its layouts declare.
 
     Samples that cannot be read are passed over here: whoever needs them meets them. Pictures are
     not asked: their decoder gives 8 bits, whatever the file.
@@ -31,6 +31,8 @@ def check_samples(samples: SampleSet) -> None:
     for index in np.unique(np.linspace(0, len(samples) - 1, NUM_CHECKED).astype(np.int64)):
         try:
             pixels = samples.read(index.reshape(1))
+        except NumbersError:
+            raise
         except DataError:
             continue
         for name in sensors:

@@ -25,9 +25,16 @@ from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
 from terralign.encoders.weights import write_state_dict
-from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
+from terralign.encoders.zeroshot import (
+    PromptSet,
+    as_class_names,
+    embed_text,
+    load_prompts,
+    zero_shot_weights,
+)
 from terralign.errors import (
     DataError,
     ModelError,
@@ -39,8 +46,9 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.preprocess.spec import check_channels
-from terralign.scenes.plausible import check_numbers
+from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
+from terralign.scenes.pictures import resize_rgb
+from terralign.scenes.plausible import check_numbers, check_sample
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
@@ -148,10 +156,23 @@ class EmbeddingSpace:
         `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
         by default the first aligned tower that takes these pixels, else the RGB tower.
 
-        Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`).
+        Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
+        and for a chip without a valid pixel in the bands that the tower sees.
         """
         tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
         name = tower or self.tower_for(layout)
+        spec = self.input_spec(name)
+        if isinstance(pixels, Chip) and layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            picture = tensor[0].cpu().numpy()  # whole numbers: resized as pictures in files are
+            tensor = _as_tensor(resize_rgb(picture, picture_size(spec)))[None]
+        seen = spec.bands if name != RGB else layout_composite(layout).bands
+        shares = valid_shares(tensor, layout, seen, together=name == RGB)
+        empty = (shares == 0).nonzero().flatten().tolist()
+        if empty:
+            raise DataError(
+                f"chip {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)} of "
+                f"{len(tensor)} has no valid pixel: there is nothing to embed; leave it out"
+            )
         rows = [
             self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
             for start in range(0, len(tensor), batch_size)
@@ -178,6 +199,10 @@ class EmbeddingSpace:
             if composite is not None:
                 layout = replace(layout, composite=layout.sensor.composite(composite))
             return _as_tensor(pixels.pixels)[None], layout
+        if not isinstance(pixels, Tensor | np.ndarray):
+            raise DataError(
+                f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
+            )
         if sensor is None or units is None:
             raise SensorError(
                 f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
@@ -296,8 +321,7 @@ class EmbeddingSpace:
         `pixels`, `sensor` and `bands` as for `encode_image`; a `Chip` needs `labels` alone.
         `reading`: `units` (of numbers) and the other keywords of `encode_image`.
         """
-        if isinstance(labels, str) or len(labels) < 2:
-            raise DataError(f"labels are {labels!r}; give at least two class names, as a list")
+        labels = as_class_names(labels)
         embedded = self.encode_image(pixels, sensor, bands, **reading)
         weights = self.zero_shot_weights(labels, prompts)
         return (self.clip.logit_scale * embedded @ weights.T).softmax(-1)
@@ -430,10 +454,25 @@ class EmbeddingSpace:
 
 
 def _as_tensor(pixels: Pixels) -> Tensor:
-    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it."""
+    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it.
+
+    Masked numbers of a masked array become NaN.
+    """
+    kind = ("c" if pixels.is_complex() else "") if isinstance(pixels, Tensor) else pixels.dtype.kind
+    if pixels.dtype in (torch.bool, np.bool_) or kind in tuple("cOSUVMm"):
+        raise DataError(
+            f"pixels are {pixels.dtype}; expected whole or floating-point numbers, as the file has "
+            "them"
+        )
     if isinstance(pixels, Tensor):
         return pixels
-    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    if isinstance(pixels, np.ma.MaskedArray):
+        exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+        mask = np.ma.getmaskarray(pixels)
+        numbers = np.asarray(pixels.data)
+        pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
+    native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
 
 
 def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
@@ -441,10 +480,14 @@ def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
     check_channels(tensor, layout)
     rows = np.unique(np.linspace(0, len(tensor) - 1, NUM_CHECKED).astype(np.int64))
     arrays = [_as_array(tensor[int(row)]) for row in rows if len(tensor)]
+    origin = f"pixels of shape {tuple(tensor.shape)}"
+    for row, array in zip(rows, arrays, strict=False):
+        if len(tensor) > 1:
+            check_sample(array, layout, origin=f"{origin}, chip {row}")
     check_numbers(
         [(array, np.isfinite(array)) for array in arrays],
         layout,
-        origin=f"pixels of shape {tuple(tensor.shape)}",
+        origin=origin,
     )
 
 

@@ -126,10 +126,13 @@ def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) ->
     return invalid
 
 
-def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> Tensor:
+def valid_shares(
+    pixels: Tensor, layout: PixelLayout, names: Sequence[str], *, together: bool = False
+) -> Tensor:
     """(B,) float32: the share of valid numbers in these bands of raw pixels (B, C, H, W).
 
-    Names that the layout lacks are passed over.
+    Names that the layout lacks are passed over. `together`: the share of pixels that are valid in
+    all of these bands, as those of a composite must be.
     """
     present = [name for name in names if name in layout.bands]
     shares = torch.ones(len(pixels))
@@ -143,6 +146,7 @@ def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> T
             continue
         if taken.units == "dn" and taken.sensor.nodata is not None:
             valid &= part != taken.sensor.nodata
+        valid = valid.all(1) if together else valid
         shares[rows] = valid.flatten(1).float().mean(1).cpu()
     return shares
 
