@@ -96,7 +96,8 @@ def test_rgb_of_a_wider_type_is_a_picture_and_one_band_of_it_is_not(
     _write_tif(tmp_path / "red.tif", pixels[:1], colours[:1])
     files = [tmp_path / "8.tif", tmp_path / "16.tif", tmp_path / "red.tif"]
     eight, sixteen, red = classify_files(space, files, LABELS, sensor=SENSORS["rgb"])
-    assert isinstance(eight, FileClass) and isinstance(sixteen, FileClass)
+    assert isinstance(eight, FileClass)
+    assert isinstance(sixteen, FileClass)
     assert sixteen.probabilities == eight.probabilities
     assert isinstance(red, FileFault)
     assert "needs red, green, blue; the pixels have red (missing green, blue)" in red.error

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SKIP = ("-", "skip")
 """What is declared for a band of a file that is left out."""
 
-_TAGS = ("band_name", "bandname", "band", "name")
+_TAGS = ("band_name", "bandname", "band", "name", "long_name", "netcdf_varname")
 """Tags of a band that hold its name, in lower case."""
 
 _AUXILIARY = re.compile(
@@ -31,7 +31,7 @@ _AUXILIARY = re.compile(
     r"|datamask|data_mask|fmask|mask|valid_?mask|sr_(qa_aerosol|aerosol|atmos_opacity|cloud_qa)"
     r"|(qa_)?(radsat|aerosol)(_qa)?|st_\w+|(local_?|projected_?)?(incidence_?)?angle\w*"
     r"|localincidenceangle|layover\w*|shadow\w*|[sv][az]a|(sun|view|solar|sensor)_?(azimuth|zenith)\w*"
-    r"|is_cloud\w*|no_?data_pixels",
+    r"|is_cloud\w*|no_?data_pixels|alpha",
     re.IGNORECASE,
 )
 """Names of bands that come with measured ones and are none: masks, quality, classes, angles."""
