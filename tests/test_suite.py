@@ -118,3 +118,30 @@ def test_an_unknown_suite_is_told_with_the_nearest(tmp_path: Path) -> None:
         load_suite("mikro")
     with pytest.raises(RecipeError, match="cannot read suite"):
         load_suite(str(tmp_path / "none.toml"))
+
+
+def test_values_of_a_suite_are_overridden_by_name_and_by_number() -> None:
+    overrides = ["num_bootstrap=7", "entries.aid.limit=9", "entries.0.fit_limit=5"]
+    suite = load_suite("micro", overrides=overrides)
+    entries = {entry.title: entry for entry in suite.entries}
+    assert suite.num_bootstrap == 7
+    assert entries["aid"].limit == 9
+    assert suite.entries[0].fit_limit == 5
+    unchanged = load_suite("micro")
+    assert [e.limit for e in unchanged.entries if e.title != "aid"] == [
+        e.limit for e in suite.entries if e.title != "aid"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("num_bootstraps=7", "unknown key 'num_bootstraps'; did you mean 'num_bootstrap'"),
+        ("entries.adi.limit=9", "no entry 'adi'; did you mean 'aid'"),
+        ("entries.aid.fit=all", "aid has no splits"),
+        ("num_bootstrap", "expected KEY=VALUE"),
+    ],
+)
+def test_a_faulty_override_of_a_suite_is_refused(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_suite("micro", overrides=[override])

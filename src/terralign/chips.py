@@ -88,7 +88,7 @@ def _check_offset(sensor: Sensor, dn_offset: float) -> None:
             f"dn_offset={dn_offset:g}: DN of {sensor.name!r} have no offset of their own; "
             "leave it out"
         )
-    if not -10000 < dn_offset <= 0:
+    if not (-10000 < dn_offset <= -1 or dn_offset == 0):
         raise SensorError(
             f"dn_offset={dn_offset:g}: what is added to DN of {sensor.name!r} is 0, or -1000 for "
             "processing baseline 04.00 and later as ESA delivers it"

@@ -3,7 +3,8 @@
     TerralignError                 one clear line: given, expected, what to do
     ├── SensorError                unknown sensor, unknown or missing band, undeclared offset
     ├── DataError                  a data set, image or scene that is missing or damaged
-    │   └── SplitError             a split that the data set, or this copy of it, does not have
+    │   ├── SplitError             a split that the data set, or this copy of it, does not have
+    │   └── NumbersError           numbers that cannot be what is declared
     ├── ModelError                 a checkpoint, tower or space that cannot be used as asked
     │   └── SpaceMismatchError     vectors of different embedding spaces
     ├── RecipeError                a recipe or setting that is wrong or without effect
@@ -33,6 +34,10 @@ class DataError(TerralignError):
 
 class SplitError(DataError):
     """A split that the data set does not have, or that this copy of it lacks."""
+
+
+class NumbersError(DataError):
+    """Numbers that cannot be what is declared of them, by their type, range or offset."""
 
 
 class ModelError(TerralignError):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from fake_world.files import write_optical, write_radar, write_v1_json, write_v1_radar_json
 
+from fake_world.files import write_optical, write_radar, write_v1_json, write_v1_radar_json
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.published.corine import NumClasses, nomenclature

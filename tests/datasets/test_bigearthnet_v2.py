@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
-from fake_world.files import write_optical, write_radar, write_tif
 
+from fake_world.files import write_optical, write_radar, write_tif
 from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
 from terralign.datasets.published.corine import nomenclature
 from terralign.errors import DataError

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from fake_world.files import write_picture
+from fake_world.pictures import CAPTIONED, caption_entry, caption_sentence, write_captions
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.facts import read_facts
 from terralign.datasets.feeding.loader import KeptInMemory
@@ -18,44 +18,22 @@ from terralign.datasets.published.captioned import ARCHIVES, open_captioned
 from terralign.datasets.subset import limit_samples
 from terralign.errors import DataError
 
-PLACES = {
-    "rsicd": ("rsicd/annotations_rsicd/dataset_rsicd.json", "rsicd/RSICD_images", ".jpg", 224),
-    "rsitmd": ("rsitmd/dataset_RSITMD.json", "rsitmd/images", ".tif", 256),
-    "ucm-captions": ("ucm_captions/dataset.json", "ucm_captions/imgs", ".tif", 256),
-}
-
-
-def sentence(raw: str, number: int) -> dict[str, Any]:
-    return {"tokens": raw.split(), "raw": raw, "imgid": number, "sentid": number}
-
 
 def write(root: Path, name: str, num_images: int = 6) -> dict[str, Any]:
     """Images i of red 40 * i; two train, then val and test by turns; 1 + i % 3 captions."""
-    _, images, ending, side = PLACES[name]
-    (root / images).mkdir(parents=True)
+    _, images, ending, side = CAPTIONED[name]
     entries = []
     for number in range(num_images):
         filename = f"airport_{number}{ending}"
-        Image.new("RGB", (side, side), (40 * number, 0, 0)).save(root / images / filename)
+        red = np.full((1, side, side), 40 * number, np.uint8)
+        picture = np.concatenate([red, np.zeros((2, side, side), np.uint8)])
+        write_picture(root / images / filename, picture)
         texts = [f"image {number} , caption {one} ." for one in range(1 + number % 3)]
-        entries.append(
-            {
-                "filename": filename,
-                "imgid": number,
-                "sentids": [number],
-                "split": "train" if number < 2 else ("val", "test")[number % 2],
-                "sentences": [sentence(text, number) for text in texts],
-            }
-        )
+        split = "train" if number < 2 else ("val", "test")[number % 2]
+        entries.append(caption_entry(filename, number, split, texts))
     value = {"images": entries, "dataset": name}
-    rewrite(root, name, value)
+    write_captions(root, name, value)
     return value
-
-
-def rewrite(root: Path, name: str, value: Any) -> None:
-    path = root / PLACES[name][0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -72,7 +50,7 @@ def test_every_image_comes_with_all_its_captions(tmp_path: Path, name: str) -> N
     pixels = samples.read(np.array([1, 0]))["rgb"]
     assert pixels.shape == (2, 3, 16, 16)
     assert pixels[:, 0, 8, 8].tolist() == pytest.approx([200, 120], abs=2)
-    side = PLACES[name][3]
+    side = CAPTIONED[name][3]
     whole = open_captioned(name, tmp_path, "all")
     assert len(whole) == 6
     assert whole.read(np.array([0]))["rgb"].shape == (1, 3, side, side)
@@ -83,7 +61,7 @@ def test_captions_are_part_of_the_fingerprint(tmp_path: Path) -> None:
     value = write(tmp_path, "rsitmd")
     before = open_captioned("rsitmd", tmp_path, "train").fingerprint
     value["images"][0]["sentences"][0]["raw"] = "something else"
-    rewrite(tmp_path, "rsitmd", value)
+    write_captions(tmp_path, "rsitmd", value)
     assert open_captioned("rsitmd", tmp_path, "train").fingerprint != before
 
 
@@ -107,15 +85,18 @@ def test_empty_captions_are_left_out_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     value = write(tmp_path, "rsitmd")
-    value["images"][1]["sentences"] += [sentence("  ", 1), sentence(" a port . ", 1)]
-    rewrite(tmp_path, "rsitmd", value)
+    value["images"][1]["sentences"] += [
+        caption_sentence("  ", 1),
+        caption_sentence(" a port . ", 1),
+    ]
+    write_captions(tmp_path, "rsitmd", value)
     with caplog.at_level(logging.WARNING):
         samples = open_captioned("rsitmd", tmp_path, "train")
     assert samples.captions is not None
     assert samples.captions[1][2:] == ("a port .",)
     assert "1 empty captions were left out" in caplog.text
-    value["images"][0]["sentences"] = [sentence(" ", 0)]
-    rewrite(tmp_path, "rsitmd", value)
+    value["images"][0]["sentences"] = [caption_sentence(" ", 0)]
+    write_captions(tmp_path, "rsitmd", value)
     with pytest.raises(DataError, match=r"image airport_0\.tif has no caption"):
         open_captioned("rsitmd", tmp_path, "train")
 
@@ -144,7 +125,7 @@ def test_empty_captions_are_left_out_and_counted(
 )
 def test_a_json_of_another_form_is_told(tmp_path: Path, value: Any, message: str) -> None:
     write(tmp_path, "rsitmd")
-    rewrite(tmp_path, "rsitmd", value)
+    write_captions(tmp_path, "rsitmd", value)
     with pytest.raises(DataError, match=message) as told:
         open_captioned("rsitmd", tmp_path, "test")
     assert "dataset_RSITMD.json" in str(told.value)
@@ -169,6 +150,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_the_json_may_lie_beside_the_images(tmp_path: Path) -> None:
     write(tmp_path, "rsicd")
     old = open_captioned("rsicd", tmp_path, "val").keys
-    (tmp_path / PLACES["rsicd"][0]).rename(tmp_path / "rsicd/dataset_rsicd.json")
+    (tmp_path / CAPTIONED["rsicd"][0]).rename(tmp_path / "rsicd/dataset_rsicd.json")
     assert open_captioned("rsicd", tmp_path, "val").keys == old
     assert open_captioned("rsicd", tmp_path / "rsicd", "val").keys == old

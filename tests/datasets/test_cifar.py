@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fake_world.pictures import write_cifar_records
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.published.cifar import open_cifar
 from terralign.errors import DataError
@@ -17,13 +18,9 @@ RED = np.arange(1024, dtype=np.uint8)
 
 def write(path: Path, num_records: int, label_bytes: int, records: dict[int, list[int]]) -> None:
     """A file of `num_records`; those given have these label bytes, and RED as their red plane."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = label_bytes + 3072
-    with open(path, "wb") as file:
-        file.truncate(num_records * size)
-        for row, labels in records.items():
-            file.seek(row * size)
-            file.write(bytes(labels) + RED.tobytes() + b"\x07" * 1024 + b"\x09" * 1024)
+    pixels = RED.tobytes() + b"\x07" * 1024 + b"\x09" * 1024
+    whole = {row: bytes(labels) + pixels for row, labels in records.items()}
+    write_cifar_records(path, num_records, label_bytes, whole)
 
 
 @pytest.fixture(scope="module")

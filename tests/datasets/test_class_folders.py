@@ -17,6 +17,7 @@ from terralign.datasets.class_folders import open_folder, read_split_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
+from terralign.scenes import band_names
 from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
 
@@ -203,6 +204,26 @@ def geotiff(path: Path, pixels: np.ndarray, nodata: float | None = None) -> None
 
 
 MS = Pixels(sensor=SENSORS["sentinel2-l2a"], bands=("B04", "B03"), dn_offset=-1000.0)
+
+
+def test_bands_beside_those_of_the_sensor_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(band_names, "_warned", set())
+    pixels = np.full((3, 4, 4), 900, dtype=np.uint16)
+    for number, folder in enumerate(("Sea", "Bog")):
+        geotiff(tmp_path / folder / "a.tif", pixels + number)
+        with rasterio.open(tmp_path / folder / "a.tif", "r+") as file:
+            file.descriptions = ("B4", "NDVI" if number else "QA60", "B3")
+    sensor = SENSORS["sentinel2-l2a"]
+    named = Pixels(sensor=sensor, dn_offset=0)
+    samples = opened(tmp_path, pixels=named)
+    assert samples.layouts[sensor.name].bands == ("B04", "B03")
+    assert "'QA60' is no band" in caplog.text
+    with pytest.raises(DataError, match="'NDVI' is not known"):
+        samples.read(np.arange(2))
+    declared = opened(tmp_path, pixels=replace(named, bands=("B04", "-", "B03")))
+    assert declared.read(np.arange(2))[sensor.name].shape == (2, 2, 4, 4)
 
 
 def test_geotiffs_of_a_declared_sensor(tmp_path: Path) -> None:

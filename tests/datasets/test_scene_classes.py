@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from fake_world.pictures import SCENES, scene_file, write_scenes
 from terralign.datasets.catalog import DATASETS, open_dataset
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.facts import read_facts
@@ -15,27 +17,19 @@ from terralign.datasets.published.scene_classes import open_scene_classes
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import DataError
 
-OFFICIAL = {
-    "aid": ("aid/AID", "{folder}/{lower}_{number}.jpg"),
-    "resisc45": ("resisc45/NWPU-RESISC45", "{folder}/{folder}_{number:03}.jpg"),
-    "ucmerced": ("ucmerced/UCMerced_LandUse/Images", "{folder}/{folder}{number:02}.tif"),
-    "patternnet": ("patternnet/PatternNet/images", "{folder}/{lower}{number:03}.jpg"),
-}
-
 
 def write(root: Path, name: str, side: int = 8) -> None:
     """Two pictures of each class; pixels hold the class's place in the list."""
-    place, pattern = OFFICIAL[name]
-    for index, folder in enumerate(load_class_list(name)):
-        for number in (1, 2):
-            lower = folder.lower().replace("_", "")
-            file = pattern.format(folder=folder, lower=lower, number=number)
-            path = root / place / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (side, side), (index, 0, 0)).save(path, quality=100)
+    places = list(load_class_list(name))
+
+    def draw(folder: str, number: int) -> NDArray[np.uint8]:
+        red = np.full((1, side, side), places.index(folder), np.uint8)
+        return np.concatenate([red, np.zeros((2, side, side), np.uint8)])
+
+    write_scenes(root, name, draw)
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", SCENES)
 def test_the_official_archive_opens_whole(tmp_path: Path, name: str) -> None:
     write(tmp_path, name)
     samples = open_dataset(name, data_root=tmp_path, split="all", size=8)
@@ -46,7 +40,7 @@ def test_the_official_archive_opens_whole(tmp_path: Path, name: str) -> None:
     assert np.bincount(samples.labels.values).tolist() == [2] * len(names)
     red = samples.read(np.arange(len(samples)))["rgb"][:, 0, 4, 4]
     assert np.abs(red.astype(int) - samples.labels.values).max() <= 1
-    place = tmp_path / OFFICIAL[name][0]
+    place = tmp_path / SCENES[name][0]
     last = list(names)[-1]
     for file in (place / last).iterdir():
         file.unlink()
@@ -60,16 +54,15 @@ def test_the_official_archive_opens_whole(tmp_path: Path, name: str) -> None:
 )
 def test_published_lists_split_the_set(tmp_path: Path, name: str, stem: str) -> None:
     write(tmp_path, name)
-    pattern = OFFICIAL[name][1].rpartition("/")[2]
     folders = list(load_class_list(name))
     for split, number in (("train", 1), ("test", 2)):
-        lines = [pattern.format(folder=folder, number=number) for folder in reversed(folders)]
+        lines = [Path(scene_file(name, one, number)).name for one in reversed(folders)]
         (tmp_path / name / stem.format(split)).write_text("\n".join(lines) + "\n")
     train = open_scene_classes(name, tmp_path, "train", size=8)
     test = open_scene_classes(name, tmp_path, "test", size=8)
     assert len(train) == len(test) == len(folders)
     assert not set(train.keys) & set(test.keys)
-    assert train.keys[0] == f"{folders[0]}/{pattern.format(folder=folders[0], number=1)[:-4]}"
+    assert train.keys[0] == scene_file(name, folders[0], 1)[:-4]
     assert train.fingerprint != test.fingerprint
     with pytest.raises(DataError, match=r"no split 'val' .*; there: all, test, train$"):
         open_scene_classes(name, tmp_path, "val")
@@ -83,7 +76,7 @@ def test_published_lists_split_the_set(tmp_path: Path, name: str, stem: str) -> 
 
 def test_uc_merced_images_of_odd_sizes_become_one_size(tmp_path: Path) -> None:
     write(tmp_path, "ucmerced", side=256)
-    images = tmp_path / OFFICIAL["ucmerced"][0]
+    images = tmp_path / SCENES["ucmerced"][0]
     gradient = np.zeros((247, 256, 3), np.uint8)
     gradient[..., 0] = np.arange(256)
     Image.fromarray(gradient).save(images / "agricultural" / "agricultural01.tif")
@@ -115,7 +108,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         open_scene_classes("resisc45", tmp_path, "train")
 
 
-@pytest.mark.parametrize("name", [*OFFICIAL, "eurosat", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", [*SCENES, "eurosat", "cifar10", "cifar100"])
 def test_class_names_read_as_english(name: str) -> None:
     """No folder spelling is left in a prompt, and no two classes share one."""
     names = list(load_class_list(name).values())

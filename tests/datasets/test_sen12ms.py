@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_world.files import write_tif
 
+from fake_world.files import write_tif
 from terralign.datasets.class_lists import read_table
 from terralign.datasets.published.sen12ms import open_sen12ms, shares_of, simplified_names
 from terralign.errors import DataError

@@ -171,7 +171,9 @@ def test_a_file_without_its_architecture_is_told(tmp_path: Path) -> None:
 # Files
 
 
-@pytest.mark.parametrize("wrapping", ["plain", "training", "safetensors", "half"])
+@pytest.mark.parametrize(
+    "wrapping", ["plain", "training", "compiled", "lightning", "safetensors", "half"]
+)
 def test_a_state_dict_with_its_architecture_named_loads(
     tiny_clip: ClipModel, architecture: str, tmp_path: Path, wrapping: str
 ) -> None:
@@ -182,6 +184,9 @@ def test_a_state_dict_with_its_architecture_named_loads(
     elif wrapping == "training":
         wrapped = {"module." + key: value for key, value in state.items()}
         torch.save({"epoch": 1, "state_dict": wrapped}, path)
+    elif wrapping in ("compiled", "lightning"):
+        prefix = {"compiled": "module._orig_mod.", "lightning": "model.clip."}[wrapping]
+        torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, path)
     elif wrapping == "half":
         torch.save({key: value.half() for key, value in state.items()}, path)
     else:

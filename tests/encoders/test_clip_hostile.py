@@ -87,6 +87,7 @@ def test_a_hostile_configuration_is_refused_without_taking_memory(
         ({"std": [0.1, 0.1]}, "unusable preprocess_cfg"),
         ({"std": [0.0, 0.1, 0.1]}, "unusable preprocess_cfg"),
         ({"resize_mode": "longest"}, "resize_mode 'longest' is not supported"),
+        ({"interpolation": "nearest"}, "interpolation 'nearest' is not supported"),
     ],
 )
 def test_preprocessing_that_cannot_be_used_is_told_when_loading(

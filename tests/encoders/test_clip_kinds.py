@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from terralign.encoders.clip import ClipModel, load_clip, new_clip, save_clip
 from terralign.encoders.clip_config import check_model_cfg, meta_shapes
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.text_tower import TEXT_CONFIG_NAME, read_text_config
-from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.encoders.zeroshot import PromptSet, embed_text, zero_shot_weights
 from terralign.errors import ModelError
 
 TEXTS = ["a forest", "a satellite image of the river by the city"]
@@ -51,6 +52,21 @@ def assert_same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> 
 
 def embed_ours(clip: ClipModel) -> tuple[Tensor, Tensor]:
     return embed(clip.model, clip.tokenizer, clip.input_spec.size)
+
+
+@pytest.mark.parametrize("kind", MODEL_CFGS)
+def test_a_text_longer_than_the_context_is_warned_of_with_every_tokenizer(
+    kind: str, hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(hub, monkeypatch)
+    clip = new_clip(MODEL_CFGS[kind], PREPROCESS, seed=0)
+    embed_text(clip, ["a river", "the city by the river"])
+    assert caplog.records == []
+    embed_text(clip, ["a river", "forest " * 150, "city " * 200])
+    (record,) = caplog.records
+    assert "and 1 more" in record.getMessage()
+    (count,) = re.findall(r"\((\d+) tokens\)", record.getMessage())
+    assert int(count) >= 150
 
 
 @pytest.mark.parametrize("kind", MODEL_CFGS)

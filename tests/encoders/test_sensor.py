@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -291,6 +292,31 @@ def test_published_checkpoints_load_with_bands_by_name(
     assert torch.equal(own[first], state[first][:, [4, 1, 3]])
     for key in own.keys() - {first}:
         assert torch.equal(own[key], state[key]), key
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "model.model.", "net.", "module.net.backbone."]
+)
+def test_a_prefix_of_any_name_is_removed_from_a_checkpoint(
+    tiny_clip: ClipModel, tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    state = published(VIT)
+    keys = prefixed(prefix, {**state, "head.weight": torch.zeros(2, 2)})
+    torch.save({"state_dict": keys}, tmp_path / "a.pth")
+    tower = build_tower(config(tiny_clip, GIVEN, VIT), tiny_clip)
+    report = load_initial_weights(tower, tmp_path / "a.pth", bands=GIVEN)
+    assert report == {"not_loaded": ["projection.weight"], "left_out": [f"{prefix}head.weight"]}
+    assert all(torch.equal(one, state[key]) for key, one in tower.backbone.state_dict().items())
+    assert prefix.startswith("module.") or f"prefix {prefix!r} is removed" in caplog.text
+
+
+def test_a_weight_under_two_prefixes_is_refused(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    state = published(VIT)
+    torch.save({**state, **prefixed("backbone.", state)}, tmp_path / "a.pth")
+    tower = build_tower(config(tiny_clip, GIVEN, VIT), tiny_clip)
+    with pytest.raises(ModelError, match="under several prefixes"):
+        load_initial_weights(tower, tmp_path / "a.pth", bands=GIVEN)
 
 
 def test_what_did_not_load_is_reported(tiny_clip: ClipModel, tmp_path: Path) -> None:

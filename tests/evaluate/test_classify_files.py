@@ -59,8 +59,7 @@ def test_pictures_are_classified_as_the_space_does(space: EmbeddingSpace, tmp_pa
     png, jpg = classify_files(space, [tmp_path / "a.png", tmp_path / "a.jpg"], LABELS)
     pixels = _picture().transpose(2, 0, 1)
     expected = space.classify(pixels, "rgb", LABELS, units="dn")[0].tolist()
-    # Files are resized by Pillow, as open_clip does it, arrays by torch.
-    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-2)
+    assert list(png.probabilities.values()) == pytest.approx(expected, rel=1e-6)
     assert list(jpg.probabilities.values()) == pytest.approx(expected, abs=0.2)
     assert sum(png.probabilities.values()) == pytest.approx(1)
     assert png.label == LABELS[int(np.argmax(expected))]

@@ -165,6 +165,14 @@ def test_more_shots_are_better_and_seeds_spread() -> None:
     assert other.values != one.values
 
 
+def test_one_shot_of_many_classes_is_fitted_without_a_warning() -> None:
+    vectors, labels = np.eye(40), np.arange(40)
+    [one] = few_shot(
+        *(vectors, labels) * 3, num_classes=40, shots=(1,), num_seeds=1, cs=(1.0,)
+    )  # fmt: skip
+    assert one.mean == 1
+
+
 def test_shots_are_as_many_of_each_class_and_nested() -> None:
     labels = TRAIN[1]
     two, five = (set(probes._draw_shots(labels, 4, shots, 7).tolist()) for shots in (2, 5))

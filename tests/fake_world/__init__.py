@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from fake_world import pictures, satellites
-from fake_world.models import micro_clip, write_clip, write_moco
+from fake_world.models import micro_clip, write_checkpoint, write_clip
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.sample import WHOLE_SPLITS
 
@@ -47,7 +47,7 @@ _IMAGENET = pictures.PER_CLASS * 1000
 SOURCES: dict[str, Source] = {
     **{f"bigearthnet-{kind}{number}": _V1 for kind in ("", "mm-") for number in (43, 19, 5)},
     **{f"bigearthnet-v2-{kind}{number}": _V2 for kind in ("", "mm-") for number in (19, 5)},
-    **{name: _MINI for name in ("bigearthnet-mini", "bigearthnet-mini-43", "bigearthnet-mini-5")},
+    **dict.fromkeys(("bigearthnet-mini", "bigearthnet-mini-43", "bigearthnet-mini-5"), _MINI),
     "eurosat-ms": _EUROSAT,
     "eurosat-rgb": _EUROSAT,
     "sen12ms": Source(satellites.write_sen12ms, satellites.SEN12MS),
@@ -99,7 +99,7 @@ class FakeWorld:
     def add_checkpoint(self, path: str, num_bands: int) -> None:
         """A student's self-supervised checkpoint, where a recipe names it."""
         if not (self.root / path).is_file():
-            write_moco(self.root / path, num_bands)
+            write_checkpoint(self.root / path, num_bands)
 
     @staticmethod
     def size(name: str, split: str) -> int:

@@ -15,7 +15,12 @@ from torch import Tensor
 from terralign.encoders.clip import ClipModel, new_clip, save_clip
 from terralign.encoders.weights import write_state_dict
 
-OPENAI = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
+OPENAI = (
+    "ViT-B-32-quickgelu",
+    "ViT-B-16-quickgelu",
+    "ViT-L-14-quickgelu",
+    "ViT-L-14-336-quickgelu",
+)
 """OpenAI's teachers: the small ones differ in size, patches and depth as the real ones do."""
 
 STUDENT = "test_vit"
@@ -98,24 +103,29 @@ def serve_openai(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factory, "download_pretrained", download)
 
 
-def write_moco(path: Path, num_bands: int) -> None:
-    """A student's checkpoint as SSL4EO-S12's MoCo-v3 was published: both encoders and the heads."""
+def write_checkpoint(path: Path, num_bands: int) -> None:
+    """A student's checkpoint as SSL4EO-S12 published it: of MAE where the name says so, or MoCo-v3.
+
+    MoCo-v3's holds both encoders and their heads, MAE's the decoder beside the encoder.
+    """
     state = student_weights(num_bands)
-    keys: dict[str, Tensor] = {}
-    for encoder in ("base_encoder", "momentum_encoder"):
-        keys |= {f"module.{encoder}.{key}": value for key, value in state.items()}
-        keys[f"module.{encoder}.head.0.weight"] = torch.zeros(2, 2)
-    keys["module.predictor.0.weight"] = torch.zeros(2, 2)
+    if "_mae_" in path.name:
+        decoder = {"mask_token": torch.zeros(1, 1, 4), "decoder_embed.weight": torch.zeros(2, 2)}
+        content: dict[str, Any] = {"epoch": 99, "model": {**state, **decoder}}
+    else:
+        keys: dict[str, Tensor] = {"module.predictor.0.weight": torch.zeros(2, 2)}
+        for encoder in ("base_encoder", "momentum_encoder"):
+            keys |= {f"module.{encoder}.{key}": value for key, value in state.items()}
+            keys[f"module.{encoder}.head.0.weight"] = torch.zeros(2, 2)
+        content = {"epoch": 100, "state_dict": keys, "optimizer": {"lr": 1.0}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"epoch": 100, "state_dict": keys, "optimizer": {"lr": 1.0}}, path)
+    torch.save(content, path)
 
 
 def student_weights(num_bands: int) -> dict[str, Tensor]:
     """The checkpoint's weights, as timm calls them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = timm.create_model(
-            STUDENT, img_size=STUDENT_SIZE, in_chans=num_bands, num_classes=0
-        )
+        model = timm.create_model(STUDENT, img_size=STUDENT_SIZE, in_chans=num_bands, num_classes=0)
     state: dict[str, Tensor] = model.state_dict()
     return state

@@ -40,7 +40,9 @@ def write_scenes(root: Path, name: str, draw: Draw, num_pictures: int = 2) -> No
     """The whole archive: `num_pictures` of each class, numbered from 1."""
     for folder in load_class_list(name):
         for number in range(1, num_pictures + 1):
-            write_picture(root / SCENES[name][0] / scene_file(name, folder, number), draw(folder, number))
+            write_picture(
+                root / SCENES[name][0] / scene_file(name, folder, number), draw(folder, number)
+            )
 
 
 def scene_file(name: str, folder: str, number: int) -> str:
@@ -70,6 +72,7 @@ def write_scene_archive(root: Path, name: str) -> None:
 # Photos
 
 TINY_IMAGENET = ("goldfish", "bullfrog", "espresso", "broom", "lighthouse", "pretzel")
+
 
 def write_imagenet_val(root: Path) -> None:
     """`PER_CLASS` pictures of each of the 1,000 classes, which stand in the order of OpenAI's."""
@@ -103,24 +106,26 @@ def write_tiny_imagenet(root: Path) -> None:
 def write_cifar100(root: Path) -> None:
     """Files of the official length: their first records are drawn, the others are zero."""
     folder = root / "cifar100" / "cifar-100-binary"
+
+    def record(file: str, row: int) -> bytes:
+        name = str(row % 100)
+        return bytes([0, row % 100]) + draw_picture(name, 32, rng_of(file, row)).tobytes()
+
     for file, num_records in (("train.bin", 50_000), ("test.bin", 10_000)):
-        write_cifar_records(
-            folder / file,
-            num_records,
-            {
-                row: bytes([0, row % 100]) + draw_picture(str(row % 100), 32, rng_of(file, row)).tobytes()
-                for row in range(200)
-            },
-        )
+        records = {row: record(file, row) for row in range(200)}
+        write_cifar_records(folder / file, num_records, 2, records)
 
 
-def write_cifar_records(path: Path, num_records: int, records: dict[int, bytes]) -> None:
-    """A binary file of CIFAR: each record its label bytes and 3,072 of pixels, zero if not given."""
+def write_cifar_records(
+    path: Path, num_records: int, label_bytes: int, records: dict[int, bytes]
+) -> None:
+    """A binary file of CIFAR. A record: label bytes, and 3,072 of pixels; zero if not given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    [size] = {len(record) for record in records.values()}
+    size = label_bytes + 3072
     with open(path, "wb") as file:
         file.truncate(num_records * size)
         for row, record in records.items():
+            assert len(record) == size
             file.seek(row * size)
             file.write(record)
 
@@ -157,9 +162,7 @@ def write_captioned(root: Path, name: str) -> None:
 
 def caption_entry(filename: str, number: int, split: str, texts: list[str]) -> dict[str, Any]:
     """An image of a caption file."""
-    sentences = [
-        {"tokens": text.split(), "raw": text, "imgid": number, "sentid": number} for text in texts
-    ]
+    sentences = [caption_sentence(text, number) for text in texts]
     return {
         "filename": filename,
         "imgid": number,
@@ -167,6 +170,11 @@ def caption_entry(filename: str, number: int, split: str, texts: list[str]) -> d
         "split": split,
         "sentences": sentences,
     }
+
+
+def caption_sentence(raw: str, number: int) -> dict[str, Any]:
+    """A caption of the image with this number."""
+    return {"tokens": raw.split(), "raw": raw, "imgid": number, "sentid": number}
 
 
 def write_captions(root: Path, name: str, value: Any) -> None:

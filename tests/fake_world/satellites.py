@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -72,7 +71,9 @@ def write_bigearthnet_v2(root: Path) -> None:
     tile = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
     scene = "S1A_IW_GRDH_1SDV_20170613T165043"
     level_3 = _level_3()
-    merged = {level_3[int(code)]: name for code, name in read_table("bigearthnet")["merged"].items()}
+    merged = {
+        level_3[int(code)]: name for code, name in read_table("bigearthnet")["merged"].items()
+    }
     codes = {name: code for code, name in level_3.items()}
     rows, numbers = [], count()
     for split, num_patches in BIGEARTHNET.items():
@@ -156,7 +157,11 @@ def write_eurosat(root: Path) -> None:
             write_picture(root / "eurosat_rgb" / RGB_FOLDER / f"{stem}.jpg", picture)
     for folder in ("eurosat_rgb", "eurosat_ms"):
         for split, numbers in EUROSAT.items():
-            lines = [f"{name}_{number}.jpg\n" for name in load_class_list("eurosat") for number in numbers]
+            lines = [
+                f"{name}_{number}.jpg\n"
+                for name in load_class_list("eurosat")
+                for number in numbers
+            ]
             (root / folder / f"eurosat-{split}.txt").write_text("".join(lines))
 
 

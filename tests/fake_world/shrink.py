@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fake_world.models import STUDENT
+from fake_world.models import STUDENT, STUDENT_SIZE
 from terralign.datasets.catalog import find_dataset
 from terralign.recipe import Recipe
 
@@ -13,7 +13,7 @@ FEW = 24
 
 
 def shrink(recipe: Recipe) -> list[str]:
-    """`KEY=VALUE` for one short epoch of each stage, and a small student; nothing else changes."""
+    """`KEY=VALUE` for one or two short epochs of each stage, and a small student."""
     return ["threads=1", *_base(recipe), *_patch(recipe), *_align(recipe), *_evaluate(recipe)]
 
 
@@ -29,7 +29,7 @@ def _patch(recipe: Recipe) -> Iterator[str]:
     patch = recipe.patch
     if patch is None:
         return
-    yield "patch.epochs=1"
+    yield "patch.epochs=2"
     yield "patch.batch_size=8"
     yield "patch.warmup_steps=1"
     for number, task in enumerate(patch.tasks):
@@ -39,10 +39,8 @@ def _patch(recipe: Recipe) -> Iterator[str]:
     for number, supported in enumerate(patch.supported):
         if _is_built_in(supported.data):
             yield f"patch.supported.{number}.validation_limit={FEW}"
-    if patch.preserve_on is not None:
-        yield "patch.preserve_batch_size=8"
-        if _is_built_in(patch.preserve_on.data):
-            yield f"patch.preserve_on.limit={FEW}"
+    if patch.preserve_on is not None and _is_built_in(patch.preserve_on.data):
+        yield f"patch.preserve_on.limit={FEW}"
 
 
 def _align(recipe: Recipe) -> Iterator[str]:
@@ -53,6 +51,8 @@ def _align(recipe: Recipe) -> Iterator[str]:
         yield f"align.{tower.name}.num_views=1"
         if tower.student.backbone.startswith("vit_"):
             yield f"align.{tower.name}.student.backbone={STUDENT}"
+        if tower.student.size is not None:
+            yield f"align.{tower.name}.student.size={STUDENT_SIZE}"
         for number, source in enumerate(tower.data):
             if _is_built_in(source.data):
                 yield f"align.{tower.name}.data.{number}.limit={FEW}"

@@ -80,6 +80,8 @@ def test_names_in_tags_are_understood(tmp_path: Path, key: str) -> None:
     tags = [{key: "B4", "WAVELENGTH": "665"}, {key: "B3"}]
     assert levels(write(tmp_path / "a.tif", [], tags)) == {"B04": 10, "B03": 20}
     assert levels(write(tmp_path / "b.tif", ["Band 1", "Band 2"], tags)) == {"B04": 10, "B03": 20}
+    other = [{key: "%s reflectance"}, {key: "other"}]
+    assert levels(write(tmp_path / "d.tif", ["B4", "B2"], other)) == {"B04": 10, "B02": 20}
     with pytest.raises(DataError, match=r"band 1 'B4' and 'B3'|band 1 'B3' and 'B4'"):
         levels(write(tmp_path / "c.tif", ["B3", "B4"], tags))
 

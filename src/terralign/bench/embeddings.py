@@ -22,7 +22,7 @@ from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
 from terralign.evaluate.embed import Embedded, Route, bands_seen, gather_embedded
@@ -123,7 +123,7 @@ class Embeddings:
             for pixels in _batches(samples, route.layout.sensor.name):
                 batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
                 rows.append(encoder.encode_layout(batch, route.layout, tower=route.tower))
-                shares.append(valid_shares(batch, route.layout, seen))
+                shares.append(valid_shares(batch, route.layout, seen, together=route.tower == RGB))
                 progress.advance(len(pixels))
         share = torch.cat(shares)
         valid = {} if bool((share == 1).all()) else {"valid": share}

@@ -177,9 +177,10 @@ def classify(
             num_failed += 1
             click.echo(f"terralign: {row.error}", err=True)
         elif not as_json:
-            click.echo(
-                f"{row.file!s:<{width}}  {_likeliest(row.probabilities, top)}  ({row.tower})"
-            )
+            seen = row.tower
+            if row.valid_share < 1:
+                seen += f", {100 * row.valid_share:.1f} % of the numbers valid"
+            click.echo(f"{row.file!s:<{width}}  {_likeliest(row.probabilities, top)}  ({seen})")
     if as_json:
         click.echo(json.dumps(values))
     if num_failed:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
-from terralign.errors import DataError
+from terralign.errors import DataError, NumbersError
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 
 
 def check_samples(samples: SampleSet) -> None:
-    """Raise `DataError` where the numbers of a split cannot be what its layouts declare.
+    """Raise `NumbersError` where the numbers of a split cannot be what its layouts declare.
 
     Samples that cannot be read are passed over here: whoever needs them meets them. RGB digital
     numbers of 8 bits, which pictures are decoded to, may be any, and are not looked at further.
@@ -25,6 +25,8 @@ def check_samples(samples: SampleSet) -> None:
     for index in np.unique(np.linspace(0, len(samples) - 1, NUM_CHECKED).astype(np.int64)):
         try:
             pixels = samples.read(index.reshape(1))
+        except NumbersError:
+            raise
         except DataError:
             continue
         for name, numbers in pixels.items():

@@ -5,6 +5,7 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from terralign.datasets.file_set import Decode, sizes_differ
 from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
+from terralign.scenes.plausible import check_sample
 from terralign.scenes.read import Units, make_layout, read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
@@ -50,15 +52,17 @@ class Pixels:
             chip = self.read(file)
             if chip.layout != layout:
                 raise DataError(
-                    f"{file} and {first} differ in bands, units or DN offset; "
-                    "declare bands and dn_offset for the whole data set"
+                    f"{file} and {first} differ in {_difference(chip.layout, layout)}; the files "
+                    "of one data set must be alike: declare it for the whole data set, or convert "
+                    "those that differ"
                 )
+            check_sample(chip.pixels, layout, origin=str(file))
             return {layout.sensor.name: chip.pixels}
 
         return layout, decode
 
     def read(self, file: Path) -> Chip:
-        """One GeoTIFF; its numbers are checked with those of the whole set (`checked`)."""
+        """One GeoTIFF; what only a whole set shows of its numbers is found by `checked`."""
         return read_geotiff(
             file,
             sensor=self.sensor,
@@ -83,3 +87,20 @@ class Pixels:
             return {"rgb": pixels}
 
         return layout, decode
+
+
+def _difference(one: PixelLayout, other: PixelLayout) -> str:
+    """ "bands (B04 and B03)": the first thing in which two layouts of a sensor differ."""
+    for what, describe in _ASPECTS.items():
+        here, there = describe(one), describe(other)
+        if here != there:
+            return f"{what} ({here} and {there})"
+    return "composite"
+
+
+_ASPECTS: dict[str, Callable[[PixelLayout], str]] = {
+    "bands": lambda layout: ",".join(layout.bands),
+    "units": lambda layout: layout.units,
+    "DN offset": lambda layout: f"{layout.dn_offset:g}",
+    "scale and offset": lambda layout: f"{layout.dn_scale:g}, {layout.add:g}",
+}

@@ -101,8 +101,15 @@ class ClipModel:
             size = size[0]
         mode = self.preprocess_cfg.get("resize_mode") or "shortest"
         if mode not in ("shortest", "squash"):
-            raise ModelError(f"{self.source}: resize_mode {mode!r} is not supported")
+            raise ModelError(
+                f"{self.source}: resize_mode {mode!r} is not supported, only shortest and squash"
+            )
         interpolation = self.preprocess_cfg.get("interpolation") or "bicubic"
+        if interpolation not in ("bicubic", "bilinear", "random"):  # random: of training alone
+            raise ModelError(
+                f"{self.source}: interpolation {interpolation!r} is not supported, only bicubic "
+                "and bilinear"
+            )
         return rgb_spec(
             size=int(size),
             mean=tuple(self.preprocess_cfg["mean"]),

@@ -10,7 +10,7 @@ import copy
 import difflib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -234,8 +234,8 @@ def load_initial_weights(
     tower weights that stayed random, and checkpoint keys of pretraining alone. Any other key that
     does not fit is a `ModelError`.
     """
-    state, left_out = _unwrap(read_checkpoint(path), path)
     own = tower.backbone.state_dict()
+    state, left_out = _unwrap(read_checkpoint(path), path, own)
     first = f"{cast(Any, tower.backbone).pretrained_cfg['first_conv']}.weight"
     if first in state:
         state[first] = _pick_bands(state[first], bands, tower.config.input.bands, path)
@@ -276,19 +276,26 @@ def initial_size(path: Path) -> int | None:
     return side * int(filters.shape[-1])
 
 
-def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
+def _unwrap(loaded: Any, path: Path, own: Iterable[str] = ()) -> tuple[StateDict, list[str]]:
+    """The weights of a backbone with names `own`, and what was left out as pretraining's alone."""
     for key in ("state_dict", "model_state_dict", "model", "teacher", "student"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelError(f"{path} holds no state dict")
+    wrong = next((key for key in loaded if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise ModelError(f"{path} is no state dict: its key {wrong!r} is not a name")
+    prefix = shared_prefix(loaded)
+    if any(key.startswith(prefix) for key in own):
+        prefix = ""
+    elif prefix and own and not prefix.startswith(_PREFIXES):
+        logger.info("%s: the prefix %r is removed from all names", path, prefix)
     state: StateDict = {}
     left_out: list[str] = []
     for key, value in loaded.items():
-        if not isinstance(key, str):
-            raise ModelError(f"{path} is no state dict: its key {key!r} is not a name")
-        plain = without_wrappers(key)
+        plain = without_wrappers(key.removeprefix(prefix))
         if plain.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
             continue
@@ -301,10 +308,6 @@ def _unwrap(loaded: Any, path: Path) -> tuple[StateDict, list[str]]:
             raise ModelError(f"{path} has {name!r} under several prefixes, one of them in {key!r}")
         else:
             state[name] = value
-    prefix = shared_prefix(state) if len(state) > 1 else ""
-    if prefix:
-        logger.info("%s: the prefix %r is removed from all names", path, prefix)
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, left_out
 
 

@@ -25,10 +25,16 @@ from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
-from terralign.encoders.picture_size import chip_pixels
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
 from terralign.encoders.weights import write_state_dict
-from terralign.encoders.zeroshot import PromptSet, embed_text, load_prompts, zero_shot_weights
+from terralign.encoders.zeroshot import (
+    PromptSet,
+    as_class_names,
+    embed_text,
+    load_prompts,
+    zero_shot_weights,
+)
 from terralign.errors import (
     DataError,
     ModelError,
@@ -40,8 +46,9 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.preprocess.spec import check_channels
-from terralign.scenes.plausible import NUM_CHECKED, check_numbers
+from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
+from terralign.scenes.pictures import PictureSize, resize_rgb
+from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
@@ -144,20 +151,36 @@ class EmbeddingSpace:
         `units`: "dn" (digital numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance
         0-1, dB, RGB intensity 0-1). `dn_offset` must be said for Sentinel-2 DN (0 or -1000, see
         `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
-        by default the first aligned tower that takes these pixels, else the RGB tower.
+        by default the first aligned tower that takes these pixels, else the RGB tower. Pictures
+        (`rgb` in DN) are resized as those in files are (see `decode_rgb`).
 
-        Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`).
+        Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
+        and for a chip without a valid pixel in the bands that the tower sees.
         """
         tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
         name = tower or self.tower_for(layout)
-        if isinstance(pixels, Chip):
-            tensor = _as_tensor(chip_pixels(pixels, self.input_spec(name)))[None]
+        spec = self.input_spec(name)
+        if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            tensor = _resize_pictures(tensor, picture_size(spec))
+        self._require_valid(tensor, layout, name)
         rows = [
             self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
             for start in range(0, len(tensor), batch_size)
         ]
         embedded = torch.cat(rows) if rows else torch.zeros(0, self.dim)
         return F.normalize(embedded, dim=-1) if normalize else embedded
+
+    def _require_valid(self, pixels: Tensor, layout: PixelLayout, name: str) -> None:
+        """`DataError` where one of the chips (N, C, H, W) has nothing that the tower could see."""
+        is_rgb = name == RGB
+        seen = layout_composite(layout).bands if is_rgb else self.input_spec(name).bands
+        shares = valid_shares(pixels, layout, seen, together=is_rgb)
+        empty = (shares == 0).nonzero().flatten().tolist()
+        if empty:
+            raise DataError(
+                f"chip {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)} of "
+                f"{len(pixels)} has no valid pixel: there is nothing to embed; leave it out"
+            )
 
     def _with_layout(
         self,
@@ -180,6 +203,10 @@ class EmbeddingSpace:
             tensor = _as_tensor(pixels.pixels)[None]
             _check_tensor(tensor, layout)
             return tensor, layout
+        if not isinstance(pixels, Tensor | np.ndarray):
+            raise DataError(
+                f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
+            )
         if sensor is None or units is None:
             raise SensorError(
                 f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
@@ -298,8 +325,7 @@ class EmbeddingSpace:
         `pixels`, `sensor` and `bands` as for `encode_image`; a `Chip` needs `labels` alone.
         `reading`: `units` (of numbers) and the other keywords of `encode_image`.
         """
-        if isinstance(labels, str) or len(labels) < 2:
-            raise DataError(f"labels are {labels!r}; give at least two class names, as a list")
+        labels = as_class_names(labels)
         embedded = self.encode_image(pixels, sensor, bands, **reading)
         weights = self.zero_shot_weights(labels, prompts)
         return (self.clip.logit_scale * embedded @ weights.T).softmax(-1)
@@ -432,10 +458,39 @@ class EmbeddingSpace:
 
 
 def _as_tensor(pixels: Pixels) -> Tensor:
-    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it."""
+    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it.
+
+    Masked numbers of a masked array become NaN.
+    """
+    kind = ("c" if pixels.is_complex() else "") if isinstance(pixels, Tensor) else pixels.dtype.kind
+    if pixels.dtype in (torch.bool, np.bool_) or kind in tuple("cOSUVMm"):
+        raise DataError(
+            f"pixels are {pixels.dtype}; expected whole or floating-point numbers, as the file has "
+            "them"
+        )
     if isinstance(pixels, Tensor):
         return pixels
-    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    if isinstance(pixels, np.ma.MaskedArray):
+        exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+        mask = np.ma.getmaskarray(pixels)
+        numbers = np.asarray(pixels.data)
+        pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
+    native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
+    """Pictures (N, 3, H, W) of whole numbers, as their files would be opened at `size`; others as
+    they are, for the tower's own resizing."""
+    right_size = pixels.shape[2:] == (size.side, size.side)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or right_size or not len(pixels):
+        return pixels
+    if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
+        return pixels
+    arrays = (_as_array(one) for one in pixels)
+    whole = [one if one.dtype.kind == "f" else one.astype(np.uint8) for one in arrays]
+    resized = [torch.from_numpy(resize_rgb(one, size)) for one in whole]
+    return torch.stack([one.float() for one in resized])
 
 
 def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
@@ -443,10 +498,14 @@ def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
     check_channels(tensor, layout)
     rows = np.unique(np.linspace(0, len(tensor) - 1, NUM_CHECKED).astype(np.int64))
     arrays = [_as_array(tensor[int(row)]) for row in rows if len(tensor)]
+    origin = f"pixels of shape {tuple(tensor.shape)}"
+    for row, array in zip(rows, arrays, strict=False):
+        if len(tensor) > 1:
+            check_sample(array, layout, origin=f"{origin}, chip {row}")
     check_numbers(
         [(array, np.isfinite(array)) for array in arrays],
         layout,
-        origin=f"pixels of shape {tuple(tensor.shape)}",
+        origin=origin,
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import tomllib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -22,7 +23,7 @@ from torch import Tensor
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.text_tower import shortened_texts
 from terralign.encoders.weights import read_state_dict, write_state_dict
-from terralign.errors import RecipeError, nearest
+from terralign.errors import DataError, RecipeError, nearest
 from terralign.files import hash_json
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,41 @@ def _beginning(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
+def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """At least two class names to choose from, as given; `DataError` where they cannot be."""
+    if isinstance(labels, str):
+        raise DataError(f"labels are one text, {labels!r}; give a list of at least two class names")
+    names = tuple(labels)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise DataError(f"label {wrong!r} is no text; give the names of classes")
+    if len(names) < 2:
+        raise DataError(f"labels are {list(names)}; give at least two class names, as a list")
+    stripped = [name.strip() for name in names]
+    twice = next((name for name in names if stripped.count(name.strip()) > 1), None)
+    if twice is not None:
+        raise DataError(f"label {twice!r} is given more than once; name each class once")
+    return names
+
+
+def _warn_of_alike(class_names: Sequence[str]) -> None:
+    """Warn of two names that differ in case, spaces or the coding of accents alone.
+
+    A text tower hardly tells them apart, so that each gets half of the probability.
+    """
+    first: dict[str, str] = {}
+    for name in class_names:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if key in first:
+            logger.warning(
+                "classes %r and %r are the same text but for case and spaces, and share their "
+                "probability; name each class once",
+                first[key], name,
+            )  # fmt: skip
+            return
+        first[key] = name
+
+
 _cache: dict[str, Tensor] = {}
 
 
@@ -168,6 +204,7 @@ def zero_shot_weights(
     empty = next((index for index, name in enumerate(class_names) if not name.strip()), None)
     if empty is not None:
         raise RecipeError(f"class name {empty + 1} of {len(class_names)} is empty; name the class")
+    _warn_of_alike(class_names)
     key = hash_json(
         {"text": clip.text_id(), "classes": list(class_names), "prompts": list(prompts.templates)}
     )
@@ -192,7 +229,7 @@ def zero_shot_weights(
     _warn_of_shortened(
         clip,
         [
-            f"class {class_names[i // len(prompts.templates)]!r} in "
+            f"class {_beginning(class_names[i // len(prompts.templates)])} in "
             f"{prompts.templates[i % len(prompts.templates)]!r} ({num_tokens} tokens)"
             for i, num_tokens in shortened.items()
         ],

@@ -146,7 +146,7 @@ def embed_samples(
     with Progress(label, total=len(samples), unit="sample") as progress:
         for pixels in read_ahead(read, starts):
             rows.append(space.encode_layout(pixels, route.layout, tower=route.tower))
-            shares.append(valid_shares(pixels, route.layout, seen))
+            shares.append(valid_shares(pixels, route.layout, seen, together=route.tower == RGB))
             progress.advance(len(pixels))
     if not rows:
         return Embedded(vectors=torch.zeros(0, space.dim))

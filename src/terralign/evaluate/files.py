@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 
-from terralign.encoders.picture_size import chip_pixels
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.zeroshot import PromptSet
+from terralign.encoders.zeroshot import PromptSet, as_class_names
 from terralign.errors import DataError, SensorError
 from terralign.preprocess.spec import layout_composite, valid_shares
 from terralign.scenes.read import read_chip
@@ -23,7 +21,8 @@ from terralign.sensors import Sensor
 class FileClass:
     """One file: class name -> probability (they sum to 1), the tower and the prompt set's name.
 
-    `valid_share`: share (0-1) of the numbers in the bands that the tower saw that are valid.
+    `valid_share`: share (0-1) of the numbers in the bands that the tower saw that are valid; of the
+    RGB tower, the share of pixels that are valid in all three.
     """
 
     file: Path
@@ -96,7 +95,7 @@ def classify_each(
     Pictures are resized as those of data sets are (see `decode_rgb`). Raises what is wrong with
     labels, tower or prompts before the first file is read; what is wrong with a file is yielded.
     """
-    _check_labels(labels)
+    labels = as_class_names(labels)
     if tower is not None:
         space.input_spec(tower)
     chosen = space.choose_prompts(prompts)
@@ -108,14 +107,13 @@ def classify_each(
         if composite is not None:
             layout = replace(layout, composite=layout.sensor.composite(composite))
         name = tower or space.tower_for(layout)
-        pixels = torch.from_numpy(chip_pixels(chip, space.input_spec(name)))[None]
+        pixels = torch.from_numpy(chip.pixels)[None]
         seen = space.input_spec(name).bands if name != RGB else layout_composite(layout).bands
-        share = float(valid_shares(pixels, layout, seen)[0])
+        share = float(valid_shares(pixels, layout, seen, together=name == RGB)[0])
         if share == 0:
             raise DataError(f"{path} has no valid pixel: there is nothing to classify")
-        embedded = space.encode_layout(pixels, layout, tower=name)
-        cosines = F.normalize(embedded, dim=-1) @ weights.T
-        chances = (space.clip.logit_scale * cosines).softmax(-1)[0].tolist()
+        embedded = space.encode_image(chip, composite=composite, tower=name)
+        chances = (space.clip.logit_scale * embedded @ weights.T).softmax(-1)[0].tolist()
         return FileClass(
             file=path,
             tower=name,
@@ -135,13 +133,3 @@ def _tried(classify: Callable[[Path], FileClass], path: Path) -> FileClass | Fil
     except OSError as error:
         text = error.strerror or str(error)
     return FileFault(file=path, error=text if str(path) in text else f"{path}: {text}")
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if isinstance(labels, str):
-        raise DataError(f"labels is one text, {labels!r}; give a list of class names")
-    twice = {label for label in labels if list(labels).count(label) > 1}
-    if twice:
-        raise DataError(f"label {min(twice)!r} is given more than once; name each class once")
-    if len(labels) < 2:
-        raise DataError(f"{len(labels)} label is given; a file is classified by two or more")

@@ -127,10 +127,13 @@ def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) ->
     return invalid
 
 
-def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> Tensor:
+def valid_shares(
+    pixels: Tensor, layout: PixelLayout, names: Sequence[str], *, together: bool = False
+) -> Tensor:
     """(B,) float32: the share of valid numbers in these bands of raw pixels (B, C, H, W).
 
-    Names that the layout lacks are passed over; 1 where it lacks all of them.
+    Names that the layout lacks are passed over; 1 where it lacks all of them. `together`: the share
+    of pixels that are valid in all of these bands, as those of a composite must be.
     """
     check_channels(pixels, layout)
     channels = [layout.bands.index(name) for name in names if name in layout.bands]
@@ -144,7 +147,8 @@ def valid_shares(pixels: Tensor, layout: PixelLayout, names: Sequence[str]) -> T
         valid = numbers != nodata if nodata is not None else np.isfinite(numbers)
         if nodata is not None and sample.is_floating_point():
             valid &= np.isfinite(numbers)
-        shares[index] = np.count_nonzero(valid) / numbers.size
+        valid = valid.all(0) if together else valid
+        shares[index] = np.count_nonzero(valid) / valid.size
     return shares
 
 

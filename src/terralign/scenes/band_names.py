@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SKIP = ("-", "skip")
 """What is declared for a band of a file that is left out."""
 
-_TAGS = ("band_name", "bandname", "band", "name")
+_TAGS = ("band_name", "bandname", "band", "name", "long_name", "netcdf_varname")
 """Tags of a band that hold its name, in lower case."""
 
 _AUXILIARY = re.compile(
@@ -31,7 +31,7 @@ _AUXILIARY = re.compile(
     r"|datamask|data_mask|fmask|mask|valid_?mask|sr_(qa_aerosol|aerosol|atmos_opacity|cloud_qa)"
     r"|(qa_)?(radsat|aerosol)(_qa)?|st_\w+|(local_?|projected_?)?(incidence_?)?angle\w*"
     r"|localincidenceangle|layover\w*|shadow\w*|[sv][az]a|(sun|view|solar|sensor)_?(azimuth|zenith)\w*"
-    r"|is_cloud\w*|no_?data_pixels",
+    r"|is_cloud\w*|no_?data_pixels|alpha",
     re.IGNORECASE,
 )
 """Names of bands that come with measured ones and are none: masks, quality, classes, angles."""
@@ -54,13 +54,14 @@ class BandNames:
 
     `texts`: what the file calls each, empty where nothing. `names`: the sensor's band that this
     means, None where none. `extra`: True for a band that measures nothing (a mask, quality,
-    alpha). `only_positions`: the texts only count the bands ("B1", "B2"; "Band 1"), so that
-    `names` are all None.
+    alpha). `alpha`: True for one that the file marks as alpha. `only_positions`: the texts only
+    count the bands ("B1", "B2"; "Band 1"), so that `names` are all None.
     """
 
     texts: tuple[str, ...]
     names: tuple[str | None, ...]
     extra: tuple[bool, ...]
+    alpha: tuple[bool, ...]
     only_positions: bool
 
     def quoted(self) -> str:
@@ -77,14 +78,14 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
     alpha = [one == ColorInterp.alpha for one in source.colorinterp]
     texts, names = [], []
     for position, candidates in enumerate(found, start=1):
-        named = [text for text in candidates if not _is_position(text, position)] or candidates
-        meant = {text: band.name for text in named if (band := _band_meant(text, sensor))}
+        named = [text for text in candidates if not _is_position(text, position)]
+        meant = _meanings(named, sensor) or _meanings(candidates, sensor)
         if len(set(meant.values())) > 1:
             raise DataError(
                 f"{source.name} calls band {position} {' and '.join(map(repr, meant))}, which are "
                 f"different bands of {sensor.name!r}; correct the file's descriptions"
             )
-        texts.append(next(iter(meant), named[0] if named else ""))
+        texts.append(next(iter([*meant, *named, *candidates]), ""))
         names.append(next(iter(meant.values()), None))
     counted = _only_count(texts, alpha, sensor)
     if counted:
@@ -94,7 +95,11 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
         for name, is_alpha, text in zip(names, alpha, texts, strict=True)
     ]
     return BandNames(
-        texts=tuple(texts), names=tuple(names), extra=tuple(extra), only_positions=counted
+        texts=tuple(texts),
+        names=tuple(names),
+        extra=tuple(extra),
+        alpha=tuple(alpha),
+        only_positions=counted,
     )
 
 
@@ -102,6 +107,11 @@ def _texts_of(source: Any, position: int) -> list[str]:
     tags = {key.lower(): str(value) for key, value in source.tags(position).items()}
     texts = [source.descriptions[position - 1] or "", *(tags.get(key, "") for key in _TAGS)]
     return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+
+
+def _meanings(texts: Iterable[str], sensor: Sensor) -> dict[str, str]:
+    """Those texts that name a band, and its canonical name."""
+    return {text: band.name for text in texts if (band := _band_meant(text, sensor))}
 
 
 def _is_position(text: str, position: int) -> bool:
@@ -170,11 +180,11 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     left_out = [found.texts[n] for n, extra in enumerate(found.extra) if extra and found.texts[n]]
     if left_out:
         what = "is no band" if len(left_out) == 1 else "are no bands"
-        _warn_once(f"{_quote(left_out)} {what} of sensor {sensor.name!r}, left out", path)
+        _warn_once(path, f"{_quote(left_out)} {what} of sensor {sensor.name!r}, left out")
     gamma = [found.texts[n] for n in rows if found.texts[n].lower().startswith("gamma")]
     if gamma and sensor.unit == "dB":
         _warn_once(
-            f"{_quote(gamma)} by name is gamma0, read as the sigma0 of {sensor.name!r}", path
+            path, f"{_quote(gamma)} by name is gamma0, read as the sigma0 of {sensor.name!r}"
         )
     return names, tuple(n + 1 for n in rows)
 
@@ -182,7 +192,7 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
 _warned: set[str] = set()
 
 
-def _warn_once(text: str, path: Path) -> None:
+def _warn_once(path: Path, text: str) -> None:
     """Once for files that are alike."""
     if text not in _warned:
         _warned.add(text)
@@ -203,11 +213,11 @@ def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Seque
     if not names:
         raise DataError(f"{path}: every band was declared as left out; name at least one")
     count = len(found.texts)
-    measuring = [n for n in range(count) if not found.extra[n]]
+    opaque = [n for n in range(count) if not found.alpha[n]]
     if len(declared) == count:
         rows = kept
-    elif len(declared) == len(measuring) and all(not found.texts[n] for n in measuring):
-        rows = [measuring[n] for n in kept]  # without alpha
+    elif len(declared) == len(opaque) and not any(found.names):
+        rows = [opaque[n] for n in kept]
     elif len(kept) == len(declared) and all(found.names.count(name) == 1 for name in names):
         rows = [found.names.index(name) for name in names]
     else:

@@ -84,6 +84,28 @@ def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
         raise DataError(f"the mask of {what} is damaged: {first_line(error)}") from error
 
 
+def items_of(source: Any, position: int) -> dict[str, str]:
+    """GDAL metadata items of a file and of its band `position`, from 1; keys in lower case."""
+    both = {**source.tags(), **source.tags(position)}
+    return {key.lower(): str(value) for key, value in both.items()}
+
+
+_FILL_ITEMS = ("_fillvalue", "missing_value")
+"""Items in which netCDF and xarray state what marks no data."""
+
+
+def _no_data_numbers(source: Any, index: int) -> set[float]:
+    """The finite numbers that a file states to mark no data in its band `index`, from 1."""
+    stated = [source.nodatavals[index - 1]]
+    items = items_of(source, index)
+    for text in (items[key] for key in _FILL_ITEMS if key in items):
+        try:
+            stated.append(float(text))
+        except ValueError:
+            continue  # a list, or a text: of no number
+    return {number for number in stated if number is not None and np.isfinite(number)}
+
+
 _MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
 
 
@@ -92,15 +114,15 @@ def valid_by_file(
 ) -> NDArray[np.bool_]:
     """(C, H, W) bool of bands as read from an open GeoTIFF, True where the file has data.
 
-    False where a number is not finite or the band's no-data value, and where the file masks it:
+    False where a number is not finite or the band's no-data value (GDAL's, or an item `_FillValue`
+    or `missing_value`), and where the file masks it:
     internal mask, `.msk` beside it, alpha band. `indexes`: which bands were read, from 1; none:
     all. `window`: the part that was read; of another size than the file's, pixels were resampled,
     and so is the mask (nearest).
     """
     valid: NDArray[np.bool_] = np.isfinite(pixels)
     for channel, index in enumerate(indexes or range(1, len(pixels) + 1)):
-        nodata = source.nodatavals[index - 1]
-        if nodata is not None and np.isfinite(nodata):
+        for nodata in _no_data_numbers(source, index):
             valid[channel] &= pixels[channel] != nodata
         if _MASKED & set(source.mask_flag_enums[index - 1]):
             shape = pixels.shape[1:]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, PixelLayout
-from terralign.errors import DataError
+from terralign.errors import NumbersError
 from terralign.sensors import SENTINEL2_DN_OFFSET, Sensor
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,15 @@ MAX_NUMBERS = 200_000
 MAX_SHARE = 1e-3
 """Largest share of impossible numbers that is let through (dead pixels, resampling)."""
 
+NUM_OF_SAMPLE = 1000
+"""Numbers per band that `check_sample` looks at."""
+
+MAX_SHARE_OF_SAMPLE = 0.01
+"""`MAX_SHARE` of those, a few of which may be dead."""
+
+MAX_ZEROS = 0.01
+"""Share of pixels that are 0 in every band, above which 0 may be what marks no data."""
+
 _POSSIBLE = {"reflectance": (-0.5, 10.0), "dB": (-100.0, 60.0), "intensity": (0.0, 1.0)}
 """Unit -> physical values outside which no number lies; 10.0 leaves room for saturated DN."""
 
@@ -45,6 +54,14 @@ _DARK_DN = 700.0
 slightly negative pixels, but hardly such ones."""
 
 _MAX_DARK = 0.002
+_DARK = 0.03
+"""A reflectance that brightest pixels exceed; 255 as DN of Sentinel-2 are 0.0255."""
+
+_REMOVED = (
+    "The offset was removed already: declare dn_offset=0; where the file's bands or metadata state "
+    "it, correct those (gdal_edit.py -scale 1 -offset 0)"
+)
+_TO_DECIBEL = "Linear power becomes dB by 10 * log10(power), amplitude by 20 * log10(amplitude)"
 _VISIBLE = ("B02", "B03", "B04")
 
 Verdict = Literal["agrees", "contradicts", "undecidable"]
@@ -64,25 +81,54 @@ def check_numbers(
     """Hold pixels against their layout; `samples`: pairs of pixels and valid, (C, H, W) each.
 
     All samples are judged together, so give a whole scene, or some samples of a whole data set.
-    Raises `DataError` where the type or range of the numbers is impossible for what is declared;
+    Raises `NumbersError` where the type or range of the numbers is impossible for what is declared;
     logs a warning, once per sensor and reason, where it is unlikely.
     """
     parts = list(samples)
-    numbers = _numbers_by_band(parts, layout)
-    known = {band: values for band, values in numbers.items() if len(values)}
+    known = _numbers_by_band(parts, layout)
     if not known:
         return
     dtype = np.result_type(*(pixels.dtype for pixels, _ in parts))
-    everything = np.concatenate(list(known.values()))
     judge = _Judge(layout, origin)
-    judge.type(dtype)
-    judge.fractions(dtype, everything)
     if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
         judge.sentinel2_offset(known)
+    judge.positive_offset()
+    judge.zeros(parts)
+    _judge_all(judge, dtype, known, max_share=MAX_SHARE)
+
+
+def check_sample(pixels: NDArray[Any], layout: PixelLayout, *, origin: str) -> None:
+    """Refuse one sample (C, H, W) for what `check_numbers` refuses, whatever others of its set are.
+
+    Numbers without data are not finite or the sensor's no-data DN. Some numbers of each band are
+    looked at, so that every sample of a data set can be; nothing is warned of.
+    """
+    flat = pixels.reshape(len(pixels), -1)
+    some = flat[:, :: -(-flat.shape[1] // NUM_OF_SAMPLE)]
+    known = _numbers_by_band([(some, np.isfinite(some))], layout, extremes=False)
+    if not known:
+        return
+    judge = _Judge(layout, origin, warns=False)
+    if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
+        judge.offset_of_sample(known)
+    _judge_all(judge, pixels.dtype, known, max_share=MAX_SHARE_OF_SAMPLE)
+
+
+def _judge_all(
+    judge: _Judge,
+    dtype: np.dtype[Any],
+    known: dict[str, NDArray[np.float64]],
+    *,
+    max_share: float,
+) -> None:
+    layout = judge.layout
+    everything = np.concatenate(list(known.values()))
+    judge.type(dtype)
+    judge.fractions(dtype, everything)
     physical = everything
     if layout.units == "dn":
         physical = (everything + layout.dn_offset) * layout.dn_scale + layout.add
-    judge.limits(physical)
+    judge.limits(physical, max_share)
     if layout.sensor.unit == "reflectance":
         judge.reflectance(physical)
     elif layout.sensor.unit == "dB":
@@ -112,9 +158,15 @@ def sentinel2_offset_verdict(visible: NDArray[np.floating[Any]], dn_offset: floa
 
 
 def _numbers_by_band(
-    parts: list[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout
+    parts: list[tuple[NDArray[Any], NDArray[np.bool_]]],
+    layout: PixelLayout,
+    *,
+    extremes: bool = True,
 ) -> dict[str, NDArray[np.float64]]:
-    """Valid raw numbers per band, at most about MAX_NUMBERS each, and always the extremes."""
+    """Valid raw numbers of bands that have any, at most about MAX_NUMBERS each.
+
+    `extremes`: with the least and the greatest of each sample, always.
+    """
     found: dict[str, NDArray[np.float64]] = {}
     share = max(1, MAX_NUMBERS // max(1, len(parts)))
     nodata = layout.sensor.nodata if layout.units == "dn" else None
@@ -126,21 +178,26 @@ def _numbers_by_band(
                 flat = flat[flat != nodata]
             if len(flat):
                 spread = flat[:: -(-len(flat) // share)]
-                pieces.append(np.append(spread, [flat.min(), flat.max()]).astype(np.float64))
-        found[band] = np.concatenate(pieces) if pieces else np.zeros(0)
+                ends = [flat.min(), flat.max()] if extremes else []
+                pieces.append(np.append(spread, ends).astype(np.float64))
+        if pieces:
+            found[band] = np.concatenate(pieces)
     return found
 
 
 class _Judge:
     """The rules, and how a fault or a doubt is reported."""
 
-    def __init__(self, layout: PixelLayout, origin: str) -> None:
+    def __init__(self, layout: PixelLayout, origin: str, *, warns: bool = True) -> None:
         self.layout, self.sensor, self.origin = layout, layout.sensor, origin
+        self.warns = warns
 
     def refuse(self, what: str) -> None:
-        raise DataError(f"{self.origin}: {what}")
+        raise NumbersError(f"{self.origin}: {what}")
 
     def doubt(self, reason: str, what: str) -> None:
+        if not self.warns:
+            return
         key = (self.sensor.name, reason)
         with _lock:
             known = key in _warned
@@ -172,7 +229,35 @@ class _Judge:
                 f"are whole numbers; declare units='physical' ({self.sensor.unit})"
             )
 
-    def limits(self, physical: NDArray[np.float64]) -> None:
+    def zeros(self, parts: list[tuple[NDArray[Any], NDArray[np.bool_]]]) -> None:
+        """Pixels of 0 in every band, where 0 is a legal number, hardly occur in nature."""
+        marked = self.layout.units == "dn" and self.sensor.nodata is not None
+        if marked or self.sensor.unit not in ("reflectance", "dB"):
+            return
+        num_zero = num_valid = 0
+        for pixels, valid in parts:
+            step = -(-pixels[0].size // max(1, MAX_NUMBERS // len(parts)))
+            some = pixels.reshape(len(pixels), -1)[:, ::step]
+            known = valid.reshape(len(pixels), -1)[:, ::step]
+            num_zero += int(((some == 0) & known).all(0).sum())
+            num_valid += int(known.any(0).sum())
+        if num_zero > MAX_ZEROS * num_valid:
+            self.doubt(
+                "zeros",
+                f"{100 * num_zero / num_valid:.3g} % of the pixels are exactly 0 in every band and "
+                "count as valid; if 0 marks no data, state it as the file's nodata value "
+                "(gdal_edit.py -a_nodata 0), or make it NaN",
+            )
+
+    def positive_offset(self) -> None:
+        if self.layout.dn_offset > 0 and self.sensor.unit == "reflectance":
+            self.doubt(
+                "positive offset",
+                f"dn_offset={self.layout.dn_offset:g} is added to the DN; an offset that the DN "
+                "carry is removed by a negative one",
+            )
+
+    def limits(self, physical: NDArray[np.float64], max_share: float) -> None:
         limits = possible_range(self.sensor)
         if limits is None:
             return
@@ -188,7 +273,7 @@ class _Judge:
             f"{100 * share:.3g} % of the numbers lie outside {low:g} to {high:g} "
             f"{self.sensor.unit}, such as {worst:.6g}{self._as_dn(worst)}; {self._remedy(worst)}"
         )
-        if share > MAX_SHARE or self.sensor.unit == "intensity":
+        if share > max_share or self.sensor.unit == "intensity":
             self.refuse(text)
         self.doubt("limits", text)
 
@@ -212,6 +297,8 @@ class _Judge:
                 "declare the number that marks no data (as the file's nodata value or the "
                 "sensor's), or correct units, scale or offset"
             )
+        if self.sensor.unit == "dB":
+            return f"these are no dB. {_TO_DECIBEL}"
         if self.layout.units == "physical" and self.sensor.unit == "reflectance":
             return "are these digital numbers or per cent? Declare units='dn', or divide them"
         return "correct units, scale or offset, or name the sensor that made them"
@@ -238,7 +325,7 @@ class _Judge:
                 "negative", "more than 5 % of the reflectance is below -0.05; check the offset"
             )
         top = float(np.quantile(physical, 0.999))
-        if 0 < top < 0.02:
+        if 0 < top < _DARK:
             self.doubt(
                 "dark",
                 f"the brightest pixels have a reflectance of {top:.3g}; check units and scale",
@@ -251,8 +338,7 @@ class _Judge:
         elif low >= 0:
             self.refuse(
                 f"the numbers lie between {physical.min():.3g} and {physical.max():.3g}; sigma0 in "
-                "dB is mostly negative. Linear power becomes dB by 10 * log10(power), amplitude by "
-                "20 * log10(amplitude)"
+                f"dB is mostly negative. {_TO_DECIBEL}"
             )
         if low > -3 and high < 3:
             self.doubt(
@@ -271,6 +357,17 @@ class _Judge:
             "no number is above 1 of 255; if these are fractions, declare units='physical'",
         )
 
+    def offset_of_sample(self, known: dict[str, NDArray[np.float64]]) -> None:
+        """Of one sample most visible numbers decide, since one of water alone may be all dark."""
+        visible = [known[band] for band in _VISIBLE if band in known]
+        middle = float(np.median(np.concatenate(visible))) if visible else _DARK_DN
+        if self.layout.dn_offset < 0 and middle < _DARK_DN:
+            self.refuse(
+                f"an offset of {self.layout.dn_offset:g} contradicts the pixels: half of the "
+                f"visible bands' DN are below {middle:.4g} and would become clearly negative. "
+                f"{_REMOVED}"
+            )
+
     def sentinel2_offset(self, known: dict[str, NDArray[np.float64]]) -> None:
         offset = self.layout.dn_offset
         visible = [known[band] for band in _VISIBLE if band in known]
@@ -282,7 +379,7 @@ class _Judge:
             self.refuse(
                 f"an offset of {offset:g} contradicts the pixels: {share:.3g} % of the visible "
                 f"bands' DN are below {_DARK_DN:g}, down to {dn.min():g}, and would become clearly "
-                "negative. The offset was removed already: declare dn_offset=0"
+                f"negative. {_REMOVED}"
             )
         if offset == 0 and len(visible) == len(_VISIBLE):
             floors = [float(np.quantile(values, _FLOOR)) for values in known.values()]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import DataError, SensorError, first_line
+from terralign.scenes.geotiff import items_of
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 
 MAX_XML_BYTES = 2 * 1024**2
@@ -196,11 +197,10 @@ def stated_scale(
     """
     pairs = {(source.scales[index - 1], source.offsets[index - 1]) for index in indexes}
     pairs = set() if pairs == {(1.0, 0.0)} else pairs
-    of_file = source.tags()
     for position in indexes:
-        tags = {**of_file, **source.tags(position)}
-        if "scale_factor" in tags:
-            scale = _number(path, "scale_factor", tags["scale_factor"])
+        tags = items_of(source, position)
+        if "scale_factor" in tags or "add_offset" in tags:
+            scale = _number(path, "scale_factor", tags.get("scale_factor", "1"))
             offset = _number(path, "add_offset", tags.get("add_offset", "0"))
             if (scale, offset) != (1.0, 0.0):
                 pairs.add((scale, offset))

@@ -150,6 +150,8 @@ def read_geotiff(
         try:
             pixels = source.read(indexes)
             valid = valid_by_file(source, pixels, indexes=indexes)
+            if sensor == SENSORS["rgb"] and dtype == np.uint8:
+                valid[:] = source.dataset_mask() > 0  # as pictures of data sets are masked
         except (RasterioError, OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from error
         if units == "dn" and sensor.nodata is not None:
@@ -264,8 +266,8 @@ def _units_of(
             raise DataError(
                 f"{path}: units='physical' was declared, but its bands state scale {scale[0]:g} "
                 f"and offset {scale[1]:g}, which make them digital numbers; leave units out, or "
-                "remove the scale and offset that no longer hold (gdal_edit.py -unsetscale "
-                "-unsetoffset)"
+                "remove the scale and offset that no longer hold (gdal_edit.py -scale 1 "
+                "-offset 0)"
             )
         return "dn"
     if declared is not None:

@@ -33,6 +33,7 @@ train = ["a", "b"]
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -65,10 +66,13 @@ from terralign.datasets.declared.table_file import TableFile, first_true, read_t
 from terralign.datasets.declared.table_set import TableSet
 from terralign.datasets.file_set import Decode
 from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.image_files import is_new
 from terralign.datasets.sample import Captions, Labels, require_whole_split, tell_unused
 from terralign.errors import DataError
 from terralign.files import hash_file
 from terralign.scenes.pictures import Size, describe_size
+
+logger = logging.getLogger(__name__)
 
 NUM_MEASURED = 1000
 """Files whose sizes go into the fingerprint, spread evenly over a split: a million files are not
@@ -259,9 +263,25 @@ def _rows_of(
                 f"{path}: splits.{split}: no row of {table.path} has {value!r} in column "
                 f"{declaration.columns.split!r}"
             )
+    _tell_unlisted(declaration, table, column)
     chosen = pc.fill_null(pc.is_in(column, pa.array(values, pa.string())), False)
     mask: NDArray[np.bool_] = chosen.to_numpy(zero_copy_only=False)
     return rows[mask]
+
+
+def _tell_unlisted(declaration: TableDeclaration, table: TableFile, column: pa.Array) -> None:
+    """Name once in a process the rows that belong to no declared split."""
+    entries = (declaration.splits or {}).values()
+    listed = [one for entry in entries for one in ([entry] if isinstance(entry, str) else entry)]
+    others = pc.invert(pc.fill_null(pc.is_in(column, pa.array(listed, pa.string())), False))
+    number = pc.sum(others).as_py()
+    if not number:
+        return
+    values = sorted({value or "" for value in column.filter(others).unique().to_pylist()})
+    shown = ", ".join(map(repr, values[:5])) + ", ..." * (len(values) > 5)
+    said = f"{number:,} rows are in no split: {declaration.columns.split} is {shown}"
+    if is_new(table.path, said):
+        logger.warning("data set %r: %s; [splits] lists the others", declaration.name, said)
 
 
 def _paths(table: TableFile, column: str) -> pa.Array:

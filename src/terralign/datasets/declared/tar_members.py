@@ -23,6 +23,7 @@ from terralign.chips import Chip, PixelLayout
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SensorError, TerralignError, first_line, nearest
 from terralign.scenes.pictures import decode_rgb_bytes
+from terralign.scenes.plausible import check_sample
 from terralign.scenes.read import MAX_CHIP_BYTES, Units, has_dn, make_layout
 from terralign.sensors import Sensor, sentinel2_dn_offset
 
@@ -63,6 +64,7 @@ class MemberDecoder:
             )
         if array.dtype.itemsize < 4 and array.dtype.kind == "f":
             array = array.astype(np.float32)
+        check_sample(array, layout, origin=what)
         chip = Chip(pixels=array, valid=np.isfinite(array), layout=layout)
         return layout, chip.pixels
 
@@ -74,6 +76,7 @@ def _read_geotiff(content: bytes, what: str, pixels: Pixels) -> tuple[PixelLayou
         file.write_bytes(content)
         try:
             chip = pixels.read(file)
+            check_sample(chip.pixels, chip.layout, origin=str(file))
             return chip.layout, chip.pixels
         except TerralignError as error:
             raise type(error)(str(error).replace(str(file), what)) from error
