@@ -367,8 +367,8 @@ class _Run:
         if self.recipe.patch is not None:
             _, validation, supported = self.data.patching_tasks(self.recipe.patch)
             sets = [task.samples for task in (*validation, *supported)]
-            told = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
-            notes.append(f"Alpha was chosen on {told}.")
+            shown = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
+            notes.append(f"Alpha was chosen on {shown}.")
         notes += self.overlaps.notes
         notes += row_notes(figures)
         write_report(

@@ -77,7 +77,8 @@ class Sensor:
     composites: tuple[Composite, ...] = ()
     """RGB recipes; the first is the default. Empty: the sensor makes no RGB."""
     possible: tuple[float, float] | None = None
-    """Physical values outside which no number lies; None: the unit's (`scenes.plausible`)."""
+    """Least and greatest physical value that a number can have; None: the unit's (see
+    `scenes.plausible`)."""
 
     @property
     def band_names(self) -> tuple[str, ...]:

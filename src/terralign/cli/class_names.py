@@ -72,7 +72,7 @@ def _named(text: str, option: str) -> str:
 
 
 def _read_file(path: Path) -> list[str]:
-    """One name a line, as it stands or quoted as in CSV; blank lines do not count."""
+    """One name a line, as it is or quoted as in CSV; blank lines do not count."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -48,7 +48,7 @@ class Content(Protocol):
 
     @property
     def address(self) -> str:
-        """Where it lies; contents of one address are the same. Empty where it has none."""
+        """Its place on disk; contents of one address are the same. Empty where it has none."""
         ...
 
 

@@ -26,7 +26,7 @@ _ACCOMPANYING = frozenset(
         *(".md5", ".sha256"),
     }
 )
-"""Endings of what lies beside images: lists, metadata, masks and overviews of a raster."""
+"""Endings of files that accompany images: lists, metadata, masks and overviews of a raster."""
 
 _NAMES = re.compile(r"(thumbs\.db|desktop\.ini|readme|licen[cs]e|copying|notice)\b", re.IGNORECASE)
 
@@ -76,7 +76,7 @@ class LeftOut:
 
 
 def is_new(place: Path, said: str) -> bool:
-    """Whether this has not been said of a file or folder in this process; from now on it has."""
+    """Whether a warning about a file or folder is the first of its text in this process."""
     key = (place, said)
     if key in _said:
         return False

@@ -3,8 +3,8 @@
 By key: two sets of one name have the same sample where they have the same key, unless its contents
 are known on both sides and differ.
 
-By content: a file that lies under another name, in another folder, data set or tar, behind a link
-or as a copy; a row of an array; a sample of a packed store. Files are compared by their bytes and
+By content: a file under another name, in another folder, data set or tar, behind a link or as a
+copy; a row of an array; a sample of a packed store. Files are compared by their bytes and
 arrays by their numbers, never by their names. A set of files and a set of pixels (a store that
 was packed from them) are compared by the pixels that are read of both. Samples of several sensors
 are the same where all sensors that both sets have agree; where they have none in common, the files
@@ -142,14 +142,14 @@ def keep_apart(
                 )  # fmt: skip
             if not len(found):
                 continue
-            told = f"{found.describe()}: {chosen} is chosen on samples that are trained on"
+            text = f"{found.describe()}: {chosen} is chosen on samples that are trained on"
             if not allowed:
                 raise RecipeError(
-                    f"{told}; give validation samples of its own, or set "
+                    f"{text}; give validation samples of its own, or set "
                     "allow_shared_samples = true to run all the same"
                 )
-            logger.warning("%s (allow_shared_samples)", told)
-            notes.append(f"{told}.")
+            logger.warning("%s (allow_shared_samples)", text)
+            notes.append(f"{text}.")
     for samples in [*training, *judging]:
         warn_of_repeated(overlaps, samples)
     return notes
@@ -242,7 +242,7 @@ class _Side:
         return b"".join(content.digest() for content in contents)
 
     def address(self, views: Sequence[View], index: int) -> tuple[str, ...] | None:
-        """Where a sample lies; None where that is not known of all its parts."""
+        """The places of a sample on disk; None where one of its parts has none that is known."""
         if any(self._is_read(view) for view in views):
             return None
         found = tuple(self._content(view, index).address for view in views)

@@ -1,7 +1,7 @@
 """No-data on its way to a tower: NaN, which geometry must neither spread nor blend with pixels.
 
 Between scaling and normalisation a pixel without data is NaN. Resampling takes the weighted mean of
-the valid pixels alone, and what lies over no-data stays NaN; `make_ready` turns it into zero, the
+the valid pixels alone, and what covers no-data stays NaN; `make_ready` turns it into zero, the
 tower's "nothing here". Letters: B batch, C channels, H W pixels.
 """
 
@@ -16,7 +16,7 @@ Operation = Callable[[Tensor, Tensor | slice], Tensor]
 """(pixels (R, C, H, W), their rows in the batch) -> (R, C, H', W'), linear in the pixels."""
 
 MIN_WEIGHT = 0.499
-"""A resampled pixel is valid where at least this share of its weight lies on valid pixels. Just
+"""A resampled pixel is valid where at least this share of its weight falls on valid pixels. Just
 below a half, which is what symmetric filters give at straight borders, up to rounding."""
 
 

@@ -115,8 +115,8 @@ def valid_by_file(
     """(C, H, W) bool of bands as read from an open GeoTIFF, True where the file has data.
 
     False where a number is not finite or the band's no-data value (GDAL's, or an item `_FillValue`
-    or `missing_value`), and where the file masks it:
-    internal mask, `.msk` beside it, alpha band. `indexes`: which bands were read, from 1; none:
+    or `missing_value`), and where the file masks it: internal mask, `.msk` beside it, alpha band.
+    `indexes`: which bands were read, from 1; none:
     all. `window`: the part that was read; of another size than the file's, pixels were resampled,
     and so is the mask (nearest).
     """

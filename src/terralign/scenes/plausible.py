@@ -1,10 +1,10 @@
-"""Declared against measured: whether numbers can be what is said of them.
+"""Declared against measured: whether numbers can be what is declared of them.
 
 A range that the unit does not allow is refused; one that it allows but that hardly occurs is warned
 of once. What a sensor's numbers may be is the sensor's own data (`Sensor.possible`), else that of
 its unit. C bands, H W pixels.
 
-Sources: sigma0 of land and sea in C band lies between some -30 and 10 dB (ESA *Sentinel-1 Product
+Sources: sigma0 of land and sea in C band is between about -30 and 10 dB (ESA *Sentinel-1 Product
 Specification*); reflectance of land, water, snow and cloud between 0 and about 1.5; Sentinel-2's DN
 offset, see `sensors`.
 """
@@ -44,7 +44,8 @@ MAX_ZEROS = 0.01
 """Share of pixels that are 0 in every band, above which 0 may be what marks no data."""
 
 _POSSIBLE = {"reflectance": (-0.5, 10.0), "dB": (-100.0, 60.0), "intensity": (0.0, 1.0)}
-"""Unit -> physical values outside which no number lies; 10.0 leaves room for saturated DN."""
+"""Unit -> least and greatest physical value that a number can have; 10.0 leaves room for saturated
+DN."""
 
 _FLOOR = 0.001
 """The share of the darkest pixels whose brightest one is a band's floor."""
@@ -138,7 +139,7 @@ def _judge_all(
 
 
 def possible_range(sensor: Sensor) -> tuple[float, float] | None:
-    """Physical values outside which no number of the sensor lies; None where any may occur."""
+    """Least and greatest physical value that a number of the sensor can have; None: any."""
     return sensor.possible or _POSSIBLE.get(sensor.unit)
 
 

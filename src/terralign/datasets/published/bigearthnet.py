@@ -130,7 +130,7 @@ def decode_patch(patch: Path, partners: Mapping[str, Path]) -> dict[str, NDArray
 def read_band(path: Path, side: int, into: NDArray[Any]) -> None:
     """Read a GeoTIFF of one band and `side` pixels into an array of SIDE, of the same type.
 
-    Where the file has no data stands NaN, or 0 among whole numbers.
+    Numbers without data become NaN, or 0 among whole numbers.
     """
     with open_geotiff(path) as source:
         found = (source.count, source.height, source.width, source.dtypes[0])

@@ -264,8 +264,8 @@ def map_shard(
     """The tensors of a shard, memory-mapped, read-only: name -> `MappedTensor`.
 
     `expected`: name -> (dtype, shape), -1 for any length; `optional`: the same of tensors that a
-    shard may lack. `DataError` names a shard that is
-    missing, truncated, or not as the manifest says.
+    shard may lack. `DataError` names a shard that is missing, truncated, or not as the manifest
+    says.
     """
     try:
         with safe_open(path, framework="numpy"):  # checks the header against the file's size
