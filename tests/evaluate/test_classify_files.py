@@ -231,7 +231,7 @@ def test_what_is_wrong_with_the_question_is_said_before_any_file_is_read(
     space: EmbeddingSpace, tmp_path: Path
 ) -> None:
     nowhere = [tmp_path / "nowhere.png"]
-    with pytest.raises(DataError, match="1 label is given"):
+    with pytest.raises(DataError, match="give at least two class names"):
         classify_files(space, nowhere, ["forest"])
     with pytest.raises(DataError, match="labels is one text"):
         classify_files(space, nowhere, "forest,river")
