@@ -233,7 +233,7 @@ def test_what_is_wrong_with_the_question_is_said_before_any_file_is_read(
     nowhere = [tmp_path / "nowhere.png"]
     with pytest.raises(DataError, match="give at least two class names"):
         classify_files(space, nowhere, ["forest"])
-    with pytest.raises(DataError, match="labels is one text"):
+    with pytest.raises(DataError, match="labels are one text"):
         classify_files(space, nowhere, "forest,river")
     with pytest.raises(RecipeError, match="class name 2 of 2 is empty"):
         classify_files(space, nowhere, ["forest", " "])
