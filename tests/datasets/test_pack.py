@@ -577,6 +577,22 @@ def test_a_footprint_across_the_antimeridian_is_cut_in_two() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(500_000, 5_000_000, 501_000, 5_001_000)],  # metres
+        [(-300_000, 0, -200_000, 1), (200_000, 0, 300_000, 1)],
+        [(-10, 40, -9, 41), (175, 40, 176, 41)],  # two places
+        [(-180, -60, 180, 60)],
+    ],
+)
+def test_other_footprints_in_parts_are_not_cut_at_the_antimeridian(
+    boxes: list[tuple[float, float, float, float]],
+) -> None:
+    shape = shapely.MultiPolygon([shapely.box(*box) for box in boxes])
+    assert _box_of(shapely.to_wkb(shape)) == shape.bounds
+
+
 @pytest.mark.realdata
 def test_real_geotiffs_give_the_same_samples(tmp_path: Path, real_data: Path) -> None:
     packed = pack_dataset("eurosat-ms", tmp_path / "s", data_root=real_data)

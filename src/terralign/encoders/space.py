@@ -487,9 +487,7 @@ def _resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
         return pixels
     if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
         return pixels
-    arrays = (_as_array(one) for one in pixels)
-    whole = [one if one.dtype.kind == "f" else one.astype(np.uint8) for one in arrays]
-    resized = [torch.from_numpy(resize_rgb(one, size)) for one in whole]
+    resized = (torch.from_numpy(resize_rgb(_as_array(one), size)) for one in pixels)
     return torch.stack([one.float() for one in resized])
 
 

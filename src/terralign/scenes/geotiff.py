@@ -121,10 +121,11 @@ def valid_by_file(
     and so is the mask (nearest).
     """
     valid: NDArray[np.bool_] = np.isfinite(pixels)
+    flags = source.mask_flag_enums  # of all bands, made anew at every call
     for channel, index in enumerate(indexes or range(1, len(pixels) + 1)):
         for nodata in _no_data_numbers(source, index):
             valid[channel] &= pixels[channel] != nodata
-        if _MASKED & set(source.mask_flag_enums[index - 1]):
+        if _MASKED & set(flags[index - 1]):
             shape = pixels.shape[1:]
             valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
     return valid

@@ -81,10 +81,10 @@ def _box_of(value: Any) -> Bounds | None:
     if geometry.is_empty:
         return None
     west, south, east, north = geometry.bounds
-    if east - west > 180 and geometry.geom_type.startswith("Multi"):
+    if geometry.geom_type.startswith("Multi") and max(abs(west + 180), abs(east - 180)) < 1e-6:
         parts = [part.bounds for part in geometry.geoms]
         eastern = [part[0] for part in parts if part[0] >= 0]
         western = [part[2] for part in parts if part[0] < 0]
-        if max(western, default=0) < min(eastern, default=0):  # cut at the antimeridian
+        if eastern and western and max(western) < min(eastern):  # cut at the antimeridian
             return (min(eastern), south, max(western), north)
     return (west, south, east, north)
