@@ -37,7 +37,8 @@ from terralign.evaluate.embed import choose_route, embed_samples
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.evaluate.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
-from terralign.preprocess import InputSpec
+from terralign.preprocess import InputSpec, scale_composite
+from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS
 from terralign.suite import Suite, load_suite, parse_suite
 
@@ -820,6 +821,28 @@ def test_conditions_change_what_they_say_and_nothing_else(scenes: Any) -> None:
     np.testing.assert_array_equal(noisy.read(np.array([4]))[name][0], noisy.read(all_rows)[name][4])
     prints = [one.fingerprint for one in (plain_set, without, noisy)]
     assert len({*prints, scenes.fingerprint}) == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "sensor"), [("synthetic-scenes", "sentinel2-l2a"), ("synthetic-photos", "rgb")]
+)
+def test_a_picture_without_a_band_keeps_the_others(data: str, sensor: str) -> None:
+    samples = limit_samples(open_dataset(data, data_root=None, split="val"), 6)
+    layout, all_rows = samples.layouts[sensor], np.arange(6)
+    bands = layout_composite(layout).bands
+    plain = scale_composite(torch.from_numpy(samples.read(all_rows)[sensor]), layout)
+    without = [
+        one
+        for one in conditions(layout, bands, takes_l2a=True, as_picture=True)
+        if one.kind == "without"
+    ]
+    assert [one.band for one in without] == list(bands)
+    for channel, condition in enumerate(without):
+        raw = Degraded(samples, condition).read(all_rows)[sensor]
+        picture = scale_composite(torch.from_numpy(raw), layout)
+        assert picture[:, channel].nan_to_num().max() < 0.001
+        others = [one for one in range(3) if one != channel]
+        assert torch.equal(picture[:, others], plain[:, others])
 
 
 def test_l1c_told_to_be_l2a_loses_b10_by_name() -> None:

@@ -262,6 +262,18 @@ def test_footprints_of_another_reference_system_are_brought_to_wgs84(root: Path)
     assert opened(root, text).place(0).bounds == pytest.approx(expected, abs=1e-9)
 
 
+def test_rows_of_no_declared_split_are_named_once(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = TOML.replace('train = ["a", "b"]', 'train = "a"')
+    opened(root, text)
+    opened(root, text, "test")
+    said = [one.getMessage() for one in caplog.records if "in no split" in one.getMessage()]
+    assert said == [
+        "data set 'fields': 1 rows are in no split: fold is 'b'; [splits] lists the others"
+    ]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

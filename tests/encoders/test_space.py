@@ -397,3 +397,79 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(
         pixels, L2A.name, labels, BANDS, prompts="photo", units="dn", dn_offset=0
     )
     assert not torch.allclose(other, probabilities)
+
+
+# What has no data, or is no number, is not passed over
+
+
+def test_the_mask_of_a_masked_array_counts(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    mask = np.zeros(pixels.shape, dtype=bool)
+    mask[:, :, :16] = True
+    holed = np.where(mask, np.nan, pixels)
+    masked = encode(space, np.ma.masked_array(pixels, mask=mask))
+    torch.testing.assert_close(masked, encode(space, holed))
+    assert not torch.allclose(masked, encode(space, pixels), atol=1e-3)
+
+
+def test_a_chip_without_a_valid_pixel_is_refused(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    pixels[1] = 0
+    with pytest.raises(DataError, match="chip 1 of 3 has no valid pixel"):
+        encode(space, pixels)
+    pixels[1] = 500
+    pixels[2, 0] = 0  # B02, without which no pixel of a composite is whole
+    assert encode(space, pixels, tower="s2").shape == (3, space.dim)
+    with pytest.raises(DataError, match="chip 2 of 3 has no valid pixel"):
+        encode(space, pixels, tower=RGB)
+
+
+def test_arrays_of_any_byte_order_are_the_same(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    torch.testing.assert_close(encode(space, pixels.astype(">u2")), encode(space, pixels))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.complex64, object])
+def test_what_is_no_number_is_refused(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16], dtype: Any
+) -> None:
+    with pytest.raises(DataError, match="expected whole or floating-point numbers"):
+        encode(space, pixels.astype(dtype))
+
+
+def test_lists_are_refused(space: EmbeddingSpace, pixels: NDArray[np.uint16]) -> None:
+    with pytest.raises(DataError, match="pixels are a list"):
+        encode(space, pixels.tolist())
+
+
+def test_one_chip_of_other_numbers_in_a_batch_is_refused(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    mixed = pixels.astype(np.float32)
+    mixed[1] /= 10_000
+    with pytest.raises(DataError, match="chip 1: fractions"):
+        encode(space, mixed)
+
+
+def test_labels_of_classify_are_checked(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16], caplog: pytest.LogCaptureFixture
+) -> None:
+    def classify(labels: Any) -> torch.Tensor:
+        return space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+
+    for labels, reason in (
+        (["forest", "river", "forest"], "'forest' is given more than once"),
+        (["forest", "forest "], "is given more than once"),
+        ([1, 2], "label 1 is no text"),
+        ("forest,river", "one text"),
+        (["forest"], "at least two"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            classify(labels)
+    assert not caplog.records
+    assert classify(name for name in ("forest", "river")).shape == (3, 2)
+    classify(["River", "river"])
+    assert "the same text but for case and spaces" in caplog.text

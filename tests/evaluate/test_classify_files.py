@@ -231,9 +231,9 @@ def test_what_is_wrong_with_the_question_is_said_before_any_file_is_read(
     space: EmbeddingSpace, tmp_path: Path
 ) -> None:
     nowhere = [tmp_path / "nowhere.png"]
-    with pytest.raises(DataError, match="1 label is given"):
+    with pytest.raises(DataError, match="give at least two class names"):
         classify_files(space, nowhere, ["forest"])
-    with pytest.raises(DataError, match="labels is one text"):
+    with pytest.raises(DataError, match="labels are one text"):
         classify_files(space, nowhere, "forest,river")
     with pytest.raises(RecipeError, match="class name 2 of 2 is empty"):
         classify_files(space, nowhere, ["forest", " "])
@@ -249,3 +249,27 @@ def test_what_is_transparent_is_not_seen(space: EmbeddingSpace, tmp_path: Path) 
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
         found += classify_files(space, [tmp_path / f"{number}.png"], LABELS)
     assert found[0].probabilities == found[1].probabilities
+
+
+def test_a_chip_of_a_picture_is_classified_as_its_file(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    picture = np.repeat(np.repeat(_picture(), 3, axis=0), 2, axis=1)
+    alpha = np.full((*picture.shape[:2], 1), 255, dtype=np.uint8)
+    alpha[:40] = 0
+    for name, pixels in (("a.png", picture), ("b.png", np.concatenate([picture, alpha], -1))):
+        path = tmp_path / name
+        Image.fromarray(pixels).save(path)
+        (found,) = classify_files(space, [path], LABELS)
+        expected = space.classify(read_chip(path), labels=LABELS)[0].tolist()
+        assert list(found.probabilities.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_composite_without_one_of_its_bands_is_no_picture(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 4000, (3, 48, 48)).astype(np.uint16)
+    pixels[2] = 0
+    _write_tif(tmp_path / "a.tif", pixels, ("B02", "B03", "B04"))
+    with pytest.raises(DataError, match="no valid pixel"):
+        classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)

@@ -346,12 +346,14 @@ def test_the_masks_of_a_geotiff_hold_where_it_is_read_as_a_picture(tmp_path: Pat
         np.testing.assert_array_equal(found[:, 3:], pixels[:, 3:])
 
 
-def test_a_pixel_without_data_in_one_band_has_none_whichever_way_it_is_read(tmp_path: Path) -> None:
+def test_no_data_of_a_picture_is_the_same_whichever_way_it_is_read(tmp_path: Path) -> None:
     pixels = noise(6, 8).transpose(2, 0, 1).clip(1)
-    pixels[0, :, :2] = 0
+    pixels[:, :, :2] = 0
+    pixels[0, :, 2:4] = 0  # no red: a colour
     path = write_tiff(tmp_path / "nodata.tif", pixels, nodata=0, photometric="RGB")
     chip = read_chip(path)
-    assert not chip.valid[0, :, :2].any()
+    assert not chip.valid[:, :, :2].any()
+    assert chip.valid[:, :, 2:].all()
     picture = scale_composite(torch.from_numpy(chip.pixels)[None], chip.layout)
     assert picture.isnan().sum() == 36
     assert np.isnan(decode_rgb(path)).sum() == 36

@@ -27,11 +27,16 @@ Kind = Literal["as is", "without", "noise", "offset", "level"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
-    """What is done to the pixels of `sensor`. `band`: of "without"."""
+    """What is done to the pixels of `sensor`.
+
+    `band`: of "without". `black`: whether that band is black instead of without data: a picture has
+    no data at all where one of its three bands has none.
+    """
 
     kind: Kind
     sensor: str
     band: str | None = None
+    black: bool = False
 
     @property
     def title(self) -> str:
@@ -42,6 +47,11 @@ class Condition:
             "level": "L1C fed as L2A",
         }
         return f"without {self.band}" if self.band else named.get(self.kind, self.kind)
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells it from others."""
+        return [self.title, self.sensor, *(["black"] if self.black else [])]
 
 
 class Degraded:
@@ -56,7 +66,7 @@ class Degraded:
         self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.fingerprint: str = hash_json(
-            {"of": samples.fingerprint, "condition": [condition.title, condition.sensor, seed]}
+            {"of": samples.fingerprint, "condition": [*condition.identity, seed]}
         )
         self._layout = samples.layouts[condition.sensor]
         self._channels = list(range(len(self._layout.bands)))
@@ -84,6 +94,10 @@ class Degraded:
         nodata = layout.sensor.nodata if layout.units == "dn" else None
         if kind == "without":
             channel = layout.bands.index(self._condition.band or "")
+            if self._condition.black:
+                changed = pixels.copy()
+                changed[:, channel] = 1 if nodata == 0 else 0
+                return changed
             valid = np.ones(pixels.shape, dtype=np.bool_)
             valid[:, channel] = False
             return mark_invalid(pixels, valid, layout)
@@ -103,14 +117,19 @@ class Degraded:
         return numbers
 
 
-def conditions(layout: PixelLayout, bands: tuple[str, ...], *, takes_l2a: bool) -> list[Condition]:
+def conditions(
+    layout: PixelLayout, bands: tuple[str, ...], *, takes_l2a: bool, as_picture: bool = False
+) -> list[Condition]:
     """What can be done to pixels of this layout for a tower that looks at `bands`.
 
-    `takes_l2a`: whether the tower also takes Sentinel-2 L2A.
+    `takes_l2a`: whether the tower also takes Sentinel-2 L2A. `as_picture`: whether it sees the
+    bands as a picture, of which one that is dropped is black.
     """
     sensor = layout.sensor
     found = [Condition(kind="as is", sensor=sensor.name)]
-    found += [Condition(kind="without", sensor=sensor.name, band=band) for band in bands]
+    found += [
+        Condition(kind="without", sensor=sensor.name, band=band, black=as_picture) for band in bands
+    ]
     if sensor.unit in NOISE:
         found.append(Condition(kind="noise", sensor=sensor.name))
     if sensor.name in (L1C, L2A) and layout.units == "dn":

@@ -16,7 +16,7 @@ from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import RGB
 from terralign.evaluate.embed import Route
 
-VERSION = 2
+VERSION = 3
 
 
 def robustness_jobs(subject: Subject) -> Iterator[Job]:
@@ -25,9 +25,10 @@ def robustness_jobs(subject: Subject) -> Iterator[Job]:
     samples = limit_samples(subject.samples, subject.entry.robustness_limit)
     for route in subject.routes:
         spec = subject.model.encoder.input_spec(route.tower)
-        takes_l2a = route.tower == RGB or "sentinel2-l2a" in spec.sensors
+        is_rgb = route.tower == RGB
+        takes_l2a = is_rgb or "sentinel2-l2a" in spec.sensors
         bands = bands_used(route, spec)
-        for condition in conditions(route.layout, bands, takes_l2a=takes_l2a):
+        for condition in conditions(route.layout, bands, takes_l2a=takes_l2a, as_picture=is_rgb):
             if condition.kind == "without" and len(bands) == 1:
                 continue
             yield Job(
@@ -40,7 +41,7 @@ def robustness_jobs(subject: Subject) -> Iterator[Job]:
                 identity={
                     "text": subject.text_identity(),
                     "samples": samples.fingerprint,
-                    "condition": [condition.title, condition.sensor],
+                    "condition": condition.identity,
                 },
                 version=VERSION,
                 run=lambda r=route, c=condition: _under(subject, samples, r, c),  # type: ignore[misc]

@@ -229,7 +229,7 @@ def zero_shot_weights(
     _warn_of_shortened(
         clip,
         [
-            f"class {_beginning(class_names[i // len(prompts.templates)])} in "
+            f"class {class_names[i // len(prompts.templates)]!r} in "
             f"{prompts.templates[i % len(prompts.templates)]!r} ({num_tokens} tokens)"
             for i, num_tokens in shortened.items()
         ],

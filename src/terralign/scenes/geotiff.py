@@ -60,7 +60,7 @@ def _opened(opening: Callable[[], Any], origin: str) -> Any:
 def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
     """(H, W), True where a GeoTIFF has data by its no-data numbers, mask or alpha.
 
-    A pixel has data where all its bands have.
+    Of several bands with a no-data number, one with data is enough: pure blue has no red.
     """
     opening = (
         open_geotiff(source)
@@ -68,7 +68,7 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
         else open_geotiff_bytes(source, origin=what)
     )
     with opening as file:
-        return _read(lambda: file.read_masks().min(0), what)
+        return _read(lambda: file.dataset_mask(), what)
 
 
 def read_mask_file(path: Path) -> NDArray[np.bool_]:

@@ -50,6 +50,17 @@ def _longitude(degrees: float) -> float:
     return degrees if -180 <= degrees <= 180 else (degrees + 180) % 360 - 180
 
 
+def is_geographic(crs: Any) -> bool:
+    """Whether a reference system, whatever rasterio takes for one, counts in degrees.
+
+    False for one that is unknown, of which `wgs84_bounds` says so.
+    """
+    try:
+        return bool(_parse_crs(crs).is_geographic)
+    except (RasterioError, ValueError):
+        return False
+
+
 @lru_cache(maxsize=256)
 def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)

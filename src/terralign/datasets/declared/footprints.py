@@ -14,7 +14,7 @@ import shapely
 
 from terralign.datasets.declared.table_file import TableFile
 from terralign.errors import DataError, first_line
-from terralign.scenes.places import Bounds, wgs84_bounds
+from terralign.scenes.places import Bounds, is_geographic, wgs84_bounds
 
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -32,7 +32,7 @@ class Footprints:
         if value is None:
             return None
         try:
-            box = _box_of(value)
+            box = _box_of(value, in_degrees=self.crs is None or is_geographic(self.crs))
         except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
             raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
         if box is None or self.crs is None:
@@ -73,7 +73,7 @@ def _crs_of(table: TableFile, column: str) -> str | None:
     return None if crs == "absent" else json.dumps(crs)
 
 
-def _box_of(value: Any) -> Bounds | None:
+def _box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
     if isinstance(value, dict):
         west, south, east, north = (value[name] for name in BOX_FIELDS)
         return None if west is None else (west, south, east, north)
@@ -81,10 +81,11 @@ def _box_of(value: Any) -> Bounds | None:
     if geometry.is_empty:
         return None
     west, south, east, north = geometry.bounds
-    if geometry.geom_type.startswith("Multi") and max(abs(west + 180), abs(east - 180)) < 1e-6:
+    touches = max(abs(west + 180), abs(east - 180)) < 1e-6
+    if in_degrees and touches and geometry.geom_type.startswith("Multi"):
         parts = [part.bounds for part in geometry.geoms]
         eastern = [part[0] for part in parts if part[0] >= 0]
         western = [part[2] for part in parts if part[0] < 0]
-        if eastern and western and max(western) < min(eastern):  # cut at the antimeridian
+        if western and eastern and max(western) < min(eastern):  # cut at the antimeridian
             return (min(eastern), south, max(western), north)
     return (west, south, east, north)
