@@ -430,3 +430,20 @@ def test_an_unknown_backbone_is_told(tiny_clip: ClipModel, scenes: SyntheticSet)
             "s2", tiny_clip, StudentSettings(backbone="vit_smal_patch16_224"), [S2], [scenes],
             seed=0,
         )  # fmt: skip
+
+
+class _Empty(_OtherLayout):
+    """A set whose Sentinel-2 pixels are no data throughout."""
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        pixels = super().read(indices)
+        return {**pixels, S2: np.zeros_like(pixels[S2])}
+
+
+def test_a_composite_without_a_valid_pixel_has_no_brightness(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    empty: Any = _Empty(scenes, scenes.layouts[S2])
+    settings = StudentSettings(missing="zero")
+    with pytest.raises(SensorError, match=r"composite of 'synthetic-scenes' has no valid pixel"):
+        new_student("s2", tiny_clip, settings, [S2], [scenes, empty], seed=0)
