@@ -63,9 +63,10 @@ def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def invoke(*words: str) -> str:
-    """What a command prints; it must succeed."""
-    result = CliRunner().invoke(main, list(words))
+    """What a command prints; it must succeed, and warn of nothing."""
+    result = CliRunner().invoke(main, ["--quiet", *words])
     assert result.exit_code == 0, result.output
+    assert result.stderr == ""
     return result.stdout
 
 
@@ -220,8 +221,9 @@ def test_the_papers_recipes_name_all_that_the_paper_measures(
 @pytest.fixture(scope="module")
 def models(fake_world: FakeWorld, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A base model, and a space with towers of Sentinel-2 (both levels) and Sentinel-1."""
-    fake_world.add_micro_clip()
-    base = EmbeddingSpace.load(fake_world.root / "micro-clip")
+    [override] = prepare(fake_world, load_recipe("paper-vit-b32"))
+    source = fake_world.root / override.removeprefix("base.model=")
+    base = EmbeddingSpace.load(source)
     sensors = {
         "sentinel2": ("sentinel2-l1c", "sentinel2-l2a"),
         "sentinel1": ("sentinel1-grd",),
@@ -243,7 +245,7 @@ def models(fake_world: FakeWorld, tmp_path_factory: pytest.TempPathFactory) -> l
         towers[name] = build_tower(config, base.clip)
     folder = tmp_path_factory.mktemp("aligned") / "aligned"
     EmbeddingSpace(base.clip, towers=towers).save(folder)
-    return [f"base={fake_world.root / 'micro-clip'}", f"aligned={folder}"]
+    return [f"base={source}", f"aligned={folder}"]
 
 
 def shrink_suite(suite: Suite) -> list[str]:

@@ -103,6 +103,18 @@ def test_a_prompt_longer_than_the_context_names_its_class(
     assert len(caplog.records) == 1
 
 
+def test_names_that_are_alike_are_warned_of_save_in_openais_list(
+    tiny_clip: ClipModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = PromptSet(name="bare", templates=("{}",))
+    zero_shot_weights(tiny_clip, ("Farm  land", "farm land", "sea"), bare)
+    assert "'Farm  land' and 'farm land' are the same text but for case" in caplog.text
+    caplog.clear()
+    assert len(set(openai_imagenet_names())) < 1000
+    zero_shot_weights(tiny_clip, openai_imagenet_names(), bare)
+    assert "the same text" not in caplog.text
+
+
 def test_texts_that_fit_are_not_counted_again(
     tiny_clip: ClipModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

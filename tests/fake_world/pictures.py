@@ -79,7 +79,7 @@ def write_imagenet_val(root: Path) -> None:
     for index, name in enumerate(openai_imagenet_names()):
         for number in range(PER_CLASS):
             file = f"n{index:08}/ILSVRC2012_val_{index * PER_CLASS + number:08}.JPEG"
-            picture = draw_picture(name, 40, rng_of(name, number))
+            picture = draw_picture(name, 40, rng_of("imagenet", index, number))
             write_picture(root / "imagenet" / "val" / file, picture)
 
 
