@@ -24,6 +24,7 @@ from terralign.encoders.weights import (
     fit_names,
     hash_module,
     hash_state,
+    load_weights,
     read_checkpoint,
     read_shapes,
     read_state_dict,
@@ -325,3 +326,30 @@ def test_weights_of_something_else_are_named_as_what_they_are(given: list[str], 
     with pytest.raises(ModelError, match=rf"x (does not fit its architecture|{said}).*") as fault:
         check_shapes(EXPECTED, dict.fromkeys(given, (1,)), what="x")
     assert re.search(said, str(fault.value))
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int8), "whole numbers .torch.int8."),
+        (torch.tensor([[1, 2, 3], [4, float("nan"), 6]]), "not finite"),
+        (torch.full((2, 3), float("inf"), dtype=torch.float16), "not finite"),
+    ],
+)
+def test_quantised_and_diverged_weights_are_refused(weight: torch.Tensor, reason: str) -> None:
+    module = torch.nn.Linear(3, 2)
+    state = {"weight": weight, "bias": torch.zeros(2)}
+    with pytest.raises(ModelError, match=f"^a.pt: weight holds .*{reason}"):
+        load_weights(module, state, what="a.pt")
+    load_weights(module, {**state, "weight": torch.ones(2, 3, dtype=torch.bfloat16)}, what="a.pt")
+    assert module.weight.eq(1).all()
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_beside_those_that_are_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"state_dict": STATE, key: {"a": torch.zeros(1)}, "schema": 1}, path)
+    assert read_state_dict(path).keys() == STATE.keys()
+    assert f"holds 'state_dict' and {key!r}; 'state_dict' is used" in caplog.text

@@ -37,9 +37,11 @@ from terralign.encoders.text_tower import (
 )
 from terralign.encoders.weights import (
     StateDict,
+    check_numbers_of,
     check_shapes,
     fit_names,
     hash_module,
+    load_weights,
     read_shapes,
     read_state_dict,
     write_state_dict,
@@ -199,6 +201,7 @@ def _load_folder(folder: Path) -> ClipModel:
     what = str(weights)
     check_shapes(meta_shapes(model_cfg, text_config, what), read_shapes(weights), what=what)
     model = _create(f"local-dir:{folder}", model_cfg, text_config, what=str(folder))
+    check_numbers_of(read_state_dict(weights), model.state_dict(), what=what)
     return _finish(model, model_cfg, text_config, source=str(folder), folder=folder)
 
 
@@ -271,7 +274,7 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
     state = fit_names(state, expected, what=what)
     check_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, what=what)
     model = build(model_cfg, text_config, what)
-    model.load_state_dict(state)
+    load_weights(model, state, what=what)
     size = cast(Any, model.visual).image_size
     open_clip.set_model_preprocess_cfg(model, {**_published_preprocess(architecture), "size": size})
     return _finish(model, model_cfg, text_config, source=f"{architecture}:{path}")

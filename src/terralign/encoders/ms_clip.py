@@ -22,7 +22,7 @@ import torch
 from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.sensor import INFLATE, SensorTower, TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import StateDict, check_shapes, read_state_dict
+from terralign.encoders.weights import StateDict, check_shapes, load_weights, read_state_dict
 from terralign.errors import ModelError
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS
@@ -74,7 +74,7 @@ def load_ms_clip(path: Path, *, model_cfg: dict[str, Any] | None = None) -> Embe
     expected = {key: tuple(value.shape) for key, value in clip.model.state_dict().items()}
     given = {key: tuple(value.shape) for key, value in towers.items()}
     check_shapes(expected, given, what=f"{path} as {ARCHITECTURE}")
-    clip.model.load_state_dict(towers)
+    load_weights(clip.model, towers, what=f"{path} as {ARCHITECTURE}")
     space = EmbeddingSpace(
         replace(clip, source=f"{MS_CLIP}:{path}"),
         provenance={

@@ -25,6 +25,7 @@ from terralign.encoders.weights import (
     StateDict,
     check_shapes,
     hash_module,
+    load_weights,
     read_checkpoint,
     read_shapes,
     read_state_dict,
@@ -109,7 +110,7 @@ def load_tower(config: TowerConfig, clip: ClipModel, path: Path) -> SensorTower:
     expected = {key: tuple(value.shape) for key, value in planned.items()}
     check_shapes(expected, read_shapes(path), what=str(path))
     tower = build_tower(config, clip)
-    tower.load_state_dict(read_state_dict(path))
+    load_weights(tower, read_state_dict(path), what=str(path))
     return tower.requires_grad_(False)
 
 
@@ -254,7 +255,7 @@ def load_initial_weights(
                 f"{path}: {key} is {tuple(value.shape)}, {tower.config.backbone!r} has "
                 f"{tuple(own[key].shape)}"
             )
-    tower.backbone.load_state_dict(state, strict=False)
+    load_weights(tower.backbone, state, what=str(path), strict=False)
     not_loaded = [*sorted(own.keys() - state.keys()), "projection.weight"]
     logger.info("%s: %d tensors loaded, not loaded: %s", path, len(state), ", ".join(not_loaded))
     return {"not_loaded": not_loaded, "left_out": left_out}

@@ -82,6 +82,9 @@ def _refuse_other_formats(path: Path) -> None:
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net")
 """Under what training programs keep the weights, beside the state of their optimisers."""
 
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
+"""Keys of weights that were averaged over training, beside those of its last step."""
+
 _WRAPPERS = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
@@ -104,6 +107,12 @@ def read_state_dict(path: Path) -> StateDict:
         ]
         if not found:
             break
+        others = [key for key in loaded if key != found[0] and _AVERAGED.search(str(key))]
+        if others:
+            logger.warning(
+                "%s holds %r and %s; %r is used: save the averaged weights alone to use those",
+                path, found[0], ", ".join(map(repr, others)), found[0],
+            )  # fmt: skip
         loaded = loaded[found[0]]
     if not isinstance(loaded, Mapping) or not loaded:
         raise ModelError(f"{path} holds no state dict but {type(loaded).__name__}")
@@ -113,7 +122,9 @@ def read_state_dict(path: Path) -> StateDict:
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
     if wrong:
-        raise ModelError(f"{path} is no state dict: {wrong[0]!r} is not a tensor")
+        raise ModelError(
+            f"{path} is no state dict: {wrong[0]!r} is not a tensor. Save the state dict alone"
+        )
     state = dict(loaded)
     plain = {key: without_wrappers(key) for key in state}
     while all(key.startswith("module.") for key in plain.values()):
@@ -173,6 +184,33 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(
             f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
         ) from error
+
+
+def load_weights(module: nn.Module, state: StateDict, *, what: str, strict: bool = True) -> None:
+    """`module.load_state_dict`, after `check_numbers_of` the weights."""
+    check_numbers_of(state, module.state_dict(), what=what)
+    module.load_state_dict(state, strict=strict)
+
+
+def check_numbers_of(state: StateDict, own: Mapping[str, Tensor], *, what: str) -> None:
+    """Raise `ModelError` where weights are whole numbers (quantised) or not finite.
+
+    `own`: the weights of the module that they are for. Both would load without an error and give
+    wrong embeddings.
+    """
+    for key, value in state.items():
+        if key not in own or not own[key].is_floating_point():
+            continue
+        if not value.is_floating_point():
+            raise ModelError(
+                f"{what}: {key} holds whole numbers ({value.dtype}), as quantised weights do; give "
+                "the weights as floating-point numbers"
+            )
+        if not bool(torch.isfinite(value.float()).all()):
+            raise ModelError(
+                f"{what}: {key} holds numbers that are not finite, as weights of training that "
+                "diverged do; take an earlier checkpoint"
+            )
 
 
 def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
