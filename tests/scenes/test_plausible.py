@@ -136,6 +136,9 @@ def test_an_offset_left_in_is_warned_of_once(caplog: pytest.LogCaptureFixture) -
         check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
     assert len(caplog.records) == 1
     assert "declare dn_offset=-1000" in caplog.text
+    layout = layout_of(sensor, units="dn", dn_offset=0.0)
+    check_numbers([(dn, dn > 0)], layout, origin="data set 'other', split 'all'")
+    assert len(caplog.records) == 2  # another data set is warned of, too
 
 
 @pytest.mark.realdata

@@ -12,6 +12,7 @@ offset, see `sensors`.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -83,7 +84,8 @@ def check_numbers(
 
     All samples are judged together, so give a whole scene, or some samples of a whole data set.
     Raises `NumbersError` where the type or range of the numbers is impossible for what is declared;
-    logs a warning, once per sensor and reason, where it is unlikely.
+    logs a warning where it is unlikely, once per sensor and reason for the files of one folder, and
+    for each data set.
     """
     parts = list(samples)
     known = _numbers_by_band(parts, layout)
@@ -199,7 +201,7 @@ class _Judge:
     def doubt(self, reason: str, what: str) -> None:
         if not self.warns:
             return
-        key = (self.sensor.name, reason)
+        key = (self.sensor.name, reason, os.path.dirname(self.origin) or self.origin)
         with _lock:
             known = key in _warned
             _warned.add(key)
