@@ -167,7 +167,7 @@ def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
 def _warn_of_alike(class_names: Sequence[str]) -> None:
     """Warn of two names that differ in case, spaces or the coding of accents alone.
 
-    A text tower hardly tells them apart, so that each gets half of the probability.
+    A text tower hardly distinguishes them, so that each gets half of the probability.
     """
     first: dict[str, str] = {}
     for name in class_names:

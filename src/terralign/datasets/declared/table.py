@@ -263,13 +263,13 @@ def _rows_of(
                 f"{path}: splits.{split}: no row of {table.path} has {value!r} in column "
                 f"{declaration.columns.split!r}"
             )
-    _tell_unlisted(declaration, table, column)
+    _warn_of_unlisted(declaration, table, column)
     chosen = pc.fill_null(pc.is_in(column, pa.array(values, pa.string())), False)
     mask: NDArray[np.bool_] = chosen.to_numpy(zero_copy_only=False)
     return rows[mask]
 
 
-def _tell_unlisted(declaration: TableDeclaration, table: TableFile, column: pa.Array) -> None:
+def _warn_of_unlisted(declaration: TableDeclaration, table: TableFile, column: pa.Array) -> None:
     """Name once in a process the rows that belong to no declared split."""
     entries = (declaration.splits or {}).values()
     listed = [one for entry in entries for one in ([entry] if isinstance(entry, str) else entry)]
