@@ -11,7 +11,7 @@ are the same where all sensors that both sets have agree; where they have none i
 of their first sensors are compared. A folder of bands counts by its rasters. Synthetic samples are
 compared by what they are drawn from.
 
-Not found: a picture that was saved again by a lossy format, resized, cropped or turned; a file
+Not found: a picture that was saved again (in another format, or with other compression), resized, cropped or turned; a file
 against an array in which it was saved as other numbers; neighbouring or overlapping places.
 
 What it costs: the size of every sample. Of those whose size occurs on both sides at most
