@@ -11,8 +11,9 @@ are the same where all sensors that both sets have agree; where they have none i
 of their first sensors are compared. A folder of bands counts by its rasters. Synthetic samples are
 compared by what they are drawn from.
 
-Not found: a picture that was saved again (in another format, or with other compression), resized, cropped or turned; a file
-against an array in which it was saved as other numbers; neighbouring or overlapping places.
+Not found: a picture that was saved again (in another format, or with other compression), resized,
+cropped or turned; a file against an array in which it was saved as other numbers; neighbouring or
+overlapping places.
 
 What it costs: the size of every sample. Of those whose size occurs on both sides at most
 `WHOLE_BYTES` are read, of larger ones `MIDDLE_BYTES` from the middle; only those that agree so far
