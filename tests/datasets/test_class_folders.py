@@ -227,7 +227,7 @@ def test_bands_beside_those_of_the_sensor_are_left_out(
 
 
 def test_geotiffs_of_a_declared_sensor(tmp_path: Path) -> None:
-    pixels = np.arange(1, 33, dtype=np.uint16).reshape(2, 4, 4)
+    pixels = np.arange(1501, 1533, dtype=np.uint16).reshape(2, 4, 4)
     geotiff(tmp_path / "Sea" / "a.tif", pixels)
     geotiff(tmp_path / "Bog" / "b.tif", pixels + 1)
     samples = opened(tmp_path, pixels=MS)
@@ -238,14 +238,14 @@ def test_geotiffs_of_a_declared_sensor(tmp_path: Path) -> None:
 
 
 def test_the_no_data_of_a_file_becomes_that_of_the_sensor(tmp_path: Path) -> None:
-    pixels = np.full((2, 4, 4), 500, dtype=np.uint16)
+    pixels = np.full((2, 4, 4), 1500, dtype=np.uint16)
     pixels[1, 2, 3] = 9999
     geotiff(tmp_path / "Sea" / "a.tif", pixels, nodata=9999)
     (tmp_path / "Bog").mkdir()
     got = opened(tmp_path, pixels=MS).read(np.array([0]))["sentinel2-l2a"][0]
     assert got.dtype == np.uint16
     assert got[1, 2, 3] == 0
-    assert (got == 500).sum() == got.size - 1
+    assert (got == 1500).sum() == got.size - 1
 
     decibel = np.full((2, 4, 4), -10, dtype=np.float32)
     decibel[0, 0, 0] = np.nan
@@ -279,10 +279,10 @@ def test_no_data_of_whole_numbers_that_the_sensor_has_no_mark_for_is_nan(tmp_pat
 
 
 def test_a_geotiff_with_other_bands_or_size_is_named(tmp_path: Path) -> None:
-    pixels = np.ones((2, 4, 4), dtype=np.uint16)
+    pixels = np.full((2, 4, 4), 1500, dtype=np.uint16)
     geotiff(tmp_path / "Sea" / "a.tif", pixels)
     geotiff(tmp_path / "Bog" / "b.tif", np.ones((3, 4, 4), dtype=np.uint16))
-    geotiff(tmp_path / "Bog" / "c.tif", np.ones((2, 5, 4), dtype=np.uint16))
+    geotiff(tmp_path / "Bog" / "c.tif", np.full((2, 5, 4), 1500, dtype=np.uint16))
     samples = opened(tmp_path, pixels=MS)
     with pytest.raises(DataError, match=r"b.tif has 3 band\(s\), but 2 were declared"):
         samples.read(np.array([1]))
