@@ -39,7 +39,6 @@ from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.feeding.order import Plan
 from terralign.datasets.feeding.stream import stream_batches
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.pixels import filled_pixels
 from terralign.datasets.published.bigearthnet import read_band
 from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack
@@ -110,7 +109,7 @@ def _native_side(gsd_m: float | None, side: int) -> int:
 def read_scene(path: Path) -> dict[str, NDArray[Any]]:
     """One GeoTIFF of all bands, as the reader of folders does."""
     chip = read_geotiff(path, sensor=SENSOR, bands=SENSOR.band_names, dn_offset=0.0, units="dn")
-    return {SENSOR.name: filled_pixels(chip, path)}
+    return {SENSOR.name: chip.pixels}
 
 
 def read_bands(folder: Path, side: int) -> dict[str, NDArray[Any]]:
