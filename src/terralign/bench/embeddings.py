@@ -22,13 +22,12 @@ from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.space import EmbeddingSpace, seen_shares
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
-from terralign.evaluate.embed import Embedded, Route, bands_seen, gather_embedded
+from terralign.evaluate.embed import Embedded, Route, gather_embedded
 from terralign.evaluate.retrieval import embed_captions
 from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
-from terralign.preprocess.spec import valid_shares
 from terralign.progress import Progress
 
 VERSION = 2
@@ -117,13 +116,13 @@ class Embeddings:
     def _embed(self, encoder: Encoder, samples: SampleSet, route: Route) -> StateDict:
         samples = self._in_memory(samples)
         label = f"embed {samples.name} {samples.split} with {route.tower}"
-        seen = bands_seen(encoder.input_spec(route.tower), route)
+        spec = encoder.input_spec(route.tower)
         rows, shares = [], []
         with Progress(label, total=len(samples), unit="sample") as progress:
             for pixels in _batches(samples, route.layout.sensor.name):
                 batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
                 rows.append(encoder.encode_layout(batch, route.layout, tower=route.tower))
-                shares.append(valid_shares(batch, route.layout, seen, together=route.tower == RGB))
+                shares.append(seen_shares(spec, batch, route.layout, tower=route.tower))
                 progress.advance(len(pixels))
         share = torch.cat(shares)
         valid = {} if bool((share == 1).all()) else {"valid": share}

@@ -172,9 +172,7 @@ class EmbeddingSpace:
 
     def _require_valid(self, pixels: Tensor, layout: PixelLayout, name: str) -> None:
         """`DataError` where one of the chips (N, C, H, W) has nothing that the tower could see."""
-        is_rgb = name == RGB
-        seen = layout_composite(layout).bands if is_rgb else self.input_spec(name).bands
-        shares = valid_shares(pixels, layout, seen, together=is_rgb)
+        shares = seen_shares(self.input_spec(name), pixels, layout, tower=name)
         empty = (shares == 0).nonzero().flatten().tolist()
         if empty:
             raise DataError(
@@ -455,6 +453,17 @@ class EmbeddingSpace:
                     "says; copy the whole folder again"
                 )
         return space
+
+
+def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
+    """(B,) float32: the share of valid numbers in what a tower sees of raw pixels (B, C, H, W).
+
+    `spec`: of that tower. Of the RGB tower it is the share of pixels that are valid in all bands of
+    the composite.
+    """
+    if tower == RGB:
+        return valid_shares(pixels, layout, layout_composite(layout).bands, together=True)
+    return valid_shares(pixels, layout, spec.bands)
 
 
 def _as_tensor(pixels: Pixels) -> Tensor:

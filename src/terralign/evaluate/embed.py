@@ -12,10 +12,8 @@ from torch import Tensor
 from terralign.chips import PixelLayout
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.space import RGB, EmbeddingSpace, seen_shares
 from terralign.errors import RecipeError, SensorError
-from terralign.preprocess import InputSpec
-from terralign.preprocess.spec import layout_composite, valid_shares
 from terralign.progress import Progress
 
 
@@ -141,21 +139,16 @@ def embed_samples(
         return torch.from_numpy(samples.read(indices)[sensor])
 
     label = f"embed {samples.name} {samples.split} with {route.tower}"
-    seen = bands_seen(space.input_spec(route.tower), route)
+    spec = space.input_spec(route.tower)
     rows, shares = [], []
     with Progress(label, total=len(samples), unit="sample") as progress:
         for pixels in read_ahead(read, starts):
             rows.append(space.encode_layout(pixels, route.layout, tower=route.tower))
-            shares.append(valid_shares(pixels, route.layout, seen, together=route.tower == RGB))
+            shares.append(seen_shares(spec, pixels, route.layout, tower=route.tower))
             progress.advance(len(pixels))
     if not rows:
         return Embedded(vectors=torch.zeros(0, space.dim))
     return gather_embedded(rows, shares)
-
-
-def bands_seen(spec: InputSpec, route: Route) -> tuple[str, ...]:
-    """The bands of the route's pixels that its tower looks at; `spec`: of that tower."""
-    return layout_composite(route.layout).bands if route.tower == RGB else spec.bands
 
 
 def gather_embedded(vectors: Sequence[Tensor], shares: Sequence[Tensor]) -> Embedded:

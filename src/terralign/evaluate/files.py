@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.space import EmbeddingSpace, seen_shares
 from terralign.encoders.zeroshot import PromptSet, as_class_names
 from terralign.errors import DataError, SensorError
-from terralign.preprocess.spec import layout_composite, valid_shares
 from terralign.scenes.read import read_chip
 from terralign.sensors import Sensor
 
@@ -108,8 +107,7 @@ def classify_each(
             layout = replace(layout, composite=layout.sensor.composite(composite))
         name = tower or space.tower_for(layout)
         pixels = torch.from_numpy(chip.pixels)[None]
-        seen = space.input_spec(name).bands if name != RGB else layout_composite(layout).bands
-        share = float(valid_shares(pixels, layout, seen, together=name == RGB)[0])
+        share = float(seen_shares(space.input_spec(name), pixels, layout, tower=name)[0])
         if share == 0:
             raise DataError(f"{path} has no valid pixel: there is nothing to classify")
         embedded = space.encode_image(chip, composite=composite, tower=name)
