@@ -232,6 +232,10 @@ SENSORS: dict[str, Sensor] = {
 """The built-in sensors by name. `sentinel1-grd` is sigma0 in dB and has no DN."""
 
 
+RGB = "rgb"
+"""The sensor of pictures, and the tower that takes them."""
+
+
 def find_sensor(name: str) -> Sensor:
     """The built-in sensor `name`, or the one that the TOML file `name` defines."""
     if name in SENSORS:

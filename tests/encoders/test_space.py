@@ -387,16 +387,16 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
     labels = ["forest", "river", "sea"]
-    probabilities = space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+    how: dict[str, Any] = {"sensor": L2A.name, "bands": BANDS, "units": "dn", "dn_offset": 0}
+    found = space.classify(pixels, labels, **how)
+    probabilities = torch.from_numpy(np.asarray(found))
     assert probabilities.shape == (3, 3)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
     cosines = encode(space, pixels) @ space.encode_text([f"{one} from above" for one in labels]).T
     expected = (space.clip.logit_scale * cosines).softmax(1)
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    other = space.classify(
-        pixels, L2A.name, labels, BANDS, prompts="photo", units="dn", dn_offset=0
-    )
-    assert not torch.allclose(other, probabilities)
+    other = space.classify(pixels, labels, prompts="photo", **how)
+    assert not np.allclose(other, found)
 
 
 # What has no data, or is no number, is not passed over
@@ -457,8 +457,11 @@ def test_one_chip_of_other_numbers_in_a_batch_is_refused(
 def test_labels_of_classify_are_checked(
     space: EmbeddingSpace, pixels: NDArray[np.uint16], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def classify(labels: Any) -> torch.Tensor:
-        return space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+    def classify(labels: Any) -> NDArray[np.float32]:
+        found = space.classify(
+            pixels, labels, sensor=L2A.name, bands=BANDS, units="dn", dn_offset=0
+        )
+        return np.asarray(found)
 
     for labels, reason in (
         (["forest", "river", "forest"], "'forest' is given more than once"),

@@ -7,6 +7,7 @@ inside the commands, so that `--help` is quick.
 # The modules add their commands to `main`, in the order of its help.
 from terralign.cli import runs as runs  # isort: skip
 from terralign.cli import models as models  # isort: skip
+from terralign.cli import imagery as imagery  # isort: skip
 from terralign.cli import bench as bench  # isort: skip
 from terralign.cli import ablate as ablate  # isort: skip
 from terralign.cli import data as data  # isort: skip

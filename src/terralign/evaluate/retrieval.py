@@ -57,7 +57,7 @@ def evaluate_retrieval(
     only_captions = samples.captions is not None and samples.labels is None
     query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
     of_names = TEXT in (query, gallery) and samples.captions is None
-    chosen = choose_prompts(samples, prompts) if of_names else None
+    chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
     sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
     result = _rank(samples, *sides)
     notes = dict.fromkeys(note for side in sides for note in side.no_data)
