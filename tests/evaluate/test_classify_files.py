@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
-from terralign.chips import Chip
+from terralign.chips import Chip, make_layout
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, ModelError, RecipeError, SensorError
 from terralign.evaluate.files import FileClass, FileFault, classify_files
-from terralign.scenes.read import make_layout, read_chip
+from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS
 
 LABELS = ["forest", "river", "town"]

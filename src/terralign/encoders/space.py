@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, make_layout
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
@@ -49,7 +49,6 @@ from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, sca
 from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
 from terralign.scenes.pictures import PictureSize, resize_rgb
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
