@@ -24,7 +24,8 @@ from terralign.encoders.vectors import Fault, Footprint
 from terralign.errors import DataError, SensorError
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import wgs84_footprint
-from terralign.scenes.scene import Scene, find_inputs, open_scene
+from terralign.scenes.inputs import find_inputs
+from terralign.scenes.scene import Scene, open_scene
 from terralign.scenes.windows import cut_windows
 from terralign.sensors import SENSORS
 

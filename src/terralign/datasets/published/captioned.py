@@ -16,6 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from terralign.chips import make_layout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
@@ -23,7 +24,6 @@ from terralign.datasets.sample import Captions
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.pictures import Size, decode_rgb, describe_size
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 from terralign.toml_values import explain
 

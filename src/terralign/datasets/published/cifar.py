@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.chips import make_layout
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.published.arrays import ArraySet, choose_rows
@@ -21,7 +22,6 @@ from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
 from terralign.scenes.pictures import Size, describe_size
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 PIXEL_BYTES = 3 * 32 * 32
