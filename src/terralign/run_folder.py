@@ -13,7 +13,7 @@ from terralign.errors import RecipeError, StorageError, first_line
 from terralign.evaluate.metrics import Outcomes
 from terralign.evaluate.paired import read_outcomes, write_outcomes
 from terralign.evaluate.result import Evaluation
-from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.files import hash_json, read_json, read_text, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
@@ -58,8 +58,8 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
         write_text(path, text)
         return
     try:
-        difference = toml_difference(path.read_text(encoding="utf-8"), text)
-    except (OSError, ValueError) as error:  # neither TOML nor UTF-8: both are ValueErrors
+        difference = toml_difference(read_text(path), text)
+    except (StorageError, ValueError) as error:
         raise StorageError(
             f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
             "choose another --out"
