@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import StorageError, TerralignError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(
+        "terralign runs on Linux and macOS; Windows is not supported, but its Subsystem for Linux "
+        "(WSL) is"
+    ) from error
 
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""

@@ -239,7 +239,7 @@ def find_sensor(name: str) -> Sensor:
     if name.endswith(".toml"):
         return load_sensor(Path(name))
     raise SensorError(
-        f"unknown sensor {name!r}; {nearest(name, SENSORS)}, or a sensor's .toml file"
+        f"unknown sensor {name!r}; {nearest(name, SENSORS)} (or the path of a .toml file)"
     )
 
 

@@ -10,19 +10,21 @@ import click
 
 from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
 from terralign.cli.class_names import read_class_names, split_list
+from terralign.cli.faults import name_options, report
 
 
 @main.command()
 @click.argument("model")
 @click.option("--data", required=True, help="A data set's name, a packed store, or a TOML.")
 @data_root_option
-@click.option("--split", default="test", show_default=True)
-@click.option("--tower", help="Tower or sensor; default: the data's own sensor, else RGB.")
+@click.option("--split", default="test", show_default=True, help="The split to measure on.")
+@click.option("--tower", help="A tower or sensor; default: the data's own sensor, else RGB.")
 @click.option(
-    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot", show_default=True
-)
-@click.option("--query", help="Retrieval: text, rgb, a tower or sensor.")
-@click.option("--gallery", help="Retrieval: text, rgb, a tower or sensor.")
+    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot",
+    show_default=True, help="What to measure.",
+)  # fmt: skip
+@click.option("--query", help="Retrieval: text, rgb, a tower or a sensor.")
+@click.option("--gallery", help="Retrieval: text, rgb, a tower or a sensor.")
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
 @click.option("--composite", help="RGB recipe of the data's sensor, for the RGB tower.")
@@ -44,10 +46,10 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on one split of a data set: zero-shot classification, or retrieval.
+    """Measure a MODEL on one split of a data set.
 
-    MODEL is a space, an open_clip folder, ARCHITECTURE:TAG or ARCHITECTURE:FILE. Giving --query or
-    --gallery means retrieval.
+    By zero-shot classification, or by retrieval (--query, --gallery). MODEL is a space, an
+    open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE.
     """
     retrieval = task == "retrieval" or bool(query or gallery)
     if retrieval and tower:
@@ -145,9 +147,10 @@ def classify(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Classify FILES (pictures, or GeoTIFFs of a known sensor) by the names of classes.
+    """Classify FILES by the names of classes.
 
-    A file that cannot be read is reported, the others are classified, and the exit code is 1.
+    FILES are pictures, or GeoTIFFs of a known sensor. A file that cannot be read is
+    reported, the others are classified, and the exit code is 1.
     """
     labels = read_class_names(lists, names, labels_file)
     from terralign.encoders.space import EmbeddingSpace
@@ -175,7 +178,7 @@ def classify(
         values.append(row.to_json())
         if isinstance(row, FileFault):
             num_failed += 1
-            click.echo(f"terralign: {row.error}", err=True)
+            report(name_options(row.error, click.get_current_context().command.params))
         elif not as_json:
             seen = row.tower
             if row.valid_share < 1:
