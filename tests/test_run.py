@@ -29,10 +29,10 @@ from terralign.errors import DataError, Interrupted, RecipeError, SensorError, S
 from terralign.files import hash_file
 from terralign.recipe import parse_recipe, single_stage
 from terralign.run import run_recipe
-from terralign.run_folder import versions
 from terralign.sensors import find_sensor
 from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
+from terralign.versions import versions
 
 
 @pytest.fixture(autouse=True)

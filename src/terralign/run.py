@@ -44,7 +44,7 @@ from terralign.recipe import (
 )
 from terralign.run_checks import check_towers
 from terralign.run_data import RunData
-from terralign.run_folder import keep_measurement, keep_recipe, keep_threads, versions
+from terralign.run_folder import keep_measurement, keep_recipe, keep_threads
 from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.train.align import align
@@ -53,6 +53,7 @@ from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import new_student
 from terralign.train.threads import choose_device
+from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ S2A); quantification 10000 and the RADIO_ADD_OFFSET / BOA_ADD_OFFSET of processi
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest
+from terralign.files import read_toml
 from terralign.toml_values import explain
 
 Unit = Literal["reflectance", "dB", "intensity", "other"]
@@ -379,12 +379,7 @@ def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
 
 def load_sensor(path: Path) -> Sensor:
     """A user-defined sensor from a TOML file whose keys are the fields of `Sensor`."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SensorError(f"cannot read sensor file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SensorError(f"sensor file {path} is not valid TOML: {error}") from error
+    values = read_toml(Path(path), what="sensor file", fault=SensorError)
     return parse_sensor(values, origin=str(path))
 
 

@@ -13,6 +13,7 @@ import click
 
 from terralign.cli.app import Command, device_option, example, json_option, main, threads
 from terralign.cli.class_names import read_class_names, split_list
+from terralign.cli.faults import name_options, report
 
 if TYPE_CHECKING:
     from terralign.encoders.answers import Classified
@@ -169,11 +170,11 @@ def classify(
     as_json: bool,
     reading: dict[str, Any],
 ) -> None:
-    """Classify imagery by the names of classes.
+    """Classify FILES by the names of classes.
 
-    FILES are pictures, GeoTIFFs, products with one file per band, and folders of these. A raster
-    larger than the model's input is cut into windows, which are reported one by one. An input that
-    cannot be read is reported, the others are classified, and the exit code is 1.
+    FILES are pictures, GeoTIFFs, products with one file per band, and folders of these. A
+    raster larger than the model's input is cut into windows, which are reported one by one.
+    An input that cannot be read is reported, the others are classified, and the exit code is 1.
     """
     labels = read_class_names(lists, names, labels_file)
     _check_geojson(geojson)
@@ -189,7 +190,7 @@ def classify(
         if not isinstance(group, list):
             faults.append(group)
             values.append({"file": group.key, "error": group.error})
-            click.echo(f"terralign: {group.error}", err=True)
+            _report(group)
             continue
         values.append(_as_json(group, prompt_set))
         if geojson is not None:
@@ -202,6 +203,10 @@ def classify(
         write_geojson(geojson, feature_collection(features))
         click.echo(f"{len(features)} features written to {geojson}", err=True)
     _exit_for(faults, num_inputs)
+
+
+def _report(fault: Fault) -> None:
+    report(name_options(fault.error, click.get_current_context().command.params))
 
 
 def _by_source(rows: Iterator[Classified | Fault]) -> Iterator[list[Classified] | Fault]:
@@ -325,7 +330,7 @@ def embed(
     _check_inputs(files)
     found = _load(model, device).embed(files, errors="skip", **reading)
     for one in found.faults:
-        click.echo(f"terralign: {one.error}", err=True)
+        _report(one)
     found.save(out)
     if as_json:
         click.echo(
@@ -394,7 +399,7 @@ def search(
     if embeddings is None:
         embeddings = space.embed(imagery, errors="skip", **reading)
         for one in embeddings.faults:
-            click.echo(f"terralign: {one.error}", err=True)
+            _report(one)
     hits = space.search(embeddings, query, k=k, prompts=prompts)
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in hits]))

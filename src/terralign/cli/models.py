@@ -14,13 +14,14 @@ from terralign.cli.app import data_root_option, device_option, example, json_opt
 @click.argument("model")
 @click.option("--data", required=True, help="A data set's name, a packed store, or a TOML.")
 @data_root_option
-@click.option("--split", default="test", show_default=True)
-@click.option("--tower", help="Tower or sensor; default: the data's own sensor, else RGB.")
+@click.option("--split", default="test", show_default=True, help="The split to measure on.")
+@click.option("--tower", help="A tower or sensor; default: the data's own sensor, else RGB.")
 @click.option(
-    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot", show_default=True
-)
-@click.option("--query", help="Retrieval: text, rgb, a tower or sensor.")
-@click.option("--gallery", help="Retrieval: text, rgb, a tower or sensor.")
+    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot",
+    show_default=True, help="What to measure.",
+)  # fmt: skip
+@click.option("--query", help="Retrieval: text, rgb, a tower or a sensor.")
+@click.option("--gallery", help="Retrieval: text, rgb, a tower or a sensor.")
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
 @click.option("--composite", help="RGB recipe of the data's sensor, for the RGB tower.")
@@ -42,10 +43,10 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on one split of a data set: zero-shot classification, or retrieval.
+    """Measure a MODEL on one split of a data set.
 
-    MODEL is a space, an open_clip folder, ARCHITECTURE:TAG or ARCHITECTURE:FILE. Giving --query or
-    --gallery means retrieval.
+    By zero-shot classification, or by retrieval (--query, --gallery). MODEL is a space, an
+    open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE.
     """
     retrieval = task == "retrieval" or bool(query or gallery)
     if retrieval and tower:

@@ -260,7 +260,9 @@ class EmbeddingSpace:
             return known[name]
         if name.endswith(".toml"):
             return load_sensor(Path(name))
-        raise SensorError(f"unknown sensor {name!r}; {nearest(name, known)}, or a sensor's .toml")
+        raise SensorError(
+            f"unknown sensor {name!r}; {nearest(name, known)} (or the path of a .toml file)"
+        )
 
     def tower_for(self, layout: PixelLayout) -> str:
         """The tower that pixels of this layout go through unless another is named."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line
+from terralign.files import read_text
 from terralign.scenes.geotiff import items_of
 from terralign.scenes.product_names import eo_browser_day
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
@@ -146,11 +147,7 @@ def _parse_xml(file: Path, size: int) -> ET.Element:
             f"{file} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
             "that is no product metadata"
         )
-    try:
-        with open(file, "rb") as stream:
-            text = stream.read(MAX_XML_BYTES + 1).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8: {first_line(error)}") from error
+    text = read_text(file, fault=DataError, max_bytes=MAX_XML_BYTES)
     for declaration in ("<!DOCTYPE", "<!ENTITY"):
         if declaration in text:
             raise DataError(f"{file} holds {declaration}, which product metadata never do; refused")

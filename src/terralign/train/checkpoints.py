@@ -97,7 +97,7 @@ def restore(
         return 0, None
     if state["threads"] != torch.get_num_threads():
         logger.warning(
-            "going on with %d thread(s), as before, not %d", state["threads"],
+            "resuming with as many threads as before: %d, not %d", state["threads"],
             torch.get_num_threads(),
         )  # fmt: skip
         torch.set_num_threads(state["threads"])
@@ -106,7 +106,7 @@ def restore(
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    logger.info("going on after step %d (%s)", state["step"], checkpoints.last)
+    logger.info("resuming after step %d (%s)", state["step"], checkpoints.last)
     return int(state["step"]), state["best"]
 
 

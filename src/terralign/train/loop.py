@@ -229,7 +229,7 @@ def fit(
             if number is not None:
                 raise Interrupted(
                     f"{label}: stopped after step {done} of {num_steps} and saved; "
-                    "run the same command again to go on",
+                    "run the same command again to resume",
                     number,
                 )
     if settings.keep == "best":
