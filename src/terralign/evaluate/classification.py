@@ -118,4 +118,5 @@ def evaluate_zero_shot(
         class_names=names,
         result=replace(result, notes=(*result.notes, *embedded.notes)),
         valid_share=embedded.valid_share,
+        sensor=route.layout.sensor.name,
     )

@@ -28,6 +28,9 @@ class Evaluation:
     result: MetricResult
     valid_share: float = 1.0
     """Share (0-1) of the numbers that were valid, of two sides the smaller one."""
+    sensor: str | None = None
+    """What the tower looked at, such as "sentinel1-grd"; of two sides that look at different
+    sensors both: "sentinel1-grd and sentinel2-l2a"."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `terralign evaluate --json` prints them."""
@@ -64,10 +67,12 @@ class Evaluation:
         towers = (
             {"query_tower": query, "gallery_tower": gallery} if arrow else {"tower": self.tower}
         )
+        seen = {} if self.sensor is None else {"sensor": self.sensor}
         return [
             {
                 "model": model,
                 **towers,
+                **seen,
                 "role": role,
                 "dataset": self.dataset,
                 "split": self.split,
