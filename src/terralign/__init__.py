@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from terralign.chips import Chip
     from terralign.datasets.samples import Samples
-    from terralign.encoders.space import EmbeddingSpace
+    from terralign.encoders.space import EmbeddingSpace, load
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
-    from terralign.encoders.space import load
     from terralign.scenes.scene import Scene, open_scene
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch

@@ -129,7 +129,9 @@ def test_a_geotiff_goes_through_its_sensors_composite(
     pixels = rng.integers(1200, 4000, (12, 32, 32)).astype(np.uint16)
     _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
     (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=0)
-    expected = np.asarray(space.classify(pixels, LABELS, sensor=S2, units="dn", dn_offset=0))[0].tolist()
+    expected = np.asarray(space.classify(pixels, LABELS, sensor=S2, units="dn", dn_offset=0))[
+        0
+    ].tolist()
     assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
     (moved,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=-1000)
     assert moved.probabilities != found.probabilities
@@ -144,7 +146,9 @@ def test_no_data_is_masked_whatever_the_offset(space: EmbeddingSpace, tmp_path: 
     pixels[:, :8] = 0
     _write_tif(tmp_path / "a.tif", pixels, S2.band_names)
     (found,) = classify_files(space, [tmp_path / "a.tif"], LABELS, sensor=S2, dn_offset=-1000)
-    expected = np.asarray(space.classify(pixels, LABELS, sensor=S2, units="dn", dn_offset=-1000))[0].tolist()
+    expected = np.asarray(space.classify(pixels, LABELS, sensor=S2, units="dn", dn_offset=-1000))[
+        0
+    ].tolist()
     assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3)
 
 
@@ -166,9 +170,13 @@ def test_python_masks_as_the_command_does_whatever_the_mask(
         chances = list(found.probabilities.values())
         assert found.valid_share == 0.75
         chip = read_chip(tmp_path / "a.tif", sensor=S2, dn_offset=0)
-        assert np.asarray(space.classify(chip, LABELS))[0].tolist() == pytest.approx(chances, rel=1e-5)
+        assert np.asarray(space.classify(chip, LABELS))[0].tolist() == pytest.approx(
+            chances, rel=1e-5
+        )
         how = {"units": chip.layout.units, "dn_offset": chip.layout.dn_offset}
-        by_numbers = space.classify(chip.pixels, LABELS, sensor=chip.sensor, bands=chip.bands, **how)
+        by_numbers = space.classify(
+            chip.pixels, LABELS, sensor=chip.sensor, bands=chip.bands, **how
+        )
         assert by_numbers[0].tolist() == pytest.approx(chances, rel=1e-5)
         if garbage == 7:
             first = chances

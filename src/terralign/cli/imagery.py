@@ -24,7 +24,7 @@ MAX_LINES = 20
 """Windows of one scene that are printed; --json and --geojson have all."""
 
 
-class _Window(click.ParamType):
+class _Window(click.ParamType):  # type: ignore[type-arg]
     """A number of pixels, or "whole"."""
 
     name = "window"
@@ -32,8 +32,10 @@ class _Window(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> int | str:
-        if value == "whole" or isinstance(value, int):
+        if isinstance(value, int):
             return value
+        if value == "whole":
+            return "whole"
         try:
             side = int(value)
         except ValueError:

@@ -83,7 +83,7 @@ class Classification:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.probabilities, dtype=dtype, copy=copy)
 
     def __getitem__(self, row: int) -> Classified:
@@ -226,7 +226,7 @@ class Hits(Sequence[Hit]):
             return Hits(query=self.query, hits=found, num_searched=self.num_searched)
         return found
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array([hit.score for hit in self.hits], dtype=dtype or np.float32)
 
     def __repr__(self) -> str:

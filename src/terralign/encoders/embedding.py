@@ -82,9 +82,7 @@ def check_windowing(window: Windowing) -> None:
     if window is None or window == "whole":
         return
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise DataError(
-            f'window must be a number of pixels, 1 or more, or "whole", not {window!r}'
-        )
+        raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
 
 
 def _embed_each(

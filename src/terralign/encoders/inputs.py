@@ -22,9 +22,9 @@ from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import Declared, as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint
 from terralign.errors import DataError, SensorError
+from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import wgs84_footprint
-from terralign.scenes.inputs import find_inputs
 from terralign.scenes.scene import Scene, open_scene
 from terralign.scenes.windows import cut_windows
 from terralign.sensors import SENSORS
@@ -289,4 +289,3 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
 
 
 _READ_AT_ONCE = 64
-

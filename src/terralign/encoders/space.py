@@ -469,9 +469,7 @@ class EmbeddingSpace:
             name, vector = query, self._text_vector(query, prompts)
         return nearest_hits(embeddings, vector, query=name, k=k)
 
-    def _text_vector(
-        self, query: str, prompts: PromptSet | str | None
-    ) -> NDArray[np.float32]:
+    def _text_vector(self, query: str, prompts: PromptSet | str | None) -> NDArray[np.float32]:
         if not isinstance(query, str):
             raise DataError(
                 f"cannot search for a {type(query).__name__}; give a text, or embeddings of an "

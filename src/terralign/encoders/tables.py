@@ -20,13 +20,13 @@ class Table:
     num_more: int = 0
 
     @classmethod
-    def of_rows(cls, size: int, **cells: Callable[[int], str]) -> Table:
-        """The first rows of `size`; `cells`: column name -> its cell in a row."""
-        shown = range(min(size, MAX_ROWS))
+    def of_rows(cls, num_rows: int, /, **cells: Callable[[int], str]) -> Table:
+        """The first rows of `num_rows`; `cells`: column name -> its cell in a row."""
+        shown = range(min(num_rows, MAX_ROWS))
         return cls(
             columns=tuple(cells),
             rows=tuple(tuple(_cut(cell(row)) for cell in cells.values()) for row in shown),
-            num_more=size - len(shown),
+            num_more=num_rows - len(shown),
         )
 
     def text(self) -> str:

@@ -139,7 +139,7 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.vectors, dtype=dtype, copy=copy)
 
     def __getitem__(self, rows: Any) -> Embeddings:
@@ -369,7 +369,8 @@ def as_unit(vectors: ArrayLike) -> NDArray[np.float32]:
     """Vectors (N, D) as float32 of unit length; zero stays zero."""
     numbers = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(numbers, axis=-1, keepdims=True)
-    return numbers / np.where(lengths > 0, lengths, 1)
+    unit: NDArray[np.float32] = numbers / np.where(lengths > 0, lengths, np.float32(1))
+    return unit
 
 
 def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
