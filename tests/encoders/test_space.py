@@ -346,7 +346,7 @@ def test_nothing_about_the_pixels_is_guessed(
         space.encode_image(pixels, L2A.name, units="physical")
     with pytest.raises(SensorError, match="unknown band 'B99'"):
         space.encode_image(pixels, L2A.name, ["B99", *BANDS[1:]], units="physical")
-    with pytest.raises(DataError, match=r"expected \(B, 4, H, W\)"):
+    with pytest.raises(DataError, match=r"expected \(C, H, W\) for one chip"):
         encode(space, pixels[0, 0])
     with pytest.raises(SensorError, match="unknown composite 'nice'"):
         encode(space, pixels, composite="nice")

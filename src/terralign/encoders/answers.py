@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from terralign.encoders.tables import Table
+from terralign.encoders.tables import Table, short_keys
 from terralign.encoders.vectors import Embeddings, Fault, Footprint
 from terralign.errors import DataError
 from terralign.files import write_text
@@ -114,10 +114,11 @@ class Classification:
 
     def table(self) -> Table:
         """Key, predicted label, and the probability of every label (at most six of them)."""
+        keys = short_keys(self.keys)
         shown = list(enumerate(self.labels))[:6]
         predicted = self.predicted
         cells: dict[str, Callable[[int], str]] = {
-            "key": lambda row: self.keys[row],
+            "key": lambda row: keys[row],
             "label": lambda row: predicted[row],
         }
         for column, label in shown:
@@ -239,12 +240,13 @@ class Hits(Sequence[Hit]):
         return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
 
     def table(self) -> Table:
-        """Rank, score, key and the centre of the place."""
+        """Rank, score, key and the centre of the place (latitude, longitude)."""
+        keys = short_keys([hit.key for hit in self.hits])
         return Table.of_rows(
             len(self),
             rank=lambda row: str(self.hits[row].rank),
             score=lambda row: f"{self.hits[row].score:.4f}",
-            key=lambda row: self.hits[row].key,
+            key=lambda row: keys[row],
             place=lambda row: _centre(self.hits[row].place),
         )
 

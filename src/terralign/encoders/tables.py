@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-MAX_ROWS = 20
-MAX_CELL = 80
+MAX_ROWS = 10
+MAX_CELL = 60
 """Characters of a cell; a longer one is cut at its beginning, since paths differ at their end."""
 
 
@@ -53,6 +53,19 @@ class Table:
             f"<p>{html.escape(caption)}</p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>{more}"
         )
+
+
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Keys without the folder that those in the first rows share."""
+    shown = keys[:MAX_ROWS]
+    if len(shown) < 2:
+        return list(keys)
+    first, last = min(shown), max(shown)  # what these two share, all between them do
+    length = next(
+        (n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    folder = first[: first.rfind("/", 0, length) + 1]
+    return [key.removeprefix(folder) for key in keys]
 
 
 def _cut(text: str) -> str:

@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from terralign.chips import Window
-from terralign.encoders.tables import Table
+from terralign.encoders.tables import Table, short_keys
 from terralign.errors import (
     DataError,
     SpaceMismatchError,
@@ -193,9 +193,10 @@ class Embeddings:
         )
 
     def _table(self) -> Table:
+        keys = short_keys(self.keys)
         return Table.of_rows(
             len(self),
-            key=lambda row: self.keys[row],
+            key=lambda row: keys[row],
             tower=lambda row: self.towers[row],
             valid=lambda row: f"{100 * float(self.valid_shares[row]):.1f} %",
             vector=lambda row: _beginning(self.vectors[row]),
@@ -369,8 +370,7 @@ def as_unit(vectors: ArrayLike) -> NDArray[np.float32]:
     """Vectors (N, D) as float32 of unit length; zero stays zero."""
     numbers = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(numbers, axis=-1, keepdims=True)
-    unit: NDArray[np.float32] = numbers / np.where(lengths > 0, lengths, np.float32(1))
-    return unit
+    return (numbers / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
