@@ -129,6 +129,18 @@ def decode_with_mask(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
 
 
+def image_with_mask(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """`decode_with_mask` of a Pillow image in memory."""
+    what = f"the image of {image.width}x{image.height} pixels"
+    if image.mode not in _CONVERTIBLE_MODES:
+        raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise DataError(f"{what} has more than the limit of {MAX_IMAGE_PIXELS}; cut it first")
+    picture, valid = _decode(image, what, None, None)
+    pixels = _channels_first(picture)
+    return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
+
+
 def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
     """Decoded pixels (3, H, W) as `decode_rgb` would have given them at `size`.
 

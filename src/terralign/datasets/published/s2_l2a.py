@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terralign.datasets.published.arrays import ArraySet, choose_rows, make_array_set, read_array
+from terralign.datasets.array_set import ArraySet
+from terralign.datasets.published.arrays import choose_rows, make_array_set, read_array
 from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
