@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from terralign.datasets.array_set import ArraySet
 from terralign.datasets.published import arrays
 from terralign.datasets.published.arrays import choose_rows, read_array
 from terralign.datasets.published.s2_l2a import S2_L2A_BANDS, open_s2_l2a
@@ -152,7 +153,7 @@ def test_the_limit_is_on_bytes(patches: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_float16_comes_as_float32() -> None:
     half = np.full((3, 2, 4, 4), -12.5, np.float16)
-    samples = arrays.ArraySet(
+    samples = ArraySet(
         name="x",
         split="all",
         layouts={},

@@ -15,14 +15,13 @@ import rasterio
 from PIL import Image
 
 from terralign.chips import PixelLayout, make_layout
+from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.packing import pack_dataset
-from terralign.datasets.published.arrays import ArraySet
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, Subset
 from terralign.datasets.store import PackSettings
-from terralign.datasets.subset import Subset
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, RecipeError
 from terralign.sensors import SENSORS

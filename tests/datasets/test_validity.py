@@ -27,9 +27,8 @@ from terralign.datasets.catalog import open_dataset
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.published.sen12ms import decode_triplet
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, Subset
 from terralign.datasets.store import PackSettings, StoreSet, pack
-from terralign.datasets.subset import Subset
 from terralign.errors import DataError
 from terralign.preprocess import make_ready, resize, scale_bands, scale_composite, to_physical
 from terralign.preprocess.spec import InputSpec

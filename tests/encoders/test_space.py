@@ -334,8 +334,10 @@ def test_dn_and_physical_units_agree(space: EmbeddingSpace, pixels: NDArray[np.u
 def test_nothing_about_the_pixels_is_guessed(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
-    with pytest.raises(SensorError, match=r"need their sensor and units: .*only a Chip knows"):
-        space.encode_image(pixels, L2A.name, BANDS)
+    with pytest.raises(SensorError, match=r"need their sensor; only a Chip knows"):
+        space.encode_image(pixels)
+    with pytest.raises(DataError, match="Declare units='dn' or units='physical'"):
+        space.encode_image(pixels / 10_000, L2A.name, BANDS)
     with pytest.raises(SensorError, match="units must be"):
         space.encode_image(pixels, L2A.name, BANDS, units="DN")  # type: ignore[arg-type]
     with pytest.raises(SensorError, match="DN of 'sentinel2-l2a' need dn_offset"):

@@ -240,7 +240,7 @@ def test_one_broken_file_leaves_the_others_their_classes(
     assert broken == Fault(key=str(files[1]), error=broken.error)
     assert str(files[1]) in broken.error
     assert missing == Fault(key=str(files[2]), error=f"{files[2]} not found")
-    with pytest.raises(DataError, match=r"b\.png.*and 1 more files failed"):
+    with pytest.raises(DataError, match=r"b\.png.*and 1 more inputs failed"):
         classify_files(space, files[1:3], LABELS)
 
 

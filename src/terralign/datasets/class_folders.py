@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import Labels, tell_unused
+from terralign.datasets.sample import Labels, Place, tell_unused
 from terralign.errors import DataError
 from terralign.files import read_lines
 from terralign.scenes.pictures import describe_size
@@ -205,10 +206,12 @@ def open_folder(
     pixels: Pixels,
     split_list: Path | None = None,
     prompts: tuple[str, ...] | None = None,
+    locate: Callable[[Path], Place] | None = None,
 ) -> FileSet:
     """A data set with one folder per class under `root`, or the part that `split_list` names.
 
     `classes`: folder -> class name; every folder needs a class and every class a folder.
+    `locate`: where and when a file was taken.
     """
     files = list_class_files(
         root, classes, name=name, suffixes=pixels.suffixes, whole=split_list is None
@@ -216,7 +219,7 @@ def open_folder(
     if split_list is not None:
         entries = read_split_list(split_list)
         pick_files(files, root, entries, origin=f"split list {split_list}")
-    return make_file_set(
+    samples = make_file_set(
         name=name,
         split=split,
         files=files,
@@ -226,3 +229,4 @@ def open_folder(
         root=root,
         prompts=prompts,
     )
+    return samples if locate is None else replace(samples, locate=locate)

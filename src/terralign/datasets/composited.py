@@ -12,6 +12,7 @@ from terralign.chips import PixelLayout
 from terralign.datasets.sample import (
     NOWHERE,
     Captions,
+    Indexed,
     Labels,
     Located,
     Place,
@@ -23,7 +24,7 @@ from terralign.files import hash_json
 from terralign.sensors import Composite
 
 
-class Composited:
+class Composited(Indexed):
     """A `SampleSet` whose pixels of `sensor` have `composite` as their RGB recipe."""
 
     def __init__(self, samples: SampleSet, sensor: str, composite: Composite) -> None:

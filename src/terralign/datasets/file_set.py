@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.content import Contents, FileContent
-from terralign.datasets.sample import NOWHERE, Captions, Labels, Place
+from terralign.datasets.sample import NOWHERE, Captions, Indexed, Labels, Place
 from terralign.errors import DataError
 
 Decode = Callable[[Path], Mapping[str, NDArray[Any]]]
@@ -23,8 +23,8 @@ Decode = Callable[[Path], Mapping[str, NDArray[Any]]]
 `DataError` naming a file that is missing or damaged."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileSet:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class FileSet(Indexed):
     """One split of a data set of files. See `SampleSet`.
 
     `files`: each sample's file or folder, in order. `locate`: where and when that sample was

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.files import hash_json
@@ -44,6 +46,23 @@ def fingerprint(
             "content": list(content),
         }
     )
+
+
+WHOLE_NUMBERS = 1024**3
+"""Bytes of an array up to which all of it is hashed; of a larger one, rows that come to this."""
+
+
+def hash_numbers(array: NDArray[Any]) -> str:
+    """The hash of an array's shape, type and numbers; above `WHOLE_NUMBERS` of rows evenly spaced
+    and the last one."""
+    total = hashlib.blake2b(f"{array.shape} {array.dtype.str}".encode(), digest_size=16)
+    num_rows = len(array)
+    chosen = num_rows
+    if array.nbytes > WHOLE_NUMBERS:
+        chosen = max(2, num_rows * WHOLE_NUMBERS // array.nbytes)
+    for row in np.unique(np.linspace(0, num_rows - 1, chosen).astype(np.int64)):
+        total.update(np.ascontiguousarray(array[row]).tobytes())
+    return total.hexdigest()
 
 
 def sampled_sizes(paths: Sequence[Path], *, num_measured: int = 1000) -> list[int | None]:

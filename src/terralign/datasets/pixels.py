@@ -6,7 +6,7 @@ C bands, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,11 @@ class Pixels:
         if self.sensor == SENSORS["rgb"]:
             return self._open_pictures(first)
         layout = self.read(first).layout
+        return layout, _DecodeRasters(self, layout, first)
 
-        def decode(file: Path) -> dict[str, NDArray[Any]]:
-            chip = self.read(file)
-            if chip.layout != layout:
-                raise DataError(
-                    f"{file} and {first} differ in {_difference(chip.layout, layout)}; the files "
-                    "of one data set must be alike: declare it for the whole data set, or convert "
-                    "those that differ"
-                )
-            check_sample(chip.pixels, layout, origin=str(file))
-            return {layout.sensor.name: chip.pixels}
-
-        return layout, decode
+    def at_size(self, size: Size | None) -> Pixels:
+        """The same with pictures of another size."""
+        return replace(self, size=size)
 
     def read(self, file: Path) -> Chip:
         """One GeoTIFF; what only a whole set shows of its numbers is found by `checked`."""
@@ -75,18 +67,53 @@ class Pixels:
 
     def _open_pictures(self, first: Path) -> tuple[PixelLayout, Decode]:
         layout = make_layout(self.sensor, self.sensor.band_names, units="dn")
-        size = self.size
-        if size is not None:
-            return layout, lambda file: {"rgb": decode_rgb(file, size)}
-        shape = picture_shape(first)
+        if self.size is not None:
+            return layout, DecodePictures(self.size)
+        return layout, _DecodeAlike(first, picture_shape(first))
 
-        def decode(file: Path) -> dict[str, NDArray[Any]]:
-            pixels = decode_rgb(file)
-            if pixels.shape[1:] != shape:
-                raise DataError(sizes_differ(file, pixels.shape, first, shape))
-            return {"rgb": pixels}
 
-        return layout, decode
+@dataclass(frozen=True, slots=True)
+class DecodePictures:
+    """Decodes pictures at `size`."""
+
+    size: Size | None
+
+    def __call__(self, file: Path) -> dict[str, NDArray[Any]]:
+        return {"rgb": decode_rgb(file, self.size)}
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeAlike:
+    """Decodes pictures that must have the `shape` (H, W) of the first one."""
+
+    first: Path
+    shape: tuple[int, int]
+
+    def __call__(self, file: Path) -> dict[str, NDArray[Any]]:
+        pixels = decode_rgb(file)
+        if pixels.shape[1:] != self.shape:
+            raise DataError(sizes_differ(file, pixels.shape, self.first, self.shape))
+        return {"rgb": pixels}
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeRasters:
+    """Decodes GeoTIFFs that must have the `layout` of the first one."""
+
+    pixels: Pixels
+    layout: PixelLayout
+    first: Path
+
+    def __call__(self, file: Path) -> dict[str, NDArray[Any]]:
+        chip = self.pixels.read(file)
+        if chip.layout != self.layout:
+            raise DataError(
+                f"{file} and {self.first} differ in {_difference(chip.layout, self.layout)}; the "
+                "files of one data set must be alike: declare it for the whole data set, or "
+                "convert those that differ"
+            )
+        check_sample(chip.pixels, self.layout, origin=str(file))
+        return {self.layout.sensor.name: chip.pixels}
 
 
 def _difference(one: PixelLayout, other: PixelLayout) -> str:

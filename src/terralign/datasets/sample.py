@@ -7,16 +7,19 @@ are read on demand, in batches, by index.
 from __future__ import annotations
 
 import datetime as dt
+import html
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
+from terralign.files import hash_json
+from terralign.scenes.pictures import Size
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +45,7 @@ class Labels:
 def tell_unused(labels: Labels, *, name: str, split: str) -> None:
     """Warn of classes that no sample of a split has."""
     num_classes = len(labels.class_names)
-    if labels.multi_label:
-        counts = labels.values.sum(axis=0)
-    else:
-        counts = np.bincount(labels.values, minlength=num_classes)
+    counts = _class_counts(labels)
     unused = [one for one, count in zip(labels.class_names, counts, strict=True) if not count]
     if unused:
         shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
@@ -53,6 +53,14 @@ def tell_unused(labels: Labels, *, name: str, split: str) -> None:
             "data set %r, split %r: no sample of %d of %d classes: %s",
             name, split, len(unused), num_classes, shown,
         )  # fmt: skip
+
+
+def _class_counts(labels: Labels) -> NDArray[np.int64]:
+    """(K,) how many samples have each class."""
+    if labels.multi_label:
+        counts: NDArray[np.int64] = labels.values.sum(axis=0)
+        return counts
+    return np.bincount(labels.values, minlength=len(labels.class_names))
 
 
 Captions = tuple[tuple[str, ...], ...]
@@ -135,3 +143,197 @@ class SampleSet(Protocol):
 def is_mapped(samples: SampleSet) -> bool:
     """Whether a set's pixels lie ready in memory-mapped files, as a packed store's do."""
     return bool(getattr(samples, "is_mapped", False))
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A `SampleSet` whose RGB pictures can be opened at another size."""
+
+    def at_size(self, size: Size) -> SampleSet:
+        """The same samples, their pictures resized to `size` as those in files are."""
+        ...
+
+
+def at_size(samples: SampleSet, size: Size) -> SampleSet:
+    """`samples` with RGB pictures of `size`, where the set can give them, else as it is."""
+    return samples.at_size(size) if isinstance(samples, Resizable) else samples
+
+
+Sample = dict[str, Any]
+"""One sample: its "key", per sensor a (C, H, W) array in the layout's band order, and, where the
+set has labels, "label": a class index, or a (K,) bool vector where there may be several."""
+
+
+class Indexed:
+    """What every sample set can do beyond reading batches: be indexed, iterated, cut and shown.
+
+    `samples[3]` is a `Sample`, `samples[:10]`, `samples[[4, 2]]` and `samples[mask]` are smaller
+    sample sets. A sample set is a map-style dataset for torch's `DataLoader`.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self: SampleSet, which: int) -> Sample: ...
+    @overload
+    def __getitem__(self: SampleSet, which: slice | Sequence[int] | NDArray[Any]) -> Subset: ...
+    def __getitem__(
+        self: SampleSet, which: int | slice | Sequence[int] | NDArray[Any]
+    ) -> Sample | Subset:
+        if isinstance(which, slice):
+            return Subset(self, np.arange(len(self), dtype=np.int64)[which])
+        if isinstance(which, str):
+            raise DataError(
+                f"samples are indexed by number, not by {which!r}; the keys are in .keys"
+            )
+        chosen = np.asarray(which)
+        if chosen.dtype == np.bool_ and chosen.shape == (len(self),):
+            return Subset(self, np.flatnonzero(chosen).astype(np.int64))
+        if (chosen.size and not np.issubdtype(chosen.dtype, np.integer)) or chosen.ndim > 1:
+            raise DataError(
+                f"an index of type {chosen.dtype} and shape {chosen.shape} is not understood; give "
+                f"whole numbers, a slice, or a mask of {len(self)} bools"
+            )
+        outside = (chosen < -len(self)) | (chosen >= len(self))
+        if outside.any():
+            raise IndexError(
+                f"data set {self.name!r}, split {self.split!r} has {len(self)} samples; index "
+                f"{chosen[outside].flat[0]} is outside"
+            )
+        indices = np.where(chosen < 0, chosen + len(self), chosen).astype(np.int64)
+        return Subset(self, indices) if indices.ndim else _read(self, self.keys, indices[None])[0]
+
+    def __getitems__(self: SampleSet, indices: Sequence[int]) -> list[Sample]:
+        """Several samples in one reading, as torch's `DataLoader` asks for them."""
+        return _read(self, self.keys, np.asarray(indices, dtype=np.int64))
+
+    def __iter__(self: SampleSet) -> Iterator[Sample]:
+        keys = self.keys  # taken once: a set may make them anew at every access
+        for index in range(len(self)):
+            yield _read(self, keys, np.array([index], dtype=np.int64))[0]
+
+    def split_off(self: SampleSet, share: float = 0.2, *, seed: int = 0) -> tuple[Subset, Subset]:
+        """Two disjoint parts: the rest, and `share` (0-1) of the samples, drawn with `seed`.
+
+        Where each sample has one label, both parts have every class in the same proportion, as far
+        as whole samples allow. Neighbouring tiles of one scene may land in both: cut such data by
+        place instead (`samples[mask]`). Both parts keep the samples' order.
+        """
+        if not 0 < share < 1:
+            raise DataError(f"share = {share} of the samples; expected a number between 0 and 1")
+        if len(self) < 2:
+            raise DataError(f"data set {self.name!r} has {len(self)} sample(s); none can be split")
+        order = np.random.default_rng(seed).permutation(len(self))
+        number = min(max(round(share * len(self)), 1), len(self) - 1)
+        if self.labels is not None and not self.labels.multi_label:
+            order = order[np.argsort(_ranks(self.labels.values[order]), kind="stable")]
+        chosen = np.zeros(len(self), dtype=np.bool_)
+        chosen[order[:number]] = True
+        rest, part = (np.flatnonzero(mask).astype(np.int64) for mask in (~chosen, chosen))
+        return Subset(self, rest), Subset(self, part)
+
+    def __repr__(self: SampleSet) -> str:
+        sensors = ", ".join(
+            f"{name} ({', '.join(layout.bands)})" for name, layout in self.layouts.items()
+        )
+        return (
+            f"{type(self).__name__}({self.name!r}, split {self.split!r}: {len(self):,} samples of "
+            f"{sensors}{_label_words(self)})"
+        )
+
+    def _repr_html_(self: SampleSet) -> str:
+        rows = [
+            ("split", f"{self.split}, {len(self):,} samples{_label_words(self)}"),
+            *(
+                (name, f"{', '.join(layout.bands)} in {_unit_words(layout)}")
+                for name, layout in self.layouts.items()
+            ),
+        ]
+        if self.labels is not None:
+            counts = _class_counts(self.labels)
+            names = self.labels.class_names
+            shown = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+            rows.append(("classes", ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "")))
+        body = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(head)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for head, text in rows
+        )
+        return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
+
+
+def _read(samples: SampleSet, keys: Sequence[str], indices: NDArray[np.int64]) -> list[Sample]:
+    pixels = samples.read(indices)
+    found: list[Sample] = []
+    for place, index in enumerate(indices.tolist()):
+        sample: Sample = {"key": keys[index]}
+        sample.update({sensor: batch[place] for sensor, batch in pixels.items()})
+        if samples.labels is not None:
+            value = samples.labels.values[index]
+            sample["label"] = value if samples.labels.multi_label else int(value)
+        found.append(sample)
+    return found
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,) 0-1: where each sample comes among those of its class."""
+    ranks = np.empty(len(values))
+    for one in np.unique(values):
+        places = np.flatnonzero(values == one)
+        ranks[places] = (np.arange(len(places)) + 0.5) / len(places)
+    return ranks
+
+
+def _label_words(samples: SampleSet) -> str:
+    if samples.labels is None:
+        return ", with captions" if samples.captions is not None else ", without labels"
+    several = ", several to a sample" if samples.labels.multi_label else ""
+    return f", {len(samples.labels.class_names)} classes{several}"
+
+
+def _unit_words(layout: PixelLayout) -> str:
+    if layout.units == "physical":
+        return layout.sensor.unit
+    return "DN" + (f", offset {layout.dn_offset:g}" if layout.sensor.offset_varies else "")
+
+
+class Subset(Indexed):
+    """The samples `indices` (M,) of a `SampleSet`, itself one."""
+
+    def __init__(self, samples: SampleSet, indices: NDArray[np.int64]) -> None:
+        self._samples = samples
+        self._indices = indices
+        labels, keys, captions = samples.labels, samples.keys, samples.captions
+        self.name: str = samples.name
+        self.split: str = samples.split
+        self.layouts: Mapping[str, PixelLayout] = samples.layouts
+        self.keys: tuple[str, ...] = tuple(keys[index] for index in indices)
+        self.labels: Labels | None = (
+            None if labels is None else replace(labels, values=labels.values[indices])
+        )
+        self.captions: Captions | None = (
+            None if captions is None else tuple(captions[index] for index in indices)
+        )
+        self.prompts: tuple[str, ...] | None = samples.prompts
+        self.is_mapped: bool = is_mapped(samples)
+        self.fingerprint: str = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def within(self) -> tuple[SampleSet, NDArray[np.int64]]:
+        """The whole set, and which of its samples these are."""
+        return self._samples, self._indices
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        return self._samples.read(self._indices[indices])
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken."""
+        whole = self._samples
+        return whole.place(int(self._indices[index])) if isinstance(whole, Located) else NOWHERE
+
+    def at_size(self, size: Size) -> SampleSet:
+        """The same samples with RGB pictures of `size`."""
+        resized = at_size(self._samples, size)
+        return self if resized is self._samples else Subset(resized, self._indices)

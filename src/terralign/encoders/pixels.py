@@ -5,25 +5,23 @@ N chips, C bands, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terralign.chips import Chip, PixelLayout, make_layout
+from terralign.chips import Chip, PixelLayout, Units
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import InputSpec
 from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
+from terralign.scenes.declared import declare_layout, units_of
 from terralign.scenes.pictures import PictureSize, resize_rgb
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
 from terralign.sensors import RGB, Sensor
 
 Pixels = NDArray[np.generic] | Tensor
-Units = Literal["dn", "physical"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,66 +66,28 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
         raise DataError(
             f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
         )
-    if declared.sensor is None or declared.units is None:
+    if declared.sensor is None:
         raise SensorError(
-            f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
-            'be "dn" or "physical"; only a Chip knows its own'
+            f"pixels of shape {tuple(pixels.shape)} need their sensor; only a Chip knows its own"
         )
     if pixels.ndim not in (3, 4):
         raise DataError(
             f"pixels have shape {tuple(pixels.shape)}; expected (C, H, W) for one chip, or "
             "(N, C, H, W)"
         )
+    tensor = as_tensor(pixels)
+    kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
     layout = declare_layout(
         declared.sensor,
         declared.bands,
-        units=declared.units,
+        units=units_of(declared.sensor, kind, declared.units),
         dn_offset=declared.dn_offset,
         composite=declared.composite,
         shape=tuple(pixels.shape),
     )
-    tensor = as_tensor(pixels)
     tensor = tensor[None] if tensor.ndim == 3 else tensor
     _check_tensor(tensor, layout)
     return tensor, layout
-
-
-def declare_layout(
-    sensor: Sensor,
-    bands: Sequence[str] | None,
-    *,
-    units: Units,
-    dn_offset: float | None = None,
-    composite: str | None = None,
-    shape: Sequence[int] | None = None,
-) -> PixelLayout:
-    """How pixels of `shape` (..., C, H, W) are to be read, from what a caller says of them.
-
-    Nothing is guessed: `SensorError` where the channels are not those bands, and where Sentinel-2
-    DN come without `dn_offset`.
-    """
-    if units not in ("dn", "physical"):
-        raise SensorError(f'units must be "dn" or "physical", not {units!r}')
-    names = sensor.band_names if bands is None else sensor.resolve(bands)
-    if shape is not None and len(shape) >= 3 and shape[-3] != len(names):
-        if shape[-1] == len(names):
-            raise SensorError(
-                f"pixels of shape {tuple(shape)} have their channels last; expected channels "
-                f"first, ({'N, ' * (len(shape) == 4)}{len(names)}, H, W): "
-                f"np.moveaxis(pixels, -1, {-3})"
-            )
-        raise SensorError(
-            f"pixels have {shape[-3]} channels, but {len(names)} bands of {sensor.name!r} "
-            f"({', '.join(names)}); say which bands they are, in order (bands=)"
-        )
-    if units == "dn" and sensor.offset_varies and dn_offset is None:
-        raise SensorError(
-            f"DN of {sensor.name!r} need dn_offset: 0, or -1000 for processing baseline 04.00 "
-            "and later as ESA delivers it"
-        )
-    if units == "physical" and dn_offset:
-        raise SensorError("dn_offset has no effect on physical units; leave it out")
-    return make_layout(sensor, names, units=units, dn_offset=dn_offset or 0.0, composite=composite)
 
 
 def as_tensor(pixels: Pixels) -> Tensor:

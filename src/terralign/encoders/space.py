@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, Units
 from terralign.encoders.answers import (
     Classification,
     Classified,
@@ -39,9 +39,7 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import (
     Declared,
     Pixels,
-    Units,
     as_declared,
-    declare_layout,
     resize_pictures,
     seen_shares,
 )
@@ -67,6 +65,7 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
+from terralign.scenes.declared import declare_layout
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
@@ -330,7 +329,8 @@ class EmbeddingSpace:
         left out for pictures, products and chips, which say it. `bands`: the channels' names in
         order, any known spelling; may be left out where a file names them, and where C is the
         sensor's full list in its order. `units`: "dn" (digital numbers; for `rgb` 0-255) or
-        "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity 0-1); numbers need it.
+        "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity 0-1); left out, whole numbers
+        are DN.
         `dn_offset`: what is added to Sentinel-2 DN (0 or -1000) where name and metadata do not
         say it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default the
         first aligned tower that takes these pixels, else the RGB tower. `window`: a raster larger

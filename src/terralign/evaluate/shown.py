@@ -11,8 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Labels, SampleSet
-from terralign.datasets.subset import Subset
+from terralign.datasets.sample import Labels, SampleSet, Subset
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.evaluate.chip_views import VIEWS_LEGEND, jpeg_bytes, sample_views

@@ -16,7 +16,6 @@ test = "test.txt"
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ from terralign.datasets.declared.declaration import (
     sensors_of,
 )
 from terralign.datasets.declared.image_tree import Companion, add_sensors, open_tree
-from terralign.datasets.declared.located import place_of_files
+from terralign.datasets.declared.located import FilePlaces
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_whole_split
@@ -131,8 +130,8 @@ def open_declared_folder(
             pixels=pixels,
             split_list=split_list,
             prompts=declaration.prompts,
+            locate=FilePlaces(first_root),
         )
-        samples = replace(samples, locate=lambda file: place_of_files([file], first_root))
     if not others:
         return samples
     companions = [Companion(root=folder, pixels=pixels) for folder, pixels in others]

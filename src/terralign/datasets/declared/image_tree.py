@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from terralign.datasets.class_folders import hint_for, read_split_list
-from terralign.datasets.declared.located import place_of_files
+from terralign.datasets.declared.located import FilePlaces
 from terralign.datasets.file_set import Decode, FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, list_images
@@ -86,7 +86,7 @@ def open_tree(
             layouts=layouts,
             content=[describe_size(pixels.size), *(file.stat().st_size for file in files)],
         ),
-        locate=lambda file: place_of_files([file], root),
+        locate=FilePlaces(root),
     )
 
 
@@ -126,17 +126,11 @@ def add_sensors(
         decoders.append(decode_one)
     row_of = dict(zip(samples.files, rows, strict=True))
 
-    def decode(file: Path) -> dict[str, NDArray[Any]]:
-        pixels = dict(samples.decode(file))
-        for decode_one, other in zip(decoders, row_of[file][1:], strict=True):
-            pixels.update(decode_one(other))
-        return pixels
-
     sizes = [file.stat().st_size for row in rows for file in row[1:]]
     return replace(
         samples,
         layouts=layouts,
-        decode=decode,
+        decode=_DecodeRows((samples.decode, *decoders), row_of),
         more_files={
             sensor: tuple(row[number] for row in rows)
             for number, sensor in enumerate(layouts)
@@ -149,8 +143,22 @@ def add_sensors(
             layouts=layouts,
             content=[samples.fingerprint, *sizes],
         ),
-        locate=lambda file: place_of_files(row_of[file], root.parent),
+        locate=FilePlaces(root.parent, row_of),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeRows:
+    """Decodes the files of a sample, one decoder each; `files_of`: them, by the first."""
+
+    decoders: tuple[Decode, ...]
+    files_of: Mapping[Path, Sequence[Path]]
+
+    def __call__(self, file: Path) -> dict[str, NDArray[Any]]:
+        pixels: dict[str, NDArray[Any]] = {}
+        for decode, one in zip(self.decoders, self.files_of[file], strict=True):
+            pixels.update(decode(one))
+        return pixels
 
 
 def _by_stem(files: Sequence[Path], root: Path) -> dict[str, Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from terralign.datasets.sample import Place
@@ -20,3 +21,17 @@ def place_of_files(files: Sequence[Path], root: Path) -> Place:
         bounds=next((one for one in bounds if one is not None), None),
         datetime=next((one for one in times if one is not None), None),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlaces:
+    """A sample's file below `root` -> where and when it was taken.
+
+    `files_of`: the files of a sample that has several, by its first.
+    """
+
+    root: Path
+    files_of: Mapping[Path, Sequence[Path]] | None = None
+
+    def __call__(self, file: Path) -> Place:
+        return place_of_files([file] if self.files_of is None else self.files_of[file], self.root)

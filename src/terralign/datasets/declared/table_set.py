@@ -17,12 +17,12 @@ from terralign.datasets.content import Contents, FileContent
 from terralign.datasets.declared.footprints import Footprints
 from terralign.datasets.declared.located import place_of_files
 from terralign.datasets.file_set import Decode, sizes_differ
-from terralign.datasets.sample import NOWHERE, Captions, Labels, Place
+from terralign.datasets.sample import NOWHERE, Captions, Indexed, Labels, Place
 from terralign.errors import DataError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TableSet:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class TableSet(Indexed):
     """One split of a data set whose files a table lists. See `SampleSet`.
 
     `files`: sensor name -> (N,) paths relative to `root`. `dates`: (N,) timestamps in UTC.

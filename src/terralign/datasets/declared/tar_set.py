@@ -15,12 +15,12 @@ from terralign.chips import PixelLayout
 from terralign.datasets.content import Contents, PartContent
 from terralign.datasets.declared.tar_index import read_members
 from terralign.datasets.declared.tar_members import MemberDecoder
-from terralign.datasets.sample import Captions, Labels, Place
+from terralign.datasets.sample import Captions, Indexed, Labels, Place
 from terralign.errors import DataError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardSet:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class ShardSet(Indexed):
     """One split of a data set in shards. See `SampleSet`; any sample is read on its own.
 
     `shard_of`: (N,) int64, which of the `shards` holds a sample. `places`: sensor -> (N, 2) int64,

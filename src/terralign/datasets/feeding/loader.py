@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import Captions, Labels, SampleSet, is_mapped
+from terralign.datasets.sample import Captions, Indexed, Labels, SampleSet, is_mapped
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -45,7 +45,7 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class KeptInMemory:
+class KeptInMemory(Indexed):
     """A `SampleSet` whose pixels are kept in memory once they were read."""
 
     def __init__(self, samples: SampleSet) -> None:

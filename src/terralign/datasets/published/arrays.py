@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
@@ -18,12 +17,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.content import ArrayContent, Contents
+from terralign.datasets.array_set import ArraySet
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.sample import Captions, Labels
+from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
-from terralign.scenes.pictures import Size, resize_rgb
 
 MAX_ARRAY_BYTES = 16 * 1024**3
 """A compressed array that would take more memory than this is refused before it is read."""
@@ -32,50 +30,6 @@ _FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedErro
 
 _loaded: WeakValueDictionary[tuple[str, int, str], NDArray[Any]] = WeakValueDictionary()
 """Arrays of `.npz` files that are in use, so that two splits of one file share its memory."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArraySet:
-    """Samples that are rows of arrays in memory (or memory-mapped). See `SampleSet`.
-
-    `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. `size`:
-    RGB pictures are resized and cropped to it as those in files are (see `resize_rgb`).
-    """
-
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
-    arrays: Mapping[str, NDArray[Any]]
-    rows: NDArray[np.int64]
-    fingerprint: str
-    labels: Labels | None = None
-    captions: Captions | None = None
-    prompts: tuple[str, ...] | None = None
-    size: Size | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def contents(self) -> Contents:
-        """The samples' rows, of every sensor; RGB pictures as they are before `size`."""
-
-        def content(sensor: str, index: int) -> ArrayContent:
-            row = np.asarray(self.arrays[sensor][self.rows[index]])
-            return ArrayContent(row.astype(np.float32) if row.dtype == np.float16 else row)
-
-        return Contents(kinds=dict.fromkeys(self.layouts, "pixels"), of=content)
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Sensor name -> (B, C, H, W); float16 numbers come as float32."""
-        rows = self.rows[indices]
-        pixels = {sensor: np.asarray(array[rows]) for sensor, array in self.arrays.items()}
-        if self.size is not None and "rgb" in pixels:
-            pixels["rgb"] = np.stack([resize_rgb(one, self.size) for one in pixels["rgb"]])
-        return {
-            sensor: one.astype(np.float32) if one.dtype == np.float16 else one
-            for sensor, one in pixels.items()
-        }
 
 
 def read_array(

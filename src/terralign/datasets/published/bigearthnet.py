@@ -24,9 +24,10 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
 from terralign.chips import PixelLayout, make_layout
+from terralign.datasets.array_set import ArraySet
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint, sampled_sizes
-from terralign.datasets.published.arrays import ArraySet, choose_rows, make_array_set, read_array
+from terralign.datasets.published.arrays import choose_rows, make_array_set, read_array
 from terralign.datasets.published.corine import NumClasses, labels_from_pixels, nomenclature
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, first_line

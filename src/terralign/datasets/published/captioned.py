@@ -11,19 +11,18 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.chips import make_layout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.pixels import DecodePictures
 from terralign.datasets.sample import Captions
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
-from terralign.scenes.pictures import Size, decode_rgb, describe_size
+from terralign.scenes.pictures import Size, describe_size
 from terralign.sensors import SENSORS
 from terralign.toml_values import explain
 
@@ -110,16 +109,13 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None 
     layouts = {sensor.name: make_layout(sensor, sensor.band_names, units="dn")}
     keys = tuple(entry.filename for entry in chosen)
 
-    def decode(file: Path) -> dict[str, NDArray[Any]]:
-        return {sensor.name: decode_rgb(file, side)}
-
     return FileSet(
         name=name,
         split=split,
         layouts=layouts,
         keys=keys,
         files=files,
-        decode=decode,
+        decode=DecodePictures(side),
         fingerprint=fingerprint(
             name=name,
             split=split,

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import make_layout
+from terralign.datasets.array_set import ArraySet
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.published.arrays import ArraySet, choose_rows
+from terralign.datasets.published.arrays import choose_rows
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
-from terralign.datasets.sample import Captions, Labels, Place, require_whole_split
+from terralign.datasets.sample import Captions, Indexed, Labels, Place, require_whole_split
 from terralign.datasets.store.files import (
     TABLE,
     Manifest,
@@ -42,7 +42,7 @@ from terralign.scenes.pictures import (
 )
 
 
-class StoreSet:
+class StoreSet(Indexed):
     """One split of a packed store. See `SampleSet`; safe to use from threads and to pickle.
 
     `size`: to what RGB pictures are resized and cropped, None for their own size.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.content import ArrayContent, Contents
-from terralign.datasets.sample import Captions, Labels
+from terralign.datasets.sample import Captions, Indexed, Labels
 from terralign.datasets.synthetic import photos, scenes
 from terralign.datasets.synthetic.draws import MAX_SIZE, Keys, sample_keys
 from terralign.errors import DataError, SplitError, nearest
@@ -36,8 +36,8 @@ RENDER_BATCH = 64
 Pixels = dict[str, NDArray[np.generic]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SyntheticSet:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SyntheticSet(Indexed):
     """One split of a synthetic data set: a `SampleSet`.
 
     `sample_keys`: (N,) uint64, from which everything about a sample is drawn. `render` turns (B,)

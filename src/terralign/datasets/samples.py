@@ -1,0 +1,656 @@
+"""`Samples`: the sample sets of Python, from arrays, folders, other libraries, or by name.
+
+N samples, C bands, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terralign.chips import PixelLayout, Units
+from terralign.datasets.array_set import ArraySet
+from terralign.datasets.catalog import open_dataset
+from terralign.datasets.checked import check_samples
+from terralign.datasets.class_folders import open_folder
+from terralign.datasets.declared.image_tree import open_tree
+from terralign.datasets.declared.located import FilePlaces
+from terralign.datasets.fingerprint import fingerprint, hash_numbers
+from terralign.datasets.image_files import RASTER_SUFFIXES, list_images
+from terralign.datasets.item_set import (
+    ItemSet,
+    describe_items,
+    item_classes,
+    item_labels,
+    picture_of,
+    tensor_of,
+    whole_of,
+)
+from terralign.datasets.pixels import Pixels
+from terralign.datasets.sample import (
+    NOWHERE,
+    Captions,
+    Indexed,
+    Labels,
+    Located,
+    Place,
+    SampleSet,
+    is_mapped,
+    tell_unused,
+)
+from terralign.errors import DataError, nearest
+from terralign.scenes.declared import declare_layout, units_of
+from terralign.scenes.file_layout import has_dn
+from terralign.scenes.pictures import Size
+from terralign.scenes.plausible import check_sample
+from terralign.sensors import SENSORS, Sensor, find_sensor
+
+ArrayLike = Any
+"""A NumPy array or a torch tensor."""
+
+
+class Samples(Indexed):
+    """Samples with named bands, and labels or captions where they have them. A `SampleSet`.
+
+    Made by `from_arrays`, `from_folder`, `from_torchgeo`, `from_torchvision` or `open`. RGB
+    pictures keep their own size here, and are resized as their files would be to what a tower
+    takes where they are trained on or evaluated, unless `size` is given.
+
+    >>> data = Samples.from_arrays(
+    ...     np.zeros((2, 3, 8, 8), np.uint8), sensor="rgb", labels=["a field", "a lake"]
+    ... )
+    >>> data[0]["rgb"].shape, data[0]["label"]
+    ((3, 8, 8), 0)
+    """
+
+    def __init__(
+        self, samples: SampleSet, *, resize: Callable[[Size], SampleSet] | None = None
+    ) -> None:
+        """`resize`: the same samples with RGB pictures of another size; None: they keep theirs."""
+        if not all(hasattr(samples, name) for name in ("layouts", "keys", "read", "fingerprint")):
+            raise DataError(
+                f"Samples() wraps an open sample set, not a {type(samples).__name__}; use "
+                "Samples.from_arrays, from_folder, from_torchgeo, from_torchvision or open"
+            )
+        self._samples = samples
+        self._resize = resize
+        self.name: str = samples.name
+        self.split: str = samples.split
+        self.layouts: Mapping[str, PixelLayout] = samples.layouts
+        self.keys: tuple[str, ...] = samples.keys
+        self.labels: Labels | None = samples.labels
+        self.captions: Captions | None = samples.captions
+        self.prompts: tuple[str, ...] | None = samples.prompts
+        self.is_mapped: bool = is_mapped(samples)
+        self.fingerprint: str = samples.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def within(self) -> tuple[SampleSet, None]:
+        """The set itself, all of whose samples these are."""
+        return self._samples, None
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """Sensor name -> (B, C, H, W) of these samples."""
+        return self._samples.read(indices)
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken."""
+        return self._samples.place(index) if isinstance(self._samples, Located) else NOWHERE
+
+    def at_size(self, size: Size) -> SampleSet:
+        """The same samples with RGB pictures of `size`."""
+        return self if self._resize is None else Samples(self._resize(size))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        pixels: ArrayLike | Mapping[str, ArrayLike],
+        *,
+        sensor: str | Sensor | Mapping[str, Sensor] | None = None,
+        bands: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        units: Units | Mapping[str, Units] | None = None,
+        dn_offset: float | Mapping[str, float] | None = None,
+        composite: str | Mapping[str, str] | None = None,
+        labels: ArrayLike | Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
+        captions: Sequence[str | Sequence[str]] | None = None,
+        prompts: Sequence[str] | None = None,
+        name: str = "arrays",
+        split: str = "all",
+    ) -> Samples:
+        """Samples in memory, or in a memory map.
+
+        `pixels`: (N, C, H, W) of one `sensor`; or, for several sensors of the same places, sensor
+        name -> (N, C, H, W), with `bands`, `units`, `dn_offset` and `composite` given by sensor,
+        or one value for all. `sensor`: a built-in name, a TOML file or a `Sensor`; for a mapping,
+        the definitions of those that are not built in. `bands`: the channels' names in order; may
+        be left out where they are all of the sensor's, in its order. `units`: "dn" or "physical";
+        left out, integers are DN. `dn_offset`: what is added to DN; Sentinel-2 needs it. NaN, and
+        the sensor's no-data DN, have no data.
+
+        `labels`: (N,) class numbers with `class_names`, (N,) class names, or (N, K) bool, several
+        to a sample, with `class_names`. `captions`: of each sample one text or several. `prompts`:
+        templates with `{}`. `keys`: the samples' names, each once.
+
+        Raises `DataError` and `SensorError`: another shape (channels come first), undeclared units
+        or offset, numbers that cannot be what is declared of them (see `scenes.plausible`).
+        """
+        arrays, layouts = _declared_arrays(pixels, sensor, bands, units, dn_offset, composite)
+        num_samples = len(next(iter(arrays.values())))
+        found = _labels_of(labels, class_names, num_samples, name=name, split=split)
+        known = _keys_of(keys, num_samples)
+        rows = np.arange(num_samples, dtype=np.int64)
+        samples = ArraySet(
+            name=name,
+            split=split,
+            layouts=layouts,
+            keys=known,
+            arrays=arrays,
+            rows=rows,
+            fingerprint=fingerprint(
+                name=name,
+                split=split,
+                keys=known,
+                layouts=layouts,
+                content=[
+                    *(hash_numbers(array) for array in arrays.values()),
+                    *([] if found is None else [hash_numbers(found.values), *found.class_names]),
+                ],
+            ),
+            labels=found,
+            captions=_captions_of(captions, num_samples),
+            prompts=_templates(prompts),
+        )
+        check_samples(samples)
+        _check_each(samples)
+        return cls(samples, resize=samples.at_size)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        *,
+        sensor: str | Sensor | None = None,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        labels: Literal["auto", "folders"] | None = "auto",
+        class_names: Mapping[str, str] | Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        size: Size | None = None,
+        name: str | None = None,
+        split: str = "all",
+    ) -> Samples:
+        """The pictures or GeoTIFFs of a folder, one sample a file, at any depth.
+
+        `sensor`: of GeoTIFFs, as `bands`, `units`, `dn_offset` and `composite`, where the files do
+        not say it themselves (see `read_geotiff`); pictures are "rgb". `labels`: "folders" takes
+        the folders at the top as classes, None takes no labels, "auto" takes the folders where
+        there are any. `class_names`: folder -> class name, or names in the order of the sorted
+        folders; left out, the folders' names as words ("SeaLake" is "sea lake"). `size`: to what
+        pictures are resized and cropped. Equal, number for number, to a data set that a TOML file
+        declares (`reader = "folder"`).
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise DataError(f"folder {root} not found; from_folder reads a folder of image files")
+        pixels = Pixels(
+            sensor=_folder_sensor(root, sensor),
+            size=size,
+            bands=None if bands is None else tuple(bands),
+            dn_offset=dn_offset,
+            units=units,
+            composite=composite,
+        )
+        if pixels.sensor == SENSORS["rgb"]:
+            meaning = {"bands": bands, "units": units, "dn_offset": dn_offset}
+            _refuse({**meaning, "composite": composite}, "has no effect on pictures")
+        folders = sorted(one.name for one in root.iterdir() if one.is_dir() and one.name[0] != ".")
+        if labels not in ("auto", "folders", None):
+            raise DataError(f'labels = {labels!r}; expected "folders", "auto" or None')
+        labelled = bool(folders) if labels == "auto" else labels == "folders"
+        if not labelled:
+            texts = {"class_names": class_names, "prompts": prompts}
+            _refuse(texts, "has no effect on samples without labels")
+        open_at = partial(
+            _open_folder,
+            root,
+            name=_checked_name(name or root.resolve().name),
+            split=split,
+            classes=_folder_classes(folders, class_names) if labelled else None,
+            pixels=pixels,
+            prompts=_templates(prompts),
+        )
+        samples = open_at(size)
+        check_samples(samples)
+        return cls(samples, resize=open_at if size is None and "rgb" in samples.layouts else None)
+
+    @classmethod
+    def from_torchgeo(
+        cls,
+        dataset: Any,
+        *,
+        sensor: str | Sensor,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        image_key: str = "image",
+        label_key: str | None = "label",
+        class_names: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        name: str | None = None,
+        split: str | None = None,
+    ) -> Samples:
+        """The samples of a torchgeo `NonGeoDataset`, or of a data set like one.
+
+        It must provide `len(dataset)` and `dataset[i]`, a dictionary with a (C, H, W) tensor under
+        `image_key` and, for labels, a class number or a (K,) vector of zeros and ones under
+        `label_key`; a torch `Subset` of one will do. Class names are its `classes`, unless
+        `class_names` are given. `bands`: of its channels in order (`EuroSAT.all_band_names`).
+        `units`: left out, the numbers are DN, as torchgeo reads files, or the units of a sensor
+        without DN. Samples are read one at a time, as the data set's `transforms` give them: these
+        must not be random. Where it has no `targets`, all samples are read once for their labels.
+        """
+        found = find_sensor(sensor) if isinstance(sensor, str) else sensor
+        image = partial(tensor_of, image_key=image_key)
+        first = describe_items(dataset, image, needs=f"dictionaries with a tensor {image_key!r}")
+        layout = declare_layout(
+            found,
+            bands,
+            units=units or ("dn" if has_dn(found) else "physical"),
+            dn_offset=dn_offset,
+            composite=composite,
+            shape=first.shape,
+        )
+        values = None
+        if label_key is not None and label_key in dataset[0]:
+            values = item_labels(dataset, lambda item: item[label_key])
+        return cls._from_items(
+            dataset,
+            image,
+            layout,
+            values,
+            class_names,
+            prompts,
+            name=name or type(whole_of(dataset)).__name__.lower(),
+            split=split or str(getattr(whole_of(dataset), "split", "all")),
+        )
+
+    @classmethod
+    def from_torchvision(
+        cls,
+        dataset: Any,
+        *,
+        class_names: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        size: Size | None = None,
+        name: str | None = None,
+        split: str = "all",
+    ) -> Samples:
+        """The pictures of a torchvision data set: `dataset[i]` is a pair (Pillow image, class).
+
+        It must not have a `transform` that makes tensors: pictures are resized as their files
+        would be. Class names are its `classes`, unless `class_names` are given. A torch `Subset`
+        of one will do. Where it has no `targets`, all samples are read once for their labels.
+        """
+        describe_items(dataset, picture_of, needs="pairs (Pillow image, class)")
+        rgb = SENSORS["rgb"]
+        samples = cls._from_items(
+            dataset,
+            picture_of,
+            declare_layout(rgb, None, units="dn"),
+            item_labels(dataset, lambda item: item[1]),
+            class_names,
+            prompts,
+            name=name or type(whole_of(dataset)).__name__.lower(),
+            split=split,
+        )
+        whole = samples._samples
+        assert isinstance(whole, ItemSet)
+        return samples if size is None else Samples(whole.at_size(size))
+
+    @classmethod
+    def _from_items(
+        cls,
+        dataset: Any,
+        image: Callable[[Any], NDArray[Any]],
+        layout: PixelLayout,
+        values: list[Any] | None,
+        class_names: Sequence[str] | None,
+        prompts: Sequence[str] | None,
+        *,
+        name: str,
+        split: str,
+    ) -> Samples:
+        name = _checked_name(name)
+        if values is not None and class_names is None:
+            classes = item_classes(dataset)
+            class_names = None if classes is None else tuple(map(as_words, classes))
+        samples = ItemSet.open(
+            dataset,
+            image,
+            layout,
+            labels=_labels_of(values, class_names, len(dataset), name=name, split=split),
+            prompts=_templates(prompts),
+            name=name,
+            split=split,
+        )
+        check_samples(samples)
+        return cls(samples, resize=samples.at_size if layout.sensor == SENSORS["rgb"] else None)
+
+    @classmethod
+    def open(
+        cls,
+        name_or_toml: str | Path,
+        *,
+        data_root: str | Path | None = None,
+        split: str = "test",
+        size: Size | None = None,
+    ) -> Samples:
+        """A data set by name, from the TOML file that declares it, or from its packed store.
+
+        What `terralign evaluate --data` opens. `data_root`: the folder that holds the data sets'
+        own folders. `size`: to what RGB pictures are resized and cropped.
+        """
+        text = str(name_or_toml)
+        open_at = partial(
+            _open_dataset, text, None if data_root is None else Path(data_root), split
+        )
+        return cls(open_at(size), resize=open_at if size is None else None)
+
+
+def _open_dataset(name: str, data_root: Path | None, split: str, size: Size | None) -> SampleSet:
+    return open_dataset(name, data_root=data_root, split=split, size=size)
+
+
+def _refuse(given: Mapping[str, Any], reason: str) -> None:
+    for key, value in given.items():
+        if value is not None:
+            raise DataError(f"{key} {reason}; leave it out")
+
+
+# Names and labels
+
+
+def as_words(name: str) -> str:
+    """A folder's or class's name as a prompt says it: "SeaLake" and "sea_lake" are "sea lake".
+
+    A word in capitals alone stays as it is.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]+", " ", name).split()
+    return " ".join(one if one.isupper() else one.lower() for one in words) or name
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w .-]*", name):
+        raise DataError(
+            f"name = {name!r}: results and folders are called by it; use letters, digits, - _ . "
+            "and spaces"
+        )
+    return name
+
+
+def _templates(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
+    if prompts is None:
+        return None
+    found = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    for template in found:
+        if template.count("{}") != 1:
+            raise DataError(f"the template {template!r} needs {{}} once, for the class")
+    if not found:
+        raise DataError("prompts has no template; leave it out to use the space's")
+    return found
+
+
+def _keys_of(keys: Sequence[str] | None, num_samples: int) -> tuple[str, ...]:
+    if keys is None:
+        return tuple(f"sample-{number:06d}" for number in range(num_samples))
+    found = tuple(str(one) for one in keys)
+    if len(found) != num_samples:
+        raise DataError(f"{len(found)} keys for {num_samples} samples")
+    if len(set(found)) < len(found):
+        twice = next(one for one in found if found.count(one) > 1)
+        raise DataError(f"keys name {twice!r} twice; every sample needs its own")
+    return found
+
+
+def _captions_of(
+    captions: Sequence[str | Sequence[str]] | None, num_samples: int
+) -> Captions | None:
+    if captions is None:
+        return None
+    found = tuple((one,) if isinstance(one, str) else tuple(one) for one in captions)
+    if len(found) != num_samples:
+        raise DataError(f"{len(found)} captions for {num_samples} samples")
+    if not all(found):
+        raise DataError("a sample has no caption; give every sample at least one, or none any")
+    return found
+
+
+def _labels_of(
+    labels: Any, class_names: Sequence[str] | None, num_samples: int, *, name: str, split: str
+) -> Labels | None:
+    """Labels from class numbers (N,), class names (N,) or (N, K) bool."""
+    if labels is None:
+        if class_names is not None:
+            raise DataError("class_names has no effect without labels; leave it out")
+        return None
+    if isinstance(class_names, str):
+        raise DataError(f"class_names = {class_names!r} is one text; give a list of names")
+    names = None if class_names is None else tuple(map(str, class_names))
+    values = as_numbers(labels) if not isinstance(labels, list | tuple) else _stacked(labels)
+    if len(values) != num_samples:
+        raise DataError(f"{len(values)} labels for {num_samples} samples")
+    if values.dtype.kind in "UO" and values.ndim == 1:
+        values, names = _numbered([str(one) for one in values], names)
+    if names is None:
+        raise DataError(
+            "labels are numbers, and class_names is missing: give one name per class, in order"
+        )
+    if len(set(names)) < len(names):
+        twice = next(one for one in names if names.count(one) > 1)
+        raise DataError(f"class_names has {twice!r} twice; every class needs its own")
+    checked = _checked_values(values, len(names))
+    found = Labels(values=checked, class_names=names, class_list=name)
+    tell_unused(found, name=name, split=split)
+    return found
+
+
+def _stacked(labels: Sequence[Any]) -> NDArray[Any]:
+    try:
+        return np.array([as_numbers(one) if hasattr(one, "shape") else one for one in labels])
+    except ValueError as error:
+        raise DataError("labels differ in length; give one class number or K bools each") from error
+
+
+def _numbered(
+    labels: list[str], names: tuple[str, ...] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    known = tuple(sorted(set(labels))) if names is None else names
+    numbers = {name: number for number, name in enumerate(known)}
+    unknown = next((one for one in labels if one not in numbers), None)
+    if unknown is not None:
+        raise DataError(f"label {unknown!r} is none of class_names; {nearest(unknown, known)}")
+    return np.array([numbers[one] for one in labels], dtype=np.int64), known
+
+
+def _checked_values(
+    values: NDArray[Any], num_classes: int
+) -> NDArray[np.int64] | NDArray[np.bool_]:
+    if values.ndim == 2:
+        if values.shape[1] != num_classes:
+            raise DataError(
+                f"labels of shape {values.shape} for {num_classes} class names; expected "
+                f"({len(values)}, {num_classes}), one column per class"
+            )
+        if not np.isin(values, (0, 1)).all():
+            raise DataError("labels of several classes to a sample are True and False, or 0 and 1")
+        return values.astype(np.bool_)
+    if values.ndim != 1 or values.dtype.kind not in "iub":
+        raise DataError(
+            f"labels have shape {values.shape} and type {values.dtype}; expected (N,) class "
+            "numbers or names, or (N, K) bools"
+        )
+    numbers = values.astype(np.int64)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < num_classes:
+        raise DataError(
+            f"labels go from {numbers.min()} to {numbers.max()}, but there are {num_classes} "
+            f"class names: expected 0 to {num_classes - 1}"
+        )
+    return numbers
+
+
+# Arrays
+
+
+def as_numbers(array: Any) -> NDArray[Any]:
+    """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
+
+    Masked numbers of a masked array become NaN.
+    """
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()
+        numbers: NDArray[Any] = tensor.numpy()
+        return numbers
+    if isinstance(array, np.ma.MaskedArray):
+        exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
+        return np.asarray(np.ma.filled(array.astype(exact), np.nan))
+    found: NDArray[Any] = np.asanyarray(array)
+    return found
+
+
+def _declared_arrays(
+    pixels: ArrayLike | Mapping[str, ArrayLike],
+    sensor: str | Sensor | Mapping[str, Sensor] | None,
+    bands: Any,
+    units: Any,
+    dn_offset: Any,
+    composite: Any,
+) -> tuple[dict[str, NDArray[Any]], dict[str, PixelLayout]]:
+    """Sensor name -> numbers (N, C, H, W), and what they mean."""
+    given: list[tuple[Sensor, Any]]
+    if isinstance(pixels, Mapping):
+        own = sensor if isinstance(sensor, Mapping) else {}
+        if sensor is not None and not isinstance(sensor, Mapping):
+            raise DataError("pixels are given by sensor; leave sensor out")
+        given = [(own.get(key) or find_sensor(key), one) for key, one in pixels.items()]
+        if not given:
+            raise DataError("pixels name no sensor")
+    else:
+        if sensor is None or isinstance(sensor, Mapping):
+            raise DataError("sensor is missing: name the one that made the pixels (sensor=)")
+        given = [(find_sensor(sensor) if isinstance(sensor, str) else sensor, pixels)]
+    keys = list(pixels) if isinstance(pixels, Mapping) else [given[0][0].name]
+    arrays: dict[str, NDArray[Any]] = {}
+    layouts: dict[str, PixelLayout] = {}
+    for key, (one, array) in zip(keys, given, strict=True):
+        numbers = as_numbers(array)
+        if numbers.ndim != 4 or numbers.dtype.kind not in "iuf" or not len(numbers):
+            raise DataError(
+                f"pixels have shape {numbers.shape} and type {numbers.dtype}; expected numbers "
+                "(N, C, H, W) of at least one sample, channels first"
+            )
+        layouts[one.name] = declare_layout(
+            one,
+            _of(key, bands),
+            units=units_of(one, numbers.dtype, _of(key, units)),
+            dn_offset=_of(key, dn_offset),
+            composite=_of(key, composite),
+            shape=numbers.shape,
+        )
+        arrays[one.name] = numbers
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(arrays) < len(given) or len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise DataError(
+            f"pixels of several sensors are of the same samples, in one order; found {shown}"
+        )
+    return arrays, layouts
+
+
+def _of(sensor: str, value: Any) -> Any:
+    """One sensor's value of a keyword that may be given by sensor."""
+    return value.get(sensor) if isinstance(value, Mapping) else value
+
+
+def _check_each(samples: ArraySet) -> None:
+    """Some samples, evenly spaced, one by one: a few of another kind hide among many."""
+    for sensor, layout in samples.layouts.items():
+        if sensor == "rgb" and samples.arrays[sensor].dtype == np.uint8:
+            continue
+        for row in np.unique(np.linspace(0, len(samples) - 1, 256).astype(np.int64)):
+            origin = f"data set {samples.name!r}, {samples.keys[row]}, {sensor}"
+            check_sample(np.asarray(samples.arrays[sensor][row]), layout, origin=origin)
+
+
+# Folders
+
+
+def _folder_sensor(root: Path, sensor: str | Sensor | None) -> Sensor:
+    if isinstance(sensor, Sensor):
+        return sensor
+    if sensor is not None:
+        return find_sensor(sensor)
+    files = list_images(root)
+    rasters = [one for one in files if one.suffix.lower() in RASTER_SUFFIXES]
+    if rasters and len(rasters) == len(files):
+        raise DataError(
+            f"{root} holds GeoTIFFs, such as {rasters[0].name}; name the sensor that made them "
+            '(sensor=; "rgb" for plain pictures)'
+        )
+    return SENSORS["rgb"]
+
+
+def _folder_classes(
+    folders: Sequence[str], class_names: Mapping[str, str] | Sequence[str] | None
+) -> dict[str, str]:
+    """Folder -> class name."""
+    if isinstance(class_names, Mapping):
+        return dict(class_names)
+    names = class_names if class_names is not None else [as_words(one) for one in folders]
+    if isinstance(names, str) or len(names) != len(folders):
+        raise DataError(
+            f"{len(names)} class names for {len(folders)} class folders ({', '.join(folders[:5])}"
+            f"{', ...' * (len(folders) > 5)}); give one each, in this order, or folder -> name"
+        )
+    if len(set(names)) < len(names):
+        raise DataError("two class folders have one class name; give class_names by folder")
+    return dict(zip(folders, names, strict=True))
+
+
+def _open_folder(
+    root: Path,
+    size: Size | None,
+    *,
+    name: str,
+    split: str,
+    classes: Mapping[str, str] | None,
+    pixels: Pixels,
+    prompts: tuple[str, ...] | None,
+) -> SampleSet:
+    read = pixels.at_size(size)
+    if classes is None:
+        return open_tree(root, name=name, split=split, pixels=read)
+    return open_folder(
+        root,
+        name=name,
+        split=split,
+        classes=classes,
+        class_list=name,
+        pixels=read,
+        prompts=prompts,
+        locate=FilePlaces(root),
+    )
