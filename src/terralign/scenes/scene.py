@@ -51,7 +51,7 @@ from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_A_SIDE = 4
+SAMPLES_A_SIDE = 3
 """Samples that a large scene is checked on, in each direction, evenly spread."""
 
 SAMPLE_SIDE = 256
@@ -59,6 +59,9 @@ SAMPLE_SIDE = 256
 
 MAX_CHECKED_WHOLE = 1024**2
 """A scene of at most so many pixels is checked as a whole."""
+
+MAX_STRIP_BYTES = 64 * 1024**2
+"""How much `Scene.read_windows` reads at a time."""
 
 MAX_BLOCK_BYTES = 1024**3
 """A file whose blocks take more memory than this each is refused; they are read one at a time."""
@@ -132,6 +135,28 @@ class Scene:
         pixels, valid = self.source.read(window, layout, self.grid)
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
 
+    def read_windows(
+        self, windows: Iterable[Window], *, bands: Sequence[str] | None = None
+    ) -> Iterator[Chip]:
+        """A chip of each window, in their order, as `read` gives it.
+
+        Windows of one row that follow one another, as `cut_windows` makes them, are read together,
+        which takes much less time for small ones.
+        """
+        layout = self.layout if bands is None else self._layout_of(bands)
+        pixel_bytes = len(layout.bands) * self.source.dtype.itemsize
+        for strip, members in _strips(windows, MAX_STRIP_BYTES // pixel_bytes):
+            chip = self.read(strip, bands=bands)
+            for window in members:
+                first = window.column - strip.column
+                columns = slice(first, first + window.width)
+                yield replace(
+                    chip,
+                    pixels=chip.pixels[:, :, columns].copy(),
+                    valid=chip.valid[:, :, columns].copy(),
+                    grid=self.grid.window(window),
+                )
+
     def _layout_of(self, bands: Sequence[str]) -> PixelLayout:
         names = self.sensor.resolve(bands)
         missing = [name for name in names if name not in self.bands]
@@ -160,6 +185,29 @@ class Scene:
 
     def __repr__(self) -> str:
         return f"Scene({self})"
+
+
+def _strips(windows: Iterable[Window], max_pixels: int) -> Iterator[tuple[Window, list[Window]]]:
+    """Consecutive windows of the same rows and width, and the window that holds them; of one window alone
+    that has more than `max_pixels`, itself."""
+    members: list[Window] = []
+    for window in windows:
+        joined = _around([*members[:1], *members[-1:], window])
+        follows = members and window.column >= members[-1].column
+        alike = members and replace(window, column=0) == replace(members[0], column=0)
+        if members and not (follows and alike and joined.height * joined.width <= max_pixels):
+            yield _around([members[0], members[-1]]), members
+            members = []
+        members.append(window)
+    if members:
+        yield _around([members[0], members[-1]]), members
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    """The window from the corner of the first to the end of the last, of the first's rows."""
+    first, last = windows[0], windows[-1]
+    width = max(1, last.column + last.width - first.column)
+    return replace(first, width=width)
 
 
 def open_scene(
@@ -288,8 +336,9 @@ def _samples(scene: Scene) -> Iterator[Chip]:
 
 
 def _spread(length: int) -> list[int]:
-    last = max(0, length - SAMPLE_SIDE)
-    return sorted({last * n // (SAMPLES_A_SIDE - 1) for n in range(SAMPLES_A_SIDE)})
+    """First rows or columns of samples: multiples of their side, so that each lies in one tile."""
+    last = max(0, length // SAMPLE_SIDE - 1)
+    return sorted({SAMPLE_SIDE * (last * n // (SAMPLES_A_SIDE - 1)) for n in range(SAMPLES_A_SIDE)})
 
 
 def _datetime_of(names: Iterable[str]) -> dt.datetime | None:
@@ -356,9 +405,10 @@ class _FileSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Band:
-    """One band's file on the scene's grid (see `read_enlarged`)."""
+    """One band's file on the scene's grid (see `read_enlarged`); `origin`: as errors name it."""
 
     path: Path
+    origin: str
     factor: int
     shift: tuple[float, float]
     mask_index: int | None
@@ -392,7 +442,7 @@ class _ProductSource:
                     factor=band.factor,
                     top=area.row,
                     left=area.column,
-                    origin=shown(band.path),
+                    origin=band.origin,
                     shift=band.shift,
                     mask_index=band.mask_index,
                 )
@@ -598,7 +648,13 @@ def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
             f"({fine.height}x{fine.width}); bring the bands to one grid (gdalwarp -te ... -tr ...)"
         )
     shift = (down, right) if max(abs(down), abs(right)) > 0.05 else (0.0, 0.0)
-    return _Band(path=header.file.path, factor=factor, shift=shift, mask_index=header.mask_index)
+    return _Band(
+        path=header.file.path,
+        origin=shown(header.file.path),
+        factor=factor,
+        shift=shift,
+        mask_index=header.mask_index,
+    )
 
 
 def _affine(grid: Grid) -> Any:
