@@ -47,7 +47,7 @@ def about(what: str | None = None) -> dict[str, Any]:
         return read_facts(what).about()
     if is_store(Path(what)):
         return _about_store(Path(what))
-    return _about_space(EmbeddingSpace.load(what))
+    return _about_space(EmbeddingSpace.load(what, skip_custom=True))
 
 
 def _note(folder: str, name: str) -> str:
@@ -87,6 +87,14 @@ def _about_space(space: EmbeddingSpace) -> dict[str, Any]:
             "bands": list(spec.bands),
             "size": spec.size,
             "missing bands": spec.missing,
+        }
+    for config in space.skipped:
+        towers[config.name] = {
+            "custom encoder": config.describe_encoder(),
+            "sensors": list(config.input.sensors),
+            "bands": list(config.input.bands),
+            "size": config.input.size,
+            "missing bands": config.input.missing,
         }
     return {
         "source": space.source,
