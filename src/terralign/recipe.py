@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import find_dataset
+from terralign.encoders.sensor import CUSTOM
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.files import read_shipped, read_toml, shipped_names
@@ -125,6 +126,12 @@ class AlignRecipe(AlignSettings):
     data: tuple[AlignData, ...] = Field(min_length=1)
     validation: AlignData | None = None
     """For keep = "best"."""
+
+    @model_validator(mode="after")
+    def _student_can_be_built(self) -> Self:
+        if self.student.backbone == CUSTOM:
+            raise ValueError("a custom encoder is given in Python (terralign.align), not here")
+        return self
 
     @model_validator(mode="after")
     def _validation_has_an_effect(self) -> Self:

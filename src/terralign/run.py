@@ -221,7 +221,7 @@ class _Run:
         )
         for recipe in self.recipe.align:
             tower = self._align_one(space.clip, recipe)
-            space.add_tower(tower, [find_sensor(name) for name in recipe.sensors])
+            space.add(tower, [find_sensor(name) for name in recipe.sensors])
         return space
 
     def _align_one(self, clip: ClipModel, recipe: AlignRecipe) -> SensorTower:

@@ -58,7 +58,7 @@ def new_tower(
 @pytest.fixture
 def space(tiny_clip: ClipModel) -> EmbeddingSpace:
     made = EmbeddingSpace(tiny_clip, prompts=PROMPTS, provenance={"recipe": "test"})
-    made.add_tower(new_tower(tiny_clip))
+    made.add(new_tower(tiny_clip))
     return made
 
 
@@ -111,13 +111,13 @@ def test_adding_a_tower_keeps_the_space_and_retraining_changes_the_tower(
     space: EmbeddingSpace, tiny_clip: ClipModel
 ) -> None:
     anchor, first = space.space_id, space.tower_id("s2")
-    space.add_tower(new_tower(tiny_clip, "visible", bands=BANDS[:3]))
+    space.add(new_tower(tiny_clip, "visible", bands=BANDS[:3]))
     assert (space.clip.anchor_id(), space.tower_id("s2")) == (anchor, first)
     assert space.tower_id(RGB) == anchor
     retrained = new_tower(tiny_clip)
     with torch.no_grad():
         next(retrained.parameters()).add_(0.01)
-    space.add_tower(retrained)
+    space.add(retrained)
     assert space.tower_id("s2") != first
     assert space.clip.anchor_id() == anchor
 
@@ -128,9 +128,9 @@ def test_a_tower_that_does_not_belong_is_refused(
     tower = new_tower(tiny_clip)
     tower.config = tower.config.model_copy(update={"embed_dim": 16})
     with pytest.raises(SpaceMismatchError, match="embeds into 16 dimensions, the space has 32"):
-        space.add_tower(tower)
+        space.add(tower)
     with pytest.raises(ModelError, match="give a new tower another name"):
-        space.add_tower(new_tower(tiny_clip, RGB))
+        space.add(new_tower(tiny_clip, RGB))
     with pytest.raises(ModelError, match="has no tower 's1'; known: rgb, s2"):
         space.input_spec("s1")
 
@@ -275,7 +275,7 @@ def test_a_user_defined_sensor_travels_with_its_tower(
         "unit": "reflectance",
         "dn_scale": 1e-3,
     }
-    space.add_tower(
+    space.add(
         new_tower(tiny_clip, "drone", parse_sensor(values), ("nir", "swir")), [parse_sensor(values)]
     )
     space.save(tmp_path / "model")

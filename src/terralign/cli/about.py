@@ -255,7 +255,7 @@ def _about_store(store: Path) -> dict[str, Any]:
 def _about_space(source: str) -> dict[str, Any]:
     from terralign.encoders.space import EmbeddingSpace
 
-    space = EmbeddingSpace.load(source)
+    space = EmbeddingSpace.load(source, skip_custom=True)
     towers = {}
     for name in space.tower_names:
         spec = space.input_spec(name)

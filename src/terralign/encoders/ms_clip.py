@@ -85,7 +85,7 @@ def load_ms_clip(path: Path, *, model_cfg: dict[str, Any] | None = None) -> Embe
         source=f"{MS_CLIP}:{path}",
     )
     visual = {key: value for key, value in state.items() if key.startswith("visual.")}
-    space.add_tower(_tower(clip, visual))
+    space.add(_tower(clip, visual))
     return space
 
 

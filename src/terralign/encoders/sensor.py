@@ -1,7 +1,8 @@
 """Student towers: a backbone over N bands and a linear projection to D dimensions.
 
-Letters: B batch, C bands, H W pixels, D embedding. A backbone is either any timm model
-(`TowerConfig.backbone` is its name) or the RGB tower itself inflated to C bands ("inflate").
+Letters: B batch, C bands, H W pixels, D embedding, F features. A backbone is any timm model
+(`TowerConfig.backbone` is its name), the RGB tower itself inflated to C bands ("inflate"), or a
+custom encoder that its user builds ("custom"; see `custom`).
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from terralign.encoders.weights import (
 from terralign.errors import ModelError, first_line
 from terralign.files import hash_json
 from terralign.preprocess import InputSpec
-from terralign.sensors import SENSORS, Composite
+from terralign.sensors import SENSORS, Composite, Sensor
 
 logger = logging.getLogger(__name__)
 
 INFLATE = "inflate"
+CUSTOM = "custom"
 
 Scaling = Literal["reflectance", "ssl4eo-s1", "standardised"]
 """How a timm tower's inputs were scaled; `train/student.py` has the numbers."""
@@ -53,7 +55,8 @@ class TowerConfig(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """The tower's name in its space."""
     backbone: str
-    """A timm model's name, or "inflate": the space's RGB tower over the tower's bands."""
+    """A timm model's name, "inflate": the space's RGB tower over the tower's bands, or "custom":
+    an encoder that its user builds."""
     input: InputSpec
     """Sensors, bands, size and normalisation."""
     embed_dim: int = Field(gt=0)
@@ -61,18 +64,37 @@ class TowerConfig(BaseModel):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth while training (timm backbones)."""
     scaling: Scaling | None = None
-    """Which scaling `input` holds (timm backbones); None: not recorded, or an inflated tower."""
+    """Which scaling `input` holds (timm and custom backbones); None: not recorded, or an inflated
+    tower."""
+    encoder: str | None = None
+    """The class of a custom encoder, for people; nothing is imported by it."""
+    width: int | None = Field(default=None, gt=0)
+    """F of a custom encoder that a linear projection takes to D; None: it gives D itself, and
+    there is no projection."""
+
+    def describe_encoder(self) -> str:
+        """ "MyNet, 4 bands B02, B03, B04, B08, 64 px": what a custom encoder takes."""
+        bands = self.input.bands
+        plural = "s" if len(bands) > 1 else ""
+        return f"{self.encoder}, {len(bands)} band{plural} {', '.join(bands)}, {self.input.size} px"
 
 
 class SensorTower(nn.Module):
-    """(B, C, H, W) normalised float32 in the bands of `config.input` -> (B, D), not normalised."""
+    """(B, C, H, W) normalised float32 in the bands of `config.input` -> (B, D), not normalised.
+
+    `sensors`: the definitions of those in `config.input` that are not built in. `space_id`: of the
+    space that the tower was aligned to or loaded with; None where that is not known.
+    """
 
     def __init__(self, config: TowerConfig, backbone: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
         self.projection = projection
-        self.to(memory_format=torch.channels_last)  # convolutions are faster so
+        self.sensors: tuple[Sensor, ...] = ()
+        self.space_id: str | None = None
+        if all(value.ndim != 5 for value in self.parameters()):  # torch refuses those of Conv3d
+            self.to(memory_format=torch.channels_last)  # convolutions are faster so
 
     def forward(self, pixels: Tensor) -> Tensor:
         return cast(Tensor, self.projection(self.backbone(pixels)))
@@ -80,13 +102,17 @@ class SensorTower(nn.Module):
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""
         values = self.config.model_dump(mode="json")
-        if values["scaling"] is None:  # as in spaces from before it was recorded
-            del values["scaling"]
+        for key in ("scaling", "encoder", "width"):
+            if values[key] is None:  # as in spaces from before it was recorded
+                del values[key]
         return hash_module(self, extra=hash_json(values))
 
 
-def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> SensorTower:
-    """A tower with fresh weights: random for timm backbones, the RGB tower's where inflated.
+def build_tower(
+    config: TowerConfig, clip: ClipModel, *, seed: int = 0, encoder: nn.Module | None = None
+) -> SensorTower:
+    """A tower with fresh weights: random for timm backbones, the RGB tower's where inflated, those
+    that it comes with for a custom `encoder`.
 
     Inflated towers end with the RGB tower's own projection; the filters of their first layer are
     zero until `inflate` sets them.
@@ -99,19 +125,43 @@ def build_tower(config: TowerConfig, clip: ClipModel, *, seed: int = 0) -> Senso
         visual = copy.deepcopy(clip.visual)
         _widen(visual, len(config.input.bands))
         return SensorTower(config, visual, nn.Identity()).requires_grad_(True)
+    if config.backbone == CUSTOM:
+        if encoder is None:
+            raise ModelError(
+                f"tower {config.name!r} has a custom encoder, which is given in Python: "
+                "align(..., encoder=my_module), load(..., encoders={...})"
+            )
+        return SensorTower(config, encoder, new_projection(config, seed)).requires_grad_(True)
     return _build_timm(config, seed)
 
 
-def load_tower(config: TowerConfig, clip: ClipModel, path: Path) -> SensorTower:
-    """A tower with the weights of a safetensors file; `ModelError` where they do not fit."""
+def load_tower(
+    config: TowerConfig, clip: ClipModel, path: Path, *, encoder: nn.Module | None = None
+) -> SensorTower:
+    """A tower with the weights of a safetensors file; `ModelError` where they do not fit.
+
+    `encoder`: the module of a custom one, built by its user; its weights are replaced.
+    """
     # Shapes first, on the meta device: a hostile configuration takes no memory.
-    with torch.device("meta"):
-        planned = build_tower(config, clip).state_dict()
+    if encoder is None:
+        with torch.device("meta"):
+            planned = build_tower(config, clip).state_dict()
+    else:
+        planned = build_tower(config, clip, encoder=encoder).state_dict()
     expected = {key: tuple(value.shape) for key, value in planned.items()}
     check_shapes(expected, read_shapes(path), what=str(path))
-    tower = build_tower(config, clip)
+    tower = build_tower(config, clip, encoder=encoder)
     load_weights(tower, read_state_dict(path), what=str(path))
     return tower.requires_grad_(False)
+
+
+def new_projection(config: TowerConfig, seed: int) -> nn.Module:
+    """From a custom encoder's features to D, with fresh weights."""
+    if config.width is None:
+        return nn.Identity()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(config.width, config.embed_dim, bias=False)
 
 
 def _build_timm(config: TowerConfig, seed: int) -> SensorTower:

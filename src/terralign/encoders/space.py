@@ -33,6 +33,7 @@ from terralign.encoders.answers import (
     require_some,
 )
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.picture_size import picture_size
@@ -43,10 +44,10 @@ from terralign.encoders.pixels import (
     resize_pictures,
     seen_shares,
 )
-from terralign.encoders.sensor import SensorTower, TowerConfig, load_tower
+from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
 from terralign.encoders.tables import Table
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
-from terralign.encoders.weights import write_state_dict
+from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
     PromptSet,
     as_class_names,
@@ -101,6 +102,8 @@ class EmbeddingSpace:
         self.provenance: dict[str, Any] = dict(provenance or {})
         self.source = source or clip.source
         self.space_id = clip.anchor_id()
+        self.skipped: tuple[TowerConfig, ...] = ()
+        """Towers of the folder that were left out, since their custom encoders were not given."""
         for tower in self.towers.values():
             tower.eval()
 
@@ -486,8 +489,13 @@ class EmbeddingSpace:
 
     # Growing, saving, loading
 
-    def add_tower(self, tower: SensorTower, sensors: Sequence[Sensor] = ()) -> None:
-        """Add or replace an aligned tower; vectors of the other towers stay valid."""
+    def add(self, tower: SensorTower, sensors: Sequence[Sensor] = ()) -> None:
+        """Add or replace an aligned tower; vectors of the other towers stay valid.
+
+        `sensors`: the definitions of its sensors that are not built in, where the tower does not
+        carry them itself, as those that `align` makes do. `SpaceMismatchError` for a tower of
+        another space, `ModelError` for weights that are not finite.
+        """
         if tower.config.embed_dim != self.dim:
             raise SpaceMismatchError(
                 f"tower {tower.config.name!r} embeds into {tower.config.embed_dim} dimensions, "
@@ -495,8 +503,19 @@ class EmbeddingSpace:
             )
         if tower.config.name == RGB:
             raise ModelError("the RGB tower anchors the space; give a new tower another name")
-        self.sensors.update({one.name: one for one in sensors if one.name not in SENSORS})
-        self.towers[tower.config.name] = tower.eval()
+        if tower.space_id is not None and tower.space_id != self.space_id:
+            raise SpaceMismatchError(
+                f"tower {tower.config.name!r} was aligned to space {tower.space_id}, this one is "
+                f"{self.space_id}; align it again"
+            )
+        state = tower.state_dict()
+        check_numbers_of(state, state, what=f"tower {tower.config.name!r}")
+        own = {one.name: one for one in (*tower.sensors, *sensors) if one.name not in SENSORS}
+        self.sensors.update(own)
+        known = {**self.sensors, **own}
+        tower.sensors = tuple(known[name] for name in tower.config.input.sensors if name in known)
+        tower.space_id = self.space_id
+        self.towers[tower.config.name] = tower.to(self.device).eval()
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the space into `folder`: whole, or not at all.
@@ -540,10 +559,7 @@ class EmbeddingSpace:
                 "format": FORMAT_VERSION,
                 "space_id": self.space_id,
                 "dim": self.dim,
-                "towers": [
-                    {"tower_id": tower.tower_id(), **tower.config.model_dump(mode="json")}
-                    for tower in self.towers.values()
-                ],
+                "towers": [_describe_tower(tower) for tower in self.towers.values()],
                 "sensors": [describe_sensor(sensor) for sensor in self.sensors.values()],
                 "prompts": self.prompts.describe() if self.prompts else None,
                 "provenance": self.provenance,
@@ -558,28 +574,50 @@ class EmbeddingSpace:
         )
 
     @classmethod
-    def load(cls, source: str | Path) -> EmbeddingSpace:
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        encoders: Mapping[str, Encoder] | None = None,
+        skip_custom: bool = False,
+    ) -> EmbeddingSpace:
         """A space from its folder, or from anything `load_clip` takes (text and RGB only).
 
-        Needs no network for a folder. A changed, truncated or missing file is refused by its
-        hash (`ModelError`); nothing is ever searched for or guessed.
+        `encoders`: tower name -> custom encoder, a module or a function that builds it, whose
+        weights the folder has; a space with such towers needs one for each, unless `skip_custom`,
+        which leaves towers without one out. Needs no network for a folder. A changed, truncated or
+        missing file is refused by its hash, and an encoder by its shapes and by what it computes
+        (`ModelError`); nothing is ever searched for, guessed, or imported by name.
         """
         folder = Path(source)
         if not _is_space(folder):
+            if encoders:
+                raise ModelError(
+                    f"encoders has no effect on {source}, which has no towers beside its RGB tower"
+                )
             return cls(load_clip(str(source)))
         try:
-            return cls._from_values(folder, read_json(folder / "space.json"))
+            values = read_json(folder / "space.json")
+            return cls._from_values(folder, values, encoders or {}, skip_custom)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"{folder / 'space.json'} is not a space ({reason})") from error
 
     @classmethod
-    def _from_values(cls, folder: Path, values: dict[str, Any]) -> EmbeddingSpace:
+    def _from_values(
+        cls,
+        folder: Path,
+        values: dict[str, Any],
+        encoders: Mapping[str, Encoder],
+        skip_custom: bool,
+    ) -> EmbeddingSpace:
         if values["format"] != FORMAT_VERSION:
             raise ModelError(
                 f"{folder} has space format {values['format']}; this terralign reads "
                 f"{FORMAT_VERSION}"
             )
+        configs = [_tower_config(entry) for entry in values["towers"]]
+        skipped = _check_encoders(folder, configs, encoders, skip_custom)
         _check_files(folder, values["files"])
         clip = load_clip(str(folder))
         sensors = [parse_sensor(one, origin=str(folder)) for one in values["sensors"]]
@@ -595,20 +633,73 @@ class EmbeddingSpace:
         )
         if space.space_id != values["space_id"]:
             raise ModelError(f"{folder}: its towers are not those of space {values['space_id']}")
-        for entry in values["towers"]:
-            config = TowerConfig.model_validate(
-                {key: value for key, value in entry.items() if key != "tower_id"}
-            )
+        space.skipped = tuple(one for one in configs if one.name in skipped)
+        for config, entry in zip(configs, values["towers"], strict=True):
+            if config.name in skipped:
+                continue
             path = folder / "towers" / f"{config.name}.safetensors"
             if f"towers/{config.name}.safetensors" not in values["files"]:
                 raise ModelError(f"{folder}: tower {config.name!r} has no weights listed")
-            space.add_tower(load_tower(config, clip, path))
+            what = f"encoders[{config.name!r}]"
+            own = encoders.get(config.name)
+            try:
+                module = None if own is None else fit_encoder(own, config, what=what)
+                space.add(load_tower(config, clip, path, encoder=module))
+            except ModelError as error:
+                if own is None or what in str(error):
+                    raise
+                raise ModelError(
+                    f"{what} is not the encoder that was saved ({config.describe_encoder()}): "
+                    f"{error}"
+                ) from error
+            if own is not None:
+                check_probe(space.towers[config.name], entry["probe"], what=what)
             if space.tower_id(config.name) != entry["tower_id"]:
                 raise ModelError(
                     f"{folder}: tower {config.name!r} is not {entry['tower_id']} as space.json "
                     "says; copy the whole folder again"
                 )
         return space
+
+
+def _describe_tower(tower: SensorTower) -> dict[str, Any]:
+    entry = {"tower_id": tower.tower_id(), **tower.config.model_dump(mode="json")}
+    return {**entry, "probe": probe(tower)} if tower.config.backbone == CUSTOM else entry
+
+
+def _tower_config(entry: Mapping[str, Any]) -> TowerConfig:
+    return TowerConfig.model_validate(
+        {key: value for key, value in entry.items() if key not in ("tower_id", "probe")}
+    )
+
+
+def _check_encoders(
+    folder: Path,
+    configs: Sequence[TowerConfig],
+    encoders: Mapping[str, Encoder],
+    skip_custom: bool,
+) -> set[str]:
+    """The names of the custom towers that are left out; `ModelError` where one may not be."""
+    custom = {one.name: one for one in configs if one.backbone == CUSTOM}
+    unknown = next((name for name in encoders if name not in custom), None)
+    if unknown is not None:
+        raise ModelError(
+            f"encoders names {unknown!r}; {folder} has "
+            + (
+                f"custom encoders for {', '.join(custom)}"
+                if custom
+                else "no tower with a custom encoder"
+            )
+        )
+    missing = {name for name in custom if name not in encoders}
+    if missing and not skip_custom:
+        name = min(missing)
+        raise ModelError(
+            f"tower {name!r} of {folder} was made with a custom encoder "
+            f"({custom[name].describe_encoder()}); pass encoders={{{name!r}: function that builds "
+            "it} to load it, or skip_custom=True to leave it out"
+        )
+    return missing
 
 
 def _is_space(folder: Path) -> bool:
@@ -630,7 +721,10 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def load(source: str | Path) -> EmbeddingSpace:
+def load(
+    source: str | Path, *, encoders: Mapping[str, Encoder] | None = None
+) -> EmbeddingSpace:
     """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` or
-    `ARCHITECTURE:FILE`; see `EmbeddingSpace.load`."""
-    return EmbeddingSpace.load(source)
+    `ARCHITECTURE:FILE`. `encoders`: tower -> the function that builds its custom encoder; see
+    `EmbeddingSpace.load`."""
+    return EmbeddingSpace.load(source, encoders=encoders)

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.custom import Encoder, make_encoder, measure_width
 from terralign.encoders.sensor import (
+    CUSTOM,
     INFLATE,
     Scaling,
     SensorTower,
@@ -29,7 +32,7 @@ from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
 from terralign.preprocess.spec import layout_composite
-from terralign.sensors import Composite, Sensor, find_sensor
+from terralign.sensors import SENSORS, Composite, Sensor, find_sensor
 
 NUM_MEASURED = 256
 """Samples per data set from which ranges, means and deviations are taken, evenly spaced."""
@@ -46,7 +49,8 @@ class StudentSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     backbone: str = INFLATE
-    """A timm model's name, or "inflate": the RGB tower over the student's bands."""
+    """A timm model's name, "inflate": the RGB tower over the student's bands, or "custom": an
+    encoder that is given in Python."""
     bands: tuple[str, ...] | None = None
     """Any spelling that one of the tower's sensors knows. None: all bands of the training data."""
     missing: Literal["error", "zero"] = "error"
@@ -86,7 +90,13 @@ class StudentSettings(BaseModel):
                     "size has no effect on an inflated tower, which has its CLIP's; leave it out"
                 )
         elif self.others != "zero":
-            raise ValueError(f"others = {self.others!r} has no effect on a timm backbone")
+            kind = CUSTOM if self.backbone == CUSTOM else "timm"
+            raise ValueError(f"others = {self.others!r} has no effect on a {kind} backbone")
+        if self.backbone == CUSTOM and (self.initial is not None or self.drop_path):
+            raise ValueError(
+                "a custom encoder comes with its weights and its own stochastic depth; leave out "
+                "initial and drop_path"
+            )
         if self.initial_bands is not None and self.initial is None:
             raise ValueError("initial_bands has no effect without initial; leave it out")
         return self
@@ -215,6 +225,7 @@ def new_student(
     *,
     seed: int,
     root: Path | None = None,
+    encoder: Encoder | None = None,
 ) -> tuple[SensorTower, dict[str, list[str]]]:
     """The student before training, and what of its initial checkpoint did not load.
 
@@ -222,9 +233,11 @@ def new_student(
     training data has its own default composite and the ranges of the others. Inflated towers keep
     the composite's stretch and the CLIP's normalisation on the visible bands; every other band is
     stretched so that its mean is as bright as the composite's, since the filters know pictures of
-    that brightness. Timm towers are scaled as `settings.scaling` says. A band that no training
-    sample has is not measured where `missing = "zero"`. `root`: what `settings.initial` is relative
-    to.
+    that brightness. Timm and custom towers are scaled as `settings.scaling` says. A band that no
+    training sample has is not measured where `missing = "zero"`. `root`: what `settings.initial`
+    is relative to. `encoder`: the custom one of `backbone = "custom"`, tried on a batch of zeros;
+    features of another number than D get a linear projection. The tower carries its sensors'
+    definitions and the name of its space.
     """
     declared = [find_sensor(one) if isinstance(one, str) else one for one in sensors]
     layouts = [student_layout(samples, [one.name for one in declared]) for samples in data]
@@ -243,6 +256,7 @@ def new_student(
         spec = _timm_input(
             declared, bands, measured, settings, scaling, size=size or clip.input_spec.size
         )
+    module, class_name, width = _custom(encoder, spec, clip.dim)
     config = TowerConfig(
         name=name,
         backbone=settings.backbone,
@@ -250,14 +264,31 @@ def new_student(
         embed_dim=clip.dim,
         drop_path=settings.drop_path,
         scaling=scaling,
+        encoder=class_name,
+        width=width,
     )
     if settings.backbone == INFLATE:
         visible = next(iter(composites.values()), None)
-        return inflate(config, clip, visible, others=settings.others), {}
-    tower = build_tower(config, clip, seed=seed)
+        tower = inflate(config, clip, visible, others=settings.others)
+    else:
+        tower = build_tower(config, clip, seed=seed, encoder=module)
+    tower.sensors = tuple(one for one in declared if one.name not in SENSORS)
+    tower.space_id = clip.anchor_id()
     if path is None:
         return tower, {}
     return tower, load_initial_weights(tower, path, bands=_initial_bands(settings, declared, bands))
+
+
+def _custom(
+    encoder: Encoder | None, spec: InputSpec, dim: int
+) -> tuple[nn.Module | None, str | None, int | None]:
+    """A custom encoder's module, its class, and its features where they are not D."""
+    if encoder is None:
+        return None, None, None
+    module = make_encoder(encoder, what="encoder")
+    what = f"encoder {type(module).__name__}"
+    width = measure_width(module, num_bands=len(spec.bands), size=spec.size, what=what)
+    return module, type(module).__name__, None if width == dim else width
 
 
 def _initial_path(settings: StudentSettings, root: Path | None) -> Path | None:
