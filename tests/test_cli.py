@@ -591,7 +591,7 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
         recipe.write_text(SMALL_RECIPE.replace('"synthetic-scenes"', '"eurosat-rgb"', 1))
         arguments = ["run", recipe, "--out", tmp_path / "o"]
     said = _fault(*arguments, "--data-root", nowhere)
-    assert f"data root {nowhere} is not there" in said
+    assert f"data root {nowhere} not found" in said
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
     tmp_path: Path,
 ) -> None:
     recipe = small_recipe(base={"model": "micro-clip"})
-    with pytest.raises(DataError, match=r"data root .*nowhere is not there"):
+    with pytest.raises(DataError, match=r"data root .*nowhere not found"):
         run_recipe(recipe, tmp_path / "out", data_root=tmp_path / "nowhere")
 
 

@@ -42,6 +42,7 @@ from terralign.recipe import (
     AlignRecipe,
     EvaluateRecipe,
     Recipe,
+    recipe_hash,
     recipe_text,
 )
 from terralign.run_checks import check_towers
@@ -49,7 +50,8 @@ from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe, keep_threads
 from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
-from terralign.train.align import align
+from terralign.toml_paths import TomlPaths, identity_of
+from terralign.train.align import AlignSettings, align
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
@@ -84,7 +86,7 @@ def run_recipe(
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
     with claimed(folder):
-        keep_recipe(recipe, folder)
+        keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_json(results)["rows"]
@@ -126,6 +128,7 @@ class _Run:
         stores: Path | None,
     ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
+        self.paths = TomlPaths.beside(folder / "recipe.toml", data_root)
         self.data = RunData(recipe, data_root, stores or folder / "stores")
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
@@ -161,20 +164,23 @@ class _Run:
         recipe = self.recipe.base
         if recipe.pretrain is None:
             assert recipe.model is not None
-            below = self.data_root / recipe.model if self.data_root is not None else None
-            found = below if below is not None and below.is_dir() else recipe.model
-            if below is None and not Path(recipe.model).exists() and ":" not in recipe.model:
+            found = TomlPaths(folder=None, data_root=self.data_root).find(recipe.model)
+            if found is None and not Path(recipe.model).exists() and ":" not in recipe.model:
+                root = self.data_root
+                places = "beside the recipe" + (f" and in the data root {root}" if root else "")
+                hint = "" if root else "; give the data root to look there too (--data-root)"
                 raise ModelError(
-                    f"no model at {recipe.model!r}; a recipe's base is also looked for below the "
-                    "data root: give it with --data-root"
+                    f"base.model: {recipe.model} not found; looked {places}{hint}. It may also be "
+                    "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
                 )
-            return EmbeddingSpace.load(found).to(self.device)
+            return EmbeddingSpace.load(found or recipe.model).to(self.device)
         folder = self.folder / "base"
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
             samples = self.data.open(settings.data, settings.split, settings.limit)
             clip = pretrain(
-                samples, settings, self.folder / "pretrain",
+                samples, settings.model_copy(update={"data": samples.name}),
+                self.folder / "pretrain",
                 seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
             )  # fmt: skip
             partial = self.folder / ".base.partial"
@@ -236,7 +242,7 @@ class _Run:
             {
                 "teacher": clip.anchor_id(),
                 "student": tower.tower_id(),
-                "recipe": recipe.model_dump(mode="json"),
+                "recipe": identity_of(recipe.model_dump(mode="json")),
                 "sources": [source.identity() for source in sources],
                 "seed": seed,
             }
@@ -251,11 +257,14 @@ class _Run:
             return tower.to(self.device).eval().requires_grad_(False)
         if initial:
             write_json(folder / "initial.json", initial)
+        settings = AlignSettings.model_validate(
+            {name: getattr(recipe, name) for name in AlignSettings.model_fields}
+        )
         inflated = recipe.student.backbone == INFLATE
         if initial or (inflated and self.recipe.base.pretrain is None):
             warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
         align(
-            clip, tower.to(self.device), sources, recipe, folder,
+            clip, tower.to(self.device), sources, settings, folder,
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
@@ -284,10 +293,11 @@ class _Run:
         return choose_prompts(self.data.open(task.data, task.train), task.prompts)
 
     def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
+        model = self.recipe.base.model
         return {
             "recipe": self.recipe.name,
-            "recipe_hash": hash_json({"recipe": recipe_text(self.recipe)}),
-            "base": self.recipe.base.model or "pretrained by the recipe",
+            "recipe_hash": recipe_hash(self.recipe),
+            "base": identity_of({"model": model})["model"] if model else "pretrained by the recipe",
             "base_id": base.space_id,
             "alpha": patched.choice.alpha if patched else None,
             "versions": versions(),
@@ -328,7 +338,7 @@ class _Run:
             "model": model,
             "towers": towers,
             "data": samples.fingerprint,
-            "entry": entry.model_dump(mode="json", exclude={"models", "towers"}),
+            "entry": identity_of(entry.model_dump(mode="json", exclude={"models", "towers"})),
             "prompts": choose_prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
@@ -435,7 +445,7 @@ class _Run:
             chosen_alpha=patched.choice.alpha if patched else None,
             max_supported_drop=self.recipe.patch.max_supported_drop if self.recipe.patch else None,
             curves=curves,
-            recipe_text=recipe_text(self.recipe),
+            recipe_text=recipe_text(self.recipe, self.paths),
             versions={
                 key: str(value) for key, value in read_json(self.folder / "versions.json").items()
             },

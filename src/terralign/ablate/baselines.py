@@ -34,12 +34,13 @@ from terralign.evaluate.classification import (
 from terralign.evaluate.metrics import MetricResult
 from terralign.evaluate.result import Evaluation
 from terralign.files import hash_json, write_json
-from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
+from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
 from terralign.run import evaluate_entry, run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
 from terralign.run_overlaps import RunOverlaps
 from terralign.study import Planned
+from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import on_cpu
@@ -239,7 +240,7 @@ class _Stage:
     ) -> Rows:
         """Rows of figures that do not come from a space's own texts, but from what was trained."""
         trained = {
-            "recipe": recipe_text(self.recipe),
+            "recipe": recipe_hash(self.recipe),
             "method": type(settings).__name__,
             "settings": settings.model_dump(mode="json"),
         }
@@ -269,7 +270,7 @@ class _Stage:
         identity = {
             "model": model,
             "data": samples.fingerprint,
-            "entry": entry.model_dump(mode="json"),
+            "entry": identity_of(entry.model_dump(mode="json")),
         }
         rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
         note = self.overlaps.note(samples, "patched", ())

@@ -61,7 +61,7 @@ def ablate(
     from terralign.ablate import run_study
     from terralign.study import load_study
 
-    loaded = load_study(study)
+    loaded = load_study(study, data_root=data_root)
     result = run_study(
         loaded,
         out or Path("studies") / loaded.name,

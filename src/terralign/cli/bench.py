@@ -76,7 +76,7 @@ def bench(
     from terralign.suite import load_suite
     from terralign.train.threads import choose_device
 
-    loaded = load_suite(suite, overrides=overrides)
+    loaded = load_suite(suite, overrides=overrides, data_root=data_root)
     chosen_device = choose_device(device)
     threads()
     result = run_bench(

@@ -116,9 +116,10 @@ DATASETS: dict[str, Open] = {
 (see `declared`)."""
 
 
-def find_dataset(name_or_toml: str) -> DatasetEntry:
+def find_dataset(name_or_toml: str, *, data_root: Path | None = None) -> DatasetEntry:
     """The data set of this name, in this packed store, or declared in this TOML file.
 
+    `data_root`: where the sensors of a declaration are looked for, after its own folder.
     `DataError`, with the nearest name, where there is none.
     """
     if name_or_toml in DATASETS:
@@ -128,11 +129,11 @@ def find_dataset(name_or_toml: str) -> DatasetEntry:
     if not name_or_toml.endswith(".toml"):
         raise DataError(
             f"unknown data set {name_or_toml!r}; {nearest(name_or_toml, DATASETS)} "
-            "(one of your own is given as its .toml file, a packed one as its folder)"
+            "(a custom one is given as its .toml file, a packed one as its folder)"
         )
     path = Path(name_or_toml)
     return DatasetEntry(
-        facts=declared_facts(read_declaration(path), path),
+        facts=declared_facts(read_declaration(path), path, data_root),
         open=lambda root, split, size: open_declared(path, root, split, size=size),
     )
 
@@ -175,14 +176,16 @@ def open_dataset(
     split that is not there (with those that are), a folder without a class or the reverse, numbers
     that cannot be what is declared of them (see `scenes.plausible`).
     """
-    entry = find_dataset(name_or_toml)
+    entry = find_dataset(name_or_toml, data_root=data_root)
     if size is not None:
         size = as_picture_size(size)
     if not entry.facts.needs_root:
-        return _checked(entry.open(Path(), split, size))
+        beside = Path(name_or_toml).parent  # of a declaration, whose list files may be elsewhere
+        return _checked(entry.open(Path(data_root or beside), split, size))
     if data_root is None:
         raise DataError(
-            f"data set {name_or_toml!r} lies in files; give the folder that holds it (--data-root)"
+            f"data set {name_or_toml!r} lies in files; give the folder that holds it "
+            f"(--data-root); see `terralign info {name_or_toml}`"
         )
     check_data_root(data_root)
     return _checked(entry.open(Path(data_root), split, size))
@@ -194,8 +197,8 @@ def _checked(samples: SampleSet) -> SampleSet:
 
 
 def check_data_root(data_root: Path | str | None) -> None:
-    """`DataError` where the folder that was given is not there; None is none that was given."""
+    """`DataError` where a data root was given and is no folder."""
     if data_root is not None and not Path(data_root).is_dir():
         raise DataError(
-            f"data root {data_root} is not there; give the folder that holds the data sets"
+            f"data root {data_root} not found; give the folder that holds the data sets"
         )
