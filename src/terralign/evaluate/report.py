@@ -313,7 +313,9 @@ def _page(
     if next_steps:
         body.append("<h2>What next</h2>")
         for purpose, command in next_steps:
-            body.append(f"<p>{escape_html(purpose)}:</p><pre class=command>{escape_html(command)}</pre>")
+            body.append(
+                f"<p>{escape_html(purpose)}:</p><pre class=command>{escape_html(command)}</pre>"
+            )
     body.append("<h2>All metrics</h2><details><summary>Each with its interval</summary>")
     body += [_html_table(table_lines(rows)), "</details>"]
     if reported:
