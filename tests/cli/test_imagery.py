@@ -152,8 +152,8 @@ def test_a_scene_is_cut_into_windows_that_lie_where_they_should(
         for feature, (row, column) in zip(features, corners, strict=True):
             xs, ys = zip(*feature["geometry"]["coordinates"][0], strict=True)
             east, north = rasterio.warp.transform("EPSG:4326", file.crs, xs, ys)
-            left, top = file.transform * (column, row)
-            right, bottom = file.transform * (column + 32, row + 32)
+            left, top = 500_000 + 10 * column, 5_000_000 - 10 * row
+            right, bottom = left + 320, top - 320
             assert (min(east), max(east)) == pytest.approx((left, right), abs=0.01)
             assert (min(north), max(north)) == pytest.approx((bottom, top), abs=0.01)
     properties = features[0]["properties"]

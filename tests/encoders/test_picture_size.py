@@ -17,7 +17,6 @@ from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-
 from terralign.preprocess import make_ready, resize, rgb_spec, scale_composite
 from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS

@@ -721,9 +721,7 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def load(
-    source: str | Path, *, encoders: Mapping[str, Encoder] | None = None
-) -> EmbeddingSpace:
+def load(source: str | Path, *, encoders: Mapping[str, Encoder] | None = None) -> EmbeddingSpace:
     """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` or
     `ARCHITECTURE:FILE`. `encoders`: tower -> the function that builds its custom encoder; see
     `EmbeddingSpace.load`."""
