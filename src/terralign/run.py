@@ -25,10 +25,10 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
+from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import ModelError, RecipeError
 from terralign.evaluate.classification import (
     choose_class_names,
-    choose_prompts,
     evaluate_zero_shot,
 )
 from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
@@ -102,16 +102,17 @@ def evaluate_entry(
     entry: EvaluateRecipe,
     *,
     tower: str | None,
+    prompts: PromptSet,
     embed: Embed | None = None,
 ) -> Evaluation:
     """Measure what a recipe's entry asks of one tower; of retrieval it names both sides itself."""
     if entry.task == "retrieval":
         return evaluate_retrieval(
             space, samples, query=entry.query, gallery=entry.gallery or RGB,
-            prompts=entry.prompts, embed=embed,
+            prompts=prompts, embed=embed,
         )  # fmt: skip
     return evaluate_zero_shot(
-        space, samples, tower=tower, prompts=entry.prompts,
+        space, samples, tower=tower, prompts=prompts,
         class_names=choose_class_names(samples, entry.classes), embed=embed,
     )  # fmt: skip
 
@@ -147,6 +148,7 @@ class _Run:
             self.data.open_everything()
             self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)
+        self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
         rows = self._evaluate(base, patched, space)
@@ -222,7 +224,7 @@ class _Run:
             self._with_visual(base.clip, patched.patched if patched else None, "patched"),
             towers=base.towers if patched is None else {},
             sensors=base.sensors,
-            prompts=self._space_prompts(base),
+            prompts=self.data.own_prompts,
             provenance=self._provenance(base, patched),
         )
         for recipe in self.recipe.align:
@@ -286,12 +288,6 @@ class _Run:
     def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
         return clip if state is None else clip.with_visual(state, source=source)
 
-    def _space_prompts(self, base: EmbeddingSpace) -> Any:
-        if self.recipe.patch is None:
-            return base.prompts
-        task = self.recipe.patch.tasks[0]
-        return choose_prompts(self.data.open(task.data, task.train), task.prompts)
-
     def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
         model = self.recipe.base.model
         return {
@@ -339,7 +335,7 @@ class _Run:
             "towers": towers,
             "data": samples.fingerprint,
             "entry": identity_of(entry.model_dump(mode="json", exclude={"models", "towers"})),
-            "prompts": choose_prompts(samples, entry.prompts).describe(),
+            "prompts": self.data.prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
         rows = keep_measurement(
@@ -365,7 +361,8 @@ class _Run:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]
 
-        return evaluate_entry(space, samples, entry, tower=tower, embed=embed)
+        prompts = self.data.prompts(samples, entry.prompts)
+        return evaluate_entry(space, samples, entry, tower=tower, prompts=prompts, embed=embed)
 
     def _shown(self, space: EmbeddingSpace) -> ShownSamples | None:
         """Samples of the entry that most towers are measured on, with what is predicted for them.
@@ -384,7 +381,7 @@ class _Run:
         return show_samples(
             samples,
             models,
-            prompts=choose_prompts(samples, entry.prompts),
+            prompts=self.data.prompts(samples, entry.prompts),
             class_names=choose_class_names(samples, entry.classes),
         )
 

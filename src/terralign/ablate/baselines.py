@@ -28,7 +28,6 @@ from terralign.encoders.weights import StateDict
 from terralign.errors import RecipeError, TrainingError
 from terralign.evaluate.classification import (
     choose_class_names,
-    choose_prompts,
     require_labels,
 )
 from terralign.evaluate.metrics import MetricResult
@@ -164,6 +163,7 @@ def run_baseline(
     base = EmbeddingSpace.load(start / "model").to(choose_device(device))
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
+    data.choose_own_prompts(base.prompts)
     overlaps = RunOverlaps(recipe, data)
     overlaps.check()
     stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, shared)
@@ -227,7 +227,10 @@ class _Stage:
         rows: Rows = []
         for entry in self.recipe.evaluate:
             samples = self.opened(entry)
-            measure = partial(evaluate_entry, space, samples, entry, tower=RGB)
+            measure = partial(
+                evaluate_entry, space, samples, entry, tower=RGB,
+                prompts=self.data.prompts(samples, entry.prompts),
+            )  # fmt: skip
             rows += self._kept(entry, samples, space.space_id, measure)
         return rows
 
@@ -288,7 +291,7 @@ def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
         samples = stage.opened(entry)
         task = PatchingTask(
             samples=samples,
-            prompts=choose_prompts(samples, entry.prompts),
+            prompts=stage.data.prompts(samples, entry.prompts),
             class_names=choose_class_names(samples, entry.classes),
         )
         measure = partial(evaluate_learned_prompts, stage.clip, prompts, task)
