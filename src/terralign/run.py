@@ -392,7 +392,6 @@ class _Run:
         sensors = [name for tower in space.towers for name in space.input_spec(tower).sensors]
         sensor = (sensors or [RGB])[0]
         offset = " --dn-offset -1000" if sensor.startswith("sentinel2") else ""
-        entry = next((one for one in self.recipe.evaluate if one.task != "retrieval"), None)
         steps = [
             ("The towers of the model, their bands and prompts", f"terralign info {model}"),
             (
@@ -402,13 +401,21 @@ class _Run:
                 f"--sensor {sensor}{offset}",
             ),
         ]
-        if entry is not None:
-            suite = "quick" if entry.data.startswith("synthetic") else "micro"
-            root = "" if suite == "quick" else " --data-root data"
+        if self.recipe.base.pretrain is not None:
+            base = shlex.quote(f"{folder}/base")
             steps.append(
                 (
-                    "Compare it with other models on the same samples",
-                    f"terralign bench {suite} --models {model}{root} --out {suite}-bench",
+                    "Compare it with its base model on the synthetic world",
+                    f"terralign bench quick --models {base} {model} --out bench",
+                )
+            )
+        elif self.recipe.evaluate:
+            entry = self.recipe.evaluate[0]
+            steps.append(
+                (
+                    "Measure it on a data set, this or another",
+                    f"terralign evaluate {model} --data {shlex.quote(entry.data)} "
+                    f"--split {entry.split} --data-root data",
                 )
             )
         return steps
