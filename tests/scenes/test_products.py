@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,23 @@ def test_the_sensor_is_known_from_esas_metadata(tmp_path: Path) -> None:
     assert (scene.sensor.name, scene.layout.dn_offset) == ("sentinel2-l1c", 0)
 
 
+@pytest.mark.parametrize("baseline", ["0209", "0400"])
+def test_the_product_is_known_from_earth_engines_metadata(tmp_path: Path, baseline: str) -> None:
+    # As SSL4EO's patches have it; the harmonised images of later baselines carry no offset.
+    folder = tmp_path / "20200604T054639_20200604T054831_T43RCP"
+    write_band(folder / "B4.tif", 1500)
+    name = f"S2B_MSIL1C_20200604T054639_N{baseline}_R048_T43RCP_20200604T083537"
+    (folder / "metadata.json").write_text(json.dumps({"PRODUCT_ID": name}))
+    if baseline == "0400":
+        refused(folder, "offset unknown", SensorError)
+        return
+    scene = open_scene(folder)
+    assert (scene.sensor.name, scene.layout.dn_offset) == ("sentinel2-l1c", 0)
+    assert scene.datetime == dt.datetime(2020, 6, 4, 5, 46, 39, tzinfo=dt.UTC)
+    (folder / "metadata.json").write_text("[" * 100_000)
+    refused(folder, "name the sensor", SensorError)
+
+
 def test_two_products_in_a_folder_are_refused(tmp_path: Path) -> None:
     files = {"T33NZA_20220706T085611_B04_10m.tif": 1, "T33NZA_20220806T085611_B03_10m.tif": 1}
     refused(write_product(tmp_path / "dates", files), "bands of 2 products")
@@ -334,6 +352,8 @@ def test_times_are_read_from_the_names_of_products() -> None:
         ("formats/landsat/LC08*", "landsat-oli-l2", 4, 0),
         ("formats/bigearthnet_v2/BigEarthNet-S2/*/*", "sentinel2-l2a", 12, 0),
         ("formats/bigearthnet_v2/BigEarthNet-S1/*/*", "sentinel1-grd", 2, 0),
+        ("formats/ssl4eo_s12/s2c/*/*", "sentinel2-l1c", 13, 0),
+        ("formats/ssl4eo_s12/s2a/*/*", "sentinel2-l2a", 12, 0),
         ("formats/ssl4eo_s12/s1/*/*", "sentinel1-grd", 2, 0),
         ("scenes/sentinelhub_Australia_2019*", "sentinel2-l2a", 10, 0),
     ],

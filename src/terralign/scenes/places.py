@@ -154,9 +154,9 @@ def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)
 
 
-def geotiff_bounds(path: Path) -> Bounds | None:
+def geotiff_bounds(path: Path | str) -> Bounds | None:
     """WGS84 bounds of a GeoTIFF, from its header; None where it has no reference system."""
-    with open_geotiff(path) as source:
+    with open_geotiff(Path(path)) as source:
         if source.crs is None:
             return None
         grid = Grid(

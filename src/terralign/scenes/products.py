@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terralign.errors import DataError, SensorError
+from terralign.scenes.product_metadata import earth_engine_product
 from terralign.scenes.product_names import (
     NamedBand,
     band_of_name,
@@ -185,13 +186,14 @@ def _image_folder(folder: Path) -> Path:
 
 
 def _identifying_names(folder: Path) -> tuple[str, ...]:
-    """The folder's own name, and above a `GRANULE` that it lies in, the product's."""
+    """The folder's own name, above a `GRANULE` that it lies in the product's, and the one that
+    Earth Engine's metadata state."""
     whole = folder.absolute()
     names = [whole.name]
     for above in whole.parents:
         if above.name == "GRANULE":
             names.append(above.parent.name)
-    return tuple(names)
+    return (*names, *earth_engine_product(whole))
 
 
 def _sensor_of_metadata(folder: Path) -> str | None:

@@ -98,7 +98,7 @@ def read_image(path: Path | str) -> Chip:
     Greyscale, palette and CMYK are converted to RGB. An orientation stored in EXIF is not applied:
     CLIP's own evaluation does not apply it either.
     """
-    pixels, valid = decode_with_mask(Path(path))
+    pixels, valid = decode_with_mask(path)
     return Chip(
         pixels=pixels,
         valid=np.repeat(valid[None], 3, axis=0),
