@@ -177,7 +177,7 @@ def test_a_failed_run_does_not_end_the_study(folder: Path, tmp_path: Path) -> No
     assert f"| bad | 0 | {failure['reason']} |" in (tmp_path / "table.md").read_text()
     cured = CliRunner().invoke(main, [*words, "--only", "good"])
     assert cured.exit_code == 0
-    assert "nothing was to do" in cured.stdout
+    assert "nothing to do" in cured.stdout
 
 
 def test_finished_runs_are_not_run_again_and_more_seeds_add_to_them(

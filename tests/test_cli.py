@@ -27,9 +27,13 @@ from PIL import Image
 
 from small_run import SMALL_RECIPE
 from terralign.cli import main
+from terralign.cli.about import about
+from terralign.cli.app import READING_ORDER
+from terralign.cli.faults import name_options
 from terralign.encoders import weights
 from terralign.errors import Interrupted
 from terralign.run import RunResult
+from terralign.sensors import SENSORS
 
 COMMANDS = sorted(main.commands)
 
@@ -104,6 +108,52 @@ def test_the_program_has_help_and_a_version() -> None:
     assert all(name in result.output for name in COMMANDS)
     assert _call("-h").output == result.output
     assert "terralign, version" in _call("--version").output
+
+
+def test_help_lists_the_commands_in_reading_order_with_whole_sentences() -> None:
+    listed = _call("--help").output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == [
+        name for name in READING_ORDER if name in COMMANDS
+    ]
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "terralign", "run"], capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: terralign run [OPTIONS] RECIPE")
+
+
+_WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+try:
+    import terralign.files
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_system_without_posix_locks_is_refused_in_words() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_FCNTL], capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("terralign runs on Linux and macOS; Windows is not supported")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_output_is_utf8_whatever_the_terminal_says(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "森林.toml").write_text('templates = ["{} 森林"]\n', encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "terralign", "info", "森林.toml"], capture_output=True, timeout=60,
+        cwd=tmp_path, check=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"},
+    )  # fmt: skip
+    assert "{} 森林" in done.stdout.decode("utf-8")
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -287,7 +337,7 @@ def test_run_says_that_it_is_complete(finished_run: Path, tmp_path: Path) -> Non
     assert value["complete_before"] is True
     assert value["rows"] == json.loads((finished_run / "results.json").read_text())["rows"]
     result = _call("run", recipe, "--out", finished_run)
-    assert "is complete; nothing was to do" in result.stdout
+    assert "is already complete; nothing to do" in result.stdout
     assert f"model:  {finished_run / 'model'}" in result.stdout
 
 
@@ -365,7 +415,96 @@ def test_info_on_a_model_names_its_towers(finished_run: Path) -> None:
     assert value["towers"]["s1"]["bands"] == ["VV", "VH"]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sentinel2-l2a", "442.7 nm, 60 m"),
+        ("eurosat-ms", "sentinel2-l1c"),
+        ("micro-real", "micro-clip"),
+        ("micro", "zero-shot"),
+        ("losses", "mse-normalised"),
+        ("plain", "{}"),
+    ],
+)
+def test_info_describes_whatever_a_list_names(name: str, expected: str) -> None:
+    result = _call("info", name)
+    assert result.exit_code == 0, result.stderr
+    assert expected in result.stdout
+    assert "kind" in json.loads(_call("info", name, "--json").stdout)
+
+
+def test_info_names_the_kinds_of_a_name_that_two_lists_have() -> None:
+    assert set(json.loads(_call("info", "rgb", "--json").stdout)) == {"sensors", "suites"}
+
+
+def test_info_describes_every_name_of_every_list() -> None:
+    for what in ("datasets", "sensors", "recipes", "suites", "studies", "prompts"):
+        for name in about(what):
+            assert about(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('name = "x"\nunit = "reflectance"\n[[bands]]\nname = "red"\n', "sensor"),
+        ('templates = ["{}"]\n', "prompt set"),
+        (SMALL_RECIPE, "recipe"),
+        ('name = "s"\nrecipe = "quickstart"\nvary = { seed = [0, 1] }\n', "study"),
+        ('name = "s"\n[[entries]]\ndata = "aid"\nsplit = "all"\ntasks = ["knn"]\n', "suite"),
+    ],
+)
+def test_info_describes_a_toml_file(tmp_path: Path, text: str, kind: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    value = json.loads(_call("info", tmp_path / "mine.toml", "--json").stdout)
+    assert value["kind"] == kind
+
+
+def test_the_table_of_data_sets_has_a_line_each() -> None:
+    lines = _call("info", "datasets").stdout.splitlines()
+    names = list(json.loads(_call("info", "datasets", "--json").stdout))
+    assert [line.split()[0] for line in lines[1 : len(names) + 1]] == names
+    assert len(lines) == len(names) + 3
+
+
+@pytest.mark.parametrize(
+    ("what", "near"), [("sentinel2-L2A", "sentinel2-l2a"), ("micro-reel", "micro-real")]
+)
+def test_info_names_what_is_near_and_what_it_takes(what: str, near: str) -> None:
+    said = _fault("info", what)
+    assert f"did you mean {near!r}?" in said
+    assert "Info takes a list (datasets, sensors, recipes, suites, studies, prompts)" in said
+
+
 # Faults: one clear line each
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Give bands= in the file's order", "Give --bands in the file's order"),
+        ("Give bands= (--bands) in order", "Give --bands in order"),
+        ("declare units='physical' (dB)", "declare --units physical (dB)"),
+        ("declare it (dn_offset=0 for a product)", "declare it (--dn-offset 0 for a product)"),
+        ("dn_offset=-1000", "--dn-offset -1000"),
+        ("no option: size=, limit=3", "no option: size=, limit=3"),
+        ("prompts == 3, x.bands=y", "prompts == 3, x.bands=y"),
+    ],
+)
+def test_messages_name_options_in_place_of_keywords(text: str, expected: str) -> None:
+    assert name_options(text, main.commands["classify"].params) == expected
+
+
+def test_classify_speaks_of_its_options(finished_run: Path, tmp_path: Path) -> None:
+    scene = _write_tif(tmp_path / "scene.tif", 12)
+    common = ["classify", finished_run / "model", scene, "--labels", "a,b", "--sensor"]
+    said = _fault(*common, "sentinel2-l2a")
+    assert "--bands" in said
+    assert "bands=" not in said
+    said = _fault(
+        *common, "sentinel2-l2a", "--bands", ",".join(SENSORS["sentinel2-l2a"].band_names)
+    )
+    assert "--dn-offset" in said
+    assert "dn_offset=" not in said
 
 
 def test_a_typo_in_a_recipe(tmp_path: Path) -> None:
@@ -458,7 +597,7 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["info", "nowhere"], "no model at 'nowhere'"),
+        (["info", "nowhere"], "nothing is called 'nowhere'"),
         (["evaluate", "nowhere", "--data", "aid"], "no model at 'nowhere'"),
         (["run", "quikstart"], "did you mean 'quickstart'?"),
         (["run", "quickstart", "--set", "patch.lr"], "expected KEY=VALUE"),
@@ -557,7 +696,7 @@ def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
     def broken(what: str | None) -> None:
         raise ZeroDivisionError("a bug\nof ours")
 
-    monkeypatch.setattr("terralign.about.about", broken)
+    monkeypatch.setattr("terralign.cli.about.about", broken)
     result = _call("info")
     assert result.exit_code == 1
     assert result.stderr == (
@@ -582,7 +721,7 @@ def test_debug_shows_the_traceback_of_a_users_fault() -> None:
     [
         (Interrupted("patch: stopped and saved", 15), 143, "patch: stopped and saved"),
         (Interrupted("patch: stopped and saved", 2), 130, "patch: stopped and saved"),
-        (KeyboardInterrupt(), 130, "run the same command again to go on"),
+        (KeyboardInterrupt(), 130, "run the same command again to resume"),
     ],
 )
 def test_a_stop_exits_as_its_signal_does(
@@ -598,6 +737,9 @@ def test_a_stop_exits_as_its_signal_does(
 _TERMINATED = """
 import os, signal, sys
 from terralign.cli import main
+from terralign.cli.about import about
+from terralign.cli.app import READING_ORDER
+from terralign.cli.faults import name_options
 from terralign.encoders.space import EmbeddingSpace
 
 def load(source):
@@ -618,7 +760,7 @@ def test_sigterm_outside_training_ends_with_one_line() -> None:
     )  # fmt: skip
     assert done.returncode == 143, done.stderr
     assert done.stdout == "cleared away\n"
-    assert done.stderr == "terralign: stopped; run the same command again to go on\n"
+    assert done.stderr == "terralign: stopped; run the same command again to resume\n"
 
 
 def test_the_handler_of_sigterm_is_put_back() -> None:
@@ -642,5 +784,7 @@ def test_a_device_that_is_not_there(finished_run: Path, arguments: list[str]) ->
 
 def test_quiet_says_nothing_but_results(finished_run: Path) -> None:
     arguments = ["evaluate", finished_run / "model", "--data", "synthetic-photos"]
-    assert "computing with 1 thread" in _call(*arguments).stderr
     assert _call("--quiet", *arguments).stderr == ""
+    assert "computing with" not in _call(*arguments).stderr
+    assert "computing with 1 thread" in _call("--verbose", *arguments).stderr
+    assert _call("--verbose", "--quiet", *arguments).exit_code == 2

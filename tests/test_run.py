@@ -29,10 +29,10 @@ from terralign.errors import DataError, Interrupted, RecipeError, SensorError, S
 from terralign.files import hash_file
 from terralign.recipe import parse_recipe, single_stage
 from terralign.run import run_recipe
-from terralign.run_folder import versions
 from terralign.sensors import find_sensor
 from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
+from terralign.versions import versions
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,16 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
     assert len(_lines(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
 
 
+def test_the_report_shows_samples_and_what_to_do_next(finished_run: Path) -> None:
+    text = (finished_run / "report.md").read_text()
+    for step in ("terralign info", "terralign classify", "terralign bench quick"):
+        assert f"{step} " in text
+    for view in ("true-colour", "false-colour", "radar"):
+        assert len(list((finished_run / "samples").glob(f"*-{view}.jpg"))) == 6
+    header = next(line for line in text.splitlines() if line.startswith("| sample |"))
+    assert header.split(" | ")[2:] == ["base", "finetuned", "patched", "s2", "s1 |"]
+
+
 def test_one_log_holds_the_lines_of_all_stages(finished_run: Path) -> None:
     lines = _lines(finished_run / "metrics.jsonl")
     stages = list(dict.fromkeys(line["stage"] for line in lines))
@@ -96,7 +106,7 @@ def test_rows_have_the_documented_keys(finished_run: Path) -> None:
     rows = _rows(finished_run)
     keys = {
         "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
-        "num_samples", "chance", "measurement", "valid_share",
+        "num_samples", "chance", "measurement", "valid_share", "sensor",
     }  # fmt: skip
     for row in rows:
         towers = {"query_tower", "gallery_tower"} if row["task"] == "retrieval" else {"tower"}

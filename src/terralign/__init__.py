@@ -1,26 +1,74 @@
 """terralign brings any satellite sensor into a CLIP's embedding space.
 
-The public surface: `EmbeddingSpace` (load, encode, classify, save), `SENSORS`, the data sets
-(`terralign.datasets`) and the errors (`terralign.errors`).
+    import terralign as ta
+
+    space = ta.load("runs/b32/model")
+    space.classify("scene.tif", ["forest", "a river"], sensor="sentinel2-l2a")
+
+The names below are the public interface; every other module may move.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from terralign.errors import TerralignError
-from terralign.sensors import SENSORS
-
 if TYPE_CHECKING:
-    from terralign.encoders.space import EmbeddingSpace
+    from terralign.chips import Chip
+    from terralign.datasets.samples import Samples
+    from terralign.encoders.space import EmbeddingSpace, load
+    from terralign.encoders.vectors import Embeddings
+    from terralign.errors import TerralignError
+    from terralign.scenes.scene import Scene, open_scene
+    from terralign.sensors import SENSORS, Sensor, load_sensor
+    from terralign.training import align, evaluate, patch
 
 __version__ = "0.1.0"
-__all__ = ["SENSORS", "EmbeddingSpace", "TerralignError", "__version__"]
+
+_HOMES = {
+    "SENSORS": "terralign.sensors",
+    "Chip": "terralign.chips",
+    "EmbeddingSpace": "terralign.encoders.space",
+    "Embeddings": "terralign.encoders.vectors",
+    "Samples": "terralign.datasets.samples",
+    "Scene": "terralign.scenes.scene",
+    "Sensor": "terralign.sensors",
+    "TerralignError": "terralign.errors",
+    "align": "terralign.training",
+    "evaluate": "terralign.training",
+    "load": "terralign.encoders.space",
+    "load_sensor": "terralign.sensors",
+    "open_scene": "terralign.scenes.scene",
+    "patch": "terralign.training",
+}
+"""Public name -> the module that it is imported from when it is first asked for."""
+
+__all__ = [
+    "SENSORS",
+    "Chip",
+    "EmbeddingSpace",
+    "Embeddings",
+    "Samples",
+    "Scene",
+    "Sensor",
+    "TerralignError",
+    "__version__",
+    "align",
+    "evaluate",
+    "load",
+    "load_sensor",
+    "open_scene",
+    "patch",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "EmbeddingSpace":  # torch is imported only when it is needed
-        from terralign.encoders.space import EmbeddingSpace
+    if name not in _HOMES:
+        raise AttributeError(f"module 'terralign' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
 
-        return EmbeddingSpace
-    raise AttributeError(f"module 'terralign' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

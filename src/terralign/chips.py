@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
-from collections.abc import Iterable
+import html
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.errors import SensorError
-from terralign.sensors import SENSORS, Composite, Sensor
+from terralign.errors import DataError, SensorError
+from terralign.sensors import SENSORS, Composite, Sensor, shorten
+
+Units = Literal["dn", "physical"]
+"""What numbers are: raw digital numbers, or values in the sensor's unit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """A rectangle of pixels: its first row and column, from 0, and its size."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.row < 0 or self.column < 0 or self.height < 1 or self.width < 1:
+            raise DataError(
+                f"window of {self.height}x{self.width} pixels at row {self.row}, column "
+                f"{self.column}; expected a size of at least 1 and a corner from 0"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} at row {self.row}, column {self.column}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +66,25 @@ class Grid:
         xs, ys = zip(*corners, strict=True)
         return (min(xs), min(ys), max(xs), max(ys))
 
+    def window(self, window: Window) -> Grid:
+        """The grid of a window; `DataError` where it does not lie within this one."""
+        if window.row + window.height > self.height or window.column + window.width > self.width:
+            raise DataError(
+                f"window {window} does not lie within {self.height}x{self.width} pixels"
+            )
+        a, b, c, d, e, f = self.transform
+        return replace(
+            self,
+            transform=(
+                *(a, b, a * window.column + b * window.row + c),
+                *(d, e, d * window.column + e * window.row + f),
+            ),
+            height=window.height,
+            width=window.width,
+        )
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PixelLayout:
     """How the numbers of one sensor are to be read, as a data set or file declares it.
 
@@ -56,7 +100,7 @@ class PixelLayout:
 
     sensor: Sensor
     bands: tuple[str, ...]
-    units: Literal["dn", "physical"]
+    units: Units
     dn_offset: float = 0.0
     composite: Composite | None = None
     stated_scale: tuple[float, float] | None = None
@@ -80,6 +124,64 @@ class PixelLayout:
         """What is added to a scaled DN, in `sensor.unit`."""
         return self.sensor.add if self.stated_scale is None else self.stated_scale[1]
 
+    def __repr__(self) -> str:
+        """ "PixelLayout(sentinel2-l2a: B02, B03, B04; DN, offset -1000; composite paper-l2a)"."""
+        numbers: str = self.sensor.unit
+        if self.units == "dn":
+            numbers = f"DN, offset {self.dn_offset:g}" if self.sensor.offset_varies else "DN"
+            if self.stated_scale is not None:
+                numbers += f", stated scale {self.dn_scale:g} and offset {self.add:g}"
+        composite = f"; composite {self.composite.name}" if self.composite else ""
+        return f"PixelLayout({self.sensor.name}: {shorten(self.bands)}; {numbers}{composite})"
+
+
+def make_layout(
+    sensor: Sensor,
+    bands: Sequence[str],
+    *,
+    units: Units,
+    dn_offset: float = 0.0,
+    composite: str | None = None,
+    stated_scale: tuple[float, float] | None = None,
+) -> PixelLayout:
+    """The layout of these bands, with the composite named, or the sensor's default one.
+
+    Without a name, `composite` is None where the sensor makes no RGB or the bands lack its three.
+    """
+    return _make_layout(sensor, tuple(bands), units, dn_offset, composite, stated_scale)
+
+
+@lru_cache(maxsize=64)
+def _make_layout(
+    sensor: Sensor,
+    bands: tuple[str, ...],
+    units: Units,
+    dn_offset: float,
+    composite: str | None,
+    stated_scale: tuple[float, float] | None,
+) -> PixelLayout:
+    names = sensor.resolve(bands)
+    if composite is None:
+        recipe = sensor.composites[0] if sensor.composites else None
+        if recipe is not None and not set(recipe.bands) <= set(names):
+            recipe = None
+    else:
+        recipe = sensor.composite(composite)
+        missing = [name for name in recipe.bands if name not in names]
+        if missing:
+            raise SensorError(
+                f"composite {composite!r} needs {', '.join(missing)}; "
+                f"the bands are {', '.join(names)}"
+            )
+    return PixelLayout(
+        sensor=sensor,
+        bands=names,
+        units=units,
+        dn_offset=dn_offset,
+        composite=recipe,
+        stated_scale=stated_scale,
+    )
+
 
 def _check_offset(sensor: Sensor, dn_offset: float) -> None:
     """Refuse a DN offset that no product of a built-in sensor has."""
@@ -95,7 +197,7 @@ def _check_offset(sensor: Sensor, dn_offset: float) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Chip:
     """A piece of one scene.
 
@@ -112,9 +214,12 @@ class Chip:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or len(self.pixels) != len(self.layout.bands):
+            num_bands = len(self.layout.bands)
+            last = self.pixels.ndim == 3 and self.pixels.shape[-1] == num_bands
             raise SensorError(
-                f"chip has pixels of shape {self.pixels.shape} for {len(self.layout.bands)} bands "
-                f"({', '.join(self.layout.bands)}); expected (C, H, W) with one channel per band"
+                f"chip has pixels of shape {self.pixels.shape} for {num_bands} bands "
+                f"({', '.join(self.layout.bands)}); expected (C, H, W), channels first"
+                + ("; of channels last, pixels.transpose(2, 0, 1)" if last else "")
             )
         if self.valid.shape != self.pixels.shape:
             raise SensorError(f"valid is {self.valid.shape}, pixels are {self.pixels.shape}")
@@ -150,6 +255,50 @@ class Chip:
             valid=self.valid[order],
             layout=replace(self.layout, bands=wanted),
         )
+
+    def __repr__(self) -> str:
+        """ "Chip(sentinel2-l2a: B02, B03, B04; 64x64 uint16, 98.0 % valid; 2020-02-23)"."""
+        height, width = self.pixels.shape[1:]
+        day = f"; {self.datetime:%Y-%m-%d}" if self.datetime else ""
+        return (
+            f"Chip({self.sensor.name}: {shorten(self.bands)}; {height}x{width} "
+            f"{self.pixels.dtype}, {100 * self.valid_share:.3g} % valid{day})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Its composite as a small picture, with its repr below; the repr alone without one."""
+        text = html.escape(repr(self))
+        composite = self.layout.composite
+        if composite is None or not set(composite.bands) <= set(self.bands):
+            return f"<code>{text}</code>"
+        data = base64.b64encode(_composite_png(self, composite)).decode()
+        picture = f'<img alt="{composite.name}" src="data:image/png;base64,{data}">'
+        return f"<figure>{picture}<figcaption><code>{text}</code></figcaption></figure>"
+
+
+_MAX_SIDE = 256
+"""Pixels that the longer side of a shown picture has at most."""
+
+
+def _composite_png(chip: Chip, composite: Composite) -> bytes:
+    """The composite as PNG, every n-th pixel; transparent where any of the three is invalid."""
+    from PIL import Image
+
+    step = -(-max(chip.pixels.shape[1:]) // _MAX_SIDE)
+    order = [chip.bands.index(name) for name in composite.bands]
+    numbers = chip.pixels[order, ::step, ::step].astype(np.float64)
+    valid = np.asarray(chip.valid[order, ::step, ::step] & np.isfinite(numbers)).all(
+        0, keepdims=True
+    )
+    layout = chip.layout
+    if layout.units == "dn":
+        numbers = (numbers + layout.dn_offset) * layout.dn_scale + layout.add
+    bright = np.where(valid, numbers / composite.stretch, 0).clip(0, 1)
+    rgba = np.concatenate([bright, valid])
+    picture = Image.fromarray(np.rint(255 * rgba).astype(np.uint8).transpose(1, 2, 0).copy())
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def mark_invalid(

@@ -2,6 +2,8 @@
 
     TerralignError                 one clear line: given, expected, what to do
     ├── SensorError                unknown sensor, unknown or missing band, undeclared offset
+    │   ├── UnknownSensorError     a sensor that is not known by this name; a `KeyError` too
+    │   └── UnknownOffsetError     a radiometric offset that is stated nowhere
     ├── DataError                  a data set, image or scene that is missing or damaged
     │   ├── SplitError             a split that the data set, or this copy of it, does not have
     │   └── NumbersError           numbers that cannot be what is declared
@@ -26,6 +28,17 @@ class TerralignError(Exception):
 
 class SensorError(TerralignError):
     """An unknown sensor, an unknown or missing band, or an undeclared radiometric offset."""
+
+
+class UnknownSensorError(SensorError, KeyError):
+    """A sensor that is not known by the name given; a `KeyError` too, as mappings raise."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # not quoted, as a KeyError's is
+
+
+class UnknownOffsetError(SensorError):
+    """A radiometric offset that neither the caller, nor metadata, nor a product name states."""
 
 
 class DataError(TerralignError):
@@ -74,7 +87,11 @@ class Interrupted(Exception):
 def nearest(given: str, known: Iterable[str]) -> str:
     """How an error about an unknown name ends: with the nearest right one, else with all."""
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6) or [
+        folded[name]
+        for name in difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.6)
+    ]
     if close:
         return f"did you mean {close[0]!r}?"
     return "known: " + (", ".join(names) if names else "none")

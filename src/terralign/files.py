@@ -1,25 +1,48 @@
-"""Files that are either whole or not there: atomic writes, content hashes, checked reads."""
+"""Files: atomic writes, content hashes, and text as other programs and systems save it."""
 
 from __future__ import annotations
 
+import codecs
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import StorageError
+from terralign.errors import StorageError, TerralignError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(
+        "terralign runs on Linux and macOS; Windows is not supported, but its Subsystem for Linux "
+        "(WSL) is"
+    ) from error
 
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
-"""A JSON file larger than this is refused before it is read."""
+"""A JSON file larger than this is refused."""
+
+MAX_TEXT_BYTES = 16 * 1024 * 1024
+"""Any other text file larger than this is refused."""
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 @contextmanager
@@ -92,16 +115,128 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(
+    path: Path,
+    *,
+    what: str = "",
+    fault: type[TerralignError] = StorageError,
+    max_bytes: int = MAX_TEXT_BYTES,
+) -> str:
+    """A file's text, decoded as `decode_text` does it.
+
+    `fault`, which names `what` ("recipe") and the file, where it is missing, too large or no text.
+    """
+    name = f"{what} {path}".strip()
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise fault(f"cannot read {name}: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise fault(f"{name} is larger than {max_bytes // 2**20} MiB")
+    try:
+        return decode_text(data)
+    except ValueError as error:
+        raise fault(f"cannot read {name}: {error}") from error
+
+
+def decode_text(data: bytes) -> str:
+    """Text of UTF-8, or of UTF-8, UTF-16 or UTF-32 with a byte order mark.
+
+    Line ends (CRLF, CR) become LF; a Ctrl-Z at the end, as DOS programs leave it, is dropped.
+    `ValueError` names the line and the byte that are not UTF-8.
+    """
+    encoding = "utf-8"
+    for mark, marked in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            data, encoding = data[len(mark) :], marked
+            break
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(_not_decoded(data, encoding, error.start)) from error
+    if "\0" in text[:1024]:
+        raise ValueError("it holds zero bytes: no text, or UTF-16 without a byte order mark")
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\x1a")
+
+
+def _not_decoded(data: bytes, encoding: str, position: int) -> str:
+    if encoding != "utf-8":
+        return f"it begins as {encoding.upper()} text and is damaged; save it as UTF-8"
+    byte = data[position : position + 1]
+    if b"\0" in data[:1024]:
+        return "it is not UTF-8 text; save it as UTF-8"
+    line = data[:position].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+    letter = byte.decode("cp1252", errors="ignore")
+    meant = f", {letter!r} in Windows-1252" if letter else ""
+    return f"it is not UTF-8 text: line {line} has the byte 0x{byte.hex()}{meant}; save it as UTF-8"
+
+
+def read_lines(
+    path: Path, *, what: str = "", fault: type[TerralignError] = StorageError
+) -> list[str]:
+    """The lines of a text file, without their ends; as `read_text`."""
+    return read_text(path, what=what, fault=fault).removesuffix("\n").split("\n")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; `StorageError` names the file where it is missing, too large or damaged."""
+    text = read_text(path, max_bytes=MAX_JSON_BYTES)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise StorageError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_toml(
+    path: Path, *, what: str = "", fault: type[TerralignError] = StorageError
+) -> dict[str, Any]:
+    """The values of a TOML file; `fault` as for `read_text`, or with the line that is no TOML."""
+    return parse_toml(
+        read_text(path, what=what, fault=fault), name=f"{what} {path}".strip(), fault=fault
+    )
+
+
+def parse_toml(
+    text: str, *, name: str, fault: type[TerralignError] = StorageError
+) -> dict[str, Any]:
+    """The values of a TOML text. `name`: what it is and where it is from, as `fault` says it."""
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise fault(f"{name} is not valid TOML: {error}{_typographic(text, str(error))}") from error
+
+
+def _typographic(text: str, error: str) -> str:
+    """Names a character that word processors and web pages put in place of a plain one."""
+    place = re.search(r"at line (\d+)", error)
+    lines = text.split("\n")
+    numbers = [int(place[1])] if place else range(1, len(lines) + 1)
+    for number in numbers:
+        for letter in lines[number - 1] if number <= len(lines) else "":
+            quote = letter in "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2032\u2033"
+            space = letter == "\ufeff" or (letter != " " and unicodedata.category(letter) == "Zs")
+            if quote or space or letter in "\u200b\u2013\u2014\u2212":
+                named = f"U+{ord(letter):04X} {unicodedata.name(letter, '')}".strip()
+                plain = "quote" if quote else "space" if space else "character"
+                return f"; line {number} holds {named}: write a plain {plain}"
+    return ""
+
+
+def shipped_names(folder: str) -> list[str]:
+    """The names of the TOML files in a folder of the package ("recipes"), sorted."""
+    files = (path.name for path in resources.files("terralign").joinpath(folder).iterdir())
+    return sorted(
+        name.removesuffix(".toml")
+        for name in files
+        if name.endswith(".toml") and not name.startswith("_")
+    )
+
+
+def read_shipped(folder: str, name: str) -> dict[str, Any]:
+    """The values of the package's own TOML file `name` in `folder`."""
+    file = resources.files("terralign").joinpath(folder, f"{name}.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def hash_file(path: Path) -> str:

@@ -6,9 +6,7 @@ before anything is computed.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +17,7 @@ from terralign.datasets.catalog import find_dataset
 from terralign.encoders.sensor import CUSTOM
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
+from terralign.files import read_shipped, read_toml, shipped_names
 from terralign.sensors import find_sensor
 from terralign.toml_values import apply_override, explain, without_none
 from terralign.train.align import AlignSettings
@@ -222,10 +221,7 @@ class Recipe(_Strict):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    folder = resources.files("terralign") / "recipes"
-    return sorted(
-        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
-    )
+    return shipped_names("recipes")
 
 
 def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -235,20 +231,12 @@ def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
     prompt set, and training data that would be validated on itself.
     """
     if name_or_path in recipe_names():
-        text = (resources.files("terralign") / "recipes" / f"{name_or_path}.toml").read_text()
+        values = read_shipped("recipes", name_or_path)
     elif Path(name_or_path).suffix == ".toml":
-        try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RecipeError(f"cannot read recipe {name_or_path}: {reason}") from error
+        values = read_toml(Path(name_or_path), what="recipe", fault=RecipeError)
     else:
         hint = nearest(name_or_path, recipe_names())
         raise RecipeError(f"no recipe {name_or_path!r}; {hint} (or the path of a .toml file)")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}") from error
     for override in overrides:
         apply_override(values, override)
     return parse_recipe(values, origin=name_or_path)

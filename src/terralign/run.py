@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluate.report import write_report
 from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
+from terralign.evaluate.shown import ShownSamples, show_samples
 from terralign.evaluate.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
@@ -44,7 +46,7 @@ from terralign.recipe import (
 )
 from terralign.run_checks import check_towers
 from terralign.run_data import RunData
-from terralign.run_folder import keep_measurement, keep_recipe, keep_threads, versions
+from terralign.run_folder import keep_measurement, keep_recipe, keep_threads
 from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.train.align import align
@@ -53,6 +55,7 @@ from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import new_student
 from terralign.train.threads import choose_device
+from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +129,7 @@ class _Run:
         self.data = RunData(recipe, data_root, stores or folder / "stores")
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
+        self._models: dict[str, EmbeddingSpace] = {}
 
     def run(self) -> list[dict[str, Any]]:
         check_data_root(self.data_root)
@@ -146,7 +150,7 @@ class _Run:
         model = self.folder / "model"
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
-        self._report(rows, patched)
+        self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
         write_json(self.folder / "results.json", {"rows": rows, **notes})
         return rows
@@ -299,6 +303,7 @@ class _Run:
             finetuned = self._with_visual(base.clip, patched.finetuned, "finetuned")
             models["finetuned"] = EmbeddingSpace(finetuned)
             models["patched"] = EmbeddingSpace(space.clip)
+        self._models = models
         rows: list[dict[str, Any]] = []
         for entry in self.recipe.evaluate:
             if entry.task == "retrieval":
@@ -352,7 +357,58 @@ class _Run:
 
         return evaluate_entry(space, samples, entry, tower=tower, embed=embed)
 
-    def _report(self, figures: list[dict[str, Any]], patched: PatchResult | None) -> None:
+    def _shown(self, space: EmbeddingSpace) -> ShownSamples | None:
+        """Samples of the entry that most towers are measured on, with what is predicted for them.
+
+        None where nothing is classified.
+        """
+        entries = [one for one in self.recipe.evaluate if one.task != "retrieval"]
+        entry = max(entries, key=lambda one: len(one.towers), default=None)
+        if entry is None:
+            return None
+        samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
+        models: dict[str, tuple[EmbeddingSpace, str]] = {
+            name: (self._models[name], RGB) for name in entry.models
+        }
+        models |= {tower: (space, tower) for tower in entry.towers}
+        return show_samples(
+            samples,
+            models,
+            prompts=choose_prompts(samples, entry.prompts),
+            class_names=choose_class_names(samples, entry.classes),
+        )
+
+    def _next_steps(self, space: EmbeddingSpace) -> list[tuple[str, str]]:
+        """What to do with the model of the run, each with its command."""
+        folder = self.folder.name if self.folder.is_absolute() else str(self.folder)
+        model = shlex.quote(f"{folder}/model")
+        sensors = [name for tower in space.towers for name in space.input_spec(tower).sensors]
+        sensor = (sensors or [RGB])[0]
+        offset = " --dn-offset -1000" if sensor.startswith("sentinel2") else ""
+        entry = next((one for one in self.recipe.evaluate if one.task != "retrieval"), None)
+        steps = [
+            ("The towers of the model, their bands and prompts", f"terralign info {model}"),
+            (
+                "Classify a GeoTIFF of your own"
+                + (" (-1000: products of processing baseline 04.00 and later)" if offset else ""),
+                f'terralign classify {model} scene.tif --labels "forest,a river,a town" '
+                f"--sensor {sensor}{offset}",
+            ),
+        ]
+        if entry is not None:
+            suite = "quick" if entry.data.startswith("synthetic") else "micro"
+            root = "" if suite == "quick" else " --data-root data"
+            steps.append(
+                (
+                    "Compare it with other models on the same samples",
+                    f"terralign bench {suite} --models {model}{root} --out {suite}-bench",
+                )
+            )
+        return steps
+
+    def _report(
+        self, figures: list[dict[str, Any]], patched: PatchResult | None, space: EmbeddingSpace
+    ) -> None:
         curves = {}
         for path in sorted(self.folder.rglob("*/metrics.jsonl")):
             label = str(path.parent.relative_to(self.folder)).replace("/checkpoints", "")
@@ -384,4 +440,6 @@ class _Run:
                 key: str(value) for key, value in read_json(self.folder / "versions.json").items()
             },
             notes=notes,
+            shown=self._shown(space),
+            next_steps=self._next_steps(space),
         )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ from terralign.errors import RecipeError, StorageError, first_line
 from terralign.evaluate.metrics import Outcomes
 from terralign.evaluate.paired import read_outcomes, write_outcomes
 from terralign.evaluate.result import Evaluation
-from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.files import hash_json, read_json, read_text, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
+from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +57,8 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
         write_text(path, text)
         return
     try:
-        difference = toml_difference(path.read_text(encoding="utf-8"), text)
-    except (OSError, ValueError) as error:  # neither TOML nor UTF-8: both are ValueErrors
+        difference = toml_difference(read_text(path), text)
+    except (StorageError, ValueError) as error:
         raise StorageError(
             f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
             "choose another --out"
@@ -72,19 +71,6 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
             f"{folder} holds a {kind} of another {what}; choose another --out. "
             f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
         )
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on besides recipe and data."""
-    packages = (
-        *("terralign", "torch", "torchvision", "open_clip_torch", "timm", "numpy"),
-        *("scipy", "scikit-learn"),
-    )
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:

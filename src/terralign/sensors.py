@@ -12,8 +12,7 @@ S2A); quantification 10000 and the RADIO_ADD_OFFSET / BOA_ADD_OFFSET of processi
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from terralign.errors import SensorError, nearest
+from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest
+from terralign.files import read_toml
 from terralign.toml_values import explain
 
 Unit = Literal["reflectance", "dB", "intensity", "other"]
@@ -55,7 +55,14 @@ class Composite:
     stretch: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def shorten(names: Sequence[str], *, most: int = 6) -> str:
+    """Names as a short repr lists them: "B01, B02, ..., B12 (12)" where they are many."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ..., {names[-1]} ({len(names)})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Sensor:
     """A sensor or product level.
 
@@ -79,6 +86,10 @@ class Sensor:
     possible: tuple[float, float] | None = None
     """Least and greatest physical value that a number can have; None: the unit's (see
     `scenes.plausible`)."""
+
+    def __repr__(self) -> str:
+        """ "Sensor('sentinel1-grd': VV, VH; dB)"."""
+        return f"Sensor({self.name!r}: {shorten(self.band_names)}; {self.unit})"
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -171,65 +182,107 @@ def _landsat_bands(*, level: Literal[1, 2]) -> tuple[Band, ...]:
     )
 
 
+def _hls_bands(*, satellite: Literal["L30", "S30"]) -> tuple[Band, ...]:
+    """NASA's HLS v2.0 (its *User Guide*, tables of bands): all at 30 m, L30's without its thermal
+    ones."""
+    if satellite == "S30":
+        return tuple(replace(band, gsd_m=30) for band in _sentinel2_bands(with_b10=True))
+    return tuple(
+        replace(band, name=f"B0{band.name[1:]}")
+        for band in _landsat_bands(level=1)
+        if band.name != "B8"
+    )
+
+
 _S2_RGB = ("B04", "B03", "B02")
 _EUROSAT = Composite(name="eurosat", bands=_S2_RGB, stretch=0.2750)
 
-SENSORS: dict[str, Sensor] = {
-    "sentinel2-l1c": Sensor(
-        name="sentinel2-l1c",
-        bands=_sentinel2_bands(with_b10=True),
-        unit="reflectance",
-        dn_scale=1e-4,
-        nodata=0,
-        offset_varies=True,
-        composites=(Composite(name="paper-l1c", bands=_S2_RGB, stretch=0.3558), _EUROSAT),
-    ),
-    "sentinel2-l2a": Sensor(
-        name="sentinel2-l2a",
-        bands=_sentinel2_bands(with_b10=False),
-        unit="reflectance",
-        dn_scale=1e-4,
-        nodata=0,
-        offset_varies=True,
-        composites=(Composite(name="paper-l2a", bands=_S2_RGB, stretch=0.2000), _EUROSAT),
-    ),
-    "sentinel1-grd": Sensor(
-        name="sentinel1-grd",
-        bands=(Band(name="VV", gsd_m=10), Band(name="VH", gsd_m=10)),
-        unit="dB",
-        fill=-35.0,
-    ),
-    "landsat-oli-l1": Sensor(
-        name="landsat-oli-l1",
-        bands=_landsat_bands(level=1),
-        unit="reflectance",
-        dn_scale=2e-5,
-        add=-0.1,
-        nodata=0,
-        composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.35),),
-    ),
-    "landsat-oli-l2": Sensor(
-        name="landsat-oli-l2",
-        bands=_landsat_bands(level=2),
-        unit="reflectance",
-        dn_scale=2.75e-5,
-        add=-0.2,
-        nodata=0,
-        composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.25),),
-    ),
-    "rgb": Sensor(
-        name="rgb",
-        bands=(
-            Band(name="red", center_nm=650, aliases=("R",)),
-            Band(name="green", center_nm=550, aliases=("G",)),
-            Band(name="blue", center_nm=470, aliases=("B",)),
+
+class _Sensors(dict[str, Sensor]):
+    """Sensors by name; `SENSORS["sentinel2"]` names the nearest right one."""
+
+    def __missing__(self, name: str) -> Sensor:
+        raise UnknownSensorError(f"unknown sensor {name!r}; {nearest(str(name), self)}")
+
+
+SENSORS: dict[str, Sensor] = _Sensors(
+    {
+        "sentinel2-l1c": Sensor(
+            name="sentinel2-l1c",
+            bands=_sentinel2_bands(with_b10=True),
+            unit="reflectance",
+            dn_scale=1e-4,
+            nodata=0,
+            offset_varies=True,
+            composites=(Composite(name="paper-l1c", bands=_S2_RGB, stretch=0.3558), _EUROSAT),
         ),
-        unit="intensity",
-        dn_scale=1 / 255,
-        composites=(Composite(name="as-is", bands=("red", "green", "blue"), stretch=1.0),),
-    ),
-}
+        "sentinel2-l2a": Sensor(
+            name="sentinel2-l2a",
+            bands=_sentinel2_bands(with_b10=False),
+            unit="reflectance",
+            dn_scale=1e-4,
+            nodata=0,
+            offset_varies=True,
+            composites=(Composite(name="paper-l2a", bands=_S2_RGB, stretch=0.2000), _EUROSAT),
+        ),
+        "sentinel1-grd": Sensor(
+            name="sentinel1-grd",
+            bands=(Band(name="VV", gsd_m=10), Band(name="VH", gsd_m=10)),
+            unit="dB",
+            fill=-35.0,
+        ),
+        "landsat-oli-l1": Sensor(
+            name="landsat-oli-l1",
+            bands=_landsat_bands(level=1),
+            unit="reflectance",
+            dn_scale=2e-5,
+            add=-0.1,
+            nodata=0,
+            composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.35),),
+        ),
+        "landsat-oli-l2": Sensor(
+            name="landsat-oli-l2",
+            bands=_landsat_bands(level=2),
+            unit="reflectance",
+            dn_scale=2.75e-5,
+            add=-0.2,
+            nodata=0,
+            composites=(Composite(name="true-colour", bands=("B4", "B3", "B2"), stretch=0.25),),
+        ),
+        "hls-l30": Sensor(
+            name="hls-l30",
+            bands=_hls_bands(satellite="L30"),
+            unit="reflectance",
+            dn_scale=1e-4,
+            nodata=-9999,
+            composites=(Composite(name="true-colour", bands=_S2_RGB, stretch=0.25),),
+        ),
+        "hls-s30": Sensor(
+            name="hls-s30",
+            bands=_hls_bands(satellite="S30"),
+            unit="reflectance",
+            dn_scale=1e-4,
+            nodata=-9999,
+            composites=(Composite(name="true-colour", bands=_S2_RGB, stretch=0.25),),
+        ),
+        "rgb": Sensor(
+            name="rgb",
+            bands=(
+                Band(name="red", center_nm=650, aliases=("R",)),
+                Band(name="green", center_nm=550, aliases=("G",)),
+                Band(name="blue", center_nm=470, aliases=("B",)),
+            ),
+            unit="intensity",
+            dn_scale=1 / 255,
+            composites=(Composite(name="as-is", bands=("red", "green", "blue"), stretch=1.0),),
+        ),
+    }
+)
 """The built-in sensors by name. `sentinel1-grd` is sigma0 in dB and has no DN."""
+
+
+RGB = "rgb"
+"""The sensor of pictures, and the tower that takes them."""
 
 
 def find_sensor(name: str) -> Sensor:
@@ -238,9 +291,16 @@ def find_sensor(name: str) -> Sensor:
         return SENSORS[name]
     if name.endswith(".toml"):
         return load_sensor(Path(name))
-    raise SensorError(
-        f"unknown sensor {name!r}; {nearest(name, SENSORS)}, or a sensor's .toml file"
+    hint = nearest(name, SENSORS)
+    end = " " if hint.endswith("?") else ". "
+    raise UnknownSensorError(
+        f"unknown sensor {name!r}; {hint}{end}For a sensor of your own, give its .toml file"
     )
+
+
+def as_sensor(sensor: Sensor | str) -> Sensor:
+    """A sensor, given or found by its name or TOML file (see `find_sensor`)."""
+    return find_sensor(sensor) if isinstance(sensor, str) else sensor
 
 
 class _BandModel(BaseModel):
@@ -319,12 +379,7 @@ def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
 
 def load_sensor(path: Path) -> Sensor:
     """A user-defined sensor from a TOML file whose keys are the fields of `Sensor`."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SensorError(f"cannot read sensor file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SensorError(f"sensor file {path} is not valid TOML: {error}") from error
+    values = read_toml(Path(path), what="sensor file", fault=SensorError)
     return parse_sensor(values, origin=str(path))
 
 
@@ -377,7 +432,7 @@ def sentinel2_dn_offset(
     if match and match[1] != "9999":
         return SENTINEL2_DN_OFFSET if int(match[1]) >= OFFSET_FROM_BASELINE else 0.0
     said = f"the name {product_name!r} says nothing" if product_name else "nothing was said"
-    raise SensorError(
+    raise UnknownOffsetError(
         f"Sentinel-2 DN offset unknown: {said} about the processing baseline; "
         "declare it (-1000 for baseline 04.00 and later as ESA delivers it, "
         "0 for older products and for archives that removed it)"

@@ -12,7 +12,6 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from terralign.errors import RecipeError, nearest
 from terralign.evaluate.table import PRIMARY_METRICS
+from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
 from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_values import apply_override, explain, without_none
 
@@ -134,29 +134,19 @@ class Planned:
 
 def study_names() -> list[str]:
     """The studies that ship with the package."""
-    folder = resources.files("terralign") / "studies"
-    return sorted(
-        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
-    )
+    return shipped_names("studies")
 
 
 def load_study(name_or_path: str) -> Study:
     """A shipped study by name, or a TOML file; `RecipeError` says what is wrong with it."""
     if name_or_path in study_names():
-        text = (resources.files("terralign") / "studies" / f"{name_or_path}.toml").read_text(
-            "utf-8"
-        )
-        return parse_study(text, origin=name_or_path)
+        return _checked(read_shipped("studies", name_or_path), origin=name_or_path)
     path = Path(name_or_path)
     if path.suffix != ".toml":
         hint = nearest(name_or_path, study_names())
         raise RecipeError(f"no study {name_or_path!r}; {hint} (or the path of a .toml file)")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RecipeError(f"cannot read study {name_or_path}: {reason}") from error
-    study = parse_study(text, origin=name_or_path)
+    values = read_toml(path, what="study", fault=RecipeError)
+    study = _checked(values, origin=name_or_path)
     if study.recipe.endswith(".toml"):
         return study.model_copy(update={"recipe": str(path.parent / study.recipe)})
     return study
@@ -164,10 +154,12 @@ def load_study(name_or_path: str) -> Study:
 
 def parse_study(text: str, *, origin: str) -> Study:
     """A study from TOML, checked by itself; its recipes are when it is planned."""
+    return _checked(parse_toml(text, name=f"study {origin}", fault=RecipeError), origin=origin)
+
+
+def _checked(values: Mapping[str, Any], *, origin: str) -> Study:
     try:
-        return Study.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"study {origin} is not valid TOML: {error}") from error
+        return Study.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"study {origin}: {explain(error, Study)}") from error
 

@@ -7,11 +7,9 @@ a fixed part of another split, and the rows say so.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terralign.datasets.catalog import find_dataset
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
+from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
 from terralign.toml_values import apply_override, explain, without_none
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
@@ -126,10 +125,7 @@ class Suite(_Strict):
 
 def suite_names() -> list[str]:
     """The suites that ship with the package."""
-    folder = resources.files("terralign") / "suites"
-    return sorted(
-        path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml")
-    )
+    return shipped_names("suites")
 
 
 def load_suite(name_or_path: str, *, overrides: Sequence[str] = ()) -> Suite:
@@ -141,28 +137,25 @@ def load_suite(name_or_path: str, *, overrides: Sequence[str] = ()) -> Suite:
     reported.
     """
     if name_or_path in suite_names():
-        text = (resources.files("terralign") / "suites" / f"{name_or_path}.toml").read_text("utf-8")
+        values = read_shipped("suites", name_or_path)
     elif Path(name_or_path).suffix == ".toml":
-        try:
-            text = Path(name_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise RecipeError(f"cannot read suite {name_or_path}: {reason}") from error
+        values = read_toml(Path(name_or_path), what="suite", fault=RecipeError)
     else:
         hint = nearest(name_or_path, suite_names())
         raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
-    return parse_suite(text, origin=name_or_path, overrides=overrides)
+    for override in overrides:
+        apply_override(values, override)
+    return _checked(values, origin=name_or_path)
 
 
-def parse_suite(text: str, *, origin: str, overrides: Sequence[str] = ()) -> Suite:
-    """A suite from TOML, checked, with `KEY=VALUE` overrides applied."""
+def parse_suite(text: str, *, origin: str) -> Suite:
+    """A suite from TOML, checked."""
+    return _checked(parse_toml(text, name=f"suite {origin}", fault=RecipeError), origin=origin)
+
+
+def _checked(values: Mapping[str, Any], *, origin: str) -> Suite:
     try:
-        values = tomllib.loads(text)
-        for override in overrides:
-            apply_override(values, override)
         suite = Suite.model_validate(values)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"suite {origin} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise RecipeError(f"suite {origin}: {explain(error, Suite)}") from error
     try:

@@ -14,7 +14,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.feeding.loader import keep_in_memory
@@ -24,7 +24,6 @@ from terralign.datasets.sample import SampleSet, Subset
 from terralign.datasets.store import PackSettings
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, RecipeError
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 CLASSES = '[classes]\nForest = "forest"\nRiver = "river"\n'

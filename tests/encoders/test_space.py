@@ -334,8 +334,10 @@ def test_dn_and_physical_units_agree(space: EmbeddingSpace, pixels: NDArray[np.u
 def test_nothing_about_the_pixels_is_guessed(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
-    with pytest.raises(SensorError, match=r"need their sensor and units: .*only a Chip knows"):
-        space.encode_image(pixels, L2A.name, BANDS)
+    with pytest.raises(SensorError, match=r"need their sensor; only a Chip knows"):
+        space.encode_image(pixels)
+    with pytest.raises(DataError, match="Declare units='dn' or units='physical'"):
+        space.encode_image(pixels / 10_000, L2A.name, BANDS)
     with pytest.raises(SensorError, match="units must be"):
         space.encode_image(pixels, L2A.name, BANDS, units="DN")  # type: ignore[arg-type]
     with pytest.raises(SensorError, match="DN of 'sentinel2-l2a' need dn_offset"):
@@ -346,7 +348,7 @@ def test_nothing_about_the_pixels_is_guessed(
         space.encode_image(pixels, L2A.name, units="physical")
     with pytest.raises(SensorError, match="unknown band 'B99'"):
         space.encode_image(pixels, L2A.name, ["B99", *BANDS[1:]], units="physical")
-    with pytest.raises(DataError, match=r"expected \(B, 4, H, W\)"):
+    with pytest.raises(DataError, match=r"expected \(C, H, W\) for one chip"):
         encode(space, pixels[0, 0])
     with pytest.raises(SensorError, match="unknown composite 'nice'"):
         encode(space, pixels, composite="nice")
@@ -387,16 +389,16 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
     labels = ["forest", "river", "sea"]
-    probabilities = space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+    how: dict[str, Any] = {"sensor": L2A.name, "bands": BANDS, "units": "dn", "dn_offset": 0}
+    found = space.classify(pixels, labels, **how)
+    probabilities = torch.from_numpy(np.asarray(found))
     assert probabilities.shape == (3, 3)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
     cosines = encode(space, pixels) @ space.encode_text([f"{one} from above" for one in labels]).T
     expected = (space.clip.logit_scale * cosines).softmax(1)
     torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-    other = space.classify(
-        pixels, L2A.name, labels, BANDS, prompts="photo", units="dn", dn_offset=0
-    )
-    assert not torch.allclose(other, probabilities)
+    other = space.classify(pixels, labels, prompts="photo", **how)
+    assert not np.allclose(other, found)
 
 
 # What has no data, or is no number, is not passed over
@@ -457,8 +459,11 @@ def test_one_chip_of_other_numbers_in_a_batch_is_refused(
 def test_labels_of_classify_are_checked(
     space: EmbeddingSpace, pixels: NDArray[np.uint16], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def classify(labels: Any) -> torch.Tensor:
-        return space.classify(pixels, L2A.name, labels, BANDS, units="dn", dn_offset=0)
+    def classify(labels: Any) -> NDArray[np.float32]:
+        found = space.classify(
+            pixels, labels, sensor=L2A.name, bands=BANDS, units="dn", dn_offset=0
+        )
+        return np.asarray(found)
 
     for labels, reason in (
         (["forest", "river", "forest"], "'forest' is given more than once"),

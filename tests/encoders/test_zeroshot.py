@@ -215,7 +215,7 @@ def test_a_prompt_file_of_ones_own_loads(tmp_path: Path) -> None:
         (b'templates = ["a photo"]', "every template needs one {}, 'a photo' has not"),
         (b'templates = ["{} and {}"]', "every template needs one {}"),
         (b"templates = [", "is not valid TOML"),
-        (b"\xff\xfe", "is not valid TOML"),
+        (b"\xff", "is not UTF-8 text"),
     ],
 )
 def test_a_prompt_file_that_is_wrong_is_told(tmp_path: Path, content: bytes, said: str) -> None:

@@ -354,10 +354,10 @@ def test_rows_of_classification_and_of_retrieval(
     (row, *_) = evaluate_zero_shot(aligned, scenes).to_rows(model="aligned", role="alignment")
     keys = {
         "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
-        "num_samples", "chance", "valid_share",
+        "num_samples", "chance", "valid_share", "sensor",
     }  # fmt: skip
     assert set(row) == {*keys, "tower"}
-    assert row["tower"] == "s2"
+    assert (row["tower"], row["sensor"]) == ("s2", "sentinel2-l2a")
     assert row["chance"] == pytest.approx(1 / len(scenes.labels.class_names))
     (row, *_) = evaluate_retrieval(aligned, scenes).to_rows(model="aligned", role="alignment")
     assert set(row) == {*keys, "query_tower", "gallery_tower"}

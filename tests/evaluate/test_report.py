@@ -106,6 +106,32 @@ def test_table_puts_models_side_by_side_and_fits_a_terminal() -> None:
     assert "rgb → sentinel2" in text
 
 
+def test_radar_is_not_put_beside_what_the_rgb_tower_makes_of_optical_pixels() -> None:
+    def row(model: str, sensor: str, **changes: Any) -> dict[str, Any]:
+        return _row(model, role="alignment", dataset="pairs", sensor=sensor, **changes)
+
+    pair = _retrieval("s1", "s2") | {"sensor": "sentinel1-grd and sentinel2-l2a"}
+    lines = table_lines(
+        [
+            row("base", "sentinel2-l2a"),
+            row("patched", "sentinel2-l2a"),
+            row("aligned", "sentinel2-l2a", tower="s2"),
+            row("aligned", "sentinel1-grd", tower="s1"),
+            pair,
+        ]
+    )
+    assert [(line.tower, line.sensor, sorted(line.cells)) for line in lines] == [
+        ("s2", "", ["aligned", "base", "patched"]),
+        ("s1", "sentinel1-grd", ["aligned"]),
+        ("s1 → s2", "sentinel1-grd and sentinel2-l2a", ["aligned"]),
+    ]
+    assert len({line.heading for line in lines}) == 3
+
+
+def test_a_chance_of_less_than_a_tenth_of_a_per_cent_is_not_shown_as_none() -> None:
+    assert "0.05" in format_table([_row(metric="recall@1", chance=1 / 2000)]).split()
+
+
 def test_table_without_rows_says_so_and_shows_only_the_models_there_are() -> None:
     assert format_table([]) == "no results\n"
     assert format_table([_row("base", metric="top5")]) == "no results\n"
@@ -339,6 +365,20 @@ def test_comparison_draws_value_interval_and_chance() -> None:
     assert len({patch.get_facecolor() for patch in axes.patches}) == 2
 
 
+def test_no_line_crosses_a_heading_and_short_bars_say_how_chance_compares() -> None:
+    bars = [
+        Bar(group="a long heading of two lines " * 3, label="x", model="aligned", value=0.4),
+        Bar(group="recall@1", label="s1", model="aligned", value=0.012, chance=0.0005),
+    ]
+    axes = comparison_figure(bars).axes[0]
+    assert not axes.spines["left"].get_visible()
+    heights = [text.get_position()[1] for text in axes.texts[-2:]]
+    spans = [path.vertices[:, 1] for one in axes.collections for path in one.get_paths()]
+    assert spans
+    assert not any(min(span) < y < max(span) for span in spans for y in heights)
+    assert "1.2  (24 times chance)" in _texts(axes)
+
+
 def test_of_too_many_classes_those_that_differ_most_are_drawn_and_it_is_said() -> None:
     names = [f"c{i}" for i in range(MAX_CLASSES + 5)]
     values = {"base": dict.fromkeys(names, 0.1), "patched": dict.fromkeys(names[:5], 0.1)}
@@ -352,6 +392,39 @@ def test_losses_have_one_panel_per_stage_that_has_any() -> None:
     figure = loss_figure(CURVES | {"align": [{"step": 1, "loss": 2.0}, {"step": 2, "lr": 0.1}]})
     assert [axes.get_title() for axes in figure.axes] == ["patch", "align"]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 2]]
+
+
+def test_losses_of_alternating_data_sets_are_apart() -> None:
+    rows = [{"step": i, "loss": 0.6 if i % 2 else 0.1, "source": "ab"[i % 2]} for i in range(1, 9)]
+    figure = loss_figure({"align": rows})
+    values = [set(line.get_ydata()) for line in figure.axes[0].lines]
+    assert values == [{0.6}, {0.1}]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
+
+
+def _report_text(folder: Path, **changes: Any) -> str:
+    empty: dict[str, Any] = {
+        "sweep": [], "curves": {}, "recipe_text": "", "versions": {}, "notes": [],
+    }  # fmt: skip
+    write_report(folder, title="t", rows=ROWS, **(empty | changes))
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_explains_roles_and_an_alpha_of_one_and_says_what_next(tmp_path: Path) -> None:
+    text = _report_text(tmp_path, sweep=SWEEP, chosen_alpha=1.0, next_steps=[("Look", "see `x`")])
+    assert "Alpha is 1: patched is the fine-tuned model" in text
+    assert "Alpha is" not in _report_text(tmp_path, sweep=SWEEP, chosen_alpha=0.5)
+    for role in ("patching", "supported", "alignment", "unseen"):
+        assert (f"- {role}: " in text) == any(row["role"] == role for row in ROWS)
+    assert "Look:\n\n```sh\nsee `x`\n```" in text
+
+
+def test_a_curve_that_begins_at_zero_is_explained(tmp_path: Path) -> None:
+    copied = [{"step": i, "loss": 0.0 if i == 1 else 0.1} for i in range(1, 60)]
+    usual = [{"step": i, "loss": 1 / i} for i in range(1, 600)]
+    told = "copy of its teacher"
+    assert told in _report_text(tmp_path, curves={"align/s2": copied, "patch": usual})
+    assert told not in _report_text(tmp_path, curves={"patch": usual})
 
 
 def test_figures_without_anything_to_draw_are_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from terralign.chips import make_layout
 from terralign.preprocess import (
     Photometric,
     ViewSpec,
@@ -20,7 +21,6 @@ from terralign.preprocess import (
 )
 from terralign.preprocess.holes import has_holes, resample
 from terralign.preprocess.spec import InputSpec, valid_shares
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 SPEC = rgb_spec(size=16, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))

@@ -13,11 +13,11 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, make_layout
 from terralign.errors import DataError, SensorError
 from terralign.scenes import plausible
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
-from terralign.scenes.read import make_layout, read_geotiff
+from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
 
 RNG = np.random.default_rng(0)

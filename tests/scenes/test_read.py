@@ -13,8 +13,9 @@ from PIL import Image
 from rasterio import Affine
 from rasterio.enums import ColorInterp
 
+from terralign.chips import make_layout
 from terralign.errors import DataError, SensorError
-from terralign.scenes.read import make_layout, read_chip, read_geotiff, read_image
+from terralign.scenes.read import read_chip, read_geotiff, read_image
 from terralign.sensors import SENSORS
 
 L1C, L2A, S1 = (SENSORS[name] for name in ("sentinel2-l1c", "sentinel2-l2a", "sentinel1-grd"))

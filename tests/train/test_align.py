@@ -54,7 +54,7 @@ def _labelled(samples: SyntheticSet) -> AlignmentSource:
     return AlignmentSource(samples=samples, prompts=PLAIN, class_names=samples.labels.class_names)
 
 
-def _lines(folder: Path) -> list[dict[str, float]]:
+def _lines(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
@@ -123,6 +123,20 @@ def test_each_epoch_sees_its_view(
     first, second, third = (np.mean(losses[start : start + 5]) for start in (0, 5, 10))
     assert third == pytest.approx(first, rel=1e-4)
     assert (second == pytest.approx(first, rel=1e-4)) == (num_views == 1)
+
+
+def test_batches_of_several_data_sets_are_named_in_the_log(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"losses": None, "epochs": 1})
+    sources = [AlignmentSource(samples=scenes), _labelled(scenes)]
+    align(tiny_clip, _student(tiny_clip, scenes), sources, settings, tmp_path / "two")
+    rows = _lines(tmp_path / "two")
+    name = scenes.name
+    assert {row["source"] for row in rows} == {f"{name}, with labels", f"{name}, without labels"}
+    assert all(("label" in row) == row["source"].endswith("with labels") for row in rows)
+    align(tiny_clip, _student(tiny_clip, scenes), sources[:1], settings, tmp_path / "one")
+    assert not any("source" in row for row in _lines(tmp_path / "one"))
 
 
 def test_without_labels_there_is_no_label_term(

@@ -299,7 +299,7 @@ def test_threads_of_the_first_run_are_used_again(
     with caplog.at_level("WARNING", logger="terralign"):
         _fit(tmp_path)
     assert torch.get_num_threads() == 1
-    assert "going on with 1 thread" in caplog.text
+    assert "resuming with as many threads as before: 1" in caplog.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

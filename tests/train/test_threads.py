@@ -32,7 +32,7 @@ def test_by_default_one_core_is_left_for_reading(
 
 
 def test_the_number_is_set_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="terralign"):
+    with caplog.at_level("DEBUG", logger="terralign"):
         set_threads(2)
     assert torch.get_num_threads() == 2
     assert "computing with 2 threads; one more reads ahead" in caplog.text

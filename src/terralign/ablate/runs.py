@@ -27,7 +27,7 @@ from terralign.errors import (
     TerralignError,
     first_line,
 )
-from terralign.files import claimed, read_json, write_json, write_text
+from terralign.files import claimed, read_json, read_text, write_json, write_text
 from terralign.run import run_recipe
 from terralign.run_folder import keep_recipe, keep_toml
 from terralign.study import Planned, Study, only_adds, plan_study, study_text
@@ -96,8 +96,8 @@ def run_study(
 def _keep_study(study: Study, overrides: Sequence[str], path: Path) -> None:
     """Write the study, also over one that only has other variants; else refuse the folder."""
     text = study_text(study, overrides)
-    with suppress(OSError, UnicodeDecodeError):  # told of below
-        if only_adds(study, overrides, path.read_text(encoding="utf-8")):
+    with suppress(StorageError):  # reported below
+        if only_adds(study, overrides, read_text(path)):
             write_text(path, text)
     keep_toml(path, text, kind="set of runs", what="study")
 

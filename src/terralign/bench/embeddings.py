@@ -22,7 +22,8 @@ from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.space import EmbeddingSpace, seen_shares
+from terralign.encoders.pixels import seen_shares
+from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
 from terralign.evaluate.embed import Embedded, Route, gather_embedded

@@ -10,8 +10,9 @@ import torch
 
 from terralign.errors import RecipeError, StorageError
 from terralign.files import hash_json, read_json, write_json, write_text
-from terralign.run_folder import keep_toml, versions
+from terralign.run_folder import keep_toml
 from terralign.suite import Suite, suite_text
+from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ Every row has every key of `BenchRow`, None where it has no meaning, so that the
 points of a projection, example retrievals) is in `measurements/<measurement>.json` under `details`:
 
 - `per_class`: class name -> {"value", "num_samples"}
-- `class_names`, and `confusion`: (K, K) counts, row = right class, column = said class
+- `class_names`, and `confusion`: (K, K) counts, row = true class, column = predicted class
 - `reliability`: {"edges", "confidence", "accuracy", "count"}, None in empty bins
 - `thresholds`: {"per_class", "overall"}, `platt`: {"scale", "bias"}
 - `examples`: per query {"query", "query_index", "label", "results": [{"key", "index", "cosine",

@@ -21,22 +21,22 @@ from terralign.cli.app import (
 @main.command()
 @click.argument("study")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Study folder; default studies/NAME."
+    "--out", type=click.Path(path_type=Path), help="Study folder; default: studies/NAME."
 )  # fmt: skip
 @data_root_option
 @set_option
 @click.option(
     "--seed", "seeds", type=click.IntRange(min=0), multiple=True,
-    help="A seed instead of the study's; repeatable.",
+    help="A seed in place of the study's; repeatable.",
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="VARIANT", help="Run this variant; repeatable.")
 @click.option(
     "--shared", type=click.Path(path_type=Path),
-    help="Where runs find what others have computed; default: in the study folder.",
+    help="Folder for what runs have in common; default: in the study folder.",
 )  # fmt: skip
 @click.option(
     "--stores", type=click.Path(path_type=Path),
-    help="Where a recipe with pack = true keeps its stores; default: in the study folder.",
+    help="Where a recipe with pack = true keeps packed data sets; default: in the study folder.",
 )  # fmt: skip
 @device_option
 @json_option
@@ -53,10 +53,10 @@ def ablate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Run a STUDY, a recipe in many variants and seeds: one that ships, or a TOML file.
+    """Run a STUDY: one recipe in many variants and seeds.
 
-    The same command again goes on with what is not finished. A run that fails does not end the
-    study: the table names it, and the exit code is 1.
+    STUDY is a name (`terralign info studies` lists them) or a TOML file. Run the same command again
+    to resume. A run that fails does not end the study: the table names it, and the exit code is 1.
     """
     from terralign.ablate import run_study
     from terralign.study import load_study
@@ -88,7 +88,7 @@ def ablate(
     else:
         click.echo(result.table)
         if result.complete_before:
-            click.echo(f"{result.folder} is complete; nothing was to do.")
+            click.echo(f"{result.folder} is already complete; nothing to do.")
         click.echo(f"table: {result.folder / 'table.md'}")
     if result.failures:
         sys.exit(1)

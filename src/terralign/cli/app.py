@@ -12,22 +12,30 @@ from typing import Any
 import click
 
 import terralign
-from terralign.faults import OneLineFaults
+from terralign.cli.faults import OneLineFaults
 
 Command = Callable[..., None]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
-device_option = click.option("--device", help="cpu, cuda, cuda:1; default: CUDA where there is.")
+device_option = click.option(
+    "--device", help="cpu, cuda or cuda:1; default: cuda if available, else cpu."
+)
 data_root_option = click.option(
     "--data-root",
     type=click.Path(path_type=Path),
     envvar="TERRALIGN_DATA",
-    help="Folder that holds the data sets (or the variable TERRALIGN_DATA).",
+    help="Folder that holds the data sets; default: the variable TERRALIGN_DATA.",
 )
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Override one value of the recipe, as in patch.lr=2e-5; may be repeated.",
+    help="Override one value of the recipe, as in patch.lr=2e-5; repeatable.",
 )  # fmt: skip
+
+READING_ORDER = (
+    "quickstart", "run", "patch", "align", "evaluate", "classify", "embed", "search", "bench",
+    "ablate", "pack", "info",
+)  # fmt: skip
+"""The commands as help lists them: what a newcomer needs first. Others come last."""
 
 
 def example(text: str) -> Callable[[Command], Command]:
@@ -40,23 +48,43 @@ def example(text: str) -> Callable[[Command], Command]:
     return add
 
 
-@click.group(cls=OneLineFaults, context_settings={"help_option_names": ["-h", "--help"]})
+class _Terralign(OneLineFaults):
+    """Lists its commands in reading order, each with the whole first sentence of its help."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        place = {name: number for number, name in enumerate(READING_ORDER)}
+        return sorted(self.commands, key=lambda name: (place.get(name, len(place)), name))
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, self.commands[name].get_short_help_str(limit=1000))
+                    for name in self.list_commands(context)
+                ]
+            )
+
+
+@click.group(cls=_Terralign, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(terralign.__version__, prog_name="terralign")
+@click.option("--verbose", is_flag=True, help="Report more, such as the threads computed with.")
+@click.option("--quiet", is_flag=True, help="Report no progress, only warnings and results.")
 @click.option("--debug", is_flag=True, help="Show the traceback of a fault.")
-@click.option("--quiet", is_flag=True, help="No progress; warnings and results only.")
-def main(debug: bool, quiet: bool) -> None:
+def main(debug: bool, quiet: bool, verbose: bool) -> None:
     """Bring any satellite sensor into a CLIP's embedding space.
 
     Patch a CLIP on satellite RGB, align other sensors to it, then classify and search
     multispectral and radar imagery by text. Start with: terralign quickstart
     """
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other; give one")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("terralign")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
-    # Other libraries' words about what terralign tells itself, in one line.
+    # What other libraries log is either repeated by terralign in one line, or of no use.
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "httpx", "matplotlib", "rasterio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -87,7 +115,7 @@ def print_run(result: Any, as_json: bool) -> None:
     if result.rows:
         click.echo(format_table(result.rows))
     if result.complete_before:
-        click.echo(f"{result.folder} is complete; nothing was to do.")
+        click.echo(f"{result.folder} is already complete; nothing to do.")
     click.echo(f"model:  {result.folder / 'model'}")
     if (result.folder / "report.html").is_file():
         click.echo(f"report: {result.folder / 'report.html'}")

@@ -28,7 +28,7 @@ class _SeveralModels(click.Command):
             else:
                 spread += ["--models", word] if within else [word]
         if args and args[-1] == "--models":
-            spread.append("--models")  # click tells that its value is missing
+            spread.append("--models")  # click reports that its value is missing
         return super().parse_args(context, spread)
 
 
@@ -36,16 +36,16 @@ class _SeveralModels(click.Command):
 @click.argument("suite")
 @click.option(
     "--models", multiple=True, required=True, metavar="[NAME=]MODEL...",
-    help="What to measure; the others are compared with the first.",
+    help="The models; the others are compared with the first.",
 )  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bench folder.")
 @data_root_option
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Override one value of the suite, as in num_bootstrap=200; may be repeated.",
+    help="Override one value of the suite, as in num_bootstrap=200; repeatable.",
 )  # fmt: skip
-@click.option("--prompts", multiple=True, help="A prompt set instead of the suite's; repeatable.")
-@click.option("--reference", help="Name of the model to compare with; default: the first.")
+@click.option("--prompts", multiple=True, help="A prompt set in place of the suite's; repeatable.")
+@click.option("--reference", help="The model to compare with; default: the first.")
 @click.option(
     "--report/--no-report", default=True,
     help="Write report.html, report.md and tables.tex (default), or the rows alone.",
@@ -65,10 +65,11 @@ def bench(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure models by a SUITE (paper, rgb, multispectral, retrieval, micro, quick, or a TOML).
+    """Compare models on a SUITE of data sets.
 
-    MODEL is a space, anything open_clip, ms-clip:FILE, or timm:NAME for probes alone. The same
-    command again measures nothing; more models and other prompts add their rows.
+    SUITE is a name (`terralign info suites` lists them) or a TOML file. MODEL is a space, any model
+    of open_clip, ms-clip:FILE, or timm:NAME for probes alone. What is measured already is not
+    measured again; other models and prompts add rows.
     """
     from terralign.bench import report_bench, run_bench
     from terralign.bench.rows import format_bench_table
@@ -100,7 +101,10 @@ def bench(
         )
     else:
         click.echo(format_bench_table(result.rows))
-        click.echo(f"{result.num_measured} new measurements; rows: {out / 'results.json'}")
+        number = result.num_measured
+        click.echo(
+            f"{number} new measurement{'' if number == 1 else 's'}; rows: {out / 'results.json'}"
+        )
         if page is not None:
             click.echo(f"report: {page}")
     if result.num_failed:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from terralign.errors import StorageError
+from terralign.files import read_lines
+
 
 def read_class_names(
     lists: Sequence[str], names: Sequence[str], file: Path | None
@@ -74,13 +77,9 @@ def _named(text: str, option: str) -> str:
 def _read_file(path: Path) -> list[str]:
     """One name a line, as it is or quoted as in CSV; blank lines do not count."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(
-            f"--labels-file {path} is not UTF-8 text; save it as such"
-        ) from error
-    except OSError as error:
-        raise click.UsageError(f"cannot read --labels-file {path}: {error.strerror}") from error
+        lines = read_lines(path, what="--labels-file")
+    except StorageError as error:
+        raise click.UsageError(str(error)) from error
     found: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()

@@ -1,4 +1,4 @@
-"""The commands about data and about what there is: pack, info."""
+"""The commands about data and what is available: pack, info."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from terralign.cli.app import data_root_option, example, json_option, main
 @click.argument("dataset", required=False)
 @click.argument("store", required=False, type=click.Path(path_type=Path))
 @data_root_option
-@click.option("--split", "splits", multiple=True, help="May be repeated; default: all there are.")
+@click.option("--split", "splits", multiple=True, help="A split to pack; repeatable; default: all.")
 @click.option(
     "--size",
-    help="Pictures: resize and crop to this side, as CLIP does; 384-squash, 224-shortest-bilinear.",
+    help="Pictures: resize and crop to this side, as CLIP does; also 384-squash, "
+    "224-shortest-bilinear.",
 )
 @click.option(
     "--images", type=click.Choice(["pixels", "encoded"]), default="pixels", show_default=True,
-    help="Pictures: decoded, or the bytes of their files.",
+    help="Pictures: store them decoded, or as the bytes of their files.",
 )  # fmt: skip
-@click.option("--shard-mb", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--workers", type=click.IntRange(1), help="Threads; default: one per CPU.")
-@click.option("--skip-damaged", is_flag=True, help="Leave out what cannot be read; name and count.")
+@click.option(
+    "--shard-mb", type=click.IntRange(1), default=256, show_default=True, help="Size of a shard."
+)
+@click.option("--workers", type=click.IntRange(1), help="Reading threads; default: one per CPU.")
+@click.option("--skip-damaged", is_flag=True, help="Skip and count what cannot be read.")
 @click.option(
     "--verify", "verified", type=click.Path(path_type=Path), metavar="STORE",
     help="Check a store against its checksums instead of packing.",
@@ -46,10 +49,10 @@ def pack(
     verified: Path | None,
     as_json: bool,
 ) -> None:
-    """Pack DATASET, a name or a TOML file, into the folder STORE: decoded once, fast from then on.
+    """Pack a DATASET into a STORE, a folder that is fast to read.
 
-    The same command again goes on where it was stopped, to the same bytes. A store is used as a
-    data set: --data STORE.
+    DATASET is a name or a TOML file. Each sample is decoded once. Run the same command again to
+    resume; the bytes are the same. A store is used as a data set: --data STORE.
     """
     if verified is not None:
         if dataset or store:
@@ -93,9 +96,11 @@ def pack(
     counts = ", ".join(f"{split} {number:,}" for split, number in manifest.splits.items())
     skipped = f", {manifest.num_skipped} left out" if manifest.num_skipped else ""
     click.echo(f"{manifest.name}: {counts} samples{skipped}")
-    click.echo(f"{store}: {num_bytes / 1e6:,.1f} MB in {len(manifest.shards)} shards")
+    num_shards = len(manifest.shards)
+    shards = f"{num_shards} shard{'' if num_shards == 1 else 's'}"
+    click.echo(f"{store}: {num_bytes / 1e6:,.1f} MB in {shards}")
     if packed.complete_before:
-        click.echo("It was complete; nothing was to do.")
+        click.echo("already complete; nothing to do.")
 
 
 def _verify(store: Path, as_json: bool) -> None:
@@ -117,11 +122,16 @@ def _verify(store: Path, as_json: bool) -> None:
 @json_option
 @example("terralign info runs/m/model")
 def info(what: str | None, as_json: bool) -> None:
-    """Say what WHAT is: datasets, sensors, recipes, suites, studies, prompts, a data set, a store
-    or a model.
-    """
-    from terralign.about import about
+    """Describe a data set, sensor, recipe or model; list what exists.
 
+    WHAT is a list (datasets, sensors, recipes, suites, studies, prompts), a name of one of them, a
+    packed store, a TOML file, or a model. Without it: the versions of terralign and what it uses.
+    """
+    from terralign.cli.about import about, dataset_table
+
+    if what == "datasets" and not as_json:
+        click.echo(dataset_table())
+        return
     value = about(what)
     click.echo(json.dumps(value) if as_json else _outline(value))
 

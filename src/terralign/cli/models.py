@@ -1,28 +1,27 @@
-"""The commands that take a model: evaluate, classify."""
+"""The command that measures a model: evaluate."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
 from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
-from terralign.cli.class_names import read_class_names, split_list
 
 
 @main.command()
 @click.argument("model")
 @click.option("--data", required=True, help="A data set's name, a packed store, or a TOML.")
 @data_root_option
-@click.option("--split", default="test", show_default=True)
-@click.option("--tower", help="Tower or sensor; default: the data's own sensor, else RGB.")
+@click.option("--split", default="test", show_default=True, help="The split to measure on.")
+@click.option("--tower", help="A tower or sensor; default: the data's own sensor, else RGB.")
 @click.option(
-    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot", show_default=True
-)
-@click.option("--query", help="Retrieval: text, rgb, a tower or sensor.")
-@click.option("--gallery", help="Retrieval: text, rgb, a tower or sensor.")
+    "--task", type=click.Choice(["zero-shot", "retrieval"]), default="zero-shot",
+    show_default=True, help="What to measure.",
+)  # fmt: skip
+@click.option("--query", help="Retrieval: text, rgb, a tower or a sensor.")
+@click.option("--gallery", help="Retrieval: text, rgb, a tower or a sensor.")
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
 @click.option("--composite", help="RGB recipe of the data's sensor, for the RGB tower.")
@@ -44,10 +43,10 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL on one split of a data set: zero-shot classification, or retrieval.
+    """Measure a MODEL on one split of a data set.
 
-    MODEL is a space, an open_clip folder, ARCHITECTURE:TAG or ARCHITECTURE:FILE. Giving --query or
-    --gallery means retrieval.
+    By zero-shot classification, or by retrieval (--query, --gallery). MODEL is a space, an
+    open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE.
     """
     retrieval = task == "retrieval" or bool(query or gallery)
     if retrieval and tower:
@@ -96,104 +95,3 @@ def evaluate(
         )
     for note in found.result.notes:
         click.echo(f"  {note}")
-
-
-@main.command()
-@click.argument("model")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--labels", "lists", multiple=True,
-    help='Class names: "forest,river,industrial area"; a name with a comma in quotes, as in CSV.',
-)  # fmt: skip
-@click.option("--label", "names", multiple=True, help="One class name as it is; may be repeated.")
-@click.option(
-    "--labels-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A file of class names, UTF-8, one a line.",
-)  # fmt: skip
-@click.option("--sensor", help="Sensor of GeoTIFFs, the model's own too, or a TOML.")
-@click.option(
-    "--bands",
-    help="Band names in the files' order, - for one to leave out: B02,B03,-,B08; or some of those "
-    "that the files name.",
-)
-@click.option("--dn-offset", type=float, help="Added to Sentinel-2 DN: 0 or -1000.")
-@click.option("--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are.")
-@click.option("--composite", help="RGB recipe of the sensor, for the RGB tower.")
-@click.option("--tower", help="Default: the sensor's own, else RGB.")
-@click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
-@click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True,
-    help="How many classes a line shows; --json has all.",
-)  # fmt: skip
-@device_option
-@json_option
-@example('terralign classify runs/m/model scene.tif --labels "forest,river" --sensor sentinel2-l2a')
-def classify(
-    model: str,
-    files: tuple[Path, ...],
-    lists: tuple[str, ...],
-    names: tuple[str, ...],
-    labels_file: Path | None,
-    sensor: str | None,
-    bands: str | None,
-    dn_offset: float | None,
-    units: Any,
-    composite: str | None,
-    tower: str | None,
-    prompts: str | None,
-    top: int,
-    device: str | None,
-    as_json: bool,
-) -> None:
-    """Classify FILES (pictures, or GeoTIFFs of a known sensor) by the names of classes.
-
-    A file that cannot be read is reported, the others are classified, and the exit code is 1.
-    """
-    labels = read_class_names(lists, names, labels_file)
-    from terralign.encoders.space import EmbeddingSpace
-    from terralign.evaluate.files import FileFault, classify_each
-    from terralign.train.threads import choose_device
-
-    chosen_device = choose_device(device)
-    space = EmbeddingSpace.load(model).to(chosen_device)
-    threads()
-    rows = classify_each(
-        space,
-        files,
-        labels,
-        sensor=space.find_sensor(sensor) if sensor else None,
-        bands=split_list(bands, "--bands") if bands else None,
-        dn_offset=dn_offset,
-        units=units,
-        composite=composite,
-        tower=tower,
-        prompts=prompts,
-    )
-    width = max(len(str(file)) for file in files)
-    values, num_failed = [], 0
-    for row in rows:
-        values.append(row.to_json())
-        if isinstance(row, FileFault):
-            num_failed += 1
-            click.echo(f"terralign: {row.error}", err=True)
-        elif not as_json:
-            seen = row.tower
-            if row.valid_share < 1:
-                seen += f", {100 * row.valid_share:.1f} % of the numbers valid"
-            click.echo(f"{row.file!s:<{width}}  {_likeliest(row.probabilities, top)}  ({seen})")
-    if as_json:
-        click.echo(json.dumps(values))
-    if num_failed:
-        if len(files) > 1:
-            click.echo(f"terralign: {num_failed} of {len(files)} files failed", err=True)
-        raise SystemExit(1)
-
-
-def _likeliest(probabilities: dict[str, float], top: int) -> str:
-    """The likeliest classes, and what is left for the others."""
-    best = sorted(probabilities.items(), key=lambda item: -item[1])
-    shown = [f"{name} {100 * value:.1f} %" for name, value in best[:top]]
-    if len(best) > top:
-        rest = sum(value for _, value in best[top:])
-        shown.append(f"{len(best) - top} more {100 * rest:.1f} %")
-    return ", ".join(shown)

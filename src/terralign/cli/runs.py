@@ -30,28 +30,28 @@ from terralign.cli.app import (
 @json_option
 @example("terralign quickstart --out runs/first")
 def quickstart(out: Path, device: str | None, as_json: bool) -> None:
-    """Run the whole method on a built-in synthetic world: minutes on a laptop, no network.
+    """Run the whole method on a synthetic world, offline, in minutes.
 
     Pretrains a tiny CLIP on pictures of everyday shapes, shows that it fails on synthetic
     Sentinel-2 scenes, patches it, aligns Sentinel-2 and Sentinel-1 towers, evaluates, and writes a
-    report. Its figures are about a synthetic world.
+    report. The numbers do not transfer to real imagery.
     """
     from terralign.recipe import load_recipe
     from terralign.run import run_recipe
 
     print_run(run_recipe(load_recipe("quickstart"), out, device=device), as_json)
     if not as_json:
-        click.echo("These figures are about a synthetic world; they say nothing of real imagery.")
+        click.echo("Synthetic data: these numbers do not transfer to real imagery.")
 
 
 @main.command()
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NAME.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/NAME.")
 @data_root_option
 @set_option
 @click.option(
     "--stores", type=click.Path(path_type=Path),
-    help="Where a recipe with pack = true keeps its stores; default: in the run folder.",
+    help="Where a recipe with pack = true keeps packed data sets; default: in the run folder.",
 )  # fmt: skip
 @device_option
 @json_option
@@ -65,9 +65,10 @@ def run(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Run a RECIPE: one that ships (see `terralign info recipes`) or a TOML file.
+    """Run a RECIPE: patch, align, evaluate, report.
 
-    The same command again resumes an interrupted run, or says that it is complete.
+    RECIPE is a name (`terralign info recipes` lists them) or a TOML file. Run the same command
+    again to resume an interrupted run.
     """
     from terralign.recipe import load_recipe
     from terralign.run import run_recipe
@@ -84,8 +85,12 @@ def _single_stage(stage: str) -> Callable[[Command], Command]:
 
     def wrap(function: Command) -> Command:
         options = [
-            click.option("--recipe", required=True, help="Where the stage's settings are."),
-            click.option("--base", help="The model to start from, instead of the recipe's."),
+            click.option(
+                "--recipe",
+                required=True,
+                help="A name or a TOML; its settings count.",
+            ),
+            click.option("--base", help="The model to start from, in place of the recipe's."),
             click.option(
                 "--out", required=True, type=click.Path(path_type=Path), help="Run folder."
             ),
@@ -129,7 +134,10 @@ def _run_stage(
 @_single_stage("patch")
 @example("terralign patch --recipe micro-real --data-root data --out runs/patched")
 def patch() -> None:
-    """Stage 1 alone: fine-tune on satellite RGB, choose alpha, save the patched space."""
+    """Run stage 1 alone: patch a CLIP on satellite RGB.
+
+    Fine-tunes the RGB tower, chooses alpha, saves the patched space and measures it.
+    """
 
 
 @main.command()
@@ -138,4 +146,7 @@ def patch() -> None:
     "terralign align --recipe micro-real --base runs/patched/model --data-root data --out runs/a"
 )
 def align() -> None:
-    """Stage 2 alone: align the recipe's sensor towers to a (patched) space."""
+    """Run stage 2 alone: align sensor towers to a space.
+
+    The space is the one that --base names; the recipe's towers are added to it and measured.
+    """

@@ -14,6 +14,7 @@ from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, tell_unused
 from terralign.errors import DataError
+from terralign.files import read_lines
 from terralign.scenes.pictures import describe_size
 
 
@@ -68,10 +69,7 @@ def read_split_list(path: Path) -> list[str]:
 
     An absolute entry, one with `..`, one that is named twice, or no entry at all is an error.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read split list {path}: {error}") from error
+    lines = [line.strip() for line in read_lines(path, what="split list", fault=DataError)]
     entries = [line for line in lines if line and not line.startswith("#")]
     if not entries:
         raise DataError(f"split list {path} names no file")

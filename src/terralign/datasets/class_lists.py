@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
-from importlib import resources
 from typing import Any
+
+from terralign.files import read_shipped
 
 
 @cache
 def read_table(name: str) -> dict[str, Any]:
     """The shipped file `classes/{name}.toml`."""
-    file = resources.files("terralign.datasets") / "classes" / f"{name}.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+    return read_shipped("datasets/classes", name)
 
 
 def load_class_list(name: str) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from functools import cache
-from importlib import resources
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from terralign.files import read_shipped, shipped_names
 
 
 class DatasetFacts(BaseModel):
@@ -83,11 +83,9 @@ def read_facts(name: str) -> DatasetFacts:
 
 @cache
 def _entries() -> dict[str, DatasetFacts]:
-    folder = resources.files("terralign.datasets") / "entries"
     entries: dict[str, DatasetFacts] = {}
-    for file in sorted(folder.iterdir(), key=lambda one: one.name):
-        if file.name.endswith(".toml"):
-            for name, values in tomllib.loads(file.read_text(encoding="utf-8")).items():
-                assert name not in entries, f"{name} is in two entry files"
-                entries[name] = DatasetFacts.model_validate(values)
+    for file in shipped_names("datasets/entries"):
+        for name, values in read_shipped("datasets/entries", file).items():
+            assert name not in entries, f"{name} is in two entry files"
+            entries[name] = DatasetFacts.model_validate(values)
     return entries

@@ -81,5 +81,5 @@ def sizes_differ(
     return (
         f"{file} has {shape[-1]}x{shape[-2]} pixels, {first} has "
         f"{first_shape[-1]}x{first_shape[-2]}; samples of one data set must be of one size: "
-        "give RGB images a size (size=, --size), cut other rasters to one size"
+        "give RGB images a size (size=), cut other rasters to one size"
     )

@@ -12,13 +12,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, Units, make_layout
 from terralign.datasets.file_set import Decode, sizes_differ
 from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.plausible import check_sample
-from terralign.scenes.read import Units, make_layout, read_geotiff
+from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, Units
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.checked import check_samples
@@ -46,9 +46,9 @@ from terralign.datasets.sample import (
 )
 from terralign.errors import DataError, nearest
 from terralign.scenes.declared import declare_layout, units_of
+from terralign.scenes.file_layout import has_dn
 from terralign.scenes.pictures import Size
 from terralign.scenes.plausible import check_sample
-from terralign.scenes.read import Units, has_dn
 from terralign.sensors import SENSORS, Sensor, find_sensor
 
 ArrayLike = Any

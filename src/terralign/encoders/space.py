@@ -12,10 +12,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +22,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, Units
+from terralign.encoders.answers import (
+    Classification,
+    Classified,
+    Hits,
+    classified,
+    gather_classified,
+    nearest_hits,
+    require_some,
+)
 from terralign.encoders.clip import ClipModel, load_clip, save_clip
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
+from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
+from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.picture_size import picture_size
+from terralign.encoders.pixels import (
+    Declared,
+    Pixels,
+    as_declared,
+    resize_pictures,
+    seen_shares,
+)
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
+from terralign.encoders.tables import Table
+from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
 from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
     PromptSet,
@@ -47,17 +66,11 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
-from terralign.scenes.pictures import PictureSize, resize_rgb
-from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
-from terralign.scenes.read import make_layout
+from terralign.scenes.declared import declare_layout
+from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
-RGB = "rgb"
-"""The name of the RGB tower."""
-
-Pixels = NDArray[np.generic] | Tensor
 
 
 class EmbeddingSpace:
@@ -77,6 +90,11 @@ class EmbeddingSpace:
         provenance: Mapping[str, Any] | None = None,
         source: str | None = None,
     ) -> None:
+        if not isinstance(clip, ClipModel):
+            raise ModelError(
+                f"an EmbeddingSpace is made of a ClipModel, not of a {type(clip).__name__}; to "
+                "load one, write terralign.load(...)"
+            )
         self.clip = clip
         self.towers: dict[str, SensorTower] = dict(towers or {})
         self.sensors: dict[str, Sensor] = dict(sensors or {})
@@ -89,9 +107,33 @@ class EmbeddingSpace:
         for tower in self.towers.values():
             tower.eval()
 
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self._table().text()}"
+
+    def _repr_html_(self) -> str:
+        return self._table().html(self._title())
+
+    def _title(self) -> str:
+        prompts = self.prompts.name if self.prompts else "none of its own"
+        return (
+            f"EmbeddingSpace {self.space_id}: {self.dim} dimensions, prompts {prompts}, "
+            f"from {self.source}"
+        )
+
+    def _table(self) -> Table:
+        names = self.tower_names
+        specs = [self.input_spec(name) for name in names]
+        return Table.of_rows(
+            len(names),
+            tower=lambda row: names[row],
+            sensors=lambda row: ", ".join(specs[row].sensors),
+            bands=lambda row: " ".join(specs[row].bands),
+            size=lambda row: f"{specs[row].size} px",
+        )
+
     @property
     def dim(self) -> int:
-        """D."""
+        """The number of dimensions, D."""
         return self.clip.dim
 
     @property
@@ -138,33 +180,28 @@ class EmbeddingSpace:
         sensor: str | Sensor | None = None,
         bands: Sequence[str] | None = None,
         *,
-        units: Literal["dn", "physical"] | None = None,
+        units: Units | None = None,
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
         normalize: bool = True,
         batch_size: int = 256,
     ) -> Tensor:
-        """(N, D) float32 embeddings of N chips, on the CPU.
+        """(N, D) float32 embeddings of N chips in memory, on the CPU; see `embed` for files.
 
         `pixels`: a `Chip`, which says itself what it is; or numbers (N, C, H, W), or (C, H, W) for
         one chip, with their `sensor` and `units`. NaN and the sensor's no-data DN are masked; a
-        mask of your own goes into a `Chip`. `bands`: the channels' names in order,
-        any known spelling; may be left out where C is the sensor's full band list in its order.
-        `units`: "dn" (digital numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance
-        0-1, dB, RGB intensity 0-1). `dn_offset` must be said for Sentinel-2 DN (0 or -1000, see
-        `sentinel2_dn_offset`). `composite`: the RGB recipe when the RGB tower is used. `tower`:
-        by default the first aligned tower that takes these pixels, else the RGB tower. Pictures
-        (`rgb` in DN) are resized as those in files are (see `decode_rgb`).
+        mask of your own goes into a `Chip`. The keywords are those of `embed`.
 
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        tensor, layout = self._with_layout(pixels, sensor, bands, units, dn_offset, composite)
+        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        tensor, layout = as_declared(pixels, declared)
         name = tower or self.tower_for(layout)
         spec = self.input_spec(name)
-        if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
-            tensor = _resize_pictures(tensor, picture_size(spec))
+        if layout.sensor == SENSORS[RGB] and layout.units == "dn":
+            tensor = resize_pictures(tensor, picture_size(spec))
         self._require_valid(tensor, layout, name)
         rows = [
             self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
@@ -183,79 +220,39 @@ class EmbeddingSpace:
                 f"{len(pixels)} has no valid pixel: there is nothing to embed; leave it out"
             )
 
-    def _with_layout(
+    def declare(
         self,
-        pixels: Pixels | Chip,
         sensor: str | Sensor | None,
         bands: Sequence[str] | None,
-        units: Literal["dn", "physical"] | None,
+        units: Units | None,
         dn_offset: float | None,
         composite: str | None,
-    ) -> tuple[Tensor, PixelLayout]:
-        """Pixels (N, C, H, W) and what they mean, checked against each other."""
-        if isinstance(pixels, Chip):
-            given = {"sensor": sensor, "bands": bands, "units": units, "dn_offset": dn_offset}
-            for key, value in given.items():
-                if value is not None:
-                    raise SensorError(f"a chip has its own {key}; leave {key} out")
-            layout = pixels.layout
-            if composite is not None:
-                layout = replace(layout, composite=layout.sensor.composite(composite))
-            tensor = _as_tensor(pixels.pixels)[None]
-            _check_tensor(tensor, layout)
-            return tensor, layout
-        if not isinstance(pixels, Tensor | np.ndarray):
-            raise DataError(
-                f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
-            )
-        if sensor is None or units is None:
-            raise SensorError(
-                f"pixels of shape {tuple(pixels.shape)} need their sensor and units: units must "
-                'be "dn" or "physical"; only a Chip knows its own'
-            )
-        layout = self.layout(
-            sensor,
-            bands,
+    ) -> Declared:
+        """What a caller says of pixels, with the sensor found by its name."""
+        if isinstance(bands, str):
+            raise SensorError(f"bands = {bands!r} is one text; give a list of names")
+        return Declared(
+            sensor=self.find_sensor(sensor) if isinstance(sensor, str) else sensor,
+            bands=None if bands is None else tuple(bands),
             units=units,
             dn_offset=dn_offset,
             composite=composite,
-            num_channels=int(pixels.shape[-3]) if pixels.ndim >= 3 else None,
         )
-        tensor = _as_tensor(pixels)
-        tensor = tensor[None] if tensor.ndim == 3 else tensor
-        if tensor.ndim == 4:
-            _check_tensor(tensor, layout)
-        return tensor, layout
 
     def layout(
         self,
         sensor: str | Sensor,
         bands: Sequence[str] | None,
         *,
-        units: Literal["dn", "physical"],
+        units: Units,
         dn_offset: float | None = None,
         composite: str | None = None,
-        num_channels: int | None = None,
+        shape: Sequence[int] | None = None,
     ) -> PixelLayout:
         """How pixels are to be read, from what a caller says of them; nothing is guessed."""
-        if units not in ("dn", "physical"):
-            raise SensorError(f'units must be "dn" or "physical", not {units!r}')
         found = self.find_sensor(sensor) if isinstance(sensor, str) else sensor
-        names = found.band_names if bands is None else found.resolve(bands)
-        if num_channels is not None and num_channels != len(names):
-            raise SensorError(
-                f"pixels have {num_channels} channels, but {len(names)} bands of {found.name!r} "
-                f"({', '.join(names)}); say which bands they are, in order"
-            )
-        if units == "dn" and found.offset_varies and dn_offset is None:
-            raise SensorError(
-                f"DN of {found.name!r} need dn_offset: 0, or -1000 for processing baseline 04.00 "
-                "and later as ESA delivers it"
-            )
-        if units == "physical" and dn_offset:
-            raise SensorError("dn_offset has no effect on physical units; leave it out")
-        return make_layout(
-            found, names, units=units, dn_offset=dn_offset or 0.0, composite=composite
+        return declare_layout(
+            found, bands, units=units, dn_offset=dn_offset, composite=composite, shape=shape
         )
 
     def find_sensor(self, name: str) -> Sensor:
@@ -265,7 +262,9 @@ class EmbeddingSpace:
             return known[name]
         if name.endswith(".toml"):
             return load_sensor(Path(name))
-        raise SensorError(f"unknown sensor {name!r}; {nearest(name, known)}, or a sensor's .toml")
+        raise SensorError(
+            f"unknown sensor {name!r}; {nearest(name, known)} (or the path of a .toml file)"
+        )
 
     def tower_for(self, layout: PixelLayout) -> str:
         """The tower that pixels of this layout go through unless another is named."""
@@ -311,25 +310,182 @@ class EmbeddingSpace:
             self.clip, labels, self.choose_prompts(prompts), cache_dir=cache_dir
         )
 
+    def embed(
+        self,
+        inputs: Inputs,
+        *,
+        sensor: str | Sensor | None = None,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
+    ) -> Embeddings:
+        """Vectors (N, D) of imagery, with keys and places.
+
+        `inputs`: a file (picture, GeoTIFF), a product's folder with a file per band, a folder or
+        pattern (`tiles/*.tif`) of these, a `Chip`, a Pillow image, `Samples`, numbers
+        (N, C, H, W) or (C, H, W), or a list of them. `sensor`: a name, `Sensor` or TOML; may be
+        left out for pictures, products and chips, which say it. `bands`: the channels' names in
+        order, any known spelling; may be left out where a file names them, and where C is the
+        sensor's full list in its order. `units`: "dn" (digital numbers; for `rgb` 0-255) or
+        "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity 0-1); left out, whole numbers
+        are DN.
+        `dn_offset`: what is added to Sentinel-2 DN (0 or -1000) where name and metadata do not
+        say it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default the
+        first aligned tower that takes these pixels, else the RGB tower. `window`: a raster larger
+        than the tower's input is cut into windows of that size, or of `window` pixels; "whole"
+        resizes it instead. Pictures are resized as CLIP does. `errors`: "skip" embeds the rest
+        and lists what could not be read in `Embeddings.faults`.
+
+        Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
+        """
+        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        found = embed_each(
+            self, inputs, declared, tower=tower, window=window, errors=errors,
+            batch_size=batch_size,
+        )  # fmt: skip
+        return self.gather(list(found))
+
+    def gather(self, found: Sequence[EmbeddedChip | Fault]) -> Embeddings:
+        """Embedded chips and faults as one value; `DataError` where nothing at all was embedded
+        and something failed."""
+        chips = [one for one in found if isinstance(one, EmbeddedChip)]
+        faults = tuple(one for one in found if isinstance(one, Fault))
+        require_some(len(chips), faults)
+        towers = tuple(chip.tower for chip in chips)
+        vectors = [chip.vector for chip in chips]
+        return Embeddings(
+            keys=tuple(chip.key for chip in chips),
+            vectors=torch.stack(vectors).numpy()
+            if vectors
+            else np.zeros((0, self.dim), dtype=np.float32),
+            space_id=self.space_id,
+            towers=towers,
+            tower_ids={name: self.tower_id(name) for name in dict.fromkeys(towers)},
+            places=tuple(chip.place for chip in chips),
+            valid_shares=np.array([chip.valid_share for chip in chips], dtype=np.float32),
+            faults=faults,
+            model=self.source,
+        )
+
     def classify(
         self,
-        pixels: Pixels | Chip,
+        inputs: Inputs,
+        labels: Sequence[str],
+        *,
         sensor: str | Sensor | None = None,
-        labels: Sequence[str] = (),
         bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
+        prompts: PromptSet | str | None = None,
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
+    ) -> Classification:
+        """Probabilities (N, K) over `labels`: softmax of logit_scale times the cosines.
+
+        `labels`: K class names. `prompts`: a prompt set's name, TOML or `PromptSet`; None: the
+        space's own, else `satellite`. Everything else as for `embed`.
+        """
+        chosen = self.choose_prompts(prompts)
+        labels = as_class_names(labels)
+        found = self.classify_each(
+            inputs, labels, sensor=sensor, bands=bands, units=units, dn_offset=dn_offset,
+            composite=composite, tower=tower, prompts=chosen, window=window, errors=errors,
+            batch_size=batch_size,
+        )  # fmt: skip
+        return gather_classified(
+            list(found), labels=labels, prompts=chosen.name, space_id=self.space_id
+        )
+
+    def classify_each(
+        self,
+        inputs: Inputs,
+        labels: Sequence[str],
+        *,
+        sensor: str | Sensor | None = None,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
+        prompts: PromptSet | str | None = None,
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
+    ) -> Iterator[Classified | Fault]:
+        """The rows of `classify` one after another, as they are computed.
+
+        Raises what is wrong with labels, prompts, tower or declaration before the first input is
+        read. With errors = "skip", an input that cannot be read is a `Fault` in its place.
+        """
+        names = as_class_names(labels)
+        weights = self.zero_shot_weights(names, self.choose_prompts(prompts))
+        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        found = embed_each(
+            self, inputs, declared, tower=tower, window=window, errors=errors,
+            batch_size=batch_size,
+        )  # fmt: skip
+        scale = self.clip.logit_scale
+        return (
+            one if isinstance(one, Fault) else classified(one, names, weights, scale)
+            for one in found
+        )
+
+    def search(
+        self,
+        embeddings: Embeddings,
+        query: str | Embeddings,
+        k: int = 10,
         *,
         prompts: PromptSet | str | None = None,
-        **reading: Any,
-    ) -> Tensor:
-        """(N, K) float32 probabilities over `labels`: softmax of logit_scale times the cosines.
+    ) -> Hits:
+        """The k vectors nearest to a text, or to other vectors, by cosine; best first.
 
-        `pixels`, `sensor` and `bands` as for `encode_image`; a `Chip` needs `labels` alone.
-        `reading`: `units` (of numbers) and the other keywords of `encode_image`.
+        `query`: words, taken as they are unless `prompts` names templates to put them in; or
+        embeddings (of an example, a chip of another sensor), whose mean is searched for. Raises
+        `SpaceMismatchError` for vectors of another space.
         """
-        labels = as_class_names(labels)
-        embedded = self.encode_image(pixels, sensor, bands, **reading)
-        weights = self.zero_shot_weights(labels, prompts)
-        return (self.clip.logit_scale * embedded @ weights.T).softmax(-1)
+        if not isinstance(embeddings, Embeddings):
+            raise DataError(
+                f"cannot search a {type(embeddings).__name__}; embed the imagery first: "
+                "space.search(space.embed(...), ...)"
+            )
+        check_same_space(self.space_id, embeddings.space_id, "the vectors")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise DataError(f"k must be a whole number, 1 or more, not {k!r}")
+        if isinstance(query, Embeddings):
+            check_same_space(self.space_id, query.space_id, "the query's vectors")
+            if prompts is not None:
+                raise DataError("prompts have no effect on vectors; leave them out")
+            if not len(query):
+                raise DataError("the query has no vectors")
+            name = ", ".join(query.keys[:3]) + ("..." if len(query) > 3 else "")
+            vector = as_unit(query.vectors.mean(0, keepdims=True))[0]
+        else:
+            name, vector = query, self._text_vector(query, prompts)
+        return nearest_hits(embeddings, vector, query=name, k=k)
+
+    def _text_vector(self, query: str, prompts: PromptSet | str | None) -> NDArray[np.float32]:
+        if not isinstance(query, str):
+            raise DataError(
+                f"cannot search for a {type(query).__name__}; give a text, or embeddings of an "
+                "example: space.search(tiles, space.embed(...))"
+            )
+        if not query.strip():
+            raise DataError("the query is empty; say what to search for")
+        if prompts is None:
+            vector = self.encode_text([query])
+        else:
+            vector = self.zero_shot_weights([query], self.choose_prompts(prompts))
+        found: NDArray[np.float32] = vector[0].numpy()
+        return found
 
     # Growing, saving, loading
 
@@ -546,75 +702,6 @@ def _check_encoders(
     return missing
 
 
-def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-    """(B,) float32: the share of valid numbers in what a tower sees of raw pixels (B, C, H, W).
-
-    `spec`: of that tower. Of the RGB tower it is the share of pixels that are valid in all bands of
-    the composite.
-    """
-    if tower == RGB:
-        return valid_shares(pixels, layout, layout_composite(layout).bands, together=True)
-    return valid_shares(pixels, layout, spec.bands)
-
-
-def _as_tensor(pixels: Pixels) -> Tensor:
-    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it.
-
-    Masked numbers of a masked array become NaN.
-    """
-    kind = ("c" if pixels.is_complex() else "") if isinstance(pixels, Tensor) else pixels.dtype.kind
-    if pixels.dtype in (torch.bool, np.bool_) or kind in tuple("cOSUVMm"):
-        raise DataError(
-            f"pixels are {pixels.dtype}; expected whole or floating-point numbers, as the file has "
-            "them"
-        )
-    if isinstance(pixels, Tensor):
-        return pixels
-    if isinstance(pixels, np.ma.MaskedArray):
-        exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
-        mask = np.ma.getmaskarray(pixels)
-        numbers = np.asarray(pixels.data)
-        pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
-    native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
-
-
-def _resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
-    """Pictures (N, 3, H, W) of whole numbers, as their files would be opened at `size`; others as
-    they are, for the tower's own resizing."""
-    right_size = pixels.shape[2:] == (size.side, size.side)
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or right_size or not len(pixels):
-        return pixels
-    if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
-        return pixels
-    resized = (torch.from_numpy(resize_rgb(_as_array(one), size)) for one in pixels)
-    return torch.stack([one.float() for one in resized])
-
-
-def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
-    """Hold pixels (N, C, H, W) of any device against their layout, by some of them."""
-    check_channels(tensor, layout)
-    rows = np.unique(np.linspace(0, len(tensor) - 1, NUM_CHECKED).astype(np.int64))
-    arrays = [_as_array(tensor[int(row)]) for row in rows if len(tensor)]
-    origin = f"pixels of shape {tuple(tensor.shape)}"
-    for row, array in zip(rows, arrays, strict=False):
-        if len(tensor) > 1:
-            check_sample(array, layout, origin=f"{origin}, chip {row}")
-    check_numbers(
-        [(array, np.isfinite(array)) for array in arrays],
-        layout,
-        origin=origin,
-    )
-
-
-def _as_array(pixels: Tensor) -> NDArray[np.generic]:
-    pixels = pixels.detach().cpu()
-    array: NDArray[np.generic] = (
-        pixels.float() if pixels.dtype == torch.bfloat16 else pixels
-    ).numpy()
-    return array
-
-
 def _is_space(folder: Path) -> bool:
     return (folder / "space.json").is_file()
 
@@ -632,3 +719,14 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 f"{path} was changed or truncated ({size} bytes, expected {expected['bytes']}); "
                 "copy the whole folder again"
             )
+
+
+def load(
+    source: str | Path,
+    *,
+    encoders: Mapping[str, Encoder] | None = None,
+    skip_custom: bool = False,
+) -> EmbeddingSpace:
+    """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` or
+    `ARCHITECTURE:FILE`; `encoders` builds its custom encoders. See `EmbeddingSpace.load`."""
+    return EmbeddingSpace.load(source, encoders=encoders, skip_custom=skip_custom)

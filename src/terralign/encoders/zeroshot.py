@@ -6,12 +6,9 @@ Letters: K classes, T templates, D embedding.
 from __future__ import annotations
 
 import logging
-import tomllib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +21,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.text_tower import shortened_texts
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError, RecipeError, nearest
-from terralign.files import hash_json
+from terralign.files import hash_json, read_shipped, read_toml, shipped_names
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +53,7 @@ class PromptSet:
 
 def prompt_set_names() -> list[str]:
     """The names `load_prompts` knows."""
-    folder = resources.files("terralign.encoders") / "prompts"
-    shipped = [path.name.removesuffix(".toml") for path in folder.iterdir()]
-    return sorted([*(name for name in shipped if not name.startswith("_")), OPENAI_IMAGENET])
+    return sorted([*shipped_names("encoders/prompts"), OPENAI_IMAGENET])
 
 
 def load_prompts(name: str) -> PromptSet:
@@ -67,17 +62,14 @@ def load_prompts(name: str) -> PromptSet:
         templates = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
         return PromptSet(name=name, templates=templates)
     if name.endswith(".toml"):
-        file: Traversable = Path(name)
+        values = read_toml(Path(name), what="prompt file", fault=RecipeError)
     elif name in prompt_set_names():
-        file = resources.files("terralign.encoders") / "prompts" / f"{name}.toml"
+        values = read_shipped("encoders/prompts", name)
     else:
-        raise RecipeError(f"unknown prompt set {name!r}; {nearest(name, prompt_set_names())}")
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read prompt file {name}: {error.strerror}") from error
-    except ValueError as error:
-        raise RecipeError(f"prompt file {name} is not valid TOML: {error}") from error
+        raise RecipeError(
+            f"unknown prompt set {name!r}; {nearest(name, prompt_set_names())} "
+            "(or the path of a .toml file)"
+        )
     templates = values.pop("templates", None)
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')

@@ -25,16 +25,24 @@ from terralign.evaluate.metrics import MetricResult, classification_metrics, mul
 from terralign.evaluate.result import Evaluation
 
 
-def choose_prompts(samples: SampleSet, prompts: PromptSet | str | None = None) -> PromptSet:
-    """The prompts named, else the data set's own, else those that its catalogue entry suits."""
+def choose_prompts(
+    samples: SampleSet,
+    prompts: PromptSet | str | None = None,
+    *,
+    own: PromptSet | None = None,
+) -> PromptSet:
+    """The prompts named, else the data set's own (declared, or of its catalogue entry), else the
+    space's `own`, else `satellite`: with `EmbeddingSpace.choose_prompts`, which knows no data set,
+    the one rule for prompts. What compares several models gives all of them the same `own`."""
     if isinstance(prompts, PromptSet):
         return prompts
     if prompts is not None:
         return load_prompts(prompts)
     if samples.prompts is not None:
         return PromptSet(name=samples.name, templates=samples.prompts)
-    known = samples.name in DATASETS
-    return load_prompts(read_facts(samples.name).prompts if known else "satellite")
+    if samples.name in DATASETS:
+        return load_prompts(read_facts(samples.name).prompts)
+    return own or load_prompts("satellite")
 
 
 def require_labels(samples: SampleSet) -> Labels:
@@ -95,7 +103,7 @@ def evaluate_zero_shot(
             f"{len(names)} class names for the {len(labels.class_names)} classes of {samples.name}"
         )
     route = choose_route(space, samples, tower)
-    chosen = choose_prompts(samples, prompts)
+    chosen = choose_prompts(samples, prompts, own=space.prompts)
     weights = space.zero_shot_weights(names, chosen)
     embedded = embed(route) if embed is not None else embed_samples(space, samples, route)
     result = score_classes(embedded.vectors, weights, labels)
@@ -110,4 +118,5 @@ def evaluate_zero_shot(
         class_names=names,
         result=replace(result, notes=(*result.notes, *embedded.notes)),
         valid_share=embedded.valid_share,
+        sensor=route.layout.sensor.name,
     )

@@ -6,7 +6,7 @@ writes one as a PNG. Values come as fractions of 1 and are drawn in per cent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ MAX_POINTS = 1000
 MIN_BIN = 5
 """Predictions of a bin whose share of right ones says something."""
 
-MARKERS = ("o", "D", "s", "^", "v", "P")
+MARKERS = {"o": "●", "D": "◆", "s": "■", "^": "▲", "v": "▼", "P": "✚"}
+"""What points are drawn as, and the sign that names such a line in a legend."""
 
 
 def plot_projection(path: Path, projection: Projection, *, theme: Theme = LIGHT) -> None:
@@ -73,7 +74,7 @@ def projection_figure(projection: Projection, *, theme: Theme = LIGHT) -> Figure
         shown = points[np.unique(np.linspace(0, len(points) - 1, MAX_POINTS).astype(np.int64))]
         style: dict[str, Any] = {
             "color": theme.series[index % len(theme.series)],
-            "marker": MARKERS[index % len(MARKERS)],
+            "marker": _marker(index),
             "linestyle": "none",
             "markeredgecolor": theme.background,
         }
@@ -111,9 +112,11 @@ def reliability_figure(
         style_axes(axes, theme)
     upper.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", linewidth=1.2, zorder=2)
     handles: list[Any] = []
-    for index, (name, curve) in zip(theme.places(curves, places), curves.items(), strict=True):
-        color = theme.series[index]
-        style: dict[str, Any] = {"color": color, "marker": MARKERS[index % len(MARKERS)]}
+    own_places = dict(zip(curves, theme.places(curves, places), strict=True))
+    covered = _covered({name: curve.accuracy.tolist() for name, curve in curves.items()})
+    for name, curve in curves.items():
+        color = theme.series[own_places[name]]
+        style: dict[str, Any] = {"color": color, "marker": _marker(own_places[name])}
         for chosen, line in (
             (curve.count >= MIN_BIN, {"linewidth": 1.6, "zorder": 3}),
             ((curve.count > 0) & (curve.count < MIN_BIN), {"linestyle": "none", "alpha": 0.3}),
@@ -124,6 +127,7 @@ def reliability_figure(
         lower.stairs(share, 100 * curve.edges, color=color, linewidth=1.6, zorder=3)
         error = 100 * curve.expected_calibration_error
         label = f"{shorten(name, 36)}: error {error:.1f} points"
+        label += _same_line(covered.get(name), own_places)
         handles.append(Line2D([], [], markersize=5, label=label, **style))
     handles.append(Line2D([], [], color=theme.muted, linestyle="--", label="calibrated"))
     upper.set_xlim(-2, 102)
@@ -154,9 +158,13 @@ def retrieval_figure(
         raise DataError(f"no result has a figure {metric}@k; there is nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
     handles: list[Any] = []
-    for index, (name, points) in zip(theme.places(curves, places), curves.items(), strict=True):
-        color = theme.series[index]
-        style: dict[str, Any] = {"color": color, "marker": MARKERS[index % len(MARKERS)]}
+    own_places = dict(zip(curves, theme.places(curves, places), strict=True))
+    covered = _covered(
+        {name: [(k, own.value) for k, own in points.items()] for name, points in curves.items()}
+    )
+    for name, points in curves.items():
+        color = theme.series[own_places[name]]
+        style: dict[str, Any] = {"color": color, "marker": _marker(own_places[name])}
         ks = list(points)
         low, value, high = (
             [100 * float(getattr(own, field)) for own in points.values()]
@@ -164,7 +172,8 @@ def retrieval_figure(
         )
         axes.fill_between(ks, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
         axes.plot(ks, value, markersize=5, linewidth=1.6, zorder=3, **style)
-        handles.append(Line2D([], [], markersize=5, label=shorten(name, 48), **style))
+        label = shorten(name, 48) + _same_line(covered.get(name), own_places)
+        handles.append(Line2D([], [], markersize=5, label=label, **style))
     chances = {tuple((k, own.chance) for k, own in points.items()) for points in curves.values()}
     if len(chances) == 1:
         at, chance = zip(*chances.pop(), strict=True)
@@ -182,8 +191,24 @@ def retrieval_figure(
     return figure
 
 
+def _marker(place: int) -> str:
+    return list(MARKERS)[place % len(MARKERS)]
+
+
+def _covered(curves: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """The names whose line lies hidden under an equal one drawn later, and that one's name."""
+    last = {repr(points): name for name, points in curves.items()}
+    return {
+        name: last[repr(points)] for name, points in curves.items() if last[repr(points)] != name
+    }
+
+
+def _same_line(other: str | None, places: Mapping[str, int]) -> str:
+    return "" if other is None else f" (same line as {MARKERS[_marker(places[other])]})"
+
+
 def _by_k(result: MetricResult, metric: str) -> dict[int, Metric]:
-    """The figures called `metric`@k, by rising k."""
+    """The values called `metric`@k, by rising k."""
     found = {}
     for own in result.metrics:
         name, at, k = own.name.partition("@")

@@ -12,7 +12,8 @@ from torch import Tensor
 from terralign.chips import PixelLayout
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.space import RGB, EmbeddingSpace, seen_shares
+from terralign.encoders.pixels import seen_shares
+from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError
 from terralign.progress import Progress
 

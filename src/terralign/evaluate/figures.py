@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ Sweep = Sequence[Mapping[str, Any]]
 
 MAX_CLASSES = 40
 MAX_CURVE_POINTS = 1500
+SMALL_SHARE = 0.1
+"""Below it a bar is too short to compare with chance by eye, and the factor is written out."""
 
 
 def plot_alpha_curve(
@@ -171,17 +174,31 @@ class Bar:
 
 
 def comparison_figure(bars: Sequence[Bar], *, theme: Theme = LIGHT) -> Figure:
-    """Horizontal bars by group, with intervals and chance; a group's bars follow one another."""
+    """Horizontal bars by group, with intervals and chance; a group's bars follow one another.
+
+    Axis and grid are drawn beside the bars of each group alone, and so cross no heading.
+    """
     if not bars:
-        raise DataError("there is no figure to compare; give at least one bar")
-    places, titles, place = [], {}, 0.0
+        raise DataError("there are no bars to compare; give at least one")
+    places: list[float] = []
+    titles: dict[float, str] = {}
+    ends: list[list[float]] = []
+    place = -0.4
     for index, bar in enumerate(bars):
         if index == 0 or bar.group != bars[index - 1].group:
-            place += 1.1 if index == 0 else 1.5
-            titles[place - 0.95] = bar.group
+            lines = textwrap.wrap(bar.group, 54)[:2]
+            place += (0.5 if index == 0 else 0.7) + 0.95 * len(lines)
+            titles[place - 0.45 - 0.5 * len(lines)] = "\n".join(shorten(one, 56) for one in lines)
+            ends.append([place - 0.5, place + 0.5])
         places.append(place)
+        ends[-1][1] = place + 0.5
         place += 1
     figure, axes = new_axes(theme, height=0.9 + 0.235 * place)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    for top, bottom in ends:
+        axes.vlines(range(20, 101, 20), top, bottom, color=theme.grid, linewidth=0.8, zorder=1)
+        axes.vlines(0, top, bottom, color=theme.muted, linewidth=0.8, zorder=3)
     for y, bar in zip(places, bars, strict=True):
         value = 100 * bar.value
         low = value if bar.low is None else 100 * bar.low
@@ -192,10 +209,13 @@ def comparison_figure(bars: Sequence[Bar], *, theme: Theme = LIGHT) -> Figure:
         if bar.chance is not None:
             x = 100 * bar.chance
             axes.plot([x, x], [y - 0.45, y + 0.45], color=theme.text, linestyle=":", zorder=4)
-        axes.text(high + 2, y, f"{value:.1f}", va="center", size=FONT_SIZE, color=theme.text)
+        told = f"{value:.1f}"
+        if bar.chance and bar.value < SMALL_SHARE:
+            told += f"  ({bar.value / bar.chance:.2g} times chance)"
+        axes.text(high + 2, y, told, va="center", size=FONT_SIZE, color=theme.text)
     across = blended_transform_factory(figure.transFigure, axes.transData)
     for y, title in titles.items():
-        text = axes.text(0.02, y, shorten(title, 56), va="center", color=theme.text)
+        text = axes.text(0.02, y, title, va="center", color=theme.text)
         text.set(transform=across, weight="bold", size=FONT_SIZE, in_layout=False)
     axes.set_yticks(places, [shorten(bar.label, 34) for bar in bars])
     axes.tick_params(axis="y", length=0)
@@ -203,7 +223,6 @@ def comparison_figure(bars: Sequence[Bar], *, theme: Theme = LIGHT) -> Figure:
     axes.set_xlim(0, 114)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("%")
-    axes.grid(visible=False, axis="y")
     present = [model for model in MODELS if any(bar.model == model for bar in bars)]
     handles: list[Any] = [Patch(color=theme.model(model), label=model) for model in present]
     handles.append(Line2D([], [], color=theme.text, linewidth=1.3, label="95 % interval"))
@@ -259,33 +278,48 @@ def loss_figure(
 ) -> Figure:
     """Training loss over steps, one panel per stage, with a moving average where it is long.
 
-    `curves`: stage -> rows with "step" and "loss"; rows without a loss are passed over.
+    `curves`: stage -> rows with "step" and "loss"; rows without a loss are passed over. Where rows
+    name the "source" of their batch, each source has a line of its own.
     """
-    series = {}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for stage, rows in curves.items():
-        rows = [row for row in rows if row.get("loss") is not None]
-        if rows:
-            series[stage] = np.array([[row["step"], row["loss"]] for row in rows], dtype=float)
-    if not series:
+        for row in rows:
+            if row.get("loss") is not None:
+                sources = panels.setdefault(stage, {})
+                sources.setdefault(row.get("source", ""), []).append((row["step"], row["loss"]))
+    if not panels:
         raise DataError('no training curve has a row with "loss"; there is nothing to draw')
-    columns = min(2, len(series))
-    num_rows = -(-len(series) // columns)
-    figure = new_figure(theme, height=2.1 * num_rows + 0.2)
-    for index, (stage, points) in enumerate(series.items()):
+    named = list(dict.fromkeys(one for sources in panels.values() for one in sources if one))
+    colors = {"": theme.series[0]} | {
+        name: theme.series[place] for name, place in zip(named, theme.places(named), strict=True)
+    }
+    columns = min(2, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = new_figure(theme, height=2.1 * num_rows + 0.2 + 0.2 * len(named))
+    for index, (stage, sources) in enumerate(panels.items()):
         axes = figure.add_subplot(num_rows, columns, index + 1)
         style_axes(axes, theme)
-        steps, losses = _thin(points).T
-        color = theme.series[0]
-        window = len(losses) // 25
-        axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35 if window > 1 else 1)
-        if window > 1:
-            smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
-            middle = steps[window // 2 : window // 2 + len(smooth)]
-            axes.plot(middle, smooth, color=color, linewidth=1.8)
+        for name, points in sources.items():
+            _draw_loss(axes, np.array(points, dtype=float), colors[name])
+        axes.set_ylim(bottom=0 if axes.get_ylim()[0] < 0 else None)
         axes.set_title(shorten(stage, 30), size=FONT_SIZE, color=theme.text)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
+    handles = [Line2D([], [], color=colors[one], label=shorten(one, 56)) for one in named]
+    if handles:
+        add_legend(figure, handles, theme, columns=1)
     return figure
+
+
+def _draw_loss(axes: Axes, points: np.ndarray[Any, Any], color: str) -> None:
+    """One line of (N, 2) steps and losses; where it is long, pale under its moving average."""
+    steps, losses = _thin(points).T
+    window = len(losses) // 25
+    axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35 if window > 1 else 1)
+    if window > 1:
+        smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        middle = steps[window // 2 : window // 2 + len(smooth)]
+        axes.plot(middle, smooth, color=color, linewidth=1.8)
 
 
 def _checked(sweep: Sweep) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]]]:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from terralign.evaluate.canvas import Theme
+
+CAPTION_HEIGHT = 0.12
+"""Of a figure's caption, as a share of the figure's width."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,27 @@ def picture_html(picture: Picture, light: bytes, dark: bytes) -> str:
     )
 
 
+def columns_html(pictures: Sequence[tuple[str, bytes]]) -> str:
+    """Figures in two columns of about the same height; on a narrow page one after another.
+
+    `pictures`: (HTML, PNG) of each. The order is kept within a column, and the first figure is the
+    first of the left one.
+    """
+    heights = [_height_to_width(png) + CAPTION_HEIGHT for _, png in pictures]
+    columns: tuple[list[int], list[int]] = ([], [])
+    for number in sorted(range(len(pictures)), key=lambda place: -heights[place]):
+        min(columns, key=lambda column: sum(heights[place] for place in column)).append(number)
+    parts = (
+        "".join(pictures[n][0] for n in sorted(one)) for one in sorted(columns, key=sorted) if one
+    )
+    return f"<div class=figures>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
+
+
+def _height_to_width(png: bytes) -> float:
+    width, height = Image.open(io.BytesIO(png)).size
+    return float(height / width)
+
+
 def escape_html(text: str) -> str:
     """Text as it is, in an element or a quoted attribute."""
     return html.escape(str(text), quote=True)
@@ -81,11 +107,13 @@ PAGE = """<!doctype html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>@TITLE@</title>
 <style>
-:root { --bg: #ffffff; --fg: #1c2127; --muted: #5a636e; --line: #dfe3e8; --soft: #f4f6f8; }
+:root { --bg: #ffffff; --fg: #1c2127; --muted: #5a636e; --line: #dfe3e8; --soft: #f4f6f8;
+  --right: #1a7f4b; --wrong: #b3392f; }
 @media (prefers-color-scheme: dark) {
-  :root { --bg: #161b22; --fg: #e6edf3; --muted: #9aa4af; --line: #30363d; --soft: #1f262e; }
+  :root { --bg: #161b22; --fg: #e6edf3; --muted: #9aa4af; --line: #30363d; --soft: #1f262e;
+    --right: #4cc98a; --wrong: #f0827a; }
 }
-body { background: var(--bg); color: var(--fg); margin: 0 auto; max-width: 60rem;
+body { background: var(--bg); color: var(--fg); margin: 0 auto; max-width: 72rem;
   padding: 1rem; font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; line-height: 1.25; }
 h2 { font-size: 1.15rem; margin-top: 2rem; }
@@ -99,10 +127,30 @@ thead th { color: var(--muted); font-weight: 500; }
 .group th { background: var(--soft); font-weight: 400; }
 .scroll, pre { overflow-x: auto; }
 pre { background: var(--soft); padding: .8rem; font-size: .85rem; }
+p, .notes, dl { max-width: 60rem; }
 figure { margin: 1.5rem 0; }
-img { width: 100%; max-width: 38rem; height: auto; }
+img { width: 100%; height: auto; }
+.figures { display: flex; gap: 2rem; }
+.figures > div { flex: 1; min-width: 0; max-width: 40rem; }
+.figures figure { margin: 0; padding: .8rem 0; }
+.chips { display: flex; gap: 2px; }
+img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-fit: cover; }
+.right b { color: var(--right); }
+.wrong b { color: var(--wrong); }
+.cards { display: grid; gap: 1.2rem 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); }
+.card img.chip { flex: 1; max-width: 7rem; }
+.card p { margin: .3rem 0 0; }
+.card dl { margin: 0; grid-template-columns: minmax(0, 10.5rem) 1fr; }
+.card dt { font-weight: 400; color: var(--muted); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; font-size: .92rem; }
+dt { font-weight: 600; }
+dd { margin: 0; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; }
+@media (max-width: 55rem) {
+  .figures { display: block; }
+}
 @media (max-width: 40rem) {
   .results thead { display: none; }
   .results, .results tbody { display: block; }

@@ -57,7 +57,7 @@ def evaluate_retrieval(
     only_captions = samples.captions is not None and samples.labels is None
     query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
     of_names = TEXT in (query, gallery) and samples.captions is None
-    chosen = choose_prompts(samples, prompts) if of_names else None
+    chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
     sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
     result = _rank(samples, *sides)
     notes = dict.fromkeys(note for side in sides for note in side.no_data)
@@ -72,6 +72,7 @@ def evaluate_retrieval(
         class_names=None,
         result=replace(result, notes=(*result.notes, *notes)),
         valid_share=min(side.valid_share for side in sides),
+        sensor=" and ".join(sorted({side.sensor for side in sides if side.sensor})) or None,
     )
 
 
@@ -92,11 +93,13 @@ class _Side:
         embed: Embed,
     ) -> None:
         self.captions: Captions | None = None
+        self.sensor: str | None = None
         self.valid_share, self.no_data = 1.0, list[str]()
         self.owners: NDArray[np.int64] | None = np.arange(len(samples), dtype=np.int64)
         if name != TEXT:
             route = choose_route(space, samples, name)
             self.name, self.note = route.tower, route.note
+            self.sensor = route.layout.sensor.name
             embedded = embed(route)
             self.vectors: NDArray[Any] = embedded.vectors.numpy()
             self.valid_share, self.no_data = embedded.valid_share, embedded.notes

@@ -29,6 +29,12 @@ LEGEND = (
     "base, finetuned, patched: the RGB tower, on the sensor's composite; aligned: the tower named. "
     "q → g: query tower → gallery tower. chance: what a ranking at random gives on average."
 )
+ROLE_MEANINGS = {
+    "patching": "the task that the RGB tower was fine-tuned for, on samples it was not trained on",
+    "supported": "what the base model is good at; patching may cost it no more than the bound",
+    "alignment": "data of the sensors that towers were aligned on, other samples",
+    "unseen": "data that neither stage was trained on",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +51,21 @@ class Line:
     task: str
     metric: str
     tower: str
+    sensor: str = ""
+    """What the tower looks at, where that is not the sensor that the RGB tower's composite is of,
+    or two sensors: such lines are under a heading of their own, without the RGB tower's values."""
     cells: dict[str, Row] = field(default_factory=dict)
 
     @property
-    def group(self) -> tuple[str, str, str, str]:
+    def group(self) -> tuple[str, str, str, str, str]:
         """What the lines under one heading share."""
-        return self.role, self.dataset, self.split, self.task
+        return self.role, self.dataset, self.split, self.task, self.sensor
+
+    @property
+    def heading(self) -> str:
+        """Data, task and sensor of the lines under one heading; the role is not in it."""
+        sensor = f", {self.sensor}" if self.sensor else ""
+        return f"{self.dataset}/{self.split}, {self.task}{sensor}"
 
     def shared(self, key: str, form: Callable[[Any], str]) -> str:
         """A property of all cells, such as the number of samples; joined by / where they differ."""
@@ -60,9 +75,15 @@ class Line:
 def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) -> list[Line]:
     """The rows side by side: by role, then in their own order. `metrics`: only these, in order.
 
-    The RGB tower's figures stand beside every aligned tower's on the same task. Raises `DataError`
-    for a row that lacks a key or names an unknown model or role, and for two rows of one figure.
+    The RGB tower's values are beside every aligned tower's on the same task that looks at the same
+    sensor; a tower of another sensor (radar) has lines of its own. Raises `DataError` for a row
+    that lacks a key or names an unknown model or role, and for two rows of one value.
     """
+    composites = {
+        _task_of(row): row["sensor"]
+        for row in rows
+        if row.get("model") != "aligned" and row.get("sensor")
+    }
     lines: dict[tuple[str, ...], Line] = {}
     for row in rows:
         _check_row(row)
@@ -73,7 +94,13 @@ def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) ->
         if key not in lines:
             role, dataset, split, task, metric = names
             lines[key] = Line(
-                role=role, dataset=dataset, split=split, task=task, metric=metric, tower=key[-1]
+                role=role,
+                dataset=dataset,
+                split=split,
+                task=task,
+                metric=metric,
+                tower=key[-1],
+                sensor=_other_sensor(row, composites.get(_task_of(row))),
             )
         if row["model"] in lines[key].cells:
             raise DataError(
@@ -91,6 +118,16 @@ def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) ->
             order.index(line.metric) if order else 0,
         ),
     )
+
+
+def _task_of(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("role", "dataset", "split", "task"))
+
+
+def _other_sensor(row: Row, composite: str | None) -> str:
+    """What a row looks at, where that is not what the RGB tower's `composite` is of, or is two."""
+    sensor = str(row.get("sensor", ""))
+    return sensor if " and " in sensor or composite not in (None, sensor) else ""
 
 
 def _beside_each_other(lines: list[Line]) -> list[Line]:
@@ -122,14 +159,14 @@ def format_table(rows: Sequence[Row]) -> str:
     bodies = [f"{'':9}" + "".join(f" {model:>10}" for model in models) + "  chance      n"]
     for line in lines:
         cells = "".join(f" {_plus_minus(line.cells.get(model)):>10}" for model in models)
-        chance, count = line.shared("chance", percent), line.shared("num_samples", str)
+        chance, count = line.shared("chance", chance_percent), line.shared("num_samples", str)
         bodies.append(f"{line.metric:9}{cells} {chance:>7} {count:>6}")
     room = TABLE_WIDTH - 1 - max(map(len, bodies))
     width = min(room, max(len(line.tower) + 2 for line in lines))
     out = [f"{'':{width}} {bodies[0]}"]
     for index, (line, body) in enumerate(zip(lines, bodies[1:], strict=True)):
         if index == 0 or line.group != lines[index - 1].group:
-            out.append(f"{line.role}: {line.dataset}/{line.split}, {line.task}")
+            out.append(f"{line.role}: {line.heading}")
         tower = _clip("  " + line.tower, width)
         out.append(f"{tower:{width}} {body}")
     out += row_notes(rows)
@@ -176,6 +213,11 @@ def present_models(lines: Sequence[Line]) -> list[str]:
 def percent(value: float) -> str:
     """A fraction of 1 in per cent, with one decimal."""
     return f"{100 * value:.1f}"
+
+
+def chance_percent(value: float) -> str:
+    """Chance in per cent: one decimal, or two digits where that would be 0.0 or 0.1."""
+    return percent(value) if value >= 0.0015 or value == 0 else f"{100 * value:.2g}"
 
 
 def _plus_minus(row: Row | None) -> str:

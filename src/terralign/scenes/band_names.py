@@ -91,7 +91,7 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
     if counted:
         names = [None] * len(names)
     extra = [
-        name is None and (is_alpha or _AUXILIARY.fullmatch(text.partition(",")[0]) is not None)
+        name is None and (is_alpha or is_auxiliary(text.partition(",")[0]))
         for name, is_alpha, text in zip(names, alpha, texts, strict=True)
     ]
     return BandNames(
@@ -103,6 +103,11 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
     )
 
 
+def is_auxiliary(name: str) -> bool:
+    """Whether a name is that of something that accompanies measured bands and is none."""
+    return _AUXILIARY.fullmatch(name) is not None
+
+
 def _texts_of(source: Any, position: int) -> list[str]:
     tags = {key.lower(): str(value) for key, value in source.tags(position).items()}
     texts = [source.descriptions[position - 1] or "", *(tags.get(key, "") for key in _TAGS)]
@@ -111,7 +116,7 @@ def _texts_of(source: Any, position: int) -> list[str]:
 
 def _meanings(texts: Iterable[str], sensor: Sensor) -> dict[str, str]:
     """Those texts that name a band, and its canonical name."""
-    return {text: band.name for text in texts if (band := _band_meant(text, sensor))}
+    return {text: band.name for text in texts if (band := band_meant(text, sensor))}
 
 
 def _is_position(text: str, position: int) -> bool:
@@ -131,7 +136,7 @@ def _only_count(texts: Sequence[str], alpha: Sequence[bool], sensor: Sensor) -> 
     return not whole
 
 
-def _band_meant(text: str, sensor: Sensor) -> Band | None:
+def band_meant(text: str, sensor: Sensor) -> Band | None:
     """The band that a text names without doubt, as the sensor, GDAL or SNAP spell it."""
     wave = _WITH_WAVELENGTH.fullmatch(text)
     sized, power = _WITH_GSD.fullmatch(text), _BACKSCATTER.fullmatch(text)
@@ -155,9 +160,10 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     `DataError` says what the file calls its bands where that is not enough.
     """
     there = f"{path} has {len(found.texts)} band(s)"
+    folder = "; of a product with a file per band, give the folder" if len(found.texts) == 1 else ""
     remedy = (
         f"sensor {sensor.name!r} has {len(sensor.bands)} ({', '.join(sensor.band_names)}). "
-        "Give bands= (--bands) in the file's order, '-' for a band to leave out"
+        f"Give bands= (--bands) in the file's order, '-' for a band to leave out{folder}"
     )
     if not any(found.texts):
         raise DataError(f"{there} and does not name them; {remedy}")

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, Units, make_layout
 from terralign.errors import DataError, SensorError
-from terralign.scenes.read import Units, has_dn, make_layout
+from terralign.scenes.file_layout import has_dn
 from terralign.sensors import Sensor
 
 

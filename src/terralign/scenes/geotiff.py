@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
+from rasterio.windows import Window as RasterioWindow
 
+from terralign.chips import Window
 from terralign.errors import DataError, first_line
 
 _warnings_lock = threading.Lock()
@@ -48,13 +52,71 @@ def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
         yield source
 
 
-def _opened(opening: Callable[[], Any], origin: str) -> Any:
+def as_rasterio_window(window: Window | None) -> RasterioWindow | None:
+    """A window as rasterio takes it; None for None."""
+    if window is None:
+        return None
+    return RasterioWindow(window.column, window.row, window.width, window.height)
+
+
+_JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+"""First bytes of JPEG 2000 files and codestreams."""
+
+
+@contextmanager
+def open_raster(path: Path) -> Iterator[Any]:
+    """An open GeoTIFF or JPEG 2000 file, by these two drivers of GDAL only, as `open_geotiff`."""
+    source = raster_opened(path)
+    with source:
+        yield source
+
+
+def raster_opened(path: Path) -> Any:
+    """The dataset of `open_raster`, which the caller closes."""
+    require_file(path)
+    with open(path, "rb") as file:
+        jpeg2000 = file.read(12).startswith(_JP2)
+    driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
+    return _opened(lambda: rasterio.open(path, driver=driver), str(path), kind=kind)
+
+
+_MAX_HELD = 32
+_held = threading.local()
+
+
+def held_raster(path: Path) -> Any:
+    """An open dataset of `open_raster` that this thread keeps for its next window.
+
+    A tile is decoded once for all windows that it holds. The last `_MAX_HELD` files stay open; one
+    that was changed, or was opened before a fork, is opened anew.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    key = (os.getpid(), str(path.absolute()), status.st_size, status.st_mtime_ns)
+    files: OrderedDict[tuple[object, ...], Any] | None = getattr(_held, "files", None)
+    if files is None:
+        files = _held.files = OrderedDict()
+    if key in files:
+        files.move_to_end(key)
+        return files[key]
+    source = raster_opened(path)
+    for other in [one for one in files if one[:2] == key[:2]]:
+        files.pop(other).close()
+    while len(files) >= _MAX_HELD:
+        files.popitem(last=False)[1].close()
+    files[key] = source
+    return source
+
+
+def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -> Any:
     try:
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return opening()
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{origin} is not a readable GeoTIFF: {first_line(error)}") from error
+        raise DataError(f"{origin} is not a readable {kind}: {first_line(error)}") from error
 
 
 def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:

@@ -1,16 +1,23 @@
-"""Where and when a file's pixels were taken: WGS84 bounds of a grid, dates in product names."""
+"""Where and when a file's pixels were taken: WGS84 bounds and footprints of grids, dates in product
+names."""
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import shapely
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
+from shapely.geometry.polygon import orient
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line
@@ -25,9 +32,14 @@ _PRODUCT_TIMES = (
     re.compile(r"(?:^|[^A-Za-z0-9])S2[A-D]_MSIL(?:1C|2A)_(\d{8}T\d{6})(?:_|$)"),
     re.compile(r"(?:^|[^A-Za-z0-9])S1[A-D]_(?:IW|EW|WV|S\d)_\w{4}_[12]S\w\w_(\d{8}T\d{6})(?:_|$)"),
     re.compile(r"(?:^|[^A-Za-z0-9])L[COT]0[89]_L[12][TGS][TSP]_\d{6}_(\d{8})_\d{8}_"),
+    re.compile(r"(?:^|[^A-Za-z0-9])T\d\d[A-Z]{3}_(\d{8}T\d{6})_"),
+    re.compile(r"(?:^|[^A-Za-z0-9])HLS\.[LS]30\.T\d\d[A-Z]{3}\.(\d{7}T\d{6})\."),
 )
-"""Sentinel-2 and Sentinel-1 (ESA's product specifications): start of sensing; Landsat 8 and 9
-(USGS): day of acquisition."""
+"""Sentinel-2 and Sentinel-1 (ESA's product specifications) and HLS (NASA): start of sensing;
+Landsat 8 and 9 (USGS): day of acquisition."""
+
+_TIME_FORMS = {15: "%Y%m%dT%H%M%S", 14: "%Y%jT%H%M%S", 8: "%Y%m%d"}
+"""How a time of so many characters is written."""
 
 
 def wgs84_bounds(bounds: Bounds, crs: Any, *, origin: str) -> Bounds:
@@ -48,6 +60,81 @@ def wgs84_bounds(bounds: Bounds, crs: Any, *, origin: str) -> Bounds:
 def _longitude(degrees: float) -> float:
     """Within -180 to 180, for grids in degrees that go on beyond the antimeridian."""
     return degrees if -180 <= degrees <= 180 else (degrees + 180) % 360 - 180
+
+
+_POINTS_A_SIDE = 21
+"""Points that an edge is followed by where a straight line would leave it."""
+
+_DIGITS = 8
+"""Decimal places of degrees that are written: a millimetre."""
+
+
+def wgs84_footprint(grid: Grid, *, origin: str) -> dict[str, Any] | None:
+    """The GeoJSON geometry (RFC 7946) of a grid's outline, in degrees of WGS84.
+
+    A Polygon whose outer ring runs counter-clockwise; where the grid crosses the antimeridian, a
+    MultiPolygon that is cut there. Edges that are no straight lines in degrees get points in
+    between. None where the grid has no reference system; `DataError` naming `origin` where it does
+    not reach WGS84.
+    """
+    if grid.crs is None:
+        return None
+    ring = _outline(grid, origin)
+    corners = ring[::_POINTS_A_SIDE]
+    if _bend(ring, corners) < 0.5 * math.dist(*corners[:2]) / grid.height:  # less than half a pixel
+        ring = corners
+    if abs(ring[-1][0] - ring[0][0]) > 180:  # once around a pole
+        pole = math.copysign(90, sum(latitude for _, latitude in ring))
+        ring = [*ring, (ring[-1][0], pole), (ring[0][0], pole)]
+    whole = shapely.make_valid(shapely.Polygon(ring))
+    parts: list[list[list[tuple[float, float]]]] = []
+    for turn in (-360, 0, 360):
+        piece = shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90))
+        for polygon in shapely.get_parts(piece):
+            if polygon.geom_type == "Polygon" and polygon.area > 0:
+                outer = orient(polygon).exterior.coords
+                parts.append([[(round(x - turn, _DIGITS), round(y, _DIGITS)) for x, y in outer]])
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": parts[0]}
+    return {"type": "MultiPolygon", "coordinates": parts}
+
+
+def _bend(ring: list[tuple[float, float]], corners: list[tuple[float, float]]) -> float:
+    """How far an outline of `_POINTS_A_SIDE` steps a side lies from straight lines, in degrees."""
+    share = np.arange(_POINTS_A_SIDE)[:, None] / _POINTS_A_SIDE
+    starts, ends = np.array(corners[:-1])[:, None], np.array(corners[1:])[:, None]
+    straight = (starts + share * (ends - starts)).reshape(-1, 2)
+    return float(np.abs(np.array(ring[:-1]) - straight).max())
+
+
+def _outline(grid: Grid, origin: str) -> list[tuple[float, float]]:
+    """Points (longitude, latitude) around a grid, `_POINTS_A_SIDE` a side, back to the first.
+
+    Longitudes are continuous, so that they leave -180 to 180 where the outline crosses the
+    antimeridian.
+    """
+    corners = [(0, 0), (grid.height, 0), (grid.height, grid.width), (0, grid.width), (0, 0)]
+    steps = np.arange(_POINTS_A_SIDE) / _POINTS_A_SIDE
+    rows, columns = (
+        np.concatenate(
+            [
+                *(one[axis] + steps * (two[axis] - one[axis]) for one, two in pairwise(corners)),
+                [0.0],
+            ]
+        )
+        for axis in (0, 1)
+    )
+    a, b, c, d, e, f = grid.transform
+    xs, ys = a * columns + b * rows + c, d * columns + e * rows + f
+    try:
+        longitudes, latitudes = transform(_parse_crs(grid.crs), WGS84, xs.tolist(), ys.tolist())
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        raise DataError(
+            f"{origin}: its outline cannot be brought to WGS84: {first_line(error)}"
+        ) from error
+    if not np.isfinite([longitudes, latitudes]).all():
+        raise DataError(f"{origin}: its outline cannot be brought to WGS84: it leaves the globe")
+    return list(zip(np.unwrap(longitudes, period=360).tolist(), latitudes, strict=True))
 
 
 def is_geographic(crs: Any) -> bool:
@@ -83,14 +170,14 @@ def geotiff_bounds(path: Path) -> Bounds | None:
 def product_datetime(name: str) -> dt.datetime | None:
     """When a product was taken (UTC), from a standard product name in `name`; None without one.
 
-    Sentinel-1 and -2 give the start of sensing, Landsat the day.
+    Sentinel-1, -2 and HLS give the start of sensing, Landsat the day.
     """
     for pattern in _PRODUCT_TIMES:
         match = pattern.search(name)
         if match:
-            form = "%Y%m%dT%H%M%S" if "T" in match[1] else "%Y%m%d"
             try:
-                return dt.datetime.strptime(match[1], form).replace(tzinfo=dt.UTC)
+                when = dt.datetime.strptime(match[1], _TIME_FORMS[len(match[1])])
+                return when.replace(tzinfo=dt.UTC)
             except ValueError:
                 return None
     return None

@@ -160,6 +160,28 @@ def sentinel2_offset_verdict(visible: NDArray[np.floating[Any]], dn_offset: floa
     return "agrees" if floor < 1000 - SENTINEL2_DN_OFFSET * 0.3 else "undecidable"
 
 
+def concluded_offset(
+    samples: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout
+) -> tuple[float, str] | None:
+    """The DN offset of Sentinel-2 that the pixels leave possible, and why; None if both are.
+
+    `samples`: of a whole scene, as for `check_numbers`. Of 0 and -1000, only -1000 can be
+    contradicted: dark pixels of the visible bands would have a clearly negative reflectance.
+    """
+    known = _numbers_by_band(list(samples), layout)
+    visible = [known[band] for band in _VISIBLE if band in known]
+    if not visible:
+        return None
+    dn = np.concatenate(visible)
+    if sentinel2_offset_verdict(dn, SENTINEL2_DN_OFFSET) != "contradicts":
+        return None
+    share = 100 * float(np.mean(dn < _DARK_DN))
+    return 0.0, (
+        f"an offset of {SENTINEL2_DN_OFFSET:g} is impossible by the pixels ({share:.3g} % of the "
+        f"visible bands' DN are below {_DARK_DN:g}, down to {dn.min():g}); 0 was concluded"
+    )
+
+
 def _numbers_by_band(
     parts: list[tuple[NDArray[Any], NDArray[np.bool_]]],
     layout: PixelLayout,

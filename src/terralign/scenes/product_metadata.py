@@ -19,8 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import DataError, SensorError, first_line
+from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line
+from terralign.files import read_text
 from terralign.scenes.geotiff import items_of
+from terralign.scenes.product_names import eo_browser_day
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 
 MAX_XML_BYTES = 2 * 1024**2
@@ -107,9 +109,11 @@ def _from_xml(path: Path, sensor: Sensor, bands: Sequence[str]) -> Iterable[_Sta
 
 
 def _product_folders(path: Path) -> list[Path]:
-    """Where a file's product metadata may lie: beside it, and above the `GRANULE` it lies in."""
+    """Where a file's product metadata may lie: beside it, above its folder for one resolution
+    (`R10m`), and above the `GRANULE` it lies in."""
     above = path.absolute().parents
-    return [above[0], *(folder.parent for folder in above if folder.name == "GRANULE")]
+    whole = above[1:2] if re.fullmatch(r"R\d\dm", above[0].name) else ()
+    return [above[0], *whole, *(folder.parent for folder in above if folder.name == "GRANULE")]
 
 
 @lru_cache(maxsize=64)
@@ -143,11 +147,7 @@ def _parse_xml(file: Path, size: int) -> ET.Element:
             f"{file} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
             "that is no product metadata"
         )
-    try:
-        with open(file, "rb") as stream:
-            text = stream.read(MAX_XML_BYTES + 1).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8: {first_line(error)}") from error
+    text = read_text(file, fault=DataError, max_bytes=MAX_XML_BYTES)
     for declaration in ("<!DOCTYPE", "<!ENTITY"):
         if declaration in text:
             raise DataError(f"{file} holds {declaration}, which product metadata never do; refused")
@@ -179,7 +179,7 @@ def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
     prefix = f"{_FILE_AND_ITEM[sensor.name][1]}_B"
     item = next((key for key in source.tags() if key.startswith(prefix)), None)
     if item is not None:
-        raise SensorError(
+        raise UnknownOffsetError(
             f"{path}: Sentinel-2 DN offset unknown: {item} is Earth Engine's, which harmonised "
             "images keep after their offset was removed; declare it (dn_offset=0 for a "
             "HARMONIZED collection, else what the item says)"
@@ -192,9 +192,13 @@ def stated_scale(
     """(scale, offset) that a GeoTIFF states for bands `indexes`: physical = DN * scale + offset.
 
     From GDAL's scale and offset of the bands and from items `scale_factor` and `add_offset` of the
-    bands or the file (HLS). None where nothing is stated; a scale of 1 with offset 0 is what GDAL
+    bands or the file (HLS); 1/65535 for raw bands that Sentinel Hub's EO Browser exported with 16
+    bits. None where nothing is stated; a scale of 1 with offset 0 is what GDAL
     reports of bands without any. Raises `DataError` where bands differ, or the two ways do.
     """
+    exported = _scale_of_export(path, source)
+    if exported is not None:
+        return exported
     pairs = {(source.scales[index - 1], source.offsets[index - 1]) for index in indexes}
     pairs = set() if pairs == {(1.0, 0.0)} else pairs
     for position in indexes:
@@ -221,6 +225,18 @@ def stated_scale(
             "above 0 and finite numbers"
         )
     return first
+
+
+def _scale_of_export(path: Path, source: Any) -> tuple[float, float] | None:
+    """EO Browser writes a reflectance of 1 as the largest number of 16 bits."""
+    if eo_browser_day(path.name) is None or source.dtypes[0] == "float32":
+        return None
+    if source.dtypes[0] != "uint16":
+        raise DataError(
+            f"{path} is an export of Sentinel Hub's EO Browser in {source.dtypes[0]}; export the "
+            "raw bands as TIFF of 16 bits"
+        )
+    return (1 / 65535, 0.0)
 
 
 def _same_pair(a: tuple[float, float], b: tuple[float, float]) -> bool:

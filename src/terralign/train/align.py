@@ -135,6 +135,11 @@ class AlignmentSource:
         """Whether the label loss sees this source."""
         return self.prompts is not None
 
+    @property
+    def title(self) -> str:
+        """The data set's name, and whether its labels are used."""
+        return f"{self.samples.name}, {'with' if self.labelled else 'without'} labels"
+
     def identity(self) -> dict[str, Any]:
         """What a result depends on, as hashes and names."""
         return {
@@ -211,6 +216,7 @@ class _PairBatches:
         return Prepared(
             keys=keys_of(samples, batch.indices),
             inputs=(batch.source, make_ready(bands, self._spec), target, labels),
+            source=self._sources[batch.source].title if len(self._sources) > 1 else "",
         )
 
 

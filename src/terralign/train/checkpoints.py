@@ -97,7 +97,7 @@ def restore(
         return 0, None
     if state["threads"] != torch.get_num_threads():
         logger.warning(
-            "going on with %d thread(s), as before, not %d", state["threads"],
+            "resuming with as many threads as before: %d, not %d", state["threads"],
             torch.get_num_threads(),
         )  # fmt: skip
         torch.set_num_threads(state["threads"])
@@ -106,7 +106,7 @@ def restore(
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    logger.info("going on after step %d (%s)", state["step"], checkpoints.last)
+    logger.info("resuming after step %d (%s)", state["step"], checkpoints.last)
     return int(state["step"]), state["best"]
 
 
@@ -130,9 +130,11 @@ class MetricsLog:
             self._writer = SummaryWriter(os.fspath(path.parent), purge_step=keep_steps + 1)
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
+    def write(self, step: int, figures: dict[str, float], *, source: str = "") -> None:
+        """Add a line. `source`: the data set that the step's batch is of, where several are."""
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        of_source = {"source": source} if source else {}
+        self._file.write(json.dumps({"step": step, **of_source, **rounded}) + "\n")
         if self._writer is not None:
             for key, value in figures.items():
                 self._writer.add_scalar(key, value, step)

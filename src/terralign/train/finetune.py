@@ -191,6 +191,7 @@ class PictureBatches:
                 torch.from_numpy(require_labels(samples).values[batch.indices]),
                 unlabelled,
             ),
+            source=samples.name if len(self._tasks) > 1 else "",
         )
 
     def _pictures(self, samples: SampleSet, batch: Batch) -> Tensor:

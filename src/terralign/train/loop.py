@@ -80,10 +80,14 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """A batch ready for its step: `inputs` is what the loss function takes."""
+    """A batch ready for its step: `inputs` is what the loss function takes.
+
+    `source`: what to call the data set it is of, where batches of several alternate.
+    """
 
     keys: Sequence[str]
     inputs: Any
+    source: str = ""
 
 
 class LossFunction(Protocol):
@@ -213,8 +217,9 @@ def fit(
             )  # fmt: skip
             figures["samples_per_second"] = len(prepared.keys) / (time.monotonic() - start)
             figures["seconds_waiting"] = start - asked
-            log.write(step + 1, {"lr": rate, **figures})
-            progress.advance(note=f"loss {figures['loss']:.4g}")
+            log.write(step + 1, {"lr": rate, **figures}, source=prepared.source)
+            of_source = f" ({prepared.source})" if prepared.source else ""
+            progress.advance(note=f"loss {figures['loss']:.4g}{of_source}")
             done = step + 1
             if validate and settings.keep == "best" and done % validate_every == 0:
                 value = validate()
@@ -229,7 +234,7 @@ def fit(
             if number is not None:
                 raise Interrupted(
                     f"{label}: stopped after step {done} of {num_steps} and saved; "
-                    "run the same command again to go on",
+                    "run the same command again to resume",
                     number,
                 )
     if settings.keep == "best":

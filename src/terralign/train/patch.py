@@ -170,7 +170,7 @@ class _Patching:
             max_supported_drop=self.settings.max_supported_drop,
             baseline=self.baseline,
         )
-        logger.info("alpha: %s", choice.reason)
+        logger.info("patch: %s", choice.reason)
         write_json(
             folder / "sweep.json",
             {

@@ -248,7 +248,7 @@ def choose_alpha(
         point for point in points if within_bound(point.supported, before, max_supported_drop)
     ] or [zero]
     best = max(allowed, key=lambda point: (point.mean_patching, -abs(point.alpha)))
-    bound = f"{100 * max_supported_drop:g} points"
+    bound = f"{100 * max_supported_drop:g} point{'' if max_supported_drop == 0.01 else 's'}"
     if allowed == [zero] and len(points) > 1:
         curve = "; ".join(
             f"alpha {point.alpha:g}: {_percent(point.patching)}, {_percent(point.supported)}"
@@ -256,20 +256,20 @@ def choose_alpha(
         )
         return Choice(
             alpha=0.0,
-            reason=f"only alpha 0 keeps every supported task within {bound}. The curve: {curve}",
+            reason=f"only alpha 0 costs no supported task more than {bound}. The curve: {curve}",
         )
     drops = {name: before[name] - best.supported[name] for name in best.supported}
     worst = max(drops, key=lambda name: drops[name]) if drops else None
     said = (
-        f"; the largest drop of a supported task is {100 * drops[worst]:.2f} points ({worst})"
+        f" of all that cost no supported task more than {bound}; the largest drop is "
+        f"{100 * drops[worst]:.2f} points ({worst})"
         if worst
         else "; no supported task was given"
     )
     return Choice(
         alpha=best.alpha,
         reason=f"alpha {best.alpha:g} has the best mean over patching tasks "
-        f"({100 * best.mean_patching:.2f} %, at alpha 0 {100 * zero.mean_patching:.2f} %) within "
-        f"{bound}{said}",
+        f"({100 * best.mean_patching:.2f} %; {100 * zero.mean_patching:.2f} % at alpha 0){said}",
     )
 
 

@@ -69,11 +69,11 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(num_threads: int) -> None:
-    """Compute with this many intra-op threads from now on, and say so."""
+    """Compute with this many intra-op threads from now on."""
     keep_freed_memory()
     torch.set_num_threads(num_threads)
     plural = "" if num_threads == 1 else "s"
-    logger.info("computing with %d thread%s; one more reads ahead", num_threads, plural)
+    logger.debug("computing with %d thread%s; one more reads ahead", num_threads, plural)
 
 
 def choose_device(requested: str | None = None) -> str:

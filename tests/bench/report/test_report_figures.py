@@ -10,7 +10,6 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from figure_labels import texts_apart
-from terralign.bench.report.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
 from terralign.bench.report.figures import (
     MAX_BARS,
     MAX_CONFUSION_CLASSES,
@@ -24,6 +23,7 @@ from terralign.bench.rows import BenchRow
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
 from terralign.evaluate.canvas import DARK, LIGHT, MAX_PNG_BYTES, png_bytes
+from terralign.evaluate.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
 from terralign.sensors import SENSORS
 
 LONG = "a class whose name is rather long and goes on $x$"

@@ -34,6 +34,7 @@ from terralign.evaluate.canvas import DARK, LIGHT, Theme, png_bytes, write_png
 from terralign.evaluate.figures import alpha_curve_figure
 from terralign.evaluate.page import (
     Picture,
+    columns_html,
     escape_html,
     escape_markdown,
     markdown_code,
@@ -105,14 +106,14 @@ def _heads(bench: BenchResults) -> tuple[list[str], list[str]]:
     """The first lines of the page and of the Markdown."""
     measured = [row for row in bench.rows if row.status == "measured"]
     entries = {row.entry for row in measured}
-    figures = sum(row.reference is None for row in measured)
+    values = sum(row.reference is None for row in measured)
     counts = (
-        f"{len(bench.models)} models, {len(entries)} entries, {figures} figures and "
-        f"{len(measured) - figures} paired comparisons."
+        f"{_plural(len(bench.models), 'model')}, {_plural(len(entries), 'entry', 'entries')}, "
+        f"{_plural(values, 'value')} and {_plural(len(measured) - values, 'paired comparison')}."
     )
     others = len(bench.rows) - len(measured)
     if others:
-        counts += f" {others} lines tell what was skipped or failed; they are at the end."
+        counts += f" Skipped or failed: {_plural(others, 'measurement')}, listed at the end."
     title, note = _title(bench), bench.suite("note")
     legends = (f"{CELLS_LEGEND} n: samples. {MARKS_LEGEND}",)
     body = [f"<h1>{escape_html(title)}</h1>"]
@@ -124,11 +125,15 @@ def _heads(bench: BenchResults) -> tuple[list[str], list[str]]:
     return body, text
 
 
+def _plural(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 def _html_part(table: Table, *, is_open: bool) -> list[str]:
     note = f"<p class=small>{escape_html(table.explanation)}</p>" if table.explanation else ""
     if is_open:
         return [f"<h2>{escape_html(table.title)}</h2>{note}{html_table(table)}"]
-    lines = f"{table.num_lines} line{'s' if table.num_lines != 1 else ''}"
+    lines = _plural(table.num_lines, "line")
     summary = f"<summary><b>{escape_html(table.title)}</b> ({lines})</summary>"
     return [f"<details>{summary}{note}{html_table(table)}</details>"]
 
@@ -203,16 +208,16 @@ def _add_section(
     if section.about:
         body.append(f"<p class=small>{escape_html(section.about)}</p>")
         text += [escape_markdown(section.about), ""]
-    body.append("<div class=figures>")
+    drawn = []
     for picture in section.pictures:
         light, dark = (png_bytes(picture.draw(theme)) for theme in (LIGHT, DARK))
         name = f"figures/{number}-{picture.name}.png"
         write_png(bench.folder / name, light)
-        body.append(picture_html(picture, light, dark))
+        drawn.append((picture_html(picture, light, dark), light))
         text += [f"![{escape_markdown(picture.caption)}]({name})", ""]
-    body.append("</div>")
+    body.append(columns_html(drawn))
     for one in section.confusions:
-        heads = ("right class", "said class", "times", "of the right class, %")
+        heads = ("true class", "predicted class", "times", "of the true class, %")
         cells = [(a, b, str(times), f"{100 * share:.1f}") for a, b, times, share in one.lines]
         body.append(f"<p class=small>{escape_html(one.caption)}</p>" + plain_table(heads, cells))
         text += [escape_markdown(one.caption), "", *_markdown_lines(heads, cells)]
@@ -324,7 +329,6 @@ def _markdown_lines(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> lis
 
 
 STYLE = """
-body { max-width: 72rem; }
 td { vertical-align: top; }
 .results thead th { vertical-align: bottom; }
 .results thead th.n { text-align: right; }
@@ -333,8 +337,6 @@ td { vertical-align: top; }
 .results small { font-weight: 400; }
 td.n b { font-weight: 700; }
 .results.two td:first-child { white-space: nowrap; }
-.figures { columns: 2 26rem; column-gap: 1.5rem; }
-.figures figure { margin: 0; padding: .8rem 0; max-width: 38rem; break-inside: avoid; }
 .query { display: grid; grid-template-columns: 8rem 1fr; gap: .8rem; padding: .8rem 0;
   border-bottom: 1px solid var(--line); }
 .query p { margin: .2rem 0 0; font-size: .85rem; line-height: 1.3; }
@@ -342,12 +344,6 @@ td.n b { font-weight: 700; }
   grid-template-columns: repeat(5, minmax(0, 1fr)); }
 .found li { border-top: 3px solid var(--wrong); padding-top: .3rem; min-width: 0; }
 .found li.right { border-color: var(--right); }
-.right b { color: var(--right); }
-.wrong b { color: var(--wrong); }
-.chips { display: flex; gap: 2px; }
-img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-fit: cover; }
-:root { --right: #1a7f4b; --wrong: #b3392f; }
-@media (prefers-color-scheme: dark) { :root { --right: #4cc98a; --wrong: #f0827a; } }
 @media (max-width: 40rem) {
   .results.one td:nth-child(2) { font-weight: 400; }
   .results td.n { grid-column: 1 / -1; display: flex; gap: .5rem; align-items: baseline; }

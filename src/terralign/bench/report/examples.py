@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
 from terralign.errors import StorageError
+from terralign.evaluate.chip_views import VIEWS_LEGEND
 from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
 from terralign.files import read_json
 
@@ -33,11 +34,6 @@ LEGEND = (
     "✓: of the query's class (of several classes: it shares one; without classes: it is the same "
     "sample)."
 )
-VIEWS_LEGEND = {
-    "true colour": "True colour: the composite that the RGB tower sees.",
-    "false colour": "False colour: near infrared, red and green shown as red, green and blue.",
-    "radar": "Radar: VV, VH and their difference shown as red, green and blue.",
-}
 
 
 class _Result(BaseModel):

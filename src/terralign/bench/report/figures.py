@@ -81,7 +81,7 @@ def class_bar_figure(
 def confusion_figure(
     counts: NDArray[np.int64], names: Sequence[str], *, theme: Theme = LIGHT
 ) -> Figure:
-    """Right classes (rows) against said ones (columns), as the share of the row.
+    """True classes (rows) against predicted ones (columns), as the share of the row.
 
     `counts`: (K, K), K = `len(names)`, at most `MAX_CONFUSION_CLASSES`. Columns carry the numbers
     that rows give their classes. Raises `DataError`.
@@ -104,8 +104,8 @@ def confusion_figure(
     axes.set_xticks(range(0, num, every), numbers[::every])
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("said class")
-    axes.set_ylabel("right class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     if num <= MAX_NUMBERED:
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
@@ -135,7 +135,7 @@ def _luminance(rgb: tuple[float, float, float]) -> float:
 def top_confusions(
     counts: NDArray[np.int64], names: Sequence[str], limit: int = 15
 ) -> list[tuple[str, str, int, float]]:
-    """The most frequent errors: right class, said class, how often, share of the right class."""
+    """The most frequent errors: true class, predicted class, how often, share of the true class."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]

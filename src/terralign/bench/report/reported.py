@@ -6,10 +6,8 @@ preprocessing of a publication may differ from the bench's.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import resources
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,6 +22,7 @@ from terralign.bench.report.tables import (
 )
 from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
+from terralign.files import read_shipped
 
 SENSOR = "sensor"
 """In place of a tower's name: any tower but the RGB one."""
@@ -71,8 +70,7 @@ class Reported(_Strict):
 @lru_cache(maxsize=1)
 def load_reported() -> Reported:
     """The figures of `reported.toml`."""
-    path = resources.files("terralign") / "bench" / "report" / "reported.toml"
-    return Reported.model_validate(tomllib.loads(path.read_text("utf-8")))
+    return Reported.model_validate(read_shipped("bench/report", "reported"))
 
 
 def reported_table(rows: Sequence[BenchRow]) -> Table | None:

@@ -16,7 +16,7 @@ from terralign.bench.report.sections import wanted_measurements
 from terralign.bench.rows import BenchRow, check_rows
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import StorageError, TerralignError
-from terralign.files import hash_json, read_json
+from terralign.files import hash_json, read_json, read_text
 from terralign.suite import Suite
 
 REPORT_VERSION = 4
@@ -115,7 +115,7 @@ def read_bench(folder: Path) -> BenchResults:
         rows=rows,
         models=models,
         versions=_table(folder / "versions.json"),
-        suite_text=suite.read_text(encoding="utf-8") if suite.is_file() else "",
+        suite_text=read_text(suite) if suite.is_file() else "",
         details={name: _details(folder, name) for name in wanted_measurements(rows)},
         pictures=read_picture_index(folder),
         sweeps={

@@ -44,7 +44,7 @@ CURVES = {"recall": "recall@k (the same sample)", "map": "mAP@k (the same class)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confusions:
-    """The most frequent errors where a matrix would be too large: right, said, times, share."""
+    """The most frequent errors where a matrix would be too large: true, predicted, times, share."""
 
     caption: str
     lines: tuple[tuple[str, str, int, float], ...]
@@ -156,7 +156,7 @@ def _confusion(
             continue
         yield Picture(
             name="confusion",
-            caption=f"{caption}: confusion matrix, per cent of each right class.",
+            caption=f"{caption}: confusion matrix, per cent of each true class.",
             draw=lambda theme, c=counts, n=names: confusion_figure(c, n, theme=theme),  # type: ignore[misc]
         )
 
@@ -220,7 +220,7 @@ def _retrieval(
     for row in kept:
         pair = _pair(row)
         metric = "recall" if pair in with_recall else "map"
-        if str(row.metric).partition("@")[0] != metric or row.value is None:
+        if str(row.metric).partition("@")[0] != metric or row.value is None or _is_beyond(row):
             continue
         own = Metric(
             name=str(row.metric),
@@ -245,6 +245,17 @@ def _retrieval(
             + (f"; {left_out} more pairs are in the table." if left_out else "."),
             draw=_drawer(partial(retrieval_figure, metric=metric, places=colors), shown),
         )
+
+
+def _is_beyond(row: BenchRow) -> bool:
+    """Whether a figure@k is of a k that takes in the whole gallery, and so says nothing.
+
+    Between images there are as many in the gallery as queries; to find text or by it there are not,
+    but recall by chance is 1 then.
+    """
+    k = str(row.metric).partition("@")[2]
+    whole = k.isdigit() and TEXT not in _pair(row) and int(k) >= (row.num_samples or 0) > 1
+    return whole or (str(row.metric).startswith("recall@") and (row.chance or 0.0) >= 1)
 
 
 def _pair(row: BenchRow) -> tuple[str, str]:

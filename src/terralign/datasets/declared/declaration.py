@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from terralign.chips import Units
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError
 from terralign.scenes.pictures import Size
-from terralign.scenes.read import Units
 from terralign.sensors import Sensor, find_sensor
 
 LabelKind = Literal["single", "multi", "captions", "none"]

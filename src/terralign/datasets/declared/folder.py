@@ -21,6 +21,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from terralign.chips import Units
 from terralign.datasets.class_folders import open_folder, require_inside
 from terralign.datasets.declared.declaration import (
     Declaration,
@@ -39,7 +40,6 @@ from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError
 from terralign.scenes.pictures import Size
-from terralign.scenes.read import Units
 
 
 class FolderSensor(PixelSettings):

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from terralign.datasets.declared.tars import ShardsDeclaration, ShardSensor, ope
 from terralign.datasets.facts import DatasetFacts
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.errors import DataError, nearest
+from terralign.files import read_toml
 from terralign.scenes.pictures import Size
 from terralign.toml_values import explain
 
@@ -44,12 +44,7 @@ _SENSOR_TABLES: dict[str, type[BaseModel]] = {
 
 def read_declaration(path: Path) -> Declaration:
     """Read and check a data set's TOML file; `DataError` says what is wrong and where."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read data set file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"data set file {path} is not valid TOML: {error}") from error
+    values = read_toml(path, what="data set file", fault=DataError)
     reader = _reader_of(values, path)
     sensors = values.get("sensors")
     if isinstance(sensors, dict):  # on their own, so that a misspelt key is told as one

@@ -6,6 +6,7 @@ what it is.
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, nearest
+from terralign.files import MAX_JSON_BYTES, read_text
 
 MAX_ROWS = 200_000_000
 MAX_TABLE_BYTES = 16 * 1024**3
@@ -212,15 +214,26 @@ def _read_csv(path: Path, columns: Sequence[str], delimiter: str) -> pa.Table:
         column_types=dict.fromkeys(columns, pa.string()),
         strings_can_be_null=False,
     )
+    source: Any = path
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # Arrow reads UTF-8 alone
+            text = read_text(path, what="table", fault=DataError, max_bytes=MAX_JSON_BYTES)
+            source = pa.py_buffer(text.encode())
     try:
-        with pa_csv.open_csv(path, parse_options=parse) as reader:
+        with pa_csv.open_csv(_opened(source), parse_options=parse) as reader:
             names = reader.schema.names
         _require_columns(path, columns, names)
-        return pa_csv.read_csv(path, parse_options=parse, convert_options=texts)
+        return pa_csv.read_csv(_opened(source), parse_options=parse, convert_options=texts)
     except pa.ArrowException as error:
+        if "UTF8" in str(error) and path.stat().st_size <= MAX_JSON_BYTES:  # which line, then
+            read_text(path, what="table", fault=DataError, max_bytes=MAX_JSON_BYTES)
         raise DataError(
             f"table {path} cannot be read with {delimiter!r} between columns: {first_line(error)}"
         ) from error
+
+
+def _opened(source: Any) -> Any:
+    return pa.BufferReader(source) if isinstance(source, pa.Buffer) else source
 
 
 def _require_columns(path: Path, columns: Sequence[str], there: Sequence[str]) -> None:

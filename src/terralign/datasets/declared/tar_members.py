@@ -19,12 +19,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, Units, make_layout
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SensorError, TerralignError, first_line, nearest
+from terralign.scenes.file_layout import has_dn
 from terralign.scenes.pictures import decode_rgb_bytes
 from terralign.scenes.plausible import check_sample
-from terralign.scenes.read import MAX_CHIP_BYTES, Units, has_dn, make_layout
+from terralign.scenes.read import MAX_CHIP_BYTES
 from terralign.sensors import Sensor, sentinel2_dn_offset
 
 PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif")

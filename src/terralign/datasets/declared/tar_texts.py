@@ -15,6 +15,7 @@ from terralign.datasets.declared.table_file import parse_time
 from terralign.datasets.declared.tar_index import TarIndex, read_members
 from terralign.datasets.sample import Captions, Labels
 from terralign.errors import DataError, first_line, nearest
+from terralign.files import decode_text
 
 MAX_TEXT_BYTES = 16 * 1024**2
 """A larger member of text is refused before it is read."""
@@ -165,7 +166,7 @@ class Texts:
 def _values(content: bytes, fields: set[str | None], what: str) -> dict[str | None, Any]:
     """Field -> value of one member; the field None is the text itself."""
     try:
-        text = content.decode("utf-8")
+        text = decode_text(content)
         if fields == {None}:
             return {None: text.strip()}
         parsed = json.loads(text)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint, sampled_sizes
@@ -32,7 +32,6 @@ from terralign.datasets.published.corine import NumClasses, labels_from_pixels, 
 from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, first_line
 from terralign.scenes.geotiff import open_geotiff, valid_by_file
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from terralign.chips import make_layout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
@@ -22,7 +23,6 @@ from terralign.datasets.sample import Captions
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.pictures import Size, describe_size
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 from terralign.toml_values import explain
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.chips import make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.fingerprint import fingerprint
@@ -22,7 +23,6 @@ from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
 from terralign.scenes.pictures import Size, describe_size
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 PIXEL_BYTES = 3 * 32 * 32

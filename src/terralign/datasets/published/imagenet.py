@@ -11,7 +11,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError, StorageError
-from terralign.files import read_json
+from terralign.files import read_json, read_lines
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size
 from terralign.sensors import SENSORS
 
@@ -99,11 +99,7 @@ def _read_words(path: Path, wnids: Sequence[str]) -> dict[str, str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    return [line for line in lines if line.strip()]
+    return [line for line in read_lines(path, fault=DataError) if line.strip()]
 
 
 def _read_class_names(path: Path) -> dict[str, str]:

@@ -35,14 +35,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terralign.chips import Grid
+from terralign.chips import Grid, make_layout
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SensorError, SplitError, first_line
 from terralign.scenes.geotiff import open_geotiff_bytes
 from terralign.scenes.places import product_datetime, wgs84_bounds
-from terralign.scenes.read import make_layout
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import SENSORS, SENTINEL2_DN_OFFSET, sentinel2_dn_offset
 

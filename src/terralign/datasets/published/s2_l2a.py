@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from terralign.chips import make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.published.arrays import choose_rows, make_array_set, read_array
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 S2_L2A_BANDS = (

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from terralign.chips import make_layout
 from terralign.datasets.class_folders import read_split_list
 from terralign.datasets.class_lists import read_table
 from terralign.datasets.file_set import FileSet
@@ -40,7 +41,6 @@ from terralign.datasets.sample import Labels, Place
 from terralign.errors import DataError, SplitError, first_line
 from terralign.scenes.geotiff import open_geotiff, valid_by_file
 from terralign.scenes.places import geotiff_bounds
-from terralign.scenes.read import make_layout
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Grid, PixelLayout
+from terralign.chips import Grid, PixelLayout, Units, make_layout
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.published.listing import list_names
@@ -40,7 +40,6 @@ from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.geotiff import open_geotiff
-from terralign.scenes.read import Units, make_layout
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 

@@ -1,16 +1,18 @@
 """How the command line ends: one line for every fault and every stop, and its exit code.
 
-0; 1 a fault; 2 usage; 130 and 143 stopped by SIGINT and SIGTERM, ready to go on.
+0; 1 a fault; 2 usage; 130 and 143 stopped by SIGINT and SIGTERM, ready to be resumed.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -45,20 +47,26 @@ def _terminable() -> Iterator[None]:
 
 
 class OneLineFaults(click.Group):
-    """Tells every fault in one line and exits with its code."""
+    """Reports every fault in one line and exits with its code; writes UTF-8 wherever it writes."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name that is no text is shown escaped
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        return super().main(*args, **options)
 
     def invoke(self, context: click.Context) -> Any:
         try:
             with _terminable():
                 return super().invoke(context)
         except Interrupted as stop:
-            _tell(str(stop))
+            self._report(context, str(stop))
             sys.exit(128 + stop.signal_number)
         except _Terminated:
-            _tell("stopped; run the same command again to go on")
+            self._report(context, "stopped; run the same command again to resume")
             sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
-            _tell("interrupted; run the same command again to go on")
+            self._report(context, "interrupted; run the same command again to resume")
             sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,9 +86,38 @@ class OneLineFaults(click.Group):
             text = f"unexpected {kind}: {error}; please report it with the output of --debug"
         if context.params.get("debug"):
             traceback.print_exception(fault)
-        _tell(text)
+        self._report(context, text)
         sys.exit(1)
 
+    def _report(self, context: click.Context, text: str) -> None:
+        command = self.commands.get(context.invoked_subcommand or "")
+        report(name_options(text, command.params if command else ()))
 
-def _tell(text: str) -> None:
+
+def report(text: str) -> None:
+    """One line on stderr."""
     click.echo(f"terralign: {' '.join(text.split())}", err=True)
+
+
+def name_options(text: str, parameters: Iterable[click.Parameter]) -> str:
+    """A library's message with the command's options in place of keywords of Python.
+
+    `bands=` becomes `--bands`, `units='physical'` becomes `--units physical`; keywords that are no
+    options of the command stay.
+    """
+    options = {
+        name: max(one.opts, key=len)
+        for one in parameters
+        if isinstance(one, click.Option)
+        for name in {str(one.name), max(one.opts, key=len).lstrip("-").replace("-", "_")}
+    }
+
+    def translate(match: re.Match[str]) -> str:
+        keyword, quoted, plain = match.groups()
+        if keyword not in options:
+            return match[0]
+        value = quoted or plain or ""
+        return f"{options[keyword]} {value}" if value else options[keyword]
+
+    named = re.sub(r"(?<![\w.-])([a-z_]+)=(?:'([^']*)'|(-?\w[\w.-]*\w|\w)|(?!=))", translate, text)
+    return re.sub(r"(--[\w-]+) \(\1\)", r"\1", named)  # a message that named both

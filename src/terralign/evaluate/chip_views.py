@@ -22,8 +22,14 @@ Picture8 = NDArray[np.uint8]
 """(H, W, 3)."""
 
 MAX_SIDE = 112
-"""Pixels of a picture's longer side; larger chips are made smaller."""
+"""Pixels of a picture's longer side; larger chips are made smaller, small ones enlarged."""
 JPEG_QUALITY = 85
+
+VIEWS_LEGEND = {
+    "true colour": "True colour: the composite that the RGB tower sees.",
+    "false colour": "False colour: near infrared, red and green shown as red, green and blue.",
+    "radar": "Radar: VV, VH and their difference shown as red, green and blue.",
+}
 
 NEAR_INFRARED_NM = (760.0, 900.0)
 NEAR_INFRARED_CENTER_NM = 842.0
@@ -85,8 +91,15 @@ def sample_views(
 
 
 def jpeg_bytes(picture: Picture8) -> bytes:
-    """A picture as JPEG, its longer side at most `MAX_SIDE`."""
+    """A picture as JPEG, its longer side at most `MAX_SIDE`.
+
+    A small one is enlarged by a whole number, so that its pixels stay sharp.
+    """
     image = Image.fromarray(picture)
+    factor = MAX_SIDE // max(image.size)
+    if factor > 1:
+        size = image.width * factor, image.height * factor
+        image = image.resize(size, Image.Resampling.NEAREST)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)

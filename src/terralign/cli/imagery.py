@@ -1,0 +1,422 @@
+"""The commands that take a model and imagery: classify, embed, search."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from terralign.cli.app import Command, device_option, example, json_option, main, threads
+from terralign.cli.class_names import read_class_names, split_list
+from terralign.cli.faults import name_options, report
+
+if TYPE_CHECKING:
+    from terralign.encoders.answers import Classified
+    from terralign.encoders.space import EmbeddingSpace
+    from terralign.encoders.vectors import Embeddings, Fault
+
+MAX_LINES = 20
+"""Windows of one scene that are printed; --json and --geojson have all."""
+
+
+class _Window(click.ParamType):  # type: ignore[type-arg]
+    """A number of pixels, or "whole"."""
+
+    name = "window"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int | str:
+        if isinstance(value, int):
+            return value
+        if value == "whole":
+            return "whole"
+        try:
+            side = int(value)
+        except ValueError:
+            side = 0
+        if side < 1:
+            self.fail(f"{value!r} is neither a number of pixels, 1 or more, nor whole")
+        return side
+
+
+_READING = [
+    click.option(
+        "--sensor",
+        help="Sensor of the rasters: a name, one of the model's, or a TOML. May be left out where "
+        "a product's name says it.",
+    ),
+    click.option(
+        "--bands",
+        help="Band names in the files' order, - for one to leave out: B02,B03,-,B08; or some of "
+        "those that the files name.",
+    ),
+    click.option(
+        "--dn-offset",
+        type=float,
+        help="Added to Sentinel-2 DN: 0 or -1000. Needed where name and metadata do not say it.",
+    ),
+    click.option(
+        "--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are."
+    ),
+    click.option("--composite", help="RGB recipe of the sensor, for the RGB tower."),
+    click.option("--tower", help="Default: the sensor's own, else RGB."),
+    click.option(
+        "--window",
+        type=_Window(),
+        metavar="PIXELS|whole",
+        help="Side of the windows that larger rasters are cut into; default: the tower's input "
+        "size. whole: resize instead.",
+    ),
+]
+
+
+def _reading_options(function: Command) -> Command:
+    """The options that say how imagery is read; passed on as one mapping, `reading`."""
+    names = ("sensor", "bands", "dn_offset", "units", "composite", "tower", "window")
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> None:
+        reading = {name: arguments.pop(name) for name in names}
+        if reading["bands"] is not None:
+            reading["bands"] = split_list(reading["bands"], "--bands")
+        function(reading=reading, **arguments)
+
+    wrapped: Command = call
+    for option in reversed(_READING):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+geojson_option = click.option(
+    "--geojson",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a map for QGIS: one feature per file, window or hit.",
+)
+
+
+def _check_geojson(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() not in (".geojson", ".json"):
+        raise click.UsageError(f"--geojson {path}: choose a name that ends in .geojson")
+    _check_folder(path, "--geojson")
+
+
+def _check_folder(path: Path, option: str) -> None:
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"{option} {path}: its folder does not exist; make it first")
+
+
+def _check_inputs(files: Sequence[Path]) -> None:
+    """Refuse paths that do not exist before a model is loaded."""
+    missing = [one for one in files if not one.exists() and not any(c in str(one) for c in "*?[")]
+    if len(missing) == len(files):
+        others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise click.ClickException(f"{missing[0]} not found{others}")
+
+
+def _load(model: str, device: str | None) -> EmbeddingSpace:
+    from terralign.encoders.space import EmbeddingSpace
+    from terralign.train.threads import choose_device
+
+    chosen = choose_device(device)
+    space = EmbeddingSpace.load(model).to(chosen)
+    threads()
+    return space
+
+
+@main.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--labels",
+    "lists",
+    multiple=True,
+    help='Class names: "forest,river,industrial area"; a name with a comma in quotes, as in CSV.',
+)
+@click.option("--label", "names", multiple=True, help="One class name as it is; may be repeated.")
+@click.option(
+    "--labels-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A text file of class names, one a line.",
+)
+@_reading_options
+@click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How many classes a line shows; --json has all.",
+)
+@geojson_option
+@device_option
+@json_option
+@example('terralign classify runs/m/model scene.tif --labels "forest,river" --sensor sentinel2-l2a')
+def classify(
+    model: str,
+    files: tuple[Path, ...],
+    lists: tuple[str, ...],
+    names: tuple[str, ...],
+    labels_file: Path | None,
+    prompts: str | None,
+    top: int,
+    geojson: Path | None,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+) -> None:
+    """Classify FILES by the names of classes.
+
+    FILES are pictures, GeoTIFFs, products with one file per band, and folders of these. A
+    raster larger than the model's input is cut into windows, which are reported one by one.
+    An input that cannot be read is reported, the others are classified, and the exit code is 1.
+    """
+    labels = read_class_names(lists, names, labels_file)
+    _check_geojson(geojson)
+    _check_inputs(files)
+    space = _load(model, device)
+    from terralign.encoders.answers import feature_collection, geojson_row, write_geojson
+
+    rows = space.classify_each(files, labels, prompts=prompts, errors="skip", **reading)
+    prompt_set = space.choose_prompts(prompts).name
+    values, features, faults, num_inputs = [], [], [], 0
+    for group in _by_source(rows):
+        num_inputs += 1
+        if not isinstance(group, list):
+            faults.append(group)
+            values.append({"file": group.key, "error": group.error})
+            _report(group)
+            continue
+        values.append(_as_json(group, prompt_set))
+        if geojson is not None:
+            features += [geojson_row(one) for one in group]
+        if not as_json:
+            _print(group, top)
+    if as_json:
+        click.echo(json.dumps(values))
+    if geojson is not None and features:
+        write_geojson(geojson, feature_collection(features))
+        click.echo(f"{len(features)} features written to {geojson}", err=True)
+    _exit_for(faults, num_inputs)
+
+
+def _report(fault: Fault) -> None:
+    report(name_options(fault.error, click.get_current_context().command.params))
+
+
+def _by_source(rows: Iterator[Classified | Fault]) -> Iterator[list[Classified] | Fault]:
+    """Rows of one source as a list; faults alone."""
+    from terralign.encoders.vectors import Fault
+
+    def source(row: Classified | Fault) -> tuple[bool, str]:
+        return (isinstance(row, Fault), row.source_key if not isinstance(row, Fault) else row.key)
+
+    for _, group in itertools.groupby(rows, source):
+        found = list(group)
+        faults = [one for one in found if isinstance(one, Fault)]
+        if faults:
+            yield from faults
+        else:
+            yield [one for one in found if not isinstance(one, Fault)]
+
+
+def _as_json(rows: list[Classified], prompts: str) -> dict[str, Any]:
+    """One source; its probabilities are the mean of its windows'."""
+    first = rows[0]
+    names = list(first.probabilities)
+    mean = {name: sum(row.probabilities[name] for row in rows) / len(rows) for name in names}
+    label = max(mean, key=lambda name: mean[name])
+    value: dict[str, Any] = {
+        "file": first.source_key,
+        "label": label,
+        "probability": mean[label],
+        "probabilities": mean,
+        "tower": first.tower,
+        "prompts": prompts,
+        "valid_share": sum(row.valid_share for row in rows) / len(rows),
+    }
+    if first.place.window is not None:
+        value["windows"] = [{**row.to_json(), **row.place.describe()} for row in rows]
+    return value
+
+
+def _print(rows: list[Classified], top: int) -> None:
+    first = rows[0]
+    window = first.place.window
+    if window is None:
+        click.echo(f"{first.key}  {_likeliest(first.probabilities, top)}  ({_seen(first)})")
+        return
+    counts = {name: sum(row.label == name for row in rows) for name in first.probabilities}
+    shares = [
+        f"{name} {number} ({100 * number / len(rows):.1f} %)"
+        for name, number in sorted(counts.items(), key=lambda item: -item[1])
+        if number
+    ]
+    plural = "" if len(rows) == 1 else "s"
+    click.echo(
+        f"{first.source_key}: {len(rows)} window{plural} of {window.height}x{window.width} pixels "
+        f"({first.tower}): {', '.join(shares)}"
+    )
+    click.echo(f"  {'row':>6} {'column':>6}  classes")
+    for row in rows[:MAX_LINES]:
+        place = row.place.window
+        assert place is not None
+        valid = "" if row.valid_share == 1 else f"  ({100 * row.valid_share:.1f} % valid)"
+        click.echo(
+            f"  {place.row:>6} {place.column:>6}  {_likeliest(row.probabilities, top)}{valid}"
+        )
+    if len(rows) > MAX_LINES:
+        click.echo(f"  ... and {len(rows) - MAX_LINES} more windows; --json and --geojson have all")
+
+
+def _seen(row: Classified) -> str:
+    if row.valid_share == 1:
+        return row.tower
+    return f"{row.tower}, {100 * row.valid_share:.1f} % of the numbers valid"
+
+
+def _likeliest(probabilities: dict[str, float], top: int) -> str:
+    """The likeliest classes, and what is left for the others."""
+    best = sorted(probabilities.items(), key=lambda item: -item[1])
+    shown = [f"{name} {100 * value:.1f} %" for name, value in best[:top]]
+    if len(best) > top:
+        rest = sum(value for _, value in best[top:])
+        shown.append(f"{len(best) - top} more {100 * rest:.1f} %")
+    return ", ".join(shown)
+
+
+def _exit_for(faults: Sequence[Fault], num_inputs: int) -> None:
+    if not faults:
+        return
+    if num_inputs > 1:
+        click.echo(f"terralign: {len(faults)} of {num_inputs} inputs failed", err=True)
+    raise SystemExit(1)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="A space, or any model that `classify` takes.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The GeoParquet file to write.",
+)
+@_reading_options
+@device_option
+@json_option
+@example("terralign embed tiles --model runs/m/model --sensor sentinel2-l2a --out tiles.parquet")
+def embed(
+    files: tuple[Path, ...],
+    model: str,
+    out: Path,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+) -> None:
+    """Embed imagery into a GeoParquet file of vectors.
+
+    FILES as for `classify`. One row per file or window: key, place, date, tower and vector, which
+    `terralign search`, geopandas and DuckDB read.
+    """
+    if out.suffix != ".parquet":
+        raise click.UsageError(f"--out {out}: choose a name that ends in .parquet")
+    _check_folder(out, "--out")
+    _check_inputs(files)
+    found = _load(model, device).embed(files, errors="skip", **reading)
+    for one in found.faults:
+        _report(one)
+    found.save(out)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "out": str(out),
+                    "vectors": len(found),
+                    "dimensions": found.dim,
+                    "space_id": found.space_id,
+                    "tower_ids": dict(found.tower_ids),
+                    "faults": [{"file": one.key, "error": one.error} for one in found.faults],
+                }
+            )
+        )
+    else:
+        click.echo(
+            f"{out}: {len(found):,} vectors of {found.dim} dimensions, towers: "
+            f"{', '.join(found.tower_ids)}"
+        )
+    _exit_for(found.faults, len(found.faults) + len({one.source for one in found.places}))
+
+
+@main.command()
+@click.argument("imagery", type=click.Path(path_type=Path))
+@click.argument("query")
+@click.option("--model", help="A space; default: the one that the vectors were made with.")
+@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits.")
+@click.option("--prompts", help="Templates to put the query in; default: the query as it is.")
+@_reading_options
+@geojson_option
+@device_option
+@json_option
+@example('terralign search tiles.parquet "solar panels beside a motorway"')
+def search(
+    imagery: Path,
+    query: str,
+    model: str | None,
+    k: int,
+    prompts: str | None,
+    geojson: Path | None,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+) -> None:
+    """Search imagery by words.
+
+    IMAGERY is a file that `terralign embed` wrote; or a file, product or folder, which is embedded
+    first. Prints the places that are nearest to QUERY, best first.
+    """
+    _check_geojson(geojson)
+    _check_inputs([imagery])
+    if not query.strip():
+        raise click.UsageError("the query is empty; say what to search for")
+    is_vectors = imagery.suffix == ".parquet"
+    if is_vectors:
+        given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
+        if given:
+            raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
+    elif model is None:
+        raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
+    embeddings = _read_vectors(imagery) if is_vectors else None
+    source = model or (embeddings.model if embeddings is not None else "")
+    if not source:
+        raise click.UsageError(f"{imagery} does not say its model; name it with --model")
+    space = _load(source, device)
+    if embeddings is None:
+        embeddings = space.embed(imagery, errors="skip", **reading)
+        for one in embeddings.faults:
+            _report(one)
+    hits = space.search(embeddings, query, k=k, prompts=prompts)
+    if as_json:
+        click.echo(json.dumps([hit.to_json() for hit in hits]))
+    else:
+        click.echo(hits.table().text())
+    if geojson is not None:
+        hits.save_geojson(geojson)
+        click.echo(f"{len(hits)} features written to {geojson}", err=True)
+    _exit_for(
+        embeddings.faults,
+        len(embeddings.faults) + len({one.source for one in embeddings.places}),
+    )
+
+
+def _read_vectors(path: Path) -> Embeddings:
+    from terralign.encoders.vectors import Embeddings
+
+    return Embeddings.load(path)

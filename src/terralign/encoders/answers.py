@@ -1,0 +1,349 @@
+"""What a space says of imagery: classes with probabilities, and hits of a search.
+
+N chips or windows, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from terralign.encoders.tables import Table, short_keys
+from terralign.encoders.vectors import Embeddings, Fault, Footprint
+from terralign.errors import DataError
+from terralign.files import write_text
+
+if TYPE_CHECKING:
+    from terralign.encoders.embedding import EmbeddedChip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classified:
+    """One chip or window: class name -> probability (they sum to 1), tower, place, valid share."""
+
+    key: str
+    probabilities: dict[str, float]
+    tower: str
+    place: Footprint
+    valid_share: float
+    source_key: str = ""
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def probability(self) -> float:
+        """Of the likeliest class."""
+        return self.probabilities[self.label]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": self.probabilities,
+            "tower": self.tower,
+            "valid_share": self.valid_share,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classification:
+    """Zero-shot probabilities of N chips or windows over K labels.
+
+    `probabilities`: (N, K) float32 in the order of `labels`, each row sums to 1; `np.asarray` gives
+    them. `keys`, `towers`, `places`, `valid_shares`: of each row (see `Embeddings`). `prompts`: the
+    prompt set's name. `faults`: inputs that could not be read. Iterating gives `Classified` rows.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    keys: tuple[str, ...]
+    towers: tuple[str, ...]
+    places: tuple[Footprint, ...]
+    valid_shares: NDArray[np.float32]
+    prompts: str
+    space_id: str
+    faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """(N,) the likeliest label of each."""
+        return tuple(self.labels[one] for one in self.probabilities.argmax(-1).tolist())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.probabilities, dtype=dtype, copy=copy)
+
+    def __getitem__(self, row: int) -> Classified:
+        row = range(len(self))[row]
+        return Classified(
+            key=self.keys[row],
+            probabilities=dict(zip(self.labels, self.probabilities[row].tolist(), strict=True)),
+            tower=self.towers[row],
+            place=self.places[row],
+            valid_share=float(self.valid_shares[row]),
+        )
+
+    def __iter__(self) -> Iterator[Classified]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self.table().text()}"
+
+    def _repr_html_(self) -> str:
+        return self.table().html(self._title())
+
+    def _title(self) -> str:
+        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
+        return (
+            f"Classification: {len(self):,} of {len(self.labels)} labels, prompts "
+            f"{self.prompts!r}{faults}"
+        )
+
+    def table(self) -> Table:
+        """Key, predicted label, and the probability of every label (at most six of them)."""
+        keys = short_keys(self.keys)
+        shown = list(enumerate(self.labels))[:6]
+        predicted = self.predicted
+        cells: dict[str, Callable[[int], str]] = {
+            "key": lambda row: keys[row],
+            "label": lambda row: predicted[row],
+        }
+        for column, label in shown:
+            cells[label] = _percent_of(self.probabilities, column)
+        return Table.of_rows(len(self), **cells)
+
+    def to_geojson(self) -> dict[str, Any]:
+        """One feature per chip or window, in degrees of WGS84; `DataError` where none has a place.
+
+        Properties: source, key, label, probability, tower, valid_share, datetime, and the
+        probability of every label under `p_LABEL`.
+        """
+        return feature_collection([geojson_row(row) for row in self])
+
+    def save_geojson(self, path: str | Path) -> Path:
+        """Write `to_geojson` for QGIS and GDAL; whole, or not at all."""
+        return write_geojson(path, self.to_geojson())
+
+
+def classified(
+    chip: EmbeddedChip, labels: Sequence[str], weights: Tensor, logit_scale: float
+) -> Classified:
+    """An embedded chip by zero-shot weights (K, D) of K labels."""
+    [chances] = (logit_scale * chip.vector[None] @ weights.T).softmax(-1).tolist()
+    return Classified(
+        key=chip.key,
+        probabilities=dict(zip(labels, chances, strict=True)),
+        tower=chip.tower,
+        place=chip.place,
+        valid_share=chip.valid_share,
+        source_key=chip.source_key,
+    )
+
+
+def gather_classified(
+    found: Sequence[Classified | Fault], *, labels: tuple[str, ...], prompts: str, space_id: str
+) -> Classification:
+    """Rows and faults as one value; raises the first fault where there are only faults."""
+    faults = tuple(one for one in found if isinstance(one, Fault))
+    rows = [one for one in found if isinstance(one, Classified)]
+    require_some(len(rows), faults)
+    chances = [[row.probabilities[label] for label in labels] for row in rows]
+    return Classification(
+        labels=labels,
+        probabilities=np.array(chances, dtype=np.float32).reshape(len(rows), len(labels)),
+        keys=tuple(row.key for row in rows),
+        towers=tuple(row.tower for row in rows),
+        places=tuple(row.place for row in rows),
+        valid_shares=np.array([row.valid_share for row in rows], dtype=np.float32),
+        prompts=prompts,
+        space_id=space_id,
+        faults=faults,
+    )
+
+
+def require_some(num_read: int, faults: Sequence[Fault]) -> None:
+    """Raise the first fault where nothing at all could be read."""
+    if faults and not num_read:
+        others = f" (and {len(faults) - 1} more inputs failed)" if len(faults) > 1 else ""
+        raise faults[0].kind(f"{faults[0].error}{others}")
+
+
+def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], str]:
+    return lambda row: f"{100 * float(numbers[row, column]):.1f} %"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One result of a search. `score`: its cosine to the query (-1 to 1)."""
+
+    rank: int
+    key: str
+    score: float
+    place: Footprint
+    tower: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "rank": self.rank,
+            "key": self.key,
+            "score": self.score,
+            "source": self.place.source,
+            **self.place.describe(),
+            "tower": self.tower,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Hits(Sequence[Hit]):
+    """The k best of a search, best first; `np.asarray` gives their scores (k,).
+
+    `num_searched`: how many vectors were compared.
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    num_searched: int
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.hits[index]
+        if isinstance(found, tuple):
+            return Hits(query=self.query, hits=found, num_searched=self.num_searched)
+        return found
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array([hit.score for hit in self.hits], dtype=dtype or np.float32)
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self.table().text()}"
+
+    def _repr_html_(self) -> str:
+        return self.table().html(self._title())
+
+    def _title(self) -> str:
+        return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
+
+    def table(self) -> Table:
+        """Rank, score, key and the centre of the place (latitude, longitude)."""
+        keys = short_keys([hit.key for hit in self.hits])
+        return Table.of_rows(
+            len(self),
+            rank=lambda row: str(self.hits[row].rank),
+            score=lambda row: f"{self.hits[row].score:.4f}",
+            key=lambda row: keys[row],
+            place=lambda row: _centre(self.hits[row].place),
+        )
+
+    def to_geojson(self) -> dict[str, Any]:
+        """One feature per hit, in degrees of WGS84; `DataError` where none has a place."""
+        return feature_collection(
+            [
+                (
+                    hit.place,
+                    {
+                        "rank": hit.rank,
+                        "key": hit.key,
+                        "score": round(hit.score, 6),
+                        "tower": hit.tower,
+                        "query": self.query,
+                    },
+                )
+                for hit in self.hits
+            ]
+        )
+
+    def save_geojson(self, path: str | Path) -> Path:
+        """Write `to_geojson` for QGIS and GDAL; whole, or not at all."""
+        return write_geojson(path, self.to_geojson())
+
+
+def nearest_hits(
+    embeddings: Embeddings, vector: NDArray[np.float32], *, query: str, k: int
+) -> Hits:
+    """The k rows with the greatest cosine to `vector` (D,), equal ones in their order."""
+    scores = embeddings.vectors @ vector
+    best = np.argsort(-scores, kind="stable")[:k].tolist()
+    return Hits(
+        query=query,
+        hits=tuple(
+            Hit(
+                rank=rank,
+                key=embeddings.keys[row],
+                score=float(scores[row]),
+                place=embeddings.places[row],
+                tower=embeddings.towers[row],
+            )
+            for rank, row in enumerate(best, start=1)
+        ),
+        num_searched=len(embeddings),
+    )
+
+
+def _centre(place: Footprint) -> str:
+    bounds = place.bounds
+    if bounds is None:
+        return ""
+    west, south, east, north = bounds
+    east += 360 if west > east else 0
+    longitude = (west + east) / 2
+    return f"{(south + north) / 2:.5f}, {longitude - 360 if longitude > 180 else longitude:.5f}"
+
+
+def geojson_row(row: Classified) -> tuple[Footprint, dict[str, Any]]:
+    """The place and the properties of a classified chip or window."""
+    chances = {f"p_{name}": round(chance, 6) for name, chance in row.probabilities.items()}
+    return row.place, {
+        "key": row.key,
+        "label": row.label,
+        "probability": round(row.probability, 6),
+        **chances,
+        "tower": row.tower,
+        "valid_share": round(row.valid_share, 6),
+    }
+
+
+def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> dict[str, Any]:
+    """GeoJSON (RFC 7946) of places and their properties; `DataError` where no place is known."""
+    if rows and all(place.geometry is None for place, _ in rows):
+        raise DataError(
+            f"none of the {len(rows)} results has a place on a map; GeoJSON needs georeferenced "
+            "GeoTIFFs or products"
+        )
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "geometry": place.geometry,
+                "properties": {
+                    "source": place.source,
+                    **properties,
+                    "datetime": None if place.datetime is None else place.datetime.isoformat(),
+                },
+            }
+            for place, properties in rows
+        ],
+    }
+
+
+def write_geojson(path: str | Path, values: Mapping[str, Any]) -> Path:
+    """Write GeoJSON as UTF-8; `StorageError` where the disk is full."""
+    path = Path(path)
+    write_text(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    return path

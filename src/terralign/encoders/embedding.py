@@ -1,0 +1,272 @@
+"""Inputs through the towers of a space, in batches, in order, faults in their place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from terralign.chips import PixelLayout, Window
+from terralign.encoders.inputs import (
+    SHRUNK,
+    Inputs,
+    Source,
+    Windowing,
+    fault,
+    open_sources,
+)
+from terralign.encoders.picture_size import picture_size
+from terralign.encoders.pixels import Declared, resize_pictures, seen_shares
+from terralign.encoders.vectors import Fault, Footprint
+from terralign.errors import DataError, SensorError
+from terralign.preprocess import scale_bands, scale_composite
+from terralign.preprocess.spec import layout_composite
+from terralign.progress import Progress
+from terralign.sensors import RGB, SENSORS
+
+if TYPE_CHECKING:
+    from terralign.encoders.space import EmbeddingSpace
+
+logger = logging.getLogger(__name__)
+
+Errors = Literal["raise", "skip"]
+"""What happens with an input that cannot be read."""
+
+NUM_SHOWN_PROGRESS = 256
+"""A source of more windows than this shows its progress."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddedChip:
+    """One chip or window: its vector (D,) of unit length, and what it is of."""
+
+    key: str
+    source_key: str
+    place: Footprint
+    tower: str
+    valid_share: float
+    vector: Tensor
+
+
+def embed_each(
+    space: EmbeddingSpace,
+    inputs: Inputs,
+    declared: Declared,
+    *,
+    tower: str | None,
+    window: Windowing,
+    errors: Errors,
+    batch_size: int,
+) -> Iterator[EmbeddedChip | Fault]:
+    """Embed inputs one after another; with errors = "skip" what cannot be read is a `Fault`.
+
+    Raises what is wrong with the declaration or the tower before the first input is read.
+    """
+    check_windowing(window)
+    if errors not in ("raise", "skip"):
+        raise DataError(f'errors must be "raise" or "skip", not {errors!r}')
+    if batch_size < 1:
+        raise DataError(f"batch_size must be 1 or more, not {batch_size}")
+    if tower is not None:
+        space.input_spec(tower)
+    return _embed_each(space, inputs, declared, tower, window, errors, batch_size)
+
+
+def check_windowing(window: Windowing) -> None:
+    """Refuse what is no size of a window."""
+    if window is None or window == "whole":
+        return
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
+
+
+def _embed_each(
+    space: EmbeddingSpace,
+    inputs: Inputs,
+    declared: Declared,
+    tower: str | None,
+    window: Windowing,
+    errors: Errors,
+    batch_size: int,
+) -> Iterator[EmbeddedChip | Fault]:
+    batch = _Batch(space, batch_size)
+    warned = False
+    for source in open_sources(inputs, declared):
+        if isinstance(source, Fault):
+            if errors == "raise":
+                raise source.as_error()
+            yield from batch.flush()
+            yield source
+            continue
+        try:
+            name = tower or space.tower_for(source.layout)
+            _check_fit(space, name, source.layout)
+            size = space.input_spec(name).size
+            windows = source.windows(size, window)
+            if not warned and window is None and source.is_numbers:
+                warned = _warn_of_shrinking(source, size)
+            for chip in _chips(space, source, windows, name):
+                yield from batch.add(chip)
+        except (DataError, SensorError, OSError) as error:
+            if source.is_numbers or source.path is None:
+                raise
+            found = fault(source.key, error)
+            if errors == "raise":
+                raise found.as_error() from error
+            yield from batch.flush()
+            yield found
+    yield from batch.flush()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chip:
+    """One chip that waits for its batch."""
+
+    key: str
+    source_key: str
+    place: Footprint
+    tower: str
+    pixels: Tensor
+    layout: PixelLayout
+    share: float
+
+
+def _chips(
+    space: EmbeddingSpace, source: Source, windows: list[Window | None], tower: str
+) -> Iterator[_Chip]:
+    """The chips of a source that have a valid pixel, strip by strip."""
+    num_empty = 0
+    bands = _bands_seen(space, tower, source.layout)
+    label = f"embed {source.key} with {tower}"
+    shown = len(windows) > NUM_SHOWN_PROGRESS
+    progress = Progress(label, total=len(windows), unit="window") if shown else None
+    for strip in _strips(windows):
+        pixels, layout = source.read(_hull(strip), bands)
+        for window in strip:
+            chip = _cut(pixels, window, strip)
+            share = float(seen_shares(space.input_spec(tower), chip[None], layout, tower=tower)[0])
+            if progress is not None:
+                progress.advance()
+            if share == 0:
+                num_empty += 1
+                continue
+            if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+                chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
+            yield _Chip(
+                key=source.name_of(window),
+                source_key=source.key,
+                place=source.place(window),
+                tower=tower,
+                pixels=chip,
+                layout=layout,
+                share=share,
+            )
+    if num_empty == len(windows):
+        raise DataError(
+            f"{source.key if source.path else f'chip {source.key}'} has no valid pixel: there is "
+            "nothing to embed; leave it out"
+        )
+    if num_empty:
+        logger.warning(
+            "%s: %d of %d windows have no valid pixel and are left out",
+            source.key, num_empty, len(windows),
+        )  # fmt: skip
+
+
+def _strips(windows: list[Window | None]) -> Iterator[list[Window | None]]:
+    """Windows that begin in one row, which are read at once."""
+    strip: list[Window | None] = []
+    for window in windows:
+        if strip and (window is None or strip[0] is None or window.row != strip[0].row):
+            yield strip
+            strip = []
+        strip.append(window)
+    if strip:
+        yield strip
+
+
+def _hull(strip: list[Window | None]) -> Window | None:
+    """The window that holds all of a strip."""
+    first, last = strip[0], strip[-1]
+    if first is None or last is None:
+        return None
+    return Window(
+        row=first.row,
+        column=first.column,
+        height=first.height,
+        width=last.column + last.width - first.column,
+    )
+
+
+def _cut(pixels: Tensor, window: Window | None, strip: list[Window | None]) -> Tensor:
+    first = strip[0]
+    if window is None or first is None:
+        return pixels
+    left = window.column - first.column
+    return pixels[:, :, left : left + window.width]
+
+
+def _bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:
+    """The bands of a layout that a tower looks at."""
+    wanted = layout_composite(layout).bands if tower == RGB else space.input_spec(tower).bands
+    return tuple(name for name in wanted if name in layout.bands)
+
+
+def _check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
+    """Raise where a tower does not take pixels of this layout, before they are read."""
+    one = torch.zeros(1, len(layout.bands), 1, 1)
+    if tower == RGB:
+        scale_composite(one, layout)
+    else:
+        scale_bands(one, layout, space.input_spec(tower))
+
+
+def _warn_of_shrinking(source: Source, size: int) -> bool:
+    if max(source.height, source.width) <= SHRUNK * size:
+        return False
+    logger.warning(
+        "pixels of %dx%d are resized to the tower's %d; to cut them into windows instead, give "
+        "window=%d",
+        source.height, source.width, size, size,
+    )  # fmt: skip
+    return True
+
+
+class _Batch:
+    """Chips of one tower, layout and shape that go through it together."""
+
+    def __init__(self, space: EmbeddingSpace, size: int) -> None:
+        self._space, self._size = space, size
+        self._chips: list[_Chip] = []
+
+    def add(self, chip: _Chip) -> Iterator[EmbeddedChip]:
+        if self._chips and _kind(self._chips[0]) != _kind(chip):
+            yield from self.flush()
+        self._chips.append(chip)
+        if len(self._chips) == self._size:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[EmbeddedChip]:
+        chips, self._chips = self._chips, []
+        if not chips:
+            return
+        pixels = torch.stack([chip.pixels for chip in chips])
+        vectors = self._space.encode_layout(pixels, chips[0].layout, tower=chips[0].tower)
+        for chip, vector in zip(chips, F.normalize(vectors, dim=-1), strict=True):
+            yield EmbeddedChip(
+                key=chip.key,
+                source_key=chip.source_key,
+                place=chip.place,
+                tower=chip.tower,
+                valid_share=chip.share,
+                vector=vector,
+            )
+
+
+def _kind(chip: _Chip) -> tuple[Any, ...]:
+    return (chip.tower, chip.layout, chip.pixels.shape, chip.pixels.dtype)

@@ -1,0 +1,291 @@
+"""Whatever a caller embeds, as chips: one reading path for Python and the command line.
+
+A path, a folder, a `Chip`, a Pillow image, numbers, a sample set, or several of these become
+sources; a source becomes one chip, or windows of the tower's size. C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
+from terralign.encoders.pixels import Declared, as_declared, as_tensor
+from terralign.encoders.vectors import Fault, Footprint
+from terralign.errors import DataError, SensorError
+from terralign.scenes.inputs import find_inputs
+from terralign.scenes.pictures import image_with_mask
+from terralign.scenes.places import wgs84_footprint
+from terralign.scenes.scene import Scene, open_scene
+from terralign.scenes.windows import cut_windows
+from terralign.sensors import SENSORS
+
+logger = logging.getLogger(__name__)
+
+Inputs = (
+    str | Path | Chip | Image.Image | NDArray[np.generic] | Tensor | Iterable[Any]  # of these
+)
+"""What can be embedded."""
+
+Windowing = int | Literal["whole"] | None
+"""Pixels of a window's side; "whole": never cut; None: rasters larger than the tower's input are
+cut into windows of its size."""
+
+Read = Callable[[Window | None, Sequence[str]], tuple[Tensor, PixelLayout]]
+"""Pixels (C, h, w) of a window, None for all of it, with at least these bands."""
+
+SHRUNK = 2
+"""Numbers in memory whose sides are more than this many times the tower's are warned of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One input that can be read. `is_scene`: a raster, which is cut where it is larger than the
+    tower's input; `is_numbers`: numbers in memory."""
+
+    key: str
+    layout: PixelLayout
+    height: int
+    width: int
+    read: Read
+    path: Path | None = None
+    grid: Grid | None = None
+    datetime: Any = None
+    is_scene: bool = False
+    is_numbers: bool = False
+
+    def windows(self, size: int, windowing: Windowing) -> list[Window | None]:
+        """The windows that the source is cut into; `[None]` for the whole."""
+        if windowing == "whole":
+            return [None]
+        side = windowing or size
+        larger = self.height > side or self.width > side
+        if larger and (windowing is not None or self.is_scene):
+            return list(cut_windows(self.height, self.width, side))
+        return [None]
+
+    def name_of(self, window: Window | None) -> str:
+        """The key of a window."""
+        return self.key if window is None else f"{self.key}@{window.row},{window.column}"
+
+    def place(self, window: Window | None) -> Footprint:
+        """Where a window lies."""
+        grid = self.grid
+        if grid is not None and window is not None:
+            grid = grid.window(window)
+        geometry = None
+        if grid is not None and grid.crs is not None:
+            geometry = wgs84_footprint(grid, origin=self.key)
+        return Footprint(
+            source=None if self.path is None else str(self.path),
+            window=window,
+            geometry=geometry,
+            datetime=self.datetime,
+        )
+
+
+def open_sources(inputs: Inputs, declared: Declared) -> Iterator[Source | Fault]:
+    """The sources of `inputs`, in order; one that cannot be read is a `Fault` in its place.
+
+    A source of the wrong kind is a `DataError`, since it is the caller's mistake.
+    """
+    for number, one in enumerate(_several(inputs)):
+        if isinstance(one, str | Path):
+            yield from _from_path(Path(one), declared)
+        elif isinstance(one, Chip):
+            yield _from_chip(one, f"chip-{number}", declared)
+        elif isinstance(one, Image.Image):
+            yield _from_image(one, f"image-{number}", declared)
+        elif _is_sample_set(one):
+            yield from _from_samples(one, declared)
+        elif isinstance(one, np.ndarray | Tensor):
+            whole = inputs is one
+            yield from _from_numbers(one, "" if whole else f"{number}", declared)
+        else:
+            raise DataError(
+                f"cannot embed a {type(one).__name__}; give a path, a folder, a Chip, a Pillow "
+                "image, an array or tensor (C, H, W) or (N, C, H, W), Samples, or a list of these"
+            )
+
+
+def _several(inputs: Inputs) -> Iterable[Any]:
+    single = isinstance(inputs, str | Path | Chip | Image.Image | np.ndarray | Tensor)
+    if single or _is_sample_set(inputs):
+        return [inputs]
+    if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
+        return [inputs]  # refused by kind
+    return inputs
+
+
+def _is_sample_set(one: Any) -> bool:
+    return all(hasattr(one, name) for name in ("layouts", "keys", "read", "fingerprint"))
+
+
+# Files and folders
+
+
+def expand(path: Path, declared: Declared) -> list[Path]:
+    """The inputs that a path stands for: itself, what a folder holds, or what a pattern matches.
+
+    Pictures of a folder are left out, and logged, where its other files are rasters of a declared
+    sensor. `DataError` where nothing is found.
+    """
+    if not path.exists() and any(one in str(path) for one in "*?["):
+        found = [Path(one) for one in sorted(glob.glob(str(path)))]
+        if not found:
+            raise DataError(f"no file matches {path}")
+        return [one for name in found for one in expand(name, declared)]
+    found = find_inputs(path)
+    if declared.sensor is None or declared.sensor == SENSORS["rgb"] or found == [path]:
+        return found
+    rasters = [one for one in found if one.is_dir() or one.suffix.lower() in _RASTERS]
+    if rasters and len(rasters) < len(found):
+        logger.warning(
+            "%s: %d pictures are left out, since they are not of sensor %r",
+            path, len(found) - len(rasters), declared.sensor.name,
+        )  # fmt: skip
+    return rasters or found
+
+
+_RASTERS = (".tif", ".tiff", ".jp2")
+
+
+def _from_path(path: Path, declared: Declared) -> Iterator[Source | Fault]:
+    try:
+        found = expand(path, declared)
+    except (DataError, SensorError, OSError) as error:
+        yield fault(str(path), error)
+        return
+    for one in found:
+        try:
+            yield from_scene(
+                open_scene(
+                    one,
+                    sensor=declared.sensor,
+                    bands=declared.bands,
+                    dn_offset=declared.dn_offset,
+                    units=declared.units,
+                    composite=declared.composite,
+                )
+            )
+        except (DataError, SensorError, OSError) as error:
+            yield fault(str(one), error)
+
+
+def fault(key: str, error: Exception) -> Fault:
+    """What went wrong with an input, in one line that names it."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    text = " ".join(text.split())
+    kind = SensorError if isinstance(error, SensorError) else DataError
+    return Fault(key=key, error=text if key in text else f"{key}: {text}", kind=kind)
+
+
+def from_scene(scene: Scene) -> Source:
+    """A source that reads windows of a scene."""
+
+    def read(window: Window | None, bands: Sequence[str]) -> tuple[Tensor, PixelLayout]:
+        chip = scene.read(window, bands=bands)
+        return as_tensor(chip.pixels), chip.layout
+
+    return Source(
+        key=str(scene.path),
+        layout=scene.layout,
+        height=scene.height,
+        width=scene.width,
+        read=read,
+        path=scene.path,
+        grid=scene.grid,
+        datetime=scene.datetime,
+        is_scene=not scene.is_picture,
+    )
+
+
+# In memory
+
+
+def _from_chip(chip: Chip, key: str, declared: Declared) -> Source:
+    pixels, layout = as_declared(chip, declared)
+    return _of_numbers(key, pixels[0], layout, grid=chip.grid, datetime=chip.datetime)
+
+
+def _from_image(image: Image.Image, key: str, declared: Declared) -> Source:
+    given = replace(declared, composite=None)
+    if given.sensor not in (None, SENSORS["rgb"]) or given.bands is not None or given.dn_offset:
+        raise DataError("a Pillow image is of sensor 'rgb'; leave sensor, bands and dn_offset out")
+    if given.units == "physical":
+        raise DataError("a Pillow image has 8-bit numbers; leave units out")
+    pixels, valid = image_with_mask(image)
+    rgb = SENSORS["rgb"]
+    chip = Chip(
+        pixels=pixels,
+        valid=np.repeat(valid[None], 3, axis=0),
+        layout=make_layout(rgb, rgb.band_names, units="dn", composite=declared.composite),
+    )
+    source = _of_numbers(key, as_tensor(chip.pixels), chip.layout)
+    return replace(source, is_numbers=False)
+
+
+def _from_numbers(
+    pixels: NDArray[np.generic] | Tensor, name: str, declared: Declared
+) -> Iterator[Source]:
+    tensor, layout = as_declared(pixels, declared)
+    for index, one in enumerate(tensor):
+        part = f"{index}" if pixels.ndim == 4 else ""
+        key = "-".join(text for text in (name, part) if text) or "0"
+        yield _of_numbers(key, one, layout)
+
+
+def _of_numbers(
+    key: str, pixels: Tensor, layout: PixelLayout, *, grid: Grid | None = None, datetime: Any = None
+) -> Source:
+    def read(window: Window | None, bands: Sequence[str]) -> tuple[Tensor, PixelLayout]:
+        if window is None:
+            return pixels, layout
+        rows = slice(window.row, window.row + window.height)
+        columns = slice(window.column, window.column + window.width)
+        return pixels[:, rows, columns], layout
+
+    return Source(
+        key=key,
+        layout=layout,
+        height=int(pixels.shape[-2]),
+        width=int(pixels.shape[-1]),
+        read=read,
+        grid=grid,
+        datetime=datetime,
+        is_numbers=True,
+    )
+
+
+def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
+    """Every sample of a set, by one of its sensors: the declared one, else its first."""
+    declared.require_only_sensor("a sample set")
+    names = list(samples.layouts)
+    name = declared.sensor.name if declared.sensor is not None else names[0]
+    if name not in names:
+        raise SensorError(
+            f"data set {samples.name!r} has {', '.join(names)}, not {name!r}; name one of these"
+        )
+    layout = samples.layouts[name]
+    if declared.composite is not None:
+        layout = replace(layout, composite=layout.sensor.composite(declared.composite))
+    for start in range(0, len(samples), _READ_AT_ONCE):
+        rows = np.arange(start, min(start + _READ_AT_ONCE, len(samples)), dtype=np.int64)
+        pixels = samples.read(rows)[name]
+        for row, one in zip(rows.tolist(), pixels, strict=True):
+            source = _of_numbers(str(samples.keys[row]), as_tensor(one), layout)
+            yield replace(source, is_numbers=False)
+
+
+_READ_AT_ONCE = 64

@@ -1,0 +1,159 @@
+"""Numbers in memory, held against what a caller declares of them.
+
+N chips, C bands, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terralign.chips import Chip, PixelLayout, Units
+from terralign.errors import DataError, SensorError
+from terralign.preprocess import InputSpec
+from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
+from terralign.scenes.declared import declare_layout, units_of
+from terralign.scenes.pictures import PictureSize, resize_rgb
+from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
+from terralign.sensors import RGB, Sensor
+
+Pixels = NDArray[np.generic] | Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """What a caller says of pixels; None: nothing. See `EmbeddingSpace.embed`."""
+
+    sensor: Sensor | None = None
+    bands: tuple[str, ...] | None = None
+    units: Units | None = None
+    dn_offset: float | None = None
+    composite: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.units not in (None, "dn", "physical"):
+            raise SensorError(f'units must be "dn" or "physical", not {self.units!r}')
+        if isinstance(self.bands, str):
+            raise SensorError(
+                f"bands = {self.bands!r} is one text; give a list of names, as in "
+                f'["{self.bands[:3]}", ...]'
+            )
+
+    def require_only_sensor(self, what: str) -> None:
+        """Raise where more than a sensor (and a composite) is declared of `what`, which knows."""
+        for key in ("bands", "units", "dn_offset"):
+            if getattr(self, key) is not None:
+                raise SensorError(f"{what} has its own {key}; leave {key} out")
+
+
+def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, PixelLayout]:
+    """Pixels (N, C, H, W) and what they mean, checked against each other."""
+    if isinstance(pixels, Chip):
+        if declared.sensor is not None:
+            raise SensorError("a chip has its own sensor; leave sensor out")
+        declared.require_only_sensor("a chip")
+        layout = pixels.layout
+        if declared.composite is not None:
+            layout = replace(layout, composite=layout.sensor.composite(declared.composite))
+        tensor = as_tensor(pixels.pixels)[None]
+        _check_tensor(tensor, layout)
+        return tensor, layout
+    if not isinstance(pixels, Tensor | np.ndarray):
+        raise DataError(
+            f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
+        )
+    if declared.sensor is None:
+        raise SensorError(
+            f"pixels of shape {tuple(pixels.shape)} need their sensor; only a Chip knows its own"
+        )
+    if pixels.ndim not in (3, 4):
+        raise DataError(
+            f"pixels have shape {tuple(pixels.shape)}; expected (C, H, W) for one chip, or "
+            "(N, C, H, W)"
+        )
+    tensor = as_tensor(pixels)
+    kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
+    layout = declare_layout(
+        declared.sensor,
+        declared.bands,
+        units=units_of(declared.sensor, kind, declared.units),
+        dn_offset=declared.dn_offset,
+        composite=declared.composite,
+        shape=tuple(pixels.shape),
+    )
+    tensor = tensor[None] if tensor.ndim == 3 else tensor
+    _check_tensor(tensor, layout)
+    return tensor, layout
+
+
+def as_tensor(pixels: Pixels) -> Tensor:
+    """Pixels as a tensor; arrays that are read-only or flipped are copied, as torch needs it.
+
+    Masked numbers of a masked array become NaN.
+    """
+    kind = ("c" if pixels.is_complex() else "") if isinstance(pixels, Tensor) else pixels.dtype.kind
+    if pixels.dtype in (torch.bool, np.bool_) or kind in tuple("cOSUVMm"):
+        raise DataError(
+            f"pixels are {pixels.dtype}; expected whole or floating-point numbers, as the file has "
+            "them"
+        )
+    if isinstance(pixels, Tensor):
+        return pixels
+    if isinstance(pixels, np.ma.MaskedArray):
+        exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+        mask = np.ma.getmaskarray(pixels)
+        numbers = np.asarray(pixels.data)
+        pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
+    native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
+    """(B,) float32: the share of valid numbers in what a tower sees of raw pixels (B, C, H, W).
+
+    `spec`: of that tower. Of the RGB tower it is the share of pixels that are valid in all bands of
+    the composite.
+    """
+    if tower == RGB:
+        return valid_shares(pixels, layout, layout_composite(layout).bands, together=True)
+    return valid_shares(pixels, layout, spec.bands)
+
+
+def resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:
+    """Pictures (N, 3, H, W) of whole numbers, as their files would be opened at `size`; others as
+    they are, for the tower's own resizing."""
+    right_size = pixels.shape[2:] == (size.side, size.side)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or right_size or not len(pixels):
+        return pixels
+    if pixels.is_floating_point() and bool((pixels.nan_to_num(0) % 1 != 0).any()):
+        return pixels
+    resized = (torch.from_numpy(resize_rgb(_as_array(one), size)) for one in pixels)
+    return torch.stack([one.float() for one in resized])
+
+
+def _check_tensor(tensor: Tensor, layout: PixelLayout) -> None:
+    """Hold pixels (N, C, H, W) of any device against their layout, by some of them."""
+    check_channels(tensor, layout)
+    rows = np.unique(np.linspace(0, len(tensor) - 1, NUM_CHECKED).astype(np.int64))
+    arrays = [_as_array(tensor[int(row)]) for row in rows if len(tensor)]
+    origin = f"pixels of shape {tuple(tensor.shape)}"
+    for row, array in zip(rows, arrays, strict=False):
+        if len(tensor) > 1:
+            check_sample(array, layout, origin=f"{origin}, chip {row}")
+    check_numbers(
+        [(array, np.isfinite(array)) for array in arrays],
+        layout,
+        origin=origin,
+    )
+
+
+def _as_array(pixels: Tensor) -> NDArray[np.generic]:
+    pixels = pixels.detach().cpu()
+    array: NDArray[np.generic] = (
+        pixels.float() if pixels.dtype == torch.bfloat16 else pixels
+    ).numpy()
+    return array

@@ -1,0 +1,381 @@
+"""Vectors, and what they are of: keys, space, towers, places. N vectors, D embedding."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from terralign.chips import Window
+from terralign.encoders.tables import Table, short_keys
+from terralign.errors import (
+    DataError,
+    SpaceMismatchError,
+    StorageError,
+    TerralignError,
+    first_line,
+)
+from terralign.files import atomic_path
+
+MAX_VECTOR_BYTES = 8 * 1024**3
+"""A file whose vectors would take more memory than this is refused before it is read."""
+
+_GEO_VERSION = "1.1.0"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Where and when an embedded chip was taken.
+
+    `source`: its file or folder, None for numbers in memory. `window`: its pixels of that source,
+    None where it is the whole. `geometry`: GeoJSON (a Polygon or MultiPolygon, degrees of WGS84),
+    None where the source is not georeferenced. `datetime`: acquisition, None where unknown.
+    """
+
+    source: str | None = None
+    window: Window | None = None
+    geometry: Mapping[str, Any] | None = None
+    datetime: dt.datetime | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float] | None:
+        """(west, south, east, north) in degrees; west > east where it crosses the antimeridian."""
+        if self.geometry is None:
+            return None
+        shape = shapely.geometry.shape(self.geometry)
+        west, south, east, north = shape.bounds
+        if shape.geom_type == "MultiPolygon" and (west, east) == (-180, 180):
+            sides = [part.bounds for part in shape.geoms]
+            west = min(side[0] for side in sides if side[0] != -180)
+            east = max(side[2] for side in sides if side[2] != 180)
+        return (west, south, east, north)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for JSON and the properties of GeoJSON."""
+        window = self.window
+        return {
+            "window": None
+            if window is None
+            else {
+                "row": window.row,
+                "column": window.column,
+                "height": window.height,
+                "width": window.width,
+            },
+            "bounds": None if self.bounds is None else list(self.bounds),
+            "datetime": None if self.datetime is None else self.datetime.isoformat(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One input that could not be read; `error` is one line that names it and says why."""
+
+    key: str
+    error: str
+    kind: type[TerralignError] = DataError
+
+    def as_error(self) -> TerralignError:
+        """The same as an exception."""
+        return self.kind(self.error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embeddings:
+    """N vectors of one space, with what each is of.
+
+    `vectors`: (N, D) float32 of unit length. `keys`: (N,) names, by which hits are found again.
+    `towers`: (N,) the tower that made each; `tower_ids`: tower -> the id of its weights.
+    `space_id`: vectors are comparable exactly when theirs is the same. `places`: (N,).
+    `valid_shares`: (N,) the share (0-1) of valid numbers in what the tower saw. `faults`: inputs
+    that could not be read. `model`: what the space was loaded from.
+
+    `np.asarray` gives the vectors; `embeddings[rows]` (a number, slice, list or mask) the same for
+    some of them; `a + b` those of both.
+    """
+
+    keys: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    space_id: str
+    towers: tuple[str, ...]
+    tower_ids: Mapping[str, str]
+    places: tuple[Footprint, ...]
+    valid_shares: NDArray[np.float32]
+    faults: tuple[Fault, ...] = field(default=())
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        rows = {len(getattr(self, name)) for name in _PER_ROW}
+        if self.vectors.ndim != 2 or len(rows) != 1:
+            raise DataError(
+                f"vectors are {self.vectors.shape} for {len(self.keys)} keys, {len(self.towers)} "
+                f"towers and {len(self.places)} places; expected (N, D) and N of each"
+            )
+
+    @property
+    def dim(self) -> int:
+        """The number of dimensions, D."""
+        return int(self.vectors.shape[1])
+
+    @property
+    def tower_id(self) -> str:
+        """The id of the one tower that made all vectors; `SpaceMismatchError` where several did."""
+        if len(self.tower_ids) != 1:
+            raise SpaceMismatchError(
+                f"these vectors are of {len(self.tower_ids)} towers "
+                f"({', '.join(self.tower_ids) or 'none'}); see tower_ids and towers"
+            )
+        return next(iter(self.tower_ids.values()))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.vectors, dtype=dtype, copy=copy)
+
+    def __getitem__(self, rows: Any) -> Embeddings:
+        chosen = choose_rows(len(self), rows)
+        return self._replace(
+            keys=tuple(self.keys[row] for row in chosen),
+            vectors=self.vectors[chosen],
+            towers=(towers := tuple(self.towers[row] for row in chosen)),
+            tower_ids={name: one for name, one in self.tower_ids.items() if name in towers},
+            places=tuple(self.places[row] for row in chosen),
+            valid_shares=self.valid_shares[chosen],
+            faults=(),
+        )
+
+    def __add__(self, other: Embeddings) -> Embeddings:
+        if not isinstance(other, Embeddings):
+            return NotImplemented
+        check_same_space(self.space_id, other.space_id, "the second vectors")
+        for name, one in other.tower_ids.items():
+            if self.tower_ids.get(name, one) != one:
+                raise SpaceMismatchError(
+                    f"both have vectors of a tower {name!r}, but of different weights "
+                    f"({self.tower_ids[name]} and {one}); embed one of them again"
+                )
+        return self._replace(
+            keys=self.keys + other.keys,
+            vectors=np.concatenate([self.vectors, other.vectors]),
+            towers=self.towers + other.towers,
+            tower_ids={**self.tower_ids, **other.tower_ids},
+            places=self.places + other.places,
+            valid_shares=np.concatenate([self.valid_shares, other.valid_shares]),
+            faults=self.faults + other.faults,
+        )
+
+    def _replace(self, **changes: Any) -> Embeddings:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Embeddings(**{**values, **changes})
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self._table().text()}"
+
+    def _repr_html_(self) -> str:
+        return self._table().html(self._title())
+
+    def _title(self) -> str:
+        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
+        towers = ", ".join(self.tower_ids) or "none"
+        return (
+            f"Embeddings: {len(self):,} vectors of {self.dim} dimensions, towers: {towers}, "
+            f"space {self.space_id}{faults}"
+        )
+
+    def _table(self) -> Table:
+        keys = short_keys(self.keys)
+        return Table.of_rows(
+            len(self),
+            key=lambda row: keys[row],
+            tower=lambda row: self.towers[row],
+            valid=lambda row: f"{100 * float(self.valid_shares[row]):.1f} %",
+            vector=lambda row: _beginning(self.vectors[row]),
+        )
+
+    # Files
+
+    def save(self, path: str | Path) -> Path:
+        """Write one GeoParquet file (1.1), which geopandas, DuckDB and `Embeddings.load` read.
+
+        Columns: key, source, window_row, window_column, window_height, window_width, datetime,
+        tower, valid_share, geometry (WKB, degrees), vector (D float32). The footer's entry
+        `terralign` has `space_id` and `tower_ids`. `StorageError` where the disk is full.
+        """
+        path = Path(path)
+        if path.suffix != ".parquet":
+            raise StorageError(f"{path}: vectors are written as .parquet; choose such a name")
+        windows = [place.window for place in self.places]
+        columns: dict[str, Any] = {
+            "key": pa.array(self.keys, pa.string()),
+            "source": pa.array([place.source for place in self.places], pa.string()),
+            **{
+                f"window_{name}": pa.array(
+                    [None if one is None else getattr(one, name) for one in windows], pa.int32()
+                )
+                for name in _WINDOW
+            },
+            "datetime": pa.array(
+                [place.datetime for place in self.places], pa.timestamp("us", tz="UTC")
+            ),
+            "tower": pa.array(self.towers, pa.string()),
+            "valid_share": pa.array(self.valid_shares, pa.float32()),
+            "geometry": pa.array([_as_wkb(place.geometry) for place in self.places], pa.binary()),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(self.vectors.reshape(-1), pa.float32()), max(self.dim, 1)
+            ),
+        }
+        kinds = sorted({str(p.geometry["type"]) for p in self.places if p.geometry is not None})
+        metadata = {
+            "geo": {
+                "version": _GEO_VERSION,
+                "primary_column": "geometry",
+                "columns": {"geometry": {"encoding": "WKB", "geometry_types": kinds}},
+            },
+            "terralign": {
+                "space_id": self.space_id,
+                "tower_ids": dict(self.tower_ids),
+                "model": self.model,
+            },
+        }
+        table = pa.table(columns).replace_schema_metadata(
+            {name: json.dumps(value) for name, value in metadata.items()}
+        )
+        with atomic_path(path) as partial:
+            pq.write_table(table, partial, compression="zstd")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Vectors that `save` wrote. `DataError` for a file that is damaged, or none of these."""
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path} not found; expected a .parquet file of vectors")
+        try:
+            return cls._read(path)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is damaged, or no file of vectors: {first_line(error)}"
+            ) from error
+        except shapely.errors.ShapelyError as error:
+            raise DataError(f"{path} has a damaged geometry: {first_line(error)}") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> Self:
+        file = pq.ParquetFile(path)
+        footer = file.schema_arrow.metadata or {}
+        if b"terralign" not in footer:
+            raise DataError(
+                f"{path} has no vectors of terralign; write them by `terralign embed` or "
+                "Embeddings.save"
+            )
+        ids = json.loads(footer[b"terralign"])
+        kind = file.schema_arrow.field("vector").type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+            raise DataError(f"{path}: vector is {kind}; expected a fixed-size list of float32")
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        num_bytes = max(
+            file.metadata.num_rows * kind.list_size * 4, sum(one.total_byte_size for one in groups)
+        )
+        if num_bytes > MAX_VECTOR_BYTES:
+            raise DataError(
+                f"{path} takes {num_bytes / 2**30:.1f} GiB of memory, more than the limit of "
+                f"{MAX_VECTOR_BYTES / 2**30:.0f} GiB; split it"
+            )
+        table = file.read()
+        columns = {name: table[name].to_pylist() for name in _TEXT_COLUMNS}
+        vectors = table["vector"].combine_chunks()
+        flat = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(table), -1)
+        flat = flat.reshape(len(table), kind.list_size)
+        if not bool(np.isfinite(flat).all()):
+            raise DataError(f"{path} has vectors that are not finite; embed the imagery again")
+        rows = zip(*(columns[name] for name in _TEXT_COLUMNS), strict=True)
+        places = []
+        for row in rows:
+            values = dict(zip(_TEXT_COLUMNS, row, strict=True))
+            window = [values[f"window_{name}"] for name in _WINDOW]
+            places.append(
+                Footprint(
+                    source=values["source"],
+                    window=None
+                    if None in window
+                    else Window(**dict(zip(_WINDOW, window, strict=True))),
+                    geometry=_from_wkb(values["geometry"]),
+                    datetime=values["datetime"],
+                )
+            )
+        return cls(
+            keys=tuple(map(str, columns["key"])),
+            vectors=flat,
+            space_id=str(ids["space_id"]),
+            towers=tuple(map(str, columns["tower"])),
+            tower_ids={str(name): str(one) for name, one in ids["tower_ids"].items()},
+            places=tuple(places),
+            valid_shares=np.asarray(columns["valid_share"], dtype=np.float32),
+            model=str(ids.get("model", "")),
+        )
+
+
+def _beginning(vector: NDArray[np.float32]) -> str:
+    return "[" + ", ".join(f"{value:.3f}" for value in vector[:3].tolist()) + ", ...]"
+
+
+_PER_ROW = ("keys", "vectors", "towers", "places", "valid_shares")
+_WINDOW = ("row", "column", "height", "width")
+_TEXT_COLUMNS = (
+    *("key", "source", "datetime", "tower", "valid_share", "geometry"),
+    *(f"window_{name}" for name in _WINDOW),
+)
+
+
+def _as_wkb(geometry: Mapping[str, Any] | None) -> bytes | None:
+    if geometry is None:
+        return None
+    found: bytes = shapely.to_wkb(shapely.geometry.shape(geometry))
+    return found
+
+
+def _from_wkb(content: bytes | None) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    found: dict[str, Any] = shapely.geometry.mapping(shapely.from_wkb(content))
+    return found
+
+
+def choose_rows(size: int, rows: Any) -> NDArray[np.int64]:
+    """Row numbers that an index of a value with `size` rows means, always as an array."""
+    indices = np.arange(size)[rows]
+    return np.atleast_1d(indices)
+
+
+def check_same_space(expected: str, found: str, what: str) -> None:
+    """`SpaceMismatchError` where vectors are of another space."""
+    if expected != found:
+        raise SpaceMismatchError(
+            f"{what} are of space {found}, not of {expected}: vectors of different spaces cannot "
+            "be compared; embed the imagery with this space"
+        )
+
+
+def as_unit(vectors: ArrayLike) -> NDArray[np.float32]:
+    """Vectors (N, D) as float32 of unit length; zero stays zero."""
+    numbers = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(numbers, axis=-1, keepdims=True)
+    return (numbers / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+    """Several as one, in order; at least one is needed."""
+    first, *others = parts
+    for other in others:
+        first = first + other
+    return first

@@ -1,0 +1,100 @@
+"""The inputs that a path names: one file, one product, or all of them below a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+from terralign.errors import DataError
+from terralign.scenes.pictures import PICTURE_SUFFIXES
+from terralign.scenes.products import is_product, shown
+from terralign.sensors import Sensor
+
+logger = logging.getLogger(__name__)
+
+MAX_INPUTS = 100_000
+"""A folder with more inputs than this below it is refused."""
+
+MAX_ENTRIES = 2_000_000
+"""Files and folders that are looked at below one folder."""
+
+_TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".swp", ".lock")
+_ACCOMPANYING = (
+    *(".xml", ".json", ".txt", ".csv", ".md", ".ovr", ".msk", ".aux", ".tfw", ".jgw", ".pgw"),
+    *(".wld", ".prj", ".geojson", ".toml", ".html", ".md5", ".sha256"),
+)
+"""Endings of files that accompany images, and are not counted among what is left out."""
+
+
+def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]:
+    """A file itself; a folder that is one product itself; of another folder, the pictures, GeoTIFFs
+    and product folders below it, sorted.
+
+    `sensor`: whose bands make a folder a product; none: any built-in one's. Hidden and temporary
+    files are left out, others that are no input are counted in one line of the log. Links to
+    folders are followed, to each folder once. `DataError` where nothing is found, or too much.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{shown(path)} not found")
+    if not path.is_dir() or is_product(path, sensor=sensor):
+        return [path]
+    found, left_out = _below(path, sensor)
+    if left_out:
+        endings = ", ".join(f"{ending} {count}" for ending, count in left_out.most_common(5))
+        logger.info(
+            "%s: %d inputs; %d other files left out (%s)",
+            shown(path), len(found), left_out.total(), endings,
+        )  # fmt: skip
+    if not found:
+        others = f" ({left_out.total()} other files)" if left_out else ""
+        raise DataError(
+            f"{shown(path)} holds nothing to read{others}: looked for pictures and GeoTIFFs "
+            f"({', '.join(PICTURE_SUFFIXES)}) and for product folders with a file per band "
+            "(B02.tif, B03.tif, ...; *.SAFE)"
+        )
+    return sorted(found)
+
+
+def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str]]:
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    waiting, seen, num_entries = [root], {_identity(root)}, 0
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as listing:
+                entries = [Path(entry.path) for entry in listing]
+        except OSError as error:
+            logger.warning("%s cannot be listed: %s; left out", shown(folder), error.strerror)
+            continue
+        num_entries += len(entries)
+        if num_entries > MAX_ENTRIES or len(found) > MAX_INPUTS:
+            raise DataError(
+                f"{shown(root)} holds more than {MAX_INPUTS} inputs or {MAX_ENTRIES} files; give "
+                "its folders one by one"
+            )
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower().endswith(_TEMPORARY):
+                continue
+            if entry.is_dir():
+                identity = _identity(entry)
+                if identity in seen:
+                    continue
+                seen.add(identity)
+                if is_product(entry, sensor=sensor):
+                    found.append(entry)
+                else:
+                    waiting.append(entry)
+            elif entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file():
+                found.append(entry)
+            elif not entry.name.lower().endswith(_ACCOMPANYING):
+                left_out[entry.suffix.lower() or "without ending"] += 1
+    return found, left_out
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return (status.st_dev, status.st_ino)

@@ -1,0 +1,278 @@
+"""Products that are delivered with one file per band: which files of a folder hold which band.
+
+Folders of ESA (SAFE), the AWS tiles (`R10m`, `R20m`, `R60m`), and flat ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from terralign.errors import DataError, SensorError
+from terralign.scenes.product_names import (
+    NamedBand,
+    band_of_name,
+    is_auxiliary_name,
+    sensor_of_names,
+    tile_and_day,
+)
+from terralign.sensors import SENSORS, Sensor, find_sensor
+
+logger = logging.getLogger(__name__)
+
+MAX_PRODUCT_FILES = 5_000
+"""A product's folder with more entries than this is refused; real ones have some dozens."""
+
+_ENDINGS = (".tif", ".tiff", ".jp2")
+_RESOLUTION_FOLDER = re.compile(r"R(\d\d)m", re.IGNORECASE)
+_METADATA = {"MTD_MSIL1C.xml": "sentinel2-l1c", "MTD_MSIL2A.xml": "sentinel2-l2a"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BandFile:
+    """A file that holds one band, whose canonical name is `band`."""
+
+    path: Path
+    band: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Product:
+    """The band files of one product, in the sensor's order, and the names that identify it."""
+
+    sensor: Sensor
+    files: tuple[BandFile, ...]
+    names: tuple[str, ...]
+
+
+def shown(path: Path) -> str:
+    """A path as one line of printable characters."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(path))
+
+
+def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
+    """Whether a folder is one product: of ESA, or one with the files of two bands or more.
+
+    Decided by names alone. `sensor`: whose bands count; none: any built-in one's but `rgb`'s.
+    """
+    if not folder.is_dir():
+        return False
+    if folder.suffix.upper() == ".SAFE" or any((folder / name).is_file() for name in _METADATA):
+        return True
+    try:
+        rasters = [stem_of(path) for path in _rasters(folder)]
+    except DataError:
+        return False
+    candidates = (
+        [one for one in SENSORS.values() if one.name != "rgb"] if sensor is None else [sensor]
+    )
+    return any(_num_bands(rasters, one) > 1 for one in candidates)
+
+
+def _num_bands(stems: Iterable[str], sensor: Sensor) -> int:
+    found = (band_of_name(stem, sensor) for stem in stems)
+    return len({one.band for one in found if one is not None})
+
+
+def find_product(folder: Path, sensor: Sensor | None) -> Product:
+    """The bands of a product's folder, each in its native resolution where it comes in several.
+
+    `sensor`: may be left out where standard names or ESA's metadata say it. Raises `DataError`
+    where no bands are found, where the folder holds files of several products or a band twice, or
+    is no folder that is read; `SensorError` where the sensor is unknown or another than stated.
+    """
+    rasters = _rasters(folder)
+    names = _identifying_names(folder)
+    stated = sensor_of_names(
+        [*names, *(path.name for path in rasters)], origin=shown(folder)
+    ) or _sensor_of_metadata(folder)
+    if sensor is None:
+        if stated is None:
+            raise SensorError(
+                f"{shown(folder)} does not say which sensor made it: neither its name nor its "
+                "files' are those of a standard product; name the sensor (--sensor)"
+            )
+        sensor = find_sensor(stated)
+    elif stated is not None and sensor.name in SENSORS and sensor.name != stated:
+        raise SensorError(
+            f"{shown(folder)} is a product of sensor {stated!r} by its names, not of "
+            f"{sensor.name!r}; leave out the sensor, or correct it"
+        )
+    named = {path: band_of_name(stem_of(path), sensor) for path in rasters}
+    bands = {path: found for path, found in named.items() if found is not None}
+    if not bands:
+        raise DataError(_no_bands(folder, sensor, rasters))
+    _require_one_product(folder, names, bands)
+    files = _one_file_per_band(folder, sensor, bands)
+    _log_left_out(folder, sensor, [path for path in rasters if path not in bands])
+    return Product(sensor=sensor, files=files, names=names)
+
+
+def stem_of(path: Path) -> str:
+    """A raster's name without its ending; `..._(Raw).tiff` keeps its dots."""
+    return path.name[: -len(path.suffix)] if path.suffix else path.name
+
+
+def _rasters(folder: Path) -> list[Path]:
+    """The GeoTIFF and JPEG 2000 files that may hold a product's bands, sorted."""
+    base = _image_folder(folder)
+    found: list[Path] = []
+    for entry in _entries(base):
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if _RESOLUTION_FOLDER.fullmatch(entry.name) and entry.is_dir():
+            inner = (Path(one.path) for one in _entries(path) if not one.name.startswith("."))
+            found += [one for one in inner if _is_raster(one)]
+        elif _is_raster(path):
+            found.append(path)
+    return sorted(found)
+
+
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in _ENDINGS and path.is_file()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            found = []
+            for entry in listing:
+                found.append(entry)
+                if len(found) > MAX_PRODUCT_FILES:
+                    raise DataError(
+                        f"{shown(folder)} has more than {MAX_PRODUCT_FILES} files; a product with "
+                        "a file per band has some dozens. Give the product's own folder"
+                    )
+    except OSError as error:
+        raise DataError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
+    return found
+
+
+def _image_folder(folder: Path) -> Path:
+    """Where the bands lie: `GRANULE/*/IMG_DATA` of a SAFE folder, else the folder itself."""
+    if (folder / "manifest.safe").is_file() and (folder / "annotation").is_dir():
+        raise DataError(
+            f"{shown(folder)} is Sentinel-1 as ESA delivers it: uncalibrated amplitude in radar "
+            "geometry. Make sigma0 in dB of it first (SNAP: calibration, terrain correction, "
+            "linear to dB)"
+        )
+    if (folder / "IMG_DATA").is_dir():
+        return folder / "IMG_DATA"
+    granules = folder / "GRANULE"
+    if not granules.is_dir():
+        return folder
+    images = sorted(
+        Path(entry.path) / "IMG_DATA"
+        for entry in _entries(granules)
+        if (Path(entry.path) / "IMG_DATA").is_dir()
+    )
+    if len(images) > 1:
+        raise DataError(
+            f"{shown(folder)} holds {len(images)} granules, which are scenes of their own; give "
+            f"the folder of one, such as {shown(images[0].parent)}"
+        )
+    if not images:
+        raise DataError(
+            f"{shown(folder)} holds no image data (GRANULE/*/IMG_DATA); download the whole product"
+        )
+    return images[0]
+
+
+def _identifying_names(folder: Path) -> tuple[str, ...]:
+    """The folder's own name, and above a `GRANULE` that it lies in, the product's."""
+    whole = folder.absolute()
+    names = [whole.name]
+    for above in whole.parents:
+        if above.name == "GRANULE":
+            names.append(above.parent.name)
+    return tuple(names)
+
+
+def _sensor_of_metadata(folder: Path) -> str | None:
+    whole = folder.absolute()
+    places = [whole, *(above.parent for above in whole.parents if above.name == "GRANULE")]
+    found = {
+        sensor for place in places for name, sensor in _METADATA.items() if (place / name).is_file()
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _no_bands(folder: Path, sensor: Sensor, rasters: list[Path]) -> str:
+    there = "no GeoTIFF or JPEG 2000 file"
+    if rasters:
+        examples = ", ".join(repr(path.name) for path in rasters[:3])
+        there = f"{len(rasters)} GeoTIFF or JPEG 2000 file(s) ({examples}), but none named after a"
+        there += f" band of sensor {sensor.name!r}"
+    first, second = sensor.band_names[0], sensor.band_names[-1]
+    return (
+        f"{shown(folder)} holds {there}; expected a file per band, such as {first}.tif and "
+        f"{second}.tif, or SCENE_{first}.tif and SCENE_{second}.tif"
+    )
+
+
+def _require_one_product(
+    folder: Path, names: tuple[str, ...], bands: dict[Path, NamedBand]
+) -> None:
+    products = sorted({found.product for found in bands.values()})
+    if len(products) > 1:
+        raise DataError(
+            f"{shown(folder)} holds bands of {len(products)} products ({products[0]!r}, "
+            f"{products[1]!r}{', ...' if len(products) > 2 else ''}); put each product into a "
+            "folder of its own"
+        )
+    stated = tile_and_day(products[0])
+    if stated is None:
+        return
+    for name in names:
+        other = tile_and_day(name)
+        if other is not None and other != stated:
+            raise DataError(
+                f"{shown(folder)} is called {name!r}, but its files are of tile {stated[0]}, day "
+                f"{stated[1]} ({products[0]!r}); put each product into a folder of its own"
+            )
+
+
+def _one_file_per_band(
+    folder: Path, sensor: Sensor, bands: dict[Path, NamedBand]
+) -> tuple[BandFile, ...]:
+    chosen = []
+    for band in sensor.bands:
+        files = {
+            path: found.gsd_m or _resolution_of_folder(path)
+            for path, found in bands.items()
+            if found.band == band.name
+        }
+        if not files:
+            continue
+        sizes = list(files.values())
+        if len(files) > 1 and (None in sizes or len(set(sizes)) < len(sizes)):
+            first, second = sorted(files)[:2]
+            raise DataError(
+                f"{shown(folder)} holds band {band.name} twice ({first.name!r}, {second.name!r}); "
+                "remove one"
+            )
+        best = min(files, key=lambda path: (files[path] != band.gsd_m, files[path] or 0))
+        chosen.append(BandFile(path=best, band=band.name))
+    return tuple(chosen)
+
+
+def _resolution_of_folder(path: Path) -> int | None:
+    found = _RESOLUTION_FOLDER.fullmatch(path.parent.name)
+    return int(found[1]) if found else None
+
+
+def _log_left_out(folder: Path, sensor: Sensor, others: list[Path]) -> None:
+    unknown = [path.name for path in others if not is_auxiliary_name(stem_of(path))]
+    if unknown:
+        logger.warning(
+            "%s: left out, no band of sensor %r by name: %s%s",
+            shown(folder),
+            sensor.name,
+            ", ".join(map(repr, unknown[:5])),
+            f" and {len(unknown) - 5} more" if len(unknown) > 5 else "",
+        )
