@@ -256,7 +256,7 @@ def _about_space(source: str) -> dict[str, Any]:
     from terralign.encoders.space import EmbeddingSpace
 
     space = EmbeddingSpace.load(source, skip_custom=True)
-    towers = {}
+    towers: dict[str, dict[str, Any]] = {}
     for name in space.tower_names:
         spec = space.input_spec(name)
         towers[name] = {
@@ -265,6 +265,14 @@ def _about_space(source: str) -> dict[str, Any]:
             "bands": list(spec.bands),
             "size": spec.size,
             "missing bands": spec.missing,
+        }
+    for config in space.skipped:
+        towers[config.name] = {
+            "custom encoder": config.describe_encoder(),
+            "sensors": list(config.input.sensors),
+            "bands": list(config.input.bands),
+            "size": config.input.size,
+            "missing bands": config.input.missing,
         }
     return {
         "kind": "model",

@@ -721,8 +721,12 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def load(source: str | Path, *, encoders: Mapping[str, Encoder] | None = None) -> EmbeddingSpace:
+def load(
+    source: str | Path,
+    *,
+    encoders: Mapping[str, Encoder] | None = None,
+    skip_custom: bool = False,
+) -> EmbeddingSpace:
     """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` or
-    `ARCHITECTURE:FILE`. `encoders`: tower -> the function that builds its custom encoder; see
-    `EmbeddingSpace.load`."""
-    return EmbeddingSpace.load(source, encoders=encoders)
+    `ARCHITECTURE:FILE`; `encoders` builds its custom encoders. See `EmbeddingSpace.load`."""
+    return EmbeddingSpace.load(source, encoders=encoders, skip_custom=skip_custom)

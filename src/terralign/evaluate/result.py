@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from terralign.encoders.tables import Table
 from terralign.evaluate.metrics import MetricResult
 
 Task = Literal["zero-shot", "multi-label", "retrieval"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Evaluation:
     """Figures (fractions of 1) of one space on one split, and everything that names them.
 
@@ -31,6 +33,37 @@ class Evaluation:
     sensor: str | None = None
     """What the tower looked at, such as "sentinel1-grd"; of two sides that look at different
     sensors both: "sentinel1-grd and sentinel2-l2a"."""
+
+    def __repr__(self) -> str:
+        lines = [self._title(), self._table().text(), *self.result.notes]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.result.notes)
+        return self._table().html(self._title()) + notes
+
+    def _title(self) -> str:
+        title = f"{self.dataset} {self.split}, {self.task}, {self.note}"
+        if self.prompts is None:
+            return title
+        number = len(self.prompts["templates"])
+        return f"{title}, prompts {self.prompts['name']} ({number} template{'s' * (number != 1)})"
+
+    def _table(self) -> Table:
+        """Per cent, with 95 % intervals, what chance gives, and the number of samples."""
+        return Table(
+            columns=("metric", "value", "interval", "chance", "n"),
+            rows=tuple(
+                (
+                    metric.name,
+                    f"{100 * metric.value:.2f} %",
+                    f"[{100 * metric.low:.2f}, {100 * metric.high:.2f}]",
+                    f"{100 * metric.chance:.2f} %",
+                    f"{metric.num_samples:,}",
+                )
+                for metric in self.result.metrics
+            ),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `terralign evaluate --json` prints them."""
