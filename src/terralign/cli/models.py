@@ -56,6 +56,12 @@ def evaluate(
         raise click.UsageError("--tower is for classification; name towers by --query, --gallery")
     if retrieval and classes:
         raise click.UsageError("--classes is for classification; leave it out")
+    from terralign.cli.checks import check_data, check_prompts
+    from terralign.encoders.sources import check_source
+
+    check_source(model)
+    check_data(data, data_root)
+    check_prompts(prompts)
     from terralign.datasets.catalog import open_dataset
     from terralign.datasets.composited import with_composite
     from terralign.encoders.picture_size import picture_size
@@ -153,6 +159,13 @@ def classify(
     reported, the others are classified, and the exit code is 1.
     """
     labels = read_class_names(lists, names, labels_file)
+    from terralign.cli.checks import check_paths, check_prompts, check_sensor
+    from terralign.encoders.sources import check_source
+
+    check_source(model)
+    check_paths(files)
+    check_prompts(prompts)
+    check_sensor(sensor)
     from terralign.encoders.space import EmbeddingSpace
     from terralign.evaluate.files import FileFault, classify_each
     from terralign.train.threads import choose_device
