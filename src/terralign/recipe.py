@@ -18,10 +18,10 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.sensor import CUSTOM
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.files import hash_json, read_shipped, read_toml, shipped_names
+from terralign.files import hash_json, shipped_names
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.toml_values import apply_override, explain, read_named, without_none
 from terralign.train.align import AlignSettings
 from terralign.train.patch import PatchSettings
 from terralign.train.pretrain import PretrainSettings
@@ -237,15 +237,8 @@ def load_recipe(
     `RecipeError` names the nearest right key for a misspelt one, an unknown data set, sensor or
     prompt set, a path that is not found, and training data that would be validated on itself.
     """
-    if name_or_path in recipe_names():
-        values = read_shipped("recipes", name_or_path)
-        paths = TomlPaths(folder=None, data_root=data_root)
-    elif Path(name_or_path).suffix == ".toml":
-        values = read_toml(Path(name_or_path), what="recipe", fault=RecipeError)
-        paths = TomlPaths.beside(Path(name_or_path), data_root)
-    else:
-        hint = nearest(name_or_path, recipe_names())
-        raise RecipeError(f"no recipe {name_or_path!r}; {hint} (or the path of a .toml file)")
+    values = read_named("recipe", name_or_path)
+    paths = TomlPaths.named(name_or_path, data_root)
     here = partial(TomlPaths.here(data_root).resolve, names=DATASETS)
     for override in overrides:
         apply_override(values, override, resolve=here)

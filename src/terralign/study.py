@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
 from terralign.evaluate.table import PRIMARY_METRICS
-from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
+from terralign.files import parse_toml, shipped_names
 from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.toml_values import apply_override, explain, read_named, without_none
 
 Method = Literal["recipe", "coop", "lp-ft", "soup", "layer-alphas"]
 NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
@@ -148,21 +148,12 @@ def load_study(name_or_path: str, *, data_root: Path | None = None) -> Study:
 
     Paths in it are looked for as those of recipes are (see `load_recipe`).
     """
-    if name_or_path in study_names():
-        study = _checked(read_shipped("studies", name_or_path), origin=name_or_path)
-        study._paths = TomlPaths(folder=None, data_root=data_root)
-        return study
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        hint = nearest(name_or_path, study_names())
-        raise RecipeError(f"no study {name_or_path!r}; {hint} (or the path of a .toml file)")
-    values = read_toml(path, what="study", fault=RecipeError)
-    study = _checked(values, origin=name_or_path)
-    study._paths = paths = TomlPaths.beside(path, data_root)
+    study = _checked(read_named("study", name_or_path), origin=name_or_path)
+    study._paths = paths = TomlPaths.named(name_or_path, data_root)
     if study.recipe.endswith(".toml"):
         recipe = paths.find(study.recipe)
         if recipe is None:
-            raise RecipeError(f"study {path}: recipe: {paths.not_found(study.recipe)}")
+            raise RecipeError(f"study {name_or_path}: recipe: {paths.not_found(study.recipe)}")
         return study.model_copy(update={"recipe": str(recipe)})
     return study
 

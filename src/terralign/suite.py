@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.zeroshot import load_prompts
-from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
+from terralign.errors import RecipeError, TerralignError
+from terralign.files import parse_toml, shipped_names
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.toml_values import apply_override, explain, read_named, without_none
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 EntryTask = Literal[
@@ -142,15 +142,8 @@ def load_suite(
     Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
     reported.
     """
-    if name_or_path in suite_names():
-        values = read_shipped("suites", name_or_path)
-        paths = TomlPaths(folder=None, data_root=data_root)
-    elif Path(name_or_path).suffix == ".toml":
-        values = read_toml(Path(name_or_path), what="suite", fault=RecipeError)
-        paths = TomlPaths.beside(Path(name_or_path), data_root)
-    else:
-        hint = nearest(name_or_path, suite_names())
-        raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
+    values = read_named("suite", name_or_path)
+    paths = TomlPaths.named(name_or_path, data_root)
     here = partial(TomlPaths.here(data_root).resolve, names=DATASETS)
     for override in overrides:
         apply_override(values, override, resolve=here)

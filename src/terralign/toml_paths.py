@@ -41,6 +41,13 @@ class TomlPaths:
         return cls(folder=Path(os.path.abspath(file)).parent, data_root=data_root)
 
     @classmethod
+    def named(cls, name_or_path: str, data_root: Path | None = None) -> TomlPaths:
+        """Those of a TOML file, or of one that ships, by name: the data root alone."""
+        if name_or_path.endswith(".toml"):
+            return cls.beside(Path(name_or_path), data_root)
+        return cls(folder=None, data_root=data_root)
+
+    @classmethod
     def here(cls, data_root: Path | None = None) -> TomlPaths:
         """Those of the command line: relative to the working directory, then to the data root."""
         return cls(folder=Path.cwd(), data_root=data_root)

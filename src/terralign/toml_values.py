@@ -6,11 +6,30 @@ import operator
 import re
 import tomllib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from terralign.errors import RecipeError, nearest
+from terralign.files import read_shipped, read_toml, shipped_names
+
+_FOLDERS = {"recipe": "recipes", "suite": "suites", "study": "studies"}
+"""What ships, by folder of the package."""
+
+
+def read_named(what: str, name_or_path: str) -> dict[str, Any]:
+    """The values of a "recipe", "suite" or "study" that ships, by name, or of a TOML file.
+
+    `RecipeError` where there is none, with the nearest name, or where it is no TOML.
+    """
+    names = shipped_names(_FOLDERS[what])
+    if name_or_path in names:
+        return read_shipped(_FOLDERS[what], name_or_path)
+    if name_or_path.endswith(".toml"):
+        return read_toml(Path(name_or_path), what=what, fault=RecipeError)
+    hint = nearest(name_or_path, names)
+    raise RecipeError(f"no {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

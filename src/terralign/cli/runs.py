@@ -70,6 +70,9 @@ def run(
     RECIPE is a name (`terralign info recipes` lists them) or a TOML file. Run the same command
     again to resume an interrupted run.
     """
+    from terralign.cli.checks import check_recipe
+
+    check_recipe(recipe, data_root)
     from terralign.recipe import load_recipe
     from terralign.run import run_recipe
 
@@ -123,6 +126,9 @@ def _run_stage(
     device: str | None,
     as_json: bool,
 ) -> None:
+    from terralign.cli.checks import check_recipe
+
+    check_recipe(recipe, data_root, base=base)
     from terralign.recipe import load_recipe, single_stage
     from terralign.run import run_recipe
     from terralign.toml_paths import TomlPaths
