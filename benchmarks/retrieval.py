@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from terralign.evaluate.ranking import retrieval_metrics
-from terralign.evaluate.similarity import BLOCK
+from terralign.evaluation.ranking import retrieval_metrics
+from terralign.evaluation.similarity import BLOCK
 
 DIMS = 512
 NUM_CLASSES = 43

@@ -29,8 +29,8 @@ from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip import ClipModel
-from terralign.evaluate.classification import choose_prompts, require_labels
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.classification import choose_prompts, require_labels
+from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import make_ready, resize, scale_composite
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate

@@ -43,12 +43,12 @@ from terralign.bench.report.results import read_bench
 from terralign.bench.report.sections import entry_pictures
 from terralign.bench.rows import PLAIN
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
-from terralign.evaluate.canvas import DARK, LIGHT, png_bytes
-from terralign.evaluate.chip_views import sample_views
-from terralign.evaluate.figures import comparison_figure
-from terralign.evaluate.page import columns_html, escape_html, page_html, picture_html
-from terralign.evaluate.report import comparison_bars
-from terralign.evaluate.table import table_lines
+from terralign.evaluation.canvas import DARK, LIGHT, png_bytes
+from terralign.evaluation.chip_views import sample_views
+from terralign.evaluation.figures import comparison_figure
+from terralign.evaluation.page import columns_html, escape_html, page_html, picture_html
+from terralign.evaluation.report import comparison_bars
+from terralign.evaluation.table import table_lines
 from terralign.files import read_json
 from terralign.recipe import load_recipe
 from terralign.run import run_recipe

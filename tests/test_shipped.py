@@ -32,7 +32,7 @@ from terralign.datasets.catalog import find_dataset
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import read_state_dict
-from terralign.evaluate import canvas
+from terralign.evaluation import canvas
 from terralign.preprocess import InputSpec
 from terralign.recipe import Recipe, load_recipe, recipe_names
 from terralign.sensors import SENSORS

@@ -27,16 +27,16 @@ from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import ModelError, RecipeError
-from terralign.evaluate.classification import (
+from terralign.evaluation.classification import (
     choose_class_names,
     evaluate_zero_shot,
 )
-from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
-from terralign.evaluate.report import write_report
-from terralign.evaluate.result import Evaluation
-from terralign.evaluate.retrieval import evaluate_retrieval
-from terralign.evaluate.shown import ShownSamples, show_samples
-from terralign.evaluate.table import row_notes
+from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
+from terralign.evaluation.report import write_report
+from terralign.evaluation.result import Evaluation
+from terralign.evaluation.retrieval import evaluate_retrieval
+from terralign.evaluation.shown import ShownSamples, show_samples
+from terralign.evaluation.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.recipe import (
     AlignRecipe,

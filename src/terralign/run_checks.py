@@ -9,8 +9,8 @@ from typing import Any, Self
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError, nearest
-from terralign.evaluate.embed import optical_layout
-from terralign.evaluate.retrieval import TEXT
+from terralign.evaluation.embed import optical_layout
+from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
 from terralign.recipe import Recipe
 from terralign.sensors import find_sensor

@@ -10,7 +10,7 @@ from terralign.datasets.packing import pack_on_use
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
-from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
+from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
 from terralign.recipe import AlignData, PatchRecipe, Recipe
 from terralign.run_checks import check_figures_differ
 from terralign.scenes.pictures import Size

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import RecipeError, StorageError, first_line
-from terralign.evaluate.metrics import Outcomes
-from terralign.evaluate.paired import read_outcomes, write_outcomes
-from terralign.evaluate.result import Evaluation
+from terralign.evaluation.metrics import Outcomes
+from terralign.evaluation.paired import read_outcomes, write_outcomes
+from terralign.evaluation.result import Evaluation
 from terralign.files import hash_json, read_json, read_text, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths

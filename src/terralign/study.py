@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
-from terralign.evaluate.table import PRIMARY_METRICS
+from terralign.evaluation.table import PRIMARY_METRICS
 from terralign.files import parse_toml, shipped_names
 from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths

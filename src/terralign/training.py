@@ -30,14 +30,14 @@ from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, Interrupted, RecipeError, nearest
-from terralign.evaluate.classification import (
+from terralign.evaluation.classification import (
     choose_prompts,
     evaluate_zero_shot,
     require_labels,
 )
-from terralign.evaluate.embed import require_rgb
-from terralign.evaluate.result import Evaluation
-from terralign.evaluate.retrieval import TEXT, evaluate_retrieval
+from terralign.evaluation.embed import require_rgb
+from terralign.evaluation.result import Evaluation
+from terralign.evaluation.retrieval import TEXT, evaluate_retrieval
 from terralign.files import claimed, hash_json, read_json, write_json
 from terralign.sensors import Sensor
 from terralign.toml_values import explain

@@ -31,11 +31,11 @@ from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.timm_encoder import TimmEncoder
 from terralign.errors import RecipeError, StorageError
-from terralign.evaluate.calibration import choose_thresholds
-from terralign.evaluate.classification import evaluate_zero_shot
-from terralign.evaluate.embed import choose_route, embed_samples
-from terralign.evaluate.retrieval import evaluate_retrieval
-from terralign.evaluate.significance import MIN_SAMPLES
+from terralign.evaluation.calibration import choose_thresholds
+from terralign.evaluation.classification import evaluate_zero_shot
+from terralign.evaluation.embed import choose_route, embed_samples
+from terralign.evaluation.retrieval import evaluate_retrieval
+from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, scale_composite
 from terralign.preprocess.spec import layout_composite

@@ -12,8 +12,8 @@ from sklearn.metrics import average_precision_score
 from terralign.bench.classify import class_scores
 from terralign.bench.subject import Skipped, Subject
 from terralign.datasets.sample import Labels
-from terralign.evaluate.embed import Route
-from terralign.evaluate.metrics import Floats, multilabel_metrics
+from terralign.evaluation.embed import Route
+from terralign.evaluation.metrics import Floats, multilabel_metrics
 
 NUM_SAMPLES, NUM_CLASSES, NUM_DIMS = 40, 14, 6
 ROUTE = cast(Route, None)

@@ -13,7 +13,7 @@ import torch
 from terralign.bench.compare import PairedTests
 from terralign.bench.rows import BenchRow
 from terralign.encoders.weights import write_state_dict
-from terralign.evaluate.significance import MIN_SAMPLES, compare_f1, compare_means
+from terralign.evaluation.significance import MIN_SAMPLES, compare_f1, compare_means
 from terralign.files import write_json
 
 NUM = 40

@@ -17,7 +17,7 @@ from terralign.datasets.synthetic import (
     open_synthetic_scenes,
 )
 from terralign.errors import SensorError
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import scale_composite
 
 S2, S1 = "sentinel2-l2a", "sentinel1-grd"

@@ -18,7 +18,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import hash_state
 from terralign.errors import DataError, Interrupted, RecipeError
-from terralign.evaluate.classification import evaluate_zero_shot
+from terralign.evaluation.classification import evaluate_zero_shot
 from terralign.train import linear_probe as module
 from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
 from terralign.train.linear_probe import (

@@ -17,7 +17,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import StateDict, hash_state, read_state_dict
 from terralign.errors import DataError, RecipeError
-from terralign.evaluate.classification import evaluate_zero_shot, score_classes
+from terralign.evaluation.classification import evaluate_zero_shot, score_classes
 from terralign.train import patch as module
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate, merge

@@ -26,12 +26,12 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict
 from terralign.errors import RecipeError, TrainingError
-from terralign.evaluate.classification import (
+from terralign.evaluation.classification import (
     choose_class_names,
     require_labels,
 )
-from terralign.evaluate.metrics import MetricResult
-from terralign.evaluate.result import Evaluation
+from terralign.evaluation.metrics import MetricResult
+from terralign.evaluation.result import Evaluation
 from terralign.files import hash_json, write_json
 from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
 from terralign.run import evaluate_entry, run_recipe

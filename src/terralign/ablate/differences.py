@@ -16,8 +16,8 @@ from typing import Any
 
 from terralign.ablate.summary import FIGURE_KEYS, figure_of
 from terralign.errors import ModelError
-from terralign.evaluate.metrics import Outcomes
-from terralign.evaluate.paired import compare_outcomes
+from terralign.evaluation.metrics import Outcomes
+from terralign.evaluation.paired import compare_outcomes
 from terralign.files import hash_json
 from terralign.run_folder import read_measured
 

@@ -18,7 +18,7 @@ from terralign.bench.subject import (
     in_sentences,
     labels_id,
 )
-from terralign.evaluate.calibration import (
+from terralign.evaluation.calibration import (
     ReliabilityCurve,
     choose_thresholds,
     decide,
@@ -27,13 +27,13 @@ from terralign.evaluate.calibration import (
     reliability_curve,
     top_label_curve,
 )
-from terralign.evaluate.embed import Route
-from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluate.metrics import (
+from terralign.evaluation.embed import Route
+from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
+from terralign.evaluation.metrics import (
     Floats,
     MetricResult,
 )
-from terralign.evaluate.similarity import GalleryPenalty
+from terralign.evaluation.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 4
 DECISIONS_VERSION = 3

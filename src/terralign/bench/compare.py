@@ -19,9 +19,9 @@ from terralign.bench.store import Kept, Store, ordered
 from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
 from terralign.errors import ModelError
-from terralign.evaluate.diagnostics import mean_cosine
-from terralign.evaluate.paired import compare_outcomes, compared_metrics
-from terralign.evaluate.significance import MIN_SAMPLES, Comparison
+from terralign.evaluation.diagnostics import mean_cosine
+from terralign.evaluation.paired import compare_outcomes, compared_metrics
+from terralign.evaluation.significance import MIN_SAMPLES, Comparison
 from terralign.files import read_json
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.subject import Job, Measured, Subject
-from terralign.evaluate.diagnostics import (
+from terralign.evaluation.diagnostics import (
     alignment,
     effective_rank,
     hubness,
@@ -20,8 +20,8 @@ from terralign.evaluate.diagnostics import (
     project,
     uniformity,
 )
-from terralign.evaluate.metrics import Floats, modality_gap
-from terralign.evaluate.retrieval import TEXT
+from terralign.evaluation.metrics import Floats, modality_gap
+from terralign.evaluation.retrieval import TEXT
 
 VERSION = 1
 HUB_DEPTH = 10

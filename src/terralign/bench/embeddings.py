@@ -26,8 +26,8 @@ from terralign.encoders.pixels import seen_shares
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
-from terralign.evaluate.embed import Embedded, Route, gather_embedded
-from terralign.evaluate.retrieval import embed_captions
+from terralign.evaluation.embed import Embedded, Route, gather_embedded
+from terralign.evaluation.retrieval import embed_captions
 from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
 from terralign.progress import Progress
 

@@ -18,7 +18,7 @@ from terralign.encoders.sources import MS_CLIP, TIMM
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.timm_encoder import load_timm_encoder
 from terralign.errors import RecipeError, SensorError
-from terralign.evaluate.embed import Route, choose_route, optical_layout
+from terralign.evaluation.embed import Route, choose_route, optical_layout
 from terralign.preprocess import InputSpec
 from terralign.scenes.pictures import PictureSize
 

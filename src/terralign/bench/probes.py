@@ -9,9 +9,9 @@ import numpy as np
 
 from terralign.bench.classify import per_class
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, in_sentences
-from terralign.evaluate.embed import Route
-from terralign.evaluate.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
-from terralign.evaluate.probes import DEFAULT_CS, few_shot, fit_linear_probe
+from terralign.evaluation.embed import Route
+from terralign.evaluation.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
+from terralign.evaluation.probes import DEFAULT_CS, few_shot, fit_linear_probe
 
 VERSION = 3
 FEW_SHOT_VERSION = 3

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
 from terralign.datasets.sample import SampleSet
-from terralign.evaluate.embed import Route
-from terralign.evaluate.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluate.metrics import Floats
-from terralign.evaluate.retrieval import TEXT, find_class, find_own, shared_captions
-from terralign.evaluate.similarity import GalleryPenalty, Similarities
+from terralign.evaluation.embed import Route
+from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
+from terralign.evaluation.metrics import Floats
+from terralign.evaluation.retrieval import TEXT, find_class, find_own, shared_captions
+from terralign.evaluation.similarity import GalleryPenalty, Similarities
 
 VERSION = 3
 NUM_EXAMPLES = 6

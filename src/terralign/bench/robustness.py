@@ -14,7 +14,7 @@ from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import RGB
-from terralign.evaluate.embed import Route
+from terralign.evaluation.embed import Route
 
 VERSION = 3
 

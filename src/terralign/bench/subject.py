@@ -27,9 +27,9 @@ from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError, ModelError, RecipeError
-from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
-from terralign.evaluate.embed import Route
-from terralign.evaluate.metrics import (
+from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
+from terralign.evaluation.embed import Route
+from terralign.evaluation.metrics import (
     Floats,
     Metric,
     MetricResult,

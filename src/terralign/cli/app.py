@@ -99,7 +99,7 @@ def threads() -> None:
 
 def print_run(result: Any, as_json: bool) -> None:
     """What `run_recipe` did, as a table or as JSON."""
-    from terralign.evaluate.table import format_table
+    from terralign.evaluation.table import format_table
 
     if as_json:
         click.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +52,10 @@ def check_sensor(name: str | None) -> None:
 
 
 def check_paths(paths: Sequence[Path]) -> None:
-    """Files and folders, where none of them exists; of several the command reports each."""
-    missing = [path for path in paths if not path.exists()]
+    """Files, folders and patterns (`tiles/*.tif`), where none of them exists.
+
+    Of several the command reports each."""
+    missing = [path for path in paths if not path.exists() and not glob.has_magic(str(path))]
     if missing and len(missing) == len(paths):
         raise DataError(
             f"{', '.join(map(str, missing[:3]))}{', ...' if missing[3:] else ''} not found"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,12 +113,18 @@ def _check_folder(path: Path, option: str) -> None:
         raise click.UsageError(f"{option} {path}: its folder does not exist; make it first")
 
 
-def _check_inputs(files: Sequence[Path]) -> None:
-    """Refuse paths that do not exist before a model is loaded."""
-    missing = [one for one in files if not one.exists() and not any(c in str(one) for c in "*?[")]
-    if len(missing) == len(files):
-        others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
-        raise click.ClickException(f"{missing[0]} not found{others}")
+def _check(
+    model: str | None, files: Sequence[Path], reading: Mapping[str, Any], prompts: str | None = None
+) -> None:
+    """Find slips in names and paths before torch is imported."""
+    from terralign.cli.checks import check_paths, check_prompts, check_sensor
+    from terralign.encoders.sources import check_source
+
+    if model is not None:
+        check_source(model)
+    check_paths(files)
+    check_prompts(prompts)
+    check_sensor(reading["sensor"])
 
 
 def _load(model: str, device: str | None) -> EmbeddingSpace:
@@ -180,7 +186,7 @@ def classify(
     """
     labels = read_class_names(lists, names, labels_file)
     _check_geojson(geojson)
-    _check_inputs(files)
+    _check(model, files, reading, prompts)
     space = _load(model, device)
     from terralign.encoders.answers import feature_collection, geojson_row, write_geojson
 
@@ -329,7 +335,7 @@ def embed(
     if out.suffix != ".parquet":
         raise click.UsageError(f"--out {out}: choose a name that ends in .parquet")
     _check_folder(out, "--out")
-    _check_inputs(files)
+    _check(model, files, reading)
     found = _load(model, device).embed(files, errors="skip", **reading)
     for one in found.faults:
         _report(one)
@@ -383,7 +389,6 @@ def search(
     first. Prints the places that are nearest to QUERY, best first.
     """
     _check_geojson(geojson)
-    _check_inputs([imagery])
     if not query.strip():
         raise click.UsageError("the query is empty; say what to search for")
     is_vectors = imagery.suffix == ".parquet"
@@ -393,6 +398,7 @@ def search(
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
         raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
+    _check(model, [imagery], reading, prompts)
     embeddings = _read_vectors(imagery) if is_vectors else None
     source = model or (embeddings.model if embeddings is not None else "")
     if not source:

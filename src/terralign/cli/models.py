@@ -63,9 +63,9 @@ def evaluate(
     from terralign.datasets.composited import with_composite
     from terralign.encoders.picture_size import picture_size
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.evaluate.classification import choose_class_names, evaluate_zero_shot
-    from terralign.evaluate.embed import require_rgb
-    from terralign.evaluate.retrieval import evaluate_retrieval
+    from terralign.evaluation.classification import choose_class_names, evaluate_zero_shot
+    from terralign.evaluation.embed import require_rgb
+    from terralign.evaluation.retrieval import evaluate_retrieval
     from terralign.train.threads import choose_device
 
     chosen_device = choose_device(device)

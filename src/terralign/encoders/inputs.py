@@ -142,7 +142,7 @@ def expand(path: Path, declared: Declared) -> list[Path]:
     Pictures of a folder are left out, and logged, where its other files are rasters of a declared
     sensor. `DataError` where nothing is found.
     """
-    if not path.exists() and any(one in str(path) for one in "*?["):
+    if not path.exists() and glob.has_magic(str(path)):
         found = [Path(one) for one in sorted(glob.glob(str(path)))]
         if not found:
             raise DataError(f"no file matches {path}")

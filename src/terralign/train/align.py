@@ -27,7 +27,7 @@ from terralign.encoders.sensor import SensorTower
 from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError, nearest
-from terralign.evaluate.classification import require_labels
+from terralign.evaluation.classification import require_labels
 from terralign.preprocess import (
     Spectral,
     ViewSpec,

@@ -25,8 +25,8 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import DataError, RecipeError
-from terralign.evaluate.classification import require_labels
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.classification import require_labels
+from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import (
     Photometric,
     ViewSpec,

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from terralign.encoders.clip import ClipModel
-from terralign.evaluate.classification import require_labels
+from terralign.evaluation.classification import require_labels
 from terralign.preprocess import Photometric, ViewSpec
 from terralign.train.finetune import (
     FinetuneSettings,

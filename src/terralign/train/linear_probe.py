@@ -24,9 +24,9 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, hash_module
 from terralign.errors import DataError, RecipeError
-from terralign.evaluate.classification import require_labels
-from terralign.evaluate.embed import choose_route, embed_samples
-from terralign.evaluate.metrics import MetricResult, classification_metrics, multilabel_metrics
+from terralign.evaluation.classification import require_labels
+from terralign.evaluation.embed import choose_route, embed_samples
+from terralign.evaluation.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.train.finetune import PatchingTask, select_trainable, train_mode
 from terralign.train.interpolate import on_cpu
 from terralign.train.labelled_pictures import LabelledPictures, PictureSettings, part_of

@@ -21,7 +21,7 @@ from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
 from terralign.train.loop import LoopSettings, Prepared, fit
 from terralign.train.losses import cosines

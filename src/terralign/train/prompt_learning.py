@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import ModelError, RecipeError
-from terralign.evaluate.classification import require_labels, score_classes
-from terralign.evaluate.embed import choose_route, embed_samples
-from terralign.evaluate.metrics import MetricResult
+from terralign.evaluation.classification import require_labels, score_classes
+from terralign.evaluation.embed import choose_route, embed_samples
+from terralign.evaluation.metrics import MetricResult
 from terralign.train.finetune import PatchingTask
 from terralign.train.labelled_pictures import LabelledPictures, PictureSettings, part_of
 from terralign.train.loop import fit

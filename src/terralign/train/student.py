@@ -29,7 +29,7 @@ from terralign.encoders.sensor import (
     load_initial_weights,
 )
 from terralign.errors import RecipeError, SensorError
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
 from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS, Composite, Sensor, find_sensor

@@ -14,7 +14,7 @@ from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.evaluate.classification import require_labels, score_classes
+from terralign.evaluation.classification import require_labels, score_classes
 from terralign.preprocess import ViewSpec, make_ready, resize, scale_bands
 from terralign.train.student import student_layout
 from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures

@@ -23,9 +23,9 @@ from terralign.datasets.feeding.loader import read_ahead
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.weights import StateDict
 from terralign.errors import DataError, RecipeError
-from terralign.evaluate.classification import require_labels
-from terralign.evaluate.embed import optical_layout
-from terralign.evaluate.metrics import hit_probability, multilabel_metrics
+from terralign.evaluation.classification import require_labels
+from terralign.evaluation.embed import optical_layout
+from terralign.evaluation.metrics import hit_probability, multilabel_metrics
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress

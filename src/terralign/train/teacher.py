@@ -24,7 +24,7 @@ from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.errors import StorageError, TrainingError
-from terralign.evaluate.embed import optical_layout
+from terralign.evaluation.embed import optical_layout
 from terralign.files import check_free_space, hash_file, hash_json, read_json, write_json
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
 from terralign.progress import Progress

@@ -22,8 +22,8 @@ from terralign.bench.report.sections import entry_pictures
 from terralign.bench.rows import BenchRow
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
-from terralign.evaluate.canvas import DARK, LIGHT, MAX_PNG_BYTES, png_bytes
-from terralign.evaluate.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
+from terralign.evaluation.canvas import DARK, LIGHT, MAX_PNG_BYTES, png_bytes
+from terralign.evaluation.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
 from terralign.sensors import SENSORS
 
 LONG = "a class whose name is rather long and goes on $x$"

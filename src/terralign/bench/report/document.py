@@ -30,9 +30,9 @@ from terralign.bench.report.results import BenchResults, Sweep, prompt_texts, re
 from terralign.bench.report.sections import Confusions, entry_pictures
 from terralign.bench.report.tables import CELLS_LEGEND, MARKS_LEGEND, Table
 from terralign.bench.rows import PLAIN, BenchRow
-from terralign.evaluate.canvas import DARK, LIGHT, Theme, png_bytes, write_png
-from terralign.evaluate.figures import alpha_curve_figure
-from terralign.evaluate.page import (
+from terralign.evaluation.canvas import DARK, LIGHT, Theme, png_bytes, write_png
+from terralign.evaluation.figures import alpha_curve_figure
+from terralign.evaluation.page import (
     Picture,
     columns_html,
     escape_html,

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
 from terralign.errors import StorageError
-from terralign.evaluate.chip_views import VIEWS_LEGEND
-from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
+from terralign.evaluation.chip_views import VIEWS_LEGEND
+from terralign.evaluation.page import escape_html, escape_markdown, markdown_row
 from terralign.files import read_json
 
 PICTURES = "pictures"

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
-from terralign.evaluate.canvas import (
+from terralign.evaluation.canvas import (
     FONT_SIZE,
     LIGHT,
     Theme,

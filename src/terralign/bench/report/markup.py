@@ -6,7 +6,7 @@ Names in them are other people's text: each form escapes what it would read as i
 from __future__ import annotations
 
 from terralign.bench.report.tables import SIGNS, Cell, Column, Table
-from terralign.evaluate.page import escape_html, escape_markdown, markdown_row
+from terralign.evaluation.page import escape_html, escape_markdown, markdown_row
 
 
 def markdown_table(table: Table) -> list[str]:

@@ -16,7 +16,7 @@ from terralign.bench.report.examples import PICTURES, read_picture_index
 from terralign.bench.subject import BenchData
 from terralign.datasets.sample import SampleSet
 from terralign.errors import TerralignError
-from terralign.evaluate.chip_views import jpeg_bytes, sample_views
+from terralign.evaluation.chip_views import jpeg_bytes, sample_views
 from terralign.files import atomic_path, hash_json, write_json
 from terralign.suite import Suite, SuiteEntry
 

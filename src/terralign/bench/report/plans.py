@@ -15,7 +15,7 @@ from terralign.bench.report.tables import (
     subject_text,
 )
 from terralign.bench.rows import PLAIN, BenchRow
-from terralign.evaluate.significance import adjust_holm
+from terralign.evaluation.significance import adjust_holm
 
 SCORES = ("top1", "macro_map")
 """The main metric of single-label and of multi-label classification."""

@@ -19,17 +19,17 @@ from terralign.bench.report.figures import (
 )
 from terralign.bench.rows import PLAIN, BenchRow
 from terralign.errors import StorageError
-from terralign.evaluate.calibration import ReliabilityCurve
-from terralign.evaluate.canvas import Theme
-from terralign.evaluate.diagnostic_figures import (
+from terralign.evaluation.calibration import ReliabilityCurve
+from terralign.evaluation.canvas import Theme
+from terralign.evaluation.diagnostic_figures import (
     MIN_BIN,
     projection_figure,
     reliability_figure,
     retrieval_figure,
 )
-from terralign.evaluate.diagnostics import Projection
-from terralign.evaluate.metrics import Floats, Metric, MetricResult
-from terralign.evaluate.page import Picture
+from terralign.evaluation.diagnostics import Projection
+from terralign.evaluation.metrics import Floats, Metric, MetricResult
+from terralign.evaluation.page import Picture
 
 Details = Mapping[str, Mapping[str, Any]]
 """Measurement -> its details, as `bench/rows.py` describes them."""

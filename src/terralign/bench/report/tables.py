@@ -17,7 +17,7 @@ from terralign.bench.rows import (
     SPREAD_METRICS,
     BenchRow,
 )
-from terralign.evaluate.table import percent
+from terralign.evaluation.table import percent
 
 Mark = Literal["best", "paired", "overlap", ""]
 PairedTest = Callable[[BenchRow, BenchRow], float | None]

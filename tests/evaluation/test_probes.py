@@ -1,0 +1,206 @@
+"""Probes against scikit-learn and dense brute force."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler, normalize
+
+from terralign.errors import DataError
+from terralign.evaluation import probes
+from terralign.evaluation.metrics import classification_metrics
+from terralign.evaluation.neighbours import (
+    TEMPERATURE,
+    fit_neighbour_probe,
+    neighbour_scores,
+)
+from terralign.evaluation.probes import few_shot, fit_linear_probe
+
+CENTRES = np.random.default_rng(99).normal(size=(4, 12))
+
+
+def _samples(seed: int, num: int = 120, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(4, size=num)
+    vectors = CENTRES[labels] + noise * generator.normal(size=(num, 12))
+    return vectors.astype(np.float32), labels
+
+
+TRAIN, VALIDATION, TEST = _samples(0), _samples(1), _samples(2, 400)
+
+
+@pytest.mark.parametrize("features", ["unit", "standard"])
+def test_a_linear_probe_is_sklearns_at_the_c_that_validates_best(features: str) -> None:
+    cs = (0.01, 0.3, 10.0)
+    probe = fit_linear_probe(*TRAIN, *VALIDATION, num_classes=4, features=features, cs=cs)  # type: ignore[arg-type]
+    if features == "unit":
+        seen, held_out, test = (normalize(v[0]) for v in (TRAIN, VALIDATION, TEST))
+    else:
+        scaler = StandardScaler().fit(TRAIN[0])
+        seen, held_out, test = (scaler.transform(v[0]) for v in (TRAIN, VALIDATION, TEST))
+    models = {c: LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit(seen, TRAIN[1]) for c in cs}
+    accuracies = {c: model.score(held_out, VALIDATION[1]) for c, model in models.items()}
+    assert len(set(accuracies.values())) > 1
+    assert probe.validation == pytest.approx(accuracies, abs=0.01)
+    assert accuracies[probe.c] == max(accuracies.values())
+    own = probe.scores(TEST[0])
+    oracle = models[probe.c].decision_function(test)
+    relative = own - own.mean(axis=1, keepdims=True)
+    assert relative == pytest.approx(oracle - oracle.mean(axis=1, keepdims=True), abs=0.02)
+
+
+def test_a_multilabel_probe_is_one_regression_per_class() -> None:
+    sets = [np.stack([v[1] == 0, v[1] <= 1, v[1] == 9, v[1] >= 0], axis=1) for v in (TRAIN, TEST)]
+    probe = fit_linear_probe(TRAIN[0], sets[0], TEST[0], sets[1], num_classes=4, cs=(10.0,))
+    scores = probe.scores(TEST[0])
+    model = OneVsRestClassifier(LogisticRegression(C=10, tol=1e-8, max_iter=5000))
+    oracle = model.fit(normalize(TRAIN[0]), sets[0][:, :2]).decision_function(normalize(TEST[0]))
+    assert scores[:, :2] == pytest.approx(oracle, abs=0.01)
+    assert (scores[:, 2] == probes.NEVER).all()
+    assert (scores[:, 3] == -probes.NEVER).all()
+    known = [average_precision_score(sets[1][:, k], scores[:, k]) for k in (0, 1, 3)]
+    assert probe.validation[10.0] == pytest.approx(np.mean(known))
+
+
+def test_two_classes_of_four_are_scored_and_the_others_never_win() -> None:
+    some = np.isin(TRAIN[1], [1, 3])
+    probe = fit_linear_probe(TRAIN[0][some], TRAIN[1][some], *VALIDATION, num_classes=4)
+    scores = probe.scores(TEST[0])
+    assert set(scores.argmax(axis=1)) == {1, 3}
+    among = np.isin(TEST[1], [1, 3])
+    assert (scores.argmax(axis=1)[among] == TEST[1][among]).mean() > 0.9
+
+
+def test_a_probe_that_was_stopped_early_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(probes, "MAX_ITERATIONS", 1)
+    with caplog.at_level(logging.WARNING):
+        fit_linear_probe(*TRAIN, *VALIDATION, num_classes=4, cs=(100.0,))
+    assert "C = 100 was stopped after 1 steps" in caplog.text
+
+
+def _brute_votes(
+    train: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int, temperature: float
+) -> np.ndarray:
+    """Every training sample's vote times its chance of being among the first k."""
+    cosines = normalize(query.astype(float)) @ normalize(train.astype(float)).T
+    votes = np.zeros((len(query), 3))
+    for i, row in enumerate(cosines.round(9)):
+        for j, own in enumerate(row):
+            ranks = (row > own).sum() + 1 + np.arange((row == own).sum())
+            votes[i, labels[j]] += (ranks <= k).mean() * np.exp(cosines[i, j] / temperature)
+    return np.asarray(votes / votes.sum(axis=1, keepdims=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 20), st.booleans())
+def test_votes_equal_brute_force_with_ties(seed: int, block: int, coarse: bool) -> None:
+    generator = np.random.default_rng(seed)
+    train, query = generator.normal(size=(17, 3)), generator.normal(size=(7, 3))
+    if coarse:
+        train, query = (generator.integers(-1, 2, size=(n, 3)).astype(float) for n in (17, 7))
+        train[~train.any(axis=1), 0] = query[~query.any(axis=1), 0] = 1
+    labels, ks = generator.integers(3, size=17), (1, 2, 5, 9)
+    found = neighbour_scores(train, labels, query, num_classes=3, ks=ks, block=block)
+    for k in ks:
+        assert found[k] == pytest.approx(_brute_votes(train, labels, query, k, 0.07), abs=1e-6)
+
+
+def test_a_neighbour_probe_is_sklearns_at_the_k_that_validates_best() -> None:
+    train, validation = _samples(3, noise=2.0), _samples(4, noise=2.0)
+    ks = (1, 4, 30, 500)
+    probe = fit_neighbour_probe(*train, *validation, num_classes=4, ks=ks, block=50)
+    oracle = {}
+    for k in (1, 4, 30):
+        model = KNeighborsClassifier(
+            k,
+            metric="euclidean",
+            weights=lambda distances: np.exp((1 - distances**2 / 2) / TEMPERATURE),
+        ).fit(normalize(train[0]), train[1])
+        oracle[k] = model.score(normalize(validation[0]), validation[1])
+    assert len(set(oracle.values())) > 1
+    assert probe.validation == pytest.approx(oracle, abs=0.001)
+    assert oracle[probe.k] == max(oracle.values())
+    scores = probe.scores(TEST[0], block=64)
+    assert scores.sum(axis=1) == pytest.approx(1)
+    assert classification_metrics(scores, TEST[1], num_bootstrap=5).value("top1") > 0.5
+
+
+def test_votes_survive_a_cold_temperature() -> None:
+    far = neighbour_scores(
+        -np.eye(2),
+        np.array([0, 1]),
+        np.array([[1.0, 0.5]]),
+        num_classes=2,
+        ks=(2,),
+        temperature=1e-3,
+    )
+    assert far[2][0] == pytest.approx([0, 1])
+
+
+def test_more_shots_are_better_and_seeds_spread() -> None:
+    one, four, many = few_shot(
+        *TRAIN, *VALIDATION, *TEST, num_classes=4, shots=(1, 4, 1000), num_seeds=3, cs=(1.0, 10.0)
+    )
+    assert one.mean < four.mean < many.mean
+    assert one.mean == pytest.approx(np.mean(one.values))
+    assert one.spread == pytest.approx(np.std(one.values, ddof=1))
+    assert one.spread > 0
+    assert (one.num_short_classes, many.num_short_classes) == (0, 4)
+    probe = fit_linear_probe(*TRAIN, *VALIDATION, num_classes=4, cs=(1.0, 10.0))
+    whole = (probe.scores(TEST[0]).argmax(axis=1) == TEST[1]).mean()
+    assert many.values == pytest.approx([whole] * 3)
+    (other,) = few_shot(
+        *TRAIN, *VALIDATION, *TEST, num_classes=4, shots=(1,), num_seeds=3, seed=1, cs=(1.0, 10.0)
+    )
+    assert other.values != one.values
+
+
+def test_one_shot_of_many_classes_is_fitted_without_a_warning() -> None:
+    vectors, labels = np.eye(40), np.arange(40)
+    [one] = few_shot(
+        *(vectors, labels) * 3, num_classes=40, shots=(1,), num_seeds=1, cs=(1.0,)
+    )  # fmt: skip
+    assert one.mean == 1
+
+
+def test_shots_are_as_many_of_each_class_and_nested() -> None:
+    labels = TRAIN[1]
+    two, five = (set(probes._draw_shots(labels, 4, shots, 7).tolist()) for shots in (2, 5))
+    assert two < five
+    assert np.bincount(labels[sorted(five)]).tolist() == [5] * 4
+    assert two != set(probes._draw_shots(labels, 4, 2, 8).tolist())
+
+
+V, L = np.eye(4), np.arange(4)
+SETS = np.eye(4, dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: fit_linear_probe(V, L, V, L, num_classes=4, cs=()), "at least one C"),
+        (lambda: fit_linear_probe(V, L, V, L, num_classes=4, cs=(0.0,)), "more than 0"),
+        (lambda: fit_linear_probe(V, L, V, SETS, num_classes=4), "both be single- or multi"),
+        (lambda: fit_linear_probe(V, SETS, V, SETS, num_classes=5), r"\(4, 5\) bool"),
+        (lambda: fit_linear_probe(V, L * 0, V, L, num_classes=4), "are of class 0"),
+        (lambda: fit_linear_probe(V, L, V, L + 1, num_classes=4), r"validation_labels\[3\] is 4"),
+        (lambda: fit_linear_probe(V, SETS, V, SETS & False, num_classes=4), "no positive at all"),
+        (lambda: neighbour_scores(V, L, V, num_classes=4, ks=(5,)), "each 1 to 4"),
+        (lambda: neighbour_scores(V, L, V, num_classes=4, ks=(1,), temperature=0), "temperature"),
+        (lambda: fit_neighbour_probe(V, L, V, L, num_classes=4, ks=(9,)), "at least one k"),
+        (lambda: few_shot(V, L, V, L, V, L, num_classes=4, shots=(0,)), "numbers of 1 or more"),
+    ],
+)
+def test_unusable_input_is_refused(call: object, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        call()  # type: ignore[operator]

@@ -1,0 +1,236 @@
+"""What a user writes on the first day: the public names, as documented, on small imagery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import terralign as ta
+from imagery import S2, dn, space_of, write_geotiff
+from terralign.encoders.clip import ClipModel, save_clip
+from terralign.sensors import Band, Composite
+
+FIRST_DAY = """
+import terralign as ta
+space = ta.load("runs/b32/model")              # or an open_clip folder, hub id, "ViT-B-32-quickgelu:openai"
+space                                          # repr: D, towers with sensors and bands, id
+space.classify("scene.tif", ["forest", "a river"], sensor="sentinel2-l2a")   # path, paths, folder, Chip, array, tensor, PIL image
+tiles = space.embed("tiles/", sensor="sentinel2-l2a")        # keys, (N, D) vectors, space_id, tower_id, places
+space.search(tiles, "solar panels beside a motorway", k=10)  # hits; refuses vectors of another space
+data = ta.Samples.from_torchgeo(dataset, sensor=sensor, bands=bands)   # also from_arrays, from_folder, from_torchvision
+tower = ta.align(space, data, name="mine", encoder=my_module, epochs=5)   # timm name, nn.Module or factory; None: inflate the RGB tower
+space.add(tower); space.save("runs/mine"); ta.load("runs/mine", encoders={"mine": make_module})
+patched = ta.patch(space, data, supported=[photos]); ta.evaluate(patched, data)
+"""  # noqa: E501
+"""Word for word what the project promises, with `...` filled in."""
+
+
+class _TorchgeoSet:
+    """As torchgeo's data sets are: dictionaries with a float image and a label."""
+
+    classes = ("a field", "a lake")
+    all_band_names = ("blue", "green", "red", "nir")
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        label = index % 2
+        level = (0.05, 0.25)[label]
+        image = torch.rand(4, 32, 32, generator=torch.manual_seed(index)) * 0.05 + level
+        return {"image": image, "label": torch.tensor(label)}
+
+
+PLANET = ta.Sensor(
+    name="planet",
+    unit="reflectance",
+    bands=tuple(Band(name=name, gsd_m=3) for name in _TorchgeoSet.all_band_names),
+    composites=(Composite(name="true-colour", bands=("red", "green", "blue"), stretch=0.3),),
+)
+
+
+def make_module() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+@pytest.fixture
+def first_day(tiny_clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the first day reads, in the working directory."""
+    space_of(tiny_clip).save(tmp_path / "runs/b32/model")
+    write_geotiff(tmp_path / "scene.tif", dn(40), S2.band_names)
+    for number in range(4):
+        write_geotiff(tmp_path / "tiles" / f"{number}.tif", dn(32, seed=number), S2.band_names)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _photos() -> ta.Samples:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32)).astype(np.uint8)
+    labels = ["a cat", "a dog"] * 4
+    return ta.Samples.from_arrays(pixels, sensor="rgb", labels=labels, name="photos")
+
+
+def test_the_first_day_works_word_for_word(first_day: Path) -> None:
+    names: dict[str, Any] = {
+        "dataset": _TorchgeoSet(),
+        "sensor": PLANET,
+        "bands": _TorchgeoSet.all_band_names,
+        "my_module": make_module(),
+        "make_module": make_module,
+        "photos": _photos(),
+    }
+    exec(compile(FIRST_DAY, "first day", "exec"), names)
+    space, tiles = names["space"], names["tiles"]
+    assert tiles.vectors.shape == (4, space.dim)
+    assert tiles.space_id == space.space_id
+    assert [Path(key).name for key in tiles.keys] == [f"{number}.tif" for number in range(4)]
+    again = ta.load("runs/mine", encoders={"mine": make_module})
+    assert again.tower_id("mine") == names["tower"].tower_id()
+    assert again.sensors["planet"] == PLANET
+    assert names["patched"].tower_names == ("rgb",)
+
+
+def test_vectors_of_another_space_are_refused(first_day: Path, norm_clip: ClipModel) -> None:
+    tiles = ta.load("runs/b32/model").embed("tiles", sensor="sentinel2-l2a")
+    other = ta.EmbeddingSpace(norm_clip)
+    with pytest.raises(ta.TerralignError, match="different spaces cannot be compared"):
+        other.search(tiles, "a river")
+    with pytest.raises(ta.TerralignError, match="different spaces cannot be compared"):
+        other.embed(dn(32)[1:4].astype(np.uint8), sensor="rgb") + tiles
+
+
+def test_results_are_values_and_show_as_tables(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    labels = ["forest", "a river", "<b>town</b>"]
+    found = space.classify("scene.tif", labels, sensor="sentinel2-l2a")
+    numbers = np.asarray(found)
+    assert numbers.shape == (4, 3)
+    assert numbers.sum(1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert [row.label for row in found] == [labels[one] for one in numbers.argmax(1)]
+    tiles = space.embed("tiles/", sensor="sentinel2-l2a")
+    assert np.asarray(tiles) == pytest.approx(tiles.vectors)
+    assert np.linalg.norm(tiles.vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    hits = space.search(tiles, "a river", k=10)
+    assert len(hits) == 4
+    assert np.asarray(hits).tolist() == sorted((hit.score for hit in hits), reverse=True)
+    by_hand = tiles.vectors @ space.encode_text(["a river"])[0].numpy()
+    assert [hit.score for hit in hits] == pytest.approx(sorted(by_hand, reverse=True), rel=1e-5)
+    assert space.search(tiles, tiles[2])[0].key == tiles.keys[2]
+    for value in (space, found, tiles, hits):
+        assert len(repr(value).splitlines()) > 2
+        shown = value._repr_html_()
+        assert "<table>" in shown
+        assert "<b>" not in shown
+    west, south, east, north = hits[0].place.bounds
+    assert (west, south, east, north) == pytest.approx((15.0, 45.14, 15.01, 45.16), abs=0.02)
+
+
+def test_vectors_are_kept_in_geoparquet(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    tiles = space.embed(["tiles/*.tif", "scene.tif"], sensor="sentinel2-l2a")
+    assert len(tiles) == 8
+    tiles.save("tiles.parquet")
+    again = ta.Embeddings.load("tiles.parquet")
+    assert np.array_equal(again.vectors, tiles.vectors)
+    for name in ("keys", "towers", "space_id", "tower_ids", "model"):
+        assert getattr(again, name) == getattr(tiles, name)
+    assert [place.window for place in again.places] == [place.window for place in tiles.places]
+    assert [place.bounds for place in again.places] == [place.bounds for place in tiles.places]
+    assert len(tiles + again) == 16
+    assert (tiles[1:3] + tiles[5]).keys == (*tiles.keys[1:3], tiles.keys[5])
+
+
+def test_every_kind_of_input_gives_the_vectors_of_its_pixels(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    pixels = dn(32, seed=1)
+    how: dict[str, Any] = {"sensor": "sentinel2-l2a", "dn_offset": 0}
+    expected = space.embed("tiles/1.tif", **how).vectors
+    chip = ta.open_scene("tiles/1.tif", sensor="sentinel2-l2a", dn_offset=0).read()
+    bands = S2.band_names
+    samples = ta.Samples.from_arrays(pixels[None], sensor="sentinel2-l2a", dn_offset=0)
+    for found in (
+        space.embed(chip),
+        space.embed([chip]),
+        space.embed(pixels, **how),
+        space.embed(pixels[None], bands=bands, **how),
+        space.embed(torch.from_numpy(pixels.astype(np.int32)), **how),
+        space.embed([pixels], **how),
+        space.embed(pixels / 10_000, sensor="sentinel2-l2a", units="physical"),
+        space.embed(samples),
+    ):
+        assert found.vectors == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        (lambda space: ta.EmbeddingSpace("runs/b32/model"), r"write terralign.load"),
+        (lambda space: ta.SENSORS["sentinel2"], "did you mean 'sentinel2-l2a'"),
+        (lambda space: space.embed("scene.tif", sensor="Sentinel2-L2A"), "did you mean"),
+        (lambda space: space.embed("nowhere.tif"), "nowhere.tif not found"),
+        (lambda space: space.embed("tiles/*.jp2"), r"no file matches tiles/\*.jp2"),
+        (lambda space: space.embed("scene.tif"), "sensor"),
+        (lambda space: space.embed(dn(32).transpose(1, 2, 0), sensor=S2), "channels first"),
+        (lambda space: space.embed(dn(32) / 10_000, sensor=S2), "units='physical'"),
+        (lambda space: space.embed(dn(32), sensor=S2), "need dn_offset"),
+        (lambda space: space.embed(dn(32)[0], sensor=S2), r"expected \(C, H, W\)"),
+        (lambda space: space.embed(dn(32)), "need their sensor"),
+        (lambda space: space.embed(dn(32), sensor=S2, bands="B02"), "is one text"),
+        (lambda space: space.embed({"a": 1}), "cannot embed a dict"),
+        (lambda space: space.embed(None), "cannot embed a NoneType"),
+        (lambda space: space.embed("scene.tif", sensor=S2, window=0), "window must be"),
+        (lambda space: space.embed("scene.tif", sensor=S2, tower="s3"), "no tower 's3'"),
+        (lambda space: space.embed("scene.tif", sensor=S2, errors="ignore"), "errors must be"),
+        (lambda space: space.classify("scene.tif", "forest", sensor=S2), "one text"),
+        (lambda space: space.search("tiles", "a river"), "embed the imagery first"),
+        (lambda space: space.search(space.embed("tiles", sensor=S2), ""), "query is empty"),
+        (lambda space: space.search(space.embed("tiles", sensor=S2), "a", k=0), "k must be"),
+        (lambda space: space.search(space.embed("tiles", sensor=S2), ["a"]), "search for a list"),
+    ],
+)
+def test_natural_mistakes_end_in_a_line_that_says_what_to_do(
+    mistake: Any, reason: str, first_day: Path
+) -> None:
+    space = ta.load("runs/b32/model")
+    with pytest.raises(ta.TerralignError, match=reason) as caught:
+        mistake(space)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_read_is_raised_or_listed(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    (first_day / "tiles" / "5.tif").write_bytes(b"II*\0 broken")
+    with pytest.raises(ta.TerralignError, match=r"5\.tif"):
+        space.embed("tiles", sensor="sentinel2-l2a")
+    found = space.embed("tiles", sensor="sentinel2-l2a", errors="skip")
+    assert len(found) == 4
+    assert [Path(one.key).name for one in found.faults] == ["5.tif"]
+    assert "1 inputs not read" in repr(found)
+
+
+def test_public_names_are_listed_and_light() -> None:
+    assert set(dir(ta)) == set(ta.__all__)
+    assert all(getattr(ta, name) is not None for name in ta.__all__)
+    code = (
+        "import sys, terralign; from terralign import SENSORS, TerralignError; "
+        "terralign.SENSORS['rgb']; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_open_clip_folder_is_a_space(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    save_clip(tiny_clip, folder)
+    space = ta.load(folder)
+    assert space.tower_names == ("rgb",)
+    assert "rgb" in repr(space)
