@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 
 import terralign
+from imagery import NEW_PRODUCT, write_geotiff, write_product
 from terralign.cli import main
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.declared import read_declaration
@@ -68,6 +69,13 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(words[1:], id=f"{page.relative_to(ROOT)}-{number}")
 
 
+[_PLANETSCOPE] = [
+    text
+    for kind, text in FENCE.findall((ROOT / "docs" / "imagery.md").read_text())
+    if kind == "toml" and 'name = "planetscope"' in text
+]
+
+
 def fill(folder: Path) -> None:
     """What the Python blocks read: spaces with a Sentinel-2 tower, and a scene."""
     clip = new_clip(
@@ -99,14 +107,21 @@ def fill(folder: Path) -> None:
     space = EmbeddingSpace(clip, towers={"sentinel2": build_tower(config, clip)})
     for name in ("terralign-quickstart", "runs/m", "runs/b32"):
         space.save(folder / name / "model")
-    pixels = np.random.default_rng(0).integers(1001, 5000, (num, 40, 40)).astype(np.uint16)
-    with rasterio.open(
-        folder / "scene.tif", "w", driver="GTiff", dtype="uint16", count=num, height=40, width=40,
-        crs="EPSG:32633", transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000),
-    ) as file:  # fmt: skip
-        file.write(pixels)
-        for position, name in enumerate(sensor.band_names, start=1):
-            file.set_band_description(position, name)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(1001, 5000, (num, 40, 40)).astype(np.uint16)
+    write_geotiff(folder / "scene.tif", pixels, sensor.band_names)
+    write_product(folder / NEW_PRODUCT, rng.integers(1001, 5000, (num, 60, 60)).astype(np.uint16))
+    for number in range(3):
+        write_geotiff(
+            folder / "tiles" / f"{number}.tif", np.roll(pixels, number)[:, :32, :32],
+            sensor.band_names,
+        )  # fmt: skip
+    bands = ("blue", "green", "red", "nir")
+    for kind, level in (("Field", 900), ("Lake", 300)):
+        for number in range(6):
+            chip = (rng.integers(0, 300, (4, 32, 32)) + level).astype(np.uint16)
+            write_geotiff(folder / "planet" / kind / f"{number}.tif", chip, bands, gsd_m=3)
+    (folder / "planetscope.toml").write_text(_PLANETSCOPE)
 
 
 @pytest.mark.parametrize("text", blocks("python"))
@@ -116,27 +131,30 @@ def test_python_blocks_run(text: str, tmp_path: Path, monkeypatch: pytest.Monkey
     exec(compile(text, "block", "exec"), {"__name__": "__main__"})
 
 
-def test_the_geotiff_example_of_the_readme_prints_what_the_command_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_readmes_python_gives_what_its_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
-    [text] = [text for kind, text in FENCE.findall(readme) if kind == "python"]
-    [command] = re.findall(r"`terralign (classify runs/b32/model [^`]*)`", readme)
+    """`classify` on the same scene, with no data where a chip without its mask would be bright."""
     fill(tmp_path)
     with rasterio.open(tmp_path / "scene.tif", "r+") as file:
         pixels = file.read()
-        pixels[:, :5] = 65535  # what a chip without its mask would take for bright reflectance
+        pixels[:, :5] = 65535
         file.write(pixels)
         file.nodata = 65535
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "block", "exec"), {"__name__": "__main__"})
-    by_python = dict(
-        line.removesuffix(" %").split(": ") for line in capsys.readouterr().out.splitlines()
+    names: dict[str, Any] = {}
+    text = next(
+        text for kind, text in FENCE.findall((ROOT / "README.md").read_text()) if "load(" in text
     )
-    found = CliRunner().invoke(main, [*shlex.split(command), "--json", "--device", "cpu"])
+    exec(compile(text, "block", "exec"), names)
+    by_python = np.asarray(names["found"])
+    words = ["classify", "runs/b32/model", "scene.tif", "--labels", "forest,a river"]
+    how = ["--sensor", "sentinel2-l2a", "--dn-offset", "-1000", "--json", "--device", "cpu"]
+    found = CliRunner().invoke(main, [*words, *how])
     assert found.exit_code == 0, found.output
     (row,) = json.loads(found.stdout)
-    assert by_python == {name: f"{100 * one:.1f}" for name, one in row["probabilities"].items()}
+    by_command = [list(one["probabilities"].values()) for one in row["windows"]]
+    assert np.array_equal(np.array(by_command, dtype=np.float32), by_python)
     assert row["valid_share"] < 1
 
 
