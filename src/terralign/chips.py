@@ -272,7 +272,7 @@ class Chip:
         if composite is None or not set(composite.bands) <= set(self.bands):
             return f"<code>{text}</code>"
         data = base64.b64encode(_composite_png(self, composite)).decode()
-        picture = f'<img alt="{composite.name}" src="data:image/png;base64,{data}">'
+        picture = f'<img alt="{html.escape(composite.name)}" src="data:image/png;base64,{data}">'
         return f"<figure>{picture}<figcaption><code>{text}</code></figcaption></figure>"
 
 

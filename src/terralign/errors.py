@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class TerralignError(Exception):
@@ -101,3 +102,8 @@ def first_line(error: BaseException) -> str:
     """The first line of what another library's error says, cut to a length fit for one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
+
+
+def shown(path: Path) -> str:
+    """A path as one line of printable characters, as errors show those that may hold any."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(path))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Grid, PixelLayout, Units, Window, make_layout
-from terralign.errors import DataError, UnknownOffsetError
+from terralign.errors import DataError, UnknownOffsetError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.file_layout import offset_of, other_scale, units_of
-from terralign.scenes.geotiff import held_raster, open_raster, require_small_blocks
+from terralign.scenes.geotiff import open_for_windows, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import stated_scale
 from terralign.scenes.product_names import eo_browser_day
-from terralign.scenes.products import BandFile, Product, shown
+from terralign.scenes.products import BandFile, Product
 from terralign.scenes.read import grid_of
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import Sensor
@@ -196,9 +195,7 @@ def _pixel_area(grid: Grid) -> float:
 
 def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
     """Where a band's grid lies in the finest one; `DataError` where they do not nest."""
-    to_fine = np.linalg.inv(_matrix(fine)) @ _matrix(
-        header.grid
-    )  # (column, row, 1) to the fine one
+    to_fine = np.linalg.inv(_matrix(fine)) @ _matrix(header.grid)
     (across, skew_x, right), (skew_y, along, down), _ = to_fine.tolist()
     factor = max(1, round(across))
     off = max(abs(across / factor - 1), abs(along / factor - 1), abs(skew_x), abs(skew_y))
@@ -258,11 +255,7 @@ class BandFiles:
         pixels = np.full(shape, nothing, dtype=self.dtype)
         for name, channel in zip(layout.bands, pixels, strict=True):
             band = self.bands[name]
-            with ExitStack() as stack:
-                if window is None:
-                    source = stack.enter_context(open_raster(band.path))
-                else:
-                    source = held_raster(band.path)
+            with open_for_windows(band.path, hold=window is not None) as source:
                 read_enlarged(
                     source,
                     channel,

@@ -20,7 +20,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Window
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, first_line, shown
 
 _warnings_lock = threading.Lock()
 
@@ -32,13 +32,14 @@ def first_bytes(path: Path, count: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(count)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
 
 
 def require_file(path: Path) -> None:
     """Raise `DataError` where `path` is missing or is no file."""
     if not path.is_file():
-        raise DataError(f"{path} is not there" if not path.exists() else f"{path} is not a file")
+        what = "is not there" if not path.exists() else "is not a file"
+        raise DataError(f"{shown(path)} {what}")
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def open_geotiff(path: Path) -> Iterator[Any]:
     Raises `DataError` where the file is missing or no GeoTIFF.
     """
     require_file(path)
-    with _opened(lambda: rasterio.open(path, driver="GTiff"), str(path)) as source:
+    with _opened(lambda: rasterio.open(path, driver="GTiff"), shown(path)) as source:
         yield source
 
 
@@ -76,16 +77,16 @@ _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
     """An open GeoTIFF or JPEG 2000 file, by these two drivers of GDAL only, as `open_geotiff`."""
-    source = raster_opened(path)
+    source = _raster_opened(path)
     with source:
         yield source
 
 
-def raster_opened(path: Path) -> Any:
+def _raster_opened(path: Path) -> Any:
     """The dataset of `open_raster`, which the caller closes."""
     jpeg2000 = first_bytes(path, 12).startswith(_JP2)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
-    return _opened(lambda: rasterio.open(path, driver=driver), str(path), kind=kind)
+    return _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind)
 
 
 MAX_BLOCK_BYTES = 1024**3
@@ -98,7 +99,7 @@ def require_small_blocks(path: Path, source: Any) -> None:
         num_bytes = height * width * np.dtype(dtype).itemsize
         if num_bytes > MAX_BLOCK_BYTES:
             raise DataError(
-                f"{path} is stored in blocks of {num_bytes / 2**20:.0f} MiB, more than the "
+                f"{shown(path)} is stored in blocks of {num_bytes / 2**20:.0f} MiB, more than the "
                 f"limit of {MAX_BLOCK_BYTES / 2**20:.0f} MiB; write it in tiles "
                 "(gdal_translate -co TILED=YES)"
             )
@@ -108,7 +109,17 @@ _MAX_HELD = 32
 _held = threading.local()
 
 
-def held_raster(path: Path) -> Any:
+@contextmanager
+def open_for_windows(path: Path, *, hold: bool) -> Iterator[Any]:
+    """A dataset of `open_raster`; with `hold`, it stays open for this thread's next window."""
+    if hold:
+        yield _held_raster(path)
+        return
+    with open_raster(path) as source:
+        yield source
+
+
+def _held_raster(path: Path) -> Any:
     """An open dataset of `open_raster` that this thread keeps for its next window.
 
     A tile is decoded once for all windows that it holds. The last `_MAX_HELD` files stay open; one
@@ -117,7 +128,7 @@ def held_raster(path: Path) -> Any:
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
     key = (os.getpid(), str(path.absolute()), status.st_size, status.st_mtime_ns)
     files: OrderedDict[tuple[object, ...], Any] | None = getattr(_held, "files", None)
     if files is None:
@@ -125,7 +136,7 @@ def held_raster(path: Path) -> Any:
     if key in files:
         files.move_to_end(key)
         return files[key]
-    source = raster_opened(path)
+    source = _raster_opened(path)
     for other in [one for one in files if one[:2] == key[:2]]:
         files.pop(other).close()
     while len(files) >= _MAX_HELD:

@@ -7,9 +7,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from terralign.errors import DataError
+from terralign.errors import DataError, shown
 from terralign.scenes.pictures import PICTURE_SUFFIXES
-from terralign.scenes.products import is_product, shown
+from terralign.scenes.products import is_product
 from terralign.sensors import Sensor
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from terralign.errors import DataError, SensorError
+from terralign.errors import DataError, SensorError, shown
 from terralign.scenes.product_metadata import earth_engine_product
 from terralign.scenes.product_names import (
     NamedBand,
@@ -48,11 +48,6 @@ class Product:
     sensor: Sensor
     files: tuple[BandFile, ...]
     names: tuple[str, ...]
-
-
-def shown(path: Path) -> str:
-    """A path as one line of printable characters."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(path))
 
 
 def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from terralign.chips import Chip, Grid, Units, Window, make_layout
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, first_line, shown
 from terralign.scenes.file_layout import FileLayout, describe_geotiff
 from terralign.scenes.geotiff import (
     as_rasterio_window,
@@ -71,12 +71,12 @@ def require_picture(
     """Raise `DataError` where what is declared of a picture is not sensor `rgb` in 8-bit DN."""
     if sensor is not None and sensor != SENSORS["rgb"]:
         raise DataError(
-            f"{path} is a picture, which is sensor 'rgb', not {sensor.name!r}; "
+            f"{shown(path)} is a picture, which is sensor 'rgb', not {sensor.name!r}; "
             f"give the {sensor.name} bands as a GeoTIFF"
         )
     if bands is not None or dn_offset is not None or units == "physical":
         raise DataError(
-            f"{path} is a picture: its bands are red, green, blue in 8-bit numbers; "
+            f"{shown(path)} is a picture: its bands are red, green, blue in 8-bit numbers; "
             "leave out bands, dn_offset and units"
         )
 
@@ -89,7 +89,9 @@ def kind_of(path: Path) -> Literal["tiff", "picture"]:
         return "tiff"
     if kind in IMAGE_FORMATS:
         return "picture"
-    raise DataError(f"{path} {no_picture(head, read='JPEG, PNG, WebP, BMP, GIF or GeoTIFF')}")
+    raise DataError(
+        f"{shown(path)} {no_picture(head, read='JPEG, PNG, WebP, BMP, GIF or GeoTIFF')}"
+    )
 
 
 def read_image(path: Path | str) -> Chip:
@@ -157,7 +159,7 @@ def read_geotiff(
         pixels, valid = read_pixels(path, source, described)
     chip = Chip(pixels=pixels, valid=valid, layout=described.layout, grid=grid)
     if check:
-        check_chip(chip, origin=str(path))
+        check_chip(chip, origin=shown(path))
     return chip
 
 
@@ -183,7 +185,7 @@ def require_fit(
     num_bytes = len(bands) * grid.height * grid.width * dtype.itemsize
     if num_bytes > max_bytes:
         raise DataError(
-            f"{path} needs {num_bytes / 2**20:.0f} MiB ({len(bands)} bands of "
+            f"{shown(path)} needs {num_bytes / 2**20:.0f} MiB ({len(bands)} bands of "
             f"{grid.width}x{grid.height} {dtype}), more than the limit of "
             f"{max_bytes / 2**20:.0f} MiB; read it in windows, or cut it into smaller files"
         )
@@ -204,7 +206,7 @@ def read_pixels(
         if layout.sensor == SENSORS["rgb"] and described.dtype == np.uint8:
             valid[:] = source.dataset_mask(window=part) > 0  # as pictures of data sets are masked
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {first_line(error)}") from error
+        raise DataError(f"{shown(path)} is damaged: {first_line(error)}") from error
     if layout.units == "dn" and layout.sensor.nodata is not None:
         valid &= pixels != layout.sensor.nodata
     return pixels, valid

@@ -10,7 +10,6 @@ import datetime as dt
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
-from terralign.errors import SensorError, UnknownOffsetError
+from terralign.errors import SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
-from terralign.scenes.geotiff import held_raster, open_geotiff, require_small_blocks
+from terralign.scenes.geotiff import open_for_windows, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
-from terralign.scenes.products import Product, find_product, shown
+from terralign.scenes.products import Product, find_product
 from terralign.scenes.read import (
     grid_of,
     kind_of,
@@ -157,7 +156,7 @@ class Scene:
         return replace(self.layout, bands=names, composite=recipe)
 
     def __str__(self) -> str:
-        """ "B04.tif: sentinel2-l2a B04; 1068x1068 at 10 m, EPSG:32648; 2020-02-23"."""
+        """ "a.tif: sentinel2-l2a B03, B04; 64x64 pixels of 10 units, EPSG:32648; 2020-02-23"."""
         place = ""
         if self.grid.crs is not None:
             a, _, _, d, _, _ = self.grid.transform
@@ -372,11 +371,7 @@ class _FileSource:
         known = self.described.layout.bands
         indexes = tuple(self.described.indexes[known.index(name)] for name in layout.bands)
         described = replace(self.described, layout=layout, indexes=indexes)
-        with ExitStack() as stack:
-            if window is None:
-                source = stack.enter_context(open_geotiff(self.path))
-            else:
-                source = held_raster(self.path)
+        with open_for_windows(self.path, hold=window is not None) as source:
             return read_pixels(self.path, source, described, window=window)
 
 
