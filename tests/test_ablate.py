@@ -436,6 +436,6 @@ def test_a_study_says_which_data_root_is_missing_before_it_writes(
     folder: Path, tmp_path: Path
 ) -> None:
     study = _study(folder, SHARING)
-    with pytest.raises(DataError, match="nowhere is not there"):
+    with pytest.raises(DataError, match="nowhere not found"):
         run_study(study, tmp_path / "out", device="cpu", data_root=tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()

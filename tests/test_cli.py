@@ -161,6 +161,44 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
 
 
+_SLIPS = """
+import sys
+from terralign.cli import main
+
+slips = [
+    ["run", "nope.toml"], ["run", "nope"], ["run", "quickstart", "--data-root", "nowhere"],
+    ["patch", "--recipe", "quickstart", "--base", "nowhere", "--out", "o"],
+    ["evaluate", "MODEL", "--data", "nope.toml"], ["evaluate", "MODEL", "--data", "nope"],
+    ["evaluate", "MODEL", "--data", "aid"], ["evaluate", "nowhere", "--data", "synthetic-photos"],
+    ["evaluate", "MODEL", "--data", "synthetic-photos", "--prompts", "nope"],
+    ["evaluate", "ViT-B-33:openai", "--data", "synthetic-photos"],
+    ["classify", "MODEL", "nope.tif", "--labels", "a,b"],
+    ["classify", "nowhere", "nope.tif", "--labels", "a,b"],
+    ["classify", "MODEL", "MODEL", "--labels", "a,b", "--sensor", "nope.toml"],
+    ["bench", "nope.toml", "--models", "MODEL", "--out", "o"],
+    ["ablate", "nope.toml"], ["pack", "nope.toml", "o"], ["info", "nope"], ["info", "nope.toml"],
+]
+for slip in slips:
+    try:
+        main([sys.argv[1] if word == "MODEL" else word for word in slip])
+    except SystemExit as end:
+        assert end.code == 1, slip
+    assert "torch" not in sys.modules, slip
+"""
+
+
+def test_a_slip_in_a_path_or_name_does_not_wait_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _SLIPS, "model"], capture_output=True, text=True, timeout=60,
+        check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 18
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_every_option_says_what_it_is() -> None:
     silent = [
         f"{name} {option.opts[0]}"
@@ -359,12 +397,14 @@ def test_single_stages_take_a_base_and_a_recipe(
         return RunResult(folder=out, rows=(), complete_before=False)
 
     monkeypatch.setattr("terralign.run.run_recipe", fake)
+    base = tmp_path / "b"
+    base.mkdir()
     result = _call(
-        command, "--recipe", "micro-real", "--base", "b", "--out", tmp_path / "o",
+        command, "--recipe", "micro-real", "--base", base, "--out", tmp_path / "o",
         "--data-root", tmp_path, "--set", "seed=3", "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert (seen["recipe"].base.model, seen["recipe"].seed) == ("b", 3)
+    assert (seen["recipe"].base.model, seen["recipe"].seed) == (str(base), 3)
     assert (seen["recipe"].patch is None) == (command == "align")
     assert (seen["out"], seen["data_root"], seen["device"]) == (tmp_path / "o", tmp_path, "cpu")
 
@@ -591,7 +631,7 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
         recipe.write_text(SMALL_RECIPE.replace('"synthetic-scenes"', '"eurosat-rgb"', 1))
         arguments = ["run", recipe, "--out", tmp_path / "o"]
     said = _fault(*arguments, "--data-root", nowhere)
-    assert f"data root {nowhere} is not there" in said
+    assert f"data root {nowhere} not found" in said
 
 
 @pytest.mark.parametrize(
@@ -630,7 +670,7 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
             "synthetic-photos, which holds RGB pictures",
         ),
         (["classify", "MODEL", "nowhere.png", "--labels", "a,b"], "nowhere.png"),
-        (["classify", "MODEL", "a.tif", "--labels", "a,b", "--sensor", "s2"], "sensor 's2'"),
+        (["classify", "MODEL", "MODEL", "--labels", "a,b", "--sensor", "s2"], "sensor 's2'"),
     ],
 )
 def test_other_faults(
@@ -749,7 +789,7 @@ def load(source):
         print("cleared away")
 
 EmbeddingSpace.load = load
-main(["--quiet", "evaluate", "x", "--data", "y"])
+main(["--quiet", "evaluate", "hf-hub:x/y", "--data", "synthetic-photos"])
 """
 
 
@@ -773,7 +813,7 @@ def test_the_handler_of_sigterm_is_put_back() -> None:
     "arguments",
     [
         ["evaluate", "MODEL", "--data", "synthetic-photos"],
-        ["classify", "MODEL", "a.png", "--labels", "a,b"],
+        ["classify", "MODEL", "MODEL", "--labels", "a,b"],
     ],
 )
 def test_a_device_that_is_not_there(finished_run: Path, arguments: list[str]) -> None:

@@ -321,7 +321,7 @@ def test_the_difference_of_two_recipes_names_every_key() -> None:
     assert toml_difference(old, new) == [
         "align.s1.epochs: 1 -> 9",
         "patch.lr: 1e-05 -> 0.5",
-        "patch.tasks.0.limit: not there -> 5",
+        "patch.tasks.0.limit: not set -> 5",
     ]
 
 
@@ -330,7 +330,7 @@ def test_a_tower_less_is_a_difference() -> None:
     values = copy.deepcopy(VALUES)
     del values["align"][1]
     found = toml_difference(old, recipe_text(parse_recipe(values, origin="x")))
-    assert "align.s1.name: 's1' -> not there" in found
+    assert "align.s1.name: 's1' -> not set" in found
 
 
 def _recipe(**change: Any) -> Recipe:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terralign.errors import SensorError
+from terralign.errors import SensorError, UnknownSensorError
 from terralign.sensors import (
     SENSORS,
     describe_sensor,
@@ -212,3 +212,22 @@ def test_any_sensor_survives_the_round_trip(
     assert sensor.band_names == tuple(f"x{name}" for name in bands)
     assert (sensor.dn_scale, sensor.nodata) == (scale, nodata)
     assert parse_sensor(describe_sensor(sensor)) == sensor
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("sentinel2", "sentinel2-l2a"),
+        ("sentinel2-L2A", "sentinel2-l2a"),
+        ("SENTINEL2-L1C", "sentinel2-l1c"),
+        ("landsat-l2", "landsat-oli-l2"),
+    ],
+)
+def test_an_unknown_sensor_is_answered_with_the_nearest(name: str, nearest: str) -> None:
+    for find in (SENSORS.__getitem__, find_sensor):
+        with pytest.raises(UnknownSensorError, match=f"unknown sensor '{name}'; did you mean"):
+            find(name)
+        with pytest.raises(KeyError, match=f"'{nearest}'"):
+            find(name)
+    assert name not in SENSORS
+    assert SENSORS.get(name) is None

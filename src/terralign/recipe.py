@@ -7,19 +7,21 @@ before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from terralign.datasets.catalog import find_dataset
+from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.sensor import CUSTOM
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.files import read_shipped, read_toml, shipped_names
+from terralign.files import hash_json, shipped_names
 from terralign.sensors import find_sensor
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.toml_paths import TomlPaths, identity_of
+from terralign.toml_values import apply_override, explain, read_named, without_none
 from terralign.train.align import AlignSettings
 from terralign.train.patch import PatchSettings
 from terralign.train.pretrain import PretrainSettings
@@ -37,7 +39,7 @@ class BaseRecipe(_Strict):
     """The CLIP to start from: one that exists, or a small one that is pretrained first."""
 
     model: str | None = None
-    """A space or open_clip folder (also below the data root), hf-hub:ORG/NAME, ARCHITECTURE:TAG or
+    """A space or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or
     ARCHITECTURE:FILE."""
     pretrain: PretrainSettings | None = None
 
@@ -224,26 +226,31 @@ def recipe_names() -> list[str]:
     return shipped_names("recipes")
 
 
-def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str, *, overrides: Sequence[str] = (), data_root: Path | None = None
+) -> Recipe:
     """A shipped recipe by name, or a TOML file, with `KEY=VALUE` overrides applied.
 
+    Paths in the file are relative to it, those of overrides to the working directory; both are then
+    looked for in `data_root`. The recipe holds them absolute.
+
     `RecipeError` names the nearest right key for a misspelt one, an unknown data set, sensor or
-    prompt set, and training data that would be validated on itself.
+    prompt set, a path that is not found, and training data that would be validated on itself.
     """
-    if name_or_path in recipe_names():
-        values = read_shipped("recipes", name_or_path)
-    elif Path(name_or_path).suffix == ".toml":
-        values = read_toml(Path(name_or_path), what="recipe", fault=RecipeError)
-    else:
-        hint = nearest(name_or_path, recipe_names())
-        raise RecipeError(f"no recipe {name_or_path!r}; {hint} (or the path of a .toml file)")
+    values = read_named("recipe", name_or_path)
+    paths = TomlPaths.named(name_or_path, data_root)
+    here = partial(TomlPaths.here(data_root).resolve, names=DATASETS)
     for override in overrides:
-        apply_override(values, override)
+        apply_override(values, override, resolve=here)
+    try:
+        values = paths.resolve(values, names=DATASETS)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {name_or_path}: {error}") from error
     return parse_recipe(values, origin=name_or_path)
 
 
 def parse_recipe(values: Mapping[str, Any], *, origin: str) -> Recipe:
-    """A recipe from plain values, checked."""
+    """A recipe from plain values, checked; relative paths are those of the working directory."""
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -347,6 +354,16 @@ def _check_not_supported(data: UnlabelledData, supported: Sequence[SupportedData
             )
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """The resolved recipe as TOML: every value, defaults included."""
-    return tomli_w.dumps(without_none(recipe.model_dump(mode="json")))
+def recipe_text(recipe: Recipe, paths: TomlPaths | None = None) -> str:
+    """The resolved recipe as TOML: every value, defaults included.
+
+    `paths`: of the file that it goes to, which the paths in it are then relative to.
+    """
+    values = recipe.model_dump(mode="json")
+    return tomli_w.dumps(without_none(paths.portable(values) if paths else values))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """The name of a recipe, wherever its files lie."""
+    values = identity_of(without_none(recipe.model_dump(mode="json")))
+    return hash_json({"recipe": tomli_w.dumps(values)})

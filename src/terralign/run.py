@@ -25,10 +25,10 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
+from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import ModelError, RecipeError
 from terralign.evaluate.classification import (
     choose_class_names,
-    choose_prompts,
     evaluate_zero_shot,
 )
 from terralign.evaluate.embed import Embed, Embedded, Route, embed_samples
@@ -42,6 +42,7 @@ from terralign.recipe import (
     AlignRecipe,
     EvaluateRecipe,
     Recipe,
+    recipe_hash,
     recipe_text,
 )
 from terralign.run_checks import check_towers
@@ -49,7 +50,8 @@ from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe, keep_threads
 from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
-from terralign.train.align import align
+from terralign.toml_paths import TomlPaths, identity_of
+from terralign.train.align import AlignSettings, align
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
@@ -84,7 +86,7 @@ def run_recipe(
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
     with claimed(folder):
-        keep_recipe(recipe, folder)
+        keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_json(results)["rows"]
@@ -100,16 +102,17 @@ def evaluate_entry(
     entry: EvaluateRecipe,
     *,
     tower: str | None,
+    prompts: PromptSet,
     embed: Embed | None = None,
 ) -> Evaluation:
     """Measure what a recipe's entry asks of one tower; of retrieval it names both sides itself."""
     if entry.task == "retrieval":
         return evaluate_retrieval(
             space, samples, query=entry.query, gallery=entry.gallery or RGB,
-            prompts=entry.prompts, embed=embed,
+            prompts=prompts, embed=embed,
         )  # fmt: skip
     return evaluate_zero_shot(
-        space, samples, tower=tower, prompts=entry.prompts,
+        space, samples, tower=tower, prompts=prompts,
         class_names=choose_class_names(samples, entry.classes), embed=embed,
     )  # fmt: skip
 
@@ -126,6 +129,7 @@ class _Run:
         stores: Path | None,
     ) -> None:
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
+        self.paths = TomlPaths.beside(folder / "recipe.toml", data_root)
         self.data = RunData(recipe, data_root, stores or folder / "stores")
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
@@ -144,6 +148,7 @@ class _Run:
             self.data.open_everything()
             self.overlaps.check()
         check_towers(self.recipe, base, self.data.open)
+        self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
         rows = self._evaluate(base, patched, space)
@@ -161,20 +166,23 @@ class _Run:
         recipe = self.recipe.base
         if recipe.pretrain is None:
             assert recipe.model is not None
-            below = self.data_root / recipe.model if self.data_root is not None else None
-            found = below if below is not None and below.is_dir() else recipe.model
-            if below is None and not Path(recipe.model).exists() and ":" not in recipe.model:
+            found = TomlPaths(folder=None, data_root=self.data_root).find(recipe.model)
+            if found is None and not Path(recipe.model).exists() and ":" not in recipe.model:
+                root = self.data_root
+                places = "beside the recipe" + (f" and in the data root {root}" if root else "")
+                hint = "" if root else "; give the data root to look there too (--data-root)"
                 raise ModelError(
-                    f"no model at {recipe.model!r}; a recipe's base is also looked for below the "
-                    "data root: give it with --data-root"
+                    f"base.model: {recipe.model} not found; looked {places}{hint}. It may also be "
+                    "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
                 )
-            return EmbeddingSpace.load(found).to(self.device)
+            return EmbeddingSpace.load(found or recipe.model).to(self.device)
         folder = self.folder / "base"
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
             samples = self.data.open(settings.data, settings.split, settings.limit)
             clip = pretrain(
-                samples, settings, self.folder / "pretrain",
+                samples, settings.model_copy(update={"data": samples.name}),
+                self.folder / "pretrain",
                 seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
             )  # fmt: skip
             partial = self.folder / ".base.partial"
@@ -216,7 +224,7 @@ class _Run:
             self._with_visual(base.clip, patched.patched if patched else None, "patched"),
             towers=base.towers if patched is None else {},
             sensors=base.sensors,
-            prompts=self._space_prompts(base),
+            prompts=self.data.own_prompts,
             provenance=self._provenance(base, patched),
         )
         for recipe in self.recipe.align:
@@ -236,7 +244,7 @@ class _Run:
             {
                 "teacher": clip.anchor_id(),
                 "student": tower.tower_id(),
-                "recipe": recipe.model_dump(mode="json"),
+                "recipe": identity_of(recipe.model_dump(mode="json")),
                 "sources": [source.identity() for source in sources],
                 "seed": seed,
             }
@@ -251,11 +259,14 @@ class _Run:
             return tower.to(self.device).eval().requires_grad_(False)
         if initial:
             write_json(folder / "initial.json", initial)
+        settings = AlignSettings.model_validate(
+            {name: getattr(recipe, name) for name in AlignSettings.model_fields}
+        )
         inflated = recipe.student.backbone == INFLATE
         if initial or (inflated and self.recipe.base.pretrain is None):
             warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
         align(
-            clip, tower.to(self.device), sources, recipe, folder,
+            clip, tower.to(self.device), sources, settings, folder,
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
@@ -277,17 +288,12 @@ class _Run:
     def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
         return clip if state is None else clip.with_visual(state, source=source)
 
-    def _space_prompts(self, base: EmbeddingSpace) -> Any:
-        if self.recipe.patch is None:
-            return base.prompts
-        task = self.recipe.patch.tasks[0]
-        return choose_prompts(self.data.open(task.data, task.train), task.prompts)
-
     def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
+        model = self.recipe.base.model
         return {
             "recipe": self.recipe.name,
-            "recipe_hash": hash_json({"recipe": recipe_text(self.recipe)}),
-            "base": self.recipe.base.model or "pretrained by the recipe",
+            "recipe_hash": recipe_hash(self.recipe),
+            "base": identity_of({"model": model})["model"] if model else "pretrained by the recipe",
             "base_id": base.space_id,
             "alpha": patched.choice.alpha if patched else None,
             "versions": versions(),
@@ -328,8 +334,8 @@ class _Run:
             "model": model,
             "towers": towers,
             "data": samples.fingerprint,
-            "entry": entry.model_dump(mode="json", exclude={"models", "towers"}),
-            "prompts": choose_prompts(samples, entry.prompts).describe(),
+            "entry": identity_of(entry.model_dump(mode="json", exclude={"models", "towers"})),
+            "prompts": self.data.prompts(samples, entry.prompts).describe(),
             "classes": samples.labels and list(samples.labels.class_names),
         }
         rows = keep_measurement(
@@ -355,7 +361,8 @@ class _Run:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]
 
-        return evaluate_entry(space, samples, entry, tower=tower, embed=embed)
+        prompts = self.data.prompts(samples, entry.prompts)
+        return evaluate_entry(space, samples, entry, tower=tower, prompts=prompts, embed=embed)
 
     def _shown(self, space: EmbeddingSpace) -> ShownSamples | None:
         """Samples of the entry that most towers are measured on, with what is predicted for them.
@@ -374,7 +381,7 @@ class _Run:
         return show_samples(
             samples,
             models,
-            prompts=choose_prompts(samples, entry.prompts),
+            prompts=self.data.prompts(samples, entry.prompts),
             class_names=choose_class_names(samples, entry.classes),
         )
 
@@ -385,7 +392,6 @@ class _Run:
         sensors = [name for tower in space.towers for name in space.input_spec(tower).sensors]
         sensor = (sensors or [RGB])[0]
         offset = " --dn-offset -1000" if sensor.startswith("sentinel2") else ""
-        entry = next((one for one in self.recipe.evaluate if one.task != "retrieval"), None)
         steps = [
             ("The towers of the model, their bands and prompts", f"terralign info {model}"),
             (
@@ -395,13 +401,21 @@ class _Run:
                 f"--sensor {sensor}{offset}",
             ),
         ]
-        if entry is not None:
-            suite = "quick" if entry.data.startswith("synthetic") else "micro"
-            root = "" if suite == "quick" else " --data-root data"
+        if self.recipe.base.pretrain is not None:
+            base = shlex.quote(f"{folder}/base")
             steps.append(
                 (
-                    "Compare it with other models on the same samples",
-                    f"terralign bench {suite} --models {model}{root} --out {suite}-bench",
+                    "Compare it with its base model on the synthetic world",
+                    f"terralign bench quick --models {base} {model} --out bench",
+                )
+            )
+        elif self.recipe.evaluate:
+            entry = self.recipe.evaluate[0]
+            steps.append(
+                (
+                    "Measure it on a data set, this or another",
+                    f"terralign evaluate {model} --data {shlex.quote(entry.data)} "
+                    f"--split {entry.split} --data-root data",
                 )
             )
         return steps
@@ -435,7 +449,7 @@ class _Run:
             chosen_alpha=patched.choice.alpha if patched else None,
             max_supported_drop=self.recipe.patch.max_supported_drop if self.recipe.patch else None,
             curves=curves,
-            recipe_text=recipe_text(self.recipe),
+            recipe_text=recipe_text(self.recipe, self.paths),
             versions={
                 key: str(value) for key, value in read_json(self.folder / "versions.json").items()
             },

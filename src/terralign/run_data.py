@@ -9,6 +9,7 @@ from terralign.datasets.composited import with_composite
 from terralign.datasets.packing import pack_on_use
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
+from terralign.encoders.zeroshot import PromptSet
 from terralign.evaluate.classification import choose_class_names, choose_prompts, require_labels
 from terralign.recipe import AlignData, PatchRecipe, Recipe
 from terralign.run_checks import check_figures_differ
@@ -19,6 +20,7 @@ from terralign.train.finetune import PatchingTask
 
 class RunData:
     """Opens what a recipe names. `size`: that of RGB pictures, known once the base model is.
+    `own_prompts`: those of the run's space, for data that name none; all models get the same.
 
     `stores`: where packed stores are made, where the recipe asks for them.
     """
@@ -26,6 +28,7 @@ class RunData:
     def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path) -> None:
         self.recipe, self.data_root, self.stores = recipe, data_root, stores
         self.size: Size | None = None
+        self.own_prompts: PromptSet | None = None
         self._sets: dict[tuple[str, str, int | None, str | None], SampleSet] = {}
 
     def open(
@@ -39,6 +42,18 @@ class RunData:
                 whole = pack_on_use(whole, self.stores, size=self.size)
             self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]
+
+    def choose_own_prompts(self, base: PromptSet | None) -> None:
+        """The run's space has those of the first patching task; unpatched, those of its base."""
+        self.own_prompts = base
+        if self.recipe.patch is not None:
+            task = self.recipe.patch.tasks[0]
+            samples = self.open(task.data, task.train)
+            self.own_prompts = choose_prompts(samples, task.prompts)
+
+    def prompts(self, samples: SampleSet, named: str | None) -> PromptSet:
+        """The prompts that every model is measured with."""
+        return choose_prompts(samples, named, own=self.own_prompts)
 
     def open_everything(self) -> None:
         """Meet missing data before hours of work, not after."""

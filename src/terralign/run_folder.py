@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from terralign.evaluate.paired import read_outcomes, write_outcomes
 from terralign.evaluate.result import Evaluation
 from terralign.files import hash_json, read_json, read_text, write_json, write_text
 from terralign.recipe import Recipe, recipe_text
+from terralign.toml_paths import TomlPaths
 from terralign.toml_values import toml_difference
 from terralign.train.threads import choose_threads, set_threads
 from terralign.versions import versions
@@ -29,22 +31,35 @@ MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
 
 
-def keep_recipe(recipe: Recipe, folder: Path) -> None:
+def keep_recipe(recipe: Recipe, folder: Path, data_root: Path | None = None) -> None:
     """Write the resolved recipe, or refuse a folder that holds another one or other files.
+
+    Its paths are relative to the data root or to the folder, so that it can be run again from
+    there. Files that moved with their folders, the run's or those of the data, are the same.
 
     A recipe that was refused before anything was computed makes way for another.
     """
+    paths = TomlPaths.beside(folder / "recipe.toml", data_root)
+    text = recipe_text(recipe, paths)
     there = {one.name for one in folder.iterdir() if not one.name.startswith(".")}
     if BEFORE_WORK <= there <= {*BEFORE_WORK, "stores"}:
-        write_text(folder / "recipe.toml", recipe_text(recipe))
+        write_text(folder / "recipe.toml", text)
         return
-    keep_toml(folder / "recipe.toml", recipe_text(recipe), kind="run", what="recipe")
+    keep_toml(folder / "recipe.toml", text, kind="run", what="recipe", same=paths.same)
 
 
-def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
+def keep_toml(
+    path: Path,
+    text: str,
+    *,
+    kind: str,
+    what: str,
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> None:
     """Write what a folder is made by, or refuse one made by another, or with other files.
 
-    `kind`: what such a folder is ("run"); `what`: what makes it ("recipe").
+    `kind`: what such a folder is ("run"); `what`: what makes it ("recipe"); `same` compares two
+    values.
     """
     folder = path.parent
     if not path.is_file():
@@ -57,7 +72,7 @@ def keep_toml(path: Path, text: str, *, kind: str, what: str) -> None:
         write_text(path, text)
         return
     try:
-        difference = toml_difference(read_text(path), text)
+        difference = toml_difference(read_text(path), text, same=same)
     except (StorageError, ValueError) as error:
         raise StorageError(
             f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "

@@ -12,17 +12,20 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
 from terralign.evaluate.table import PRIMARY_METRICS
-from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
+from terralign.files import parse_toml, shipped_names
 from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.toml_paths import TomlPaths
+from terralign.toml_values import apply_override, explain, read_named, without_none
 
 Method = Literal["recipe", "coop", "lp-ft", "soup", "layer-alphas"]
 NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
@@ -60,7 +63,7 @@ class Study(_Strict):
     note: str = ""
     """What a reader of the table should know."""
     recipe: str
-    """A recipe that ships, or the path of one, relative to the study's file."""
+    """A recipe that ships, or the path of one."""
     stage: Literal["patch", "align"] | None = None
     """Only stage 1, or only stage 2 from the space that base.model names; None: the whole run."""
     towers: tuple[str, ...] | None = None
@@ -79,6 +82,9 @@ class Study(_Strict):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     metrics: tuple[str, ...] = Field(default=PRIMARY_METRICS, min_length=1)
     """Those of the table; `results.json` holds all."""
+
+    _paths: TomlPaths = PrivateAttr(default_factory=TomlPaths.here)
+    """Where the paths in `set`, `vary` and `variants` are looked for."""
 
     @model_validator(mode="after")
     def _is_a_comparison(self) -> Self:
@@ -137,18 +143,18 @@ def study_names() -> list[str]:
     return shipped_names("studies")
 
 
-def load_study(name_or_path: str) -> Study:
-    """A shipped study by name, or a TOML file; `RecipeError` says what is wrong with it."""
-    if name_or_path in study_names():
-        return _checked(read_shipped("studies", name_or_path), origin=name_or_path)
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        hint = nearest(name_or_path, study_names())
-        raise RecipeError(f"no study {name_or_path!r}; {hint} (or the path of a .toml file)")
-    values = read_toml(path, what="study", fault=RecipeError)
-    study = _checked(values, origin=name_or_path)
+def load_study(name_or_path: str, *, data_root: Path | None = None) -> Study:
+    """A shipped study by name, or a TOML file; `RecipeError` says what is wrong with it.
+
+    Paths in it are looked for as those of recipes are (see `load_recipe`).
+    """
+    study = _checked(read_named("study", name_or_path), origin=name_or_path)
+    study._paths = paths = TomlPaths.named(name_or_path, data_root)
     if study.recipe.endswith(".toml"):
-        return study.model_copy(update={"recipe": str(path.parent / study.recipe)})
+        recipe = paths.find(study.recipe)
+        if recipe is None:
+            raise RecipeError(f"study {name_or_path}: recipe: {paths.not_found(study.recipe)}")
+        return study.model_copy(update={"recipe": str(recipe)})
     return study
 
 
@@ -167,6 +173,7 @@ def _checked(values: Mapping[str, Any], *, origin: str) -> Study:
 def study_text(study: Study, overrides: Sequence[str]) -> str:
     """What a study's folder holds: the study without its seeds, which may become more."""
     values = without_none(study.model_dump(mode="json", exclude={"seeds"}))
+    values["recipe"] = _recipe_name(study)
     return tomli_w.dumps({**values, "overrides": list(overrides)})
 
 
@@ -182,13 +189,21 @@ def only_adds(study: Study, overrides: Sequence[str], text: str) -> bool:
         before = Study.model_validate(values)
     except (ValueError, ValidationError):
         return False
-    of_runs = {"name", "recipe", "stage", "towers", "set", "drop"}
-    if before_overrides != list(overrides) or before.model_dump(
-        include=of_runs
-    ) != study.model_dump(include=of_runs):
+    of_runs = {"name", "stage", "towers", "set", "drop"}
+    if (
+        before_overrides != list(overrides)
+        or _recipe_name(before) != _recipe_name(study)
+        or before.model_dump(include=of_runs) != study.model_dump(include=of_runs)
+    ):
         return False
     now = {variant.name: variant for variant in study.all_variants()}
     return all(now.get(old.name, old) == old for old in before.all_variants())
+
+
+def _recipe_name(study: Study) -> str:
+    """A study's recipe, wherever it lies; each run's folder holds what it says."""
+    path = Path(study.recipe)
+    return path.name if path.is_absolute() else study.recipe
 
 
 def plan_study(
@@ -208,12 +223,14 @@ def plan_study(
         if name not in known:
             raise RecipeError(f"study {study.name} has no variant {name!r}; {nearest(name, known)}")
     chosen = [variant for name, variant in known.items() if not only or name in only]
-    base = tomllib.loads(recipe_text(load_recipe(study.recipe)))
+    data_root = study._paths.data_root
+    base = tomllib.loads(recipe_text(load_recipe(study.recipe, data_root=data_root)))
     if study.towers is not None:
         _keep_towers(base, study.towers)
-    _change(base, study.drop, study.set, f"study {study.name}")
+    _change(base, study.drop, study.set, f"study {study.name}", study._paths)
+    here = partial(TomlPaths.here(data_root).resolve, names=DATASETS)
     for override in overrides:
-        apply_override(base, override)
+        apply_override(base, override, resolve=here)
     return [
         Planned(variant=variant, seed=seed, recipe=_recipe(study, base, variant, seed))
         for seed in dict.fromkeys(seeds or study.seeds)
@@ -224,7 +241,7 @@ def plan_study(
 def _recipe(study: Study, base: Mapping[str, Any], variant: Variant, seed: int) -> Recipe:
     where = f"study {study.name}, variant {variant.name}"
     values = json.loads(json.dumps(base))
-    _change(values, variant.drop, variant.set, where)
+    _change(values, variant.drop, variant.set, where, study._paths)
     recipe = parse_recipe({**values, "seed": seed}, origin=f"{study.recipe} ({where})")
     if study.stage is None:
         return recipe
@@ -234,13 +251,21 @@ def _recipe(study: Study, base: Mapping[str, Any], variant: Variant, seed: int) 
 
 
 def _change(
-    values: dict[str, Any], drop: Sequence[str], changes: Mapping[str, Any], where: str
+    values: dict[str, Any],
+    drop: Sequence[str],
+    changes: Mapping[str, Any],
+    where: str,
+    paths: TomlPaths,
 ) -> None:
     """Leave out and set values of a recipe, in place."""
+    resolve = partial(paths.resolve, names=DATASETS)
     for key in drop:
         _leave_out(values, key, where)
     for key, value in changes.items():
-        apply_override(values, f"{key}={_inline(value)}")
+        try:
+            apply_override(values, f"{key}={_inline(value)}", resolve=resolve)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
 
 
 def _leave_out(values: dict[str, Any], key: str, where: str) -> None:

@@ -8,17 +8,19 @@ a fixed part of another split, and the rows say so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from terralign.datasets.catalog import find_dataset
+from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.zeroshot import load_prompts
-from terralign.errors import RecipeError, TerralignError, nearest
-from terralign.files import parse_toml, read_shipped, read_toml, shipped_names
-from terralign.toml_values import apply_override, explain, without_none
+from terralign.errors import RecipeError, TerralignError
+from terralign.files import parse_toml, shipped_names
+from terralign.toml_paths import TomlPaths
+from terralign.toml_values import apply_override, explain, read_named, without_none
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 EntryTask = Literal[
@@ -70,7 +72,8 @@ class SuiteEntry(_Strict):
     @property
     def title(self) -> str:
         """How rows call this entry."""
-        return self.name or f"{self.data}/{self.split}"
+        data = Path(self.data)
+        return self.name or f"{data.name if data.is_absolute() else data}/{self.split}"
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
@@ -128,34 +131,38 @@ def suite_names() -> list[str]:
     return shipped_names("suites")
 
 
-def load_suite(name_or_path: str, *, overrides: Sequence[str] = ()) -> Suite:
+def load_suite(
+    name_or_path: str, *, overrides: Sequence[str] = (), data_root: Path | None = None
+) -> Suite:
     """A shipped suite by name, or a TOML file, with `KEY=VALUE` overrides applied.
 
-    `RecipeError` says what is wrong with it.
+    Paths are looked for as those of recipes are (see `load_recipe`). `RecipeError` says what is
+    wrong with it.
 
     Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
     reported.
     """
-    if name_or_path in suite_names():
-        values = read_shipped("suites", name_or_path)
-    elif Path(name_or_path).suffix == ".toml":
-        values = read_toml(Path(name_or_path), what="suite", fault=RecipeError)
-    else:
-        hint = nearest(name_or_path, suite_names())
-        raise RecipeError(f"no suite {name_or_path!r}; {hint} (or the path of a .toml file)")
+    values = read_named("suite", name_or_path)
+    paths = TomlPaths.named(name_or_path, data_root)
+    here = partial(TomlPaths.here(data_root).resolve, names=DATASETS)
     for override in overrides:
-        apply_override(values, override)
-    return _checked(values, origin=name_or_path)
+        apply_override(values, override, resolve=here)
+    return _checked(values, origin=name_or_path, paths=paths)
 
 
-def parse_suite(text: str, *, origin: str) -> Suite:
-    """A suite from TOML, checked."""
-    return _checked(parse_toml(text, name=f"suite {origin}", fault=RecipeError), origin=origin)
+def parse_suite(text: str, *, origin: str, paths: TomlPaths | None = None) -> Suite:
+    """A suite from TOML, checked. `paths`: of the file that it is from."""
+    values = parse_toml(text, name=f"suite {origin}", fault=RecipeError)
+    return _checked(values, origin=origin, paths=paths)
 
 
-def _checked(values: Mapping[str, Any], *, origin: str) -> Suite:
+def _checked(values: Mapping[str, Any], *, origin: str, paths: TomlPaths | None) -> Suite:
     try:
-        suite = Suite.model_validate(values)
+        resolved = paths.resolve(values, names=DATASETS) if paths else values
+    except RecipeError as error:
+        raise RecipeError(f"suite {origin}: {error}") from error
+    try:
+        suite = Suite.model_validate(resolved)
     except ValidationError as error:
         raise RecipeError(f"suite {origin}: {explain(error, Suite)}") from error
     try:
@@ -199,6 +206,10 @@ def _check_entry(entry: SuiteEntry, *, apart: bool) -> None:
         )
 
 
-def suite_text(suite: Suite) -> str:
-    """The resolved suite as TOML: every value, defaults included."""
-    return tomli_w.dumps(without_none(suite.model_dump(mode="json")))
+def suite_text(suite: Suite, paths: TomlPaths | None = None) -> str:
+    """The resolved suite as TOML: every value, defaults included.
+
+    `paths`: of the file that it goes to, which the paths in it are then relative to.
+    """
+    values = suite.model_dump(mode="json")
+    return tomli_w.dumps(without_none(paths.portable(values) if paths else values))

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from terralign.errors import RecipeError, nearest
+from terralign.files import read_shipped, read_toml, shipped_names
+
+_FOLDERS = {"recipe": "recipes", "suite": "suites", "study": "studies"}
+"""What ships, by folder of the package."""
+
+
+def read_named(what: str, name_or_path: str) -> dict[str, Any]:
+    """The values of a "recipe", "suite" or "study" that ships, by name, or of a TOML file.
+
+    `RecipeError` where there is none, with the nearest name, or where it is no TOML.
+    """
+    names = shipped_names(_FOLDERS[what])
+    if name_or_path in names:
+        return read_shipped(_FOLDERS[what], name_or_path)
+    if name_or_path.endswith(".toml"):
+        return read_toml(Path(name_or_path), what=what, fault=RecipeError)
+    hint = nearest(name_or_path, names)
+    raise RecipeError(f"no {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -58,8 +78,12 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(
+    values: dict[str, Any], override: str, *, resolve: Callable[[Any], Any] | None = None
+) -> None:
     """Apply `KEY=VALUE` to a recipe's values, in place.
+
+    `resolve` makes the paths of a table absolute (see `TomlPaths`).
 
     KEY is dotted (`patch.lr`); an entry of a list is named by its number or its `name`
     (`align.sentinel2.epochs`). VALUE is TOML, else a plain string.
@@ -79,7 +103,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r}: name the entry of the list, by number or name")
     if not isinstance(current, dict):
         raise RecipeError(f"--set {override!r}: {'.'.join(parents)} is not a table")
-    current[last] = value
+    current[last] = resolve({last: value})[last] if resolve else value
 
 
 def _step_into(current: Any, part: str, override: str) -> Any:
@@ -106,24 +130,30 @@ def without_none(value: Any) -> Any:
     return value
 
 
-def toml_difference(old: str, new: str) -> list[str]:
-    """What differs between two TOML texts: `key: old -> new`."""
+def toml_difference(
+    old: str, new: str, *, same: Callable[[Any, Any], bool] = operator.eq
+) -> list[str]:
+    """What differs between two TOML texts: `key: old -> new`. `same` compares two values."""
     before, after = (_flatten(tomllib.loads(text)) for text in (old, new))
+
+    def shown(values: dict[str, Any], key: str) -> str:
+        return repr(values[key]) if key in values else "not set"
+
     return [
-        f"{key}: {before.get(key, 'not there')} -> {after.get(key, 'not there')}"
+        f"{key}: {shown(before, key)} -> {shown(after, key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if not (key in before and key in after and same(before[key], after[key]))
     ]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         items: Any = value.items()
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         items = ((one.get("name", number), one) for number, one in enumerate(value))
     else:
-        return {prefix: repr(value)}
-    flat: dict[str, str] = {}
+        return {prefix: value}
+    flat: dict[str, Any] = {}
     for key, one in items:
         flat.update(_flatten(one, f"{prefix}.{key}" if prefix else str(key)))
     return flat

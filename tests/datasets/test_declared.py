@@ -112,9 +112,9 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
         ('"a container yard"', '" "', r"'Yard' has no name"),
         ('"harbours/images"', '"/etc"', r"root: '/etc' leads outside"),
         ('"harbours/images"', '"../x"', r"root: '../x' leads outside"),
-        ('"harbours/images"', '"elsewhere"', r"elsewhere is not there"),
+        ('"harbours/images"', '"elsewhere"', r"root: .*elsewhere not found; looked in"),
         ('"test.txt"', '"../test.txt"', r"splits.test: '../test.txt' leads outside"),
-        ('"test.txt"', '"gone.txt"', r"splits.test: gone.txt is neither in"),
+        ('"test.txt"', '"gone.txt"', r"splits.test: gone.txt not found; looked in"),
         ("test =", "val =", r"no split 'test'; .*harbours.toml declares train, val"),
         ('sensor = "rgb"', 'sensor = "rgb"\ndn_offset = 0', r"dn_offset has no effect on"),
         ("[classes]", "[classes", r"is not valid TOML"),
@@ -315,7 +315,7 @@ def test_the_fingerprint_follows_every_sensor(pairs: Path) -> None:
         ('root = "s2"', 'root = "s3"', r"pairs/s3 is not there"),
         ('root = "jpg"', 'root = "jpg"\nunits = "dn"', r"units has no effect on sensor 'rgb'"),
         ("[sensors.rgb]", "[sensors.rbg]", r"unknown sensor 'rbg'"),
-        ('"train.txt"', '"pairs.txt"', r"splits.train: pairs.txt is neither in"),
+        ('"train.txt"', '"pairs.txt"', r"splits.train: pairs.txt not found; looked in"),
     ],
 )
 def test_a_wrong_declaration_of_pairs_is_one_clear_line(

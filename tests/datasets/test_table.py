@@ -297,7 +297,11 @@ def test_rows_of_no_declared_split_are_named_once(
         ('key = "id"', 'key = "day"', r"row 2 has nothing in column 'day'"),
         ('date = "day"', 'date = "text"', r"row 1 has 'one, .*' in column 'text'; expected an ISO"),
         ('key = "id"', 'footprint = "id"', r"column 'id' is of type string; expected well-known"),
-        ("samples.csv", "sample.csv", r"table fields/sample.csv is neither in .* nor beside"),
+        (
+            "samples.csv",
+            "sample.csv",
+            r"table: fields/sample.csv not found; looked in .* and the",
+        ),
         ("fields/samples.csv", "../samples.csv", r"table: '../samples.csv' leads outside"),
         ("fields/images", "/images", r"root: '/images' leads outside"),
         ("fields/images", "fields", r"fields/s2/1.tif is not there"),

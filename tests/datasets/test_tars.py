@@ -337,7 +337,7 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ("train-{08..09}.tar", "none-*.tar", r"no shard in .*shards matches 'none-\*.tar'"),
         ("train-{08..09}.tar", "../*.tar", r"shards: '../\*.tar' leads outside"),
         ('root = "shards"', 'root = "../x"', r"root: '../x' leads outside"),
-        ('root = "shards"', 'root = "y"', r"y is not there; it should hold the shards"),
+        ('root = "shards"', 'root = "y"', r"root: y not found; looked in"),
         ('root = "shards"', 'root = "shards"\nshards = "a"', r"give either shards or \[splits\]"),
         ("train =", "training =", r"has no split 'train'; .* declares training, test"),
     ],

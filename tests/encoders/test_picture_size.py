@@ -17,7 +17,6 @@ from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-from terralign.evaluate.files import classify_files
 from terralign.preprocess import make_ready, resize, rgb_spec, scale_composite
 from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
@@ -77,5 +76,5 @@ def test_classified_files_are_prepared_as_open_clip_does(
         ready = transform(mode, interpolation)(picture(45, 80))[None]
         own = torch.nn.functional.normalize(clip.visual(ready), dim=-1)
     chances = (clip.logit_scale * own @ space.zero_shot_weights(labels).T).softmax(-1)[0]
-    for found in classify_files(space, [tmp_path / "a.png", tmp_path / "a.tif"], labels):
+    for found in space.classify([tmp_path / "a.png", tmp_path / "a.tif"], labels):
         assert list(found.probabilities.values()) == pytest.approx(chances.tolist(), rel=1e-4)

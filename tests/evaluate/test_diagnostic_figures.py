@@ -117,6 +117,21 @@ def test_retrieval_is_drawn_against_k_with_chance_where_it_is_common() -> None:
     assert len(retrieval_figure({"a": result, "b": other}).axes[0].lines) == 2
 
 
+def test_a_line_that_lies_under_another_is_named_in_the_legend() -> None:
+    """Two models of one tower: the first line cannot be seen, and a reader looks for it."""
+    same, other = _result(1), _result(2)
+    figure = retrieval_figure({"base": same, "twin": same, "other": other})
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:3] == ["base (same line as ◆)", "twin", "other"]
+    assert [line.get_marker() for line in figure.axes[0].lines[:3]] == ["o", "D", "s"]
+    curve = _curve(1)
+    texts = [
+        text.get_text()
+        for text in reliability_figure({"a": curve, "b": curve}).legends[0].get_texts()
+    ]
+    assert [text.endswith("(same line as ◆)") for text in texts] == [True, False, False]
+
+
 def test_figures_are_written_small(tmp_path: Path) -> None:
     plot_projection(tmp_path / "a.png", _projection())
     plot_reliability(tmp_path / "b.png", {"raw": _curve(1)})

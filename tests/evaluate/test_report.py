@@ -27,6 +27,7 @@ from terralign.evaluate.figures import (
     plot_comparison,
     plot_losses,
 )
+from terralign.evaluate.page import columns_html
 from terralign.evaluate.report import (
     format_table,
     plot_alpha_curve,
@@ -435,3 +436,15 @@ def test_figures_without_anything_to_draw_are_refused() -> None:
     ):
         with pytest.raises(DataError):
             draw(nothing)  # type: ignore[operator]
+
+
+def test_columns_of_figures_are_of_about_the_same_height() -> None:
+    def png(height: int) -> bytes:
+        data = io.BytesIO()
+        Image.new("L", (100, height)).save(data, "PNG")
+        return data.getvalue()
+
+    page = columns_html([(f"[{n}]", png(n)) for n in (50, 60, 200, 70, 40)])
+    columns = [re.findall(r"\[(\d+)\]", column) for column in page.split("</div><div>")]
+    assert [list(map(int, column)) for column in columns] == [[50, 60, 70], [200, 40]]
+    assert columns_html([("[1]", png(50))]).count("<div>") == 1

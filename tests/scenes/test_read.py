@@ -266,3 +266,23 @@ def test_real_files_that_name_their_bands_are_read_by_them(real_data: Path) -> N
     patch = next((real_data / "formats" / "s2_l2a_224").glob("*.tif"))
     with pytest.raises(DataError, match="does not name them"):
         read_chip(patch, sensor=L2A, dn_offset=0)
+
+
+def test_paths_and_sensors_may_be_text(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "a.tif", dn(2), descriptions=["B04", "B03"])
+    chip = read_geotiff(str(path), sensor="sentinel2-l2a", dn_offset=0)
+    assert chip.sensor == L2A
+    with pytest.raises(SensorError, match="did you mean 'sentinel2-l2a'"):
+        read_geotiff(str(path), sensor="sentinel2-L2A", dn_offset=0)
+    alone = write_geotiff(tmp_path / "B04.tif", dn(1))
+    with pytest.raises(DataError, match="of a product with a file per band, give the folder"):
+        read_chip(str(alone), sensor="sentinel2-l2a", dn_offset=0)
+
+
+def test_a_standard_product_name_says_the_sensor(tmp_path: Path) -> None:
+    name = "S2A_MSIL1C_20200706T085611_N0209_R007_T33NZA_20200706T153419"
+    path = write_geotiff(tmp_path / f"{name}.tif", dn(2), descriptions=["B04", "B03"])
+    assert read_chip(path).sensor == L1C
+    other = write_geotiff(tmp_path / name / "S2A_MSIL2A_20200706T085611_x.tif", dn(2))
+    with pytest.raises(DataError, match="contradict each other"):
+        read_chip(other)

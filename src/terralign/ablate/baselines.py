@@ -28,18 +28,18 @@ from terralign.encoders.weights import StateDict
 from terralign.errors import RecipeError, TrainingError
 from terralign.evaluate.classification import (
     choose_class_names,
-    choose_prompts,
     require_labels,
 )
 from terralign.evaluate.metrics import MetricResult
 from terralign.evaluate.result import Evaluation
 from terralign.files import hash_json, write_json
-from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_text
+from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
 from terralign.run import evaluate_entry, run_recipe
 from terralign.run_data import RunData
 from terralign.run_folder import keep_measurement, keep_recipe
 from terralign.run_overlaps import RunOverlaps
 from terralign.study import Planned
+from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import on_cpu
@@ -163,6 +163,7 @@ def run_baseline(
     base = EmbeddingSpace.load(start / "model").to(choose_device(device))
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
+    data.choose_own_prompts(base.prompts)
     overlaps = RunOverlaps(recipe, data)
     overlaps.check()
     stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, shared)
@@ -226,7 +227,10 @@ class _Stage:
         rows: Rows = []
         for entry in self.recipe.evaluate:
             samples = self.opened(entry)
-            measure = partial(evaluate_entry, space, samples, entry, tower=RGB)
+            measure = partial(
+                evaluate_entry, space, samples, entry, tower=RGB,
+                prompts=self.data.prompts(samples, entry.prompts),
+            )  # fmt: skip
             rows += self._kept(entry, samples, space.space_id, measure)
         return rows
 
@@ -239,7 +243,7 @@ class _Stage:
     ) -> Rows:
         """Rows of figures that do not come from a space's own texts, but from what was trained."""
         trained = {
-            "recipe": recipe_text(self.recipe),
+            "recipe": recipe_hash(self.recipe),
             "method": type(settings).__name__,
             "settings": settings.model_dump(mode="json"),
         }
@@ -269,7 +273,7 @@ class _Stage:
         identity = {
             "model": model,
             "data": samples.fingerprint,
-            "entry": entry.model_dump(mode="json"),
+            "entry": identity_of(entry.model_dump(mode="json")),
         }
         rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
         note = self.overlaps.note(samples, "patched", ())
@@ -287,7 +291,7 @@ def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
         samples = stage.opened(entry)
         task = PatchingTask(
             samples=samples,
-            prompts=choose_prompts(samples, entry.prompts),
+            prompts=stage.data.prompts(samples, entry.prompts),
             class_names=choose_class_names(samples, entry.classes),
         )
         measure = partial(evaluate_learned_prompts, stage.clip, prompts, task)

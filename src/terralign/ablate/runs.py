@@ -156,7 +156,7 @@ class _Study:
         folder = self._folder(one)
         if not ((folder / "results.json").is_file() and (folder / "recipe.toml").is_file()):
             return None
-        keep_recipe(one.recipe, folder)
+        keep_recipe(one.recipe, folder, self.data_root)
         return list(read_json(folder / "results.json")["rows"])
 
     def _rows(self, one: Planned) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ class _Study:
         self.complete_before = False
         folder = self._folder(one)
         folder.mkdir(parents=True, exist_ok=True)
-        keep_recipe(one.recipe, folder)
+        keep_recipe(one.recipe, folder, self.data_root)
         self.shared.take(one.recipe, folder)
         try:
             if one.variant.method == "recipe":

@@ -17,6 +17,7 @@ from typing import Any
 
 from terralign.files import atomic_path, hash_json
 from terralign.recipe import PatchRecipe, Recipe
+from terralign.toml_paths import TomlPaths
 from terralign.train.finetune import FinetuneSettings
 
 Finished = Callable[[Path], Iterator[Path]]
@@ -41,15 +42,20 @@ class SharedStages:
 
     def _places(self, recipe: Recipe, run: Path) -> Iterator[tuple[Path, Path, Finished]]:
         """(shared folder, folder in the run, its finished files) of each stage."""
+        paths = TomlPaths(folder=Path(os.path.abspath(self.folder)))
+
+        def name(values: dict[str, Any]) -> str:
+            return hash_json(paths.portable(values))
+
         base: dict[str, Any] = {"base": recipe.base.model_dump(mode="json")}
         if recipe.base.pretrain is not None:
             pretrained = {**base, "seed": recipe.seed}
-            yield self.folder / f"base-{hash_json(pretrained)}", run / "base", _base
+            yield self.folder / f"base-{name(pretrained)}", run / "base", _base
         if recipe.patch is not None:
             finetuned = {**base, "seed": recipe.seed, **_finetuning(recipe.patch)}
-            yield self.folder / f"finetuned-{hash_json(finetuned)}", run / "patch", _weights
+            yield self.folder / f"finetuned-{name(finetuned)}", run / "patch", _weights
             curve = {**finetuned, **_curve(recipe.patch)}
-            yield self.folder / f"curve-{hash_json(curve)}", run / "patch", _curves
+            yield self.folder / f"curve-{name(curve)}", run / "patch", _curves
         if recipe.align:
             yield self.folder / "teacher", run / "teacher", _views
         for tower in recipe.align:
@@ -59,7 +65,7 @@ class SharedStages:
                 "patch": recipe.patch and recipe.patch.model_dump(mode="json"),
                 "align": tower.model_dump(mode="json"),
             }
-            yield self.folder / f"tower-{hash_json(aligned)}", run / "align" / tower.name, _tower
+            yield self.folder / f"tower-{name(aligned)}", run / "align" / tower.name, _tower
 
 
 def _finetuning(patch: PatchRecipe) -> dict[str, Any]:

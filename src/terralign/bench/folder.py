@@ -12,19 +12,22 @@ from terralign.errors import RecipeError, StorageError
 from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.run_folder import keep_toml
 from terralign.suite import Suite, suite_text
+from terralign.toml_paths import TomlPaths
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 
 
-def keep_suite(suite: Suite, folder: Path) -> None:
+def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> None:
     """Write the resolved suite, or refuse a folder that holds another one or other files.
 
     A folder in which no model was ever loaded, such as one of a mistyped model, takes another.
     """
-    path, text = folder / "suite.toml", suite_text(suite)
+    path = folder / "suite.toml"
+    paths = TomlPaths.beside(path, data_root)
+    text = suite_text(suite, paths)
     try:
-        keep_toml(path, text, kind="bench", what="suite")
+        keep_toml(path, text, kind="bench", what="suite", same=paths.same)
     except RecipeError:
         if known_models(folder) or any((folder / "measurements").glob("*.json")):
             raise

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.ms_clip import MS_CLIP, load_ms_clip
+from terralign.encoders.ms_clip import load_ms_clip
 from terralign.encoders.picture_size import picture_size
+from terralign.encoders.sources import MS_CLIP, TIMM
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.timm_encoder import TIMM, load_timm_encoder
+from terralign.encoders.timm_encoder import load_timm_encoder
 from terralign.errors import RecipeError, SensorError
 from terralign.evaluate.embed import Route, choose_route, optical_layout
 from terralign.preprocess import InputSpec

@@ -103,7 +103,7 @@ def run_bench(
         load_prompts(name)
     _check_data(suite, data_root)
     with claimed(out):
-        keep_suite(suite, out)
+        keep_suite(suite, out, data_root)
         _rows_before(out)
         versions = keep_versions(out, device)
         order = {first: named[first]} | named  # the reference is measured first

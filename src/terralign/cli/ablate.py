@@ -58,10 +58,15 @@ def ablate(
     STUDY is a name (`terralign info studies` lists them) or a TOML file. Run the same command again
     to resume. A run that fails does not end the study: the table names it, and the exit code is 1.
     """
+    from terralign.datasets.facts import check_data_root
+    from terralign.toml_values import read_named
+
+    read_named("study", study)
+    check_data_root(data_root)
     from terralign.ablate import run_study
     from terralign.study import load_study
 
-    loaded = load_study(study)
+    loaded = load_study(study, data_root=data_root)
     result = run_study(
         loaded,
         out or Path("studies") / loaded.name,

@@ -71,12 +71,20 @@ def bench(
     of open_clip, ms-clip:FILE, or timm:NAME for probes alone. What is measured already is not
     measured again; other models and prompts add rows.
     """
+    from terralign.cli.checks import check_prompts
+    from terralign.datasets.facts import check_data_root
+    from terralign.toml_values import read_named
+
+    read_named("suite", suite)
+    check_data_root(data_root)
+    for name in prompts:
+        check_prompts(name)
     from terralign.bench import report_bench, run_bench
     from terralign.bench.rows import format_bench_table
     from terralign.suite import load_suite
     from terralign.train.threads import choose_device
 
-    loaded = load_suite(suite, overrides=overrides)
+    loaded = load_suite(suite, overrides=overrides, data_root=data_root)
     chosen_device = choose_device(device)
     threads()
     result = run_bench(

@@ -61,6 +61,9 @@ def pack(
         return
     if dataset is None or store is None:
         raise click.UsageError("pack needs a DATASET and a STORE, or --verify STORE")
+    from terralign.cli.checks import check_data
+
+    check_data(dataset, data_root)
     from terralign.datasets.packing import pack_dataset
     from terralign.datasets.store import PackSettings
     from terralign.scenes.pictures import describe_size

@@ -53,6 +53,12 @@ def evaluate(
         raise click.UsageError("--tower is for classification; name towers by --query, --gallery")
     if retrieval and classes:
         raise click.UsageError("--classes is for classification; leave it out")
+    from terralign.cli.checks import check_data, check_prompts
+    from terralign.encoders.sources import check_source
+
+    check_source(model)
+    check_data(data, data_root)
+    check_prompts(prompts)
     from terralign.datasets.catalog import open_dataset
     from terralign.datasets.composited import with_composite
     from terralign.encoders.picture_size import picture_size

@@ -70,10 +70,13 @@ def run(
     RECIPE is a name (`terralign info recipes` lists them) or a TOML file. Run the same command
     again to resume an interrupted run.
     """
+    from terralign.cli.checks import check_recipe
+
+    check_recipe(recipe, data_root)
     from terralign.recipe import load_recipe
     from terralign.run import run_recipe
 
-    loaded = load_recipe(recipe, overrides=overrides)
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
     folder = out or Path("runs") / loaded.name
     print_run(
         run_recipe(loaded, folder, data_root=data_root, device=device, stores=stores), as_json
@@ -123,10 +126,17 @@ def _run_stage(
     device: str | None,
     as_json: bool,
 ) -> None:
+    from terralign.cli.checks import check_recipe
+
+    check_recipe(recipe, data_root, base=base)
     from terralign.recipe import load_recipe, single_stage
     from terralign.run import run_recipe
+    from terralign.toml_paths import TomlPaths
 
-    part = single_stage(load_recipe(recipe, overrides=overrides), stage, base=base)
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    if base is not None:
+        base = TomlPaths.here(data_root).resolve({"model": base})["model"]
+    part = single_stage(loaded, stage, base=base)
     print_run(run_recipe(part, out, data_root=data_root, device=device), as_json)
 
 

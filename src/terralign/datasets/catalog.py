@@ -9,7 +9,13 @@ from typing import Literal
 
 from terralign.datasets.checked import check_samples
 from terralign.datasets.declared import declared_facts, open_declared, read_declaration
-from terralign.datasets.facts import DatasetFacts, read_facts
+from terralign.datasets.facts import (
+    DatasetFacts,
+    check_name,
+    needs_root,
+    read_facts,
+)
+from terralign.datasets.facts import check_data_root as check_data_root
 from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
@@ -25,7 +31,7 @@ from terralign.datasets.published.ssl4eo import open_ssl4eo_s12
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.datasets.store import StoreSet, is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError
 from terralign.scenes.pictures import Size, as_picture_size
 
 Open = Callable[[Path, str, Size | None], SampleSet]
@@ -116,9 +122,10 @@ DATASETS: dict[str, Open] = {
 (see `declared`)."""
 
 
-def find_dataset(name_or_toml: str) -> DatasetEntry:
+def find_dataset(name_or_toml: str, *, data_root: Path | None = None) -> DatasetEntry:
     """The data set of this name, in this packed store, or declared in this TOML file.
 
+    `data_root`: where the sensors of a declaration are looked for, after its own folder.
     `DataError`, with the nearest name, where there is none.
     """
     if name_or_toml in DATASETS:
@@ -126,13 +133,11 @@ def find_dataset(name_or_toml: str) -> DatasetEntry:
     if is_store(Path(name_or_toml)):
         return _find_store(Path(name_or_toml))
     if not name_or_toml.endswith(".toml"):
-        raise DataError(
-            f"unknown data set {name_or_toml!r}; {nearest(name_or_toml, DATASETS)} "
-            "(one of your own is given as its .toml file, a packed one as its folder)"
-        )
+        check_name(name_or_toml, None)
+        raise DataError(f"{name_or_toml} is neither a packed store nor a data set's .toml file")
     path = Path(name_or_toml)
     return DatasetEntry(
-        facts=declared_facts(read_declaration(path), path),
+        facts=declared_facts(read_declaration(path), path, data_root),
         open=lambda root, split, size: open_declared(path, root, split, size=size),
     )
 
@@ -175,15 +180,14 @@ def open_dataset(
     split that is not there (with those that are), a folder without a class or the reverse, numbers
     that cannot be what is declared of them (see `scenes.plausible`).
     """
-    entry = find_dataset(name_or_toml)
+    entry = find_dataset(name_or_toml, data_root=data_root)
     if size is not None:
         size = as_picture_size(size)
     if not entry.facts.needs_root:
-        return _checked(entry.open(Path(), split, size))
+        beside = Path(name_or_toml).parent  # of a declaration, whose list files may be elsewhere
+        return _checked(entry.open(Path(data_root or beside), split, size))
     if data_root is None:
-        raise DataError(
-            f"data set {name_or_toml!r} lies in files; give the folder that holds it (--data-root)"
-        )
+        raise needs_root(name_or_toml)
     check_data_root(data_root)
     return _checked(entry.open(Path(data_root), split, size))
 
@@ -191,11 +195,3 @@ def open_dataset(
 def _checked(samples: SampleSet) -> SampleSet:
     check_samples(samples)
     return samples
-
-
-def check_data_root(data_root: Path | str | None) -> None:
-    """`DataError` where the folder that was given is not there; None is none that was given."""
-    if data_root is not None and not Path(data_root).is_dir():
-        raise DataError(
-            f"data root {data_root} is not there; give the folder that holds the data sets"
-        )

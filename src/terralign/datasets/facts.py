@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from terralign.errors import DataError, nearest
 from terralign.files import read_shipped, shipped_names
 
 
@@ -73,6 +75,35 @@ class DatasetFacts(BaseModel):
             "note": self.note,
         }
         return {key: value for key, value in shown.items() if value}
+
+
+def check_name(name: str, data_root: Path | None) -> None:
+    """`DataError` where `name` is neither a data set's nor a folder's, with the nearest one, or
+    where the data set lies in files and no data root was given."""
+    if name not in _entries():
+        if not Path(name).exists():
+            raise DataError(
+                f"unknown data set {name!r}; {nearest(name, _entries())} "
+                "(a custom one is given as its .toml file, a packed one as its folder)"
+            )
+    elif data_root is None and read_facts(name).needs_root:
+        raise needs_root(name)
+
+
+def needs_root(name: str) -> DataError:
+    """What to say of a data set that lies in files where no data root was given."""
+    return DataError(
+        f"data set {name!r} lies in files; give the folder that holds it (--data-root); "
+        f"see `terralign info {name}`"
+    )
+
+
+def check_data_root(data_root: Path | str | None) -> None:
+    """`DataError` where a data root was given and is no folder."""
+    if data_root is not None and not Path(data_root).is_dir():
+        raise DataError(
+            f"data root {data_root} not found; give the folder that holds the data sets"
+        )
 
 
 @cache

@@ -27,6 +27,7 @@ from terralign.encoders.clip_config import (
     towers_cfg,
     towers_state,
 )
+from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
 from terralign.encoders.text_tower import (
     TEXT_CONFIG_NAME,
     Tokenizer,
@@ -167,26 +168,18 @@ def load_clip(source: str) -> ClipModel:
     if rest in tags:
         return _load_tag(architecture, rest)
     path = Path(rest)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors") or path.exists():
+    if path.suffix in WEIGHTS_SUFFIXES or path.exists():
         return _load_file(architecture, path)
     raise ModelError(f"{architecture} has no weights tagged {rest!r}; {nearest(rest, tags)}")
 
 
 def _unknown_model(source: str, architecture: str, separator: str) -> ModelError:
-    if Path(source).is_file():
-        return ModelError(
-            f"{source} is a file of weights; name its architecture too, as in ViT-B-32:{source}"
-        )
+    check_source(source)
     if separator:
         hint = nearest(architecture, open_clip.list_models())
         return ModelError(f"unknown architecture {architecture!r} in {source!r}; {hint}")
-    if architecture in open_clip.list_models():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:6])
-        return ModelError(f"{source!r} names no weights; write {source}:TAG with TAG of {tags}")
-    return ModelError(
-        f"no model at {source!r}: expected a space or open_clip folder, hf-hub:ORG/NAME, "
-        "ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or ARCHITECTURE:FILE"
-    )
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:6])
+    return ModelError(f"{source!r} names no weights; write {source}:TAG with TAG of {tags}")
 
 
 def _load_folder(folder: Path) -> ClipModel:

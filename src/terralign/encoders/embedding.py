@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,16 +140,14 @@ class _Chip:
 def _chips(
     space: EmbeddingSpace, source: Source, windows: list[Window | None], tower: str
 ) -> Iterator[_Chip]:
-    """The chips of a source that have a valid pixel, strip by strip."""
+    """The chips of a source that have a valid pixel."""
     num_empty = 0
     bands = _bands_seen(space, tower, source.layout)
     label = f"embed {source.key} with {tower}"
     shown = len(windows) > NUM_SHOWN_PROGRESS
-    progress = Progress(label, total=len(windows), unit="window") if shown else None
-    for strip in _strips(windows):
-        pixels, layout = source.read(_hull(strip), bands)
-        for window in strip:
-            chip = _cut(pixels, window, strip)
+    counter = Progress(label, total=len(windows), unit="window") if shown else nullcontext()
+    with counter as progress:
+        for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
             share = float(seen_shares(space.input_spec(tower), chip[None], layout, tower=tower)[0])
             if progress is not None:
                 progress.advance()
@@ -176,39 +175,6 @@ def _chips(
             "%s: %d of %d windows have no valid pixel and are left out",
             source.key, num_empty, len(windows),
         )  # fmt: skip
-
-
-def _strips(windows: list[Window | None]) -> Iterator[list[Window | None]]:
-    """Windows that begin in one row, which are read at once."""
-    strip: list[Window | None] = []
-    for window in windows:
-        if strip and (window is None or strip[0] is None or window.row != strip[0].row):
-            yield strip
-            strip = []
-        strip.append(window)
-    if strip:
-        yield strip
-
-
-def _hull(strip: list[Window | None]) -> Window | None:
-    """The window that holds all of a strip."""
-    first, last = strip[0], strip[-1]
-    if first is None or last is None:
-        return None
-    return Window(
-        row=first.row,
-        column=first.column,
-        height=first.height,
-        width=last.column + last.width - first.column,
-    )
-
-
-def _cut(pixels: Tensor, window: Window | None, strip: list[Window | None]) -> Tensor:
-    first = strip[0]
-    if window is None or first is None:
-        return pixels
-    left = window.column - first.column
-    return pixels[:, :, left : left + window.width]
 
 
 def _bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:

@@ -40,8 +40,11 @@ Windowing = int | Literal["whole"] | None
 """Pixels of a window's side; "whole": never cut; None: rasters larger than the tower's input are
 cut into windows of its size."""
 
-Read = Callable[[Window | None, Sequence[str]], tuple[Tensor, PixelLayout]]
-"""Pixels (C, h, w) of a window, None for all of it, with at least these bands."""
+Windows = Sequence[Window | None]
+"""None: the whole of a source."""
+
+Read = Callable[[Windows, Sequence[str]], Iterator[tuple[Tensor, PixelLayout]]]
+"""Pixels (C, h, w) of windows, one after another, with at least these bands."""
 
 SHRUNK = 2
 """Numbers in memory whose sides are more than this many times the tower's are warned of."""
@@ -194,9 +197,10 @@ def fault(key: str, error: Exception) -> Fault:
 def from_scene(scene: Scene) -> Source:
     """A source that reads windows of a scene."""
 
-    def read(window: Window | None, bands: Sequence[str]) -> tuple[Tensor, PixelLayout]:
-        chip = scene.read(window, bands=bands)
-        return as_tensor(chip.pixels), chip.layout
+    def read(windows: Windows, bands: Sequence[str]) -> Iterator[tuple[Tensor, PixelLayout]]:
+        cut = [window for window in windows if window is not None]
+        chips = scene.read_windows(cut, bands=bands) if cut else [scene.read(bands=bands)]
+        return ((as_tensor(chip.pixels), chip.layout) for chip in chips)
 
     return Source(
         key=str(scene.path),
@@ -249,12 +253,8 @@ def _from_numbers(
 def _of_numbers(
     key: str, pixels: Tensor, layout: PixelLayout, *, grid: Grid | None = None, datetime: Any = None
 ) -> Source:
-    def read(window: Window | None, bands: Sequence[str]) -> tuple[Tensor, PixelLayout]:
-        if window is None:
-            return pixels, layout
-        rows = slice(window.row, window.row + window.height)
-        columns = slice(window.column, window.column + window.width)
-        return pixels[:, rows, columns], layout
+    def read(windows: Windows, bands: Sequence[str]) -> Iterator[tuple[Tensor, PixelLayout]]:
+        return ((_cut(pixels, window), layout) for window in windows)
 
     return Source(
         key=key,
@@ -266,6 +266,13 @@ def _of_numbers(
         datetime=datetime,
         is_numbers=True,
     )
+
+
+def _cut(pixels: Tensor, window: Window | None) -> Tensor:
+    if window is None:
+        return pixels
+    rows = slice(window.row, window.row + window.height)
+    return pixels[:, rows, window.column : window.column + window.width]
 
 
 def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:

@@ -21,13 +21,13 @@ import torch
 
 from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.sensor import INFLATE, SensorTower, TowerConfig, build_tower
+from terralign.encoders.sources import MS_CLIP
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.weights import StateDict, check_shapes, load_weights, read_state_dict
 from terralign.errors import ModelError
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS
 
-MS_CLIP = "ms-clip"
 """How a model's name says that a file is of this kind: `ms-clip:FILE`."""
 
 ARCHITECTURE = "ViT-B-16"

@@ -25,7 +25,6 @@ from terralign.preprocess import (
 )
 from terralign.sensors import Sensor, find_sensor
 
-TIMM = "timm"
 """How a model's name says that it is of this kind: `timm:NAME`, `timm:NAME[@SENSOR]:FILE`."""
 
 SENTINEL2 = ("sentinel2-l1c", "sentinel2-l2a")

@@ -146,6 +146,7 @@ img.chip { width: 50%; max-width: 5.5rem; min-width: 0; aspect-ratio: 1; object-
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; font-size: .92rem; }
 dt { font-weight: 600; }
 dd { margin: 0; }
+pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; }
 @media (max-width: 55rem) {

@@ -108,7 +108,7 @@ def _pictures(
     per_class: PerClass,
 ) -> list[Picture]:
     pictures = []
-    bars = _bars(table_lines(rows, metrics=CHART_METRICS))
+    bars = comparison_bars(table_lines(rows, metrics=CHART_METRICS))
     if bars:
         pictures.append(
             Picture(
@@ -193,7 +193,8 @@ def _loss_caption(curves: Curves) -> str:
     return caption
 
 
-def _bars(lines: Sequence[Line]) -> list[Bar]:
+def comparison_bars(lines: Sequence[Line]) -> list[Bar]:
+    """The bars of the main figure, by role and task; the RGB tower's are drawn once a task."""
     bars: list[Bar] = []
     drawn: set[tuple[Any, ...]] = set()
     for line in sorted(lines, key=lambda line: ROLES.index(line.role)):
@@ -312,7 +313,9 @@ def _page(
     if next_steps:
         body.append("<h2>What next</h2>")
         for purpose, command in next_steps:
-            body.append(f"<p>{escape_html(purpose)}:</p><pre>{escape_html(command)}</pre>")
+            body.append(
+                f"<p>{escape_html(purpose)}:</p><pre class=command>{escape_html(command)}</pre>"
+            )
     body.append("<h2>All metrics</h2><details><summary>Each with its interval</summary>")
     body += [_html_table(table_lines(rows)), "</details>"]
     if reported:

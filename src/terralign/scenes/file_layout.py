@@ -119,6 +119,8 @@ def units_of(
     scale: tuple[float, float] | None,
 ) -> Units:
     """Units of a file's numbers; `scale`: what its bands state. `DataError` where undecided."""
+    if declared not in (None, "dn", "physical"):
+        raise DataError(f"units is {declared!r}; expected 'dn' or 'physical'")
     if np.issubdtype(dtype, np.complexfloating):
         raise DataError(f"{path} has complex numbers; convert them to {sensor.unit} first")
     if scale is not None:

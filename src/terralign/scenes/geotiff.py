@@ -25,6 +25,16 @@ from terralign.errors import DataError, first_line
 _warnings_lock = threading.Lock()
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file; `DataError` where it is missing or cannot be read."""
+    require_file(path)
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def require_file(path: Path) -> None:
     """Raise `DataError` where `path` is missing or is no file."""
     if not path.is_file():
@@ -73,11 +83,25 @@ def open_raster(path: Path) -> Iterator[Any]:
 
 def raster_opened(path: Path) -> Any:
     """The dataset of `open_raster`, which the caller closes."""
-    require_file(path)
-    with open(path, "rb") as file:
-        jpeg2000 = file.read(12).startswith(_JP2)
+    jpeg2000 = first_bytes(path, 12).startswith(_JP2)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
     return _opened(lambda: rasterio.open(path, driver=driver), str(path), kind=kind)
+
+
+MAX_BLOCK_BYTES = 1024**3
+"""A file whose blocks take more memory than this each is refused; they are read one at a time."""
+
+
+def require_small_blocks(path: Path, source: Any) -> None:
+    """Raise `DataError` where blocks of an open dataset are larger than `MAX_BLOCK_BYTES`."""
+    for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True):
+        num_bytes = height * width * np.dtype(dtype).itemsize
+        if num_bytes > MAX_BLOCK_BYTES:
+            raise DataError(
+                f"{path} is stored in blocks of {num_bytes / 2**20:.0f} MiB, more than the "
+                f"limit of {MAX_BLOCK_BYTES / 2**20:.0f} MiB; write it in tiles "
+                "(gdal_translate -co TILED=YES)"
+            )
 
 
 _MAX_HELD = 32

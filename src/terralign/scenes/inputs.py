@@ -71,11 +71,6 @@ def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str]]
             logger.warning("%s cannot be listed: %s; left out", shown(folder), error.strerror)
             continue
         num_entries += len(entries)
-        if num_entries > MAX_ENTRIES or len(found) > MAX_INPUTS:
-            raise DataError(
-                f"{shown(root)} holds more than {MAX_INPUTS} inputs or {MAX_ENTRIES} files; give "
-                "its folders one by one"
-            )
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower().endswith(_TEMPORARY):
                 continue
@@ -92,6 +87,11 @@ def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str]]
                 found.append(entry)
             elif not entry.name.lower().endswith(_ACCOMPANYING):
                 left_out[entry.suffix.lower() or "without ending"] += 1
+        if num_entries > MAX_ENTRIES or len(found) > MAX_INPUTS:
+            raise DataError(
+                f"{shown(root)} holds more than {MAX_INPUTS} inputs or {MAX_ENTRIES} files; give "
+                "its folders one by one"
+            )
     return found, left_out
 
 

@@ -104,7 +104,7 @@ def describe_size(size: Size | None) -> int | str | None:
     return None if size is None else as_picture_size(size).describe()
 
 
-def decode_rgb(path: Path, size: Size | None = None) -> Picture:
+def decode_rgb(path: Path | str, size: Size | None = None) -> Picture:
     """Decode a picture to (3, H, W); to (3, side, side) where `size` is given.
 
     Resizing is open_clip's own evaluation transform (see `PictureSize`), on the pixels that have
@@ -113,7 +113,7 @@ def decode_rgb(path: Path, size: Size | None = None) -> Picture:
     CLIP's evaluation does not apply it. Raises `DataError` naming a file that is missing, damaged,
     too large, an animation, of several pages, of more than 8 bits per channel or no image.
     """
-    return _joined(*_decode_file(path, size))
+    return _joined(*_decode_file(Path(path), size))
 
 
 def decode_rgb_bytes(content: bytes, what: str, size: Size | None = None) -> Picture:
@@ -122,9 +122,9 @@ def decode_rgb_bytes(content: bytes, what: str, size: Size | None = None) -> Pic
         return _joined(*_decode(image, what, size, content if has_mask else None))
 
 
-def decode_with_mask(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def decode_with_mask(path: Path | str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Pixels (3, H, W) uint8 and `valid` (H, W) bool, True where a pixel has data."""
-    picture, valid = _decode_file(path, None)
+    picture, valid = _decode_file(Path(path), None)
     pixels = _channels_first(picture)
     return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
 
@@ -157,8 +157,9 @@ def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
     return _joined(*_resize(picture, None if valid is None or valid.all() else valid, chosen))
 
 
-def picture_shape(path: Path) -> tuple[int, int]:
+def picture_shape(path: Path | str) -> tuple[int, int]:
     """(height, width) of a picture, from its header."""
+    path = Path(path)
     require_file(path)
     with open(path, "rb") as file, _open_picture(file, str(path)) as (image, _):
         return (image.height, image.width)

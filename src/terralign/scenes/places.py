@@ -33,12 +33,13 @@ _PRODUCT_TIMES = (
     re.compile(r"(?:^|[^A-Za-z0-9])S1[A-D]_(?:IW|EW|WV|S\d)_\w{4}_[12]S\w\w_(\d{8}T\d{6})(?:_|$)"),
     re.compile(r"(?:^|[^A-Za-z0-9])L[COT]0[89]_L[12][TGS][TSP]_\d{6}_(\d{8})_\d{8}_"),
     re.compile(r"(?:^|[^A-Za-z0-9])T\d\d[A-Z]{3}_(\d{8}T\d{6})_"),
+    re.compile(r"(?:^|[^A-Za-z0-9])(\d{4}-\d\d-\d\d)-00[:_]00_\1-23[:_]59_Sentinel-2_"),
     re.compile(r"(?:^|[^A-Za-z0-9])HLS\.[LS]30\.T\d\d[A-Z]{3}\.(\d{7}T\d{6})\."),
 )
 """Sentinel-2 and Sentinel-1 (ESA's product specifications) and HLS (NASA): start of sensing;
-Landsat 8 and 9 (USGS): day of acquisition."""
+Landsat 8 and 9 (USGS) and exports of Sentinel Hub's EO Browser: day of acquisition."""
 
-_TIME_FORMS = {15: "%Y%m%dT%H%M%S", 14: "%Y%jT%H%M%S", 8: "%Y%m%d"}
+_TIME_FORMS = {15: "%Y%m%dT%H%M%S", 14: "%Y%jT%H%M%S", 10: "%Y-%m-%d", 8: "%Y%m%d"}
 """How a time of so many characters is written."""
 
 
@@ -153,9 +154,9 @@ def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)
 
 
-def geotiff_bounds(path: Path) -> Bounds | None:
+def geotiff_bounds(path: Path | str) -> Bounds | None:
     """WGS84 bounds of a GeoTIFF, from its header; None where it has no reference system."""
-    with open_geotiff(path) as source:
+    with open_geotiff(Path(path)) as source:
         if source.crs is None:
             return None
         grid = Grid(

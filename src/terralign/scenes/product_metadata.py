@@ -10,6 +10,7 @@ entity is refused.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -184,6 +185,28 @@ def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
             "images keep after their offset was removed; declare it (dn_offset=0 for a "
             "HARMONIZED collection, else what the item says)"
         )
+
+
+def earth_engine_product(folder: Path) -> tuple[str, ...]:
+    """The product's name in the `metadata.json` beside bands from Earth Engine (SSL4EO), if any.
+
+    From baseline 04.00 on its baseline is taken out (N9999): harmonised images keep it after their
+    offset was removed.
+    """
+    path = folder / "metadata.json"
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_XML_BYTES:
+            return ()
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return ()  # of something else
+    name = content.get("PRODUCT_ID") if isinstance(content, dict) else None
+    if not isinstance(name, str) or "\n" in name:
+        return ()
+    found = re.search(r"_N(\d{4})_", name)
+    if found and int(found[1]) >= OFFSET_FROM_BASELINE:
+        name = name.replace(found[0], "_N9999_")
+    return (name,)
 
 
 def stated_scale(

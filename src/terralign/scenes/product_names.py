@@ -44,6 +44,8 @@ _TILE_AND_DAY = (
     re.compile(_START + r"L[COTEM]\d\d_L\w{3}_(?P<tile>\d{6})_(?P<day>\d{8})_"),
 )
 
+_PREVIEW = re.compile(r"visual|thumbnail|preview|browse|overview|pvi|l2a_pvi", re.IGNORECASE)
+
 _EO_BROWSER = re.compile(r"(\d{4}-\d\d-\d\d)-00[:_]00_.*Sentinel-2_L(?:1C|2A)_\w+_\(Raw\)\.tiff?$")
 
 
@@ -114,4 +116,4 @@ def is_auxiliary_name(stem: str) -> bool:
     sized = _RESOLUTION.fullmatch(stem)
     text = sized[1] if sized else stem
     starts = (0, *(match.end() for match in _SEPARATOR.finditer(text)))
-    return any(is_auxiliary(text[start:]) for start in starts)
+    return any(is_auxiliary(text[start:]) or _PREVIEW.fullmatch(text[start:]) for start in starts)

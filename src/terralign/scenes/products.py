@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terralign.errors import DataError, SensorError
+from terralign.scenes.product_metadata import earth_engine_product
 from terralign.scenes.product_names import (
     NamedBand,
     band_of_name,
@@ -55,7 +56,8 @@ def shown(path: Path) -> str:
 
 
 def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
-    """Whether a folder is one product: of ESA, or one with the files of two bands or more.
+    """Whether a folder is one product: of ESA, one with the files of two bands or more, or one with
+    the name of a standard product and the file of a band.
 
     Decided by names alone. `sensor`: whose bands count; none: any built-in one's but `rgb`'s.
     """
@@ -65,12 +67,12 @@ def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
         return True
     try:
         rasters = [stem_of(path) for path in _rasters(folder)]
+        is_named = sensor_of_names([folder.absolute().name], origin=shown(folder)) is not None
     except DataError:
         return False
-    candidates = (
-        [one for one in SENSORS.values() if one.name != "rgb"] if sensor is None else [sensor]
-    )
-    return any(_num_bands(rasters, one) > 1 for one in candidates)
+    least = 1 if is_named else 2
+    known = [one for one in SENSORS.values() if one.name != "rgb"] if sensor is None else [sensor]
+    return any(_num_bands(rasters, one) >= least for one in known)
 
 
 def _num_bands(stems: Iterable[str], sensor: Sensor) -> int:
@@ -184,13 +186,14 @@ def _image_folder(folder: Path) -> Path:
 
 
 def _identifying_names(folder: Path) -> tuple[str, ...]:
-    """The folder's own name, and above a `GRANULE` that it lies in, the product's."""
+    """The folder's own name, above a `GRANULE` that it lies in the product's, and the one that
+    Earth Engine's metadata state."""
     whole = folder.absolute()
     names = [whole.name]
     for above in whole.parents:
         if above.name == "GRANULE":
             names.append(above.parent.name)
-    return tuple(names)
+    return (*names, *earth_engine_product(whole))
 
 
 def _sensor_of_metadata(folder: Path) -> str | None:
@@ -266,9 +269,14 @@ def _resolution_of_folder(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
+_warned: set[str] = set()
+
+
 def _log_left_out(folder: Path, sensor: Sensor, others: list[Path]) -> None:
     unknown = [path.name for path in others if not is_auxiliary_name(stem_of(path))]
-    if unknown:
+    text = f"{sensor.name}: {[name[-12:] for name in unknown]}"
+    if unknown and text not in _warned:  # once for products that are alike
+        _warned.add(text)
         logger.warning(
             "%s: left out, no band of sensor %r by name: %s%s",
             shown(folder),

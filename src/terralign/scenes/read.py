@@ -19,8 +19,8 @@ from terralign.errors import DataError, first_line
 from terralign.scenes.file_layout import FileLayout, describe_geotiff
 from terralign.scenes.geotiff import (
     as_rasterio_window,
+    first_bytes,
     open_geotiff,
-    require_file,
     valid_by_file,
 )
 from terralign.scenes.pictures import (
@@ -83,9 +83,7 @@ def require_picture(
 
 def kind_of(path: Path) -> Literal["tiff", "picture"]:
     """What a file is by its first bytes; `DataError` where it is neither."""
-    require_file(path)
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
+    head = first_bytes(path, HEAD_BYTES)
     kind = format_of(head)
     if kind == "TIFF":
         return "tiff"
@@ -100,7 +98,7 @@ def read_image(path: Path | str) -> Chip:
     Greyscale, palette and CMYK are converted to RGB. An orientation stored in EXIF is not applied:
     CLIP's own evaluation does not apply it either.
     """
-    pixels, valid = decode_with_mask(Path(path))
+    pixels, valid = decode_with_mask(path)
     return Chip(
         pixels=pixels,
         valid=np.repeat(valid[None], 3, axis=0),

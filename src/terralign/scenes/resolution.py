@@ -68,7 +68,8 @@ def read_enlarged(
             pixels,
             into,
             src_transform=Affine(
-                factor, 0, column * factor + right, 0, factor, row * factor + down
+                *(factor, 0, column * factor + right),
+                *(0, factor, row * factor + down),
             ),
             dst_transform=Affine.translation(left, top),
             src_crs=_FLAT,

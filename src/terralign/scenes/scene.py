@@ -17,27 +17,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio import Affine
 
 from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
-from terralign.errors import DataError, SensorError, UnknownOffsetError
-from terralign.scenes.band_names import read_band_names
-from terralign.scenes.file_layout import (
-    FileLayout,
-    describe_geotiff,
-    is_rgb,
-    offset_of,
-    other_scale,
-    units_of,
-)
-from terralign.scenes.geotiff import held_raster, open_geotiff, open_raster
+from terralign.errors import SensorError, UnknownOffsetError
+from terralign.scenes.band_files import describe_product
+from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
+from terralign.scenes.geotiff import held_raster, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
-from terralign.scenes.product_metadata import stated_scale
-from terralign.scenes.product_names import eo_browser_day
-from terralign.scenes.products import BandFile, Product, find_product, shown
+from terralign.scenes.products import Product, find_product, shown
 from terralign.scenes.read import (
     grid_of,
     kind_of,
@@ -46,12 +36,11 @@ from terralign.scenes.read import (
     require_fit,
     require_picture,
 )
-from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_A_SIDE = 4
+SAMPLES_A_SIDE = 3
 """Samples that a large scene is checked on, in each direction, evenly spread."""
 
 SAMPLE_SIDE = 256
@@ -60,8 +49,8 @@ SAMPLE_SIDE = 256
 MAX_CHECKED_WHOLE = 1024**2
 """A scene of at most so many pixels is checked as a whole."""
 
-MAX_BLOCK_BYTES = 1024**3
-"""A file whose blocks take more memory than this each is refused; they are read one at a time."""
+MAX_STRIP_BYTES = 64 * 1024**2
+"""How much `Scene.read_windows` reads at a time."""
 
 
 class PixelSource(Protocol):
@@ -132,6 +121,28 @@ class Scene:
         pixels, valid = self.source.read(window, layout, self.grid)
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
 
+    def read_windows(
+        self, windows: Iterable[Window], *, bands: Sequence[str] | None = None
+    ) -> Iterator[Chip]:
+        """A chip of each window, in their order, as `read` gives it.
+
+        Windows of one row that follow one another, as `cut_windows` makes them, are read together,
+        which takes much less time for small ones.
+        """
+        layout = self.layout if bands is None else self._layout_of(bands)
+        pixel_bytes = len(layout.bands) * self.source.dtype.itemsize
+        for strip, members in _strips(windows, MAX_STRIP_BYTES // pixel_bytes):
+            chip = self.read(strip, bands=bands)
+            for window in members:
+                first = window.column - strip.column
+                columns = slice(first, first + window.width)
+                yield replace(
+                    chip,
+                    pixels=chip.pixels[:, :, columns].copy(),
+                    valid=chip.valid[:, :, columns].copy(),
+                    grid=self.grid.window(window),
+                )
+
     def _layout_of(self, bands: Sequence[str]) -> PixelLayout:
         names = self.sensor.resolve(bands)
         missing = [name for name in names if name not in self.bands]
@@ -160,6 +171,31 @@ class Scene:
 
     def __repr__(self) -> str:
         return f"Scene({self})"
+
+
+def _strips(windows: Iterable[Window], max_pixels: int) -> Iterator[tuple[Window, list[Window]]]:
+    """Consecutive windows of the same rows and width, and the window that holds them.
+
+    It has at most `max_pixels`, unless it is a single one.
+    """
+    members: list[Window] = []
+    for window in windows:
+        joined = _around([*members[:1], *members[-1:], window])
+        follows = members and window.column >= members[-1].column
+        alike = members and replace(window, column=0) == replace(members[0], column=0)
+        if members and not (follows and alike and joined.height * joined.width <= max_pixels):
+            yield _around([members[0], members[-1]]), members
+            members = []
+        members.append(window)
+    if members:
+        yield _around([members[0], members[-1]]), members
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    """The window from the corner of the first to the end of the last, of the first's rows."""
+    first, last = windows[0], windows[-1]
+    width = max(1, last.column + last.width - first.column)
+    return replace(first, width=width)
 
 
 def open_scene(
@@ -241,7 +277,7 @@ def _open_picture(path: Path, declared: _Declared) -> Scene:
 
 def _open_geotiff(path: Path, declared: _Declared) -> Scene:
     with open_geotiff(path) as source:
-        _require_small_blocks(path, source)
+        require_small_blocks(path, source)
         described = describe_geotiff(
             path,
             source,
@@ -288,23 +324,13 @@ def _samples(scene: Scene) -> Iterator[Chip]:
 
 
 def _spread(length: int) -> list[int]:
-    last = max(0, length - SAMPLE_SIDE)
-    return sorted({last * n // (SAMPLES_A_SIDE - 1) for n in range(SAMPLES_A_SIDE)})
+    """First rows or columns of samples: multiples of their side, so that each lies in one tile."""
+    last = max(0, length // SAMPLE_SIDE - 1)
+    return sorted({SAMPLE_SIDE * (last * n // (SAMPLES_A_SIDE - 1)) for n in range(SAMPLES_A_SIDE)})
 
 
 def _datetime_of(names: Iterable[str]) -> dt.datetime | None:
     return next((when for name in names if (when := product_datetime(name))), None)
-
-
-def _require_small_blocks(path: Path, source: Any) -> None:
-    for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True):
-        num_bytes = height * width * np.dtype(dtype).itemsize
-        if num_bytes > MAX_BLOCK_BYTES:
-            raise DataError(
-                f"{shown(path)} is stored in blocks of {num_bytes / 2**20:.0f} MiB, more than the "
-                f"limit of {MAX_BLOCK_BYTES / 2**20:.0f} MiB; write it in tiles "
-                "(gdal_translate -co TILED=YES)"
-            )
 
 
 # Where pixels come from
@@ -354,96 +380,22 @@ class _FileSource:
             return read_pixels(self.path, source, described, window=window)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Band:
-    """One band's file on the scene's grid (see `read_enlarged`)."""
-
-    path: Path
-    factor: int
-    shift: tuple[float, float]
-    mask_index: int | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ProductSource:
-    """A file per band."""
-
-    bands: dict[str, _Band]
-    dtype: np.dtype[Any]
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        nodata = layout.sensor.nodata if layout.units == "dn" else None
-        nothing = nodata if np.issubdtype(self.dtype, np.integer) else math.nan
-        area = window or Window(row=0, column=0, height=grid.height, width=grid.width)
-        shape = (len(layout.bands), area.height, area.width)
-        pixels = np.full(shape, nothing, dtype=self.dtype)
-        for name, channel in zip(layout.bands, pixels, strict=True):
-            band = self.bands[name]
-            with ExitStack() as stack:
-                if window is None:
-                    source = stack.enter_context(open_raster(band.path))
-                else:
-                    source = held_raster(band.path)
-                read_enlarged(
-                    source,
-                    channel,
-                    factor=band.factor,
-                    top=area.row,
-                    left=area.column,
-                    origin=shown(band.path),
-                    shift=band.shift,
-                    mask_index=band.mask_index,
-                )
-        valid: NDArray[np.bool_] = np.isfinite(pixels)
-        if nodata is not None:
-            valid &= pixels != nodata
-        return pixels, valid
-
-
-# Products
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Header:
-    """What the header of one band's file says."""
-
-    file: BandFile
-    grid: Grid
-    crs: Any
-    dtype: np.dtype[Any]
-    scale: tuple[float, float] | None
-    mask_index: int | None
-
-
 def _open_product(path: Path, declared: _Declared) -> Scene:
     product = _only(find_product(path, declared.sensor), declared.bands, path)
-    sensor = product.sensor
-    headers = [_read_header(file, sensor) for file in product.files]
-    grid = _finest(path, headers)
-    dtype = np.dtype(np.result_type(*(header.dtype for header in headers)))
-    scale = _shared_scale(path, headers)
-    units = units_of(path, sensor, dtype, declared.units, scale)
-    layout = make_layout(
-        sensor,
-        [file.band for file in product.files],
-        units=units,
-        dn_offset=_shared_offset(path, product, headers, units, declared.dn_offset),
+    layout, grid, source = describe_product(
+        path,
+        product,
+        units=declared.units,
+        dn_offset=declared.dn_offset,
         composite=declared.composite,
-        stated_scale=other_scale(path, sensor, scale, declared.dn_offset),
     )
-    nodata = sensor.nodata if units == "dn" else None
     return Scene(
         path=path,
         layout=layout,
         grid=grid,
         datetime=_datetime_of([product.files[0].path.name, *product.names]),
         is_picture=False,
-        source=_ProductSource(
-            bands={header.file.band: _placed(path, header, grid) for header in headers},
-            dtype=_with_room_for_nothing(dtype, nodata),
-        ),
+        source=source,
     )
 
 
@@ -459,147 +411,3 @@ def _only(product: Product, bands: Sequence[str] | None, path: Path) -> Product:
             f"{shown(path)} has bands {', '.join(known)}; missing {', '.join(missing) or 'any'}"
         )
     return replace(product, files=tuple(known[name] for name in names))
-
-
-def _read_header(file: BandFile, sensor: Sensor) -> _Header:
-    with open_raster(file.path) as source:
-        _require_small_blocks(file.path, source)
-        masked = source.count == 2 and eo_browser_day(file.path.name) is not None
-        found = read_band_names(source, sensor)
-        if not masked and sum(not extra for extra in found.extra) != 1:
-            raise DataError(
-                f"{shown(file.path)} has {source.count} bands; in a product with a file per band, "
-                f"{file.band} is expected alone. Give a file with several bands by itself"
-            )
-        other = found.names[0]
-        if other not in (None, file.band):
-            raise DataError(
-                f"{shown(file.path)} calls its band {found.texts[0]!r}, which is {other}, but its "
-                f"name says {file.band}; correct one of them"
-            )
-        return _Header(
-            file=file,
-            grid=grid_of(source),
-            crs=source.crs,
-            dtype=np.dtype(source.dtypes[0]),
-            scale=stated_scale(file.path, source, sensor, (1,)),
-            mask_index=2 if masked else None,
-        )
-
-
-def _with_room_for_nothing(dtype: np.dtype[Any], nodata: int | None) -> np.dtype[Any]:
-    """The type for bands whose pixels without data are `nodata`, or NaN where that is None."""
-    if np.issubdtype(dtype, np.floating):
-        return dtype
-    if nodata is not None and np.can_cast(np.min_scalar_type(nodata), dtype):
-        return dtype
-    return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
-
-
-def _shared_scale(path: Path, headers: Sequence[_Header]) -> tuple[float, float] | None:
-    first = headers[0]
-    for header in headers[1:]:
-        if header.scale != first.scale:
-            raise DataError(
-                f"{shown(path)}: {_scale_text(first)}, {_scale_text(header)}; the bands of one "
-                "product must state the same scale and offset: correct the files, or give bands "
-                "that agree"
-            )
-    return first.scale
-
-
-def _scale_text(header: _Header) -> str:
-    if header.scale is None:
-        return f"{header.file.band} states no scale"
-    return f"{header.file.band} states scale {header.scale[0]:g} and offset {header.scale[1]:g}"
-
-
-def _shared_offset(
-    path: Path,
-    product: Product,
-    headers: Sequence[_Header],
-    units: Units,
-    declared: float | None,
-) -> float:
-    """The DN offset of all bands; `UnknownOffsetError` where none says it, `DataError` where they
-    differ."""
-    offsets: dict[str, float] = {}
-    unknown: list[UnknownOffsetError] = []
-    for header in headers:
-        file = header.file
-        with open_raster(file.path) as source:
-            try:
-                offsets[file.band] = offset_of(
-                    file.path,
-                    source,
-                    product.sensor,
-                    (file.band,),
-                    (1,),
-                    units,
-                    header.scale,
-                    declared,
-                    product=f"{file.path.name} in {' in '.join(product.names)}",
-                )
-            except UnknownOffsetError as error:
-                unknown.append(error)
-    if not offsets:
-        raise unknown[0]
-    if unknown or len(set(offsets.values())) > 1:
-        stated = ", ".join(
-            f"{header.file.band} {offsets.get(header.file.band, 'none')}" for header in headers
-        )
-        raise DataError(
-            f"{shown(path)}: its bands state different DN offsets ({stated}); correct the files, "
-            "or give bands that agree"
-        )
-    return next(iter(offsets.values()))
-
-
-_MAX_SCALE_DIFFERENCE = 1e-3
-"""Pixel sizes of two bands may differ by this share from a whole ratio."""
-
-
-def _finest(path: Path, headers: Sequence[_Header]) -> Grid:
-    """The grid of the finest band; all others' must share its reference system."""
-    for header in headers[1:]:
-        if header.crs != headers[0].crs:
-            raise DataError(
-                f"{shown(path)}: {headers[0].file.band} is in {_crs_text(headers[0])}, "
-                f"{header.file.band} in {_crs_text(header)}; bring the bands to one reference "
-                "system (gdalwarp -t_srs)"
-            )
-    return min((header.grid for header in headers), key=_pixel_area)
-
-
-def _crs_text(header: _Header) -> str:
-    text = header.grid.crs or "no reference system"
-    return text if len(text) < 40 else text[:40] + "..."
-
-
-def _pixel_area(grid: Grid) -> float:
-    a, b, _, d, e, _ = grid.transform
-    return abs(a * e - b * d)
-
-
-def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
-    """Where a band's grid lies in the finest one; `DataError` where they do not nest."""
-    to_fine = ~_affine(fine) * _affine(header.grid)  # (column, row) of the band -> of the fine grid
-    factor = max(1, round(to_fine.a))
-    off = max(abs(to_fine.a / factor - 1), abs(to_fine.e / factor - 1))
-    skew = max(abs(to_fine.b), abs(to_fine.d)) / factor
-    down, right = to_fine.f, to_fine.c
-    ends = [down, down + to_fine.e * header.grid.height - fine.height]
-    ends += [right, right + to_fine.a * header.grid.width - fine.width]
-    slack = 0.05 if factor == 1 else factor * (1 + 1e-6)
-    if off > _MAX_SCALE_DIFFERENCE or skew > _MAX_SCALE_DIFFERENCE or max(map(abs, ends)) > slack:
-        raise DataError(
-            f"{shown(path)}: the pixels of {header.file.band} "
-            f"({header.grid.height}x{header.grid.width}) do not nest with those of the finest band "
-            f"({fine.height}x{fine.width}); bring the bands to one grid (gdalwarp -te ... -tr ...)"
-        )
-    shift = (down, right) if max(abs(down), abs(right)) > 0.05 else (0.0, 0.0)
-    return _Band(path=header.file.path, factor=factor, shift=shift, mask_index=header.mask_index)
-
-
-def _affine(grid: Grid) -> Any:
-    return Affine(*grid.transform)

@@ -128,6 +128,20 @@ def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() 
     assert list(drawn[2].lines[0].get_ydata()) == pytest.approx([5, 25])
 
 
+def test_curves_end_before_the_whole_gallery_is_found() -> None:
+    def row(query: str, k: int, chance: float) -> BenchRow:
+        keys = {"query_tower": query, "gallery_tower": "rgb", "metric": f"recall@{k}",
+                "value": 0.5, "num_samples": 48, "chance": chance}  # fmt: skip
+        return BenchRow.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
+
+    between = [row("s2", k, min(1, k / 48)) for k in (1, 10, 48, 50)]
+    captions = [row("text", k, k / 500) for k in (1, 50, 500)]  # five to an image
+    pictures, _ = entry_pictures([*between, *captions], {})
+    drawn = {one.caption.split(":")[0]: one.draw(LIGHT).axes[0].lines[0] for one in pictures}
+    assert list(drawn["Retrieval to rgb"].get_xdata()) == [1, 10]
+    assert list(drawn["Retrieval from text"].get_xdata()) == [1, 50]
+
+
 def test_a_confusion_matrix_shows_the_share_of_each_right_class() -> None:
     counts = np.array([[3, 1, 0], [0, 0, 0], [0, 5, 5]])
     axes = confusion_figure(counts, ["a", "b", "c"]).axes[0]

@@ -218,7 +218,7 @@ def _differences(names: _Names, rows: Sequence[BenchRow]) -> Plan:
         heads=("model", "on"),
         note="On the same samples, by the paired bootstrap; p, and p adjusted by Holm's "
         "rule for the number of comparisons in the same column and group. *: p < 0.05; **: the "
-        "adjusted one too. Of fewer than 30 samples no p is told. A tower that the reference lacks "
+        "adjusted one too. Below 30 samples p is not reported. A tower that the reference lacks "
         "is compared with its RGB tower.",
         legend="Points, with 95 % intervals.",
         group=group,

@@ -40,7 +40,7 @@ METRIC_NAMES = {
     "map": "mAP",
 }
 MARKS_LEGEND = (
-    "Bold: the best of its column and group; figures without an interval have no best. †: tied "
+    "Bold: the best of its column and group; values without an interval have no best. †: tied "
     "with it, p ≥ 0.05 in the paired bootstrap on the same samples. ‡: the two cannot be compared "
     "so (fewer than 30 samples, or their values were not kept), but their 95 % intervals overlap. "
     "p-values of ties are not corrected for their number."

@@ -13,6 +13,7 @@ from terralign.bench.rows import PLAIN
 from terralign.bench.subject import BenchData
 from terralign.files import claimed
 from terralign.suite import parse_suite
+from terralign.toml_paths import TomlPaths
 
 
 def report_bench(folder: Path, data_root: Path | None = None) -> Path:
@@ -24,7 +25,9 @@ def report_bench(folder: Path, data_root: Path | None = None) -> Path:
     """
     bench = read_bench(folder)
     with claimed(folder):
-        suite = parse_suite(bench.suite_text, origin=str(folder / "suite.toml"))
+        path = folder / "suite.toml"
+        paths = TomlPaths.beside(path, data_root)
+        suite = parse_suite(bench.suite_text, origin=str(path), paths=paths)
         keep_pictures(folder, suite, BenchData(data_root), _examples(bench))
         return write_bench_report(folder)
 

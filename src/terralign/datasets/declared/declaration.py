@@ -13,6 +13,7 @@ from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError, SplitError
 from terralign.scenes.pictures import Size
 from terralign.sensors import Sensor, find_sensor
+from terralign.toml_paths import TomlPaths
 
 LabelKind = Literal["single", "multi", "captions", "none"]
 
@@ -91,7 +92,7 @@ class Declaration(BaseModel):
 
     @property
     def location(self) -> str:
-        """What is needed below the data root."""
+        """The file or folder that its samples lie in, beside the TOML file or in the data root."""
         raise NotImplementedError
 
 
@@ -104,22 +105,35 @@ def require_classes(declaration: Declaration, *, labelled: bool, remedy: str) ->
             raise ValueError(f"{key} has no effect on samples without labels; {remedy}")
 
 
-def sensor_of(key: str, path: Path) -> Sensor:
-    """The sensor that the declaration in the file `path` calls `key`."""
-    return find_sensor(str(path.parent / key) if key.endswith(".toml") else key)
+def sensor_of(key: str, path: Path, data_root: Path | None) -> Sensor:
+    """The sensor that the declaration in the file `path` calls `key`; a TOML's path is found as any
+    other path of the file."""
+    return find_sensor(str(find_path(key, path, data_root)) if key.endswith(".toml") else key)
+
+
+def find_path(entry: str, path: Path, data_root: Path | None, *, what: str = "sensor") -> Path:
+    """A path that the declaration in the file `path` names: relative to that file, else to the data
+    root. `DataError`, with `what` it is of, says where it was looked for."""
+    paths = TomlPaths.beside(path, data_root)
+    found = paths.find(entry)
+    if found is None:
+        raise DataError(f"{path}: {what}: {paths.not_found(entry)}")
+    return found
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def sensors_of(tables: Mapping[str, Settings], path: Path) -> list[tuple[Sensor, Settings]]:
+def sensors_of(
+    tables: Mapping[str, Settings], path: Path, data_root: Path | None
+) -> list[tuple[Sensor, Settings]]:
     """The sensors of `[sensors.*]`, in order, each with its table; one that is named twice raises.
 
     `path`: the declaration's file.
     """
     found: dict[str, tuple[Sensor, Settings]] = {}
     for key, settings in tables.items():
-        sensor = sensor_of(key, path)
+        sensor = sensor_of(key, path, data_root)
         if sensor.name in found:
             raise DataError(f"{path}: sensors.{key}: sensor {sensor.name!r} is there already")
         found[sensor.name] = (sensor, settings)

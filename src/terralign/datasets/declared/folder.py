@@ -3,7 +3,7 @@
 name = "harbours"
 reader = "folder"
 sensor = "rgb"
-root = "harbours/images"          # below the data root
+root = "harbours/images"          # beside this file, or in the data root
 prompts = ["an aerial photo of {}."]
 
 [classes]                         # folder -> class as prompts say it
@@ -27,6 +27,7 @@ from terralign.datasets.declared.declaration import (
     Declaration,
     LabelKind,
     PixelSettings,
+    find_path,
     pixels_of,
     require_classes,
     require_split,
@@ -38,7 +39,6 @@ from terralign.datasets.declared.located import FilePlaces
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_whole_split
-from terralign.errors import DataError
 from terralign.scenes.pictures import Size
 
 
@@ -56,7 +56,7 @@ class FolderDeclaration(Declaration):
     reader: Literal["folder"]
     """How it lies on disk: one folder per class, or images without labels."""
     sensor: str | None = None
-    """A built-in sensor, or a sensor's TOML file, relative to this one."""
+    """A built-in sensor, or a sensor's TOML file."""
     root: str = Field(min_length=1)
     """The folder of the class folders, of the images or of the sensors' folders, relative to the
     data root."""
@@ -113,9 +113,9 @@ def open_declared_folder(
 ) -> FileSet:
     """Open one split of the data set that lies in a folder; `path`: the declaration's file."""
     require_inside(declaration.root, origin=f"{path}: root")
-    root = data_root / declaration.root
-    split_list = _split_list(declaration, path, root, split)
-    (first_root, pixels), *others = _sensor_folders(declaration, path, root, size)
+    root = find_path(declaration.root, path, data_root, what="root")
+    split_list = _split_list(declaration, path, data_root, root, split)
+    (first_root, pixels), *others = _sensor_folders(declaration, path, data_root, root, size)
     if declaration.classes is None:
         samples = open_tree(
             first_root, name=declaration.name, split=split, pixels=pixels, split_list=split_list
@@ -139,19 +139,19 @@ def open_declared_folder(
 
 
 def _sensor_folders(
-    declaration: FolderDeclaration, path: Path, root: Path, size: Size | None
+    declaration: FolderDeclaration, path: Path, data_root: Path, root: Path, size: Size | None
 ) -> list[tuple[Path, Pixels]]:
     """Each sensor's folder, and how its files are decoded."""
     if declaration.sensors is None:
         assert declaration.sensor is not None
-        sensor = sensor_of(declaration.sensor, path)
+        sensor = sensor_of(declaration.sensor, path, data_root)
         settings = PixelSettings(
             **{key: getattr(declaration, key) for key in PixelSettings.model_fields}
         )
         pictures = sensor.name == "rgb"
         return [(root, pixels_of(sensor, settings, size=size, pictures=pictures, origin=str(path)))]
     folders = []
-    for sensor, settings in sensors_of(declaration.sensors, path):
+    for sensor, settings in sensors_of(declaration.sensors, path, data_root):
         origin = f"{path}: sensors.{sensor.name}"
         require_inside(settings.root, origin=f"{origin}.root")
         pictures = sensor.name == "rgb"
@@ -160,7 +160,9 @@ def _sensor_folders(
     return folders
 
 
-def _split_list(declaration: FolderDeclaration, path: Path, root: Path, split: str) -> Path | None:
+def _split_list(
+    declaration: FolderDeclaration, path: Path, data_root: Path, root: Path, split: str
+) -> Path | None:
     if declaration.splits is None:
         require_whole_split(declaration.name, split)
         return None
@@ -169,9 +171,6 @@ def _split_list(declaration: FolderDeclaration, path: Path, root: Path, split: s
         return None
     entry = declaration.splits[split]
     require_inside(entry, origin=f"{path}: splits.{split}")
-    for folder in (root, path.parent):
-        if (folder / entry).is_file():
-            return folder / entry
-    raise DataError(
-        f"{path}: splits.{split}: {entry} is neither in {root} nor beside the declaration"
-    )
+    if (root / entry).is_file():
+        return root / entry
+    return find_path(entry, path, data_root, what=f"splits.{split}")

@@ -76,16 +76,19 @@ def _reader_of(values: Mapping[str, Any], path: Path) -> str:
     return str(reader)
 
 
-def declared_facts(declaration: Declaration, path: Path) -> DatasetFacts:
+def declared_facts(
+    declaration: Declaration, path: Path, data_root: Path | None = None
+) -> DatasetFacts:
     """What is known of a declared data set before it is opened; `path`: its TOML file."""
     labels, splits = declaration.label_kind, declaration.split_names
     return DatasetFacts(
         description=f"declared in {path.name}",
-        sensors=tuple(sensor_of(key, path).name for key in declaration.sensor_keys),
+        sensors=tuple(sensor_of(key, path, data_root).name for key in declaration.sensor_keys),
         labels=labels,
         class_list=path.name if labels in ("single", "multi") else None,
         splits=dict.fromkeys(splits or WHOLE_SPLITS),
         has_splits=splits is not None,
+        needs_root=not (path.parent / declaration.location).exists(),
         layout=(declaration.location,),
     )
 

@@ -2,7 +2,7 @@
 
 name = "fields"
 reader = "table"
-table = "fields/samples.parquet"   # below the data root
+table = "fields/samples.parquet"   # beside this file, or in the data root
 root = "fields/images"             # what paths are relative to; left out, the table's own folder
 
 [sensors.sentinel2-l2a]
@@ -50,6 +50,7 @@ from terralign.datasets.declared.declaration import (
     Declaration,
     LabelKind,
     PixelSettings,
+    find_path,
     pixels_of,
     require_classes,
     require_split,
@@ -137,9 +138,9 @@ class TableDeclaration(Declaration):
 
     reader: Literal["table"]
     table: str = Field(min_length=1)
-    """The table, relative to the data root, else to this file."""
+    """The table."""
     root: str | None = Field(default=None, min_length=1)
-    """The folder that paths are relative to, itself relative to the data root; left out, the
+    """The folder that paths are relative to; left out, the
     table's folder."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of a CSV: what stands between columns; left out, a comma."""
@@ -196,11 +197,11 @@ def open_table(
     root = table_path.parent
     if declaration.root is not None:
         require_inside(declaration.root, origin=f"{path}: root")
-        root = data_root / declaration.root
+        root = find_path(declaration.root, path, data_root, what="root")
     layouts: dict[str, PixelLayout] = {}
     decoders: dict[str, Decode] = {}
     files: dict[str, pa.Array] = {}
-    for sensor, settings in sensors_of(declaration.sensors, path):
+    for sensor, settings in sensors_of(declaration.sensors, path, data_root):
         pixels = pixels_of(
             sensor, settings, size=size, pictures=sensor.name == "rgb",
             origin=f"{path}: sensors.{sensor.name}",
@@ -235,12 +236,7 @@ def open_table(
 
 def _find_table(declaration: TableDeclaration, path: Path, data_root: Path) -> Path:
     require_inside(declaration.table, origin=f"{path}: table")
-    for folder in (data_root, path.parent):
-        if (folder / declaration.table).is_file():
-            return folder / declaration.table
-    raise DataError(
-        f"{path}: table {declaration.table} is neither in {data_root} nor beside the declaration"
-    )
+    return find_path(declaration.table, path, data_root, what="table")
 
 
 def _rows_of(

@@ -2,7 +2,7 @@
 
 name = "fields"
 reader = "shards"
-root = "fields"                    # below the data root
+root = "fields"                    # beside this file, or in the data root
 
 [sensors.sentinel2-l2a]
 member = "s2.npy"                  # what follows the key in a member's name
@@ -53,6 +53,7 @@ from terralign.datasets.declared.declaration import (
     Declaration,
     LabelKind,
     PixelSettings,
+    find_path,
     pixels_of,
     require_classes,
     require_split,
@@ -104,7 +105,7 @@ class ShardsDeclaration(Declaration):
 
     reader: Literal["shards"]
     root: str = Field(min_length=1)
-    """The folder of the shards, relative to the data root."""
+    """The folder of the shards."""
     shards: str | tuple[str, ...] | None = None
     """All shards, where the set has no splits."""
     splits: dict[str, str | tuple[str, ...]] | None = Field(default=None, min_length=1)
@@ -161,7 +162,8 @@ def open_shards(
     The fingerprint holds the names and sizes of shards and members, not their content.
     """
     require_inside(declaration.root, origin=f"{path}: root")
-    shards = find_shards(data_root / declaration.root, declaration.patterns(split, path), path)
+    folder = find_path(declaration.root, path, data_root, what="root")
+    shards = find_shards(folder, declaration.patterns(split, path), path)
     indices = []
     with Progress("indexing shards", total=len(shards), unit="shard") as progress:
         for shard in shards:
@@ -172,7 +174,7 @@ def open_shards(
     shard_of = np.repeat(np.arange(len(indices)), [len(one.keys) for one in indices])
     places: dict[str, NDArray[np.int64]] = {}
     decoders: dict[str, MemberDecoder] = {}
-    for sensor, settings in sensors_of(declaration.sensors, path):
+    for sensor, settings in sensors_of(declaration.sensors, path, data_root):
         origin = f"{path}: sensors.{sensor.name}"
         if settings.kind in PICTURES and sensor.name != "rgb":
             raise DataError(f"{origin}: {settings.member!r} is a picture, which is sensor 'rgb'")

@@ -1,0 +1,53 @@
+"""How a model is named, checked without torch, so that a slip is reported at once."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from terralign.errors import ModelError, nearest
+
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Files of weights, as `ARCHITECTURE:FILE` names them."""
+
+HUB = "hf-hub"
+MS_CLIP = "ms-clip"
+TIMM = "timm"
+
+
+def check_source(source: str, *, others: Sequence[str] = ()) -> None:
+    """`ModelError` where nothing can be loaded by this name: no such folder, file or architecture.
+
+    Tags and hubs are left to the loader. `others`: prefixes that the caller knows besides.
+    """
+    if Path(source).is_dir():
+        return
+    if Path(source).is_file():
+        raise ModelError(
+            f"{source} is a file of weights; name its architecture too, as in ViT-B-32:{source}"
+        )
+    prefix, separator, rest = source.partition(":")
+    known = _architectures()
+    if separator and prefix not in (*known, HUB, *others):
+        raise ModelError(f"unknown architecture {prefix!r} in {source!r}; {nearest(prefix, known)}")
+    if prefix in (*known, MS_CLIP) and Path(rest).suffix in WEIGHTS_SUFFIXES:
+        if not Path(rest).exists():
+            raise ModelError(f"{source}: file of weights {rest} not found")
+        return
+    if not separator and source not in known:
+        raise ModelError(
+            f"no model at {source!r}: expected a space or open_clip folder, hf-hub:ORG/NAME, "
+            "ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or ARCHITECTURE:FILE"
+        )
+
+
+@cache
+def _architectures() -> tuple[str, ...]:
+    """open_clip's architectures, by the names of its configuration files."""
+    found = importlib.util.find_spec("open_clip")
+    if found is None or found.origin is None:
+        return ()
+    folder = Path(found.origin).parent / "model_configs"
+    return tuple(sorted(path.stem for path in folder.glob("*.json")))

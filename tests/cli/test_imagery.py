@@ -1,0 +1,252 @@
+"""`classify`, `embed` and `search`: the command line gives what Python gives."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from click.testing import CliRunner, Result
+
+from imagery import NEW_PRODUCT, S2, dn, space_of, write_geotiff, write_picture, write_product
+from terralign.cli import main
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.vectors import Embeddings
+
+LABELS = ["forest", "a river", "town"]
+
+
+@pytest.fixture(autouse=True)
+def quiet_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put logging and threads back as they were."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    logger = logging.getLogger("terralign")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture(scope="module")
+def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def space(model: Path) -> EmbeddingSpace:
+    return EmbeddingSpace.load(model)
+
+
+def _call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["--quiet", *(str(one) for one in arguments)])
+
+
+def _classify(model: Path, *arguments: object) -> list[dict[str, Any]]:
+    labels = ",".join(LABELS)
+    result = _call("classify", model, *arguments, "--labels", labels, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def _digital_numbers(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    path = write_geotiff(folder / "scene.tif", dn(32), S2.band_names)
+    return [path], ["--sensor", S2.name, "--dn-offset", "0"], {"sensor": S2.name, "dn_offset": 0}
+
+
+def _physical(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    pixels = (dn(32) / 10_000).astype(np.float32)
+    path = write_geotiff(folder / "scene.tif", pixels, S2.band_names)
+    how = {"sensor": S2.name, "units": "physical"}
+    return [path], ["--sensor", S2.name, "--units", "physical"], how
+
+
+def _own_nodata(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    pixels = dn(32)
+    pixels[:, :8] = 65535
+    path = write_geotiff(folder / "scene.tif", pixels, S2.band_names, nodata=65535)
+    return [path], ["--sensor", S2.name, "--dn-offset", "0"], {"sensor": S2.name, "dn_offset": 0}
+
+
+def _unnamed_bands(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    path = write_geotiff(folder / "scene.tif", dn(32)[:4])
+    bands = ["B02", "B03", "B04", "B08"]
+    how = {"sensor": S2.name, "dn_offset": 0, "bands": bands}
+    return [path], ["--sensor", S2.name, "--dn-offset", "0", "--bands", ",".join(bands)], how
+
+
+def _picture(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    return [write_picture(folder / "a.jpg")], [], {}
+
+
+def _pictures(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    for number in range(3):
+        write_picture(folder / "pictures" / f"{number}.png", seed=number, size=40 + number)
+    return [folder / "pictures"], [], {}
+
+
+def _several(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    paths = [write_picture(folder / f"{number}.png", seed=number) for number in range(3)]
+    return paths, [], {}
+
+
+def _product(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    return [write_product(folder / NEW_PRODUCT, dn(60, offset=1000))], [], {}
+
+
+def _scene(folder: Path) -> tuple[list[Path], list[str], dict[str, Any]]:
+    path = write_geotiff(folder / "scene.tif", dn(80), S2.band_names)
+    how = {"sensor": S2.name, "dn_offset": 0, "tower": "rgb", "window": 40}
+    options = ["--sensor", S2.name, "--dn-offset", "0", "--tower", "rgb", "--window", "40"]
+    return [path], options, how
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(_digital_numbers, _physical, _own_nodata, _unnamed_bands, _picture, _pictures),
+        *(_several, _product, _scene),
+    ],
+)
+def test_python_and_the_command_give_the_same_numbers(
+    make: Callable[[Path], tuple[list[Path], list[str], dict[str, Any]]],
+    model: Path,
+    space: EmbeddingSpace,
+    tmp_path: Path,
+) -> None:
+    paths, options, how = make(tmp_path)
+    by_python = space.classify(paths, LABELS, **how)
+    by_command = _classify(model, *paths, *options)
+    rows = [row for one in by_command for row in one.get("windows", [one])]
+    numbers = np.array([list(row["probabilities"].values()) for row in rows], dtype=np.float32)
+    assert np.array_equal(numbers, np.asarray(by_python))
+    assert [row["label"] for row in rows] == list(by_python.predicted)
+    assert [row["tower"] for row in rows] == list(by_python.towers)
+    if len(paths) == 1:
+        assert np.array_equal(np.asarray(space.classify(str(paths[0]), LABELS, **how)), numbers)
+
+
+def test_a_scene_is_cut_into_windows_that_lie_where_they_should(
+    model: Path, tmp_path: Path
+) -> None:
+    """80 pixels in windows of 32: rows and columns 0, 32 and 48, shifted inwards."""
+    path = write_geotiff(tmp_path / "scene.tif", dn(80), S2.band_names)
+    how = ["--sensor", S2.name, "--dn-offset", "0", "--geojson", tmp_path / "out.geojson"]
+    [found] = _classify(model, path, *how)
+    corners = [(one["window"]["row"], one["window"]["column"]) for one in found["windows"]]
+    assert corners == [(row, column) for row in (0, 32, 48) for column in (0, 32, 48)]
+    mean = np.mean([list(one["probabilities"].values()) for one in found["windows"]], axis=0)
+    assert list(found["probabilities"].values()) == pytest.approx(mean.tolist(), rel=1e-6)
+    features = json.loads((tmp_path / "out.geojson").read_text(encoding="utf-8"))["features"]
+    assert len(features) == 9
+    with rasterio.open(path) as file:
+        for feature, (row, column) in zip(features, corners, strict=True):
+            xs, ys = zip(*feature["geometry"]["coordinates"][0], strict=True)
+            east, north = rasterio.warp.transform("EPSG:4326", file.crs, xs, ys)
+            left, top = 500_000 + 10 * column, 5_000_000 - 10 * row
+            right, bottom = left + 320, top - 320
+            assert (min(east), max(east)) == pytest.approx((left, right), abs=0.01)
+            assert (min(north), max(north)) == pytest.approx((bottom, top), abs=0.01)
+    properties = features[0]["properties"]
+    chances = found["windows"][0]["probabilities"]
+    assert properties["label"] == found["windows"][0]["label"]
+    assert properties["p_a river"] == pytest.approx(chances["a river"], abs=1e-6)
+
+
+def test_windows_are_printed_with_their_counts(model: Path, tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "scene.tif", dn(400), S2.band_names)
+    labels = ",".join(LABELS)
+    how = ["--sensor", S2.name, "--dn-offset", "0", "--device", "cpu"]
+    result = _call("classify", model, path, "--labels", labels, *how)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{path}: 169 windows of 32x32 pixels (s2): ")
+    assert lines[-1] == "  ... and 149 more windows; --json and --geojson have all"
+    counts = [int(part.split()[-3]) for part in lines[0].split(": ", 2)[2].split(", ")]
+    assert sum(counts) == 169
+
+
+def test_embed_writes_what_search_finds(model: Path, space: EmbeddingSpace, tmp_path: Path) -> None:
+    folder = tmp_path / "tiles"
+    for number in range(5):
+        write_geotiff(folder / f"{number}.tif", dn(32, seed=number), S2.band_names)
+    out = tmp_path / "tiles.parquet"
+    how = ["--sensor", S2.name, "--dn-offset", "0", "--device", "cpu"]
+    result = _call("embed", folder, "--model", model, "--out", out, *how)
+    assert result.exit_code == 0, result.output
+    found = Embeddings.load(out)
+    direct = space.embed(folder, sensor=S2.name, dn_offset=0)
+    assert found.keys == direct.keys
+    assert np.array_equal(found.vectors, direct.vectors)
+    assert found.tower_id == direct.tower_id == space.tower_id("s2")
+
+    result = _call("search", out, "a river", "-k", "3", "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    hits = json.loads(result.stdout)
+    expected = space.search(direct, "a river", k=3)
+    assert [hit["key"] for hit in hits] == [hit.key for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected])
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+
+    on_the_fly = _call("search", folder, "a river", "-k", "3", "--model", model, *how)
+    assert on_the_fly.exit_code == 0, on_the_fly.output
+    assert [line.split()[2] for line in on_the_fly.stdout.splitlines()[1:]] == [
+        Path(hit["key"]).name for hit in hits
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["embed", "a.png", "--model", "MODEL", "--out", "a.npy"], 2, "ends in .parquet"),
+        (["embed", "a.png", "--model", "MODEL", "--out", "nowhere/a.parquet"], 2, "folder does"),
+        (["embed", "nowhere.png", "--model", "MODEL", "--out", "a.parquet"], 1, "nowhere.png not"),
+        (["search", "a.png", "forest"], 2, "--model is needed"),
+        (["search", "a.png", " ", "--model", "MODEL"], 2, "the query is empty"),
+        (["search", "a.png", "forest", "--model", "MODEL", "-k", "0"], 2, "-k"),
+        (["search", "bad.parquet", "forest"], 1, "damaged, or no file of vectors"),
+        (["search", "bad.parquet", "forest", "--sensor", "rgb"], 2, "no effect on vectors"),
+        (["search", "tiles.parquet", "forest", "--model", "OTHER"], 1, "different spaces"),
+        (["classify", "MODEL", "a.png", "--labels", "a,b", "--window", "0"], 2, "--window"),
+        (["classify", "MODEL", "a.png", "--labels", "a,b", "--geojson", "a.png"], 2, ".geojson"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str],
+    code: int,
+    reason: str,
+    model: Path,
+    norm_clip: ClipModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_picture(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 is how such files begin")
+    EmbeddingSpace.load(model).embed("a.png").save("tiles.parquet")
+    EmbeddingSpace(norm_clip).save("other")
+    words = [{"MODEL": str(model), "OTHER": "other"}.get(one, one) for one in arguments]
+    result = _call(*words)
+    assert result.exit_code == code, result.output
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_map_without_places_is_refused(model: Path, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    out = tmp_path / "out.geojson"
+    result = _call("classify", model, path, "--labels", "a,b", "--geojson", out, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "has a place on a map" in result.stderr
+    assert not out.exists()

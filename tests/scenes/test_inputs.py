@@ -1,0 +1,72 @@
+"""The inputs that a path names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from band_folders import NAME, write_band, write_product
+
+from terralign.errors import DataError
+from terralign.scenes import inputs
+from terralign.scenes.scene import find_inputs
+from terralign.sensors import Band, Sensor
+
+
+def test_a_file_and_a_product_are_themselves(tmp_path: Path) -> None:
+    product = write_product(tmp_path / NAME, {"B04.tif": 1})
+    assert find_inputs(str(product)) == [product]
+    assert find_inputs(product / "B04.tif") == [product / "B04.tif"]
+
+
+def test_a_folder_gives_pictures_geotiffs_and_products_below_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    product = write_product(tmp_path / "deep" / "p", {"red.tif": 1, "nir.tif": 1})
+    write_band(tmp_path / "deep" / "scene.TIF")
+    for name in ("b.jpg", "a.png", ".hidden.png", "c.png.part", "notes.txt", "x.npy", "y.npy"):
+        (tmp_path / name).touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "d.png").touch()
+    with caplog.at_level(logging.INFO):
+        found = find_inputs(tmp_path)
+    assert found == sorted(
+        [tmp_path / "a.png", tmp_path / "b.jpg", product, tmp_path / "deep" / "scene.TIF"]
+    )
+    assert "4 inputs; 2 other files left out (.npy 2)" in caplog.text
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.png").touch()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "dead.png").symlink_to(tmp_path / "nowhere")
+    assert [path.name for path in find_inputs(tmp_path)] == ["one.png"]
+
+
+def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not found"):
+        find_inputs(tmp_path / "missing")
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(DataError, match=r"holds nothing to read \(1 other files\): looked for"):
+        find_inputs(tmp_path)
+
+
+def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_INPUTS", 2)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    (tmp_path / "d").mkdir()
+    with pytest.raises(DataError, match="holds more than 2 inputs"):
+        find_inputs(tmp_path)
+
+
+def test_a_sensor_of_ones_own_makes_products(tmp_path: Path) -> None:
+    mine = Sensor(name="mine", bands=(Band(name="pan"), Band(name="swir9")), unit="reflectance")
+    for name in ("s_pan.tif", "s_swir9.tif"):
+        (tmp_path / name).touch()
+    assert find_inputs(tmp_path, sensor=mine) == [tmp_path]
+    assert len(find_inputs(tmp_path)) == 2
