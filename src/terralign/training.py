@@ -22,7 +22,7 @@ from torch import Tensor
 
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
-from terralign.datasets.sample import Indexed, SampleSet, at_size
+from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size
 from terralign.encoders.custom import Encoder
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
@@ -486,25 +486,36 @@ def _judging(
 
 
 def _held_out(training: Sequence[SampleSet], seed: int) -> list[tuple[SampleSet, SampleSet]]:
-    """Each set without a share of its samples, and that share; no sample of it is trained on, by
-    its content."""
-    parts = [Indexed.split_off(one, HELD_OUT, seed=seed) for one in training]
+    """Each set without a share of its samples and all their copies, and that share."""
     overlaps = Overlaps()
+    parts = [_split_apart(one, overlaps, seed) for one in training]
     pairs: list[tuple[SampleSet, SampleSet]] = []
     for rest, part in parts:
-        shared = {row for other, _ in parts for row in overlaps.find(other, part).rows.tolist()}
-        kept = part[[row for row in range(len(part)) if row not in shared]]
+        shared = {row for _, other in parts for row in overlaps.find(other, rest).rows.tolist()}
+        kept = rest[[row for row in range(len(rest)) if row not in shared]]
         if not len(kept):
             raise RecipeError(
-                f"{rest.name}: every sample that would be held out is also trained on; give "
-                "validation samples of its own"
+                f"{rest.name}: every sample is held out, or a copy of one that is; give validation "
+                "samples of its own"
             )
         logger.info(
-            "patch: %d of %d samples of %s are held out, by which alpha is chosen",
-            len(kept), len(rest) + len(part), rest.name,
+            "patch: %d of %d samples of %s are held out, by which alpha is chosen; %d are trained "
+            "on", len(part), len(rest) + len(part), rest.name, len(kept),
         )  # fmt: skip
-        pairs.append((rest, kept))
+        pairs.append((kept, part))
     return pairs
+
+
+def _split_apart(samples: SampleSet, overlaps: Overlaps, seed: int) -> tuple[Subset, Subset]:
+    """A set without a share of its samples and their copies within it, and that share."""
+    rest, part = Indexed.split_off(samples, HELD_OUT, seed=seed)
+    first = overlaps.find_copies(samples)
+    rows_of = {id(one): one.within()[1].tolist() for one in (rest, part)}
+    held = {first.get(row, row) for row in rows_of[id(part)]}
+    apart = [
+        place for place, row in enumerate(rows_of[id(rest)]) if first.get(row, row) not in held
+    ]
+    return rest[apart], part
 
 
 # Folders and devices

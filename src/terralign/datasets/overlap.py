@@ -111,6 +111,11 @@ class Overlaps:
             self._repeated[id(samples)] = _find_repeated(self._side(samples))
         return self._repeated[id(samples)]
 
+    def find_copies(self, samples: SampleSet) -> dict[int, int]:
+        """Index of a sample of one set -> that of the first one with the same content, where there
+        is an earlier one. Sets whose pixels would have to be read are not searched."""
+        return _find_copies(self._side(samples))
+
     def _side(self, samples: SampleSet) -> _Side:
         # A side holds its set, so that no other set gets its id.
         if id(samples) not in self._sides:
@@ -421,21 +426,28 @@ def _overlap(
 
 
 def _find_repeated(side: _Side) -> tuple[int, int, int]:
+    copies = _find_copies(side)
+    last = next(reversed(copies.items()), (0, 0))
+    return len(copies), *last
+
+
+def _find_copies(side: _Side) -> dict[int, int]:
+    """Index of a sample -> that of the first one with the same content, in order."""
     views: list[View] = [(sensor, False) for sensor, kind in side.kinds.items() if kind != "drawn"]
     if side.contents is None or not views:
-        return 0, 0, 0
+        return {}
     left = np.arange(len(side.rows), dtype=np.int64)
     for view in views:
         left = left[_occur_again(side.sizes(view)[left])]
     for view in views:
         left = left[_occur_again(side.middles(view, left))]
     seen: dict[bytes, int] = {}
-    number, last = 0, (0, 0)
+    copies = {}
     for index in left.tolist():
         earlier = seen.setdefault(side.digest(views, index), index)
         if earlier != index:
-            number, last = number + 1, (index, earlier)
-    return number, *last
+            copies[index] = earlier
+    return copies
 
 
 def _occur_again(values: NDArray[np.generic]) -> NDArray[np.bool_]:

@@ -1,0 +1,211 @@
+"""A custom encoder: built by its user, saved with its weights, loaded again by a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from terralign.chips import make_layout
+from terralign.cli.about import about
+from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.custom import make_encoder, measure_width
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.space import EmbeddingSpace, load
+from terralign.errors import ModelError, SpaceMismatchError
+from terralign.recipe import AlignRecipe
+from terralign.sensors import SENSORS
+from terralign.train.student import StudentSettings, new_student
+
+S2 = SENSORS["sentinel2-l2a"]
+
+
+class Net(nn.Module):
+    """A small encoder of `features` features; `act` and `kernel` make others of it."""
+
+    def __init__(self, features: int = 24, act: type[nn.Module] = nn.ReLU, kernel: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(12, 8, kernel, stride=4, padding=kernel // 2)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = act()
+        self.last = nn.Linear(8, features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.last(self.act(self.norm(self.first(pixels))).mean((2, 3)))
+        return features
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SyntheticSet:
+    return open_synthetic_scenes("train", num_samples=12)
+
+
+def custom_tower(
+    clip: ClipModel, scenes: SyntheticSet, encoder: Any = None, **settings: Any
+) -> SensorTower:
+    encoder = encoder or Net()
+    student = StudentSettings(backbone="custom", **settings)
+    return new_student("mine", clip, student, [S2], [scenes], seed=0, encoder=encoder)[0]
+
+
+@pytest.fixture
+def saved(tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    space = EmbeddingSpace(tiny_clip)
+    space.add(custom_tower(tiny_clip, scenes))
+    return space.save(tmp_path / "space")
+
+
+def embed(space: EmbeddingSpace, scenes: SyntheticSet) -> Tensor:
+    pixels = torch.from_numpy(scenes.read(np.arange(4))[S2.name])
+    layout = make_layout(S2, S2.band_names, units="dn", dn_offset=0.0)
+    return space.encode_layout(pixels, layout, tower="mine")
+
+
+@pytest.mark.parametrize("features", [24, 32])
+def test_features_of_another_number_than_d_are_projected(
+    tiny_clip: ClipModel, scenes: SyntheticSet, features: int
+) -> None:
+    tower = custom_tower(tiny_clip, scenes, Net(features))
+    assert tower.config.width == (None if features == tiny_clip.dim else features)
+    assert isinstance(tower.projection, nn.Identity) == (features == tiny_clip.dim)
+    size = tiny_clip.input_spec.size
+    assert tower(torch.zeros(3, 12, size, size)).shape == (3, tiny_clip.dim)
+    again = custom_tower(tiny_clip, scenes, tower.backbone)
+    assert again.tower_id() == tower.tower_id()
+
+
+def test_a_users_module_is_copied(tiny_clip: ClipModel, scenes: SyntheticSet) -> None:
+    module = Net()
+    tower = custom_tower(tiny_clip, scenes, module)
+    assert tower.backbone is not module
+    with torch.no_grad():
+        tower.backbone.last.weight.zero_()  # type: ignore[union-attr,operator]
+    assert bool(module.last.weight.any())
+
+
+@pytest.mark.parametrize("encoder", [Net, lambda: Net(), Net()])
+def test_a_space_is_loaded_with_the_encoder_that_it_was_made_with(
+    saved: Path, tiny_clip: ClipModel, scenes: SyntheticSet, encoder: Any
+) -> None:
+    torch.manual_seed(1)
+    before = EmbeddingSpace(tiny_clip)
+    before.add(custom_tower(tiny_clip, scenes))
+    space = load(saved, encoders={"mine": encoder})
+    assert space.tower_id("mine") == before.tower_id("mine")
+    assert torch.equal(embed(space, scenes), embed(before, scenes))
+    again = load(
+        space.save(saved.parent / "again"), encoders={"mine": Net}
+    )  # a loaded one is saved and loaded again
+    assert again.tower_id("mine") == space.tower_id("mine")
+
+
+def test_without_its_encoder_the_error_says_what_it_was(saved: Path) -> None:
+    with pytest.raises(
+        ModelError,
+        match=r"tower 'mine' of .* was made with a custom encoder \(Net, 12 bands B01.*32 px\); "
+        r"pass encoders=\{'mine': function that builds it\} to load it, or skip_custom=True",
+    ):
+        load(saved)
+    space = load(saved, skip_custom=True)
+    assert space.tower_names == ("rgb",)
+    assert [one.name for one in space.skipped] == ["mine"]
+
+
+def test_info_lists_a_tower_whose_encoder_is_not_there(saved: Path) -> None:
+    entry = about(str(saved))["towers"]["mine"]
+    assert entry["custom encoder"].startswith("Net, 12 bands B01, ")
+    assert entry["sensors"] == [S2.name]
+
+
+WRONG: list[tuple[Any, str]] = [
+    (lambda: Net(25), "gives 25 features, the saved encoder .* gave 24"),
+    (lambda: Net(kernel=5), r"is not the encoder that was saved \(Net.*backbone\.first\.weight"),
+    (lambda: nn.Sequential(Net()), "is not the encoder that was saved .*missing keys"),
+    (lambda: Net(act=nn.SiLU), "takes the saved weights but does not compute what the saved"),
+    (lambda: nn.Linear(3, 4), "fails on pixels of shape .*; it must take"),
+    (lambda: 1 / 0, r"cannot be built by calling it without arguments \(ZeroDivisionError"),
+    (lambda: "net", "gave a str, not an nn.Module"),
+    ("Net", "is a str; give an nn.Module, or a function that builds it"),
+]
+
+
+@pytest.mark.parametrize(("encoder", "message"), WRONG)
+def test_a_wrong_encoder_is_refused(saved: Path, encoder: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as error:
+        load(saved, encoders={"mine": encoder})
+    assert "encoders['mine']" in str(error.value)
+
+
+def test_encoders_are_only_for_custom_towers(saved: Path, tiny_clip: ClipModel) -> None:
+    with pytest.raises(ModelError, match=r"encoders names 'min'; .* has custom encoders for"):
+        load(saved, encoders={"min": Net})
+    plain = EmbeddingSpace(tiny_clip).save(saved.parent / "plain")
+    with pytest.raises(ModelError, match="no tower with a custom encoder"):
+        load(plain, encoders={"mine": Net})
+
+
+def test_nothing_is_imported_by_the_name_in_the_file(saved: Path) -> None:
+    path = saved / "space.json"
+    values = json.loads(path.read_text())
+    values["towers"][0]["encoder"] = "os.system"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=r"custom encoder \(os\.system, 12 bands"):
+        load(saved)
+    with pytest.raises(ModelError, match=r"is not .* as space.json says"):
+        load(saved, encoders={"mine": Net})
+
+
+BAD: list[tuple[Callable[[Tensor], Any], str]] = [
+    (lambda pixels: pixels, r"gives \(2, 12, 8, 8\) of torch.float32"),
+    (lambda pixels: pixels.mean((0, 2, 3)), r"gives \(12,\)"),
+    (lambda pixels: {"features": pixels}, "gives a dict, not a tensor"),
+    (lambda pixels: pixels.mean((2, 3)).long(), r"gives \(2, 12\) of torch\.int64"),
+    (lambda pixels: pixels.reshape(7), r"fails on pixels of shape \(2, 12, 8, 8\) \(RuntimeError"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), BAD)
+def test_an_encoder_gives_one_vector_per_sample(
+    forward: Callable[[Tensor], Any], message: str
+) -> None:
+    module = nn.Module()
+    module.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=f"encoder Mine {message}") as error:
+        measure_width(module, num_bands=12, size=8, what="encoder Mine")
+    assert "it must take (B, 12, 8, 8) float32 and give (B, features)" in str(error.value)
+
+
+def test_trying_an_encoder_leaves_its_mode_and_statistics() -> None:
+    module = make_encoder(Net, what="encoder")
+    assert measure_width(module, num_bands=12, size=8, what="encoder") == 24
+    assert module.training
+    assert module.norm.num_batches_tracked == 0  # type: ignore[union-attr]
+
+
+def test_a_space_takes_no_tower_of_another_space_or_with_broken_weights(
+    tiny_clip: ClipModel, norm_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    tower = custom_tower(tiny_clip, scenes)
+    with pytest.raises(SpaceMismatchError, match=r"'mine' was aligned to .*align it again"):
+        EmbeddingSpace(norm_clip).add(tower)
+    with torch.no_grad():
+        tower.backbone.last.bias[0] = torch.nan  # type: ignore[index,union-attr]
+    with pytest.raises(ModelError, match=r"'mine': backbone\.last\.bias holds numbers"):
+        EmbeddingSpace(tiny_clip).add(tower)
+
+
+def test_a_recipe_cannot_hold_a_custom_encoder() -> None:
+    with pytest.raises(ValueError, match=r"given in Python \(terralign\.align\)"):
+        AlignRecipe(
+            name="mine", sensors=(S2.name,), data=({"data": "x"},), student={"backbone": "custom"}
+        )
+    with pytest.raises(ValueError, match="leave out initial and drop_path"):
+        StudentSettings(backbone="custom", drop_path=0.1)

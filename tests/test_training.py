@@ -1,0 +1,325 @@
+"""`align`, `patch` and `evaluate` on samples in hand."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import terralign as ta
+from terralign.cli import main
+from terralign.datasets.sample import SampleSet
+from terralign.datasets.samples import Samples
+from terralign.datasets.store.writing import pack
+from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
+from terralign.encoders.clip import ClipModel
+from terralign.encoders.space import EmbeddingSpace
+from terralign.errors import DataError, RecipeError, SpaceMismatchError
+from terralign.evaluate.result import Evaluation
+from terralign.sensors import Band, Composite, Sensor
+from terralign.train.align import AlignmentSource, AlignSettings
+from terralign.train.align import align as stage
+from terralign.train.patch import PatchSettings
+from terralign.train.student import StudentSettings, new_student
+from terralign.training import align, evaluate, patch
+
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8}
+S2 = "sentinel2-l2a"
+
+PLANET = Sensor(
+    name="planet",
+    bands=(
+        Band(name="B", center_nm=490, gsd_m=3),
+        Band(name="G", center_nm=565, gsd_m=3),
+        Band(name="R", center_nm=665, gsd_m=3),
+        Band(name="NIR", center_nm=865, gsd_m=3),
+    ),
+    unit="reflectance",
+    dn_scale=1e-4,
+    composites=(Composite(name="true-colour", bands=("R", "G", "B"), stretch=0.3),),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def space(tiny_clip: ClipModel) -> EmbeddingSpace:
+    return EmbeddingSpace(tiny_clip)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SampleSet:
+    return open_synthetic_scenes("train", num_samples=24)[:]
+
+
+@pytest.fixture(scope="module")
+def planet() -> Samples:
+    """Twenty chips of a four-band sensor that is not built in."""
+    pixels = np.random.default_rng(0).integers(200, 3000, (20, 4, 16, 16), np.uint16)
+    return Samples.from_arrays(
+        pixels, sensor=PLANET, labels=["field", "lake"] * 10, name="planet", prompts=["{}"]
+    )
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 6, 3, stride=4)
+        self.last = nn.Linear(6, 10)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.last(self.first(pixels).relu().mean((2, 3)))
+        return features
+
+
+# Align
+
+
+@pytest.mark.parametrize("encoder", [None, "test_convnext3", Net(), Net])
+def test_a_tower_of_ones_own_sensor_is_aligned_added_saved_and_loaded(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path, encoder: Any
+) -> None:
+    tower = align(space, planet, name="mine", encoder=encoder, **QUICK)
+    assert tower.config.input.sensors == ("planet",)
+    assert not any(value.requires_grad for value in tower.parameters())
+    space.add(tower)
+    custom = {} if encoder is None or isinstance(encoder, str) else {"encoders": {"mine": Net}}
+    again = ta.load(space.save(tmp_path / "space"), **custom)
+    assert again.tower_id("mine") == tower.tower_id()
+    pixels = planet.read(np.arange(2))["planet"]
+    one, other = (s.embed(pixels, sensor="planet", units="dn") for s in (space, again))
+    assert np.array_equal(one.vectors, other.vectors)
+
+
+def test_align_is_what_a_recipes_stage_computes(
+    space: EmbeddingSpace, scenes: SampleSet, tmp_path: Path
+) -> None:
+    ours = align(space, scenes, name="s2", sensors=S2, labels=False, lr=1e-3, seed=3, **QUICK)
+    tower, _ = new_student("s2", space.clip, StudentSettings(), [S2], [scenes], seed=3)
+    settings = AlignSettings(lr=1e-3, **QUICK)
+    stage(space.clip, tower, [AlignmentSource(samples=scenes)], settings, tmp_path, seed=3)
+    assert ours.tower_id() == tower.tower_id()
+
+
+def test_labels_are_used_where_there_are_some_unless_refused(
+    space: EmbeddingSpace, planet: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    towers = {
+        labels: align(space, planet, name="mine", labels=labels, **QUICK)
+        for labels in (None, True, False)
+    }
+    assert "align: uses the labels of planet (labels=False: none)" in caplog.text
+    assert towers[None].tower_id() == towers[True].tower_id() != towers[False].tower_id()
+    features = align(space, planet, name="mine", losses={"mse_normalised": 1.0}, **QUICK)
+    assert features.tower_id() == towers[False].tower_id()
+    bare = Samples.from_arrays(planet.read(np.arange(4))["planet"], sensor=PLANET)
+    with pytest.raises(DataError, match="has no labels"):
+        align(space, bare, name="mine", labels=True)
+    mixed = align(space, [planet, bare], name="mine", **QUICK)
+    assert mixed.tower_id() != towers[None].tower_id()
+
+
+def test_a_call_with_a_folder_is_finished_by_the_next_one(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = align(space, planet, name="mine", folder=tmp_path, **QUICK)
+    monkeypatch.setattr("terralign.train.align.fit", None)  # nothing is trained
+    again = align(space, planet, name="mine", folder=str(tmp_path), **QUICK)
+    assert again.tower_id() == tower.tower_id()
+    with pytest.raises(RecipeError, match="holds a tower of other data, settings or another space"):
+        align(space, planet, name="mine", folder=tmp_path, **QUICK, seed=1)
+
+
+def test_validation_keeps_the_best_step(space: EmbeddingSpace, planet: Samples) -> None:
+    train, held = planet.split_off(0.3)
+    tower = align(space, train, name="mine", validation=held, **{**QUICK, "epochs": 3})
+    assert tower.space_id == space.space_id
+    with pytest.raises(RecipeError, match="chosen on samples that are trained on"):
+        align(space, planet, name="mine", validation=held, **QUICK)
+    align(space, planet, name="mine", validation=held, allow_shared_samples=True, **QUICK)
+
+
+def test_sensors_of_paired_data_are_named(space: EmbeddingSpace) -> None:
+    pixels = np.random.default_rng(0).integers(200, 3000, (8, 12, 16, 16), np.uint16)
+    radar = np.random.default_rng(1).normal(-14, 3, (8, 2, 16, 16)).astype(np.float32)
+    pairs = Samples.from_arrays({S2: pixels, "sentinel1-grd": radar}, dn_offset={S2: 0})
+    with pytest.raises(RecipeError, match=r"has sentinel2-l2a and sentinel1-grd; name .*sensors="):
+        align(space, pairs, name="radar")
+    tower = align(space, pairs, name="radar", sensors="sentinel1-grd", bands=["vh"], **QUICK)
+    assert tower.config.input.bands == ("VH",)
+    pictures = Samples.from_arrays(np.zeros((8, 3, 16, 16), np.uint8), sensor="rgb")
+    with pytest.raises(RecipeError, match="RGB pictures alone"):
+        align(space, pictures, name="mine")
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"epoch": 3}, r"align\(\) has no setting 'epoch'; did you mean 'epochs'\?"),
+    ({"encodr": "x"}, "did you mean 'encoder'"),
+    ({"epochs": 0}, "align: epochs: .*greater than or equal to 1"),
+    ({"losses": {"mes": 1}}, "unknown loss 'mes'; did you mean 'mse'"),
+    ({"drop_path": 0.1}, "drop_path has no effect on an inflated tower"),
+    ({"encoder": Net, "initial": "x.pt"}, "leave out initial and drop_path"),
+    ({"encoder": "custom"}, "give the module, or a function that builds it"),
+    ({"keep": "best"}, "needs validation data"),
+    ({"name": "My Tower"}, "small letters, digits and hyphens"),
+    ({"name": "rgb"}, "is not rgb or text"),
+    ({"bands": "NIR"}, "is one text"),
+    ({"prompts": ["no place"]}, r"the template 'no place' needs \{\} once"),
+    ({"losses": {"kl": 1.0}, "labels": False}, "the kl loss needs class names"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES)
+def test_mistakes_of_align_are_named(
+    space: EmbeddingSpace, planet: Samples, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        align(space, planet, **{"name": "mine", **given})
+
+
+def test_what_is_no_sample_set_is_refused(space: EmbeddingSpace, planet: Samples) -> None:
+    for wrong in ("folder", [planet, 3], np.zeros((2, 3, 8, 8))):
+        with pytest.raises(DataError, match="data are Samples, or a list of them, not"):
+            align(space, wrong, name="mine")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="measures one sample set, not 2"):
+        evaluate(space, [planet, planet])  # type: ignore[arg-type]
+
+
+def test_help_shows_every_setting_with_its_default() -> None:
+    shown = inspect.signature(align).parameters
+    fields = {**AlignSettings.model_fields, **StudentSettings.model_fields}
+    for name in fields.keys() - {"backbone"}:
+        assert shown[name].kind == inspect.Parameter.KEYWORD_ONLY
+        assert f"    {name} = " in (align.__doc__ or "") or name == "bands"
+    assert shown["batch_size"].default == 128
+    assert shown["lr"].annotation is float
+    assert "settings" not in shown
+    assert PatchSettings.model_fields.keys() <= inspect.signature(patch).parameters.keys()
+
+
+# Patch
+
+
+@pytest.fixture(scope="module")
+def photos() -> SampleSet:
+    return open_synthetic_photos("val", num_samples=12)[:]
+
+
+def test_a_patched_space_tells_its_alpha_and_curve(
+    space: EmbeddingSpace, scenes: SampleSet, photos: SampleSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = space.space_id
+    space.add(align(space, scenes, name="s2", sensors=[S2], **QUICK))
+    patched = patch(space, scenes, supported=photos, alphas=[0.5, 1.0], lr=1e-3, **QUICK)
+    assert space.space_id == before
+    assert [point["alpha"] for point in patched.provenance["curve"]] == [0.0, 0.5, 1.0]
+    assert patched.provenance["alpha"] in (0.0, 0.5, 1.0)
+    assert patched.provenance["base_id"] == before
+    assert "patch: 5 of 24 samples of synthetic-scenes are held out" in caplog.text
+    assert "the towers s2 belong to the RGB tower of the space that was patched" in caplog.text
+    assert patched.tower_names == ("rgb",)
+    if patched.space_id != before:
+        with pytest.raises(SpaceMismatchError, match="align it again"):
+            patched.add(space.towers["s2"])
+
+
+def test_held_out_samples_are_never_trained_on(
+    space: EmbeddingSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 3, 32, 32), np.uint8)
+    pixels[10:] = pixels[:10]  # every picture twice
+    data = Samples.from_arrays(pixels, sensor="rgb", labels=["a", "b"] * 10, prompts=["{}"])
+    seen: dict[str, list[Any]] = {}
+
+    def look(clip: Any, tasks: Any, settings: Any, folder: Any, **given: Any) -> None:
+        seen["training"] = [task.samples for task in tasks]
+        seen["judging"] = [task.samples for task in given["validation"]]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("terralign.train.patch.patch", look)
+    with pytest.raises(KeyboardInterrupt):
+        patch(space, data)
+    trained = {one["rgb"].tobytes() for one in seen["training"][0]}
+    judged = {one["rgb"].tobytes() for one in seen["judging"][0]}
+    assert judged
+    assert not trained & judged
+
+
+def test_mistakes_of_patch_are_named(
+    space: EmbeddingSpace, scenes: SampleSet, planet: Samples
+) -> None:
+    with pytest.raises(RecipeError, match="no setting 'alpha'; did you mean 'alphas'"):
+        patch(space, scenes, alpha=0.5)
+    with pytest.raises(RecipeError, match="2 validation sets for 1 sets of data"):
+        patch(space, scenes, validation=[scenes, scenes])
+    with pytest.raises(DataError, match="has no labels"):
+        patch(space, Samples.from_arrays(planet.read(np.arange(4))["planet"], sensor=PLANET))
+
+
+# Evaluate
+
+
+def test_evaluate_is_what_the_command_prints(space: EmbeddingSpace, tmp_path: Path) -> None:
+    folder = space.save(tmp_path / "space")
+    pack({"val": open_synthetic_scenes("val", num_samples=24)}, tmp_path / "data")
+    for options, keywords in (
+        ([], {}),
+        (["--tower", "rgb", "--prompts", "plain"], {"tower": "rgb", "prompts": "plain"}),
+        (["--query", "text"], {"query": "text"}),
+        (["--composite", "eurosat"], {"composite": "eurosat"}),
+    ):
+        arguments = [str(folder), "--data", str(tmp_path / "data"), "--split", "val", "--json"]
+        printed = CliRunner().invoke(main, ["evaluate", *arguments, *options])
+        assert printed.exit_code == 0, printed.output
+        data = Samples.open(tmp_path / "data", split="val")
+        found = evaluate(space, data, **keywords)  # type: ignore[arg-type]
+        assert json.loads(json.dumps(found.to_json())) == json.loads(printed.stdout)
+
+
+def test_an_evaluation_is_shown_as_a_table(space: EmbeddingSpace, planet: Samples) -> None:
+    found = evaluate(space, planet, class_names=["a field", "a lake"])
+    assert isinstance(found, Evaluation)
+    lines = repr(found).splitlines()
+    assert lines[0] == (
+        "planet all, zero-shot, the RGB tower on the true-colour composite of planet, "
+        "prompts planet (1 template)"
+    )
+    assert lines[1].split() == ["metric", "value", "interval", "chance", "n"]
+    top1 = next(one for one in found.result.metrics if one.name == "top1")
+    assert lines[2].split()[:2] == ["top1", f"{100 * top1.value:.2f}"]
+    assert "<td>top1</td>" in found._repr_html_()
+
+
+def test_pictures_are_measured_at_the_towers_size(space: EmbeddingSpace) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 3, 50, 70), np.uint8)
+    data = Samples.from_arrays(pixels, sensor="rgb", labels=["a", "b"] * 3, prompts=["{}"])
+    size = space.input_spec().size
+    small = Samples(data.at_size(size))
+    assert small[0]["rgb"].shape == (3, size, size)
+    assert evaluate(space, data).to_json() == evaluate(space, small).to_json()
+    assert evaluate(space, data[:4]).to_json() == evaluate(space, small[:4]).to_json()
+
+
+def test_mistakes_of_evaluate_are_named(space: EmbeddingSpace, planet: Samples) -> None:
+    with pytest.raises(RecipeError, match="tower is for classification"):
+        evaluate(space, planet, tower="rgb", query="text")
+    with pytest.raises(RecipeError, match="class_names is for classification"):
+        evaluate(space, planet, class_names=["a", "b"], task="retrieval")
+    with pytest.raises(RecipeError, match="task = 'zeroshot'; expected"):
+        evaluate(space, planet, task="zeroshot")  # type: ignore[arg-type]
