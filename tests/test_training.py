@@ -23,7 +23,7 @@ from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_s
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, RecipeError, SpaceMismatchError
-from terralign.evaluate.result import Evaluation
+from terralign.evaluation.result import Evaluation
 from terralign.sensors import Band, Composite, Sensor
 from terralign.train.align import AlignmentSource, AlignSettings
 from terralign.train.align import align as stage

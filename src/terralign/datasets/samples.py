@@ -65,8 +65,8 @@ class Samples(Indexed):
     >>> data = Samples.from_arrays(
     ...     np.zeros((2, 3, 8, 8), np.uint8), sensor="rgb", labels=["a field", "a lake"]
     ... )
-    >>> data[0]["rgb"].shape
-    (3, 8, 8)
+    >>> sorted(data[0])
+    ['key', 'label', 'rgb']
     """
 
     def __init__(
