@@ -61,9 +61,7 @@ def write_product(folder: Path, pixels: NDArray[np.uint16]) -> Path:
     for band, channel in zip(S2.bands, pixels, strict=True):
         factor = int(band.gsd_m or 10) // 10
         coarse = channel[::factor, ::factor]
-        write_geotiff(
-            folder / f"{band.name}.tif", coarse[None], (band.name,), gsd_m=10.0 * factor
-        )
+        write_geotiff(folder / f"{band.name}.tif", coarse[None], (band.name,), gsd_m=10.0 * factor)
     return folder
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,16 @@ def test_validation_keeps_the_best_step(space: EmbeddingSpace, planet: Samples) 
     align(space, planet, name="mine", validation=held, allow_shared_samples=True, **QUICK)
 
 
+def test_numbered_keys_of_other_arrays_are_not_warned_of(
+    space: EmbeddingSpace, planet: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = np.random.default_rng(1).integers(200, 3000, (6, 4, 16, 16), np.uint16)
+    held = Samples.from_arrays(others, sensor=PLANET, name="planet")
+    assert set(held.keys) < set(planet.keys)
+    align(space, planet, name="mine", validation=held, **QUICK)
+    assert "keys in common" not in caplog.text
+
+
 def test_sensors_of_paired_data_are_named(space: EmbeddingSpace) -> None:
     pixels = np.random.default_rng(0).integers(200, 3000, (8, 12, 16, 16), np.uint16)
     radar = np.random.default_rng(1).normal(-14, 3, (8, 2, 16, 16)).astype(np.float32)
@@ -273,6 +285,13 @@ def test_mistakes_of_patch_are_named(
 
 
 # Evaluate
+
+
+@pytest.mark.parametrize("first", ["ta.align", "import terralign.evaluate.metrics"])
+def test_evaluate_is_the_function_whatever_is_imported_first(first: str) -> None:
+    code = f"import terralign as ta\n{first}\nprint(callable(ta.evaluate), ta.evaluate.__module__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "terralign.training"]
 
 
 def test_evaluate_is_what_the_command_prints(space: EmbeddingSpace, tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def _find(first: _Side, second: _Side) -> Overlap:
         for index, key in enumerate(second.keys):
             if key in there and index not in found:
                 if _is_known(first, second, views, there[key], index):
-                    num_same_keys += 1
+                    num_same_keys += "encoded" in first.kinds.values()  # rows may just be numbered
                 else:
                     found[index] = there[key]
     return _overlap(first, second, found, num_same_keys)

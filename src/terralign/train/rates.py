@@ -30,7 +30,7 @@ def warn_of_patch_rate(visual: nn.Module, lr: float, *, source: str) -> None:
         logger.warning(
             "stage 1: lr = %g is far above what fine-tuning a pretrained transformer bears (the "
             "paper's is %g), and the image tower of %s is one; it will lose what it knew. "
-            "Set --set patch.lr=1e-5", lr, PATCH_RATE, source,
+            "Use --set patch.lr=1e-5, in Python lr=1e-5", lr, PATCH_RATE, source,
         )  # fmt: skip
 
 
@@ -40,5 +40,5 @@ def warn_of_align_rate(student: nn.Module, lr: float, *, name: str) -> None:
         logger.warning(
             "stage 2: lr = %g is far above what fine-tuning a pretrained transformer bears (the "
             "paper's is %g), and the student of tower %r is one; it will lose what it knew. "
-            "Set --set align.%s.lr=1e-4", lr, ALIGN_RATE, name, name,
+            "Use --set align.%s.lr=1e-4, in Python lr=1e-4", lr, ALIGN_RATE, name, name,
         )  # fmt: skip
