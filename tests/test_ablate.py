@@ -180,6 +180,21 @@ def test_a_failed_run_does_not_end_the_study(folder: Path, tmp_path: Path) -> No
     assert "nothing to do" in cured.stdout
 
 
+def test_a_study_whose_runs_all_lack_data_names_it_and_leaves_its_folder_free(
+    folder: Path, tmp_path: Path
+) -> None:
+    study = _study(folder, TWO)
+    missing = ["patch.tasks.0.data=eurosat-rgb", "patch.supported.0.data=cifar10"]
+    with pytest.raises(DataError) as caught:
+        run_study(study, tmp_path / "s", overrides=missing)
+    for name in ("eurosat-rgb", "cifar10"):
+        assert f"`terralign info {name}`" in str(caught.value)
+    result = run_study(study, tmp_path / "s", only=["good"])
+    assert {row["variant"] for row in result.rows} == {"good"}
+    with pytest.raises(RecipeError, match="holds a set of runs of another study"):
+        run_study(study, tmp_path / "s", overrides=["seed=3"])
+
+
 def test_finished_runs_are_not_run_again_and_more_seeds_add_to_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,10 +26,18 @@ from click.testing import CliRunner
 from small_run import SMALL_RECIPE, small_recipe, small_values
 from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, Interrupted, RecipeError, SensorError, StorageError
+from terralign.errors import (
+    DataError,
+    Interrupted,
+    RecipeError,
+    SensorError,
+    StorageError,
+    TerralignError,
+)
 from terralign.files import hash_file
-from terralign.recipe import parse_recipe, single_stage
+from terralign.recipe import parse_recipe, recipe_text, single_stage
 from terralign.run import run_recipe
+from terralign.run_folder import is_untouched, keep_recipe
 from terralign.sensors import find_sensor
 from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
@@ -190,6 +198,60 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write into"):
         run_recipe(small_recipe(), tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("fault", ["no model", "no data", "too many warm-up steps", "no device"])
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(
+    tmp_path: Path, fault: str
+) -> None:
+    values = small_values()
+    if fault == "no model":
+        values["base"] = {"model": "nowhere"}
+    elif fault == "no data":
+        values["patch"]["tasks"] = [{"data": "eurosat-rgb"}]
+    elif fault == "too many warm-up steps":
+        values["base"]["pretrain"]["warmup_steps"] = 400
+    with pytest.raises(TerralignError):
+        run_recipe(
+            parse_recipe(values, origin="x"),
+            tmp_path,
+            device="gpu" if fault == "no device" else None,
+        )
+    keep_recipe(small_recipe(), tmp_path)
+    assert (tmp_path / "recipe.toml").read_text() == recipe_text(small_recipe())
+
+
+def test_a_run_that_computed_something_keeps_its_folder(tmp_path: Path) -> None:
+    keep_recipe(small_recipe(), tmp_path)
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "metrics.jsonl").touch()
+    assert is_untouched(tmp_path)
+    (tmp_path / "patch" / "metrics.jsonl").write_text("{}")
+    assert not is_untouched(tmp_path)
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        keep_recipe(small_recipe(seed=5), tmp_path)
+
+
+def test_all_missing_data_are_named_in_one_message(tmp_path: Path) -> None:
+    values = small_values()
+    values["patch"]["tasks"] = [{"data": "eurosat-rgb"}]
+    values["patch"]["supported"] = [{"data": "tiny-imagenet"}]
+    recipe = parse_recipe(values, origin="x")
+    with pytest.raises(DataError) as caught:
+        run_recipe(recipe, tmp_path / "a", data_root=tmp_path)
+    for name in ("eurosat-rgb", "tiny-imagenet"):
+        assert f"see `terralign info {name}`" in str(caught.value)
+    with pytest.raises(DataError, match=r"2 data sets cannot be opened: .*--data-root") as caught:
+        run_recipe(recipe, tmp_path / "a")
+    for name in ("eurosat-rgb", "tiny-imagenet"):
+        assert f"`terralign info {name}`" in str(caught.value)
+
+
+def test_one_missing_data_set_is_named_with_where_it_is_described(tmp_path: Path) -> None:
+    values = small_values()
+    values["patch"]["supported"] = [{"data": "cifar10", "validation": "test"}]
+    with pytest.raises(DataError, match=r"; see `terralign info cifar10`$"):
+        run_recipe(parse_recipe(values, origin="x"), tmp_path / "a", data_root=tmp_path)
 
 
 def test_a_data_root_that_is_not_there_is_told_before_the_base_is_looked_for(
@@ -551,6 +613,7 @@ from pathlib import Path
 import torch
 from terralign.recipe import load_recipe
 from terralign.run import run_recipe
+from terralign.run_folder import is_untouched, keep_recipe
 from terralign.train import {module} as module
 from terralign.train.checkpoints import Checkpoints
 

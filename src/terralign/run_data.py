@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.catalog import cannot_open, find_dataset, open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.packing import pack_on_use
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
+from terralign.errors import DataError, TerralignError
 from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
 from terralign.recipe import AlignData, PatchRecipe, Recipe
 from terralign.run_checks import check_figures_differ
 from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource
 from terralign.train.finetune import PatchingTask
+
+Asked = tuple[str, str, int | None, str | None]
+"""Data set, split, limit, composite."""
+
+
+def named_data(recipe: Recipe) -> list[Asked]:
+    """What a recipe opens, each once."""
+    asked: list[Asked] = []
+    if (pretrain := recipe.base.pretrain) is not None:
+        asked.append((pretrain.data, pretrain.split, pretrain.limit, None))
+    if recipe.patch is not None:
+        for task in recipe.patch.tasks:
+            asked.append((task.data, task.train, task.limit, task.composite))
+            asked.append((task.data, task.validation, task.validation_limit, task.composite))
+        if (kept := recipe.patch.preserve_on) is not None:
+            asked.append((kept.data, kept.split, kept.limit, kept.composite))
+        for held in recipe.patch.supported:
+            asked.append((held.data, held.validation, held.validation_limit, held.composite))
+    for tower in recipe.align:
+        for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+            asked.append((source.data, source.split, source.limit, source.composite))
+    asked += [(one.data, one.split, one.limit, one.composite) for one in recipe.evaluate]
+    return list(dict.fromkeys(asked))
 
 
 class RunData:
@@ -29,7 +53,7 @@ class RunData:
         self.recipe, self.data_root, self.stores = recipe, data_root, stores
         self.size: Size | None = None
         self.own_prompts: PromptSet | None = None
-        self._sets: dict[tuple[str, str, int | None, str | None], SampleSet] = {}
+        self._sets: dict[Asked, SampleSet] = {}
 
     def open(
         self, data: str, split: str, limit: int | None = None, composite: str | None = None
@@ -56,8 +80,16 @@ class RunData:
         return choose_prompts(samples, named, own=self.own_prompts)
 
     def open_everything(self) -> None:
-        """Meet missing data before hours of work, not after."""
+        """Meet missing data before hours of work, not after; one error names all of them."""
         recipe = self.recipe
+        faults: dict[str, TerralignError] = {}
+        for asked in named_data(recipe):
+            try:
+                self.open(*asked)
+            except DataError as error:
+                faults.setdefault(asked[0], error)
+        if faults:
+            raise cannot_open(faults)
         if recipe.patch is not None:
             self.patching_tasks(recipe.patch)
             self.preserve_on(recipe.patch)

@@ -24,11 +24,23 @@ logger = logging.getLogger(__name__)
 MEASURED_VERSION = 3
 """Raised with every change of what figures mean."""
 
-BEFORE_WORK = frozenset({"recipe.toml", "versions.json"})
-"""What a run writes before it opens its data; packed stores come next, and serve any recipe."""
+BEFORE_WORK = frozenset({"recipe.toml", "versions.json", "initial.json"})
+"""What a run writes before its first step; packed stores come next, and serve any recipe."""
 
 MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
+
+
+def is_untouched(folder: Path) -> bool:
+    """Whether no run computed anything in `folder`: it holds what a run begins with, packed stores,
+    and empty files and folders."""
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder).parts
+        if path.is_dir() or inside[0] == "stores" or inside[0].startswith("."):
+            continue
+        if path.name not in BEFORE_WORK and path.stat().st_size > 0:
+            return False
+    return (folder / "recipe.toml").is_file()
 
 
 def keep_recipe(recipe: Recipe, folder: Path, data_root: Path | None = None) -> None:
@@ -41,8 +53,8 @@ def keep_recipe(recipe: Recipe, folder: Path, data_root: Path | None = None) -> 
     """
     paths = TomlPaths.beside(folder / "recipe.toml", data_root)
     text = recipe_text(recipe, paths)
-    there = {one.name for one in folder.iterdir() if not one.name.startswith(".")}
-    if BEFORE_WORK <= there <= {*BEFORE_WORK, "stores"}:
+    if is_untouched(folder):
+        (folder / "versions.json").unlink(missing_ok=True)  # threads chosen for what never ran
         write_text(folder / "recipe.toml", text)
         return
     keep_toml(folder / "recipe.toml", text, kind="run", what="recipe", same=paths.same)

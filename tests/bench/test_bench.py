@@ -756,8 +756,9 @@ def test_data_in_files_without_a_data_root_are_refused_before_anything_is_writte
     arguments = ["bench", "micro", "--models", str(spaces["base"]), "--out", str(tmp_path / "b")]
     done = CliRunner(env={"TERRALIGN_DATA": None}).invoke(main, arguments)
     assert done.exit_code == 1
-    said = "(eurosat-rgb, eurosat-ms, aid, ...); give the folder that holds them (--data-root"
-    assert said in done.stderr
+    assert "give the folder that holds them with --data-root" in done.stderr
+    for name in ("eurosat-rgb", "eurosat-ms", "aid"):
+        assert f"`terralign info {name}`" in done.stderr
     assert not (tmp_path / "b").exists()
 
 

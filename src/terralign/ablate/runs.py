@@ -19,8 +19,9 @@ from terralign.ablate.baselines import check_settings, run_baseline
 from terralign.ablate.differences import Differences
 from terralign.ablate.sharing import SharedStages
 from terralign.ablate.summary import summarise, table_text
-from terralign.datasets.catalog import check_data_root
+from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
 from terralign.errors import (
+    DataError,
     Interrupted,
     RecipeError,
     StorageError,
@@ -29,15 +30,20 @@ from terralign.errors import (
 )
 from terralign.files import claimed, read_json, read_text, write_json, write_text
 from terralign.run import run_recipe
-from terralign.run_folder import keep_recipe, keep_toml
+from terralign.run_data import named_data
+from terralign.run_folder import is_untouched, keep_recipe, keep_toml
 from terralign.study import Planned, Study, only_adds, plan_study, study_text
 
 logger = logging.getLogger(__name__)
 
 
+CHECKED_SIZE = 32
+"""The side that pictures are opened at where only their being there matters."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """A study that was gone through.
+    """The outcome of a study.
 
     `rows`: those of every finished run in the folder, with `variant` and `seed`. `summary`: mean
     and spread of each figure over seeds. `differences`: of the variants to the study's reference,
@@ -79,12 +85,13 @@ def run_study(
         check_settings(one)
     check_data_root(data_root)
     with claimed(folder):
-        _keep_study(study, overrides, folder / "study.toml")
         progress = _Study(
             study, folder, data_root, device,
             shared=SharedStages(shared or folder / "shared"), stores=stores or folder / "stores",
         )  # fmt: skip
         progress.find_finished(overrides)
+        progress.check_data(planned)
+        _keep_study(study, overrides, folder / "study.toml")
         for number, one in enumerate(planned, start=1):
             logger.info(
                 "variant %s, seed %d (%d of %d)", one.variant.name, one.seed, number, len(planned)
@@ -99,7 +106,22 @@ def _keep_study(study: Study, overrides: Sequence[str], path: Path) -> None:
     with suppress(StorageError):  # reported below
         if only_adds(study, overrides, read_text(path)):
             write_text(path, text)
-    keep_toml(path, text, kind="set of runs", what="study")
+    try:
+        keep_toml(path, text, kind="set of runs", what="study")
+    except RecipeError:
+        if _has_begun(path.parent):
+            raise
+        write_text(path, text)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether `folder` is another study's: unless all its runs failed before they computed
+    anything."""
+    results = folder / "results.json"
+    if results.is_file() and read_json(results).get("rows"):
+        return True
+    runs = list((folder / "runs").glob("*/*"))
+    return not runs or not all(map(is_untouched, runs))
 
 
 @dataclass
@@ -133,6 +155,24 @@ class _Study:
                 rows = self._kept(one)
                 if rows is not None:
                     self.rows[one.variant.name, one.seed] = rows
+
+    def check_data(self, planned: Sequence[Planned]) -> None:
+        """One error that names all data that are missing, where no run could do without them."""
+        faults: dict[str, TerralignError] = {}
+        opened: set[tuple[str, str]] = set()
+        left = [one for one in planned if (one.variant.name, one.seed) not in self.rows]
+        for data, split in (asked[:2] for one in left for asked in named_data(one.recipe)):
+            if data in faults or (data, split) in opened:
+                continue
+            opened.add((data, split))
+            try:
+                open_dataset(data, data_root=self.data_root, split=split, size=CHECKED_SIZE)
+            except DataError as error:
+                faults[data] = error
+        if faults and all(
+            any(data in faults for data, *_ in named_data(one.recipe)) for one in left
+        ):
+            raise cannot_open(faults)
 
     def run(self, one: Planned) -> None:
         """One run; what it gave is written before the next begins."""

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> None:
     """Write the resolved suite, or refuse a folder that holds another one or other files.
 
-    A folder in which no model was ever loaded, such as one of a mistyped model, takes another.
+    A folder in which nothing was measured, such as one of a mistyped model, takes another.
     """
     path = folder / "suite.toml"
     paths = TomlPaths.beside(path, data_root)
@@ -29,8 +29,10 @@ def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> Non
     try:
         keep_toml(path, text, kind="bench", what="suite", same=paths.same)
     except RecipeError:
-        if known_models(folder) or any((folder / "measurements").glob("*.json")):
+        if any((folder / "measurements").glob("*.json")):
             raise
+        for name in ("models.json", "results.json", "results.parquet"):  # of the other suite
+            (folder / name).unlink(missing_ok=True)
         write_text(path, text)
 
 

@@ -166,7 +166,8 @@ def format_bench_table(rows: Sequence[Mapping[str, Any]], *, every: bool = False
     for row in checked:
         if row.status != "measured":
             where = " ".join(str(one) for one in (row.entry, row.task, row.tower) if one)
-            out.append(f"{row.status}: {row.model}: {where}: {row.note}")
+            what = f"{row.model}: {where}" if where else row.model
+            out.append(f"{row.status}: {what}: {row.note}")
     return "\n".join(out) + "\n"
 
 

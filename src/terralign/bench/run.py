@@ -28,7 +28,8 @@ from terralign.bench.robustness import robustness_jobs
 from terralign.bench.rows import BenchRow, check_rows, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
-from terralign.datasets.catalog import check_data_root, find_dataset
+from terralign.datasets.catalog import cannot_open, check_data_root, find_dataset
+from terralign.datasets.facts import needs_root
 from terralign.encoders.space import RGB
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import (
@@ -126,11 +127,7 @@ def _check_data(suite: Suite, data_root: Path | None) -> None:
     names = dict.fromkeys(entry.data for entry in suite.entries)
     in_files = [name for name in names if find_dataset(name).facts.needs_root]
     if in_files:
-        raise DataError(
-            f"suite {suite.name!r} measures data sets that lie in files "
-            f"({', '.join(in_files[:3])}{', ...' if in_files[3:] else ''}); give the folder that "
-            "holds them (--data-root, or the variable TERRALIGN_DATA)"
-        )
+        raise cannot_open({name: needs_root(name) for name in in_files})
 
 
 class _Bench:
@@ -151,6 +148,7 @@ class _Bench:
         self.store = Store(out, versions)
         self.rows: list[Row] = []
         self.num_measured = 0
+        self._checked = False
         self._references: dict[_Key, Kept] = {}
         self._reference_model: BenchModel | None = None
 
@@ -160,6 +158,8 @@ class _Bench:
         with Progress("bench", total=total, unit="entry") as progress:
             for name, source in named.items():
                 model = self._load(name, source, device)
+                if model is not None:
+                    self._check_data(model)
                 for entry in self.suite.entries if model is not None else ():
                     for prompts in self.prompts:
                         assert model is not None
@@ -169,6 +169,24 @@ class _Bench:
                 if name == self.reference:
                     self._reference_model = model
                 _write(self.out, _merged(self.out, self.rows))
+
+    def _check_data(self, model: BenchModel) -> None:
+        """Open all data sets, once; a warning names all that cannot be opened, or, where that is
+        all of them, an error."""
+        if self._checked:
+            return
+        self._checked = True
+        faults: dict[str, TerralignError] = {}
+        size = model.picture_size()
+        for entry in self.suite.entries:
+            try:
+                self.data.open(entry.data, entry.split, entry.limit, size, entry.composite)
+            except DataError as error:
+                faults.setdefault(entry.data, error)
+        if faults and faults.keys() == {entry.data for entry in self.suite.entries}:
+            raise cannot_open(faults)
+        if len(faults) > 1:
+            logger.warning("%s", cannot_open(faults))
 
     def _load(self, name: str, source: str, device: str) -> BenchModel | None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from terralign.datasets.published.ssl4eo import open_ssl4eo_s12
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.datasets.store import StoreSet, is_store, read_manifest
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
-from terralign.errors import DataError
+from terralign.errors import DataError, TerralignError
 from terralign.scenes.pictures import Size, as_picture_size
 
 Open = Callable[[Path, str, Size | None], SampleSet]
@@ -164,6 +164,28 @@ def _find_store(store: Path) -> DatasetEntry:
         ),
         open=lambda root, split, size: StoreSet(store, split, size=size),
     )
+
+
+def cannot_open(faults: Mapping[str, TerralignError]) -> TerralignError:
+    """One fault of several data sets (name -> what is wrong with it), which names them all."""
+    if len(faults) == 1:
+        ((name, fault),) = faults.items()
+        told, hint = str(fault), f"`terralign info {name}`"
+        return type(fault)(told if hint in told or name not in DATASETS else f"{told}; see {hint}")
+    in_files = [name for name, fault in faults.items() if str(fault) == str(needs_root(name))]
+    told_of = [
+        f"{name} ({fault}{f'; see `terralign info {name}`' if name in DATASETS else ''})"
+        for name, fault in faults.items()
+        if name not in in_files
+    ]
+    if in_files:
+        commands = ", ".join(f"`terralign info {name}`" for name in in_files)
+        told_of.insert(
+            0,
+            f"{', '.join(in_files)} (they lie in files: give the folder that holds them with "
+            f"--data-root; see {commands})",
+        )
+    return DataError(f"{len(faults)} data sets cannot be opened: {'; '.join(told_of)}")
 
 
 def open_dataset(
