@@ -152,7 +152,7 @@ def screenshot(page: str) -> Image.Image:
 
 def trimmed(picture: Image.Image, margin: int = 16) -> Image.Image:
     """A picture without the rows of background at its end."""
-    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))  # type: ignore[arg-type]
+    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
     box = ImageChops.difference(picture, ground).getbbox()
     bottom = picture.height if box is None else min(picture.height, box[3] + margin)
     return picture.crop((0, 0, picture.width, bottom))

@@ -186,7 +186,7 @@ def _loss_caption(curves: Curves) -> str:
     ]
     if at_zero:
         caption += (
-            f" {', '.join(at_zero)} begin{'s' if len(at_zero) == 1 else ''} at 0, since a tower "
+            f" {' and '.join(at_zero)} begin{'s' if len(at_zero) == 1 else ''} at 0, since a tower "
             "that is inflated from the RGB tower starts as a copy of its teacher: without labels "
             "it has no distance to it before the first step."
         )
