@@ -138,5 +138,5 @@ def test_faults_are_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no checkpoint at"):
         load_timm_encoder(f"{NAME}:{tmp_path / 'none.pth'}")
     save(tmp_path / "w13.pth", 13)
-    with pytest.raises(ModelError, match=r"12 band names .* \(sentinel2-l1c has 13\)$"):
+    with pytest.raises(ModelError, match=r"12 band names .* \(with 13: sentinel2-l1c, hls-s30\)$"):
         load_timm_encoder(f"{NAME}@sentinel2-l2a:{tmp_path / 'w13.pth'}")

@@ -388,7 +388,7 @@ def _pick_bands(
         raise ModelError(
             f"{path} has a first layer of shape {shape}, but {len(given)} band names were given "
             f"({', '.join(given)}); say its bands in order"
-            + (f" ({', '.join(fits)} has {shape[1]})" if fits else "")
+            + (f" (with {shape[1]}: {', '.join(fits)})" if fits else "")
         )
     missing = [band for band in wanted if band not in given]
     if missing:
