@@ -36,6 +36,7 @@ from terralign.evaluate.result import Evaluation
 from terralign.evaluate.retrieval import evaluate_retrieval
 from terralign.evaluate.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
+from terralign.progress import Stage, Stages
 from terralign.recipe import (
     AlignRecipe,
     EvaluateRecipe,
@@ -130,6 +131,7 @@ class _Run:
         self.data = RunData(recipe, data_root, stores or folder / "stores")
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
+        self.stages = Stages([])
 
     def run(self) -> list[dict[str, Any]]:
         check_data_root(self.data_root)
@@ -138,24 +140,44 @@ class _Run:
             self.data.size = self.recipe.base.pretrain.image_size
             self.data.open_everything()
             self.overlaps.check()
+            self.stages = self._stages()
         base = self._base()
         self.data.size = picture_size(base.input_spec())
         if self.recipe.base.pretrain is None:
             self.data.open_everything()
             self.overlaps.check()
+            self.stages = self._stages()
         check_towers(self.recipe, base, self.data.open)
         patched = self._patch(base)
         space = self._align(base, patched)
-        rows = self._evaluate(base, patched, space)
+        with self.stages.within("evaluate"):
+            rows = self._evaluate(base, patched, space)
         model = self.folder / "model"
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
-        self._report(rows, patched)
+        with self.stages.within("report"):
+            self._report(rows, patched)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
         write_json(self.folder / "results.json", {"rows": rows, **notes})
         return rows
 
     # Stages
+
+    def _stages(self) -> Stages:
+        """The stages of the run, with what each trains on."""
+        recipe, stages = self.recipe, []
+        if (base := recipe.base.pretrain) is not None:
+            samples = len(self.data.open(base.data, base.split, base.limit))
+            stages.append(Stage(name="pretrain", samples=base.epochs * samples))
+        if recipe.patch is not None:
+            tasks, _, _ = self.data.patching_tasks(recipe.patch)
+            samples = sum(len(task.samples) for task in tasks)
+            stages.append(Stage(name="patch", samples=recipe.patch.epochs * samples))
+        for tower in recipe.align:
+            sources = map(self.data.source, tower.data)
+            samples = sum(len(one.samples) * one.repeats for one in sources)
+            stages.append(Stage(name=f"align {tower.name}", samples=tower.epochs * samples))
+        return Stages([*stages, Stage(name="evaluate"), Stage(name="report")])
 
     def _base(self) -> EmbeddingSpace:
         recipe = self.recipe.base
@@ -175,11 +197,15 @@ class _Run:
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
             samples = self.data.open(settings.data, settings.split, settings.limit)
-            clip = pretrain(
-                samples, settings.model_copy(update={"data": samples.name}),
-                self.folder / "pretrain",
-                seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
-            )  # fmt: skip
+            with self.stages.within("pretrain"):
+                clip = pretrain(
+                    samples,
+                    settings.model_copy(update={"data": samples.name}),
+                    self.folder / "pretrain",
+                    seed=self.recipe.seed,
+                    device=self.device,
+                    tensorboard=self.recipe.tensorboard,
+                )
             partial = self.folder / ".base.partial"
             partial.mkdir(exist_ok=True)
             save_clip(clip, partial)
@@ -196,18 +222,19 @@ class _Run:
         training, validation, supported = self.data.patching_tasks(recipe)
         if self.recipe.base.pretrain is None:
             warn_of_patch_rate(base.clip.visual, recipe.lr, source=base.clip.source)
-        return patch(
-            base.clip,
-            training,
-            settings,
-            self.folder / "patch",
-            validation=validation,
-            supported=supported,
-            preserve_on=self.data.preserve_on(recipe),
-            allow_shared_samples=True,  # checked when they were opened
-            seed=self.recipe.seed,
-            tensorboard=self.recipe.tensorboard,
-        )
+        with self.stages.within("patch"):
+            return patch(
+                base.clip,
+                training,
+                settings,
+                self.folder / "patch",
+                validation=validation,
+                supported=supported,
+                preserve_on=self.data.preserve_on(recipe),
+                allow_shared_samples=True,  # checked when they were opened
+                seed=self.recipe.seed,
+                tensorboard=self.recipe.tensorboard,
+            )
 
     def _align(self, base: EmbeddingSpace, patched: PatchResult | None) -> EmbeddingSpace:
         if patched is not None and base.towers:
@@ -223,7 +250,8 @@ class _Run:
             provenance=self._provenance(base, patched),
         )
         for recipe in self.recipe.align:
-            tower = self._align_one(space.clip, recipe)
+            with self.stages.within(f"align {recipe.name}"):
+                tower = self._align_one(space.clip, recipe)
             space.add_tower(tower, [find_sensor(name) for name in recipe.sensors])
         return space
 
