@@ -101,7 +101,7 @@ def test_the_run_folders_recipe_is_the_same_recipe(project: Path) -> None:
     again = load_recipe(str(run / "recipe.toml"), data_root=root)
     assert again == recipe
     assert recipe_hash(again) == recipe_hash(recipe)
-    (run / "metrics.jsonl").touch()
+    (run / "metrics.jsonl").write_text("{}\n")
     keep_recipe(again, run, root)  # the folder takes it back
 
 
@@ -112,7 +112,7 @@ def test_what_is_moved_is_the_same_recipe(project: Path, what: str) -> None:
     run = project / "runs" / "r"
     run.mkdir(parents=True)
     keep_recipe(recipe, run, root)
-    (run / "metrics.jsonl").touch()
+    (run / "metrics.jsonl").write_text("{}\n")
     moved = project.parent / "moved"
     if what == "project":
         shutil.move(project, moved)
@@ -129,7 +129,7 @@ def test_another_file_of_the_same_name_is_another_recipe(project: Path) -> None:
     run = project / "run"
     run.mkdir()
     keep_recipe(load_recipe(str(project / "r.toml")), run)
-    (run / "metrics.jsonl").touch()
+    (run / "metrics.jsonl").write_text("{}\n")
     other = project.parent / "other"
     shutil.copytree(project, other)
     with pytest.raises(RecipeError, match=r"Different: patch.tasks.0.data: "):

@@ -21,11 +21,11 @@ from terralign.errors import StorageError, TerralignError
 
 try:
     import fcntl
-except ImportError as error:
+except ImportError:
     raise ImportError(
         "terralign runs on Linux and macOS; Windows is not supported, but its Subsystem for Linux "
         "(WSL) is"
-    ) from error
+    ) from None
 
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""

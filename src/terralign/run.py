@@ -38,6 +38,7 @@ from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.shown import ShownSamples, show_samples
 from terralign.evaluation.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
+from terralign.progress import Stage, Stages
 from terralign.recipe import (
     AlignRecipe,
     EvaluateRecipe,
@@ -134,6 +135,7 @@ class _Run:
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
         self._models: dict[str, EmbeddingSpace] = {}
+        self.stages = Stages([])
 
     def run(self) -> list[dict[str, Any]]:
         check_data_root(self.data_root)
@@ -142,25 +144,45 @@ class _Run:
             self.data.size = self.recipe.base.pretrain.image_size
             self.data.open_everything()
             self.overlaps.check()
+            self.stages = self._stages()
         base = self._base()
         self.data.size = picture_size(base.input_spec())
         if self.recipe.base.pretrain is None:
             self.data.open_everything()
             self.overlaps.check()
+            self.stages = self._stages()
         check_towers(self.recipe, base, self.data.open)
         self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
-        rows = self._evaluate(base, patched, space)
+        with self.stages.within("evaluate"):
+            rows = self._evaluate(base, patched, space)
         model = self.folder / "model"
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
-        self._report(rows, patched, space)
+        with self.stages.within("report"):
+            self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
         write_json(self.folder / "results.json", {"rows": rows, **notes})
         return rows
 
     # Stages
+
+    def _stages(self) -> Stages:
+        """The stages of the run, with what each trains on."""
+        recipe, stages = self.recipe, []
+        if (base := recipe.base.pretrain) is not None:
+            samples = len(self.data.open(base.data, base.split, base.limit))
+            stages.append(Stage(name="pretrain", samples=base.epochs * samples))
+        if recipe.patch is not None:
+            tasks, _, _ = self.data.patching_tasks(recipe.patch)
+            samples = sum(len(task.samples) for task in tasks)
+            stages.append(Stage(name="patch", samples=recipe.patch.epochs * samples))
+        for tower in recipe.align:
+            sources = map(self.data.source, tower.data)
+            samples = sum(len(one.samples) * one.repeats for one in sources)
+            stages.append(Stage(name=f"align {tower.name}", samples=tower.epochs * samples))
+        return Stages([*stages, Stage(name="evaluate"), Stage(name="report")])
 
     def _base(self) -> EmbeddingSpace:
         recipe = self.recipe.base
@@ -180,11 +202,15 @@ class _Run:
         if not (folder / "open_clip_config.json").is_file():
             settings = recipe.pretrain
             samples = self.data.open(settings.data, settings.split, settings.limit)
-            clip = pretrain(
-                samples, settings.model_copy(update={"data": samples.name}),
-                self.folder / "pretrain",
-                seed=self.recipe.seed, device=self.device, tensorboard=self.recipe.tensorboard,
-            )  # fmt: skip
+            with self.stages.within("pretrain"):
+                clip = pretrain(
+                    samples,
+                    settings.model_copy(update={"data": samples.name}),
+                    self.folder / "pretrain",
+                    seed=self.recipe.seed,
+                    device=self.device,
+                    tensorboard=self.recipe.tensorboard,
+                )
             partial = self.folder / ".base.partial"
             partial.mkdir(exist_ok=True)
             save_clip(clip, partial)
@@ -201,18 +227,19 @@ class _Run:
         training, validation, supported = self.data.patching_tasks(recipe)
         if self.recipe.base.pretrain is None:
             warn_of_patch_rate(base.clip.visual, recipe.lr, source=base.clip.source)
-        return patch(
-            base.clip,
-            training,
-            settings,
-            self.folder / "patch",
-            validation=validation,
-            supported=supported,
-            preserve_on=self.data.preserve_on(recipe),
-            allow_shared_samples=True,  # checked when they were opened
-            seed=self.recipe.seed,
-            tensorboard=self.recipe.tensorboard,
-        )
+        with self.stages.within("patch"):
+            return patch(
+                base.clip,
+                training,
+                settings,
+                self.folder / "patch",
+                validation=validation,
+                supported=supported,
+                preserve_on=self.data.preserve_on(recipe),
+                allow_shared_samples=True,  # checked when they were opened
+                seed=self.recipe.seed,
+                tensorboard=self.recipe.tensorboard,
+            )
 
     def _align(self, base: EmbeddingSpace, patched: PatchResult | None) -> EmbeddingSpace:
         if patched is not None and base.towers:
@@ -228,7 +255,8 @@ class _Run:
             provenance=self._provenance(base, patched),
         )
         for recipe in self.recipe.align:
-            tower = self._align_one(space.clip, recipe)
+            with self.stages.within(f"align {recipe.name}"):
+                tower = self._align_one(space.clip, recipe)
             space.add(tower, [find_sensor(name) for name in recipe.sensors])
         return space
 

@@ -89,6 +89,13 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(
         read_class_names([], [], path)
 
 
+def test_names_are_utf8_also_where_the_locale_is_ascii() -> None:
+    given = "森林,Fluß".encode().decode("ascii", errors="surrogateescape")
+    assert read_class_names([given], [], None) == ("森林", "Fluß")
+    with pytest.raises(click.UsageError, match="is not UTF-8 text"):
+        read_class_names([b"a,\xff".decode("ascii", errors="surrogateescape")], [], None)
+
+
 def test_an_empty_band_is_an_error() -> None:
     assert split_list("B02,-,B04", "--bands") == ["B02", "-", "B04"]
     with pytest.raises(click.UsageError, match="--bands 'B02,,B04': entry 2 of 3 is empty"):

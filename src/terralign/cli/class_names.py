@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def read_class_names(
     One `--labels` is a list in CSV; of several each is one name, as each `--label` is. Usage errors
     say what is empty, unbalanced, given twice or too little; nothing is left out.
     """
+    lists, names = [_as_text(one) for one in lists], [_as_text(one) for one in names]
     if len(lists) == 1:
         found = split_list(lists[0], "--labels")
     else:
@@ -44,6 +46,18 @@ def read_class_names(
             f'one class is given, {found[0]!r}; give at least two, as in --labels "forest,river"'
         )
     return tuple(found)
+
+
+def _as_text(argument: str) -> str:
+    """An argument as UTF-8, also where the locale (C, ASCII) had its bytes taken for no text."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(argument).decode("utf-8")
+        except UnicodeError as error:
+            raise click.UsageError(f"class name {argument!r} is not UTF-8 text") from error
+    return argument
 
 
 def split_list(text: str, option: str) -> list[str]:

@@ -201,7 +201,7 @@ def fit(
             MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
         ) as log,
         stop_on_signals() as stopped,
-        Progress(label, total=num_steps, done=first) as progress,
+        Progress(label, total=num_steps, done=first, samples=settings.batch_size) as progress,
         closing(
             read_ahead(batches.prepare, range(first, num_steps), num_threads=num_readers(device))
         ) as stream,
