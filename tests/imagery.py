@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def write_geotiff(
     *,
     gsd_m: float = 10,
     nodata: float | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Path:
-    """Bands (C, H, W) in UTM 33N, described by `names`."""
+    """Bands (C, H, W) in UTM 33N, described by `names`; `tags`: metadata items of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         warnings.catch_warnings(),
@@ -45,9 +46,14 @@ def write_geotiff(
         ) as file,
     ):  # fmt: skip
         file.write(pixels)
+        file.update_tags(**(tags or {}))
         for number, name in enumerate(names, 1):
             file.set_band_description(number, name)
     return path
+
+
+NO_OFFSET = {"BOA_ADD_OFFSET": "0"}
+"""How a Sentinel-2 file states that nothing is to be added to its numbers."""
 
 
 def dn(size: int, *, seed: int = 0, offset: int = 0) -> NDArray[np.uint16]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import terralign as ta
-from imagery import S2, dn, space_of, write_geotiff
+from imagery import NO_OFFSET, S2, dn, space_of, write_geotiff
 from terralign.encoders.clip import ClipModel, save_clip
 from terralign.sensors import Band, Composite
 
@@ -66,9 +66,10 @@ def make_module() -> nn.Module:
 def first_day(tiny_clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the first day reads, in the working directory."""
     space_of(tiny_clip).save(tmp_path / "runs/b32/model")
-    write_geotiff(tmp_path / "scene.tif", dn(40), S2.band_names)
+    write_geotiff(tmp_path / "scene.tif", dn(40), S2.band_names, tags=NO_OFFSET)
     for number in range(4):
-        write_geotiff(tmp_path / "tiles" / f"{number}.tif", dn(32, seed=number), S2.band_names)
+        path = tmp_path / "tiles" / f"{number}.tif"
+        write_geotiff(path, dn(32, seed=number), S2.band_names, tags=NO_OFFSET)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

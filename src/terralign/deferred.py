@@ -27,7 +27,7 @@ class Deferred:
     def _object(self) -> Any:
         return getattr(importlib.import_module(self._home), self._name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self._object())
 

@@ -219,11 +219,11 @@ def test_an_offset_that_the_pixels_leave_open_is_asked_for(tmp_path: Path) -> No
     assert open_scene(tmp_path / NEW_NAME).layout.dn_offset == -1000
 
 
-def test_an_offset_of_a_file_is_concluded_too(tmp_path: Path) -> None:
+def test_an_offset_of_a_single_file_is_asked_for(tmp_path: Path) -> None:
     path = write_stack(tmp_path / "scene.tif")
-    scene = open_scene(path, sensor="sentinel2-l2a")
-    assert scene.layout.dn_offset == 0
-    assert len(scene.notes) == 1
+    with pytest.raises(UnknownOffsetError, match="declare it"):
+        open_scene(path, sensor="sentinel2-l2a")
+    assert open_scene(path, sensor="sentinel2-l2a", dn_offset=0).notes == ()
 
 
 # What is declared, and bounds

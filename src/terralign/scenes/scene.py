@@ -211,8 +211,8 @@ def open_scene(
     `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures and
     where standard product names or metadata state it. `bands`: of a file as `read_geotiff` takes
     them; of a folder some of its bands. `dn_offset`, `units`, `composite`: as `read_geotiff`. Where
-    nothing states the DN offset of Sentinel-2 and the pixels rule out one of the two, the other is
-    concluded, with a warning and a note.
+    nothing states the DN offset of a Sentinel-2 product and its pixels rule out one of the two, the
+    other is concluded, with a warning and a note; of a single file it must be declared.
 
     What is declared is held against samples of the pixels here, once. Raises what `read_geotiff`
     and `find_product` raise; `DataError` where the bands of a folder do not lie on one grid or
@@ -233,6 +233,8 @@ def open_scene(
     try:
         scene = opening(path, declared)
     except UnknownOffsetError as error:
+        if not path.is_dir():
+            raise
         unknown = error
         scene = opening(path, replace(declared, dn_offset=0.0))
     samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
