@@ -250,3 +250,31 @@ def test_a_map_without_places_is_refused(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "has a place on a map" in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("S2A_MSIL2A_20220706T085611_N0400_R007_T33NZA_20220706T153419", False),
+        ("S2B_MSIL2A_20200223T032739_N9999_R018_T48QUE_20230924T183543", True),
+    ],
+)
+def test_real_scenes_are_mapped(real_data: Path, tmp_path: Path, name: str, warned: bool) -> None:
+    """The map covers the scene, and says of the reprocessed one why its offset is 0."""
+    scene, out = real_data / "scenes" / name, tmp_path / "out.geojson"
+    words = ["classify", str(real_data / "micro-clip"), str(scene), "--geojson", str(out)]
+    result = CliRunner().invoke(
+        main, [*words, "--labels", "forest,river,town,farmland,cloud", "--device", "cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    assert ("an offset of -1000 is impossible by the pixels" in result.stderr) is warned
+    assert ("0 was concluded" in result.stderr) is warned
+    features = json.loads(out.read_text(encoding="utf-8"))["features"]
+    assert len(features) == 17 * 17
+    corners = [xy for one in features for xy in one["geometry"]["coordinates"][0]]
+    with rasterio.open(scene / "B04.tif") as file:
+        bounds = rasterio.warp.transform_bounds(file.crs, "EPSG:4326", *file.bounds)
+    west, south = (min(values) for values in zip(*corners, strict=True))
+    east, north = (max(values) for values in zip(*corners, strict=True))
+    assert (west, south, east, north) == pytest.approx(bounds, abs=1e-4)
