@@ -252,6 +252,31 @@ def test_a_map_without_places_is_refused(model: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_one_file_given_twice_is_reported_twice(model: Path, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png")
+    first, second = _classify(model, path, path)
+    assert first == second
+    scene = write_geotiff(tmp_path / "scene.tif", dn(40), S2.band_names)
+    found = _classify(model, scene, scene, "--sensor", S2.name, "--dn-offset", "0")
+    assert [len(one["windows"]) for one in found] == [4, 4]
+
+
+def test_only_files_of_its_own_are_overwritten(model: Path, tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "scene.tif", dn(32), S2.band_names)
+    how = ["--sensor", S2.name, "--dn-offset", "0", "--device", "cpu"]
+    classify = ["classify", model, path, "--labels", "a,b", *how, "--geojson"]
+    embed = ["embed", path, "--model", model, *how, "--out"]
+    for words, name in ((classify, "out.geojson"), (embed, "out.parquet")):
+        out = tmp_path / name
+        assert _call(*words, out).exit_code == 0
+        assert _call(*words, out).exit_code == 0
+        out.write_text('{"type": "FeatureCollection", "features": []}')
+        result = _call(*words, out)
+        assert result.exit_code == 1
+        assert "exists and was not written by terralign" in result.stderr
+        assert out.read_text() == '{"type": "FeatureCollection", "features": []}'
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "warned"),

@@ -106,6 +106,9 @@ def _check_geojson(path: Path | None) -> None:
     if path.suffix.lower() not in (".geojson", ".json"):
         raise click.UsageError(f"--geojson {path}: choose a name that ends in .geojson")
     _check_folder(path, "--geojson")
+    from terralign.encoders.answers import check_geojson
+
+    check_geojson(path)
 
 
 def _check_folder(path: Path, option: str) -> None:
@@ -221,8 +224,8 @@ def _by_source(rows: Iterator[Classified | Fault]) -> Iterator[list[Classified] 
     """Rows of one source as a list; faults alone."""
     from terralign.encoders.vectors import Fault
 
-    def source(row: Classified | Fault) -> tuple[bool, str]:
-        return (isinstance(row, Fault), row.source_key if not isinstance(row, Fault) else row.key)
+    def source(row: Classified | Fault) -> int:
+        return -1 if isinstance(row, Fault) else row.source_number
 
     for _, group in itertools.groupby(rows, source):
         found = list(group)
@@ -336,6 +339,9 @@ def embed(
         raise click.UsageError(f"--out {out}: choose a name that ends in .parquet")
     _check_folder(out, "--out")
     _check(model, files, reading)
+    from terralign.encoders.vectors import check_parquet
+
+    check_parquet(out)
     found = _load(model, device).embed(files, errors="skip", **reading)
     for one in found.faults:
         _report(one)

@@ -17,16 +17,23 @@ from torch import Tensor
 
 from terralign.encoders.tables import Table, short_keys
 from terralign.encoders.vectors import Embeddings, Fault, Footprint
-from terralign.errors import DataError
+from terralign.errors import DataError, StorageError
 from terralign.files import write_text
 
 if TYPE_CHECKING:
     from terralign.encoders.embedding import EmbeddedChip
 
 
+GENERATOR = "terralign"
+"""Stands in GeoJSON files, so that no other file is overwritten."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Classified:
-    """One chip or window: class name -> probability (they sum to 1), tower, place, valid share."""
+    """One chip or window: class name -> probability (they sum to 1), tower, place, valid share.
+
+    `source_key`, `source_number`: which input it is of, counted from 0.
+    """
 
     key: str
     probabilities: dict[str, float]
@@ -34,6 +41,7 @@ class Classified:
     place: Footprint
     valid_share: float
     source_key: str = ""
+    source_number: int = 0
 
     @property
     def label(self) -> str:
@@ -150,6 +158,7 @@ def classified(
         place=chip.place,
         valid_share=chip.valid_share,
         source_key=chip.source_key,
+        source_number=chip.source_number,
     )
 
 
@@ -327,6 +336,7 @@ def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> d
         )
     return {
         "type": "FeatureCollection",
+        "generator": GENERATOR,
         "features": [
             {
                 "type": "Feature",
@@ -342,8 +352,23 @@ def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> d
     }
 
 
-def write_geojson(path: str | Path, values: Mapping[str, Any]) -> Path:
-    """Write GeoJSON as UTF-8; `StorageError` where the disk is full."""
+def check_geojson(path: str | Path) -> None:
+    """`StorageError` for a file that exists and was not written by `write_geojson`."""
     path = Path(path)
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        ours = f'"generator": "{GENERATOR}"'.encode() in file.read(200)
+    if not ours:
+        raise StorageError(f"{path} exists and was not written by terralign; choose another name")
+
+
+def write_geojson(path: str | Path, values: Mapping[str, Any]) -> Path:
+    """Write GeoJSON as UTF-8, in place of an earlier one of terralign's.
+
+    `StorageError` where another file has the name, or the disk is full.
+    """
+    path = Path(path)
+    check_geojson(path)
     write_text(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
     return path

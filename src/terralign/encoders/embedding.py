@@ -48,6 +48,7 @@ class EmbeddedChip:
 
     key: str
     source_key: str
+    source_number: int
     place: Footprint
     tower: str
     valid_share: float
@@ -97,7 +98,7 @@ def _embed_each(
 ) -> Iterator[EmbeddedChip | Fault]:
     batch = _Batch(space, batch_size)
     warned = False
-    for source in open_sources(inputs, declared):
+    for number, source in enumerate(open_sources(inputs, declared)):
         if isinstance(source, Fault):
             if errors == "raise":
                 raise source.as_error()
@@ -111,7 +112,7 @@ def _embed_each(
             windows = source.windows(size, window)
             if not warned and window is None and source.is_numbers:
                 warned = _warn_of_shrinking(source, size)
-            for chip in _chips(space, source, windows, name):
+            for chip in _chips(space, source, number, windows, name):
                 yield from batch.add(chip)
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
@@ -130,6 +131,7 @@ class _Chip:
 
     key: str
     source_key: str
+    source_number: int
     place: Footprint
     tower: str
     pixels: Tensor
@@ -138,7 +140,7 @@ class _Chip:
 
 
 def _chips(
-    space: EmbeddingSpace, source: Source, windows: list[Window | None], tower: str
+    space: EmbeddingSpace, source: Source, number: int, windows: list[Window | None], tower: str
 ) -> Iterator[_Chip]:
     """The chips of a source that have a valid pixel."""
     num_empty = 0
@@ -159,6 +161,7 @@ def _chips(
             yield _Chip(
                 key=source.name_of(window),
                 source_key=source.key,
+                source_number=number,
                 place=source.place(window),
                 tower=tower,
                 pixels=chip,
@@ -227,6 +230,7 @@ class _Batch:
             yield EmbeddedChip(
                 key=chip.key,
                 source_key=chip.source_key,
+                source_number=chip.source_number,
                 place=chip.place,
                 tower=chip.tower,
                 valid_share=chip.share,

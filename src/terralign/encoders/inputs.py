@@ -6,9 +6,10 @@ sources; a source becomes one chip, or windows of the tower's size. C bands, H W
 
 from __future__ import annotations
 
+import datetime as dt
 import glob
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from terralign.encoders.vectors import Fault, Footprint
 from terralign.errors import DataError, SensorError
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
-from terralign.scenes.places import wgs84_footprint
+from terralign.scenes.places import box, wgs84_footprint
 from terralign.scenes.scene import Scene, open_scene
 from terralign.scenes.windows import cut_windows
 from terralign.sensors import SENSORS
@@ -62,7 +63,8 @@ class Source:
     read: Read
     path: Path | None = None
     grid: Grid | None = None
-    datetime: Any = None
+    geometry: Mapping[str, Any] | None = None
+    datetime: dt.datetime | None = None
     is_scene: bool = False
     is_numbers: bool = False
 
@@ -85,7 +87,7 @@ class Source:
         grid = self.grid
         if grid is not None and window is not None:
             grid = grid.window(window)
-        geometry = None
+        geometry = self.geometry
         if grid is not None and grid.crs is not None:
             geometry = wgs84_footprint(grid, origin=self.key)
         return Footprint(
@@ -251,7 +253,12 @@ def _from_numbers(
 
 
 def _of_numbers(
-    key: str, pixels: Tensor, layout: PixelLayout, *, grid: Grid | None = None, datetime: Any = None
+    key: str,
+    pixels: Tensor,
+    layout: PixelLayout,
+    *,
+    grid: Grid | None = None,
+    datetime: dt.datetime | None = None,
 ) -> Source:
     def read(windows: Windows, bands: Sequence[str]) -> Iterator[tuple[Tensor, PixelLayout]]:
         return ((_cut(pixels, window), layout) for window in windows)
@@ -292,7 +299,13 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
         pixels = samples.read(rows)[name]
         for row, one in zip(rows.tolist(), pixels, strict=True):
             source = _of_numbers(str(samples.keys[row]), as_tensor(one), layout)
-            yield replace(source, is_numbers=False)
+            place = samples.place(row) if hasattr(samples, "place") else None
+            yield replace(
+                source,
+                is_numbers=False,
+                geometry=None if place is None or place.bounds is None else box(place.bounds),
+                datetime=None if place is None else place.datetime,
+            )
 
 
 _READ_AT_ONCE = 64

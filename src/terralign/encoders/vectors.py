@@ -209,11 +209,13 @@ class Embeddings:
 
         Columns: key, source, window_row, window_column, window_height, window_width, datetime,
         tower, valid_share, geometry (WKB, degrees), vector (D float32). The footer's entry
-        `terralign` has `space_id` and `tower_ids`. `StorageError` where the disk is full.
+        `terralign` has `space_id` and `tower_ids`. An earlier file of terralign's is replaced.
+        `StorageError` where another file has the name, or the disk is full.
         """
         path = Path(path)
         if path.suffix != ".parquet":
             raise StorageError(f"{path}: vectors are written as .parquet; choose such a name")
+        check_parquet(path)
         windows = [place.window for place in self.places]
         columns: dict[str, Any] = {
             "key": pa.array(self.keys, pa.string()),
@@ -323,6 +325,18 @@ class Embeddings:
             valid_shares=np.asarray(columns["valid_share"], dtype=np.float32),
             model=str(ids.get("model", "")),
         )
+
+
+def check_parquet(path: Path) -> None:
+    """`StorageError` for a file that exists and has no vectors of terralign's."""
+    if not path.exists():
+        return
+    try:
+        ours = b"terralign" in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        ours = False
+    if not ours:
+        raise StorageError(f"{path} exists and was not written by terralign; choose another name")
 
 
 def _beginning(vector: NDArray[np.float32]) -> str:

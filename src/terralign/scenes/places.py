@@ -138,6 +138,19 @@ def _outline(grid: Grid, origin: str) -> list[tuple[float, float]]:
     return list(zip(np.unwrap(longitudes, period=360).tolist(), latitudes, strict=True))
 
 
+def box(bounds: Bounds) -> dict[str, Any]:
+    """Bounds in degrees as GeoJSON; in two parts where west is greater than east."""
+    west, south, east, north = bounds
+    parts = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    rings = [
+        [[[left, south], [right, south], [right, north], [left, north], [left, south]]]
+        for left, right in parts
+    ]
+    if len(rings) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}
+    return {"type": "MultiPolygon", "coordinates": rings}
+
+
 def is_geographic(crs: Any) -> bool:
     """Whether a reference system, whatever rasterio takes for one, counts in degrees.
 
