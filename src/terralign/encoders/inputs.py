@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -46,9 +47,6 @@ Windows = Sequence[Window | None]
 
 Read = Callable[[Windows, Sequence[str]], Iterator[tuple[Tensor, PixelLayout]]]
 """Pixels (C, h, w) of windows, one after another, with at least these bands."""
-
-SHRUNK = 2
-"""Numbers in memory whose sides are more than this many times the tower's are warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +91,7 @@ class Source:
         return Footprint(
             source=None if self.path is None else str(self.path),
             window=window,
-            geometry=geometry,
+            shape=None if geometry is None else shapely.geometry.shape(geometry),
             datetime=self.datetime,
         )
 
@@ -286,6 +284,10 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
     """Every sample of a set, by one of its sensors: the declared one, else its first."""
     declared.require_only_sensor("a sample set")
     names = list(samples.layouts)
+    if declared.sensor is None and len(names) > 1:
+        raise SensorError(
+            f"data set {samples.name!r} has {', '.join(names)}; name one of these (sensor=)"
+        )
     name = declared.sensor.name if declared.sensor is not None else names[0]
     if name not in names:
         raise SensorError(
@@ -302,7 +304,6 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
             place = samples.place(row) if hasattr(samples, "place") else None
             yield replace(
                 source,
-                is_numbers=False,
                 geometry=None if place is None or place.bounds is None else box(place.bounds),
                 datetime=None if place is None else place.datetime,
             )

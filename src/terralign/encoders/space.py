@@ -9,6 +9,7 @@ Letters: N samples, C bands, H W pixels, D embedding, K classes.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -49,8 +50,10 @@ from terralign.encoders.tables import Table
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
 from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
+    Prompts,
     PromptSet,
     as_class_names,
+    as_prompts,
     embed_text,
     load_prompts,
     zero_shot_weights,
@@ -66,11 +69,14 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.scenes.declared import declare_layout
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
 FORMAT_VERSION = 1
+MAX_QUERY = 10_000
+"""Characters of a text to search for."""
+
+logger = logging.getLogger(__name__)
 
 
 class EmbeddingSpace:
@@ -114,9 +120,9 @@ class EmbeddingSpace:
         return self._table().html(self._title())
 
     def _title(self) -> str:
-        prompts = self.prompts.name if self.prompts else "none of its own"
+        prompts = self.choose_prompts().name
         return (
-            f"EmbeddingSpace {self.space_id}: {self.dim} dimensions, prompts {prompts}, "
+            f"EmbeddingSpace {self.space_id}: {self.dim} dimensions, default prompts {prompts}, "
             f"from {self.source}"
         )
 
@@ -196,7 +202,9 @@ class EmbeddingSpace:
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         tensor, layout = as_declared(pixels, declared)
         name = tower or self.tower_for(layout)
         spec = self.input_spec(name)
@@ -222,6 +230,7 @@ class EmbeddingSpace:
 
     def declare(
         self,
+        *,
         sensor: str | Sensor | None,
         bands: Sequence[str] | None,
         units: Units | None,
@@ -229,6 +238,10 @@ class EmbeddingSpace:
         composite: str | None,
     ) -> Declared:
         """What a caller says of pixels, with the sensor found by its name."""
+        if sensor is not None and not isinstance(sensor, str | Sensor):
+            raise SensorError(
+                f"sensor is a {type(sensor).__name__}; give a name, a TOML file or a Sensor"
+            )
         if isinstance(bands, str):
             raise SensorError(f"bands = {bands!r} is one text; give a list of names")
         return Declared(
@@ -237,22 +250,6 @@ class EmbeddingSpace:
             units=units,
             dn_offset=dn_offset,
             composite=composite,
-        )
-
-    def layout(
-        self,
-        sensor: str | Sensor,
-        bands: Sequence[str] | None,
-        *,
-        units: Units,
-        dn_offset: float | None = None,
-        composite: str | None = None,
-        shape: Sequence[int] | None = None,
-    ) -> PixelLayout:
-        """How pixels are to be read, from what a caller says of them; nothing is guessed."""
-        found = self.find_sensor(sensor) if isinstance(sensor, str) else sensor
-        return declare_layout(
-            found, bands, units=units, dn_offset=dn_offset, composite=composite, shape=shape
         )
 
     def find_sensor(self, name: str) -> Sensor:
@@ -292,16 +289,17 @@ class EmbeddingSpace:
 
     # Classifying
 
-    def choose_prompts(self, prompts: PromptSet | str | None = None) -> PromptSet:
-        """The prompts given, else the space's own, else `satellite`."""
-        if isinstance(prompts, str):
-            return load_prompts(prompts)
-        return prompts or self.prompts or load_prompts("satellite")
+    def choose_prompts(self, prompts: Prompts | None = None) -> PromptSet:
+        """The prompts given (a set, its name or TOML file, or templates with `{}`), else the
+        space's own, else `satellite`."""
+        if prompts is None:
+            return self.prompts or load_prompts("satellite")
+        return as_prompts(prompts)
 
     def zero_shot_weights(
         self,
         labels: Sequence[str],
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         *,
         cache_dir: Path | None = None,
     ) -> Tensor:
@@ -343,7 +341,9 @@ class EmbeddingSpace:
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
         """
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         found = embed_each(
             self, inputs, declared, tower=tower, window=window, errors=errors,
             batch_size=batch_size,
@@ -383,7 +383,7 @@ class EmbeddingSpace:
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         window: Windowing = None,
         errors: Errors = "raise",
         batch_size: int = 32,
@@ -415,7 +415,7 @@ class EmbeddingSpace:
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         window: Windowing = None,
         errors: Errors = "raise",
         batch_size: int = 32,
@@ -427,7 +427,9 @@ class EmbeddingSpace:
         """
         names = as_class_names(labels)
         weights = self.zero_shot_weights(names, self.choose_prompts(prompts))
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         found = embed_each(
             self, inputs, declared, tower=tower, window=window, errors=errors,
             batch_size=batch_size,
@@ -444,7 +446,7 @@ class EmbeddingSpace:
         query: str | Embeddings,
         k: int = 10,
         *,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
     ) -> Hits:
         """The k vectors nearest to a text, or to other vectors, by cosine; best first.
 
@@ -458,7 +460,7 @@ class EmbeddingSpace:
                 "space.search(space.embed(...), ...)"
             )
         check_same_space(self.space_id, embeddings.space_id, "the vectors")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"k must be a whole number, 1 or more, not {k!r}")
         if isinstance(query, Embeddings):
             check_same_space(self.space_id, query.space_id, "the query's vectors")
@@ -472,7 +474,7 @@ class EmbeddingSpace:
             name, vector = query, self._text_vector(query, prompts)
         return nearest_hits(embeddings, vector, query=name, k=k)
 
-    def _text_vector(self, query: str, prompts: PromptSet | str | None) -> NDArray[np.float32]:
+    def _text_vector(self, query: str, prompts: Prompts | None) -> NDArray[np.float32]:
         if not isinstance(query, str):
             raise DataError(
                 f"cannot search for a {type(query).__name__}; give a text, or embeddings of an "
@@ -480,6 +482,15 @@ class EmbeddingSpace:
             )
         if not query.strip():
             raise DataError("the query is empty; say what to search for")
+        if len(query) > MAX_QUERY:
+            raise DataError(
+                f"the query has {len(query):,} characters, more than the limit of {MAX_QUERY:,}"
+            )
+        if os.path.exists(query):
+            logger.warning(
+                "%r is searched for as words, though a file has this name; to search by example, "
+                "give space.embed(%r, ...)", query, query,
+            )  # fmt: skip
         if prompts is None:
             vector = self.encode_text([query])
         else:
@@ -510,7 +521,23 @@ class EmbeddingSpace:
             )
         state = tower.state_dict()
         check_numbers_of(state, state, what=f"tower {tower.config.name!r}")
-        own = {one.name: one for one in (*tower.sensors, *sensors) if one.name not in SENSORS}
+        given = (*tower.sensors, *sensors)
+        for one in given:
+            if one.name in SENSORS and one != SENSORS[one.name]:
+                raise SensorError(
+                    f"{one.name!r} is a built-in sensor of another definition; give yours another "
+                    "name"
+                )
+            others = [
+                name for name, other in self.towers.items()
+                if name != tower.config.name and one.name in other.config.input.sensors
+            ]  # fmt: skip
+            if others and self.sensors.get(one.name, one) != one:
+                raise SensorError(
+                    f"the space has another sensor {one.name!r}, that of tower {others[0]!r}; give "
+                    "one of them another name"
+                )
+        own = {one.name: one for one in given if one.name not in SENSORS}
         self.sensors.update(own)
         known = {**self.sensors, **own}
         tower.sensors = tuple(known[name] for name in tower.config.input.sensors if name in known)

@@ -38,7 +38,7 @@ class Table:
             for line in lines
         ]
         if self.num_more:
-            shown.append(f"... and {self.num_more:,} more")
+            shown.append(f"... and {self.num_more:,} more rows")
         return "\n".join(shown)
 
     def html(self, caption: str) -> str:
@@ -48,7 +48,7 @@ class Table:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
-        more = f"<p>... and {self.num_more:,} more</p>" if self.num_more else ""
+        more = f"<p>... and {self.num_more:,} more rows</p>" if self.num_more else ""
         return (
             f"<p>{html.escape(caption)}</p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>{more}"

@@ -37,31 +37,35 @@ class Footprint:
     """Where and when an embedded chip was taken.
 
     `source`: its file or folder, None for numbers in memory. `window`: its pixels of that source,
-    None where it is the whole. `geometry`: GeoJSON (a Polygon or MultiPolygon, degrees of WGS84),
-    None where the source is not georeferenced. `datetime`: acquisition, None where unknown.
+    None where it is the whole. `shape`: a polygon, or several, in degrees of WGS84, None where the
+    source is not georeferenced. `datetime`: acquisition, None where unknown.
     """
 
     source: str | None = None
     window: Window | None = None
-    geometry: Mapping[str, Any] | None = None
+    shape: Any = None
     datetime: dt.datetime | None = None
+
+    @property
+    def geometry(self) -> dict[str, Any] | None:
+        """The shape as GeoJSON."""
+        return None if self.shape is None else dict(shapely.geometry.mapping(self.shape))
 
     @property
     def bounds(self) -> tuple[float, float, float, float] | None:
         """(west, south, east, north) in degrees; west > east where it crosses the antimeridian."""
-        if self.geometry is None:
+        if self.shape is None:
             return None
-        shape = shapely.geometry.shape(self.geometry)
-        west, south, east, north = shape.bounds
-        if shape.geom_type == "MultiPolygon" and (west, east) == (-180, 180):
-            sides = [part.bounds for part in shape.geoms]
+        west, south, east, north = self.shape.bounds
+        if self.shape.geom_type == "MultiPolygon" and (west, east) == (-180, 180):
+            sides = [part.bounds for part in self.shape.geoms]
             west = min(side[0] for side in sides if side[0] != -180)
             east = max(side[2] for side in sides if side[2] != 180)
         return (west, south, east, north)
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for JSON and the properties of GeoJSON."""
-        window = self.window
+        window, bounds = self.window, self.bounds
         return {
             "window": None
             if window is None
@@ -71,7 +75,7 @@ class Footprint:
                 "height": window.height,
                 "width": window.width,
             },
-            "bounds": None if self.bounds is None else list(self.bounds),
+            "bounds": None if bounds is None else list(bounds),
             "datetime": None if self.datetime is None else self.datetime.isoformat(),
         }
 
@@ -185,11 +189,10 @@ class Embeddings:
         return self._table().html(self._title())
 
     def _title(self) -> str:
-        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
         towers = ", ".join(self.tower_ids) or "none"
         return (
             f"Embeddings: {len(self):,} vectors of {self.dim} dimensions, towers: {towers}, "
-            f"space {self.space_id}{faults}"
+            f"space {self.space_id}{not_read(self.faults)}"
         )
 
     def _table(self) -> Table:
@@ -231,12 +234,15 @@ class Embeddings:
             ),
             "tower": pa.array(self.towers, pa.string()),
             "valid_share": pa.array(self.valid_shares, pa.float32()),
-            "geometry": pa.array([_as_wkb(place.geometry) for place in self.places], pa.binary()),
+            "geometry": pa.array(
+                shapely.to_wkb(np.array([place.shape for place in self.places], dtype=object)),
+                pa.binary(),
+            ),
             "vector": pa.FixedSizeListArray.from_arrays(
                 pa.array(self.vectors.reshape(-1), pa.float32()), max(self.dim, 1)
             ),
         }
-        kinds = sorted({str(p.geometry["type"]) for p in self.places if p.geometry is not None})
+        kinds = sorted({str(p.shape.geom_type) for p in self.places if p.shape is not None})
         metadata = {
             "geo": {
                 "version": _GEO_VERSION,
@@ -296,10 +302,12 @@ class Embeddings:
         table = file.read()
         columns = {name: table[name].to_pylist() for name in _TEXT_COLUMNS}
         vectors = table["vector"].combine_chunks()
-        flat = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(table), -1)
+        flat = np.asarray(vectors.flatten(), dtype=np.float32)
         flat = flat.reshape(len(table), kind.list_size)
         if not bool(np.isfinite(flat).all()):
             raise DataError(f"{path} has vectors that are not finite; embed the imagery again")
+        shapes = shapely.from_wkb(np.array(columns["geometry"], dtype=object))
+        columns["geometry"] = shapes.tolist()
         rows = zip(*(columns[name] for name in _TEXT_COLUMNS), strict=True)
         places = []
         for row in rows:
@@ -311,7 +319,7 @@ class Embeddings:
                     window=None
                     if None in window
                     else Window(**dict(zip(_WINDOW, window, strict=True))),
-                    geometry=_from_wkb(values["geometry"]),
+                    shape=values["geometry"],
                     datetime=values["datetime"],
                 )
             )
@@ -325,6 +333,13 @@ class Embeddings:
             valid_shares=np.asarray(columns["valid_share"], dtype=np.float32),
             model=str(ids.get("model", "")),
         )
+
+
+def not_read(faults: Sequence[Fault]) -> str:
+    """How titles end that have faults."""
+    if not faults:
+        return ""
+    return f", {len(faults)} input{'' if len(faults) == 1 else 's'} not read"
 
 
 def check_parquet(path: Path) -> None:
@@ -351,20 +366,6 @@ _TEXT_COLUMNS = (
 )
 
 
-def _as_wkb(geometry: Mapping[str, Any] | None) -> bytes | None:
-    if geometry is None:
-        return None
-    found: bytes = shapely.to_wkb(shapely.geometry.shape(geometry))
-    return found
-
-
-def _from_wkb(content: bytes | None) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    found: dict[str, Any] = shapely.geometry.mapping(shapely.from_wkb(content))
-    return found
-
-
 def choose_rows(size: int, rows: Any) -> NDArray[np.int64]:
     """Row numbers that an index of a value with `size` rows means, always as an array."""
     indices = np.arange(size)[rows]
@@ -385,11 +386,3 @@ def as_unit(vectors: ArrayLike) -> NDArray[np.float32]:
     numbers = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(numbers, axis=-1, keepdims=True)
     return (numbers / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-
-
-def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Several as one, in order; at least one is needed."""
-    first, *others = parts
-    for other in others:
-        first = first + other
-    return first
