@@ -15,8 +15,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from terralign.encoders.tables import Table, short_keys
-from terralign.encoders.vectors import Embeddings, Fault, Footprint, choose_rows, not_read
+from terralign.encoders.tables import MAX_ROWS, Table, short_keys
+from terralign.encoders.vectors import (
+    Embeddings,
+    Fault,
+    Footprint,
+    as_utf8,
+    choose_rows,
+    not_read,
+)
 from terralign.errors import DataError, StorageError, nearest
 from terralign.files import write_text
 
@@ -144,13 +151,14 @@ class Classification:
         keys = short_keys(self.keys)
         shown = list(enumerate(self.labels))[:6]
         predicted = self.predicted
-        cells: dict[str, Callable[[int], str]] = {
-            "key": lambda row: keys[row],
-            "label": lambda row: predicted[row],
-        }
-        for column, label in shown:
-            cells[label] = _percent_of(self.probabilities, column)
-        return Table.of_rows(len(self), **cells)
+        return Table.of_rows(
+            len(self),
+            [
+                ("key", lambda row: keys[row]),
+                ("label", lambda row: predicted[row]),
+                *((label, _percent_of(self.probabilities, column)) for column, label in shown),
+            ],
+        )
 
     def to_geojson(self) -> dict[str, Any]:
         """One feature per chip or window, in degrees of WGS84; `DataError` where none has a place.
@@ -271,15 +279,18 @@ class Hits(Sequence[Hit]):
     def _title(self) -> str:
         return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
 
-    def table(self) -> Table:
+    def table(self, max_rows: int = MAX_ROWS) -> Table:
         """Rank, score, key and the centre of the place."""
         keys = short_keys([hit.key for hit in self.hits])
         return Table.of_rows(
             len(self),
-            rank=lambda row: str(self.hits[row].rank),
-            score=lambda row: f"{self.hits[row].score:.4f}",
-            key=lambda row: keys[row],
-            place=lambda row: _centre(self.hits[row].place),
+            [
+                ("rank", lambda row: str(self.hits[row].rank)),
+                ("score", lambda row: f"{self.hits[row].score:.4f}"),
+                ("key", lambda row: keys[row]),
+                ("place", lambda row: _centre(self.hits[row].place)),
+            ],
+            max_rows=max_rows,
         )
 
     def to_geojson(self) -> dict[str, Any]:
@@ -397,5 +408,5 @@ def write_geojson(path: str | Path, values: Mapping[str, Any]) -> Path:
     """
     path = Path(path)
     check_geojson(path)
-    write_text(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_utf8(json.dumps(values, ensure_ascii=False, allow_nan=False)) + "\n")
     return path

@@ -23,7 +23,7 @@ from torch import Tensor
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import Declared, as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint
-from terralign.errors import DataError, SensorError
+from terralign.errors import DataError, SensorError, shown
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import box, wgs84_footprint
@@ -103,6 +103,8 @@ def open_sources(inputs: Inputs, declared: Declared) -> Iterator[Source | Fault]
     """
     for number, one in enumerate(_several(inputs)):
         if isinstance(one, str | Path):
+            if not str(one).strip():
+                raise DataError("a path is empty; name a file or folder")
             yield from _from_path(Path(one), declared)
         elif isinstance(one, Chip):
             yield _from_chip(one, f"chip-{number}", declared)
@@ -145,7 +147,7 @@ def expand(path: Path, declared: Declared) -> list[Path]:
     if not path.exists() and glob.has_magic(str(path)):
         found = [Path(one) for one in sorted(glob.glob(str(path)))]
         if not found:
-            raise DataError(f"no file matches {path}")
+            raise DataError(f"no file matches {shown(path)}")
         return [one for name in found for one in expand(name, declared)]
     found = find_inputs(path)
     if declared.sensor is None or declared.sensor == SENSORS["rgb"] or found == [path]:
@@ -190,8 +192,9 @@ def fault(key: str, error: Exception) -> Fault:
     if isinstance(error, OSError):
         text = error.strerror or text
     text = " ".join(text.split())
+    name = shown(Path(key))
     kind = SensorError if isinstance(error, SensorError) else DataError
-    return Fault(key=key, error=text if key in text else f"{key}: {text}", kind=kind)
+    return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
 
 
 def from_scene(scene: Scene) -> Source:

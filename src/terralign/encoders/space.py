@@ -131,10 +131,12 @@ class EmbeddingSpace:
         specs = [self.input_spec(name) for name in names]
         return Table.of_rows(
             len(names),
-            tower=lambda row: names[row],
-            sensors=lambda row: ", ".join(specs[row].sensors),
-            bands=lambda row: " ".join(specs[row].bands),
-            size=lambda row: f"{specs[row].size} px",
+            [
+                ("tower", lambda row: names[row]),
+                ("sensors", lambda row: ", ".join(specs[row].sensors)),
+                ("bands", lambda row: " ".join(specs[row].bands)),
+                ("size", lambda row: f"{specs[row].size} px"),
+            ],
         )
 
     @property
@@ -238,12 +240,16 @@ class EmbeddingSpace:
         composite: str | None,
     ) -> Declared:
         """What a caller says of pixels, with the sensor found by its name."""
+        if isinstance(sensor, Path):
+            sensor = str(sensor)
         if sensor is not None and not isinstance(sensor, str | Sensor):
             raise SensorError(
                 f"sensor is a {type(sensor).__name__}; give a name, a TOML file or a Sensor"
             )
         if isinstance(bands, str):
             raise SensorError(f"bands = {bands!r} is one text; give a list of names")
+        if bands is not None and not all(isinstance(one, str) for one in bands):
+            raise SensorError(f"bands = {bands!r}; give a list of names")
         return Declared(
             sensor=self.find_sensor(sensor) if isinstance(sensor, str) else sensor,
             bands=None if bands is None else tuple(bands),
@@ -460,10 +466,12 @@ class EmbeddingSpace:
                 "space.search(space.embed(...), ...)"
             )
         check_same_space(self.space_id, embeddings.space_id, "the vectors")
+        embeddings.require_numbers(self.dim)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"k must be a whole number, 1 or more, not {k!r}")
         if isinstance(query, Embeddings):
             check_same_space(self.space_id, query.space_id, "the query's vectors")
+            query.require_numbers(self.dim)
             if prompts is not None:
                 raise DataError("prompts have no effect on vectors; leave them out")
             if not len(query):

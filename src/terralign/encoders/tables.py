@@ -20,12 +20,18 @@ class Table:
     num_more: int = 0
 
     @classmethod
-    def of_rows(cls, num_rows: int, /, **cells: Callable[[int], str]) -> Table:
-        """The first rows of `num_rows`; `cells`: column name -> its cell in a row."""
-        shown = range(min(num_rows, MAX_ROWS))
+    def of_rows(
+        cls,
+        num_rows: int,
+        cells: Sequence[tuple[str, Callable[[int], str]]],
+        *,
+        max_rows: int = MAX_ROWS,
+    ) -> Table:
+        """The first rows of `num_rows`; `cells`: column names, each with its cell in a row."""
+        shown = range(min(num_rows, max_rows))
         return cls(
-            columns=tuple(cells),
-            rows=tuple(tuple(_cut(cell(row)) for cell in cells.values()) for row in shown),
+            columns=tuple(_cut(name) for name, _ in cells),
+            rows=tuple(tuple(_cut(cell(row)) for _, cell in cells) for row in shown),
             num_more=num_rows - len(shown),
         )
 
