@@ -25,7 +25,7 @@ from terralign.datasets.catalog import DATASETS
 from terralign.datasets.declared import read_declaration
 from terralign.datasets.facts import read_facts
 from terralign.encoders.clip import new_clip
-from terralign.encoders.sensor import TowerConfig, build_tower
+from terralign.encoders.sensor import TowerConfig, inflate
 from terralign.encoders.space import EmbeddingSpace
 from terralign.preprocess import InputSpec
 from terralign.recipe import load_recipe, parse_recipe, recipe_names
@@ -104,7 +104,9 @@ def fill(folder: Path) -> None:
         size=32,
     )
     config = TowerConfig(name="sentinel2", backbone="inflate", input=spec, embed_dim=clip.dim)
-    space = EmbeddingSpace(clip, towers={"sentinel2": build_tower(config, clip)})
+    space = EmbeddingSpace(
+        clip, towers={"sentinel2": inflate(config, clip, sensor.composite(), others="mean")}
+    )
     for name in ("terralign-quickstart", "runs/m", "runs/b32"):
         space.save(folder / name / "model")
     rng = np.random.default_rng(0)
@@ -170,7 +172,11 @@ def test_commands_parse(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_toml_blocks_are_what_they_look_like(text: str, tmp_path: Path) -> None:
+def test_toml_blocks_are_what_they_look_like(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write_named_blocks(tmp_path)
     values = tomllib.loads(text)
     if "reader" in values:
         path = tmp_path / "data.toml"
@@ -182,6 +188,32 @@ def test_toml_blocks_are_what_they_look_like(text: str, tmp_path: Path) -> None:
         parse_recipe(values, origin="docs")
     else:
         parse_sensor(values)
+
+
+def _write_named_blocks(folder: Path) -> None:
+    """The TOML blocks of the how-to that begin with their file's name, and its sensor."""
+    (folder / "planetscope.toml").write_text(_PLANETSCOPE)
+    for kind, text in FENCE.findall((ROOT / "docs" / "imagery.md").read_text()):
+        if kind == "toml" and text.startswith("# "):
+            name = text.split()[1].rstrip(":")
+            (folder / name).write_text(text)
+
+
+def test_the_recipe_for_a_sensor_of_ones_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path)
+    _write_named_blocks(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = (tmp_path / "planet.toml").read_text()
+    [words] = re.findall(r"terralign (run planet.toml .*)", text)
+    result = CliRunner().invoke(
+        main, [*shlex.split(words), "--set", "align.0.epochs=2", "--device", "cpu", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert {row["model"] for row in rows} == {"base", "aligned"}
+    assert "planet" in terralign.load("runs/planet/model").tower_names
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -342,7 +342,8 @@ class EmbeddingSpace:
         say it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default the
         first aligned tower that takes these pixels, else the RGB tower. `window`: a raster larger
         than the tower's input is cut into windows of that size, or of `window` pixels; "whole"
-        resizes it instead. Pictures are resized as CLIP does. `errors`: "skip" embeds the rest
+        resizes it instead. Pictures, chips and numbers in memory are resized as CLIP does, unless
+        `window` is a number. `errors`: "skip" embeds the rest
         and lists what could not be read in `Embeddings.faults`.
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.

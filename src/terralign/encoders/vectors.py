@@ -131,11 +131,13 @@ class Embeddings:
             )
 
     def require_numbers(self, dim: int) -> None:
-        """`DataError` unless the vectors are (N, dim) of unit length."""
+        """`DataError` unless the vectors are (N, dim) of unit length; zero has no direction, and
+        is as far from everything."""
         if self.dim != dim:
             raise SpaceMismatchError(f"vectors of {self.dim} dimensions, the space has {dim}")
         lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
-        wrong = np.flatnonzero(~(np.abs(lengths - 1) < _MAX_OFF_LENGTH))
+        right = (np.abs(lengths - 1) < _MAX_OFF_LENGTH) | (lengths == 0)
+        wrong = np.flatnonzero(~right)
         if len(wrong):
             raise DataError(
                 f"{len(wrong)} of {len(self)} vectors, such as that of {self.keys[wrong[0]]!r}, "
