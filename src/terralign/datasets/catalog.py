@@ -183,7 +183,7 @@ def cannot_open(faults: Mapping[str, TerralignError]) -> TerralignError:
         told_of.insert(
             0,
             f"{', '.join(in_files)} (they lie in files: give the folder that holds them with "
-            f"--data-root; see {commands})",
+            f"data_root=; see {commands})",
         )
     return DataError(f"{len(faults)} data sets cannot be opened: {'; '.join(told_of)}")
 

@@ -93,7 +93,7 @@ def check_name(name: str, data_root: Path | None) -> None:
 def needs_root(name: str) -> DataError:
     """What to say of a data set that lies in files where no data root was given."""
     return DataError(
-        f"data set {name!r} lies in files; give the folder that holds it (--data-root); "
+        f"data set {name!r} lies in files; give the folder that holds it (data_root=); "
         f"see `terralign info {name}`"
     )
 

@@ -80,7 +80,7 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     layout = declare_layout(
         declared.sensor,
         declared.bands,
-        units=units_of(declared.sensor, kind, declared.units),
+        units=units_of(declared.sensor, kind, declared.units, shown=_type_name(pixels)),
         dn_offset=declared.dn_offset,
         composite=declared.composite,
         shape=tuple(pixels.shape),
@@ -110,6 +110,11 @@ def as_tensor(pixels: Pixels) -> Tensor:
         pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _type_name(pixels: Pixels) -> str:
+    """ "float64", of an array or a tensor."""
+    return str(pixels.dtype).removeprefix("torch.")
 
 
 def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:

@@ -50,7 +50,7 @@ def require_labels(samples: SampleSet) -> Labels:
     if samples.labels is None:
         raise DataError(
             f"data set {samples.name!r} has no labels; it can be embedded and retrieved "
-            "(--task retrieval), not classified"
+            "(task='retrieval'), not classified"
         )
     return samples.labels
 

@@ -163,7 +163,7 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     folder = "; of a product with a file per band, give the folder" if len(found.texts) == 1 else ""
     remedy = (
         f"sensor {sensor.name!r} has {len(sensor.bands)} ({', '.join(sensor.band_names)}). "
-        f"Give bands= (--bands) in the file's order, '-' for a band to leave out{folder}"
+        f"Give bands= in the file's order, '-' for a band to leave out{folder}"
     )
     if not any(found.texts):
         raise DataError(f"{there} and does not name them; {remedy}")

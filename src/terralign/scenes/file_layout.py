@@ -92,8 +92,8 @@ def _identify(
             raise DataError(
                 f"{path} has {source.count} band(s) of {source.dtypes[0]} and does not say which "
                 "sensor made them; only three 8-bit bands marked red, green, blue and names of "
-                "standard products speak for themselves. Name the sensor (--sensor) and the bands "
-                "in the file's order (--bands)"
+                "standard products speak for themselves. Name the sensor (sensor=) and the bands "
+                "in the file's order (bands=)"
             )
         sensor = find_sensor(name)
     if len(source.subdatasets) > 1:

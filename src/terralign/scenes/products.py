@@ -91,7 +91,7 @@ def find_product(folder: Path, sensor: Sensor | None) -> Product:
         if stated is None:
             raise SensorError(
                 f"{shown(folder)} does not say which sensor made it: neither its name nor its "
-                "files' are those of a standard product; name the sensor (--sensor)"
+                "files' are those of a standard product; name the sensor (sensor=)"
             )
         sensor = find_sensor(stated)
     elif stated is not None and sensor.name in SENSORS and sensor.name != stated:

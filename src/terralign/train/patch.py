@@ -139,7 +139,9 @@ class _Patching:
         if path.is_file() and marker.is_file():
             found = read_json(marker)
             if found["identity"] != identity:
-                raise RecipeError(f"{folder} holds stage 1 of other settings; choose another --out")
+                raise RecipeError(
+                    f"{folder} holds stage 1 of other settings; choose another folder"
+                )
             return read_state_dict(path)
         theta_1 = finetune(
             start, tasks, self.finetune_settings, folder / "checkpoints",
