@@ -241,7 +241,7 @@ def test_all_missing_data_are_named_in_one_message(tmp_path: Path) -> None:
         run_recipe(recipe, tmp_path / "a", data_root=tmp_path)
     for name in ("eurosat-rgb", "tiny-imagenet"):
         assert f"see `terralign info {name}`" in str(caught.value)
-    with pytest.raises(DataError, match=r"2 data sets cannot be opened: .*--data-root") as caught:
+    with pytest.raises(DataError, match=r"2 data sets cannot be opened: .*data_root=") as caught:
         run_recipe(recipe, tmp_path / "a")
     for name in ("eurosat-rgb", "tiny-imagenet"):
         assert f"`terralign info {name}`" in str(caught.value)

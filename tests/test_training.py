@@ -24,7 +24,7 @@ from terralign.datasets.store.writing import pack
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, RecipeError, SpaceMismatchError
+from terralign.errors import DataError, ModelError, RecipeError, SpaceMismatchError
 from terralign.evaluation.result import Evaluation
 from terralign.sensors import Band, Composite, Sensor
 from terralign.train.align import AlignmentSource, AlignSettings
@@ -224,6 +224,105 @@ def test_help_shows_every_setting_with_its_default() -> None:
     assert PatchSettings.model_fields.keys() <= inspect.signature(patch).parameters.keys()
 
 
+def test_a_tower_keeps_how_its_training_went(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings: dict[str, Any] = {"epochs": 10, "batch_size": 8, "lr": 1e-2, "seed": 3}
+    work, net = tmp_path / "work", Net()
+    tower = align(space, planet, name="mine", encoder=net, labels=False, folder=work, **settings)
+    trained = tower.trained
+    assert trained is not None
+    assert (trained.data, trained.num_samples, trained.num_steps) == (("planet",), 20, 30)
+    assert (trained.encoder, trained.losses) == ("Net", {"mse_normalised": 1.0})
+    assert (trained.epochs, trained.batch_size, trained.lr, trained.seed) == (10, 8, 1e-2, 3)
+    losses = [
+        json.loads(line)["loss"] for line in (work / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert trained.first_loss == pytest.approx(np.mean(losses[:3]), rel=1e-3)
+    assert trained.last_loss == pytest.approx(np.mean(losses[-3:]), rel=1e-3)
+    own, teacher = (space.embed(planet, tower=one).vectors for one in (add(space, tower), "rgb"))
+    assert trained.cosine == pytest.approx((own * teacher).sum(1).mean(), abs=1e-3)
+    assert f"align mine: {trained}" in caplog.messages
+    assert str(trained).startswith("30 steps over 20 samples, loss ")
+    assert "only" not in caplog.text
+    again = align(space, planet, name="mine", encoder=net, labels=False, folder=work, **settings)
+    assert again.trained == trained
+
+
+def add(space: EmbeddingSpace, tower: Any) -> str:
+    space.add(tower)
+    return str(tower.config.name)
+
+
+def test_a_saved_space_lists_how_its_towers_were_trained(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path
+) -> None:
+    tower = align(space, planet, name="mine", **QUICK)
+    before = tower.tower_id()
+    space.add(tower)
+    noted = space.provenance["towers"]
+    folder = space.save(tmp_path / "space")
+    again = ta.load(folder)
+    assert again.provenance["towers"] == json.loads(json.dumps(noted))
+    assert again.towers["mine"].trained == tower.trained
+    assert again.tower_id("mine") == before
+    shown = CliRunner().invoke(main, ["info", str(folder)]).stdout
+    assert "num_steps    3" in shown
+    tower.trained = None  # it is replaced by one of which nothing is known
+    again.add(tower)
+    assert "towers" not in again.provenance
+    assert set(noted) == {"mine"}
+
+
+def test_few_steps_are_warned_of(
+    space: EmbeddingSpace, planet: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    align(space, planet, name="mine")
+    assert (
+        "align mine: only 1 step: 20 samples, batch_size 128, epochs 1; raise epochs or lower "
+        "batch_size"
+    ) in caplog.messages
+    patch(space, planet, alphas=[1.0], epochs=2, batch_size=8)
+    assert "patch: only 4 steps: 16 samples, batch_size 8, epochs 2; raise" in caplog.text
+
+
+class NormNet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(pixels))
+
+
+def test_frozen_batch_norms_without_statistics_are_warned_of(
+    space: EmbeddingSpace, planet: Samples, caplog: pytest.LogCaptureFixture
+) -> None:
+    used = NormNet().train()
+    used(torch.randn(8, 4, 16, 16))
+    for encoder in (used, Net, None):
+        align(space, planet, name="mine", encoder=encoder, **QUICK)
+    align(space, planet, name="mine", encoder=NormNet, batch_norm="train", **QUICK)
+    assert "batch norms" not in caplog.text
+    for encoder in (NormNet, "resnet18"):
+        caplog.clear()
+        align(space, planet, name="mine", encoder=encoder, **QUICK)
+        assert 'set batch_norm = "train"' in caplog.text
+
+
+def test_a_model_that_is_not_loaded_is_refused(planet: Samples) -> None:
+    message = r"space is a text; write ta\.load\('runs/mine'\) first"
+    with pytest.raises(ModelError, match=message):
+        align("runs/mine", planet, name="mine")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=message):
+        patch("runs/mine", planet)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=message):
+        evaluate("runs/mine", planet)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="space is a Net, not an EmbeddingSpace"):
+        align(Net(), planet, name="mine")  # type: ignore[arg-type]
+
+
 # Patch
 
 
@@ -243,6 +342,16 @@ def test_a_patched_space_tells_its_alpha_and_curve(
     assert [point["alpha"] for point in patched.provenance["curve"]] == [0.0, 0.5, 1.0]
     assert patched.provenance["alpha"] in (0.0, 0.5, 1.0)
     assert patched.provenance["base_id"] == before
+    alpha = patched.provenance["alpha"]
+    assert patched.source.endswith(
+        f", patched (alpha {alpha:g})" if alpha else "unchanged (alpha 0)"
+    )
+    assert patched.source.startswith(space.source)
+    assert (patched.provenance["num_samples"], patched.provenance["num_steps"]) == (19, 3)
+    assert (
+        f"patch: 3 steps over 19 samples, loss {patched.provenance['first_loss']:.3g}"
+        in caplog.text
+    )
     assert "patch: 5 of 24 samples of synthetic-scenes are held out" in caplog.text
     assert "the towers s2 belong to the RGB tower of the space that was patched" in caplog.text
     assert patched.tower_names == ("rgb",)

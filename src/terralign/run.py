@@ -53,6 +53,7 @@ from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.train.align import AlignSettings, align
+from terralign.train.ineffective import warn_of_untrained_norms
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
@@ -294,6 +295,8 @@ class _Run:
         inflated = recipe.student.backbone == INFLATE
         if initial or (inflated and self.recipe.base.pretrain is None):
             warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
+        if not inflated and recipe.batch_norm == "frozen":
+            warn_of_untrained_norms(tower.backbone, name=recipe.name)
         align(
             clip, tower.to(self.device), sources, settings, folder,
             views_folder=self.folder / "teacher",

@@ -379,6 +379,10 @@ def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
 
 def load_sensor(path: Path) -> Sensor:
     """A user-defined sensor from a TOML file whose keys are the fields of `Sensor`."""
+    if str(path) in SENSORS and not Path(path).exists():
+        raise SensorError(
+            f"{str(path)!r} is a built-in sensor, not a TOML file; write SENSORS[{str(path)!r}]"
+        )
     values = read_toml(Path(path), what="sensor file", fault=SensorError)
     return parse_sensor(values, origin=str(path))
 

@@ -27,9 +27,10 @@ from terralign.encoders.custom import Encoder
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
 from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.trained import TowerTraining, describe_course
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError, Interrupted, RecipeError, nearest
+from terralign.errors import DataError, Interrupted, ModelError, RecipeError, nearest
 from terralign.evaluation.classification import (
     choose_prompts,
     evaluate_zero_shot,
@@ -45,6 +46,8 @@ from terralign.train import align as stage_2
 from terralign.train import patch as stage_1
 from terralign.train.align import AlignmentSource, AlignSettings
 from terralign.train.finetune import PatchingTask
+from terralign.train.ineffective import warn_of_few_steps, warn_of_untrained_norms
+from terralign.train.outcome import course_of_loss, num_steps, outcome_of
 from terralign.train.patch import PatchSettings
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import StudentSettings, new_student, student_scaling
@@ -135,10 +138,14 @@ def align(
     temporary folder that is removed. `device`: where to train; left out, where the space is.
     `allow_shared_samples`: validate even on samples that are trained on.
 
-    Returns the tower, with the definitions of its own sensors: `space.add(tower)` takes it.
+    Returns the tower, with the definitions of its own sensors: `space.add(tower)` takes it. How
+    training went is logged and stays in `tower.trained`: steps, first and last loss, and the mean
+    cosine to the teacher, 1 where the tower embeds as the teacher does.
+
     `RecipeError` for a setting that is unknown or without effect, or data that would be validated
     on themselves.
     """
+    _require_space(space)
     _check_tower_name(name)
     chosen, student = _align_settings(encoder, bands, validation, settings)
     with _on_device(space, device), _working_folder(folder) as work:
@@ -170,6 +177,10 @@ def align(
                 write_json(work / "initial.json", initial)
             if initial or student.backbone == INFLATE:
                 warn_of_align_rate(tower.backbone, chosen.lr, name=name)
+            if student.backbone != INFLATE and chosen.batch_norm == "frozen":
+                warn_of_untrained_norms(tower.backbone, name=name)
+            sizes = [len(one) for one in sets]
+            warn_of_few_steps(f"align {name}", num_steps(sizes, chosen), sum(sizes), chosen)
             judged = None
             if kept is not None:
                 with_labels = any(source.labelled for source in sources) and kept.labels is not None
@@ -179,8 +190,18 @@ def align(
                 anchors=_anchors(space, sources) if "kl" in (chosen.losses or ()) else None,
                 validation=judged, allow_shared_samples=allow_shared_samples, seed=seed,
             )  # fmt: skip
+            tower.trained = outcome_of(space.clip, tower, sources, chosen, work, seed=seed)
             write_state_dict(work / "tower.safetensors", tower.state_dict())
-            write_json(work / "tower.json", {"identity": identity, "tower_id": tower.tower_id()})
+            write_json(
+                work / "tower.json",
+                {
+                    "identity": identity,
+                    "tower_id": tower.tower_id(),
+                    "trained": tower.trained.model_dump(mode="json"),
+                },
+            )
+        if tower.trained is not None:
+            logger.info("align %s: %s", name, tower.trained)
     return tower.to(space.device).eval().requires_grad_(False)
 
 
@@ -210,9 +231,11 @@ def patch(
     `preserve_on`: pictures for `preserve_unlabelled`.
 
     `folder`, `device`, `allow_shared_samples`: as for `align`. Returns a new space; the given one
-    is left as it is. Its `provenance` has alpha, why it was chosen, and the curve. Towers are not
+    is left as it is. Its `provenance` has alpha, why it was chosen, the curve, and what it was
+    trained on: data, samples, steps, first and last loss. Towers are not
     taken over, since they were aligned to the other RGB tower. `RecipeError` as for `align`.
     """
+    _require_space(space)
     chosen = _settings(PatchSettings, "patch", settings)
     with _on_device(space, device), _working_folder(folder) as work:
         training = _opened(space, data)
@@ -221,6 +244,9 @@ def patch(
         tasks = [_task(space, one, prompts) for one, _ in pairs]
         judged = [_task(space, one, prompts) for _, one in pairs]
         warn_of_patch_rate(space.clip.visual, chosen.lr, source=space.source)
+        sizes = [len(task.samples) for task in tasks]
+        for fit in [sizes] if chosen.mode == "joint" else [[size] for size in sizes]:
+            warn_of_few_steps("patch", num_steps(fit, chosen), sum(fit), chosen)
         result = stage_1.patch(
             space.clip, tasks, chosen, work,
             validation=judged,
@@ -234,17 +260,29 @@ def patch(
                 "the towers %s belong to the RGB tower of the space that was patched and are not "
                 "taken over; align them again", ", ".join(space.towers),
             )  # fmt: skip
-        if result.choice.alpha == 0:
+        alpha = result.choice.alpha
+        if alpha == 0:
             logger.warning("the space is as it was: %s", result.choice.reason)
+        # Tasks that are patched one after another or each alone have no course of loss together.
+        first, last = course_of_loss(work / "checkpoints" / "metrics.jsonl")
+        steps = num_steps(sizes, chosen)
+        course = describe_course(steps, sum(sizes), first, last)
+        logger.info("patch: %s, alpha %g", course, alpha)
+        how = f"patched (alpha {alpha:g})" if alpha else "unchanged (alpha 0)"
         patched = EmbeddingSpace(
-            space.clip.with_visual(result.patched, source="patched"),
+            space.clip.with_visual(result.patched, source=f"{space.source}, {how}"),
             sensors=space.sensors,
             prompts=tasks[0].prompts,
             provenance={
                 "base": space.source,
                 "base_id": space.space_id,
-                "alpha": result.choice.alpha,
+                "alpha": alpha,
                 "reason": result.choice.reason,
+                "data": [task.samples.name for task in tasks],
+                "num_samples": sum(sizes),
+                "num_steps": steps,
+                "first_loss": first,
+                "last_loss": last,
                 "curve": [asdict(point) for point in result.points],
                 "settings": chosen.model_dump(mode="json"),
                 "seed": seed,
@@ -276,6 +314,7 @@ def evaluate(
 
     Returns the metrics with 95 % intervals, chance levels and sample counts, printed as a table.
     """
+    _require_space(space)
     if task not in ("zero-shot", "retrieval"):
         raise RecipeError(f"task = {task!r}; expected 'zero-shot' or 'retrieval'")
     retrieval = task == "retrieval" or query is not None or gallery is not None
@@ -298,6 +337,16 @@ def evaluate(
 
 
 # Settings
+
+
+def _require_space(space: object) -> None:
+    """`ModelError` where a model's name or folder is given instead of the space."""
+    if isinstance(space, EmbeddingSpace):
+        return
+    if isinstance(space, str | Path):
+        kind = "text" if isinstance(space, str) else "path"
+        raise ModelError(f"space is a {kind}; write ta.load({str(space)!r}) first")
+    raise ModelError(f"space is a {type(space).__name__}, not an EmbeddingSpace from ta.load(...)")
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -561,4 +610,6 @@ def _read_finished(tower: SensorTower, folder: Path, identity: str) -> bool:
             "folder"
         )
     tower.load_state_dict(read_state_dict(finished))
+    trained = read_json(marker).get("trained")
+    tower.trained = None if trained is None else TowerTraining.model_validate(trained)
     return True

@@ -102,7 +102,7 @@ def test_an_unknown_name_names_the_nearest() -> None:
 
 
 def test_a_data_root_that_is_not_given_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--data-root"):
+    with pytest.raises(DataError, match="data_root="):
         open_dataset("aid", data_root=None, split="test")
     with pytest.raises(DataError, match=r"data root .*nowhere not found"):
         open_dataset("aid", data_root=tmp_path / "nowhere", split="test")

@@ -213,6 +213,12 @@ def test_several_sensors_of_the_same_places() -> None:
         )
 
 
+def test_class_names_are_those_of_the_labels() -> None:
+    assert labelled([0, 1]).class_names == labelled([0, 1])[:1].class_names
+    assert labelled([0, 1]).class_names == ("class 0", "class 1", "class 2")
+    assert four_bands(2).class_names is None
+
+
 def test_labels_are_numbers_names_or_bools() -> None:
     by_name = four_bands(3, labels=["river", "forest", "river"])
     assert by_name.labels.class_names == ("forest", "river")
@@ -379,6 +385,19 @@ def test_folder_names_become_words(name: str, words: str) -> None:
     assert as_words(name) == words
 
 
+def test_numbers_of_wordnet_are_no_class_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("n01440764", "n01443537"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    Samples.from_folder(tmp_path, class_names=["tench", "goldfish"])
+    assert not caplog.messages
+    assert Samples.from_folder(tmp_path).class_names == ("n01440764", "n01443537")
+    assert "numbers of WordNet for names, such as n01440764" in caplog.text
+    assert "class_names=" in caplog.text
+
+
 def test_mistakes_with_folders_are_named(tiles: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds GeoTIFFs, such as .*name the sensor"):
         Samples.from_folder(tiles)
@@ -388,6 +407,13 @@ def test_mistakes_with_folders_are_named(tiles: Path, tmp_path: Path) -> None:
         from_tiles(tiles, labels="file")
     with pytest.raises(DataError, match="not found"):
         Samples.from_folder(tmp_path / "nothing")
+    with pytest.raises(DataError, match="bands = 'B02,B03' is one text; give a list of names"):
+        Samples.from_folder(tiles, sensor="sentinel2-l2a", bands="B02,B03")
+    for band in ("B02", "B03"):
+        (tmp_path / "product").mkdir(exist_ok=True)
+        write_tif(tmp_path / "product" / f"{band}.tif", numbers(1, bands=1)[0])
+    with pytest.raises(DataError, match=r"one file per band.*use space\.embed\(.*open_scene"):
+        Samples.from_folder(tmp_path / "product", sensor="sentinel2-l2a")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="bands has no effect on pictures"):
         Samples.from_folder(tmp_path, sensor="rgb", bands=["red"])
@@ -465,7 +491,7 @@ def test_errors_name_what_a_torchgeo_set_must_provide() -> None:
         geo(iter([1]))
     with pytest.raises(DataError, match=r"not a dictionary.*must provide"):
         geo([(1, 2)])
-    with pytest.raises(SensorError, match="4 channels, but 12 bands"):
+    with pytest.raises(DataError, match=r"4 channels and does not name them .*\(bands=\)"):
         geo(GeoItems([0, 1]), bands=None)
 
     class Damaged(GeoItems):
@@ -476,6 +502,34 @@ def test_errors_name_what_a_torchgeo_set_must_provide() -> None:
 
     with pytest.raises(DataError, match=r"sample 1 cannot be read \(OSError: no such tile\)"):
         geo(Damaged([0, 1, 1], targets=True))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"all_band_names": ("B02", "B03", "B04", "B08")}, BANDS),
+        ({"all_bands": ["B8", "B4", "B3", "B2"]}, BANDS[::-1]),
+        ({"bands": ("B03", "B02", "B04", "B08"), "all_bands": BANDS}, ("B03", "B02", "B04", "B08")),
+        ({"bands": "all", "all_bands": (*BANDS, "B11"), "all_band_names": BANDS}, BANDS),
+        ({"bands": ("a", "b", "c", "d"), "all_bands": BANDS}, None),
+        ({"all_bands": (*BANDS, "B11")}, None),
+        ({"all_bands": 4}, None),
+    ],
+)
+def test_a_torchgeo_set_that_names_its_bands_is_believed(
+    attributes: dict[str, Any], expected: tuple[str, ...] | None
+) -> None:
+    dataset = GeoItems([0, 1])
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    part = torch.utils.data.Subset(dataset, [1, 0])  # type: ignore[arg-type,var-annotated]
+    for one in (dataset, part):
+        if expected is None:
+            with pytest.raises(DataError, match="does not name them as bands of 'sentinel2-l2a'"):
+                geo(one, bands=None)
+        else:
+            assert geo(one, bands=None).layouts["sentinel2-l2a"].bands == expected
+    assert geo(dataset, bands=BANDS[::-1]).layouts["sentinel2-l2a"].bands == BANDS[::-1]
 
 
 class Pictures:
@@ -533,6 +587,8 @@ def test_torchgeos_eurosat_is_the_eurosat_of_the_catalog(real_data: Path, tmp_pa
     samples = geo(dataset, sensor="sentinel2-l1c", bands=bands)
     own = Samples.open("eurosat-ms", data_root=real_data, split="val")
     assert bands == own.layouts["sentinel2-l1c"].bands
+    unnamed = geo(dataset, sensor="sentinel2-l1c", bands=None)
+    assert unnamed.fingerprint == samples.fingerprint
     keys = {Path(file).stem: index for index, (file, _) in enumerate(dataset.samples)}
     for one in own:
         other = samples[keys[Path(one["key"]).name]]

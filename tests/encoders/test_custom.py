@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,53 @@ def test_encoders_are_only_for_custom_towers(saved: Path, tiny_clip: ClipModel) 
     plain = EmbeddingSpace(tiny_clip).save(saved.parent / "plain")
     with pytest.raises(ModelError, match="no tower with a custom encoder"):
         load(plain, encoders={"mine": Net})
+
+
+def test_one_encoder_instead_of_a_mapping_is_refused(saved: Path) -> None:
+    for encoder, word in ((Net, "Net"), (Net(), "my_module"), (lambda: Net(), "my_module")):
+        message = (
+            rf"encoders is a mapping from tower name to encoder: encoders=\{{'mine': {word}\}}"
+        )
+        with pytest.raises(ModelError, match=message):
+            load(saved, encoders=encoder)  # type: ignore[arg-type]
+
+
+def test_a_tower_is_shown_in_one_line(tiny_clip: ClipModel, scenes: SyntheticSet) -> None:
+    tower = custom_tower(tiny_clip, scenes, bands=("B02", "B03", "B04"), encoder=Three())
+    assert repr(tower) == (
+        "SensorTower('mine': Three; sentinel2-l2a; 3 bands B02 B03 B04; 32 px; "
+        f"id {tower.tower_id()})"
+    )
+    with torch.device("meta"):
+        tower = tower.to_empty(device="meta")
+    assert repr(tower).endswith("32 px)")
+
+
+class Three(nn.Module):
+    """The means of three bands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((2, 3)) * self.scale
+
+
+def test_of_two_towers_for_one_sensor_the_first_is_used_and_named(
+    tiny_clip: ClipModel, scenes: SyntheticSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    space = EmbeddingSpace(tiny_clip)
+    layout = make_layout(S2, S2.band_names, units="dn", dn_offset=0.0)
+    for name in ("one", "two"):
+        student = StudentSettings(backbone="custom")
+        space.add(new_student(name, tiny_clip, student, [S2], [scenes], seed=0, encoder=Net())[0])
+        assert [space.tower_for(layout) for _ in range(2)] == ["one", "one"]
+    said = [text for text in caplog.messages if "is used" in text]
+    assert said == [
+        "the towers one, two take sentinel2-l2a; one, the first, is used (tower= names another)"
+    ]
 
 
 def test_nothing_is_imported_by_the_name_in_the_file(saved: Path) -> None:

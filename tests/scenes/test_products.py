@@ -202,7 +202,7 @@ def refused(folder: Path, match: str, error: type[Exception] = DataError, **how:
 
 def test_the_sensor_is_asked_for_where_no_name_says_it(tmp_path: Path) -> None:
     folder = write_product(tmp_path / "mine", {"red.tif": 1, "green.tif": 1})
-    refused(folder, r"name the sensor \(--sensor\)", SensorError)
+    refused(folder, r"name the sensor \(sensor=\)", SensorError)
     assert open_scene(folder, sensor="hls-l30").bands == ("B03", "B04")
     named = write_product(tmp_path / NAME, {"B04.tif": 1})
     refused(

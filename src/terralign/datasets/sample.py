@@ -173,6 +173,11 @@ class Indexed:
 
     __slots__ = ()
 
+    @property
+    def class_names(self: SampleSet) -> tuple[str, ...] | None:
+        """The names of the classes, by number; None without labels."""
+        return None if self.labels is None else self.labels.class_names
+
     @overload
     def __getitem__(self: SampleSet, which: int) -> Sample: ...
     @overload

@@ -5,6 +5,7 @@ N samples, C bands, H W pixels, K classes.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,12 +45,15 @@ from terralign.datasets.sample import (
     is_mapped,
     tell_unused,
 )
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError, SensorError, nearest
 from terralign.scenes.declared import declare_layout, units_of
 from terralign.scenes.file_layout import has_dn
 from terralign.scenes.pictures import Size
 from terralign.scenes.plausible import check_sample
+from terralign.scenes.products import is_product
 from terralign.sensors import SENSORS, Sensor, find_sensor
+
+logger = logging.getLogger(__name__)
 
 ArrayLike = Any
 """A NumPy array or a torch tensor."""
@@ -204,8 +208,15 @@ class Samples(Indexed):
         root = Path(folder)
         if not root.is_dir():
             raise DataError(f"folder {root} not found; from_folder reads a folder of image files")
+        _require_list(bands)
+        found = find_sensor(sensor) if isinstance(sensor, str) else sensor
+        if is_product(root, sensor=found):
+            raise DataError(
+                f"{root} is a product with one file per band, not a folder of samples; use "
+                "space.embed(...) or open_scene(...)"
+            )
         pixels = Pixels(
-            sensor=_folder_sensor(root, sensor),
+            sensor=_folder_sensor(root, found),
             size=size,
             bands=None if bands is None else tuple(bands),
             dn_offset=dn_offset,
@@ -257,7 +268,8 @@ class Samples(Indexed):
         It must provide `len(dataset)` and `dataset[i]`, a dictionary with a (C, H, W) tensor under
         `image_key` and, for labels, a class number or a (K,) vector of zeros and ones under
         `label_key`; a torch `Subset` of one will do. Class names are its `classes`, unless
-        `class_names` are given. `bands`: of its channels in order (`EuroSAT.all_band_names`).
+        `class_names` are given. `bands`: of its channels in order; left out, those that it names
+        itself in `bands`, `all_bands` or `all_band_names`. More than three channels need either.
         `units`: left out, the numbers are DN, as torchgeo reads files, or the units of a sensor
         without DN. Samples are read one at a time, as the data set's `transforms` give them: these
         must not be random. Where it has no `targets`, all samples are read once for their labels.
@@ -267,7 +279,7 @@ class Samples(Indexed):
         first = describe_items(dataset, image, needs=f"dictionaries with a tensor {image_key!r}")
         layout = declare_layout(
             found,
-            bands,
+            _item_bands(dataset, found, len(first)) if bands is None else bands,
             units=units or ("dn" if has_dn(found) else "physical"),
             dn_offset=dn_offset,
             composite=composite,
@@ -378,6 +390,38 @@ def _refuse(given: Mapping[str, Any], reason: str) -> None:
     for key, value in given.items():
         if value is not None:
             raise DataError(f"{key} {reason}; leave it out")
+
+
+def _require_list(bands: Sequence[str] | None) -> None:
+    if isinstance(bands, str):
+        raise DataError(f"bands = {bands!r} is one text; give a list of names, as in ['B04']")
+
+
+def _item_bands(dataset: Any, sensor: Sensor, num_channels: int) -> Sequence[str] | None:
+    """The channels of another library's data set, as it names them; None: as its sensor has them.
+
+    `DataError` where more than three channels are not named.
+    """
+    whole = whole_of(dataset)
+    for attribute in ("bands", "all_bands", "all_band_names"):
+        named = getattr(whole, attribute, None)
+        if not isinstance(named, list | tuple) or len(named) != num_channels:
+            continue
+        if not all(isinstance(one, str) for one in named):
+            continue
+        try:
+            bands = sensor.resolve(named)
+        except SensorError:
+            break  # another order than the one it names is not to be guessed
+        logger.info("%s: the bands are its %s", type(whole).__name__, attribute)
+        return bands
+    if num_channels > 3:
+        raise DataError(
+            f"{type(whole).__name__} has {num_channels} channels and does not name them as bands "
+            f"of {sensor.name!r} ({', '.join(sensor.band_names)}); say which they are, in the data "
+            "set's order (bands=)"
+        )
+    return None
 
 
 # Names and labels
@@ -599,11 +643,13 @@ def _check_each(samples: ArraySet) -> None:
 # Folders
 
 
-def _folder_sensor(root: Path, sensor: str | Sensor | None) -> Sensor:
-    if isinstance(sensor, Sensor):
-        return sensor
+_SYNSET = re.compile(r"n\d{8}")
+"""A class folder of ImageNet."""
+
+
+def _folder_sensor(root: Path, sensor: Sensor | None) -> Sensor:
     if sensor is not None:
-        return find_sensor(sensor)
+        return sensor
     files = list_images(root)
     rasters = [one for one in files if one.suffix.lower() in RASTER_SUFFIXES]
     if rasters and len(rasters) == len(files):
@@ -620,6 +666,12 @@ def _folder_classes(
     """Folder -> class name."""
     if isinstance(class_names, Mapping):
         return dict(class_names)
+    if class_names is None and folders and all(map(_SYNSET.fullmatch, folders)):
+        logger.warning(
+            "the class folders have numbers of WordNet for names, such as %s, which no text "
+            "describes; give class_names=: folder -> name, or names in this order",
+            folders[0],
+        )
     names = class_names if class_names is not None else [as_words(one) for one in folders]
     if isinstance(names, str) or len(names) != len(folders):
         raise DataError(

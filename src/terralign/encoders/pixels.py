@@ -82,7 +82,7 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     layout = declare_layout(
         declared.sensor,
         declared.bands,
-        units=units_of(declared.sensor, kind, declared.units),
+        units=units_of(declared.sensor, kind, declared.units, shown=_type_name(pixels)),
         dn_offset=declared.dn_offset,
         composite=declared.composite,
         shape=tuple(pixels.shape),
@@ -121,6 +121,11 @@ def as_tensor(pixels: Pixels) -> Tensor:
 
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
+
+
+def _type_name(pixels: Pixels) -> str:
+    """ "float64", of an array or a tensor."""
+    return str(pixels.dtype).removeprefix("torch.")
 
 
 def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:

@@ -22,6 +22,7 @@ from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.trained import TowerTraining
 from terralign.encoders.weights import (
     StateDict,
     check_shapes,
@@ -83,7 +84,8 @@ class SensorTower(nn.Module):
     """(B, C, H, W) normalised float32 in the bands of `config.input` -> (B, D), not normalised.
 
     `sensors`: the definitions of those in `config.input` that are not built in. `space_id`: of the
-    space that the tower was aligned to or loaded with; None where that is not known.
+    space that the tower was aligned to or loaded with; None where that is not known. `trained`:
+    how `align` trained it; None where that is not known.
     """
 
     def __init__(self, config: TowerConfig, backbone: nn.Module, projection: nn.Module) -> None:
@@ -93,11 +95,24 @@ class SensorTower(nn.Module):
         self.projection = projection
         self.sensors: tuple[Sensor, ...] = ()
         self.space_id: str | None = None
+        self.trained: TowerTraining | None = None
         if all(value.ndim != 5 for value in self.parameters()):  # torch refuses those of Conv3d
             self.to(memory_format=torch.channels_last)  # convolutions are faster so
 
     def forward(self, pixels: Tensor) -> Tensor:
         return cast(Tensor, self.projection(self.backbone(pixels)))
+
+    def __repr__(self) -> str:
+        config, spec = self.config, self.config.input
+        on_meta = any(value.is_meta for value in self.parameters())
+        parts = [
+            (config.encoder or CUSTOM) if config.backbone == CUSTOM else config.backbone,
+            ", ".join(spec.sensors),
+            f"{len(spec.bands)} band{'s' * (len(spec.bands) != 1)} {' '.join(spec.bands)}",
+            f"{spec.size} px",
+            *([] if on_meta else [f"id {self.tower_id()}"]),
+        ]
+        return f"SensorTower({config.name!r}: {'; '.join(parts)})"
 
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""

@@ -47,6 +47,7 @@ from terralign.encoders.pixels import (
 )
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
 from terralign.encoders.tables import Table
+from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
 from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
@@ -71,6 +72,8 @@ from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MAX_QUERY = 10_000
@@ -110,8 +113,11 @@ class EmbeddingSpace:
         self.space_id = clip.anchor_id()
         self.skipped: tuple[TowerConfig, ...] = ()
         """Towers of the folder that were left out, since their custom encoders were not given."""
+        self._chosen: set[tuple[str, ...]] = set()
         for tower in self.towers.values():
             tower.eval()
+            if tower.trained is not None:
+                self._note_training(tower)
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{self._table().text()}"
@@ -271,13 +277,22 @@ class EmbeddingSpace:
 
     def tower_for(self, layout: PixelLayout) -> str:
         """The tower that pixels of this layout go through unless another is named."""
-        for name, tower in self.towers.items():
-            spec = tower.config.input
-            num_there = len(set(spec.bands) & set(layout.bands))
-            enough = num_there == len(spec.bands) or (spec.missing == "zero" and num_there > 0)
-            if layout.sensor.name in spec.sensors and enough:
-                return name
-        return RGB
+        fitting = [name for name in self.towers if self._takes(name, layout)]
+        if len(fitting) > 1 and (layout.sensor.name, *fitting) not in self._chosen:
+            self._chosen.add((layout.sensor.name, *fitting))
+            logger.info(
+                "the towers %s take %s; %s, the first, is used (tower= names another)",
+                ", ".join(fitting),
+                layout.sensor.name,
+                fitting[0],
+            )
+        return fitting[0] if fitting else RGB
+
+    def _takes(self, name: str, layout: PixelLayout) -> bool:
+        spec = self.input_spec(name)
+        num_there = len(set(spec.bands) & set(layout.bands))
+        enough = num_there == len(spec.bands) or (spec.missing == "zero" and num_there > 0)
+        return layout.sensor.name in spec.sensors and enough
 
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
         """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of raw pixels."""
@@ -552,6 +567,17 @@ class EmbeddingSpace:
         tower.sensors = tuple(known[name] for name in tower.config.input.sensors if name in known)
         tower.space_id = self.space_id
         self.towers[tower.config.name] = tower.to(self.device).eval()
+        self._note_training(tower)
+
+    def _note_training(self, tower: SensorTower) -> None:
+        """Keep how a tower was trained in the provenance; of one that it replaces, no longer."""
+        noted = dict(self.provenance.get("towers", {}))
+        noted.pop(tower.config.name, None)
+        if tower.trained is not None:
+            noted[tower.config.name] = tower.trained.model_dump(mode="json")
+        self.provenance.pop("towers", None)
+        if noted:
+            self.provenance["towers"] = noted
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the space into `folder`: whole, or not at all.
@@ -598,7 +624,7 @@ class EmbeddingSpace:
                 "towers": [_describe_tower(tower) for tower in self.towers.values()],
                 "sensors": [describe_sensor(sensor) for sensor in self.sensors.values()],
                 "prompts": self.prompts.describe() if self.prompts else None,
-                "provenance": self.provenance,
+                "provenance": self._saved_provenance(),
                 "files": {
                     name: {
                         "sha256": hash_file(folder / name),
@@ -608,6 +634,13 @@ class EmbeddingSpace:
                 },
             },
         )
+
+    def _saved_provenance(self) -> dict[str, Any]:
+        """Without the training of towers that the space does not hold, as skipped ones."""
+        noted = self.provenance.get("towers", {})
+        gone = [name for name in noted if name not in self.towers]
+        kept = {name: one for name, one in noted.items() if name not in gone}
+        return {**self.provenance, "towers": kept} if gone else self.provenance
 
     @classmethod
     def load(
@@ -627,14 +660,15 @@ class EmbeddingSpace:
         """
         folder = Path(source)
         if not _is_space(folder):
-            if encoders:
+            if encoders is not None and (encoders or not isinstance(encoders, Mapping)):
                 raise ModelError(
                     f"encoders has no effect on {source}, which has no towers beside its RGB tower"
                 )
             return cls(load_clip(str(source)))
         try:
             values = read_json(folder / "space.json")
-            return cls._from_values(folder, values, encoders or {}, skip_custom)
+            given = {} if encoders is None else encoders
+            return cls._from_values(folder, values, given, skip_custom)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"{folder / 'space.json'} is not a space ({reason})") from error
@@ -670,6 +704,7 @@ class EmbeddingSpace:
         if space.space_id != values["space_id"]:
             raise ModelError(f"{folder}: its towers are not those of space {values['space_id']}")
         space.skipped = tuple(one for one in configs if one.name in skipped)
+        trained = space.provenance.get("towers", {})
         for config, entry in zip(configs, values["towers"], strict=True):
             if config.name in skipped:
                 continue
@@ -680,7 +715,10 @@ class EmbeddingSpace:
             own = encoders.get(config.name)
             try:
                 module = None if own is None else fit_encoder(own, config, what=what)
-                space.add(load_tower(config, clip, path, encoder=module))
+                tower = load_tower(config, clip, path, encoder=module)
+                if config.name in trained:
+                    tower.trained = TowerTraining.model_validate(trained[config.name])
+                space.add(tower)
             except ModelError as error:
                 if own is None or what in str(error):
                     raise
@@ -717,6 +755,13 @@ def _check_encoders(
 ) -> set[str]:
     """The names of the custom towers that are left out; `ModelError` where one may not be."""
     custom = {one.name: one for one in configs if one.backbone == CUSTOM}
+    if not isinstance(encoders, Mapping):
+        name = next(iter(custom), "NAME")
+        given = getattr(encoders, "__name__", "")
+        raise ModelError(
+            "encoders is a mapping from tower name to encoder: "
+            f"encoders={{{name!r}: {given if given.isidentifier() else 'my_module'}}}"
+        )
     unknown = next((name for name in encoders if name not in custom), None)
     if unknown is not None:
         raise ModelError(

@@ -56,10 +56,13 @@ def declare_layout(
     return make_layout(sensor, names, units=units, dn_offset=dn_offset or 0.0, composite=composite)
 
 
-def units_of(sensor: Sensor, dtype: np.dtype[Any], declared: Units | None) -> Units:
+def units_of(
+    sensor: Sensor, dtype: np.dtype[Any], declared: Units | None, *, shown: str = ""
+) -> Units:
     """The units declared, else what the type of the numbers says: integers are DN.
 
     Numbers of a sensor without DN (dB) are physical. `DataError` for undeclared fractions.
+    `shown`: what errors call a type that NumPy lacks.
     """
     if declared is not None:
         return declared
@@ -68,6 +71,6 @@ def units_of(sensor: Sensor, dtype: np.dtype[Any], declared: Units | None) -> Un
     if np.issubdtype(dtype, np.integer):
         return "dn"
     raise DataError(
-        f"pixels are {dtype}: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
+        f"pixels are {shown or dtype}: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
         "Declare units='dn' or units='physical'"
     )

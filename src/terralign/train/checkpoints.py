@@ -145,6 +145,14 @@ class MetricsLog:
             self._writer.close()
 
 
+def read_losses(path: Path) -> list[float]:
+    """The loss of every step in a `metrics.jsonl`, in order; of no file, none."""
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text().splitlines() if _step_of(line) < 2**62]
+    return [float(one["loss"]) for one in map(json.loads, lines) if "loss" in one]
+
+
 def _step_of(line: str) -> int:
     """The step of a line; a line cut short by a kill counts as after everything."""
     try:

@@ -52,6 +52,15 @@ def validation_value(
         weights = zero_shot_weights(clip, class_names or labels.class_names, prompts)
         result = score_classes(features, weights, labels, num_bootstrap=1)
         return result.value("macro_map" if labels.multi_label else "top1")
+    return _mean_cosine(clip, features, samples)
+
+
+def mean_cosine(clip: ClipModel, student: SensorTower, samples: SampleSet) -> float:
+    """The mean cosine of student and teacher over samples that are not augmented."""
+    return _mean_cosine(clip, student_features(student, samples), samples)
+
+
+def _mean_cosine(clip: ClipModel, features: Tensor, samples: SampleSet) -> float:
     plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
     indices = np.arange(len(samples), dtype=np.int64)
     targets = [
