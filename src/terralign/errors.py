@@ -1,4 +1,4 @@
-"""Every fault that terralign tells its user about.
+"""Every fault that terralign reports.
 
     TerralignError                 one clear line: given, expected, what to do
     ├── SensorError                unknown sensor, unknown or missing band, undeclared offset
@@ -10,7 +10,7 @@
     ├── ModelError                 a checkpoint, tower or space that cannot be used as asked
     │   └── SpaceMismatchError     vectors of different embedding spaces
     ├── RecipeError                a recipe or setting that is wrong or without effect
-    ├── TrainingError              training that cannot go on (a loss that is not finite)
+    ├── TrainingError              training that cannot continue (a loss that is not finite)
     └── StorageError               the disk: full, read-only, an existing file that must stay
 
 `Interrupted` is no fault: work stopped on request, saved, ready to be resumed.
@@ -24,7 +24,7 @@ from pathlib import Path
 
 
 class TerralignError(Exception):
-    """Root of all faults that are told in one line and exit the command line with status 1."""
+    """Root of all faults; each is reported in one line, and ends the command line with status 1."""
 
 
 class SensorError(TerralignError):
@@ -67,7 +67,7 @@ class RecipeError(TerralignError):
 
 
 class TrainingError(TerralignError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class StorageError(TerralignError):

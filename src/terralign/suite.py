@@ -107,7 +107,7 @@ class Suite(_Strict):
     """What a reader of the results should know."""
     seed: int = Field(default=0, ge=0)
     num_bootstrap: int = Field(default=1000, ge=1)
-    """Resamples of every interval; average precision and F1, which are dearer, take a fifth."""
+    """Resamples of every interval; average precision and F1 are slower and use a fifth."""
     allow_shared_samples: bool = False
     """Measure although what is fitted or chosen on shares samples with what is reported; the rows
     say so."""

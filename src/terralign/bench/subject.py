@@ -284,8 +284,8 @@ class Subject:
         if entry.fit is None:
             parts = _divide(self.samples, (0, 0, 0, 0, 0, 1, 1, 2, 2, 2), self.suite.seed)
             text = (
-                f"fitted, chosen and reported on fixed parts (50, 20 and 30 %) of {entry.split}, "
-                "for want of another split"
+                f"fitted, chosen and reported on fixed parts (50, 20 and 30 %) of {entry.split} "
+                "(no separate split available)"
             )
             return parts[0], parts[1], parts[2], text
         fit = self.open(entry.fit, entry.fit_limit)
