@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import nn
 
 import terralign as ta
@@ -24,7 +25,13 @@ from terralign.datasets.store.writing import pack
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, ModelError, RecipeError, SpaceMismatchError
+from terralign.errors import (
+    DataError,
+    ModelError,
+    RecipeError,
+    SpaceMismatchError,
+    StorageError,
+)
 from terralign.evaluation.result import Evaluation
 from terralign.sensors import Band, Composite, Sensor
 from terralign.train.align import AlignmentSource, AlignSettings
@@ -147,6 +154,37 @@ def test_a_call_with_a_folder_is_finished_by_the_next_one(
         align(space, planet, name="mine", folder=tmp_path, **QUICK, seed=1)
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "3", "null", '{"identity": 3}', '["identity"]', "{"]
+)
+def test_a_damaged_record_of_a_finished_tower_is_named(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "tower.safetensors").touch()
+    (tmp_path / "tower.json").write_text(content)
+    with pytest.raises(StorageError, match=r"tower\.json is (damaged|not valid JSON).*") as error:
+        align(space, planet, name="mine", folder=tmp_path, **QUICK)
+    assert "\n" not in str(error.value)
+    (tmp_path / "tower.json").unlink()
+    align(space, planet, name="mine", folder=tmp_path, **QUICK)
+
+
+def test_damaged_weights_of_a_finished_tower_are_named(
+    space: EmbeddingSpace, planet: Samples, tmp_path: Path
+) -> None:
+    align(space, planet, name="mine", folder=tmp_path, **QUICK)
+    weights = tmp_path / "tower.safetensors"
+    whole = weights.read_bytes()
+    for content, said in ((b"", "not a whole safetensors"), (whole[:-9], "not a whole safetens")):
+        weights.write_bytes(content)
+        with pytest.raises(ModelError, match=said):
+            align(space, planet, name="mine", folder=tmp_path, **QUICK)
+    save_file({"other": torch.zeros(2)}, weights)
+    with pytest.raises(ModelError, match=r"tower\.safetensors") as error:
+        align(space, planet, name="mine", folder=tmp_path, **QUICK)
+    assert "\n" not in str(error.value)
+
+
 def test_validation_keeps_the_best_step(space: EmbeddingSpace, planet: Samples) -> None:
     train, held = planet.split_off(0.3)
     tower = align(space, train, name="mine", validation=held, **{**QUICK, "epochs": 3})
@@ -192,6 +230,21 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"name": "rgb"}, "is not rgb or text"),
     ({"bands": "NIR"}, "is one text"),
     ({"prompts": ["no place"]}, r"the template 'no place' needs \{\} once"),
+    ({"prompts": 3}, "the template 3 is not text"),
+    ({"prompts": ["{}", None]}, "the template None is not text"),
+    ({"seed": "x"}, r"seed = 'x'; expected a whole number from 0 to 2\*\*63 - 1"),
+    ({"seed": -1}, "seed = -1; expected"),
+    ({"seed": 2**70}, "seed = 1180591620717411303424; expected"),
+    ({"seed": True}, "seed = True; expected"),
+    ({"seed": 1.5}, r"seed = 1\.5; expected"),
+    ({"name": 3}, "name = 3: a tower's name has small letters"),
+    ({"sensors": 3}, "sensors = 3; expected a sensor or a list of them"),
+    ({"sensors": [3]}, r"sensors = \[3\]; expected a sensor or a list"),
+    ({"sensors": []}, r"sensors = \[\]; expected a sensor or a list"),
+    ({"bands": 3}, "bands = 3; give a list of names"),
+    ({"labels": "yes"}, "labels = 'yes'; expected True, False or None"),
+    ({"device": 3}, "device = 3; expected a text such as 'cpu'"),
+    ({"folder": 3}, "folder = 3; expected the path of a folder"),
     ({"losses": {"kl": 1.0}, "labels": False}, "the kl loss needs class names"),
 ]
 
@@ -387,6 +440,9 @@ def test_mistakes_of_patch_are_named(
 ) -> None:
     with pytest.raises(RecipeError, match="no setting 'alpha'; did you mean 'alphas'"):
         patch(space, scenes, alpha=0.5)
+    for wrong in ("x", -1, 2**70, None):
+        with pytest.raises(RecipeError, match=r"seed = .*; expected a whole number"):
+            patch(space, scenes, seed=wrong)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="2 validation sets for 1 sets of data"):
         patch(space, scenes, validation=[scenes, scenes])
     with pytest.raises(DataError, match="has no labels"):

@@ -10,9 +10,10 @@ import inspect
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,9 +29,22 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.trained import TowerTraining, describe_course
-from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.encoders.weights import (
+    check_shapes,
+    load_weights,
+    read_shapes,
+    read_state_dict,
+    write_state_dict,
+)
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError, Interrupted, ModelError, RecipeError, nearest
+from terralign.errors import (
+    DataError,
+    Interrupted,
+    ModelError,
+    RecipeError,
+    StorageError,
+    nearest,
+)
 from terralign.evaluation.classification import (
     choose_prompts,
     evaluate_zero_shot,
@@ -63,6 +77,8 @@ Prompts = PromptSet | str | Sequence[str]
 
 HELD_OUT = 0.2
 """The share of the training data that alpha is chosen on where no validation data are given."""
+
+MAX_SEED = 2**63
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -147,6 +163,7 @@ def align(
     """
     _require_space(space)
     _check_tower_name(name)
+    _check_arguments(seed=seed, device=device, folder=folder, sensors=sensors, labels=labels)
     chosen, student = _align_settings(encoder, bands, validation, settings)
     with _on_device(space, device), _working_folder(folder) as work:
         sets = _opened(space, data)
@@ -236,6 +253,7 @@ def patch(
     taken over, since they were aligned to the other RGB tower. `RecipeError` as for `align`.
     """
     _require_space(space)
+    _check_arguments(seed=seed, device=device, folder=folder)
     chosen = _settings(PatchSettings, "patch", settings)
     with _on_device(space, device), _working_folder(folder) as work:
         training = _opened(space, data)
@@ -382,6 +400,8 @@ def _align_settings(
         raise _no_such("align", unknown, known)
     if isinstance(bands, str):
         raise RecipeError(f"bands = {bands!r} is one text; give a list of names")
+    if bands is not None and not isinstance(bands, Iterable):
+        raise RecipeError(f"bands = {bands!r:.100}; give a list of names")
     own = {name: value for name, value in given.items() if name not in STUDENT}
     if validation is not None:
         own.setdefault("keep", "best")
@@ -399,9 +419,37 @@ def _align_settings(
     )
 
 
+def _check_arguments(
+    *,
+    seed: object,
+    device: object,
+    folder: object,
+    sensors: object = None,
+    labels: object = None,
+) -> None:
+    """`RecipeError` for an argument of a type or range that cannot be meant."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < MAX_SEED:
+        raise RecipeError(f"seed = {seed!r:.100}; expected a whole number from 0 to 2**63 - 1")
+    if device is not None and not isinstance(device, str | torch.device):
+        raise RecipeError(f"device = {device!r:.100}; expected a text such as 'cpu' or 'cuda:1'")
+    if folder is not None and (not isinstance(folder, str | Path) or not str(folder).strip()):
+        raise RecipeError(f"folder = {folder!r:.100}; expected the path of a folder")
+    if labels is not None and not isinstance(labels, bool):
+        raise RecipeError(
+            f"labels = {labels!r:.100}; expected True, False or None (the data have the labels)"
+        )
+    given = [] if sensors is None else sensors if isinstance(sensors, list | tuple) else [sensors]
+    wrong = next((one for one in given if not isinstance(one, str | Sensor)), None)
+    if wrong is not None or (sensors is not None and not given):
+        raise RecipeError(
+            f"sensors = {sensors!r:.100}; expected a sensor or a list of them, each by name, "
+            ".toml file or definition (Sensor)"
+        )
+
+
 def _check_tower_name(name: str) -> None:
     pattern = str(TowerConfig.model_fields["name"].metadata[0].pattern)
-    if name in (RGB, TEXT) or not re.fullmatch(pattern, name):
+    if not isinstance(name, str) or name in (RGB, TEXT) or not re.fullmatch(pattern, name):
         raise RecipeError(
             f"name = {name!r}: a tower's name has small letters, digits and hyphens, as in "
             f"'sentinel2', and is not {RGB} or {TEXT}"
@@ -411,7 +459,13 @@ def _check_tower_name(name: str) -> None:
 def _prompts(prompts: Prompts | None) -> PromptSet | str | None:
     if prompts is None or isinstance(prompts, str | PromptSet):
         return prompts
-    templates = tuple(prompts)
+    templates = tuple(prompts) if isinstance(prompts, Iterable) else (prompts,)
+    for template in templates:
+        if not isinstance(template, str):
+            raise RecipeError(
+                f"prompts: the template {template!r:.100} is not text; give the name of a prompt "
+                "set, its .toml file, or a list of templates with {}"
+            )
     wrong = next((one for one in templates if one.count("{}") != 1), None)
     if wrong is not None or not templates:
         raise RecipeError(
@@ -604,12 +658,20 @@ def _read_finished(tower: SensorTower, folder: Path, identity: str) -> bool:
     finished, marker = folder / "tower.safetensors", folder / "tower.json"
     if not (finished.is_file() and marker.is_file()):
         return False
-    if read_json(marker)["identity"] != identity:
+    found = read_json(marker)
+    if not isinstance(found, dict) or not isinstance(found.get("identity"), str):
+        raise StorageError(
+            f"{marker} is damaged: it does not name what was trained; delete it to resume from the "
+            "folder's checkpoints"
+        )
+    if found["identity"] != identity:
         raise RecipeError(
             f"{folder} holds a tower of other data, settings or another space; choose another "
             "folder"
         )
-    tower.load_state_dict(read_state_dict(finished))
-    trained = read_json(marker).get("trained")
+    expected = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
+    check_shapes(expected, read_shapes(finished), what=str(finished))
+    load_weights(tower, read_state_dict(finished), what=str(finished))
+    trained = found.get("trained")
     tower.trained = None if trained is None else TowerTraining.model_validate(trained)
     return True

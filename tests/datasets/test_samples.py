@@ -259,6 +259,36 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"captions": ["a"] * 5}, "5 captions for 6 samples"),
     ({"captions": [["a"]] * 5 + [[]]}, "a sample has no caption"),
     ({"prompts": ["a photo"]}, r"needs \{\} once"),
+    ({"prompts": 3}, r"prompts is 3 \(int\); expected a list of texts"),
+    ({"prompts": [3]}, r"prompts\[0\] is 3 \(int\)"),
+    ({"labels": [None] * 6}, r"labels\[0\] is None; every sample needs a label"),
+    ({"labels": ["a", 1] * 3}, r"labels\[1\] is 1 \(int\); expected a text"),
+    ({"labels": np.array(["a", None] * 3, object)}, r"labels\[1\] is None; expected a text"),
+    ({"labels": ["a", np.nan] * 3}, r"labels\[1\] is nan \(float\)"),
+    ({"labels": ["a", ""] * 3}, r"labels\[1\] is an empty text"),
+    ({"labels": [0, np.nan] * 3, "class_names": ["a", "b"]}, "type float64; expected"),
+    ({"labels": "forest"}, r"labels is 'forest' \(one text\); expected a list or an array"),
+    ({"labels": 3}, r"labels is 3 \(int\)"),
+    ({"labels": torch.tensor(3)}, r"labels is tensor\(3\)"),
+    ({"labels": (one for one in "abcdef")}, r"labels is .*\(generator\); expected a list"),
+    ({"labels": [0] * 6, "class_names": 3}, r"class_names is 3 \(int\); expected a list of texts"),
+    ({"labels": [0] * 6, "class_names": {"a": 0}}, "class_names is .*dict"),
+    ({"labels": [0] * 6, "class_names": ["", "a"]}, r"class_names\[0\] is an empty text"),
+    ({"labels": [0] * 6, "class_names": ["a", None]}, r"class_names\[1\] is None"),
+    ({"captions": [""] * 6}, r"captions\[0\]\[0\] is an empty text"),
+    ({"captions": [["a"]] * 5 + [[1]]}, r"captions\[5\]\[0\] is 1 \(int\); expected a text"),
+    ({"captions": [3] * 6}, r"captions\[0\] is 3 \(int\); expected a text or a list of texts"),
+    ({"captions": [None] * 6}, r"captions\[0\] is None"),
+    ({"captions": "abcdef"}, r"captions is 'abcdef' \(one text\)"),
+    ({"keys": "abcdef"}, r"keys is 'abcdef' \(one text\); expected a list of names"),
+    ({"keys": [None] * 6}, r"keys\[0\] is None"),
+    ({"pixels": [[1, 2], [3]]}, "pixels are no array.*all samples of one size"),
+    ({"pixels": {3: numbers()}, "sensor": None}, "pixels name 3 for a sensor"),
+    ({"pixels": numbers()[..., :0]}, r"shape \(6, 4, 8, 0\).*one pixel"),
+    ({"sensor": 3}, r"sensor = 3 \(int\); expected a sensor's name"),
+    ({"name": "../x"}, r"name = '\.\./x': results and folders are called by it"),
+    ({"name": "a\nb"}, r"name = 'a\\nb': results"),
+    ({"name": 3}, "name = 3: results"),
 ]
 
 
@@ -266,6 +296,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_mistakes_are_named(given_: dict[str, Any], message: str) -> None:
     with pytest.raises((DataError, SensorError), match=message):
         four_bands(**given_)
+
+
+def test_labels_of_objects_are_what_they_hold() -> None:
+    texts = four_bands(4, labels=np.array(["b", "a", "b", "a"], object))
+    assert texts.labels.class_names == ("a", "b")
+    whole = four_bands(4, labels=np.array([1, 0, 1, 0], object), class_names=["a", "b"])
+    assert whole.labels.values.tolist() == texts.labels.values.tolist() == [1, 0, 1, 0]
+    assert four_bands(2, labels=range(2), class_names=["a", "b"]).labels.values.tolist() == [0, 1]
 
 
 def test_one_sample_of_another_kind_is_found_among_many() -> None:
@@ -530,6 +568,64 @@ def test_a_torchgeo_set_that_names_its_bands_is_believed(
         else:
             assert geo(one, bands=None).layouts["sentinel2-l2a"].bands == expected
     assert geo(dataset, bands=BANDS[::-1]).layouts["sentinel2-l2a"].bands == BANDS[::-1]
+
+
+def test_items_of_bfloat16_are_float32() -> None:
+    class Half(GeoItems):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            return {**item, "image": item["image"].bfloat16()}
+
+    pixels = geo(Half([0, 1]))[1]["sentinel2-l2a"]
+    assert pixels.dtype == np.float32
+    assert np.allclose(pixels, numbers()[1], rtol=1 / 128)
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [
+        (-1, r"len\(Wrong\) fails \(ValueError: .*must provide len\(dataset\)"),
+        (2**70, r"len\(Wrong\) fails \(OverflowError"),
+        (2**62, r"len\(Wrong\) is 4,611,686,018,427,387,904, and at most 10,000,000 samples"),
+        ("two", r"len\(Wrong\) fails \(TypeError"),
+        (None, r"len\(Wrong\) fails \(OSError: no index\)"),
+        (0, "Wrong has no sample"),
+    ],
+)
+def test_a_length_that_cannot_be_is_named(length: Any, said: str) -> None:
+    class Wrong(GeoItems):
+        def __len__(self) -> int:
+            if length is None:
+                raise OSError("no index\nat all")
+            return length  # type: ignore[no-any-return]
+
+    with pytest.raises(DataError, match=said) as error:
+        geo(Wrong([0, 1]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_stream_of_items_is_refused() -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Any:
+            return iter([])
+
+    with pytest.raises(DataError, match=r"Stream cannot be indexed: .*give a list of its items"):
+        geo(Stream())
+
+
+def test_targets_and_classes_that_are_no_lists() -> None:
+    dataset: Any = GeoItems([0, 1, 1])
+    for targets in (3, "011", {0: 1, 1: 1, 2: 1}, iter([0, 1, 1]), torch.tensor(1)):
+        dataset.targets = targets
+        assert geo(dataset).labels.values.tolist() == [0, 1, 1]
+    for classes in (3, "ab"):
+        dataset.classes = classes
+        with pytest.raises(DataError, match=r"GeoItems\.classes is .*, not a list of class names"):
+            geo(dataset)
+        assert geo(dataset, class_names=["a", "b"]).labels.class_names == ("a", "b")
 
 
 class Pictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,8 +216,12 @@ BAD: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda pixels: pixels, r"gives \(2, 12, 8, 8\) of torch.float32"),
     (lambda pixels: pixels.mean((0, 2, 3)), r"gives \(12,\)"),
     (lambda pixels: {"features": pixels}, "gives a dict, not a tensor"),
+    (lambda pixels: pixels.mean((2, 3)).half(), r"gives \(2, 12\) of torch\.float16"),
+    (lambda pixels: pixels.mean((2, 3)).double(), r"gives \(2, 12\) of torch\.float64"),
+    (lambda pixels: pixels.mean((2, 3))[:2], r"gives \(2, 12\) .* for pixels of shape \(3, 12,"),
+    (lambda pixels: pixels.mean((2, 3))[:, :0], r"gives \(2, 0\), no feature"),
     (lambda pixels: pixels.mean((2, 3)).long(), r"gives \(2, 12\) of torch\.int64"),
-    (lambda pixels: pixels.reshape(7), r"fails on pixels of shape \(2, 12, 8, 8\) \(RuntimeError"),
+    (lambda pixels: pixels.reshape(7), r"fails on .* \(2, 12, 8, 8\) in eval mode \(Runtime"),
 ]
 
 
@@ -228,14 +233,95 @@ def test_an_encoder_gives_one_vector_per_sample(
     module.forward = forward  # type: ignore[method-assign]
     with pytest.raises(ModelError, match=f"encoder Mine {message}") as error:
         measure_width(module, num_bands=12, size=8, what="encoder Mine")
-    assert "it must take (B, 12, 8, 8) float32 and give (B, features)" in str(error.value)
+    assert "it must take (B, 12, 8, 8) float32 and give (B, features) float32" in str(error.value)
+
+
+class Head(nn.Module):
+    """The bands' means and a linear layer, and what `change` makes of them."""
+
+    def __init__(self, change: Callable[[Head, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 6)
+        self.change = change
+        self.num_calls = 0
+
+    def forward(self, pixels: Tensor) -> Any:
+        return self.change(self, pixels, self.last(self.norm(pixels.mean((2, 3)))))
+
+
+def fail(*_: Any) -> None:
+    raise KeyError("one line\nand another")
+
+
+def count(head: Head, _: Tensor, found: Tensor) -> Tensor:
+    head.num_calls += 1
+    return found * head.num_calls
+
+
+UNFIT: list[tuple[Callable[[Head, Tensor, Tensor], Any], str]] = [
+    (lambda head, _, out: (out, out) if head.training else out, "gives a tuple, .* in train mode"),
+    (lambda head, _, out: out[:, : 4 if head.training else 6], "gives 4 features .* but 6 before"),
+    (lambda head, _, out: fail() if head.training else out, r"in train mode \(KeyError: .one line"),
+    (lambda _, pixels, out: pixels.mul_(2).mean() + out, "changes its input in place"),
+    (lambda _, pixels, out: torch.relu_(pixels).mean() + out, "changes its input in place"),
+    (lambda _, pixels, out: out * torch.rand(()), "other features for the same pixels each time"),
+    (count, "other features for the same pixels each time"),
+    (lambda *given: given[-1].detach(), "cannot be trained: no gradient reaches any"),
+    (lambda _, pixels, out: torch.tensor(out.tolist()), "cannot be trained: no gradient reaches"),
+    (lambda _, pixels, out: out.exp_().mul_(out), "fails in the backward pass"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), UNFIT)
+def test_an_encoder_that_training_would_stumble_over_is_refused(
+    change: Callable[[Head, Tensor, Tensor], Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=f"^encoder Head .*{message}") as error:
+        measure_width(Head(change), num_bands=4, size=8, what="encoder Head")
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_that_is_only_loaded_need_not_be_trainable() -> None:
+    loaded = Head(lambda head, _, out: fail() if head.training else out.detach())
+    assert measure_width(loaded, num_bands=4, size=8, what="encoder", trained=False) == 6
+
+
+def test_one_output_for_all_pixels_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    constant = Head(lambda head, _, out: out * 0 + head.last.bias)
+    assert measure_width(constant, num_bands=4, size=8, what="encoder Head") == 6
+    assert "encoder Head gives the same features for different pixels" in caplog.text
+    caplog.clear()
+    measure_width(Head(lambda *given: given[-1]), num_bands=4, size=8, what="encoder Head")
+    assert not caplog.text
+
+
+def test_lazy_layers_are_made_as_they_are_tried() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+    assert measure_width(module, num_bands=3, size=4, what="encoder") == 5
+    assert module[1].weight.shape == (5, 48)
+
+
+def test_a_module_that_cannot_be_copied_is_named() -> None:
+    module = Net()
+    module.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ModelError, match=r"^encoder cannot be copied, .*TypeError"):
+        make_encoder(module, what="encoder")
 
 
 def test_trying_an_encoder_leaves_its_mode_and_statistics() -> None:
     module = make_encoder(Net, what="encoder")
-    assert measure_width(module, num_bands=12, size=8, what="encoder") == 24
-    assert module.training
-    assert module.norm.num_batches_tracked == 0  # type: ignore[union-attr]
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    for training in (True, False):
+        module.train(training)
+        module.first.requires_grad_(training)  # type: ignore[union-attr,operator]
+        assert measure_width(module, num_bands=12, size=8, what="encoder") == 24
+        assert all(one.training == training for one in module.modules())
+        assert all(one.grad is None for one in module.parameters())
+        assert module.first.weight.requires_grad == training  # type: ignore[union-attr]
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_space_takes_no_tower_of_another_space_or_with_broken_weights(

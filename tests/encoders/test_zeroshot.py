@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -14,13 +16,15 @@ from terralign.encoders.clip import ClipModel, load_clip, new_clip
 from terralign.encoders.zeroshot import (
     OPENAI_IMAGENET,
     PromptSet,
+    as_class_names,
+    as_prompts,
     embed_text,
     load_prompts,
     openai_imagenet_names,
     prompt_set_names,
     zero_shot_weights,
 )
-from terralign.errors import RecipeError
+from terralign.errors import DataError, RecipeError
 
 CLASSES = ("annual crop", "forest", "sea or lake")
 PROMPTS = PromptSet(name="two", templates=("a photo of {}.", "{} from above"))
@@ -139,6 +143,55 @@ def test_what_is_no_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> N
 def test_no_class_is_refused(tiny_clip: ClipModel) -> None:
     with pytest.raises(RecipeError, match="at least one class name"):
         zero_shot_weights(tiny_clip, [], PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (None, "labels = None; give a list"),
+        (5, "labels = 5; give a list"),
+        (["a", None], "label None is no text"),
+        ((one for one in ("a", None)), "label None is no text"),
+        (["a", 1.5], r"label 1\.5 is no text"),
+        (["a", "b", " a"], "label ' a' is given more than once"),
+        (["a"], "at least two class names"),
+        ("forest", "one text, 'forest'"),
+    ],
+)
+def test_what_is_no_list_of_class_names_is_refused(labels: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        as_class_names(labels)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (3, "prompts = 3; give the name of a prompt set"),
+        ([], "has no template"),
+        (["no braces"], r"every template needs one \{\}, 'no braces' has not"),
+        ([3], "the template 3 is not text"),
+        (["{}", None], "the template None is not text"),
+        ({"{}": 1}, "give the name of a prompt set"),
+    ],
+)
+def test_what_is_no_prompt_set_is_refused(prompts: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        as_prompts(prompts)
+
+
+def test_many_texts_show_how_far_they_are(
+    tiny_clip: ClipModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("terralign.progress.SECONDS_BETWEEN_LINES", 0.0)
+    texts = [f"field {number}" for number in range(300)]
+    embed_text(tiny_clip, texts[:256])
+    assert caplog.messages == []
+    embed_text(tiny_clip, texts)
+    assert [one.partition(",")[0] for one in caplog.messages] == [
+        "texts: 256 of 300 texts",
+        "texts: 300 of 300 texts",
+    ]
 
 
 def test_the_same_question_is_answered_from_the_cache(tiny_clip: ClipModel) -> None:

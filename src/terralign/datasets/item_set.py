@@ -6,8 +6,8 @@ N samples, C bands, H W pixels.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from terralign.sensors import SENSORS
 
 ImageOf = Callable[[Any], NDArray[Any]]
 """An item of a data set -> its pixels (C, H, W)."""
+
+MAX_ITEMS = 10_000_000
+"""Items that a data set may have: a key of each is held in memory, and labels are read once."""
 
 NUM_LOOKED_AT = 32
 """Items, evenly spaced, that a fingerprint holds the pixels of."""
@@ -165,14 +168,35 @@ def describe_items(dataset: Any, image: ImageOf, *, needs: str) -> NDArray[Any]:
     """The pixels of the first item; `DataError` says what a data set must provide."""
     name = type(dataset).__name__
     wanted = f"a data set must provide len(dataset), and dataset[i] that gives {needs}"
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise DataError(f"{name} cannot be indexed: {wanted}")
-    if not len(dataset):
+    streams = any(one.__name__ == "IterableDataset" for one in type(dataset).__mro__)
+    if streams or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(
+            f"{name} cannot be indexed: {wanted}"
+            + (" (of an IterableDataset, give a list of its items)" if streams else "")
+        )
+    num_items = _count_items(dataset, wanted)
+    if not num_items:
         raise DataError(f"{name} has no sample")
+    if num_items > MAX_ITEMS:
+        raise DataError(
+            f"len({name}) is {num_items:,}, and at most {MAX_ITEMS:,} samples are taken; give a "
+            "part of it (torch.utils.data.Subset)"
+        )
     try:
         return read_item(dataset, image, 0, name)
     except DataError as error:
         raise DataError(f"{error}; {wanted}") from error
+
+
+def _count_items(dataset: Any, wanted: str) -> int:
+    """The data set's length; `DataError` where it is negative, past counting or raises."""
+    try:
+        return len(dataset)
+    except Exception as error:  # another library's, of any kind
+        raise DataError(
+            f"len({type(dataset).__name__}) fails ({type(error).__name__}: {first_line(error)}); "
+            f"{wanted}"
+        ) from error
 
 
 def tensor_of(item: Any, image_key: str) -> NDArray[Any]:
@@ -184,7 +208,12 @@ def tensor_of(item: Any, image_key: str) -> NDArray[Any]:
             f"an item has no {image_key!r}, but {', '.join(map(repr, item))} (image_key=)"
         )
     value = item[image_key]
-    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if hasattr(value, "detach"):
+        tensor = value.detach().cpu()
+        exact = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+        array: NDArray[Any] = exact.numpy()
+    else:
+        array = np.asarray(value)
     if array.ndim != 3 or array.dtype.kind not in "iuf":
         raise DataError(
             f"{image_key!r} has shape {array.shape} and type {array.dtype}; expected numbers "
@@ -217,9 +246,15 @@ def whole_of(dataset: Any) -> Any:
 
 def item_classes(dataset: Any) -> list[str] | None:
     """The class names that a data set, or the one it is a part of, has; None where it has none."""
-    classes = getattr(whole_of(dataset), "classes", None)
+    whole = whole_of(dataset)
+    classes = getattr(whole, "classes", None)
     if classes is None:
         return None
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise DataError(
+            f"{type(whole).__name__}.classes is {classes!r:.100}, not a list of class names; give "
+            "class_names"
+        )
     return [str(one[0]) if isinstance(one, tuple) else str(one) for one in classes]
 
 
@@ -245,13 +280,15 @@ def item_labels(dataset: Any, label_of: Callable[[Any], Any]) -> list[Any]:
 
 
 def _targets(dataset: Any) -> list[Any] | None:
+    """The `targets` of a data set; None where it has none, or others than one for each item."""
     if whole_of(dataset) is not dataset:
         targets = _targets(dataset.dataset)
         return None if targets is None else [targets[index] for index in dataset.indices]
     found = getattr(dataset, "targets", None)
-    if found is None or len(found) != len(dataset):
+    if not isinstance(found, list | tuple) and not getattr(found, "ndim", 0):
         return None
-    return [_plain(one) for one in found]
+    found = cast(Any, found)
+    return [_plain(one) for one in found] if len(found) == len(dataset) else None
 
 
 def _plain(label: Any) -> Any:

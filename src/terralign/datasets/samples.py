@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
-from pathlib import Path
+from numbers import Integral
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ from terralign.datasets.sample import (
     is_mapped,
     tell_unused,
 )
-from terralign.errors import DataError, SensorError, nearest
+from terralign.errors import DataError, SensorError, first_line, nearest
 from terralign.scenes.declared import declare_layout, units_of
 from terralign.scenes.file_layout import has_dn
 from terralign.scenes.pictures import Size
@@ -148,6 +149,7 @@ class Samples(Indexed):
         Raises `DataError` and `SensorError`: another shape (channels come first), undeclared units
         or offset, numbers that cannot be what is declared of them (see `scenes.plausible`).
         """
+        _checked_name(name)
         arrays, layouts = _declared_arrays(pixels, sensor, bands, units, dn_offset, composite)
         num_samples = len(next(iter(arrays.values())))
         found = _labels_of(labels, class_names, num_samples, name=name, split=split)
@@ -437,7 +439,7 @@ def as_words(name: str) -> str:
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[\w][\w .-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w][\w .-]*", name):
         raise DataError(
             f"name = {name!r}: results and folders are called by it; use letters, digits, - _ . "
             "and spaces"
@@ -448,7 +450,7 @@ def _checked_name(name: str) -> str:
 def _templates(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
     if prompts is None:
         return None
-    found = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    found = (prompts,) if isinstance(prompts, str) else _texts(prompts, what="prompts")
     for template in found:
         if template.count("{}") != 1:
             raise DataError(f"the template {template!r} needs {{}} once, for the class")
@@ -457,14 +459,54 @@ def _templates(prompts: Sequence[str] | None) -> tuple[str, ...] | None:
     return found
 
 
+def _texts(given: Any, *, what: str, wanted: str = "a list of texts") -> tuple[str, ...]:
+    """Texts that are not empty, in their order; `DataError` calls them `what`."""
+    texts = _listed(given, what=what, wanted=wanted)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{what}[{number}] is {_described(text)}; expected a text")
+    return tuple(map(str, texts))
+
+
+def _listed(given: Any, *, what: str, wanted: str) -> tuple[Any, ...]:
+    """What a list, an array or another ordered series holds; `DataError` for anything else."""
+    unordered = isinstance(given, str | bytes | Mapping | Set)
+    if unordered or not hasattr(given, "__iter__") or getattr(given, "shape", None) == ():
+        raise DataError(f"{what} is {_described(given)}; expected {wanted}")
+    return tuple(given)
+
+
+def _described(value: Any) -> str:
+    """A value as errors show it: "None", "an empty text", "3 (int)"."""
+    if value is None:
+        return "None"
+    if isinstance(value, str):
+        return f"{value!r:.100} (one text)" if value.strip() else "an empty text"
+    return f"{value!r:.100} ({type(value).__name__})".replace("\n", " ")
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that comes a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _keys_of(keys: Sequence[str] | None, num_samples: int) -> tuple[str, ...]:
     if keys is None:
         return tuple(f"sample-{number:06d}" for number in range(num_samples))
-    found = tuple(str(one) for one in keys)
+    given = _listed(keys, what="keys", wanted="a list of names, one per sample")
+    for number, one in enumerate(given):
+        if not isinstance(one, str | PurePath | Integral) or not str(one).strip():
+            raise DataError(f"keys[{number}] is {_described(one)}; expected a name for each sample")
+    found = tuple(map(str, given))
     if len(found) != num_samples:
         raise DataError(f"{len(found)} keys for {num_samples} samples")
-    if len(set(found)) < len(found):
-        twice = next(one for one in found if found.count(one) > 1)
+    twice = _twice(found)
+    if twice is not None:
         raise DataError(f"keys name {twice!r} twice; every sample needs its own")
     return found
 
@@ -474,9 +516,17 @@ def _captions_of(
 ) -> Captions | None:
     if captions is None:
         return None
-    found = tuple((one,) if isinstance(one, str) else tuple(one) for one in captions)
-    if len(found) != num_samples:
-        raise DataError(f"{len(found)} captions for {num_samples} samples")
+    given = _listed(captions, what="captions", wanted="a list: of each sample a text or several")
+    if len(given) != num_samples:
+        raise DataError(f"{len(given)} captions for {num_samples} samples")
+    found = tuple(
+        _texts(
+            [one] if isinstance(one, str) else one,
+            what=f"captions[{number}]",
+            wanted="a text or a list of texts",
+        )
+        for number, one in enumerate(given)
+    )
     if not all(found):
         raise DataError("a sample has no caption; give every sample at least one, or none any")
     return found
@@ -492,18 +542,18 @@ def _labels_of(
         return None
     if isinstance(class_names, str):
         raise DataError(f"class_names = {class_names!r} is one text; give a list of names")
-    names = None if class_names is None else tuple(map(str, class_names))
-    values = as_numbers(labels) if not isinstance(labels, list | tuple) else _stacked(labels)
+    names = None if class_names is None else _texts(class_names, what="class_names")
+    values = _label_values(labels)
     if len(values) != num_samples:
         raise DataError(f"{len(values)} labels for {num_samples} samples")
-    if values.dtype.kind in "UO" and values.ndim == 1:
-        values, names = _numbered([str(one) for one in values], names)
+    if values.dtype.kind == "U" and values.ndim == 1:
+        values, names = _numbered(values.tolist(), names)
     if names is None:
         raise DataError(
             "labels are numbers, and class_names is missing: give one name per class, in order"
         )
-    if len(set(names)) < len(names):
-        twice = next(one for one in names if names.count(one) > 1)
+    twice = _twice(names)
+    if twice is not None:
         raise DataError(f"class_names has {twice!r} twice; every class needs its own")
     checked = _checked_values(values, len(names))
     found = Labels(values=checked, class_names=names, class_list=name)
@@ -511,10 +561,31 @@ def _labels_of(
     return found
 
 
+def _label_values(labels: Any) -> NDArray[Any]:
+    """(N,) or (N, K) numbers, or (N,) texts: all labels of one kind."""
+    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
+        if not hasattr(labels, "__array__") or not getattr(labels, "shape", ()):
+            raise DataError(
+                f"labels is {_described(labels)}; expected a list or an array, one label per sample"
+            )
+        values = as_numbers(labels)
+        if values.dtype.kind not in "UOT":  # neither texts nor objects of any kind
+            return values
+        labels = values.tolist()
+    if any(isinstance(one, str) for one in labels):
+        return np.array(_texts(labels, what="labels"))
+    missing = next((number for number, one in enumerate(labels) if one is None), None)
+    if missing is not None:
+        raise DataError(
+            f"labels[{missing}] is None; every sample needs a label: leave out those without"
+        )
+    return _stacked(labels)
+
+
 def _stacked(labels: Sequence[Any]) -> NDArray[Any]:
     try:
         return np.array([as_numbers(one) if hasattr(one, "shape") else one for one in labels])
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError("labels differ in length; give one class number or K bools each") from error
 
 
@@ -590,6 +661,9 @@ def _declared_arrays(
         own = sensor if isinstance(sensor, Mapping) else {}
         if sensor is not None and not isinstance(sensor, Mapping):
             raise DataError("pixels are given by sensor; leave sensor out")
+        for key in pixels:
+            if not isinstance(key, str):
+                raise DataError(f"pixels name {key!r:.100} for a sensor; expected a sensor's name")
         given = [(own.get(key) or find_sensor(key), one) for key, one in pixels.items()]
         if not given:
             raise DataError("pixels name no sensor")
@@ -597,15 +671,26 @@ def _declared_arrays(
         if sensor is None or isinstance(sensor, Mapping):
             raise DataError("sensor is missing: name the one that made the pixels (sensor=)")
         given = [(find_sensor(sensor) if isinstance(sensor, str) else sensor, pixels)]
+    for one, _ in given:
+        if not isinstance(one, Sensor):
+            raise DataError(
+                f"sensor = {_described(one)}; expected a sensor's name, its .toml file or a Sensor"
+            )
     keys = list(pixels) if isinstance(pixels, Mapping) else [given[0][0].name]
     arrays: dict[str, NDArray[Any]] = {}
     layouts: dict[str, PixelLayout] = {}
     for key, (one, array) in zip(keys, given, strict=True):
-        numbers = as_numbers(array)
-        if numbers.ndim != 4 or numbers.dtype.kind not in "iuf" or not len(numbers):
+        try:
+            numbers = as_numbers(array)
+        except (ValueError, TypeError) as error:  # ragged lists, sparse tensors
+            raise DataError(
+                f"pixels are no array ({first_line(error)}); expected numbers (N, C, H, W), all "
+                "samples of one size"
+            ) from error
+        if numbers.ndim != 4 or numbers.dtype.kind not in "iuf" or not numbers.size:
             raise DataError(
                 f"pixels have shape {numbers.shape} and type {numbers.dtype}; expected numbers "
-                "(N, C, H, W) of at least one sample, channels first"
+                "(N, C, H, W) of at least one sample, channels first, and one pixel"
             )
         layouts[one.name] = declare_layout(
             one,

@@ -9,15 +9,21 @@ Letters: B batch, C bands, H W pixels, D embedding, F features.
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from terralign.encoders.sensor import SensorTower, TowerConfig
 from terralign.errors import ModelError, first_line
+
+logger = logging.getLogger(__name__)
 
 Encoder = nn.Module | Callable[[], nn.Module]
 """A module, of which a copy is taken, or a function (or class) without arguments that builds it."""
@@ -31,7 +37,7 @@ other architectures by more."""
 def make_encoder(encoder: Encoder, *, what: str) -> nn.Module:
     """A module of its own from what a user gave; `ModelError` calls it `what`."""
     if isinstance(encoder, nn.Module):
-        return copy.deepcopy(encoder)
+        return _copied(encoder, what=what)
     if not callable(encoder):
         raise ModelError(
             f"{what} is a {type(encoder).__name__}; give an nn.Module, or a function that builds it"
@@ -40,50 +46,147 @@ def make_encoder(encoder: Encoder, *, what: str) -> nn.Module:
         module = cast(Any, encoder)()
     except Exception as error:  # a user's own function
         raise ModelError(
-            f"{what} cannot be built by calling it without arguments ({type(error).__name__}: "
-            f"{first_line(error)})"
+            f"{what} cannot be built by calling it without arguments ({_describe(error)})"
         ) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{what} gave a {type(module).__name__}, not an nn.Module")
     return module
 
 
-def measure_width(module: nn.Module, *, num_bands: int, size: int, what: str) -> int:
-    """F: how many features per sample an encoder gives; it is tried on a batch of zeros.
+def measure_width(
+    module: nn.Module, *, num_bands: int, size: int, what: str, trained: bool = True
+) -> int:
+    """F: how many features per sample an encoder gives. A copy is tried on batches of two and three
+    pictures, in eval mode and, where it is to be `trained`, in train mode.
 
-    `ModelError` where it does not take (B, C, H, W) or does not give (B, F).
+    `ModelError` where it does not take (B, C, H, W) float32 and give (B, F) float32, at least one
+    feature and the same number each time; where eval mode gives other features for the same
+    pixels, or pixels are changed in place; and, where it is to be trained, where no gradient
+    reaches a parameter. The module is left as it is, but for the weights of lazy layers, which are
+    made; torch's random numbers are too.
     """
-    shape = (2, num_bands, size, size)
-    wanted = f"it must take (B, {num_bands}, {size}, {size}) float32 and give (B, features)"
-    training = module.training
-    first = next(module.parameters(), None)
-    try:
+    trial = _Trial(what=what, num_bands=num_bands, size=size)
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False):
+        pictures = [_pictures(number, num_bands, size).to(device) for number in (2, 3)]
+        if any(isinstance(value, UninitializedParameter) for value in module.parameters()):
+            training = module.training
+            with torch.no_grad():
+                trial.run(module.eval(), pictures[0])
+            module.train(training)
+        tried = _copied(module, what=what)
         with torch.no_grad():
-            found = module.eval()(
-                torch.zeros(shape, device=None if first is None else first.device)
+            tried.eval()
+            width = trial.run(tried, pictures[0]).shape[1]
+            first, again = (trial.run(tried, pictures[1], width=width) for _ in range(2))
+        if not _are_alike(first, again):
+            raise ModelError(
+                f"{what} gives other features for the same pixels each time, even in eval mode; "
+                "use self.training, or nn.Dropout, for what is random, and keep no count of calls"
             )
+        if trained:
+            _try_training(trial, tried, pictures, width)
+            if _are_alike(first, first[:1].expand_as(first)):
+                logger.warning("%s gives the same features for different pixels", what)
+    return int(width)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Trial:
+    """What an encoder must give, and what errors call it."""
+
+    what: str
+    num_bands: int
+    size: int
+
+    def run(self, module: nn.Module, pictures: Tensor, *, width: int | None = None) -> Tensor:
+        """(B, F) float32, with F = `width` where it is given; else `ModelError`."""
+        where = f"pixels of shape {tuple(pictures.shape)} in {_mode(module)} mode"
+        given = pictures.clone()
+        try:
+            found = module(given)
+        except Exception as error:  # a user's own module
+            raise self.fault(f"fails on {where} ({_describe(error)})") from error
+        if not isinstance(found, Tensor):
+            raise self.fault(f"gives a {type(found).__name__}, not a tensor, for {where}")
+        shape = tuple(found.shape)
+        if found.ndim != 2 or len(found) != len(given) or found.dtype != torch.float32:
+            raise self.fault(f"gives {shape} of {found.dtype} for {where}")
+        if not shape[1]:
+            raise self.fault(f"gives {shape}, no feature, for {where}")
+        if width is not None and shape[1] != width:
+            raise self.fault(f"gives {shape[1]} features for {where}, but {width} before")
+        if not torch.equal(given, pictures):
+            raise ModelError(
+                f"{self.what} changes its input in place ({where}); let it work on a copy, "
+                "pixels.clone(), and give its first layers no inplace=True"
+            )
+        return found
+
+    def fault(self, found: str) -> ModelError:
+        """What it did, and what it must do."""
+        shape = f"(B, {self.num_bands}, {self.size}, {self.size})"
+        return ModelError(
+            f"{self.what} {found}; it must take {shape} float32 and give (B, features) float32"
+        )
+
+
+def _try_training(trial: _Trial, module: nn.Module, pictures: Sequence[Tensor], width: int) -> None:
+    """One forward pass in train mode for each batch, and one backward pass."""
+    module.train().requires_grad_(True)
+    with torch.enable_grad():
+        *_, found = (trial.run(module, one, width=width) for one in pictures)
+        if found.requires_grad:
+            try:
+                found.square().sum().backward()  # type: ignore[no-untyped-call]
+            except Exception as error:  # a user's own module
+                raise trial.fault(f"fails in the backward pass ({_describe(error)})") from error
+    if all(value.grad is None for value in module.parameters()):
+        raise ModelError(
+            f"{trial.what} cannot be trained: no gradient reaches any of its parameters; it needs "
+            "at least one, and no detach(), no_grad() or NumPy between it and the features"
+        )
+
+
+def _pictures(number: int, num_bands: int, size: int) -> Tensor:
+    """(B, C, H, W) float32 from -1.5 to 1.5, all samples different, on the CPU."""
+    shape = (number, num_bands, size, size)
+    values = torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 0.37).reshape(shape)
+    return (values + torch.linspace(-0.5, 0.5, number).reshape(-1, 1, 1, 1)).float()
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether numbers differ by no more than computing them twice may make them."""
+    largest = float(one.detach().abs().nan_to_num(0, 0, 0).max())
+    return torch.allclose(one, other, rtol=0, atol=1e-5 * largest, equal_nan=True)
+
+
+def _copied(module: nn.Module, *, what: str) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
     except Exception as error:  # a user's own module
         raise ModelError(
-            f"{what} fails on pixels of shape {shape} ({type(error).__name__}: "
-            f"{first_line(error)}); {wanted}"
+            f"{what} cannot be copied, as encoders are to be tried ({_describe(error)}); let it "
+            "hold layers, parameters, buffers and plain values alone"
         ) from error
-    finally:
-        module.train(training)
-    if not isinstance(found, Tensor):
-        raise ModelError(f"{what} gives a {type(found).__name__}, not a tensor; {wanted}")
-    if found.ndim != 2 or len(found) != 2 or not found.is_floating_point():
-        raise ModelError(
-            f"{what} gives {tuple(found.shape)} of {found.dtype} for pixels of shape {shape}; "
-            f"{wanted}"
-        )
-    return int(found.shape[1])
+
+
+def _mode(module: nn.Module) -> str:
+    return "train" if module.training else "eval"
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def fit_encoder(encoder: Encoder, config: TowerConfig, *, what: str) -> nn.Module:
     """The module for a tower of `config`; `ModelError` where it gives other features."""
     module = make_encoder(encoder, what=what)
     bands = config.input.bands
-    width = measure_width(module, num_bands=len(bands), size=config.input.size, what=what)
+    width = measure_width(
+        module, num_bands=len(bands), size=config.input.size, what=what, trained=False
+    )
     expected = config.width or config.embed_dim
     if width != expected:
         raise ModelError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from terralign.encoders.text_tower import shortened_texts
 from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError, RecipeError, nearest
 from terralign.files import hash_json, read_shipped, read_toml, shipped_names
+from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +58,19 @@ Prompts = PromptSet | str | Sequence[str]
 
 
 def as_prompts(prompts: Prompts) -> PromptSet:
-    """The prompt set that is meant; `RecipeError` for a template without `{}`."""
+    """The prompt set that is meant; `RecipeError` for what is none, or a template without `{}`."""
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, str):
         return load_prompts(prompts)
-    return PromptSet(name="given", templates=tuple(prompts))
+    wanted = "give the name of a prompt set, its .toml file, or a list of templates with {}"
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping):
+        raise RecipeError(f"prompts = {prompts!r:.100}; {wanted}")
+    templates = tuple(prompts)
+    for template in templates:
+        if not isinstance(template, str):
+            raise RecipeError(f"prompts: the template {template!r:.100} is not text; {wanted}")
+    return PromptSet(name="given", templates=templates)
 
 
 def prompt_set_names() -> list[str]:
@@ -115,6 +124,10 @@ def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
     return tokens
 
 
+NUM_QUICK = 256
+"""Up to so many texts are embedded without showing progress."""
+
+
 def _embed(
     clip: ClipModel, texts: Sequence[str], batch_size: int = 256
 ) -> tuple[Tensor, dict[int, int]]:
@@ -127,7 +140,10 @@ def _embed(
     device = next(clip.model.parameters()).device
     rows: list[Tensor] = []
     shortened: dict[int, int] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), ExitStack() as stack:
+        progress = None
+        if len(texts) > NUM_QUICK:
+            progress = stack.enter_context(Progress("texts", total=len(texts), unit="text"))
         for start in range(0, len(texts), batch_size):
             part = list(texts[start : start + batch_size])
             tokens = clip.tokenizer(part)
@@ -135,6 +151,8 @@ def _embed(
             shortened.update({start + index: count for index, count in cut.items()})
             tokens = tokens.to(device)
             rows.append(cast(Any, clip.model).encode_text(tokens, normalize=True).float().cpu())
+            if progress is not None:
+                progress.advance(len(part))
     return torch.cat(rows).clone(), shortened
 
 
@@ -156,16 +174,18 @@ def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """At least two class names to choose from, as given; `DataError` where they cannot be."""
     if isinstance(labels, str):
         raise DataError(f"labels are one text, {labels!r}; give a list of at least two class names")
-    names = tuple(labels)
-    wrong = next((name for name in names if not isinstance(name, str)), None)
-    if wrong is not None:
-        raise DataError(f"label {wrong!r} is no text; give the names of classes")
+    if not isinstance(labels, Iterable) or isinstance(labels, bytes):
+        raise DataError(f"labels = {labels!r:.100}; give a list of at least two class names")
+    names: tuple[str, ...] = tuple(labels)
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"label {name!r:.100} is no text; give the names of classes")
+        if name.strip() in seen:
+            raise DataError(f"label {name!r} is given more than once; name each class once")
+        seen.add(name.strip())
     if len(names) < 2:
         raise DataError(f"labels are {list(names)}; give at least two class names, as a list")
-    stripped = [name.strip() for name in names]
-    twice = next((name for name in names if stripped.count(name.strip()) > 1), None)
-    if twice is not None:
-        raise DataError(f"label {twice!r} is given more than once; name each class once")
     return names
 
 
