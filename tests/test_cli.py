@@ -352,8 +352,8 @@ def test_classify_goes_on_after_a_broken_file(
     assert [line.split()[0] for line in result.stdout.splitlines()] == [str(picture)] * 2
     first, second, last = result.stderr.strip().splitlines()
     assert first.startswith(f"terralign: {broken} ")
-    assert second == f"terralign: {files[2]} is not there"
-    assert last == "terralign: 2 of 4 files failed"
+    assert second == f"terralign: {files[2]} not found"
+    assert last == "terralign: 2 of 4 inputs failed"
     result = _call(*common, "--json")
     assert result.exit_code == 1
     rows = json.loads(result.stdout)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from torch import nn
 
 import terralign as ta
 from imagery import NO_OFFSET, S2, dn, space_of, write_geotiff
+from terralign.chips import make_layout
 from terralign.encoders.clip import ClipModel, save_clip
 from terralign.sensors import Band, Composite
 
@@ -185,6 +188,7 @@ def test_every_kind_of_input_gives_the_vectors_of_its_pixels(first_day: Path) ->
         (lambda space: space.embed(dn(32), sensor=S2), "need dn_offset"),
         (lambda space: space.embed(dn(32)[0], sensor=S2), r"expected \(C, H, W\)"),
         (lambda space: space.embed(dn(32)), "need their sensor"),
+        (lambda space: space.embed(dn(32), sensor=3), "sensor is a int"),
         (lambda space: space.embed(dn(32), sensor=S2, bands="B02"), "is one text"),
         (lambda space: space.embed({"a": 1}), "cannot embed a dict"),
         (lambda space: space.embed(None), "cannot embed a NoneType"),
@@ -215,7 +219,88 @@ def test_what_cannot_be_read_is_raised_or_listed(first_day: Path) -> None:
     found = space.embed("tiles", sensor="sentinel2-l2a", errors="skip")
     assert len(found) == 4
     assert [Path(one.key).name for one in found.faults] == ["5.tif"]
-    assert "1 inputs not read" in repr(found)
+    assert "1 input not read" in repr(found)
+
+
+def _planet(dn_scale: float) -> ta.Sensor:
+    return replace(PLANET, dn_scale=dn_scale)
+
+
+def test_a_tower_cannot_redefine_the_sensor_of_another(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    data = ta.Samples.from_torchgeo(
+        _TorchgeoSet(), sensor=PLANET, bands=_TorchgeoSet.all_band_names
+    )
+    first = ta.align(space, data, name="first")
+    other = ta.align(space, data, name="other")
+    space.add(first)
+    before = space.embed(_planet_chip(), tower="first").vectors
+    other.sensors = (_planet(2e-4),)
+    with pytest.raises(
+        ta.TerralignError, match="has another sensor 'planet', that of tower 'first'"
+    ):
+        space.add(other)
+    assert np.array_equal(space.embed(_planet_chip(), tower="first").vectors, before)
+    other.sensors = (replace(PLANET, name="sentinel2-l2a"),)
+    with pytest.raises(ta.TerralignError, match="built-in sensor of another definition"):
+        space.add(other)
+
+
+def _planet_chip() -> ta.Chip:
+    pixels = np.full((4, 32, 32), 0.2, dtype=np.float32)
+    layout = make_layout(PLANET, PLANET.band_names, units="physical")
+    return ta.Chip(pixels=pixels, valid=np.ones(pixels.shape, bool), layout=layout)
+
+
+def test_a_raster_damaged_half_way_is_one_fault_and_no_result(first_day: Path) -> None:
+    """A tile is damaged that is not among those checked when it is opened."""
+    path = first_day / "long.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint16", count=4, height=16384, width=96, tiled=True,
+        blockxsize=64, blockysize=64, crs="EPSG:32633", compress="deflate",
+        transform=rasterio.Affine(10, 0, 500_000, 0, -10, 5_000_000),
+    ) as file:  # fmt: skip
+        file.write(np.random.default_rng(0).integers(200, 3000, (4, 16384, 96)).astype(np.uint16))
+        for number, name in enumerate(("B02", "B03", "B04", "B08"), 1):
+            file.set_band_description(number, name)
+    content = bytearray(path.read_bytes())
+    middle = len(content) * 5 // 16  # between two of the places that are checked
+    content[middle : middle + 400] = bytes(400)
+    path.write_bytes(content)
+    space = ta.load("runs/b32/model")
+    how: dict[str, Any] = {"sensor": "sentinel2-l2a", "dn_offset": 0}
+    with pytest.raises(ta.TerralignError, match=r"long\.tif"):
+        space.embed("long.tif", **how)
+    found = space.embed(["tiles/0.tif", "long.tif", "tiles/1.tif"], errors="skip", **how)
+    assert [Path(key).name for key in found.keys] == ["0.tif", "1.tif"]
+    assert [one.key for one in found.faults] == ["long.tif"]
+
+
+def test_nothing_can_be_kept_too(first_day: Path) -> None:
+    tiles = ta.load("runs/b32/model").embed("tiles", sensor="sentinel2-l2a")
+    tiles[:0].save("none.parquet")
+    assert len(ta.Embeddings.load("none.parquet")) == 0
+
+
+def test_samples_keep_their_places(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    data = ta.Samples.from_folder("tiles", sensor="sentinel2-l2a", dn_offset=0)
+    by_samples, by_files = space.embed(data), space.embed("tiles", sensor="sentinel2-l2a")
+    assert by_samples.vectors == pytest.approx(by_files.vectors, abs=1e-5)
+    for one, other in zip(by_samples.places, by_files.places, strict=True):
+        assert one.bounds == pytest.approx(other.bounds, abs=1e-6)
+
+
+def test_classifications_are_taken_by_row_label_and_slice(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    found = space.classify("tiles", ["forest", "a river"], sensor="sentinel2-l2a", prompts=["{}!"])
+    numbers = np.asarray(found)
+    assert np.array_equal(found["a river"], numbers[:, 1])
+    assert np.array_equal(np.asarray(found[1:3]), numbers[1:3])
+    assert np.array_equal(np.asarray(found[numbers[:, 0] > 0]), numbers)
+    assert found[-1].key == found.keys[-1]
+    with pytest.raises(ta.TerralignError, match="did you mean 'forest'"):
+        found["forests"]
 
 
 def test_public_names_are_listed_and_light() -> None:

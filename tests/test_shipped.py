@@ -161,7 +161,7 @@ def test_a_recipe_measures_all_that_it_names(
     report = (folder / "report.html").read_text()
     assert [data for data in data_names(recipe) if data not in report] == []
     check_training(recipe, fake_world, folder)
-    assert "is complete" in invoke(*words)
+    assert "is already complete" in invoke(*words)
 
 
 def check_training(recipe: Recipe, world: FakeWorld, folder: Path) -> None:
@@ -336,7 +336,7 @@ def test_a_study_runs_every_variant(
         own = [row for row in rows if row["variant"] == plan.variant.name]
         check_variant(plan, own, fake_world)
         assert plan.variant.name in table
-    assert "is complete" in invoke(*words)
+    assert "is already complete" in invoke(*words)
 
 
 def check_variant(plan: Planned, rows: list[dict[str, Any]], world: FakeWorld) -> None:

@@ -25,7 +25,7 @@ class Deferred:
         object.__setattr__(self, "_name", name)
 
     def _object(self) -> Any:
-        return getattr(importlib.import_module(self._home), self._name)
+        return _find(self._home, self._name)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

@@ -193,7 +193,7 @@ class _Run:
             if found is None and not Path(recipe.model).exists() and ":" not in recipe.model:
                 root = self.data_root
                 places = "beside the recipe" + (f" and in the data root {root}" if root else "")
-                hint = "" if root else "; give the data root to look there too (--data-root)"
+                hint = "" if root else "; give the data root to look there too (data_root=)"
                 raise ModelError(
                     f"base.model: {recipe.model} not found; looked {places}{hint}. It may also be "
                     "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
@@ -282,7 +282,8 @@ class _Run:
         if finished.is_file() and marker.is_file():
             if read_json(marker)["identity"] != identity:
                 raise RecipeError(
-                    f"{folder} holds a tower of other data or another teacher; choose another --out"
+                    f"{folder} holds a tower of other data or of another teacher; choose "
+                    "another folder"
                 )
             tower.load_state_dict(read_state_dict(finished))
             return tower.to(self.device).eval().requires_grad_(False)

@@ -88,14 +88,14 @@ def keep_toml(
     except (StorageError, ValueError) as error:
         raise StorageError(
             f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
-            "choose another --out"
+            "choose another folder"
         ) from error
     if difference:
         first = sorted(difference, key=lambda one: not one.startswith("name: "))
         told = "; ".join(first[:MAX_DIFFERENCES])
         left_out = len(first) - MAX_DIFFERENCES
         raise RecipeError(
-            f"{folder} holds a {kind} of another {what}; choose another --out. "
+            f"{folder} holds a {kind} of another {what}; choose another folder. "
             f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
         )
 

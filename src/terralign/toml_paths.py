@@ -21,6 +21,9 @@ PATH_KEYS = frozenset({"data", "prompts", "average_prompts", "sensors", "model",
 _ANY_PATH = frozenset({"model", "initial"})
 """Those that name files and folders of any kind; the others name TOML files, data also stores."""
 
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Endings of files of weights."""
+
 _NOT_OURS = frozenset({"architecture"})
 """Tables of other libraries, whose keys mean something else."""
 
@@ -138,9 +141,11 @@ def identity_of(values: Any) -> Any:
 
 
 def _split(written: str) -> tuple[str, str]:
-    """`ARCHITECTURE:FILE` in two, the colon with the first; other texts are all path."""
+    """`ARCHITECTURE:FILE` in two, the colon with the first; other texts are all path, and
+    `hf-hub:ORG/NAME` and `ARCHITECTURE:TAG` are paths to nothing."""
     prefix, separator, rest = written.partition(":")
-    return (prefix + separator, rest) if separator and "/" not in prefix else ("", written)
+    is_file = separator and "/" not in prefix and rest.endswith(WEIGHTS_SUFFIXES)
+    return (prefix + separator, rest) if is_file else ("", written)
 
 
 def _map(values: Any, change: Callable[[str, str], str]) -> Any:

@@ -669,8 +669,8 @@ def test_damage_that_cannot_be_made_good_is_told_with_a_remedy(
         ("results.json", '{"ro', "delete it and run the same commands again"),
         ("models.json", "[]", "put back a whole copy, or delete it"),
         ("versions.json", "{", "put back a whole copy, or delete it"),
-        ("suite.toml", "name = ", "put back a whole copy of this suite, or choose another --out"),
-        ("suite.toml", "\xff", "put back a whole copy of this suite, or choose another --out"),
+        ("suite.toml", "name = ", "put back a whole copy of this suite, or choose another folder"),
+        ("suite.toml", "\xff", "put back a whole copy of this suite, or choose another folder"),
     ):
         out = tmp_path / f"{name}-{len(text)}"
         out.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,11 @@ LABELS = ["forest", "a river", "town"]
 
 
 @pytest.fixture(autouse=True)
-def quiet_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put logging and threads back as they were."""
+def threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    logger = logging.getLogger("terralign")
-    before = (logger.handlers[:], logger.level, logger.propagate)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,8 @@ class OneLineFaults(click.Group):
 
 def report(text: str) -> None:
     """One line on stderr."""
-    click.echo(f"terralign: {' '.join(text.split())}", err=True)
+    line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(text.split()))
+    click.echo(f"terralign: {line}", err=True)
 
 
 def name_options(text: str, parameters: Iterable[click.Parameter]) -> str:

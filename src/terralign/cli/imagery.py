@@ -14,6 +14,7 @@ import click
 from terralign.cli.app import Command, device_option, example, json_option, main, threads
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
+from terralign.errors import shown
 
 if TYPE_CHECKING:
     from terralign.encoders.answers import Classified
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 
 MAX_LINES = 20
 """Windows of one scene that are printed; --json and --geojson have all."""
+
+
+class _Input(click.Path):
+    """A path that is not empty, as that of an unset variable is."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        context: click.Context | None,
+    ) -> Any:
+        if not str(value).strip():
+            self.fail("a path is empty; name a file or folder")
+        return super().convert(value, param, context)
 
 
 class _Window(click.ParamType):  # type: ignore[type-arg]
@@ -142,7 +157,7 @@ def _load(model: str, device: str | None) -> EmbeddingSpace:
 
 @main.command()
 @click.argument("model")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=_Input(path_type=Path))
 @click.option(
     "--labels",
     "lists",
@@ -258,9 +273,11 @@ def _as_json(rows: list[Classified], prompts: str) -> dict[str, Any]:
 
 def _print(rows: list[Classified], top: int) -> None:
     first = rows[0]
-    window = first.place.window
+    window, name = first.place.window, shown(Path(first.source_key))
     if window is None:
-        click.echo(f"{first.key}  {_likeliest(first.probabilities, top)}  ({_seen(first)})")
+        click.echo(
+            f"{shown(Path(first.key))}  {_likeliest(first.probabilities, top)}  ({_seen(first)})"
+        )
         return
     counts = {name: sum(row.label == name for row in rows) for name in first.probabilities}
     shares = [
@@ -270,7 +287,7 @@ def _print(rows: list[Classified], top: int) -> None:
     ]
     plural = "" if len(rows) == 1 else "s"
     click.echo(
-        f"{first.source_key}: {len(rows)} window{plural} of {window.height}x{window.width} pixels "
+        f"{name}: {len(rows)} window{plural} of {window.height}x{window.width} pixels "
         f"({first.tower}): {', '.join(shares)}"
     )
     click.echo(f"  {'row':>6} {'column':>6}  classes")
@@ -310,7 +327,7 @@ def _exit_for(faults: Sequence[Fault], num_inputs: int) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=_Input(path_type=Path))
 @click.option("--model", required=True, help="A space, or any model that `classify` takes.")
 @click.option(
     "--out",
@@ -368,7 +385,7 @@ def embed(
 
 
 @main.command()
-@click.argument("imagery", type=click.Path(path_type=Path))
+@click.argument("imagery", type=_Input(path_type=Path))
 @click.argument("query")
 @click.option("--model", help="A space; default: the one that the vectors were made with.")
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits.")
@@ -418,7 +435,7 @@ def search(
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in hits]))
     else:
-        click.echo(hits.table().text())
+        click.echo(hits.table(max_rows=k).text())
     if geojson is not None:
         hits.save_geojson(geojson)
         click.echo(f"{len(hits)} features written to {geojson}", err=True)

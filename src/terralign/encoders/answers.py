@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from terralign.encoders.tables import Table, short_keys
-from terralign.encoders.vectors import Embeddings, Fault, Footprint
-from terralign.errors import DataError, StorageError
+from terralign.encoders.tables import MAX_ROWS, Table, short_keys
+from terralign.encoders.vectors import (
+    Embeddings,
+    Fault,
+    Footprint,
+    as_utf8,
+    choose_rows,
+    not_read,
+)
+from terralign.errors import DataError, StorageError, nearest
 from terralign.files import write_text
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ GENERATOR = "terralign"
 """Stands in GeoJSON files, so that no other file is overwritten."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Classified:
     """One chip or window: class name -> probability (they sum to 1), tower, place, valid share.
 
@@ -52,6 +59,9 @@ class Classified:
     def probability(self) -> float:
         """Of the likeliest class."""
         return self.probabilities[self.label]
+
+    def __repr__(self) -> str:
+        return f"Classified({self.key!r}: {self.label}, {100 * self.probability:.1f} %)"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,7 +104,24 @@ class Classification:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.probabilities, dtype=dtype, copy=copy)
 
-    def __getitem__(self, row: int) -> Classified:
+    def __getitem__(self, row: Any) -> Any:
+        """A number gives that row, a label's name (N,) its probabilities, a slice or mask the same
+        for some rows."""
+        if isinstance(row, str):
+            if row not in self.labels:
+                raise DataError(f"no label {row!r}; {nearest(row, self.labels)}")
+            return self.probabilities[:, self.labels.index(row)]
+        if not isinstance(row, int | np.integer):
+            rows = choose_rows(len(self), row)
+            return replace(
+                self,
+                probabilities=self.probabilities[rows],
+                keys=tuple(self.keys[one] for one in rows),
+                towers=tuple(self.towers[one] for one in rows),
+                places=tuple(self.places[one] for one in rows),
+                valid_shares=self.valid_shares[rows],
+                faults=(),
+            )
         row = range(len(self))[row]
         return Classified(
             key=self.keys[row],
@@ -114,10 +141,9 @@ class Classification:
         return self.table().html(self._title())
 
     def _title(self) -> str:
-        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
         return (
             f"Classification: {len(self):,} of {len(self.labels)} labels, prompts "
-            f"{self.prompts!r}{faults}"
+            f"{self.prompts!r}{not_read(self.faults)}"
         )
 
     def table(self) -> Table:
@@ -125,13 +151,14 @@ class Classification:
         keys = short_keys(self.keys)
         shown = list(enumerate(self.labels))[:6]
         predicted = self.predicted
-        cells: dict[str, Callable[[int], str]] = {
-            "key": lambda row: keys[row],
-            "label": lambda row: predicted[row],
-        }
-        for column, label in shown:
-            cells[label] = _percent_of(self.probabilities, column)
-        return Table.of_rows(len(self), **cells)
+        return Table.of_rows(
+            len(self),
+            [
+                ("key", lambda row: keys[row]),
+                ("label", lambda row: predicted[row]),
+                *((label, _percent_of(self.probabilities, column)) for column, label in shown),
+            ],
+        )
 
     def to_geojson(self) -> dict[str, Any]:
         """One feature per chip or window, in degrees of WGS84; `DataError` where none has a place.
@@ -194,7 +221,7 @@ def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], st
     return lambda row: f"{100 * float(numbers[row, column]):.1f} %"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Hit:
     """One result of a search. `score`: its cosine to the query (-1 to 1)."""
 
@@ -203,6 +230,10 @@ class Hit:
     score: float
     place: Footprint
     tower: str
+
+    def __repr__(self) -> str:
+        place = _centre(self.place)
+        return f"Hit({self.rank}: {self.key!r}, score {self.score:.4f}{place and f', {place}'})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -248,15 +279,18 @@ class Hits(Sequence[Hit]):
     def _title(self) -> str:
         return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
 
-    def table(self) -> Table:
-        """Rank, score, key and the centre of the place (latitude, longitude)."""
+    def table(self, max_rows: int = MAX_ROWS) -> Table:
+        """Rank, score, key and the centre of the place."""
         keys = short_keys([hit.key for hit in self.hits])
         return Table.of_rows(
             len(self),
-            rank=lambda row: str(self.hits[row].rank),
-            score=lambda row: f"{self.hits[row].score:.4f}",
-            key=lambda row: keys[row],
-            place=lambda row: _centre(self.hits[row].place),
+            [
+                ("rank", lambda row: str(self.hits[row].rank)),
+                ("score", lambda row: f"{self.hits[row].score:.4f}"),
+                ("key", lambda row: keys[row]),
+                ("place", lambda row: _centre(self.hits[row].place)),
+            ],
+            max_rows=max_rows,
         )
 
     def to_geojson(self) -> dict[str, Any]:
@@ -310,8 +344,12 @@ def _centre(place: Footprint) -> str:
         return ""
     west, south, east, north = bounds
     east += 360 if west > east else 0
-    longitude = (west + east) / 2
-    return f"{(south + north) / 2:.5f}, {longitude - 360 if longitude > 180 else longitude:.5f}"
+    longitude, latitude = (west + east) / 2, (south + north) / 2
+    longitude -= 360 if longitude > 180 else 0
+    return (
+        f"{abs(latitude):.4f} {'N' if latitude >= 0 else 'S'}, "
+        f"{abs(longitude):.4f} {'E' if longitude >= 0 else 'W'}"
+    )
 
 
 def geojson_row(row: Classified) -> tuple[Footprint, dict[str, Any]]:
@@ -370,5 +408,5 @@ def write_geojson(path: str | Path, values: Mapping[str, Any]) -> Path:
     """
     path = Path(path)
     check_geojson(path)
-    write_text(path, json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_utf8(json.dumps(values, ensure_ascii=False, allow_nan=False)) + "\n")
     return path

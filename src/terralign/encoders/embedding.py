@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window
 from terralign.encoders.inputs import (
-    SHRUNK,
     Inputs,
     Source,
     Windowing,
@@ -83,7 +83,7 @@ def check_windowing(window: Windowing) -> None:
     """Refuse what is no size of a window."""
     if window is None or window == "whole":
         return
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+    if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
         raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
 
 
@@ -97,6 +97,7 @@ def _embed_each(
     batch_size: int,
 ) -> Iterator[EmbeddedChip | Fault]:
     batch = _Batch(space, batch_size)
+    ready: list[EmbeddedChip | Fault] = []  # a source that fails half-way gives its fault alone
     warned = False
     for number, source in enumerate(open_sources(inputs, declared)):
         if isinstance(source, Fault):
@@ -113,16 +114,23 @@ def _embed_each(
             if not warned and window is None and source.is_numbers:
                 warned = _warn_of_shrinking(source, size)
             for chip in _chips(space, source, number, windows, name):
-                yield from batch.add(chip)
+                ready += batch.add(chip)
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
                 raise
             found = fault(source.key, error)
             if errors == "raise":
                 raise found.as_error() from error
-            yield from batch.flush()
-            yield found
+            batch.drop(number)
+            ready = [one for one in ready if _number_of(one) != number]
+            ready += [*batch.flush(), found]
+        yield from ready
+        ready = []
     yield from batch.flush()
+
+
+def _number_of(one: EmbeddedChip | Fault) -> int:
+    return -1 if isinstance(one, Fault) else one.source_number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +204,7 @@ def _check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
 
 
 def _warn_of_shrinking(source: Source, size: int) -> bool:
-    if max(source.height, source.width) <= SHRUNK * size:
+    if max(source.height, source.width) <= size:
         return False
     logger.warning(
         "pixels of %dx%d are resized to the tower's %d; to cut them into windows instead, give "
@@ -219,6 +227,10 @@ class _Batch:
         self._chips.append(chip)
         if len(self._chips) == self._size:
             yield from self.flush()
+
+    def drop(self, source_number: int) -> None:
+        """Forget the chips of a source that wait."""
+        self._chips = [chip for chip in self._chips if chip.source_number != source_number]
 
     def flush(self) -> Iterator[EmbeddedChip]:
         chips, self._chips = self._chips, []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import Declared, as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint
-from terralign.errors import DataError, SensorError
+from terralign.errors import DataError, SensorError, shown
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import box, wgs84_footprint
@@ -46,9 +47,6 @@ Windows = Sequence[Window | None]
 
 Read = Callable[[Windows, Sequence[str]], Iterator[tuple[Tensor, PixelLayout]]]
 """Pixels (C, h, w) of windows, one after another, with at least these bands."""
-
-SHRUNK = 2
-"""Numbers in memory whose sides are more than this many times the tower's are warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +91,7 @@ class Source:
         return Footprint(
             source=None if self.path is None else str(self.path),
             window=window,
-            geometry=geometry,
+            shape=None if geometry is None else shapely.geometry.shape(geometry),
             datetime=self.datetime,
         )
 
@@ -105,6 +103,8 @@ def open_sources(inputs: Inputs, declared: Declared) -> Iterator[Source | Fault]
     """
     for number, one in enumerate(_several(inputs)):
         if isinstance(one, str | Path):
+            if not str(one).strip():
+                raise DataError("a path is empty; name a file or folder")
             yield from _from_path(Path(one), declared)
         elif isinstance(one, Chip):
             yield _from_chip(one, f"chip-{number}", declared)
@@ -147,7 +147,7 @@ def expand(path: Path, declared: Declared) -> list[Path]:
     if not path.exists() and glob.has_magic(str(path)):
         found = [Path(one) for one in sorted(glob.glob(str(path)))]
         if not found:
-            raise DataError(f"no file matches {path}")
+            raise DataError(f"no file matches {shown(path)}")
         return [one for name in found for one in expand(name, declared)]
     found = find_inputs(path)
     if declared.sensor is None or declared.sensor == SENSORS["rgb"] or found == [path]:
@@ -192,8 +192,9 @@ def fault(key: str, error: Exception) -> Fault:
     if isinstance(error, OSError):
         text = error.strerror or text
     text = " ".join(text.split())
+    name = shown(Path(key))
     kind = SensorError if isinstance(error, SensorError) else DataError
-    return Fault(key=key, error=text if key in text else f"{key}: {text}", kind=kind)
+    return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
 
 
 def from_scene(scene: Scene) -> Source:
@@ -286,6 +287,10 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
     """Every sample of a set, by one of its sensors: the declared one, else its first."""
     declared.require_only_sensor("a sample set")
     names = list(samples.layouts)
+    if declared.sensor is None and len(names) > 1:
+        raise SensorError(
+            f"data set {samples.name!r} has {', '.join(names)}; name one of these (sensor=)"
+        )
     name = declared.sensor.name if declared.sensor is not None else names[0]
     if name not in names:
         raise SensorError(
@@ -302,7 +307,6 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
             place = samples.place(row) if hasattr(samples, "place") else None
             yield replace(
                 source,
-                is_numbers=False,
                 geometry=None if place is None or place.bounds is None else box(place.bounds),
                 datetime=None if place is None else place.datetime,
             )

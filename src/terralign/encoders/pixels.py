@@ -77,6 +77,8 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
         )
     tensor = as_tensor(pixels)
     kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
+    if 0 in pixels.shape[-3:]:
+        raise DataError(f"pixels have shape {tuple(pixels.shape)}: there are none")
     layout = declare_layout(
         declared.sensor,
         declared.bands,
@@ -102,14 +104,23 @@ def as_tensor(pixels: Pixels) -> Tensor:
             "them"
         )
     if isinstance(pixels, Tensor):
-        return pixels
+        if pixels.is_meta or pixels.is_quantized or pixels.layout != torch.strided:
+            raise DataError("pixels are a meta, quantised or sparse tensor; give a dense one")
+        if pixels.is_floating_point() and pixels.dtype not in _FLOATS:
+            return pixels.detach().float()
+        return pixels.detach()
     if isinstance(pixels, np.ma.MaskedArray):
         exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
         mask = np.ma.getmaskarray(pixels)
         numbers = np.asarray(pixels.data)
         pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
+    if pixels.dtype == np.longdouble:
+        pixels = pixels.astype(np.float64)
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def _type_name(pixels: Pixels) -> str:

@@ -8,9 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from terralign.errors import ModelError, nearest
-
-WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-"""Files of weights, as `ARCHITECTURE:FILE` names them."""
+from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
 
 HUB = "hf-hub"
 MS_CLIP = "ms-clip"

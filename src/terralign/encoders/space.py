@@ -51,8 +51,10 @@ from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
 from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
+    Prompts,
     PromptSet,
     as_class_names,
+    as_prompts,
     embed_text,
     load_prompts,
     zero_shot_weights,
@@ -68,13 +70,14 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
-from terralign.scenes.declared import declare_layout
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
-logger = logging.getLogger(__name__)
-
 FORMAT_VERSION = 1
+MAX_QUERY = 10_000
+"""Characters of a text to search for."""
+
+logger = logging.getLogger(__name__)
 
 
 class EmbeddingSpace:
@@ -121,9 +124,9 @@ class EmbeddingSpace:
         return self._table().html(self._title())
 
     def _title(self) -> str:
-        prompts = self.prompts.name if self.prompts else "none of its own"
+        prompts = self.choose_prompts().name
         return (
-            f"EmbeddingSpace {self.space_id}: {self.dim} dimensions, prompts {prompts}, "
+            f"EmbeddingSpace {self.space_id}: {self.dim} dimensions, default prompts {prompts}, "
             f"from {self.source}"
         )
 
@@ -132,10 +135,12 @@ class EmbeddingSpace:
         specs = [self.input_spec(name) for name in names]
         return Table.of_rows(
             len(names),
-            tower=lambda row: names[row],
-            sensors=lambda row: ", ".join(specs[row].sensors),
-            bands=lambda row: " ".join(specs[row].bands),
-            size=lambda row: f"{specs[row].size} px",
+            [
+                ("tower", lambda row: names[row]),
+                ("sensors", lambda row: ", ".join(specs[row].sensors)),
+                ("bands", lambda row: " ".join(specs[row].bands)),
+                ("size", lambda row: f"{specs[row].size} px"),
+            ],
         )
 
     @property
@@ -203,7 +208,9 @@ class EmbeddingSpace:
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         tensor, layout = as_declared(pixels, declared)
         name = tower or self.tower_for(layout)
         spec = self.input_spec(name)
@@ -229,6 +236,7 @@ class EmbeddingSpace:
 
     def declare(
         self,
+        *,
         sensor: str | Sensor | None,
         bands: Sequence[str] | None,
         units: Units | None,
@@ -236,30 +244,22 @@ class EmbeddingSpace:
         composite: str | None,
     ) -> Declared:
         """What a caller says of pixels, with the sensor found by its name."""
+        if isinstance(sensor, Path):
+            sensor = str(sensor)
+        if sensor is not None and not isinstance(sensor, str | Sensor):
+            raise SensorError(
+                f"sensor is a {type(sensor).__name__}; give a name, a TOML file or a Sensor"
+            )
         if isinstance(bands, str):
             raise SensorError(f"bands = {bands!r} is one text; give a list of names")
+        if bands is not None and not all(isinstance(one, str) for one in bands):
+            raise SensorError(f"bands = {bands!r}; give a list of names")
         return Declared(
             sensor=self.find_sensor(sensor) if isinstance(sensor, str) else sensor,
             bands=None if bands is None else tuple(bands),
             units=units,
             dn_offset=dn_offset,
             composite=composite,
-        )
-
-    def layout(
-        self,
-        sensor: str | Sensor,
-        bands: Sequence[str] | None,
-        *,
-        units: Units,
-        dn_offset: float | None = None,
-        composite: str | None = None,
-        shape: Sequence[int] | None = None,
-    ) -> PixelLayout:
-        """How pixels are to be read, from what a caller says of them; nothing is guessed."""
-        found = self.find_sensor(sensor) if isinstance(sensor, str) else sensor
-        return declare_layout(
-            found, bands, units=units, dn_offset=dn_offset, composite=composite, shape=shape
         )
 
     def find_sensor(self, name: str) -> Sensor:
@@ -308,16 +308,17 @@ class EmbeddingSpace:
 
     # Classifying
 
-    def choose_prompts(self, prompts: PromptSet | str | None = None) -> PromptSet:
-        """The prompts given, else the space's own, else `satellite`."""
-        if isinstance(prompts, str):
-            return load_prompts(prompts)
-        return prompts or self.prompts or load_prompts("satellite")
+    def choose_prompts(self, prompts: Prompts | None = None) -> PromptSet:
+        """The prompts given (a set, its name or TOML file, or templates with `{}`), else the
+        space's own, else `satellite`."""
+        if prompts is None:
+            return self.prompts or load_prompts("satellite")
+        return as_prompts(prompts)
 
     def zero_shot_weights(
         self,
         labels: Sequence[str],
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         *,
         cache_dir: Path | None = None,
     ) -> Tensor:
@@ -359,7 +360,9 @@ class EmbeddingSpace:
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
         """
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         found = embed_each(
             self, inputs, declared, tower=tower, window=window, errors=errors,
             batch_size=batch_size,
@@ -399,7 +402,7 @@ class EmbeddingSpace:
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         window: Windowing = None,
         errors: Errors = "raise",
         batch_size: int = 32,
@@ -431,7 +434,7 @@ class EmbeddingSpace:
         dn_offset: float | None = None,
         composite: str | None = None,
         tower: str | None = None,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
         window: Windowing = None,
         errors: Errors = "raise",
         batch_size: int = 32,
@@ -443,7 +446,9 @@ class EmbeddingSpace:
         """
         names = as_class_names(labels)
         weights = self.zero_shot_weights(names, self.choose_prompts(prompts))
-        declared = self.declare(sensor, bands, units, dn_offset, composite)
+        declared = self.declare(
+            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
+        )
         found = embed_each(
             self, inputs, declared, tower=tower, window=window, errors=errors,
             batch_size=batch_size,
@@ -460,7 +465,7 @@ class EmbeddingSpace:
         query: str | Embeddings,
         k: int = 10,
         *,
-        prompts: PromptSet | str | None = None,
+        prompts: Prompts | None = None,
     ) -> Hits:
         """The k vectors nearest to a text, or to other vectors, by cosine; best first.
 
@@ -474,10 +479,12 @@ class EmbeddingSpace:
                 "space.search(space.embed(...), ...)"
             )
         check_same_space(self.space_id, embeddings.space_id, "the vectors")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        embeddings.require_numbers(self.dim)
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise DataError(f"k must be a whole number, 1 or more, not {k!r}")
         if isinstance(query, Embeddings):
             check_same_space(self.space_id, query.space_id, "the query's vectors")
+            query.require_numbers(self.dim)
             if prompts is not None:
                 raise DataError("prompts have no effect on vectors; leave them out")
             if not len(query):
@@ -488,7 +495,7 @@ class EmbeddingSpace:
             name, vector = query, self._text_vector(query, prompts)
         return nearest_hits(embeddings, vector, query=name, k=k)
 
-    def _text_vector(self, query: str, prompts: PromptSet | str | None) -> NDArray[np.float32]:
+    def _text_vector(self, query: str, prompts: Prompts | None) -> NDArray[np.float32]:
         if not isinstance(query, str):
             raise DataError(
                 f"cannot search for a {type(query).__name__}; give a text, or embeddings of an "
@@ -496,6 +503,15 @@ class EmbeddingSpace:
             )
         if not query.strip():
             raise DataError("the query is empty; say what to search for")
+        if len(query) > MAX_QUERY:
+            raise DataError(
+                f"the query has {len(query):,} characters, more than the limit of {MAX_QUERY:,}"
+            )
+        if os.path.exists(query):
+            logger.warning(
+                "%r is searched for as words, though a file has this name; to search by example, "
+                "give space.embed(%r, ...)", query, query,
+            )  # fmt: skip
         if prompts is None:
             vector = self.encode_text([query])
         else:
@@ -526,7 +542,23 @@ class EmbeddingSpace:
             )
         state = tower.state_dict()
         check_numbers_of(state, state, what=f"tower {tower.config.name!r}")
-        own = {one.name: one for one in (*tower.sensors, *sensors) if one.name not in SENSORS}
+        given = (*tower.sensors, *sensors)
+        for one in given:
+            if one.name in SENSORS and one != SENSORS[one.name]:
+                raise SensorError(
+                    f"{one.name!r} is a built-in sensor of another definition; give yours another "
+                    "name"
+                )
+            others = [
+                name for name, other in self.towers.items()
+                if name != tower.config.name and one.name in other.config.input.sensors
+            ]  # fmt: skip
+            if others and self.sensors.get(one.name, one) != one:
+                raise SensorError(
+                    f"the space has another sensor {one.name!r}, that of tower {others[0]!r}; give "
+                    "one of them another name"
+                )
+        own = {one.name: one for one in given if one.name not in SENSORS}
         self.sensors.update(own)
         known = {**self.sensors, **own}
         tower.sensors = tuple(known[name] for name in tower.config.input.sensors if name in known)

@@ -20,12 +20,18 @@ class Table:
     num_more: int = 0
 
     @classmethod
-    def of_rows(cls, num_rows: int, /, **cells: Callable[[int], str]) -> Table:
-        """The first rows of `num_rows`; `cells`: column name -> its cell in a row."""
-        shown = range(min(num_rows, MAX_ROWS))
+    def of_rows(
+        cls,
+        num_rows: int,
+        cells: Sequence[tuple[str, Callable[[int], str]]],
+        *,
+        max_rows: int = MAX_ROWS,
+    ) -> Table:
+        """The first rows of `num_rows`; `cells`: column names, each with its cell in a row."""
+        shown = range(min(num_rows, max_rows))
         return cls(
-            columns=tuple(cells),
-            rows=tuple(tuple(_cut(cell(row)) for cell in cells.values()) for row in shown),
+            columns=tuple(_cut(name) for name, _ in cells),
+            rows=tuple(tuple(_cut(cell(row)) for _, cell in cells) for row in shown),
             num_more=num_rows - len(shown),
         )
 
@@ -38,7 +44,7 @@ class Table:
             for line in lines
         ]
         if self.num_more:
-            shown.append(f"... and {self.num_more:,} more")
+            shown.append(f"... and {self.num_more:,} more rows")
         return "\n".join(shown)
 
     def html(self, caption: str) -> str:
@@ -48,7 +54,7 @@ class Table:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
-        more = f"<p>... and {self.num_more:,} more</p>" if self.num_more else ""
+        more = f"<p>... and {self.num_more:,} more rows</p>" if self.num_more else ""
         return (
             f"<p>{html.escape(caption)}</p><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>{more}"

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -23,6 +24,7 @@ from terralign.errors import (
     StorageError,
     TerralignError,
     first_line,
+    shown,
 )
 from terralign.files import atomic_path
 
@@ -37,31 +39,38 @@ class Footprint:
     """Where and when an embedded chip was taken.
 
     `source`: its file or folder, None for numbers in memory. `window`: its pixels of that source,
-    None where it is the whole. `geometry`: GeoJSON (a Polygon or MultiPolygon, degrees of WGS84),
-    None where the source is not georeferenced. `datetime`: acquisition, None where unknown.
+    None where it is the whole. `shape`: a polygon, or several, in degrees of WGS84, None where the
+    source is not georeferenced. `datetime`: acquisition, None where unknown.
     """
 
     source: str | None = None
     window: Window | None = None
-    geometry: Mapping[str, Any] | None = None
+    shape: Any = None
     datetime: dt.datetime | None = None
+
+    @property
+    def geometry(self) -> dict[str, Any] | None:
+        """The shape as GeoJSON."""
+        return None if self.shape is None else dict(shapely.geometry.mapping(self.shape))
 
     @property
     def bounds(self) -> tuple[float, float, float, float] | None:
         """(west, south, east, north) in degrees; west > east where it crosses the antimeridian."""
-        if self.geometry is None:
+        if self.shape is None:
             return None
-        shape = shapely.geometry.shape(self.geometry)
-        west, south, east, north = shape.bounds
-        if shape.geom_type == "MultiPolygon" and (west, east) == (-180, 180):
-            sides = [part.bounds for part in shape.geoms]
-            west = min(side[0] for side in sides if side[0] != -180)
-            east = max(side[2] for side in sides if side[2] != 180)
+        west, south, east, north = self.shape.bounds
+        if self.shape.geom_type == "MultiPolygon" and (west, east) == (-180, 180):
+            # Two sides of the antimeridian; around a pole they meet elsewhere too.
+            sides = [part.bounds for part in self.shape.geoms]
+            first = min(side[0] for side in sides if side[0] != -180)
+            last = max(side[2] for side in sides if side[2] != 180)
+            if first > last:
+                west, east = first, last
         return (west, south, east, north)
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for JSON and the properties of GeoJSON."""
-        window = self.window
+        window, bounds = self.window, self.bounds
         return {
             "window": None
             if window is None
@@ -71,7 +80,7 @@ class Footprint:
                 "height": window.height,
                 "width": window.width,
             },
-            "bounds": None if self.bounds is None else list(self.bounds),
+            "bounds": None if bounds is None else list(bounds),
             "datetime": None if self.datetime is None else self.datetime.isoformat(),
         }
 
@@ -121,6 +130,18 @@ class Embeddings:
                 f"towers and {len(self.places)} places; expected (N, D) and N of each"
             )
 
+    def require_numbers(self, dim: int) -> None:
+        """`DataError` unless the vectors are (N, dim) of unit length."""
+        if self.dim != dim:
+            raise SpaceMismatchError(f"vectors of {self.dim} dimensions, the space has {dim}")
+        lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) < _MAX_OFF_LENGTH))
+        if len(wrong):
+            raise DataError(
+                f"{len(wrong)} of {len(self)} vectors, such as that of {self.keys[wrong[0]]!r}, "
+                "are not of unit length; embed the imagery again"
+            )
+
     @property
     def dim(self) -> int:
         """The number of dimensions, D."""
@@ -158,6 +179,8 @@ class Embeddings:
         if not isinstance(other, Embeddings):
             return NotImplemented
         check_same_space(self.space_id, other.space_id, "the second vectors")
+        if self.dim != other.dim:
+            raise SpaceMismatchError(f"vectors of {self.dim} and of {other.dim} dimensions")
         for name, one in other.tower_ids.items():
             if self.tower_ids.get(name, one) != one:
                 raise SpaceMismatchError(
@@ -185,21 +208,22 @@ class Embeddings:
         return self._table().html(self._title())
 
     def _title(self) -> str:
-        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
         towers = ", ".join(self.tower_ids) or "none"
         return (
             f"Embeddings: {len(self):,} vectors of {self.dim} dimensions, towers: {towers}, "
-            f"space {self.space_id}{faults}"
+            f"space {self.space_id}{not_read(self.faults)}"
         )
 
     def _table(self) -> Table:
         keys = short_keys(self.keys)
         return Table.of_rows(
             len(self),
-            key=lambda row: keys[row],
-            tower=lambda row: self.towers[row],
-            valid=lambda row: f"{100 * float(self.valid_shares[row]):.1f} %",
-            vector=lambda row: _beginning(self.vectors[row]),
+            [
+                ("key", lambda row: keys[row]),
+                ("tower", lambda row: self.towers[row]),
+                ("valid", lambda row: f"{100 * float(self.valid_shares[row]):.1f} %"),
+                ("vector", lambda row: _beginning(self.vectors[row])),
+            ],
         )
 
     # Files
@@ -218,8 +242,11 @@ class Embeddings:
         check_parquet(path)
         windows = [place.window for place in self.places]
         columns: dict[str, Any] = {
-            "key": pa.array(self.keys, pa.string()),
-            "source": pa.array([place.source for place in self.places], pa.string()),
+            "key": pa.array(map(as_utf8, self.keys), pa.string()),
+            "source": pa.array(
+                [None if one.source is None else as_utf8(one.source) for one in self.places],
+                pa.string(),
+            ),
             **{
                 f"window_{name}": pa.array(
                     [None if one is None else getattr(one, name) for one in windows], pa.int32()
@@ -231,12 +258,15 @@ class Embeddings:
             ),
             "tower": pa.array(self.towers, pa.string()),
             "valid_share": pa.array(self.valid_shares, pa.float32()),
-            "geometry": pa.array([_as_wkb(place.geometry) for place in self.places], pa.binary()),
+            "geometry": pa.array(
+                shapely.to_wkb(np.array([place.shape for place in self.places], dtype=object)),
+                pa.binary(),
+            ),
             "vector": pa.FixedSizeListArray.from_arrays(
                 pa.array(self.vectors.reshape(-1), pa.float32()), max(self.dim, 1)
             ),
         }
-        kinds = sorted({str(p.geometry["type"]) for p in self.places if p.geometry is not None})
+        kinds = sorted({str(p.shape.geom_type) for p in self.places if p.shape is not None})
         metadata = {
             "geo": {
                 "version": _GEO_VERSION,
@@ -253,7 +283,7 @@ class Embeddings:
             {name: json.dumps(value) for name, value in metadata.items()}
         )
         with atomic_path(path) as partial:
-            pq.write_table(table, partial, compression="zstd")
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
         return path
 
     @classmethod
@@ -261,19 +291,19 @@ class Embeddings:
         """Vectors that `save` wrote. `DataError` for a file that is damaged, or none of these."""
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"{path} not found; expected a .parquet file of vectors")
+            raise DataError(f"{shown(path)} not found; expected a .parquet file of vectors")
         try:
             return cls._read(path)
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        except _FAULTS as error:
             raise DataError(
-                f"{path} is damaged, or no file of vectors: {first_line(error)}"
+                f"{shown(path)} is damaged, or no file of vectors: {first_line(error)}"
             ) from error
-        except shapely.errors.ShapelyError as error:
-            raise DataError(f"{path} has a damaged geometry: {first_line(error)}") from error
 
     @classmethod
     def _read(cls, path: Path) -> Self:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(
+            path, page_checksum_verification=True, read_dictionary=list(_DICTIONARIES)
+        )
         footer = file.schema_arrow.metadata or {}
         if b"terralign" not in footer:
             raise DataError(
@@ -284,22 +314,13 @@ class Embeddings:
         kind = file.schema_arrow.field("vector").type
         if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise DataError(f"{path}: vector is {kind}; expected a fixed-size list of float32")
-        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        num_bytes = max(
-            file.metadata.num_rows * kind.list_size * 4, sum(one.total_byte_size for one in groups)
-        )
-        if num_bytes > MAX_VECTOR_BYTES:
-            raise DataError(
-                f"{path} takes {num_bytes / 2**30:.1f} GiB of memory, more than the limit of "
-                f"{MAX_VECTOR_BYTES / 2**30:.0f} GiB; split it"
-            )
-        table = file.read()
+        table = _read_bounded(file, path)
         columns = {name: table[name].to_pylist() for name in _TEXT_COLUMNS}
         vectors = table["vector"].combine_chunks()
-        flat = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(table), -1)
+        flat = np.asarray(vectors.flatten(), dtype=np.float32)
         flat = flat.reshape(len(table), kind.list_size)
-        if not bool(np.isfinite(flat).all()):
-            raise DataError(f"{path} has vectors that are not finite; embed the imagery again")
+        shapes = shapely.from_wkb(np.array(columns["geometry"], dtype=object))
+        columns["geometry"] = shapes.tolist()
         rows = zip(*(columns[name] for name in _TEXT_COLUMNS), strict=True)
         places = []
         for row in rows:
@@ -311,20 +332,31 @@ class Embeddings:
                     window=None
                     if None in window
                     else Window(**dict(zip(_WINDOW, window, strict=True))),
-                    geometry=_from_wkb(values["geometry"]),
+                    shape=values["geometry"],
                     datetime=values["datetime"],
                 )
             )
-        return cls(
-            keys=tuple(map(str, columns["key"])),
+        found = cls(
+            keys=tuple(columns["key"]),
             vectors=flat,
             space_id=str(ids["space_id"]),
-            towers=tuple(map(str, columns["tower"])),
-            tower_ids={str(name): str(one) for name, one in ids["tower_ids"].items()},
+            towers=tuple(columns["tower"]),
+            tower_ids={str(name): str(one) for name, one in dict(ids["tower_ids"]).items()},
             places=tuple(places),
             valid_shares=np.asarray(columns["valid_share"], dtype=np.float32),
             model=str(ids.get("model", "")),
         )
+        if None in found.keys or not set(found.towers) <= set(found.tower_ids):
+            raise ValueError("its keys and towers are not those that it lists")
+        found.require_numbers(kind.list_size)
+        return found
+
+
+def not_read(faults: Sequence[Fault]) -> str:
+    """How titles end that have faults."""
+    if not faults:
+        return ""
+    return f", {len(faults)} input{'' if len(faults) == 1 else 's'} not read"
 
 
 def check_parquet(path: Path) -> None:
@@ -343,6 +375,57 @@ def _beginning(vector: NDArray[np.float32]) -> str:
     return "[" + ", ".join(f"{value:.3f}" for value in vector[:3].tolist()) + ", ...]"
 
 
+_MAX_OFF_LENGTH = 1e-3
+_FAULTS = (
+    *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, shapely.errors.ShapelyError),
+)
+_DICTIONARIES = ("key", "source", "tower", "geometry")
+"""Columns in which one long text may stand for many rows."""
+
+_COLUMN_TYPES = {
+    "key": pa.string(),
+    "source": pa.string(),
+    "datetime": pa.timestamp("us", tz="UTC"),
+    "tower": pa.string(),
+    "valid_share": pa.float32(),
+    "geometry": pa.binary(),
+    **{f"window_{name}": pa.int32() for name in ("row", "column", "height", "width")},
+}
+
+
+def _read_bounded(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """The columns, decoded in batches until they take more memory than the limit."""
+    schema = file.schema_arrow
+    for name, kind in _COLUMN_TYPES.items():
+        found = schema.field(name).type
+        if (found.value_type if pa.types.is_dictionary(found) else found) != kind:
+            raise ValueError(f"column {name} is {found}; expected {kind}")
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    encoded = sum(one.total_byte_size for one in groups)
+    least = file.metadata.num_rows * schema.field("vector").type.list_size * 4
+    num_bytes = max(encoded, least)
+    columns, batches = [*_COLUMN_TYPES, "vector"], []
+    for batch in [] if num_bytes > MAX_VECTOR_BYTES else file.iter_batches(1024, columns=columns):
+        num_bytes += sum(_decoded_bytes(batch[name]) for name in _DICTIONARIES)
+        if num_bytes > MAX_VECTOR_BYTES:
+            break
+        batches.append(batch)
+    if num_bytes > MAX_VECTOR_BYTES:
+        raise DataError(
+            f"{shown(path)} takes more than {MAX_VECTOR_BYTES / 2**30:.0f} GiB of memory; split it"
+        )
+    wanted = pa.schema([schema.field(name) for name in columns])
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else wanted)
+
+
+def _decoded_bytes(column: pa.DictionaryArray) -> int:
+    """What a column of repeated texts takes once each row has its own."""
+    lengths = np.asarray(pc.fill_null(pc.binary_length(column.dictionary), 0), dtype=np.int64)
+    rows = np.asarray(column.indices.drop_null(), dtype=np.int64)
+    return int(lengths[rows].sum())
+
+
 _PER_ROW = ("keys", "vectors", "towers", "places", "valid_shares")
 _WINDOW = ("row", "column", "height", "width")
 _TEXT_COLUMNS = (
@@ -351,23 +434,21 @@ _TEXT_COLUMNS = (
 )
 
 
-def _as_wkb(geometry: Mapping[str, Any] | None) -> bytes | None:
-    if geometry is None:
-        return None
-    found: bytes = shapely.to_wkb(shapely.geometry.shape(geometry))
-    return found
-
-
-def _from_wkb(content: bytes | None) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    found: dict[str, Any] = shapely.geometry.mapping(shapely.from_wkb(content))
-    return found
+def as_utf8(text: str) -> str:
+    """A text that UTF-8 can hold: bytes of names in another encoding are shown escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def choose_rows(size: int, rows: Any) -> NDArray[np.int64]:
     """Row numbers that an index of a value with `size` rows means, always as an array."""
-    indices = np.arange(size)[rows]
+    try:
+        indices = np.arange(size)[rows]
+    except (IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"no rows {rows!r} among {size}; give a number, a slice, a list or a mask"
+        ) from error
+    if indices.ndim > 1:
+        raise DataError(f"rows have {indices.ndim} dimensions; give a list or a mask of {size}")
     return np.atleast_1d(indices)
 
 
@@ -385,11 +466,3 @@ def as_unit(vectors: ArrayLike) -> NDArray[np.float32]:
     numbers = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(numbers, axis=-1, keepdims=True)
     return (numbers / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-
-
-def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Several as one, in order; at least one is needed."""
-    first, *others = parts
-    for other in others:
-        first = first + other
-    return first

@@ -51,6 +51,19 @@ class PromptSet:
         return {"name": self.name, "templates": templates, "hash": hash_json(templates)}
 
 
+Prompts = PromptSet | str | Sequence[str]
+"""A prompt set, its name or TOML file, or templates with `{}`."""
+
+
+def as_prompts(prompts: Prompts) -> PromptSet:
+    """The prompt set that is meant; `RecipeError` for a template without `{}`."""
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if isinstance(prompts, str):
+        return load_prompts(prompts)
+    return PromptSet(name="given", templates=tuple(prompts))
+
+
 def prompt_set_names() -> list[str]:
     """The names `load_prompts` knows."""
     return sorted([*shipped_names("encoders/prompts"), OPENAI_IMAGENET])

@@ -15,7 +15,9 @@ from terralign.datasets.sample import Labels, SampleSet
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import (
     OPENAI_IMAGENET,
+    Prompts,
     PromptSet,
+    as_prompts,
     load_prompts,
     openai_imagenet_names,
 )
@@ -27,17 +29,15 @@ from terralign.evaluation.result import Evaluation
 
 def choose_prompts(
     samples: SampleSet,
-    prompts: PromptSet | str | None = None,
+    prompts: Prompts | None = None,
     *,
     own: PromptSet | None = None,
 ) -> PromptSet:
     """The prompts named, else the data set's own (declared, or of its catalogue entry), else the
     space's `own`, else `satellite`: with `EmbeddingSpace.choose_prompts`, which knows no data set,
     the one rule for prompts. What compares several models gives all of them the same `own`."""
-    if isinstance(prompts, PromptSet):
-        return prompts
     if prompts is not None:
-        return load_prompts(prompts)
+        return as_prompts(prompts)
     if samples.prompts is not None:
         return PromptSet(name=samples.name, templates=samples.prompts)
     if samples.name in DATASETS:
