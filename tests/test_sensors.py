@@ -231,3 +231,8 @@ def test_an_unknown_sensor_is_answered_with_the_nearest(name: str, nearest: str)
             find(name)
     assert name not in SENSORS
     assert SENSORS.get(name) is None
+
+
+def test_the_name_of_a_built_in_sensor_is_no_file() -> None:
+    with pytest.raises(SensorError, match=r"built-in sensor.*write SENSORS\['sentinel2-l2a'\]"):
+        load_sensor("sentinel2-l2a")  # type: ignore[arg-type]

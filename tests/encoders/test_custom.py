@@ -21,7 +21,7 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.custom import make_encoder, measure_width
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import EmbeddingSpace, load
-from terralign.errors import ModelError, SpaceMismatchError
+from terralign.errors import DataError, ModelError, SpaceMismatchError
 from terralign.recipe import AlignRecipe
 from terralign.sensors import SENSORS
 from terralign.train.student import StudentSettings, new_student
@@ -343,3 +343,12 @@ def test_a_recipe_cannot_hold_a_custom_encoder() -> None:
         )
     with pytest.raises(ValueError, match="leave out initial and drop_path"):
         StudentSettings(backbone="custom", drop_path=0.1)
+
+
+@pytest.mark.parametrize("kind", [np.float64, torch.float64, torch.bfloat16])
+def test_undeclared_fractions_are_named_by_their_own_type(tiny_clip: ClipModel, kind: Any) -> None:
+    shape = (1, 12, 8, 8)
+    pixels = np.zeros(shape, kind) if kind is np.float64 else torch.zeros(shape, dtype=kind)
+    name = "bfloat16" if kind == torch.bfloat16 else "float64"
+    with pytest.raises(DataError, match=f"pixels are {name}: digital numbers or reflectance"):
+        EmbeddingSpace(tiny_clip).encode_image(pixels, sensor=S2.name)

@@ -73,8 +73,6 @@ from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, sca
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
-logger = logging.getLogger(__name__)
-
 FORMAT_VERSION = 1
 MAX_QUERY = 10_000
 """Characters of a text to search for."""
