@@ -215,7 +215,7 @@ def test_what_cannot_be_read_is_raised_or_listed(first_day: Path) -> None:
     found = space.embed("tiles", sensor="sentinel2-l2a", errors="skip")
     assert len(found) == 4
     assert [Path(one.key).name for one in found.faults] == ["5.tif"]
-    assert "1 inputs not read" in repr(found)
+    assert "1 input not read" in repr(found)
 
 
 def test_public_names_are_listed_and_light() -> None:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
 from terralign.encoders.tables import Table, short_keys
 from terralign.encoders.vectors import Embeddings, Fault, Footprint
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, StorageError, counted
 from terralign.files import write_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from terralign.encoders.embedding import EmbeddedChip
 
 
@@ -114,7 +115,7 @@ class Classification:
         return self.table().html(self._title())
 
     def _title(self) -> str:
-        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
+        faults = f", {counted(len(self.faults), 'input')} not read" if self.faults else ""
         return (
             f"Classification: {len(self):,} of {len(self.labels)} labels, prompts "
             f"{self.prompts!r}{faults}"
@@ -186,7 +187,7 @@ def gather_classified(
 def require_some(num_read: int, faults: Sequence[Fault]) -> None:
     """Raise the first fault where nothing at all could be read."""
     if faults and not num_read:
-        others = f" (and {len(faults) - 1} more inputs failed)" if len(faults) > 1 else ""
+        others = f" (and {counted(len(faults) - 1, 'more input')} failed)" if faults[1:] else ""
         raise faults[0].kind(f"{faults[0].error}{others}")
 
 
@@ -331,8 +332,8 @@ def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> d
     """GeoJSON (RFC 7946) of places and their properties; `DataError` where no place is known."""
     if rows and all(place.geometry is None for place, _ in rows):
         raise DataError(
-            f"none of the {len(rows)} results has a place on a map; GeoJSON needs georeferenced "
-            "GeoTIFFs or products"
+            f"no place on a map is known for {counted(len(rows), 'result')}; GeoJSON needs "
+            "georeferenced GeoTIFFs or products"
         )
     return {
         "type": "FeatureCollection",

@@ -19,9 +19,11 @@ from terralign.chips import Window
 from terralign.encoders.tables import Table, short_keys
 from terralign.errors import (
     DataError,
+    SensorError,
     SpaceMismatchError,
     StorageError,
     TerralignError,
+    counted,
     first_line,
 )
 from terralign.files import atomic_path
@@ -87,6 +89,16 @@ class Fault:
     def as_error(self) -> TerralignError:
         """The same as an exception."""
         return self.kind(self.error)
+
+
+def as_fault(key: str, error: Exception) -> Fault:
+    """What went wrong with an input, in one line that names it."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    text = " ".join(text.split())
+    kind = SensorError if isinstance(error, SensorError) else DataError
+    return Fault(key=key, error=text if key in text else f"{key}: {text}", kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,11 +197,11 @@ class Embeddings:
         return self._table().html(self._title())
 
     def _title(self) -> str:
-        faults = f", {len(self.faults)} inputs not read" if self.faults else ""
+        faults = f", {counted(len(self.faults), 'input')} not read" if self.faults else ""
         towers = ", ".join(self.tower_ids) or "none"
         return (
-            f"Embeddings: {len(self):,} vectors of {self.dim} dimensions, towers: {towers}, "
-            f"space {self.space_id}{faults}"
+            f"Embeddings: {counted(len(self), 'vector')} of {self.dim} dimensions, "
+            f"towers: {towers}, space {self.space_id}{faults}"
         )
 
     def _table(self) -> Table:
