@@ -25,6 +25,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from imagery import S2, dn, write_geotiff
 from small_run import SMALL_RECIPE
 from terralign.cli import main
 from terralign.cli.about import about
@@ -176,6 +177,12 @@ slips = [
     ["classify", "nowhere", "nope.tif", "--labels", "a,b"],
     ["classify", "MODEL", "MODEL", "--labels", "a,b", "--sensor", "nope.toml"],
     ["bench", "nope.toml", "--models", "MODEL", "--out", "o"],
+    ["run", "typo.toml"], ["run", "short.toml"], ["run", "quickstart", "--set", "patch.epoch=2"],
+    ["classify", "MODEL", "dn.tif", "--labels", "a,b", "--sensor", "sentinel2-l2"],
+    ["classify", "MODEL", "dn.tif", "--labels", "a,b", "--sensor", "sentinel2-l2a"],
+    ["embed", "dn.tif", "--model", "MODEL", "--sensor", "sentinel2-l2a", "--out", "o.parquet"],
+    ["search", "dn.tif", "a", "--model", "MODEL", "--sensor", "sentinel2-l2a"],
+    ["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tset"],
     ["ablate", "nope.toml"], ["pack", "nope.toml", "o"], ["info", "nope"], ["info", "nope.toml"],
 ]
 for slip in slips:
@@ -189,14 +196,23 @@ for slip in slips:
 
 def test_a_slip_in_a_path_or_name_does_not_wait_for_torch(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
+    write_geotiff(tmp_path / "dn.tif", dn(32), S2.band_names)
+    (tmp_path / "typo.toml").write_text('name = "x"\n[base]\nmodle = "y"\n')
+    (tmp_path / "short.toml").write_text('name = "x"\n')
+    before = sorted(tmp_path.iterdir())
     done = subprocess.run(
         [sys.executable, "-c", _SLIPS, "model"], capture_output=True, text=True, timeout=60,
         check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 18
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    said = done.stderr.splitlines()
+    assert len(said) == 26
+    assert "unknown key 'base.modle'; did you mean 'model'?" in done.stderr
+    assert "key 'base' is missing" in done.stderr
+    assert "unknown sensor 'sentinel2-l2'; did you mean 'sentinel2-l2a'?" in done.stderr
+    assert sum("--dn-offset" in line for line in said) == 3
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_every_option_says_what_it_is() -> None:
@@ -230,6 +246,7 @@ def test_every_option_says_what_it_is() -> None:
         ["classify", "model", "a.png", "--labels-file", "nowhere.txt"],
         ["classify", "model", "a.png", "--labels", "a,b", "--dn-offset", "much"],
         ["patch", "--recipe", "quickstart"],
+        ["align", "--recipe", "micro-real", "--out", "o"],
         ["run"],
     ],
 )
@@ -276,6 +293,7 @@ def test_evaluate_prints_a_table_for_people(finished_run: Path) -> None:
     )
     assert result.exit_code == 0, result.stderr
     assert "the RGB tower on the paper-l2a composite of sentinel2-l2a" in result.stdout
+    assert result.stdout.splitlines()[2].split() == ["metric", "value", "interval", "chance", "n"]
     assert "top1" in result.stdout
     assert "chance" in result.stdout
 
@@ -473,6 +491,38 @@ def test_info_describes_whatever_a_list_names(name: str, expected: str) -> None:
     assert "kind" in json.loads(_call("info", name, "--json").stdout)
 
 
+def test_info_counts_templates_and_lists_those_of_one_set() -> None:
+    assert "openai-imagenet     80 templates" in _call("info", "prompts").stdout
+    lines = _call("info", "openai-imagenet").stdout.splitlines()
+    assert len(lines) == 81
+    assert lines[2].strip() == "a photo of many {}."
+
+
+def test_info_on_a_study_of_variants_names_them_alone() -> None:
+    said = _call("info", "bands").stdout
+    assert "ten-and-twenty-metres" in said
+    assert "varies" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "x"\n[base]\nmodle = "y"\n', "unknown key 'base.modle'"),
+        ('[base]\nmodel = "y"\n', "key 'name' is missing"),
+        ('name = "s"\nentries = []\n', "entries"),
+    ],
+)
+def test_info_says_what_makes_a_file_not_valid(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    assert said in json.loads(_call("info", tmp_path / "mine.toml", "--json").stdout)["not valid"]
+
+
+def test_flags_may_stand_behind_the_command() -> None:
+    assert _call("info", "sensors", "--quiet").output == _call("--quiet", "info", "sensors").output
+    assert "Traceback" in _call("info", "nowhere", "--debug").stderr
+    assert _call("info", "--quiet", "--verbose").exit_code == 2
+
+
 def test_info_names_the_kinds_of_a_name_that_two_lists_have() -> None:
     assert set(json.loads(_call("info", "rgb", "--json").stdout)) == {"sensors", "suites"}
 
@@ -641,7 +691,6 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
         (["evaluate", "nowhere", "--data", "aid"], "no model at 'nowhere'"),
         (["run", "quikstart"], "did you mean 'quickstart'?"),
         (["run", "quickstart", "--set", "patch.lr"], "expected KEY=VALUE"),
-        (["align", "--recipe", "micro-real", "--out", "o"], "name it with --base"),
         (["evaluate", "MODEL", "--data", "eurosat"], "did you mean 'eurosat-"),
         (["evaluate", "MODEL", "--data", "aid"], "lies in files"),
         (["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tst"], "'test'"),
@@ -813,12 +862,14 @@ def test_the_handler_of_sigterm_is_put_back() -> None:
     "arguments",
     [
         ["evaluate", "MODEL", "--data", "synthetic-photos"],
-        ["classify", "MODEL", "MODEL", "--labels", "a,b"],
+        ["classify", "MODEL", "PICTURE", "--labels", "a,b"],
     ],
 )
-def test_a_device_that_is_not_there(finished_run: Path, arguments: list[str]) -> None:
-    model = str(finished_run / "model")
-    filled = [model if one == "MODEL" else one for one in arguments]
+def test_a_device_that_is_not_there(
+    finished_run: Path, picture: Path, arguments: list[str]
+) -> None:
+    paths = {"MODEL": str(finished_run / "model"), "PICTURE": str(picture)}
+    filled = [paths.get(one, one) for one in arguments]
     assert "cannot compute on device 'gpu'" in _fault(*filled, "--device", "gpu")
 
 

@@ -89,6 +89,8 @@ def nearest(given: str, known: Iterable[str]) -> str:
     """How an error about an unknown name ends: with the nearest right one, else with all."""
     names = sorted(known)
     folded = {name.casefold(): name for name in names}
+    if given.casefold() in folded:
+        return f"did you mean {folded[given.casefold()]!r}?"
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6) or [
         folded[name]
         for name in difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.6)
@@ -96,6 +98,11 @@ def nearest(given: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return "known: " + (", ".join(names) if names else "none")
+
+
+def counted(number: int, unit: str) -> str:
+    """A number with its unit: "1 input", "2 inputs"."""
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:

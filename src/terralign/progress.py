@@ -149,6 +149,13 @@ class Progress:
         return f"about {_clock(left * per_unit / self._samples)} until all stages are trained"
 
 
+@contextmanager
+def beside_bars() -> Iterator[None]:
+    """Within the block results can be printed: bars are cleared before, and drawn again after."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        yield
+
+
 def _speed(seconds_per_unit: float, unit: str) -> str:
     if not seconds_per_unit:
         return ""

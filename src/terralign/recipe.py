@@ -15,17 +15,20 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS, find_dataset
-from terralign.encoders.sensor import CUSTOM
-from terralign.encoders.zeroshot import load_prompts
+from terralign.encoders.backbones import CUSTOM
+from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.files import hash_json, shipped_names
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.toml_values import apply_override, explain, read_named, without_none
-from terralign.train.align import AlignSettings
-from terralign.train.patch import PatchSettings
-from terralign.train.pretrain import PretrainSettings
-from terralign.train.student import StudentSettings, student_scaling
+from terralign.train.settings import (
+    AlignSettings,
+    PatchSettings,
+    PretrainSettings,
+    StudentSettings,
+    student_scaling,
+)
 
 Role = Literal["patching", "supported", "alignment", "unseen"]
 RgbModel = Literal["base", "finetuned", "patched"]

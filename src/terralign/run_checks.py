@@ -14,7 +14,8 @@ from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
 from terralign.recipe import Recipe
 from terralign.sensors import find_sensor
-from terralign.train.student import student_bands, student_layout, student_scaling
+from terralign.train.settings import student_scaling
+from terralign.train.student import student_bands, student_layout
 
 Open = Callable[[str, str, int | None, str | None], SampleSet]
 """(data set, split, limit, composite) -> its samples."""

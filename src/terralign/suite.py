@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS, find_dataset
-from terralign.encoders.zeroshot import load_prompts
+from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError
 from terralign.files import parse_toml, shipped_names
 from terralign.toml_paths import TomlPaths

@@ -64,7 +64,8 @@ from terralign.train.ineffective import warn_of_few_steps, warn_of_untrained_nor
 from terralign.train.outcome import course_of_loss, num_steps, outcome_of
 from terralign.train.patch import PatchSettings
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
-from terralign.train.student import StudentSettings, new_student, student_scaling
+from terralign.train.settings import StudentSettings, student_scaling
+from terralign.train.student import new_student
 from terralign.train.threads import choose_device
 
 logger = logging.getLogger(__name__)

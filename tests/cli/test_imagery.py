@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from click.testing import CliRunner, Result
 
 from imagery import NEW_PRODUCT, S2, dn, space_of, write_geotiff, write_picture, write_product
 from terralign.cli import main
+from terralign.cli.checks import check_sensor
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.sources import sensors_of
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import Embeddings
+from terralign.errors import SensorError
+from terralign.scenes.scene import open_scene
 
 LABELS = ["forest", "a river", "town"]
 
@@ -242,7 +247,7 @@ def test_a_map_without_places_is_refused(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.geojson"
     result = _call("classify", model, path, "--labels", "a,b", "--geojson", out, "--device", "cpu")
     assert result.exit_code == 1
-    assert "has a place on a map" in result.stderr
+    assert "no place on a map is known for 1 result" in result.stderr
     assert not out.exists()
 
 
@@ -297,3 +302,38 @@ def test_real_scenes_are_mapped(real_data: Path, tmp_path: Path, name: str, warn
     west, south = (min(values) for values in zip(*corners, strict=True))
     east, north = (max(values) for values in zip(*corners, strict=True))
     assert (west, south, east, north) == pytest.approx(bounds, abs=1e-4)
+
+
+def test_a_sensor_of_the_models_own_is_known_before_it_is_loaded(model: Path) -> None:
+    own = sensors_of(str(model))
+    assert own == EmbeddingSpace.load(model).sensors
+    for name, sensor in own.items():
+        assert check_sensor(name, str(model)) == sensor
+    assert sensors_of("ViT-B-32:openai") == {}
+
+
+def test_an_opened_scene_is_embedded_like_its_path(space: EmbeddingSpace, tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "scene.tif", dn(80), S2.band_names)
+    scene = open_scene(path, sensor=S2, dn_offset=0)
+    found, expected = space.embed(scene), space.embed(path, sensor=S2, dn_offset=0)
+    assert found.keys == expected.keys
+    assert np.array_equal(found.vectors, expected.vectors)
+    with pytest.raises(SensorError, match="a scene has its own sensor"):
+        space.embed(scene, sensor=S2)
+
+
+def test_the_offset_that_is_applied_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terralign.scenes.scene._logged", set())
+    monkeypatch.setattr(logging.getLogger("terralign"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="terralign")
+    named = write_geotiff(tmp_path / NEW_PRODUCT / "scene.tif", dn(32) + 1000, S2.band_names)
+    plain = write_geotiff(tmp_path / "scene.tif", dn(32), S2.band_names)
+    for _ in range(2):
+        open_scene(named, sensor=S2)
+        open_scene(plain, sensor=S2, dn_offset=0)
+    assert [record.getMessage() for record in caplog.records if "DN" in record.getMessage()] == [
+        f"{named}: DN offset -1000, by its name",
+        f"{plain}: DN offset 0, as declared",
+    ]

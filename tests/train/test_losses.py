@@ -10,7 +10,6 @@ from torch import Tensor
 
 from terralign.train.losses import (
     LOSSES,
-    PAPER_LOSSES,
     Calibration,
     Context,
     cosine,
@@ -21,6 +20,7 @@ from terralign.train.losses import (
     mse,
     mse_normalised,
 )
+from terralign.train.settings import FEATURE_LOSSES, PAPER_LOSSES
 
 STUDENT = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 TEACHER = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
@@ -158,3 +158,7 @@ def test_logits_keep_their_precision_under_autocast(what: str) -> None:
 
 def test_cosines_by_hand() -> None:
     torch.testing.assert_close(cosines(STUDENT, TEACHER), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+
+
+def test_settings_know_the_feature_losses_by_name() -> None:
+    assert tuple(LOSSES) == FEATURE_LOSSES

@@ -63,10 +63,11 @@ def ablate(
 
     read_named("study", study)
     check_data_root(data_root)
-    from terralign.ablate import run_study
     from terralign.study import load_study
 
     loaded = load_study(study, data_root=data_root)
+    from terralign.ablate import run_study
+
     result = run_study(
         loaded,
         out or Path("studies") / loaded.name,

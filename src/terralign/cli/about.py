@@ -5,6 +5,7 @@ torch is imported for a model alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.store import is_store, read_manifest
-from terralign.errors import TerralignError, nearest
+from terralign.encoders.prompt_sets import load_prompts, prompt_set_names
+from terralign.errors import TerralignError, counted, nearest
 from terralign.files import read_shipped, read_toml, shipped_names
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.versions import versions
@@ -24,7 +26,6 @@ _TAKES = (
     f"Info takes a list ({', '.join(LISTS)}), a name of one of them, a packed store, a TOML file, "
     "or a model (its folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
 )
-_OPENAI_IMAGENET = "openai-imagenet"
 
 
 def about(what: str | None = None) -> dict[str, Any]:
@@ -91,13 +92,13 @@ def _list(kind: str) -> dict[str, Any]:
             for sensor in SENSORS.values()
         }
     if kind == "prompts":
-        return {name: _templates(name) for name in _names("prompts")}
+        return {name: counted(len(_templates(name)), "template") for name in _names("prompts")}
     return {name: str(read_shipped(kind, name).get("note", "")) for name in _names(kind)}
 
 
 def _names(kind: str) -> list[str]:
     if kind == "prompts":
-        return sorted([*shipped_names("encoders/prompts"), _OPENAI_IMAGENET])
+        return prompt_set_names()
     known: dict[str, Mapping[str, Any]] = {"datasets": DATASETS, "sensors": SENSORS}
     return list(known[kind]) if kind in known else shipped_names(kind)
 
@@ -167,14 +168,15 @@ def _about_suite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _about_study(values: Mapping[str, Any]) -> dict[str, Any]:
+    varied = {key: list(map(str, one)) for key, one in values.get("vary", {}).items()}
+    variants = [one.get("name", "-") for one in values.get("variants", [])]
     return {
         "kind": "study",
         "note": values.get("note", ""),
         "recipe": values.get("recipe", ""),
         "stage": values.get("stage", "the whole run"),
-        "varies": {key: list(map(str, one)) for key, one in values.get("vary", {}).items()}
-        or "nothing",
-        "variants": [one.get("name", "-") for one in values.get("variants", [])] or "those varied",
+        **({"varies": varied} if varied else {}),
+        **({"variants": variants} if variants else {}),
         "seeds": list(values.get("seeds", [0, 1, 2])),
     }
 
@@ -184,10 +186,6 @@ def _about_prompts(templates: list[str]) -> dict[str, Any]:
 
 
 def _templates(name: str) -> list[str]:
-    if name != _OPENAI_IMAGENET:
-        return list(read_shipped("encoders/prompts", name)["templates"])
-    from terralign.encoders.zeroshot import load_prompts
-
     return list(load_prompts(name).templates)
 
 
@@ -215,18 +213,47 @@ def _about_toml(path: Path) -> dict[str, Any]:
         return _about_dataset(find_dataset(str(path)).facts)
     if "bands" in values:
         return _about_sensor(parse_sensor(values, origin=str(path)))
-    if "entries" in values:
-        return _about_suite(values)
-    if "recipe" in values:
-        return _about_study(values)
-    if "base" in values:
-        return _about_recipe(values)
+    for key, kind, check, describe in (
+        ("entries", "suite", _check_suite, _about_suite),
+        ("recipe", "study", _check_study, _about_study),
+        ("base", "recipe", _check_recipe, _about_recipe),
+    ):
+        if key in values:
+            try:
+                check(str(path))
+            except TerralignError as error:
+                return {"kind": kind, "not valid": str(error)}
+            return describe(values)
     if "templates" in values:
         return _about_prompts(list(values["templates"]))
     raise TerralignError(
         f"{path} is no TOML that is known here: a data set has the key reader, a sensor bands, a "
         "recipe base, a suite entries, a study recipe, a prompt set templates"
     )
+
+
+def _check_suite(path: str) -> None:
+    from terralign.suite import load_suite
+
+    load_suite(path, data_root=_data_root())
+
+
+def _check_study(path: str) -> None:
+    from terralign.study import load_study
+
+    load_study(path, data_root=_data_root())
+
+
+def _check_recipe(path: str) -> None:
+    from terralign.recipe import load_recipe
+
+    load_recipe(path, data_root=_data_root())
+
+
+def _data_root() -> Path | None:
+    """`info` has no --data-root, but its variable holds here as for every command."""
+    given = os.environ.get("TERRALIGN_DATA")
+    return Path(given) if given else None
 
 
 def _about_store(store: Path) -> dict[str, Any]:

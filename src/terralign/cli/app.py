@@ -48,8 +48,18 @@ def example(text: str) -> Callable[[Command], Command]:
     return add
 
 
+_FLAGS = ("--verbose", "--quiet", "--debug")
+
+
 class _Terralign(OneLineFaults):
-    """Lists its commands in reading order, each with the whole first sentence of its help."""
+    """Lists its commands in reading order, each with the whole first sentence of its help; its own
+    flags may stand behind a command too."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        flags = [one for one in args[:end] if one in _FLAGS]
+        others = [one for one in args[:end] if one not in _FLAGS]
+        return super().parse_args(context, [*flags, *others, *args[end:]])
 
     def list_commands(self, context: click.Context) -> list[str]:
         place = {name: number for number, name in enumerate(READING_ORDER)}
@@ -88,6 +98,12 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "httpx", "matplotlib", "rasterio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def say_loading(model: str) -> None:
+    """On a terminal, that a model is being loaded: the libraries for it alone take seconds."""
+    if sys.stderr.isatty():
+        logging.getLogger(__name__).info("loading %s ...", model)
 
 
 def threads() -> None:

@@ -79,12 +79,13 @@ def bench(
     check_data_root(data_root)
     for name in prompts:
         check_prompts(name)
-    from terralign.bench import report_bench, run_bench
-    from terralign.bench.rows import format_bench_table
     from terralign.suite import load_suite
-    from terralign.train.threads import choose_device
 
     loaded = load_suite(suite, overrides=overrides, data_root=data_root)
+    from terralign.bench import report_bench, run_bench
+    from terralign.bench.rows import format_bench_table
+    from terralign.train.threads import choose_device
+
     chosen_device = choose_device(device)
     threads()
     result = run_bench(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from terralign.datasets.facts import check_data_root, check_name
-from terralign.encoders.sources import check_source
-from terralign.errors import DataError, RecipeError, nearest
+from terralign.encoders.sources import check_source, sensors_of
+from terralign.errors import DataError, RecipeError, SensorError, nearest
 from terralign.files import read_toml, shipped_names
-from terralign.sensors import find_sensor
+from terralign.sensors import SENSORS, Sensor, find_sensor
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import read_named
+
+if TYPE_CHECKING:
+    from terralign.scenes.scene import Scene
 
 
 def check_recipe(recipe: str, data_root: Path | None, *, base: str | None = None) -> None:
@@ -45,10 +49,37 @@ def check_prompts(name: str | None) -> None:
         )
 
 
-def check_sensor(name: str | None) -> None:
-    """A sensor's TOML file; names may be those of a model's own sensors."""
-    if name is not None and name.endswith(".toml"):
-        find_sensor(name)
+def check_sensor(name: str | None, model: str | None) -> Sensor | None:
+    """The sensor of this name: a built-in one, one of the model's own, or that of a TOML file."""
+    own = {} if model is None else sensors_of(model)
+    if name is None or name in own:
+        return own.get(name or "")
+    if name.endswith(".toml") or name in SENSORS:
+        return find_sensor(name)
+    raise SensorError(
+        f"unknown sensor {name!r}; {nearest(name, {**SENSORS, **own})} "
+        "(or the path of a .toml file)"
+    )
+
+
+def open_alone(
+    paths: Sequence[Path], sensor: Sensor | None, reading: Mapping[str, Any]
+) -> Scene | None:
+    """The picture, GeoTIFF or product that is a command's only input; None for any others, which
+    are opened, and reported, one by one."""
+    if len(paths) != 1 or not paths[0].exists():
+        return None
+    from terralign.encoders.vectors import as_fault
+    from terralign.scenes.inputs import find_inputs
+    from terralign.scenes.scene import open_scene
+
+    names = ("bands", "dn_offset", "units", "composite")
+    try:
+        if find_inputs(paths[0]) != [paths[0]]:
+            return None
+        return open_scene(paths[0], sensor=sensor, **{name: reading[name] for name in names})
+    except (DataError, SensorError, OSError) as error:
+        raise as_fault(str(paths[0]), error).as_error() from error
 
 
 def check_paths(paths: Sequence[Path]) -> None:

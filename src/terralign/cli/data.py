@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,10 @@ def info(what: str | None, as_json: bool) -> None:
 
 
 _SHORT = 40
-"""Items of a list that are longer than this have a line each."""
+"""Items of a list that are longer than this have a line each, as templates have."""
+
+_WIDE = 100
+"""Characters of a line of other items."""
 
 
 def _outline(value: Any, indent: str = "") -> str:
@@ -154,8 +158,10 @@ def _outline(value: Any, indent: str = "") -> str:
             lines += [f"{indent}{key}", _outline(one, indent + "  ")]
         else:
             items = [str(item) for item in one] if isinstance(one, list | tuple) else [str(one)]
-            if all(len(item) <= _SHORT for item in items):
-                items = [", ".join(items)]
+            if key != "templates" and all(len(item) <= _SHORT for item in items):
+                items = textwrap.wrap(
+                    ", ".join(items), _WIDE, break_long_words=False, break_on_hyphens=False
+                ) or [""]
             for number, item in enumerate(items):
                 lines.append(f"{indent}{'' if number else key:<{width}}  {item}")
     return "\n".join(lines)

@@ -11,15 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from terralign.cli.app import Command, device_option, example, json_option, main, threads
+from terralign.cli.app import (
+    Command,
+    device_option,
+    example,
+    json_option,
+    main,
+    say_loading,
+    threads,
+)
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
-from terralign.errors import shown
+from terralign.errors import TerralignError, counted, shown
+from terralign.progress import beside_bars
 
 if TYPE_CHECKING:
     from terralign.encoders.answers import Classified
     from terralign.encoders.space import EmbeddingSpace
     from terralign.encoders.vectors import Embeddings, Fault
+    from terralign.scenes.scene import Scene
+    from terralign.sensors import Sensor
 
 MAX_LINES = 20
 """Windows of one scene that are printed; --json and --geojson have all."""
@@ -133,8 +144,8 @@ def _check_folder(path: Path, option: str) -> None:
 
 def _check(
     model: str | None, files: Sequence[Path], reading: Mapping[str, Any], prompts: str | None = None
-) -> None:
-    """Find slips in names and paths before torch is imported."""
+) -> Sensor | None:
+    """Find slips in names and paths before torch is imported; returns the sensor named."""
     from terralign.cli.checks import check_paths, check_prompts, check_sensor
     from terralign.encoders.sources import check_source
 
@@ -142,10 +153,29 @@ def _check(
         check_source(model)
     check_paths(files)
     check_prompts(prompts)
-    check_sensor(reading["sensor"])
+    return check_sensor(reading["sensor"], model)
+
+
+def _opened(
+    files: Sequence[Path], sensor: Sensor | None, reading: dict[str, Any], *, skip: bool = False
+) -> tuple[Sequence[Path] | Scene, dict[str, Any]]:
+    """Inputs and how they are read: a single one is opened before torch is imported, so that what
+    its declaration lacks is reported at once. `skip`: it is left to the command to report."""
+    from terralign.cli.checks import open_alone
+
+    try:
+        scene = open_alone(files, sensor, reading)
+    except TerralignError:
+        if not skip:
+            raise
+        scene = None
+    if scene is None:
+        return files, reading
+    return scene, {"tower": reading["tower"], "window": reading["window"]}
 
 
 def _load(model: str, device: str | None) -> EmbeddingSpace:
+    say_loading(model)
     from terralign.encoders.space import EmbeddingSpace
     from terralign.train.threads import choose_device
 
@@ -182,7 +212,10 @@ def _load(model: str, device: str | None) -> EmbeddingSpace:
 @geojson_option
 @device_option
 @json_option
-@example('terralign classify runs/m/model scene.tif --labels "forest,river" --sensor sentinel2-l2a')
+@example(
+    'terralign classify runs/m/model scene.tif --labels "forest,river" --sensor sentinel2-l2a '
+    "--dn-offset -1000"
+)
 def classify(
     model: str,
     files: tuple[Path, ...],
@@ -204,11 +237,12 @@ def classify(
     """
     labels = read_class_names(lists, names, labels_file)
     _check_geojson(geojson)
-    _check(model, files, reading, prompts)
+    sensor = _check(model, files, reading, prompts)
+    inputs, reading = _opened(files, sensor, reading, skip=as_json)
     space = _load(model, device)
     from terralign.encoders.answers import feature_collection, geojson_row, write_geojson
 
-    rows = space.classify_each(files, labels, prompts=prompts, errors="skip", **reading)
+    rows = space.classify_each(inputs, labels, prompts=prompts, errors="skip", **reading)
     prompt_set = space.choose_prompts(prompts).name
     values, features, faults, num_inputs = [], [], [], 0
     for group in _by_source(rows):
@@ -216,18 +250,20 @@ def classify(
         if not isinstance(group, list):
             faults.append(group)
             values.append({"file": group.key, "error": group.error})
-            _report(group)
+            with beside_bars():
+                _report(group)
             continue
         values.append(_as_json(group, prompt_set))
         if geojson is not None:
             features += [geojson_row(one) for one in group]
         if not as_json:
-            _print(group, top)
+            with beside_bars():
+                _print(group, top)
     if as_json:
         click.echo(json.dumps(values))
     if geojson is not None and features:
         write_geojson(geojson, feature_collection(features))
-        click.echo(f"{len(features)} features written to {geojson}", err=True)
+        click.echo(f"{counted(len(features), 'feature')} written to {geojson}", err=True)
     _exit_for(faults, num_inputs)
 
 
@@ -338,7 +374,10 @@ def _exit_for(faults: Sequence[Fault], num_inputs: int) -> None:
 @_reading_options
 @device_option
 @json_option
-@example("terralign embed tiles --model runs/m/model --sensor sentinel2-l2a --out tiles.parquet")
+@example(
+    "terralign embed tiles --model runs/m/model --sensor sentinel2-l2a --dn-offset -1000 "
+    "--out tiles.parquet"
+)
 def embed(
     files: tuple[Path, ...],
     model: str,
@@ -355,11 +394,12 @@ def embed(
     if out.suffix != ".parquet":
         raise click.UsageError(f"--out {out}: choose a name that ends in .parquet")
     _check_folder(out, "--out")
-    _check(model, files, reading)
+    sensor = _check(model, files, reading)
     from terralign.encoders.vectors import check_parquet
 
     check_parquet(out)
-    found = _load(model, device).embed(files, errors="skip", **reading)
+    inputs, reading = _opened(files, sensor, reading)
+    found = _load(model, device).embed(inputs, errors="skip", **reading)
     for one in found.faults:
         _report(one)
     found.save(out)
@@ -378,7 +418,7 @@ def embed(
         )
     else:
         click.echo(
-            f"{out}: {len(found):,} vectors of {found.dim} dimensions, towers: "
+            f"{out}: {counted(len(found), 'vector')} of {found.dim} dimensions, towers: "
             f"{', '.join(found.tower_ids)}"
         )
     _exit_for(found.faults, len(found.faults) + len({one.source for one in found.places}))
@@ -421,14 +461,17 @@ def search(
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
         raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
-    _check(model, [imagery], reading, prompts)
+    sensor = _check(model, [imagery], reading, prompts)
+    inputs: Sequence[Path] | Scene = []
+    if not is_vectors:
+        inputs, reading = _opened([imagery], sensor, reading)
     embeddings = _read_vectors(imagery) if is_vectors else None
     source = model or (embeddings.model if embeddings is not None else "")
     if not source:
         raise click.UsageError(f"{imagery} does not say its model; name it with --model")
     space = _load(source, device)
     if embeddings is None:
-        embeddings = space.embed(imagery, errors="skip", **reading)
+        embeddings = space.embed(inputs, errors="skip", **reading)
         for one in embeddings.faults:
             _report(one)
     hits = space.search(embeddings, query, k=k, prompts=prompts)
@@ -438,7 +481,7 @@ def search(
         click.echo(hits.table(max_rows=k).text())
     if geojson is not None:
         hits.save_geojson(geojson)
-        click.echo(f"{len(hits)} features written to {geojson}", err=True)
+        click.echo(f"{counted(len(hits), 'feature')} written to {geojson}", err=True)
     _exit_for(
         embeddings.faults,
         len(embeddings.faults) + len({one.source for one in embeddings.places}),

@@ -7,7 +7,22 @@ from pathlib import Path
 
 import click
 
-from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
+from terralign.cli.app import (
+    data_root_option,
+    device_option,
+    example,
+    json_option,
+    main,
+    say_loading,
+    threads,
+)
+from terralign.errors import SplitError, TerralignError, counted
+from terralign.scenes.pictures import PictureSize
+from terralign.sensors import RGB
+
+_LIKELY_SIZE = PictureSize(224, "shortest", "bicubic")
+"""Data are opened before the model, so that slips are reported at once; pictures are opened again
+where the model's size is another."""
 
 
 @main.command()
@@ -60,6 +75,15 @@ def evaluate(
     check_data(data, data_root)
     check_prompts(prompts)
     from terralign.datasets.catalog import open_dataset
+
+    samples = None
+    try:
+        samples = open_dataset(data, data_root=data_root, split=split, size=_LIKELY_SIZE)
+    except SplitError:
+        raise
+    except TerralignError:
+        pass  # perhaps for the size: a packed store of pictures has its own
+    say_loading(model)
     from terralign.datasets.composited import with_composite
     from terralign.encoders.picture_size import picture_size
     from terralign.encoders.space import EmbeddingSpace
@@ -71,7 +95,8 @@ def evaluate(
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     size = picture_size(space.input_spec())
-    samples = open_dataset(data, data_root=data_root, split=split, size=size)
+    if samples is None or (RGB in samples.layouts and size != _LIKELY_SIZE):
+        samples = open_dataset(data, data_root=data_root, split=split, size=size)
     samples = with_composite(samples, composite)
     if composite is not None:
         sides = (query, gallery or "rgb") if retrieval else (tower,)
@@ -90,14 +115,8 @@ def evaluate(
         return
     click.echo(f"{found.dataset} {found.split}, {found.task}, {found.note}")
     if found.prompts:
-        click.echo(
-            f"prompts: {found.prompts['name']} ({len(found.prompts['templates'])} templates)"
-        )
-    for metric in found.result.metrics:
-        click.echo(
-            f"  {metric.name:<16}{100 * metric.value:6.2f} %  "
-            f"[{100 * metric.low:.2f}, {100 * metric.high:.2f}]  "
-            f"chance {100 * metric.chance:.2f} %, n = {metric.num_samples}"
-        )
+        number = counted(len(found.prompts["templates"]), "template")
+        click.echo(f"prompts: {found.prompts['name']} ({number})")
+    click.echo(found.table().text())
     for note in found.result.notes:
-        click.echo(f"  {note}")
+        click.echo(note)

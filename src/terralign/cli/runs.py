@@ -74,26 +74,27 @@ def run(
 
     check_recipe(recipe, data_root)
     from terralign.recipe import load_recipe
-    from terralign.run import run_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    from terralign.run import run_recipe
+
     folder = out or Path("runs") / loaded.name
     print_run(
         run_recipe(loaded, folder, data_root=data_root, device=device, stores=stores), as_json
     )
 
 
-def _single_stage(stage: str) -> Callable[[Command], Command]:
-    """The options that `patch` and `align` share."""
+def _single_stage(stage: str, base: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """The options that `patch` and `align` share; `base`: the option that each has of its own."""
 
     def wrap(function: Command) -> Command:
-        options = [
+        options: list[Callable[[Command], Command]] = [
             click.option(
                 "--recipe",
                 required=True,
                 help="A name or a TOML; its settings count.",
             ),
-            click.option("--base", help="The model to start from, in place of the recipe's."),
+            base,
             click.option(
                 "--out", required=True, type=click.Path(path_type=Path), help="Run folder."
             ),
@@ -130,18 +131,21 @@ def _run_stage(
 
     check_recipe(recipe, data_root, base=base)
     from terralign.recipe import load_recipe, single_stage
-    from terralign.run import run_recipe
     from terralign.toml_paths import TomlPaths
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
     if base is not None:
         base = TomlPaths.here(data_root).resolve({"model": base})["model"]
     part = single_stage(loaded, stage, base=base)
+    from terralign.run import run_recipe
+
     print_run(run_recipe(part, out, data_root=data_root, device=device), as_json)
 
 
 @main.command()
-@_single_stage("patch")
+@_single_stage(
+    "patch", click.option("--base", help="The model to start from, in place of the recipe's.")
+)
 @example("terralign patch --recipe micro-real --data-root data --out runs/patched")
 def patch() -> None:
     """Run stage 1 alone: patch a CLIP on satellite RGB.
@@ -151,7 +155,14 @@ def patch() -> None:
 
 
 @main.command()
-@_single_stage("align")
+@_single_stage(
+    "align",
+    click.option(
+        "--base",
+        required=True,
+        help="The space to add towers to, such as the model folder that `patch` wrote.",
+    ),
+)
 @example(
     "terralign align --recipe micro-real --base runs/patched/model --data-root data --out runs/a"
 )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from torch import Tensor
 
 from terralign.encoders.tables import MAX_ROWS, Table, short_keys
 from terralign.encoders.vectors import (
@@ -24,10 +23,12 @@ from terralign.encoders.vectors import (
     choose_rows,
     not_read,
 )
-from terralign.errors import DataError, StorageError, nearest
+from terralign.errors import DataError, StorageError, counted, nearest
 from terralign.files import write_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from terralign.encoders.embedding import EmbeddedChip
 
 
@@ -213,7 +214,7 @@ def gather_classified(
 def require_some(num_read: int, faults: Sequence[Fault]) -> None:
     """Raise the first fault where nothing at all could be read."""
     if faults and not num_read:
-        others = f" (and {len(faults) - 1} more inputs failed)" if len(faults) > 1 else ""
+        others = f" (and {counted(len(faults) - 1, 'more input')} failed)" if faults[1:] else ""
         raise faults[0].kind(f"{faults[0].error}{others}")
 
 
@@ -369,8 +370,8 @@ def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> d
     """GeoJSON (RFC 7946) of places and their properties; `DataError` where no place is known."""
     if rows and all(place.geometry is None for place, _ in rows):
         raise DataError(
-            f"none of the {len(rows)} results has a place on a map; GeoJSON needs georeferenced "
-            "GeoTIFFs or products"
+            f"no place on a map is known for {counted(len(rows), 'result')}; GeoJSON needs "
+            "georeferenced GeoTIFFs or products"
         )
     return {
         "type": "FeatureCollection",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,12 +19,12 @@ from terralign.encoders.inputs import (
     Inputs,
     Source,
     Windowing,
-    fault,
+    list_inputs,
     open_sources,
 )
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import Declared, resize_pictures, seen_shares
-from terralign.encoders.vectors import Fault, Footprint
+from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
@@ -38,8 +39,8 @@ logger = logging.getLogger(__name__)
 Errors = Literal["raise", "skip"]
 """What happens with an input that cannot be read."""
 
-NUM_SHOWN_PROGRESS = 256
-"""A source of more windows than this shows its progress."""
+NUM_SHOWN_PROGRESS = 64
+"""A source of so many windows shows its progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +100,9 @@ def _embed_each(
     batch = _Batch(space, batch_size)
     ready: list[EmbeddedChip | Fault] = []  # a source that fails half-way gives its fault alone
     warned = False
-    for number, source in enumerate(open_sources(inputs, declared)):
+    listed = list_inputs(inputs, declared)
+    alone = isinstance(inputs, np.ndarray | Tensor)
+    for number, source in enumerate(_counted(open_sources(listed, declared, alone=alone), listed)):
         if isinstance(source, Fault):
             if errors == "raise":
                 raise source.as_error()
@@ -118,7 +121,7 @@ def _embed_each(
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
                 raise
-            found = fault(source.key, error)
+            found = as_fault(source.key, error)
             if errors == "raise":
                 raise found.as_error() from error
             batch.drop(number)
@@ -131,6 +134,20 @@ def _embed_each(
 
 def _number_of(one: EmbeddedChip | Fault) -> int:
     return -1 if isinstance(one, Fault) else one.source_number
+
+
+def _counted(
+    sources: Iterator[Source | Fault], listed: Iterable[tuple[int, Any]]
+) -> Iterator[Source | Fault]:
+    """The sources, with a counter where several files are known beforehand."""
+    paths = isinstance(listed, list) and all(isinstance(one, Path | Fault) for _, one in listed)
+    if not (isinstance(listed, list) and paths and len(listed) > 1):
+        yield from sources
+        return
+    with Progress("embed", total=len(listed), unit="input") as progress:
+        for source in sources:
+            yield source
+            progress.advance()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +171,7 @@ def _chips(
     num_empty = 0
     bands = _bands_seen(space, tower, source.layout)
     label = f"embed {source.key} with {tower}"
-    shown = len(windows) > NUM_SHOWN_PROGRESS
+    shown = len(windows) >= NUM_SHOWN_PROGRESS
     counter = Progress(label, total=len(windows), unit="window") if shown else nullcontext()
     with counter as progress:
         for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):

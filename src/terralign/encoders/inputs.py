@@ -22,7 +22,7 @@ from torch import Tensor
 
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import Declared, as_declared, as_tensor
-from terralign.encoders.vectors import Fault, Footprint
+from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError, shown
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
@@ -33,10 +33,10 @@ from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
 
-Inputs = (
-    str | Path | Chip | Image.Image | NDArray[np.generic] | Tensor | Iterable[Any]  # of these
-)
-"""What can be embedded."""
+_Single = str | Path | Scene | Chip | Image.Image | NDArray[np.generic] | Tensor
+
+Inputs = _Single | Iterable[Any]
+"""What can be embedded: one, or several of these."""
 
 Windowing = int | Literal["whole"] | None
 """Pixels of a window's side; "whole": never cut; None: rasters larger than the tower's input are
@@ -96,16 +96,42 @@ class Source:
         )
 
 
-def open_sources(inputs: Inputs, declared: Declared) -> Iterator[Source | Fault]:
-    """The sources of `inputs`, in order; one that cannot be read is a `Fault` in its place.
+def list_inputs(inputs: Inputs, declared: Declared) -> Iterable[tuple[int, Any]]:
+    """Single inputs with the number of what was given: paths stand for what they hold, or for a
+    `Fault`. A list, unless `inputs` is one that comes bit by bit (an iterator)."""
+    given = _several(inputs)
+    listed = (
+        (number, single) for number, one in enumerate(given) for single in _singles(one, declared)
+    )
+    return list(listed) if isinstance(given, Sequence) else listed
 
-    A source of the wrong kind is a `DataError`, since it is the caller's mistake.
+
+def _singles(one: Any, declared: Declared) -> Iterable[Any]:
+    if not isinstance(one, str | Path):
+        return [one]
+    if not str(one).strip():
+        raise DataError("a path is empty; name a file or folder")
+    try:
+        return expand(Path(one), declared)
+    except (DataError, SensorError, OSError) as error:
+        return [as_fault(str(one), error)]
+
+
+def open_sources(
+    listed: Iterable[tuple[int, Any]], declared: Declared, *, alone: bool
+) -> Iterator[Source | Fault]:
+    """The sources of listed inputs, in order; one that cannot be read is a `Fault` in its place.
+
+    `alone`: numbers are all that is given, and their keys need no number before theirs. A source
+    of the wrong kind is a `DataError`, since it is the caller's mistake.
     """
-    for number, one in enumerate(_several(inputs)):
-        if isinstance(one, str | Path):
-            if not str(one).strip():
-                raise DataError("a path is empty; name a file or folder")
-            yield from _from_path(Path(one), declared)
+    for number, one in listed:
+        if isinstance(one, Fault):
+            yield one
+        elif isinstance(one, Path):
+            yield _from_path(one, declared)
+        elif isinstance(one, Scene):
+            yield _from_opened(one, declared)
         elif isinstance(one, Chip):
             yield _from_chip(one, f"chip-{number}", declared)
         elif isinstance(one, Image.Image):
@@ -113,17 +139,20 @@ def open_sources(inputs: Inputs, declared: Declared) -> Iterator[Source | Fault]
         elif _is_sample_set(one):
             yield from _from_samples(one, declared)
         elif isinstance(one, np.ndarray | Tensor):
-            whole = inputs is one
-            yield from _from_numbers(one, "" if whole else f"{number}", declared)
+            yield from _from_numbers(one, "" if alone else f"{number}", declared)
         else:
             raise DataError(
-                f"cannot embed a {type(one).__name__}; give a path, a folder, a Chip, a Pillow "
-                "image, an array or tensor (C, H, W) or (N, C, H, W), Samples, or a list of these"
+                f"cannot embed a {type(one).__name__}; give a path, a folder, a Scene, a Chip, a "
+                "Pillow image, an array or tensor (C, H, W) or (N, C, H, W), Samples, or a list of "
+                "these"
             )
 
 
+_SINGLE = (str, Path, Scene, Chip, Image.Image, np.ndarray, Tensor)
+
+
 def _several(inputs: Inputs) -> Iterable[Any]:
-    single = isinstance(inputs, str | Path | Chip | Image.Image | np.ndarray | Tensor)
+    single = isinstance(inputs, _SINGLE)
     if single or _is_sample_set(inputs):
         return [inputs]
     if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
@@ -164,37 +193,30 @@ def expand(path: Path, declared: Declared) -> list[Path]:
 _RASTERS = (".tif", ".tiff", ".jp2")
 
 
-def _from_path(path: Path, declared: Declared) -> Iterator[Source | Fault]:
+def _from_path(path: Path, declared: Declared) -> Source | Fault:
     try:
-        found = expand(path, declared)
-    except (DataError, SensorError, OSError) as error:
-        yield fault(str(path), error)
-        return
-    for one in found:
-        try:
-            yield from_scene(
-                open_scene(
-                    one,
-                    sensor=declared.sensor,
-                    bands=declared.bands,
-                    dn_offset=declared.dn_offset,
-                    units=declared.units,
-                    composite=declared.composite,
-                )
+        return from_scene(
+            open_scene(
+                path,
+                sensor=declared.sensor,
+                bands=declared.bands,
+                dn_offset=declared.dn_offset,
+                units=declared.units,
+                composite=declared.composite,
             )
-        except (DataError, SensorError, OSError) as error:
-            yield fault(str(one), error)
+        )
+    except (DataError, SensorError, OSError) as error:
+        return as_fault(str(path), error)
 
 
-def fault(key: str, error: Exception) -> Fault:
-    """What went wrong with an input, in one line that names it."""
-    text = str(error)
-    if isinstance(error, OSError):
-        text = error.strerror or text
-    text = " ".join(text.split())
-    name = shown(Path(key))
-    kind = SensorError if isinstance(error, SensorError) else DataError
-    return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
+def _from_opened(scene: Scene, declared: Declared) -> Source:
+    if declared.sensor is not None:
+        raise SensorError("a scene has its own sensor; leave sensor out")
+    declared.require_only_sensor("a scene")
+    if declared.composite is not None:
+        recipe = scene.sensor.composite(declared.composite)
+        scene = replace(scene, layout=replace(scene.layout, composite=recipe))
+    return from_scene(scene)
 
 
 def from_scene(scene: Scene) -> Source:

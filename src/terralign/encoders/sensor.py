@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from terralign.encoders.backbones import CUSTOM as CUSTOM
+from terralign.encoders.backbones import INFLATE as INFLATE
+from terralign.encoders.backbones import Scaling as Scaling
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.trained import TowerTraining
 from terralign.encoders.weights import (
@@ -40,12 +43,6 @@ from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS, Composite, Sensor
 
 logger = logging.getLogger(__name__)
-
-INFLATE = "inflate"
-CUSTOM = "custom"
-
-Scaling = Literal["reflectance", "ssl4eo-s1", "standardised"]
-"""How a timm tower's inputs were scaled; `train/student.py` has the numbers."""
 
 
 class TowerConfig(BaseModel):

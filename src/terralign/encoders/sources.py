@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from terralign.errors import ModelError, nearest
+from terralign.errors import ModelError, TerralignError, nearest
+from terralign.files import read_json
+from terralign.sensors import Sensor, parse_sensor
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
 
 HUB = "hf-hub"
@@ -39,6 +41,19 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
             f"no model at {source!r}: expected a space or open_clip folder, hf-hub:ORG/NAME, "
             "ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or ARCHITECTURE:FILE"
         )
+
+
+def sensors_of(source: str) -> dict[str, Sensor]:
+    """The sensors that came with a space's towers, by name; none of another model, and none where
+    `space.json` is damaged, which loading reports."""
+    path = Path(source) / "space.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = [parse_sensor(one, origin=source) for one in read_json(path)["sensors"]]
+    except (TerralignError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+    return {sensor.name: sensor for sensor in found}
 
 
 @cache

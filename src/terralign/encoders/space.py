@@ -344,7 +344,7 @@ class EmbeddingSpace:
         """Vectors (N, D) of imagery, with keys and places.
 
         `inputs`: a file (picture, GeoTIFF), a product's folder with a file per band, a folder or
-        pattern (`tiles/*.tif`) of these, a `Chip`, a Pillow image, `Samples`, numbers
+        pattern (`tiles/*.tif`) of these, a `Scene`, a `Chip`, a Pillow image, `Samples`, numbers
         (N, C, H, W) or (C, H, W), or a list of them. `sensor`: a name, `Sensor` or TOML; may be
         left out for pictures, products and chips, which say it. `bands`: the channels' names in
         order, any known spelling; may be left out where a file names them, and where C is the

@@ -20,9 +20,11 @@ from terralign.chips import Window
 from terralign.encoders.tables import Table, short_keys
 from terralign.errors import (
     DataError,
+    SensorError,
     SpaceMismatchError,
     StorageError,
     TerralignError,
+    counted,
     first_line,
     shown,
 )
@@ -96,6 +98,17 @@ class Fault:
     def as_error(self) -> TerralignError:
         """The same as an exception."""
         return self.kind(self.error)
+
+
+def as_fault(key: str, error: Exception) -> Fault:
+    """What went wrong with an input, in one line that names it."""
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    text = " ".join(text.split())
+    name = shown(Path(key))
+    kind = SensorError if isinstance(error, SensorError) else DataError
+    return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,8 +225,8 @@ class Embeddings:
     def _title(self) -> str:
         towers = ", ".join(self.tower_ids) or "none"
         return (
-            f"Embeddings: {len(self):,} vectors of {self.dim} dimensions, towers: {towers}, "
-            f"space {self.space_id}{not_read(self.faults)}"
+            f"Embeddings: {counted(len(self), 'vector')} of {self.dim} dimensions, "
+            f"towers: {towers}, space {self.space_id}{not_read(self.faults)}"
         )
 
     def _table(self) -> Table:
@@ -358,7 +371,7 @@ def not_read(faults: Sequence[Fault]) -> str:
     """How titles end that have faults."""
     if not faults:
         return ""
-    return f", {len(faults)} input{'' if len(faults) == 1 else 's'} not read"
+    return f", {counted(len(faults), 'input')} not read"
 
 
 def check_parquet(path: Path) -> None:

@@ -9,49 +9,26 @@ import logging
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.encoders.clip import ClipModel
+from terralign.encoders.prompt_sets import OPENAI_IMAGENET as OPENAI_IMAGENET
+from terralign.encoders.prompt_sets import PromptSet as PromptSet
+from terralign.encoders.prompt_sets import load_prompts as load_prompts
+from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
+from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
 from terralign.encoders.text_tower import shortened_texts
 from terralign.encoders.weights import read_state_dict, write_state_dict
-from terralign.errors import DataError, RecipeError, nearest
-from terralign.files import hash_json, read_shipped, read_toml, shipped_names
+from terralign.errors import DataError, RecipeError
+from terralign.files import hash_json
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-OPENAI_IMAGENET = "openai-imagenet"
-"""The templates (and class names) that OpenAI published for ImageNet; open_clip ships them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptSet:
-    """Templates with `{}` for the class name, and the name that results carry."""
-
-    name: str
-    templates: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        wrong = [template for template in self.templates if template.count("{}") != 1]
-        if wrong or not self.templates:
-            raise RecipeError(
-                f"prompt set {self.name!r}: every template needs one {{}}, {wrong[0]!r} has not"
-                if wrong
-                else f"prompt set {self.name!r} has no template"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """Name, templates and hash, as results carry them."""
-        templates = list(self.templates)
-        return {"name": self.name, "templates": templates, "hash": hash_json(templates)}
-
 
 Prompts = PromptSet | str | Sequence[str]
 """A prompt set, its name or TOML file, or templates with `{}`."""
@@ -71,38 +48,6 @@ def as_prompts(prompts: Prompts) -> PromptSet:
         if not isinstance(template, str):
             raise RecipeError(f"prompts: the template {template!r:.100} is not text; {wanted}")
     return PromptSet(name="given", templates=templates)
-
-
-def prompt_set_names() -> list[str]:
-    """The names `load_prompts` knows."""
-    return sorted([*shipped_names("encoders/prompts"), OPENAI_IMAGENET])
-
-
-def load_prompts(name: str) -> PromptSet:
-    """A prompt set by name, or from a TOML file with `templates = [...]`."""
-    if name == OPENAI_IMAGENET:
-        templates = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-        return PromptSet(name=name, templates=templates)
-    if name.endswith(".toml"):
-        values = read_toml(Path(name), what="prompt file", fault=RecipeError)
-    elif name in prompt_set_names():
-        values = read_shipped("encoders/prompts", name)
-    else:
-        raise RecipeError(
-            f"unknown prompt set {name!r}; {nearest(name, prompt_set_names())} "
-            "(or the path of a .toml file)"
-        )
-    templates = values.pop("templates", None)
-    if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
-        raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')
-    if values:
-        raise RecipeError(f"prompt file {name}: unknown key {next(iter(values))!r}")
-    return PromptSet(name=Path(name).stem, templates=tuple(templates))
-
-
-def openai_imagenet_names() -> tuple[str, ...]:
-    """OpenAI's 1,000 ImageNet class names, in the order of the sorted WordNet ids."""
-    return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
 def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:

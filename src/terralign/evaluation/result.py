@@ -35,12 +35,12 @@ class Evaluation:
     sensors both: "sentinel1-grd and sentinel2-l2a"."""
 
     def __repr__(self) -> str:
-        lines = [self._title(), self._table().text(), *self.result.notes]
+        lines = [self._title(), self.table().text(), *self.result.notes]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.result.notes)
-        return self._table().html(self._title()) + notes
+        return self.table().html(self._title()) + notes
 
     def _title(self) -> str:
         title = f"{self.dataset} {self.split}, {self.task}, {self.note}"
@@ -49,7 +49,7 @@ class Evaluation:
         number = len(self.prompts["templates"])
         return f"{title}, prompts {self.prompts['name']} ({number} template{'s' * (number != 1)})"
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
         """Per cent, with 95 % intervals, what chance gives, and the number of samples."""
         return Table(
             columns=("metric", "value", "interval", "chance", "n"),

@@ -35,7 +35,7 @@ from terralign.scenes.read import (
     require_fit,
     require_picture,
 )
-from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
+from terralign.sensors import SENSORS, Sensor, as_sensor, sentinel2_dn_offset, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +240,8 @@ def open_scene(
     samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
     if unknown is not None:
         scene = _with_concluded_offset(scene, samples, unknown)
+    else:
+        _log_offset(scene, declared)
     check_numbers(samples, scene.layout, origin=shown(path))
     return scene
 
@@ -311,6 +313,32 @@ def _with_concluded_offset(
     note = f"nothing states the DN offset: {reason}"
     logger.warning("%s: %s", shown(scene.path), note)
     return replace(scene, layout=replace(scene.layout, dn_offset=value), notes=(note,))
+
+
+_logged: set[tuple[float, str]] = set()
+
+
+def _log_offset(scene: Scene, declared: _Declared) -> None:
+    """Log a DN offset that varies between products and what said it, once for each such pair."""
+    layout = scene.layout
+    if layout.units != "dn" or not layout.sensor.offset_varies or layout.stated_scale is not None:
+        return
+    reason = "as declared" if declared.dn_offset is not None else "by its metadata"
+    if declared.dn_offset is None and layout.dn_offset in _offsets_of_names(scene):
+        reason = "by its name"
+    if (layout.dn_offset, reason) not in _logged:
+        _logged.add((layout.dn_offset, reason))
+        logger.info("%s: DN offset %g, %s", shown(scene.path), layout.dn_offset, reason)
+
+
+def _offsets_of_names(scene: Scene) -> Iterator[float]:
+    """The DN offsets that the names of a scene and of the folders around it say."""
+    path = scene.path.absolute()
+    for name in (path.name, *(one.name for one in path.parents[:3])):
+        try:
+            yield sentinel2_dn_offset(product_name=name)
+        except UnknownOffsetError:
+            continue
 
 
 def _samples(scene: Scene) -> Iterator[Chip]:

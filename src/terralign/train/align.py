@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import keep_in_memory
@@ -26,27 +25,26 @@ from terralign.encoders.clip import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.errors import RecipeError, nearest
+from terralign.errors import RecipeError
 from terralign.evaluation.classification import require_labels
 from terralign.preprocess import (
-    Spectral,
-    ViewSpec,
     apply_views,
     augment_spectral,
     draw_views,
     make_ready,
     scale_bands,
 )
-from terralign.train.finetune import LabelLoss, select_trainable, train_mode
-from terralign.train.loop import FitResult, LoopSettings, Prepared, fit
+from terralign.train.finetune import select_trainable, train_mode
+from terralign.train.loop import FitResult, Prepared, fit
 from terralign.train.losses import (
     LOSSES,
-    PAPER_LOSSES,
     Calibration,
     Context,
     label_loss,
     start_calibration,
 )
+from terralign.train.settings import PAPER_LOSSES as PAPER_LOSSES
+from terralign.train.settings import AlignSettings as AlignSettings
 from terralign.train.student import student_layout
 from terralign.train.student_validation import validation_value
 from terralign.train.teacher import (
@@ -55,67 +53,6 @@ from terralign.train.teacher import (
     teacher_features,
     teacher_pictures,
 )
-
-DEFAULT_LOSSES = {"mse_normalised": 1.0, "label": 1.0}
-"""Chosen on validation data (docs/experiment-log.md); "label" is dropped where no labels are
-given."""
-
-
-class AlignSettings(LoopSettings):
-    """Stage 2's training. Default rate and decay are the paper's (as reported)."""
-
-    lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    losses: dict[str, float] | Literal["paper"] | None = None
-    """Weights of feature losses (mse, mse_normalised, cosine, infonce, kl) and of "label"; "paper":
-    MSE of raw features and 0.05 label loss; None: what was measured to be best."""
-    label_loss: LabelLoss | None = None
-    """None: cross-entropy for single-label data, calibrated BCE for multi-label data."""
-    batch_norm: Literal["frozen", "train"] = "frozen"
-    """Running statistics of the student's batch norms."""
-    trainable: tuple[str, ...] = ("*",)
-    """Names of the student's parameters to train, with wildcards."""
-    frozen: tuple[str, ...] = ()
-    """Of those, names of parameters that stay as they are, with wildcards: the position embeddings
-    that MoCo-v3 keeps fixed are "backbone.pos_embed"."""
-    views: ViewSpec = ViewSpec()
-    """Geometry of a view, the same for teacher and student."""
-    num_views: int = Field(default=1, ge=1)
-    """Seeded views per sample that the teacher embeds; a sample that is seen for the n-th time
-    (0-based, over epochs and repeats) is in view n modulo this."""
-    live_teacher: bool = False
-    """Run the teacher in every step instead of storing its embeddings."""
-    spectral: Spectral = Spectral()
-    """Augmentation of the student's bands."""
-
-    @field_validator("losses")
-    @classmethod
-    def _losses_are_known(cls, value: Any) -> Any:
-        for name, weight in (value or {}).items() if isinstance(value, dict) else ():
-            if name not in (*LOSSES, "label"):
-                raise ValueError(f"unknown loss {name!r}; {nearest(name, [*LOSSES, 'label'])}")
-            if weight <= 0:
-                raise ValueError(f"loss {name!r} has weight {weight}; leave it out instead")
-        return value
-
-    def weights(self, *, labelled: bool) -> dict[str, float]:
-        """The losses with their weights; `RecipeError` for a label loss without labels."""
-        if self.losses == "paper":
-            chosen = dict(PAPER_LOSSES)
-        elif self.losses is None:
-            chosen = dict(DEFAULT_LOSSES)
-        else:
-            chosen = dict(self.losses)
-            if "label" in chosen and not labelled:
-                raise RecipeError(
-                    "losses has a label term, but no data set is used with its labels; "
-                    "set labels = true on one, or leave the term out"
-                )
-        if not labelled:
-            chosen.pop("label", None)
-        if not chosen:
-            raise RecipeError("no loss is left: name at least one")
-        return chosen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

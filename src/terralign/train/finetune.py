@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import keep_in_memory
@@ -28,8 +27,6 @@ from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import (
-    Photometric,
-    ViewSpec,
     apply_views,
     augment_photometric,
     draw_views,
@@ -37,40 +34,10 @@ from terralign.preprocess import (
     scale_composite,
 )
 from terralign.train.interpolate import on_cpu
-from terralign.train.loop import LoopSettings, Prepared, fit
+from terralign.train.loop import Prepared, fit
 from terralign.train.losses import Calibration, label_loss, start_calibration
-
-LabelLoss = Literal["cross_entropy", "bce", "calibrated_bce"]
-
-
-class FinetuneSettings(LoopSettings):
-    """Stage 1's gradients. Default rate, decay and clipping are the paper's (as reported)."""
-
-    lr: float = Field(default=1e-5, gt=0)
-    weight_decay: float = Field(default=0.5, ge=0)
-    loss: LabelLoss | None = None
-    """None: cross-entropy for single-label tasks, calibrated BCE for multi-label ones; "bce" is
-    the paper's for these."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
-    preserve: float = Field(default=0.0, ge=0)
-    """Weight of a term that keeps what the tower knew: 1 - cos between the embeddings of the
-    fine-tuned and the zero-shot tower, averaged over the patching pictures. 0: off (the
-    paper's)."""
-    preserve_unlabelled: float = Field(default=0.0, ge=0)
-    """Weight of the same term over other pictures (`preserve_on`), whose labels are not used."""
-    preserve_batch_size: int = Field(default=64, ge=1)
-    """Other pictures per step."""
-    trainable: tuple[str, ...] = ("*",)
-    """Names of the tower's parameters to train, with wildcards; the rest stays."""
-    frozen: tuple[str, ...] = ()
-    """Of those, names of parameters that stay as they are, with wildcards."""
-    batch_norm: Literal["frozen", "train"] = "frozen"
-    """Running statistics of batch norms: kept, or updated (and re-estimated for each alpha)."""
-    views: ViewSpec = ViewSpec()
-    """Geometric augmentation, drawn anew in every epoch."""
-    photometric: Photometric | None = None
-    """Colour augmentation; None: off. `{}` in a recipe takes the paper's."""
+from terralign.train.settings import FinetuneSettings as FinetuneSettings
+from terralign.train.settings import LabelLoss as LabelLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

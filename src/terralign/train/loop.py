@@ -20,7 +20,6 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import read_ahead
@@ -34,37 +33,8 @@ from terralign.train.checkpoints import (
     restore,
     training_state,
 )
+from terralign.train.settings import LoopSettings as LoopSettings
 from terralign.train.threads import num_readers
-
-
-class LoopSettings(BaseModel):
-    """How long and how fast to train. The learning rate warms up linearly, then follows a cosine
-    to zero over exactly the steps of the run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    epochs: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    """Samples per optimiser step."""
-    lr: float = Field(default=1e-5, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's."""
-    decay: Literal["matrices", "all"] = "matrices"
-    """What is decayed: not norms, biases and other vectors; or all parameters alike, as PAINT and
-    WiSE-FT do."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = Field(default=0, ge=0)
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    """Greatest norm of the gradient."""
-    accumulate: int = Field(default=1, ge=1)
-    """Parts a batch is split into to fit the memory; the gradient is that of the whole batch."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the autocast inside the towers; inputs and weights stay float32."""
-    keep: Literal["last", "best"] = "last"
-    """Which weights the stage goes on with: the last, or the best on validation data."""
-    validate_every: int | None = Field(default=None, ge=1)
-    """Steps between validations; None: once, at the end of each epoch, where there is a validation
-    set and `keep` is "best"."""
 
 
 class Batches(Protocol):

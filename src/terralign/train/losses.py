@@ -73,9 +73,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Context], Tensor]] = {
 }
 """Feature losses by name: (student (B, D), teacher (B, D), context) -> scalar."""
 
-PAPER_LOSSES = {"mse": 1.0, "label": 0.05}
-"""The paper's stage 2 (as reported): MSE of raw features and 0.05 times the label loss."""
-
 
 class Calibration(nn.Module):
     """Two scalars, s and b, for sigma(s * cos + b); trained beside the tower and then dropped.

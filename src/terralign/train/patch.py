@@ -10,9 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from terralign.datasets.overlap import Overlaps, keep_apart
@@ -30,22 +28,11 @@ from terralign.train.finetune import (
     training_pictures,
 )
 from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
+from terralign.train.settings import DEFAULT_ALPHAS as DEFAULT_ALPHAS
+from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.sweep import Choice, SweepMemory, SweepPoint, choose_alpha, sweep
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
-
-
-class PatchSettings(FinetuneSettings):
-    """Stage 1: the gradients' settings, and those of the sweep."""
-
-    mode: Literal["joint", "sequential", "parallel"] = "joint"
-    """How several tasks are patched (PAINT)."""
-    alphas: tuple[float, ...] = Field(default=DEFAULT_ALPHAS, min_length=1)
-    """Interpolation coefficients to try; 0 is always tried."""
-    max_supported_drop: float = Field(default=0.01, ge=0, le=1)
-    """Greatest drop of any supported task, as a fraction of 1 (0.01: one point)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import keep_in_memory
@@ -22,48 +21,10 @@ from terralign.encoders.clip import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.embed import optical_layout
-from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
-from terralign.train.loop import LoopSettings, Prepared, fit
+from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
+from terralign.train.loop import Prepared, fit
 from terralign.train.losses import cosines
-
-
-class PretrainSettings(LoopSettings):
-    """A small CLIP and how it is trained."""
-
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    data: str = "synthetic-photos"
-    """Pictures with captions."""
-    split: str = "train"
-    limit: int | None = Field(default=None, ge=1)
-    """At most this many samples, always the same."""
-    architecture: dict[str, Any]
-    """open_clip's model_cfg: embed_dim, vision_cfg, text_cfg."""
-    freeze: tuple[str, ...] = ()
-    """Names of parameters that keep their random start, with wildcards: the token embeddings of a
-    tiny CLIP cost more time than they bring."""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    views: ViewSpec = ViewSpec(flips=False, turns=False)
-
-    @field_validator("architecture")
-    @classmethod
-    def _architecture_is_whole(cls, value: dict[str, Any]) -> dict[str, Any]:
-        vision = value.get("vision_cfg")
-        if not (isinstance(vision, dict) and isinstance(value.get("text_cfg"), dict)):
-            raise ValueError("expected embed_dim, vision_cfg = {...} and text_cfg = {...}")
-        for key, given in (
-            ("embed_dim", value.get("embed_dim")),
-            ("vision_cfg.image_size", vision.get("image_size")),
-        ):
-            if not isinstance(given, int) or given < 1:
-                raise ValueError(f"{key} must be a whole number, not {given!r}")
-        return value
-
-    @property
-    def image_size(self) -> int:
-        """The side of its pictures in pixels."""
-        return int(self.architecture["vision_cfg"]["image_size"])
+from terralign.train.settings import PretrainSettings as PretrainSettings
 
 
 class _CaptionBatches:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from terralign.chips import PixelLayout
@@ -18,7 +16,6 @@ from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip import ClipModel
 from terralign.encoders.custom import Encoder, make_encoder, measure_width
 from terralign.encoders.sensor import (
-    CUSTOM,
     INFLATE,
     Scaling,
     SensorTower,
@@ -33,73 +30,11 @@ from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
 from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS, Composite, Sensor, find_sensor
+from terralign.train.settings import SSL4EO_S1, student_scaling
+from terralign.train.settings import StudentSettings as StudentSettings
 
 NUM_MEASURED = 256
 """Samples per data set from which ranges, means and deviations are taken, evenly spaced."""
-
-SSL4EO_S1 = {"VV": (-12.54847273, 5.25697717), "VH": (-20.19237134, 5.91150917)}
-"""Mean and standard deviation in dB of Sentinel-1 over SSL4EO-S12, as its published code has them
-(`pretrain_ssl/datasets/SSL4EO/ssl4eo_dataset.py`). Its pretraining stretches each band from two
-deviations below the mean to two above it to 0-1."""
-
-
-class StudentSettings(BaseModel):
-    """What the student is, before training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    backbone: str = INFLATE
-    """A timm model's name, "inflate": the RGB tower over the student's bands, or "custom": an
-    encoder that is given in Python."""
-    bands: tuple[str, ...] | None = None
-    """Any spelling that one of the tower's sensors knows. None: all bands of the training data."""
-    missing: Literal["error", "zero"] = "error"
-    """What happens to a band that pixels lack: an error, or zero (the paper's B10 of L2A)."""
-    others: Literal["zero", "mean"] = "zero"
-    """Inflated towers: where the filters of invisible bands start."""
-    initial: str | None = None
-    """A self-supervised checkpoint (SSL4EO-S12, torchgeo) for a timm backbone."""
-    initial_bands: tuple[str, ...] | None = None
-    """The checkpoint's bands in order; None: those of the student."""
-    scaling: Scaling | None = None
-    """How a timm backbone's inputs are scaled: "reflectance" (DN / 10000 clipped to 0-1),
-    "ssl4eo-s1" (dB from two deviations of SSL4EO-S12 below the mean to two above, as 0-1), or
-    "standardised" (by the mean and deviation of the training data). None: what the initial weights
-    were trained with; with a checkpoint "reflectance" for optical sensors and "ssl4eo-s1" for
-    Sentinel-1, and with random weights "standardised"."""
-    size: int | None = Field(default=None, gt=0, le=4096)
-    """Side in pixels of a timm backbone's input. None: that of the initial ViT checkpoint, else the
-    CLIP's."""
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    """Stochastic depth of a timm backbone; the paper's is 0.2 (as reported)."""
-
-    @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> Self:
-        if self.backbone == INFLATE:
-            if self.initial is not None:
-                raise ValueError("an inflated tower starts from the RGB tower; leave out initial")
-            if self.drop_path:
-                raise ValueError("drop_path has no effect on an inflated tower; leave it out")
-            if self.scaling is not None:
-                raise ValueError(
-                    "scaling has no effect on an inflated tower, which keeps the composite's "
-                    "stretch and the CLIP's mean and deviation; leave it out"
-                )
-            if self.size is not None:
-                raise ValueError(
-                    "size has no effect on an inflated tower, which has its CLIP's; leave it out"
-                )
-        elif self.others != "zero":
-            kind = CUSTOM if self.backbone == CUSTOM else "timm"
-            raise ValueError(f"others = {self.others!r} has no effect on a {kind} backbone")
-        if self.backbone == CUSTOM and (self.initial is not None or self.drop_path):
-            raise ValueError(
-                "a custom encoder comes with its weights and its own stochastic depth; leave out "
-                "initial and drop_path"
-            )
-        if self.initial_bands is not None and self.initial is None:
-            raise ValueError("initial_bands has no effect without initial; leave it out")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,38 +117,6 @@ def _known_band(spelling: str, sensors: Sequence[Sensor]) -> str:
         f"unknown band {spelling!r}: the tower's sensors ({', '.join(s.name for s in sensors)}) "
         f"have {', '.join(known)}"
     )
-
-
-def student_scaling(settings: StudentSettings, sensors: Sequence[Sensor]) -> Scaling | None:
-    """How the student's inputs are scaled; None for an inflated tower, which keeps its CLIP's way.
-
-    `RecipeError` where a scaling does not fit one of the tower's sensors.
-    """
-    if settings.backbone == INFLATE:
-        return None
-    optical = all(sensor.unit == "reflectance" for sensor in sensors)
-    radar = all(_is_ssl4eo_radar(sensor) for sensor in sensors)
-    if settings.scaling is None:
-        if settings.initial is None or not (optical or radar):
-            return "standardised"
-        return "reflectance" if optical else "ssl4eo-s1"
-    fits = {"reflectance": optical, "ssl4eo-s1": radar, "standardised": True}
-    if not fits[settings.scaling]:
-        wanted = (
-            "reflectance"
-            if settings.scaling == "reflectance"
-            else f"dB of {' and '.join(SSL4EO_S1)} of Sentinel-1"
-        )
-        units = ", ".join(f"{sensor.name} is in {sensor.unit}" for sensor in sensors)
-        raise RecipeError(
-            f'scaling = "{settings.scaling}" is for {wanted}; {units}: set scaling = '
-            '"standardised", or leave it out'
-        )
-    return settings.scaling
-
-
-def _is_ssl4eo_radar(sensor: Sensor) -> bool:
-    return sensor.unit == "dB" and set(sensor.band_names) <= SSL4EO_S1.keys()
 
 
 def new_student(
