@@ -250,6 +250,11 @@ def test_typographic_letters_in_toml_are_named(tmp_path: Path, line: str, said: 
     assert str(caught.value).endswith(said)
 
 
+def test_a_zero_byte_anywhere_is_no_text() -> None:
+    with pytest.raises(ValueError, match="zero bytes"):
+        decode_text(b"a = 1\n" * 1000 + b"\0")
+
+
 def test_an_endless_file_is_refused() -> None:
     with pytest.raises(StorageError, match="is larger than 1 MiB"):
         read_text(Path("/dev/zero"), max_bytes=2**20)

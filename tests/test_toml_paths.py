@@ -230,6 +230,13 @@ def test_identities_hold_no_folders(value: dict[str, Any], expected: dict[str, A
     assert identity_of(value) == expected
 
 
+@pytest.mark.parametrize("written", ["x" * 5000, "a\0b"])
+def test_what_can_be_no_path_is_not_found(tmp_path: Path, written: str) -> None:
+    paths = TomlPaths(folder=tmp_path, data_root=tmp_path)
+    assert paths.find(written) is None
+    assert paths.resolve({"model": written}) == {"model": written}
+
+
 def test_plain_names_of_a_recipe_stay(project: Path) -> None:
     recipe = load_recipe("micro-real", data_root=project)
     assert recipe.base.model == "micro-clip"

@@ -106,11 +106,39 @@ def counted(number: int, unit: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says, cut to a length fit for one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    """The first line of what another library's error says, cut to a length fit for one line.
+
+    GDAL's errors that only point to an earlier one give that one's text.
+    """
+    text = _reason(error).strip() or type(error).__name__
+    return printable(text.splitlines()[0].replace("\t", " "))[:200]
 
 
-def shown(path: Path) -> str:
+_POINTERS = ("See previous exception for details", "Reprojection failed, err =")
+"""What rasterio says where the reason is in the exception that caused its own."""
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error)
+    if not any(pointer in text for pointer in _POINTERS):
+        return text
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        if not type(cause).__module__.startswith("rasterio"):
+            break
+        causes.append(cause)
+    for cause in reversed(causes):
+        found = str(cause).strip()
+        if found and not any(pointer in found for pointer in _POINTERS):
+            return found
+    return "a part of it cannot be read; copy it again"
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, and bytes that are no text, written as escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def shown(path: Path | str) -> str:
     """A path as one line of printable characters, as errors show those that may hold any."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(path))
+    return printable(str(path))

@@ -155,7 +155,7 @@ def decode_text(data: bytes) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(_not_decoded(data, encoding, error.start)) from error
-    if "\0" in text[:1024]:
+    if "\0" in text:
         raise ValueError("it holds zero bytes: no text, or UTF-16 without a byte order mark")
     return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\x1a")
 
@@ -164,7 +164,7 @@ def _not_decoded(data: bytes, encoding: str, position: int) -> str:
     if encoding != "utf-8":
         return f"it begins as {encoding.upper()} text and is damaged; save it as UTF-8"
     byte = data[position : position + 1]
-    if b"\0" in data[:1024]:
+    if b"\0" in data:
         return "it is not UTF-8 text; save it as UTF-8"
     line = data[:position].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
     letter = byte.decode("cp1252", errors="ignore")

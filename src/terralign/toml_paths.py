@@ -58,7 +58,7 @@ class TomlPaths:
     def find(self, written: str | Path) -> Path | None:
         """The file or folder, absolute; None where there is none."""
         for base in (self.folder, self.data_root):
-            if base is not None and (base / written).exists():
+            if base is not None and _exists(base / written):
                 return Path(os.path.abspath(base / written))
         return None
 
@@ -138,6 +138,14 @@ def identity_of(values: Any) -> Any:
         return prefix + Path(path).name if os.path.isabs(path) else written
 
     return _map(values, name)
+
+
+def _exists(path: Path) -> bool:
+    """False also for a text that can be no path, as one that is too long."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _split(written: str) -> tuple[str, str]:

@@ -171,7 +171,7 @@ def test_faults_of_the_table_are_told(v2: Path, changes: dict[str, Any], message
 def test_a_damaged_table_and_a_missing_band_are_told(v2: Path) -> None:
     samples = open_bigearthnet_v2(v2, "all", radar=True)
     (samples.files[1] / f"{PATCHES[1]}_B12.tif").unlink()
-    with pytest.raises(DataError, match=rf"{PATCHES[1]}_B12.tif is not there"):
+    with pytest.raises(DataError, match=rf"{PATCHES[1]}_B12.tif not found"):
         samples.read(np.array([1]))
     table = v2 / "bigearthnet_v2" / "metadata.parquet"
     table.write_bytes(table.read_bytes()[:-20])

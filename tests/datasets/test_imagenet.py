@@ -87,7 +87,7 @@ def test_tiny_imagenet_as_published(tmp_path: Path) -> None:
 def test_faults_of_the_published_archive_are_named(tmp_path: Path) -> None:
     base = write_official(tmp_path)
     (base / "val" / "images" / "val_1.JPEG").unlink()
-    with pytest.raises(DataError, match=r"val_1.JPEG is not there"):
+    with pytest.raises(DataError, match=r"val_1.JPEG not found"):
         open_tiny_imagenet(tmp_path, "val")
     (base / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09\t0\t0\t9\t7\n")
     with pytest.raises(DataError, match=r"val_annotations.txt: 'val_0.JPEG.*wnid of wnids.txt"):

@@ -304,7 +304,7 @@ def test_rows_of_no_declared_split_are_named_once(
         ),
         ("fields/samples.csv", "../samples.csv", r"table: '../samples.csv' leads outside"),
         ("fields/images", "/images", r"root: '/images' leads outside"),
-        ("fields/images", "fields", r"fields/s2/1.tif is not there"),
+        ("fields/images", "fields", r"fields/s2/1.tif not found"),
         ("dn_offset = -1000", "", r"offset unknown"),
         ("[sensors.sentinel1-grd]", "[sensors.rgb]", r"sensors.rgb: bands has no effect on"),
     ],
@@ -390,7 +390,7 @@ def test_missing_and_truncated_files_are_named_when_they_are_read(root: Path) ->
     (images / "s2/4.tif").write_bytes(whole[:-20])
     samples = opened(root, split="all")
     samples.read(np.array([0, 1]))
-    with pytest.raises(DataError, match=r"s1/3.tif is not there"):
+    with pytest.raises(DataError, match=r"s1/3.tif not found"):
         samples.read(np.array([2]))
     with pytest.raises(DataError, match=r"s2/4.tif is "):
         samples.read(np.array([3]))

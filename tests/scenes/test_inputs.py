@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,51 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.npy").touch()
     with pytest.raises(DataError, match=r"holds nothing to read \(1 other files\): looked for"):
         find_inputs(tmp_path)
+
+
+def test_what_lies_too_deep_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """200 such folders deep no path can be given to the system at all."""
+    (tmp_path / "a.png").touch()
+    home, folder = os.getcwd(), tmp_path
+    try:
+        os.chdir(tmp_path)
+        for _ in range(200):
+            os.mkdir("a_folder_with_a_long_name")
+            os.chdir("a_folder_with_a_long_name")
+    finally:
+        os.chdir(home)
+    for _ in range(inputs.MAX_DEPTH):
+        folder /= "a_folder_with_a_long_name"
+    (folder / "b.png").touch()
+    (folder / "a_folder_with_a_long_name" / "c.png").touch()
+    assert [path.name for path in find_inputs(tmp_path)] == ["a.png", "b.png"]
+    assert f"1 of the folders and files below it are skipped, such as {folder}" in caplog.text
+    assert "more than 32 folders" in caplog.text
+
+
+def test_what_cannot_be_read_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated, since root may read any folder."""
+
+    def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
+        if folder.name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return False
+
+    monkeypatch.setattr(inputs, "is_product", is_product)
+    for name in ("locked", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    assert find_inputs(tmp_path) == [tmp_path / "open" / "a.png"]
+    assert f"such as {tmp_path / 'locked'}: Permission denied" in caplog.text
+    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        find_inputs(tmp_path / "locked")
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        find_inputs(tmp_path / ("x" * 5000))
 
 
 def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

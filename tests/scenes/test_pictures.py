@@ -25,6 +25,7 @@ from terralign.scenes.pictures import (
     decode_rgb,
     decode_rgb_bytes,
     describe_size,
+    image_with_mask,
     picture_shape,
     resize_rgb,
 )
@@ -236,6 +237,21 @@ def test_another_format_is_named(tmp_path: Path, content: bytes, said: str) -> N
 
 
 # Sizes
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match="has no pixels"):
+        image_with_mask(Image.new("RGB", size))
+    with pytest.raises(DataError, match="has no pixels"):
+        resize_rgb(np.zeros((3, *size), np.uint8), 8)
+
+
+def test_a_picture_in_a_file_of_any_name_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb\x1b.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    with pytest.raises(DataError, match=r"a\\nb\\x1b\.png is a PNG file that is damaged"):
+        decode_rgb(path)
 
 
 def test_a_picture_size_is_described_and_read_back() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import shapely
+from band_folders import write_band
 from rasterio.warp import transform
 from shapely.geometry import shape
 
 from terralign.chips import Grid
 from terralign.errors import DataError
-from terralign.scenes.places import wgs84_footprint
+from terralign.scenes import places
+from terralign.scenes.places import geotiff_bounds, wgs84_bounds, wgs84_footprint
 
 
 def grid(
@@ -90,7 +93,47 @@ def test_without_a_reference_system_there_is_none() -> None:
     assert wgs84_footprint(grid(None, (0, 0), 1, 4, 4), origin="scene.png") is None
 
 
-@pytest.mark.parametrize("crs", ["EPSG:32648", "nonsense"])
-def test_what_leaves_the_globe_is_refused(crs: str) -> None:
+def test_what_leaves_the_globe_is_refused() -> None:
     with pytest.raises(DataError, match=r"^scene\.tif: its outline cannot be brought to WGS84"):
-        wgs84_footprint(grid(crs, (0, 0), 1e8, 64, 64), origin="scene.tif")
+        wgs84_footprint(grid("EPSG:32648", (0, 0), 1e8, 64, 64), origin="scene.tif")
+
+
+def test_latitudes_beyond_a_pole_are_refused() -> None:
+    beyond = grid("EPSG:4326", (10, 100), 0.1, 20, 20)
+    with pytest.raises(DataError, match=r"^scene\.tif lies beyond the poles .*latitude 100"):
+        wgs84_footprint(beyond, origin="scene.tif")
+    with pytest.raises(DataError, match=r"^scene\.tif lies beyond the poles"):
+        wgs84_bounds(beyond.bounds, "EPSG:4326", origin="scene.tif")
+
+
+def test_pixels_centred_on_a_pole_are_cut_there() -> None:
+    centred = shape(footprint("EPSG:4326", (-180, 90.05), 0.1, 1801, 3600))
+    assert centred.bounds == (-180, -90, 180, 90)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32633"])
+def test_pixels_of_no_size_are_refused(crs: str) -> None:
+    with pytest.raises(DataError, match=r"^scene\.tif covers no area of the globe"):
+        footprint(crs, (0, 0), 0, 20, 20)
+
+
+LOCAL = 'LOCAL_CS["a field",UNIT["metre",1]]'
+
+
+@pytest.mark.parametrize(
+    ("crs", "reason"), [(LOCAL, "is a local one"), ("EPSG:9999999", "is not known")]
+)
+def test_without_a_place_on_the_globe_there_is_none_and_a_warning(
+    crs: str, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_warned", set())
+    for _ in range(3):
+        found = wgs84_footprint(grid(crs, (0, 0), 10, 64, 64), origin="scene.tif")
+        assert found is None
+    (record,) = caplog.records
+    assert f"scene.tif: its reference system {reason}" in record.getMessage()
+
+
+def test_a_geotiff_of_a_local_system_has_no_bounds(tmp_path: Path) -> None:
+    assert geotiff_bounds(write_band(tmp_path / "a.tif", crs=LOCAL)) is None
+    assert geotiff_bounds(write_band(tmp_path / "b.tif")) is not None

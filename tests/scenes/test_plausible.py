@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 
 from terralign.chips import PixelLayout, make_layout
-from terralign.errors import DataError, SensorError
+from terralign.errors import DataError, NumbersError, SensorError
 from terralign.scenes import plausible
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
 from terralign.scenes.read import read_geotiff
@@ -62,6 +62,15 @@ def test_right_declarations_of_reflectance_pass_without_a_word(
     if sensor.offset_varies:
         check((dn + 1000).astype(np.int16), layout_of(sensor, units="dn", dn_offset=-1000.0))
     assert not caplog.records
+
+
+def test_one_band_of_fractions_among_dn_is_refused() -> None:
+    layout = make_layout(SENSORS["sentinel2-l2a"], ["B02", "B03", "B04"], units="dn")
+    pixels = np.random.default_rng(0).integers(200, 3000, (3, 20, 20)).astype(np.float32)
+    check(pixels, layout)
+    pixels[2] *= 1e-4
+    with pytest.raises(NumbersError, match=r"fractions from .* in B04 are declared to be DN"):
+        check(pixels, layout)
 
 
 @pytest.mark.parametrize("sensor", OPTICAL, ids=lambda one: one.name)

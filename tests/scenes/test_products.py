@@ -200,6 +200,37 @@ def refused(folder: Path, match: str, error: type[Exception] = DataError, **how:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "numbers", "how"),
+    [
+        ("uint8", 120, {}),
+        ("float32", 0.2, {"units": "dn"}),
+        ("float32", 0.2, {"units": "physical"}),
+    ],
+)
+def test_bands_of_another_kind_of_number_are_refused(
+    tmp_path: Path, dtype: str, numbers: float, how: dict[str, Any]
+) -> None:
+    folder = write_product(tmp_path / NAME, {"B02.tif": 1, "B03.tif": 1, "B08.tif": 1})
+    write_band(folder / "B04.tif", numbers, dtype=dtype)
+    refused(folder, rf"B04 has {dtype} numbers, B02 has uint16; .* one kind", **how)
+    bands = ["B02", "B03", "B08"]
+    how = {"units": "dn"} if how else {}
+    assert open_scene(folder, bands=bands, **how).bands == tuple(bands)
+
+
+def test_signed_and_unsigned_bands_go_together(tmp_path: Path) -> None:
+    folder = write_product(tmp_path / NAME, {"B02.tif": 1, "B03.tif": 1})
+    write_band(folder / "B04.tif", 1200, dtype="int16")
+    assert open_scene(folder).read().pixels.max() < 3000
+
+
+def test_pixels_of_no_size_are_refused(tmp_path: Path) -> None:
+    folder = write_product(tmp_path / NAME, {"B02.tif": 1})
+    write_band(folder / "B03.tif", 1200, size=1e-200)
+    refused(folder, r"pixels of size 0 by its bands' georeferencing")
+
+
 def test_the_sensor_is_asked_for_where_no_name_says_it(tmp_path: Path) -> None:
     folder = write_product(tmp_path / "mine", {"red.tif": 1, "green.tif": 1})
     refused(folder, r"name the sensor \(sensor=\)", SensorError)

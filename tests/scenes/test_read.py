@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -197,7 +199,7 @@ def test_what_is_no_geotiff_is_named(tmp_path: Path) -> None:
         read_geotiff(text)
     with pytest.raises(DataError, match=r"text.tif is not an image: it is no JPEG"):
         read_chip(text)
-    with pytest.raises(DataError, match=r"missing.tif is not there"):
+    with pytest.raises(DataError, match=r"missing.tif not found"):
         read_chip(tmp_path / "missing.tif")
     with pytest.raises(DataError, match="is not a file"):
         read_geotiff(tmp_path)
@@ -228,6 +230,44 @@ def test_content_not_ending_decides_how_a_file_is_read(tmp_path: Path) -> None:
     assert chip.sensor == SENSORS["rgb"]
     raster = write_geotiff(tmp_path / "raster.jpg", dn(1))
     assert read_chip(raster, sensor=L2A, bands=["B04"], dn_offset=0).bands == ("B04",)
+
+
+@pytest.mark.parametrize("fault", ["cut short", "overwritten"])
+def test_a_damaged_part_is_named(tmp_path: Path, fault: str) -> None:
+    pixels = np.random.default_rng(0).integers(100, 3000, (1, 200, 200), np.uint16)
+    path = write_geotiff(tmp_path / "a.tif", pixels, compress="deflate")
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + b"\xff" * half if fault == "overwritten" else content[:half])
+    reason = "ZIPDecode" if fault == "overwritten" else "TIFFFillStrip"
+    with pytest.raises(DataError, match=rf"a.tif is damaged: {reason}") as caught:
+        read_geotiff(path, sensor=L2A, bands=["B04"], dn_offset=0)
+    assert "previous exception" not in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_is_to_be_changed(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.tif"))
+    shutil.move(write_geotiff(tmp_path / "a.tif", dn(1)), path)
+    with pytest.raises(DataError, match=r"caf\\udce9.tif: its name, .* is not UTF-8.*rename it"):
+        read_geotiff(path, sensor=L2A, bands=["B04"], dn_offset=0)
+
+
+@pytest.mark.parametrize("name", ["B04\n\x1b[31m.tif", "B04_\x07.tif"])
+def test_names_are_shown_in_one_line(tmp_path: Path, name: str) -> None:
+    path = write_geotiff(tmp_path / name, dn(2), descriptions=["B04", "what"])
+    for how in ({"dn_offset": 0}, {"bands": ["B04"]}, {"bands": ["B04", "B03"]}):
+        with pytest.raises((DataError, SensorError)) as caught:
+            read_geotiff(path, sensor=L2A, **how)  # type: ignore[arg-type]
+        assert str(caught.value).isprintable()
+        assert str(caught.value).count(str(tmp_path)) == 1
+
+
+def test_a_file_that_is_no_geotiff_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"hello")
+    with pytest.raises(DataError, match="is not a readable GeoTIFF: not recognized") as caught:
+        read_geotiff(path, sensor=L2A)
+    assert str(caught.value).count("a.tif") == 1
 
 
 def test_a_picture_is_of_no_other_sensor(tmp_path: Path) -> None:

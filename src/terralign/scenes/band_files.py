@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from terralign.chips import Grid, PixelLayout, Units, Window, make_layout
 from terralign.errors import DataError, UnknownOffsetError, shown
 from terralign.scenes.band_names import read_band_names
-from terralign.scenes.file_layout import offset_of, other_scale, units_of
+from terralign.scenes.file_layout import offset_of, other_scale, shared_dtype, units_of
 from terralign.scenes.geotiff import open_for_windows, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import stated_scale
 from terralign.scenes.product_names import eo_browser_day
@@ -42,7 +42,7 @@ def describe_product(
     sensor = product.sensor
     headers = [_read_header(file, sensor) for file in product.files]
     grid = _finest(path, headers)
-    dtype = np.dtype(np.result_type(*(header.dtype for header in headers)))
+    dtype = shared_dtype(path, {header.file.band: header.dtype for header in headers})
     scale = _shared_scale(path, headers)
     units = units_of(path, sensor, dtype, units, scale)
     layout = make_layout(
@@ -180,7 +180,13 @@ def _finest(path: Path, headers: Sequence[_Header]) -> Grid:
                 f"{header.file.band} in {_crs_text(header)}; bring the bands to one reference "
                 "system (gdalwarp -t_srs)"
             )
-    return min((header.grid for header in headers), key=_pixel_area)
+    fine = min((header.grid for header in headers), key=_pixel_area)
+    if not (math.isfinite(_pixel_area(fine)) and _pixel_area(fine) > 0):
+        raise DataError(
+            f"{shown(path)}: pixels of size 0 by its bands' georeferencing; correct it "
+            "(gdal_edit.py -a_ullr)"
+        )
+    return fine
 
 
 def _crs_text(header: _Header) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rasterio.enums import ColorInterp
 
-from terralign.errors import DataError, SensorError
+from terralign.errors import DataError, SensorError, shown
 from terralign.sensors import Band, Sensor
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
         meant = _meanings(named, sensor) or _meanings(candidates, sensor)
         if len(set(meant.values())) > 1:
             raise DataError(
-                f"{source.name} calls band {position} {' and '.join(map(repr, meant))}, which are "
-                f"different bands of {sensor.name!r}; correct the file's descriptions"
+                f"{shown(source.name)} calls band {position} {' and '.join(map(repr, meant))}, "
+                f"which are different bands of {sensor.name!r}; correct the file's descriptions"
             )
         texts.append(next(iter([*meant, *named, *candidates]), ""))
         names.append(next(iter(meant.values()), None))
@@ -159,7 +159,7 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
 
     `DataError` says what the file calls its bands where that is not enough.
     """
-    there = f"{path} has {len(found.texts)} band(s)"
+    there = f"{shown(path)} has {len(found.texts)} band(s)"
     folder = "; of a product with a file per band, give the folder" if len(found.texts) == 1 else ""
     remedy = (
         f"sensor {sensor.name!r} has {len(sensor.bands)} ({', '.join(sensor.band_names)}). "
@@ -202,7 +202,7 @@ def _warn_once(path: Path, text: str) -> None:
     """Once for files that are alike."""
     if text not in _warned:
         _warned.add(text)
-        logger.warning("%s: %s", path, text)
+        logger.warning("%s: %s", shown(path), text)
 
 
 def _quote(texts: Iterable[str]) -> str:
@@ -217,7 +217,7 @@ def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Seque
     kept = [n for n, text in enumerate(declared) if text.strip().lower() not in SKIP]
     names = sensor.resolve(declared[n] for n in kept)
     if not names:
-        raise DataError(f"{path}: every band was declared as left out; name at least one")
+        raise DataError(f"{shown(path)}: every band was declared as left out; name at least one")
     count = len(found.texts)
     opaque = [n for n in range(count) if not found.alpha[n]]
     if len(declared) == count:
@@ -229,14 +229,14 @@ def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Seque
     else:
         called = f", called {found.quoted()}" if any(found.texts) else ""
         raise DataError(
-            f"{path} has {count} band(s){called}, but {len(declared)} were declared "
+            f"{shown(path)} has {count} band(s){called}, but {len(declared)} were declared "
             f"({', '.join(declared)}); declare one band for each of the file's, in its order, "
             "'-' for one to leave out"
         )
     if any(found.names[n] not in (None, name) for n, name in zip(rows, names, strict=True)):
         called = ", ".join(found.names[n] or repr(found.texts[n]) for n in rows)
         raise DataError(
-            f"{path} calls its bands {called}, but {', '.join(names)} was declared; "
+            f"{shown(path)} calls its bands {called}, but {', '.join(names)} was declared; "
             "correct the declaration or the descriptions in the file"
         )
     return names, tuple(n + 1 for n in rows)

@@ -4,7 +4,7 @@ caller or stated by the file, its metadata or its name. Nothing is guessed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from rasterio.enums import ColorInterp
 
 from terralign.chips import PixelLayout, Units, make_layout
-from terralign.errors import DataError, SensorError, UnknownOffsetError
+from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_names import declared_bands, named_bands, read_band_names
 from terralign.scenes.product_metadata import is_sensors_scale, stated_offset, stated_scale
 from terralign.scenes.product_names import sensor_of_names
@@ -44,7 +44,8 @@ def describe_geotiff(
 ) -> FileLayout:
     """The layout of an open GeoTIFF; arguments and errors as `scenes.read.read_geotiff`."""
     sensor, names, indexes = _identify(path, source, sensor, bands)
-    dtype = np.dtype(np.result_type(*(source.dtypes[index - 1] for index in indexes)))
+    dtypes = (np.dtype(source.dtypes[index - 1]) for index in indexes)
+    dtype = shared_dtype(path, dict(zip(names, dtypes, strict=True)))
     scale = stated_scale(path, source, sensor, indexes)
     units = units_of(path, sensor, dtype, units, scale)
     layout = make_layout(
@@ -68,6 +69,33 @@ def describe_geotiff(
     return FileLayout(layout=layout, indexes=indexes, dtype=dtype)
 
 
+def shared_dtype(path: Path, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """The type that holds the numbers of all bands; `dtypes`: each band's own.
+
+    `DataError` where they cannot be numbers of one kind: fractions among whole numbers, or 8 bits
+    among more. The type that holds all would hide both.
+    """
+    kinds: dict[str, list[str]] = {}
+    for band, dtype in dtypes.items():
+        kinds.setdefault(_kind(dtype), []).append(band)
+    if len(kinds) > 1:
+        fewest = min(kinds, key=lambda kind: len(kinds[kind]))
+        others = next(kind for kind in kinds if kind != fewest)
+        odd, usual = kinds[fewest][0], kinds[others][0]
+        raise DataError(
+            f"{shown(path)}: {odd} has {dtypes[odd]} numbers, {usual} has {dtypes[usual]}; the "
+            "bands of one scene must have one kind of number (all whole or all fractions, none of "
+            "8 bits among wider ones): give the original bands, or bands that agree"
+        )
+    return np.dtype(np.result_type(*dtypes.values()))
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    if not np.issubdtype(dtype, np.integer):
+        return "complex" if np.issubdtype(dtype, np.complexfloating) else "fractions"
+    return "8 bits" if dtype.itemsize == 1 else "whole"
+
+
 def is_rgb(source: Any) -> bool:
     """Whether an open GeoTIFF has three 8-bit bands marked red, green, blue (and alpha)."""
     return set(source.dtypes) == {"uint8"} and source.colorinterp in (
@@ -87,17 +115,19 @@ def _identify(
     if sensor is None and rgb and bands is None:
         sensor = SENSORS["rgb"]
     if sensor is None:
-        name = sensor_of_names([path.name, path.absolute().parent.name], origin=str(path))
+        name = sensor_of_names([path.name, path.absolute().parent.name], origin=shown(path))
         if name is None:
             raise DataError(
-                f"{path} has {source.count} band(s) of {source.dtypes[0]} and does not say which "
-                "sensor made them; only three 8-bit bands marked red, green, blue and names of "
-                "standard products speak for themselves. Name the sensor (sensor=) and the bands "
-                "in the file's order (bands=)"
+                f"{shown(path)} has {source.count} band(s) of {source.dtypes[0]} and does not say "
+                "which sensor made them; only three 8-bit bands marked red, green, blue and names "
+                "of standard products speak for themselves. Name the sensor (sensor=) and the "
+                "bands in the file's order (bands=)"
             )
         sensor = find_sensor(name)
     if len(source.subdatasets) > 1:
-        raise DataError(f"{path} has {len(source.subdatasets)} pages; save one scene per file")
+        raise DataError(
+            f"{shown(path)} has {len(source.subdatasets)} pages; save one scene per file"
+        )
     found = read_band_names(source, sensor)
     if bands is not None:
         return sensor, *declared_bands(path, found, sensor, bands)
@@ -122,14 +152,14 @@ def units_of(
     if declared not in (None, "dn", "physical"):
         raise DataError(f"units is {declared!r}; expected 'dn' or 'physical'")
     if np.issubdtype(dtype, np.complexfloating):
-        raise DataError(f"{path} has complex numbers; convert them to {sensor.unit} first")
+        raise DataError(f"{shown(path)} has complex numbers; convert them to {sensor.unit} first")
     if scale is not None:
         if declared == "physical":
             raise DataError(
-                f"{path}: units='physical' was declared, but its bands state scale {scale[0]:g} "
-                f"and offset {scale[1]:g}, which make them digital numbers; leave units out, or "
-                "remove the scale and offset that no longer hold (gdal_edit.py -scale 1 "
-                "-offset 0)"
+                f"{shown(path)}: units='physical' was declared, but its bands state scale "
+                f"{scale[0]:g} and offset {scale[1]:g}, which make them digital numbers; "
+                "leave units out, or remove the scale and offset that no longer hold "
+                "(gdal_edit.py -scale 1 -offset 0)"
             )
         return "dn"
     if declared is not None:
@@ -139,8 +169,8 @@ def units_of(
     if np.issubdtype(dtype, np.integer):
         return "dn"
     raise DataError(
-        f"{path} has {dtype} numbers: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
-        "Declare units='dn' or units='physical'"
+        f"{shown(path)} has {dtype} numbers: digital numbers or {sensor.unit} of sensor "
+        f"{sensor.name!r}? Declare units='dn' or units='physical'"
     )
 
 
@@ -152,7 +182,7 @@ def other_scale(
         return None  # its offset is found as the DN offset
     if declared:
         raise SensorError(
-            f"{path}: dn_offset={declared:g} was declared, but its bands state scale "
+            f"{shown(path)}: dn_offset={declared:g} was declared, but its bands state scale "
             f"{scale[0]:g} and offset {scale[1]:g}; leave dn_offset out, or correct the file"
         )
     own = is_sensors_scale(scale, sensor) and abs(scale[1] - sensor.add) < 1e-9
@@ -175,7 +205,9 @@ def offset_of(
     `product`; `UnknownOffsetError` where none does."""
     if units == "physical":
         if declared:
-            raise DataError(f"{path}: dn_offset={declared:g} has no effect on physical units")
+            raise DataError(
+                f"{shown(path)}: dn_offset={declared:g} has no effect on physical units"
+            )
         return 0.0
     if not sensor.offset_varies:
         return declared or 0.0
@@ -189,4 +221,4 @@ def offset_of(
             declared=declared,
         )
     except UnknownOffsetError as error:
-        raise UnknownOffsetError(f"{path}: {error} (dn_offset=)") from error
+        raise UnknownOffsetError(f"{shown(path)}: {error} (dn_offset=)") from error

@@ -37,9 +37,24 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 def require_file(path: Path) -> None:
     """Raise `DataError` where `path` is missing or is no file."""
-    if not path.is_file():
-        what = "is not there" if not path.exists() else "is not a file"
-        raise DataError(f"{shown(path)} {what}")
+    try:
+        if path.is_file():
+            return
+        what = "is not a file" if path.exists() else "not found"
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        what = f"cannot be read: {error.strerror}"
+    raise DataError(f"{shown(path)} {what}")
+
+
+def _require_utf8(path: Path) -> None:
+    """Raise `DataError` for a name that GDAL, which takes UTF-8, cannot be given."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{shown(path)}: its name, or its folder's, is not UTF-8, which GDAL does not open; "
+            "rename it"
+        ) from error
 
 
 @contextmanager
@@ -49,6 +64,7 @@ def open_geotiff(path: Path) -> Iterator[Any]:
     Raises `DataError` where the file is missing or no GeoTIFF.
     """
     require_file(path)
+    _require_utf8(path)
     with _opened(lambda: rasterio.open(path, driver="GTiff"), shown(path)) as source:
         yield source
 
@@ -85,6 +101,7 @@ def open_raster(path: Path) -> Iterator[Any]:
 def _raster_opened(path: Path) -> Any:
     """The dataset of `open_raster`, which the caller closes."""
     jpeg2000 = first_bytes(path, 12).startswith(_JP2)
+    _require_utf8(path)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
     return _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind)
 
@@ -151,7 +168,8 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return opening()
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{origin} is not a readable {kind}: {first_line(error)}") from error
+        reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
+        raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
 
 
 def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
@@ -171,7 +189,7 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
 def read_mask_file(path: Path) -> NDArray[np.bool_]:
     """(H, W), True where a mask in a file of its own (`.msk`) is not 0."""
     with open_geotiff(path) as file:
-        return _read(lambda: file.read(1), str(path))
+        return _read(lambda: file.read(1), shown(path))
 
 
 def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:

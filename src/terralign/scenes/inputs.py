@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 from terralign.errors import DataError, shown
 from terralign.scenes.pictures import PICTURE_SUFFIXES
@@ -19,6 +20,9 @@ MAX_INPUTS = 100_000
 
 MAX_ENTRIES = 2_000_000
 """Files and folders that are looked at below one folder."""
+
+MAX_DEPTH = 32
+"""Folders within folders that are looked into; deeper ones are skipped."""
 
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".swp", ".lock")
 _ACCOMPANYING = (
@@ -34,14 +38,30 @@ def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]
 
     `sensor`: whose bands make a folder a product; none: any built-in one's. Hidden and temporary
     files are left out, others that are no input are counted in one line of the log. Links to
-    folders are followed, to each folder once. `DataError` where nothing is found, or too much.
+    folders are followed, to each folder once. Folders that cannot be read, or lie deeper than
+    `MAX_DEPTH`, are skipped and counted in a warning. `DataError` where nothing is found, or too
+    much.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{shown(path)} not found")
-    if not path.is_dir() or is_product(path, sensor=sensor):
-        return [path]
-    found, left_out = _below(path, sensor)
+    try:
+        if not path.exists():
+            raise DataError(f"{shown(path)} not found")
+        if not path.is_dir() or is_product(path, sensor=sensor):
+            return [path]
+    except OSError as error:
+        raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
+    found, left_out, skipped = _below(path, sensor)
+    if path in skipped:
+        raise DataError(f"{shown(path)} cannot be listed: {skipped[path]}")
+    if skipped:
+        first = next(iter(skipped))
+        logger.warning(
+            "%s: %d of the folders and files below it are skipped, such as %s: %s",
+            shown(path),
+            len(skipped),
+            shown(first),
+            skipped[first],
+        )
     if left_out:
         endings = ", ".join(f"{ending} {count}" for ending, count in left_out.most_common(5))
         logger.info(
@@ -58,41 +78,57 @@ def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]
     return sorted(found)
 
 
-def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str]]:
+def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str], dict[Path, str]]:
+    """The inputs; endings of other files and how many; what was skipped and why."""
     found: list[Path] = []
     left_out: Counter[str] = Counter()
-    waiting, seen, num_entries = [root], {_identity(root)}, 0
+    skipped: dict[Path, str] = {}
+    waiting, seen, num_entries = [(root, 0)], {_identity(root)}, 0
     while waiting:
-        folder = waiting.pop()
+        folder, depth = waiting.pop()
         try:
             with os.scandir(folder) as listing:
                 entries = [Path(entry.path) for entry in listing]
         except OSError as error:
-            logger.warning("%s cannot be listed: %s; left out", shown(folder), error.strerror)
+            skipped[folder] = error.strerror or str(error)
             continue
         num_entries += len(entries)
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower().endswith(_TEMPORARY):
                 continue
-            if entry.is_dir():
-                identity = _identity(entry)
-                if identity in seen:
-                    continue
-                seen.add(identity)
-                if is_product(entry, sensor=sensor):
-                    found.append(entry)
-                else:
-                    waiting.append(entry)
-            elif entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file():
+            try:
+                kind = _kind_of(entry, sensor, seen)
+            except OSError as error:
+                skipped[entry] = error.strerror or str(error)
+                continue
+            if kind == "input":
                 found.append(entry)
-            elif not entry.name.lower().endswith(_ACCOMPANYING):
+            elif kind == "folder" and depth == MAX_DEPTH:
+                skipped[entry] = f"more than {MAX_DEPTH} folders within folders"
+            elif kind == "folder":
+                waiting.append((entry, depth + 1))
+            elif kind == "other" and not entry.name.lower().endswith(_ACCOMPANYING):
                 left_out[entry.suffix.lower() or "without ending"] += 1
         if num_entries > MAX_ENTRIES or len(found) > MAX_INPUTS:
             raise DataError(
                 f"{shown(root)} holds more than {MAX_INPUTS} inputs or {MAX_ENTRIES} files; give "
                 "its folders one by one"
             )
-    return found, left_out
+    return found, left_out, skipped
+
+
+def _kind_of(
+    entry: Path, sensor: Sensor | None, seen: set[tuple[int, int]]
+) -> Literal["input", "folder", "seen", "other"]:
+    """What an entry of a folder is; folders are noted in `seen`. `OSError` where it is unknown."""
+    if not entry.is_dir():
+        is_picture = entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()
+        return "input" if is_picture else "other"
+    identity = _identity(entry)
+    if identity in seen:
+        return "seen"
+    seen.add(identity)
+    return "input" if is_product(entry, sensor=sensor) else "folder"
 
 
 def _identity(folder: Path) -> tuple[int, int]:

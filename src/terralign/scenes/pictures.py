@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, first_line, shown
 from terralign.scenes.geotiff import read_mask, read_mask_file, require_file
 
 MAX_IMAGE_PIXELS = 89_478_485
@@ -134,6 +134,7 @@ def image_with_mask(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.b
     what = f"the image of {image.width}x{image.height} pixels"
     if image.mode not in _CONVERTIBLE_MODES:
         raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
+    _require_pixels(image.width, image.height, what)
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise DataError(f"{what} has more than the limit of {MAX_IMAGE_PIXELS}; cut it first")
     picture, valid = _decode(image, what, None, None)
@@ -144,8 +145,10 @@ def image_with_mask(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.b
 def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
     """Decoded pixels (3, H, W) as `decode_rgb` would have given them at `size`.
 
-    Whole numbers 0-255, or floating point 0-255 with NaN where there is no data.
+    Whole numbers 0-255, or floating point 0-255 with NaN where there is no data. `DataError` where
+    there is no pixel.
     """
+    _require_pixels(pixels.shape[2], pixels.shape[1], "the picture")
     valid = None
     if np.issubdtype(pixels.dtype, np.floating):
         valid = np.isfinite(pixels).all(0)
@@ -161,7 +164,7 @@ def picture_shape(path: Path | str) -> tuple[int, int]:
     """(height, width) of a picture, from its header."""
     path = Path(path)
     require_file(path)
-    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, _):
+    with open(path, "rb") as file, _open_picture(file, shown(path)) as (image, _):
         return (image.height, image.width)
 
 
@@ -229,6 +232,7 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
     except _IMAGE_FAULTS as error:
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image:
+        _require_pixels(image.width, image.height, what)
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise DataError(
                 f"{what} has {image.width}x{image.height} pixels, more than the limit of "
@@ -239,6 +243,11 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
             raise DataError(f"{what} is an animation; save one of its pictures as PNG")
         yield image, has_mask
+
+
+def _require_pixels(width: int, height: int, what: str) -> None:
+    if not (width and height):
+        raise DataError(f"{what} has no pixels ({width}x{height}); expected a picture")
 
 
 def _too_deep(what: str, found: str) -> str:
@@ -313,8 +322,8 @@ _Mask = NDArray[np.bool_] | None
 
 def _decode_file(path: Path, size: Size | None) -> tuple[Image.Image, _Mask]:
     require_file(path)
-    with open(path, "rb") as file, _open_picture(file, str(path)) as (image, has_mask):
-        return _decode(image, str(path), size, path if has_mask else None, path)
+    with open(path, "rb") as file, _open_picture(file, shown(path)) as (image, has_mask):
+        return _decode(image, shown(path), size, path if has_mask else None, path)
 
 
 def _decode(

@@ -4,8 +4,10 @@ names."""
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +22,10 @@ from rasterio.warp import transform, transform_bounds
 from shapely.geometry.polygon import orient
 
 from terralign.chips import Grid
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError, first_line, shown
 from terralign.scenes.geotiff import open_geotiff
+
+logger = logging.getLogger(__name__)
 
 Bounds = tuple[float, float, float, float]
 """(west, south, east, north)."""
@@ -47,15 +51,35 @@ def wgs84_bounds(bounds: Bounds, crs: Any, *, origin: str) -> Bounds:
     """Bounds in degrees of WGS84, of the same area; `crs`: whatever rasterio takes for one.
 
     West is greater than east where the area crosses the antimeridian. `DataError` naming `origin`
-    where the reference system is unknown or does not reach there.
+    where the reference system is unknown or does not reach there, or the area lies beyond a pole.
     """
     try:
         west, south, east, north = transform_bounds(_parse_crs(crs), WGS84, *bounds)
-    except (RasterioError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
         raise DataError(
             f"{origin}: its bounds cannot be brought to WGS84: {first_line(error)}"
         ) from error
+    if not np.isfinite([west, south, east, north]).all():
+        raise DataError(f"{origin}: its bounds cannot be brought to WGS84: it leaves the globe")
+    south, north = _latitudes([south, north], slack=_MAX_PIXEL, origin=origin)
     return (_longitude(west), south, _longitude(east), north)
+
+
+_MAX_PIXEL = 1.0
+"""Degrees by which bounds may lie beyond a pole: half a pixel of a coarse global grid whose outer
+pixels are centred on it."""
+
+
+def _latitudes(latitudes: Iterable[float], *, slack: float, origin: str) -> list[float]:
+    """Latitudes within -90 to 90; `DataError` where one is more than `slack` degrees beyond."""
+    given = list(latitudes)
+    worst = max(given, key=abs)
+    if abs(worst) > 90 + slack:
+        raise DataError(
+            f"{origin} lies beyond the poles by its georeferencing (latitude {worst:g}); correct "
+            "its corner, pixel size or reference system (gdal_edit.py -a_ullr, -a_srs)"
+        )
+    return [min(90.0, max(-90.0, latitude)) for latitude in given]
 
 
 def _longitude(degrees: float) -> float:
@@ -75,10 +99,11 @@ def wgs84_footprint(grid: Grid, *, origin: str) -> dict[str, Any] | None:
 
     A Polygon whose outer ring runs counter-clockwise; where the grid crosses the antimeridian, a
     MultiPolygon that is cut there. Edges that are no straight lines in degrees get points in
-    between. None where the grid has no reference system; `DataError` naming `origin` where it does
-    not reach WGS84.
+    between. None where the grid has no reference system, or, with a warning, one that has no place
+    on the globe (local, engineering, unknown); `DataError` naming `origin` where the grid leaves
+    the globe or covers no area.
     """
-    if grid.crs is None:
+    if grid.crs is None or not _is_mapped(grid.crs, origin):
         return None
     ring = _outline(grid, origin)
     corners = ring[::_POINTS_A_SIDE]
@@ -95,9 +120,37 @@ def wgs84_footprint(grid: Grid, *, origin: str) -> dict[str, Any] | None:
             if polygon.geom_type == "Polygon" and polygon.area > 0:
                 outer = orient(polygon).exterior.coords
                 parts.append([[(round(x - turn, _DIGITS), round(y, _DIGITS)) for x, y in outer]])
+    if not parts:
+        raise DataError(
+            f"{origin} covers no area of the globe by its georeferencing; correct its corner and "
+            "pixel size (gdal_edit.py -a_ullr)"
+        )
     if len(parts) == 1:
         return {"type": "Polygon", "coordinates": parts[0]}
     return {"type": "MultiPolygon", "coordinates": parts}
+
+
+_warned: set[str] = set()
+
+
+def _is_mapped(crs: Any, origin: str) -> bool:
+    """Whether a reference system has a place on the globe; warned of once per `origin` if not."""
+    try:
+        parsed = _parse_crs(crs)
+        if parsed.is_geographic or parsed.is_projected:
+            return True
+        reason = "is a local one, with no place on the globe"
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        reason = f"is not known ({first_line(error)})"
+    if origin not in _warned:
+        _warned.add(origin)
+        logger.warning(
+            "%s: its reference system %s; it gets no footprint. If it is known, assign it "
+            "(gdal_edit.py -a_srs EPSG:...)",
+            origin,
+            reason,
+        )
+    return False
 
 
 def _bend(ring: list[tuple[float, float]], corners: list[tuple[float, float]]) -> float:
@@ -135,6 +188,8 @@ def _outline(grid: Grid, origin: str) -> list[tuple[float, float]]:
         ) from error
     if not np.isfinite([longitudes, latitudes]).all():
         raise DataError(f"{origin}: its outline cannot be brought to WGS84: it leaves the globe")
+    slack = abs(d) + abs(e) if is_geographic(grid.crs) else 0.0
+    latitudes = _latitudes(latitudes, slack=slack, origin=origin)
     return list(zip(np.unwrap(longitudes, period=360).tolist(), latitudes, strict=True))
 
 
@@ -168,9 +223,12 @@ def _parse_crs(crs: Any) -> CRS:
 
 
 def geotiff_bounds(path: Path | str) -> Bounds | None:
-    """WGS84 bounds of a GeoTIFF, from its header; None where it has no reference system."""
+    """WGS84 bounds of a GeoTIFF, from its header.
+
+    None where it has no reference system, or, with a warning, one that has no place on the globe.
+    """
     with open_geotiff(Path(path)) as source:
-        if source.crs is None:
+        if source.crs is None or not _is_mapped(source.crs, shown(Path(path))):
             return None
         grid = Grid(
             crs=source.crs.to_string(),
@@ -178,7 +236,7 @@ def geotiff_bounds(path: Path | str) -> Bounds | None:
             height=source.height,
             width=source.width,
         )
-        return wgs84_bounds(grid.bounds, source.crs, origin=str(path))
+        return wgs84_bounds(grid.bounds, source.crs, origin=shown(path))
 
 
 def product_datetime(name: str) -> dt.datetime | None:

@@ -93,6 +93,8 @@ def check_numbers(
         return
     dtype = np.result_type(*(pixels.dtype for pixels, _ in parts))
     judge = _Judge(layout, origin)
+    for band, numbers in known.items():
+        judge.fractions(dtype, numbers, where=f" in {band}")
     if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
         judge.sentinel2_offset(known)
     judge.positive_offset()
@@ -112,6 +114,7 @@ def check_sample(pixels: NDArray[Any], layout: PixelLayout, *, origin: str) -> N
     if not known:
         return
     judge = _Judge(layout, origin, warns=False)
+    judge.fractions(pixels.dtype, np.concatenate(list(known.values())))  # one band may be dark
     if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
         judge.offset_of_sample(known)
     _judge_all(judge, pixels.dtype, known, max_share=MAX_SHARE_OF_SAMPLE)
@@ -127,7 +130,6 @@ def _judge_all(
     layout = judge.layout
     everything = np.concatenate(list(known.values()))
     judge.type(dtype)
-    judge.fractions(dtype, everything)
     physical = everything
     if layout.units == "dn":
         physical = (everything + layout.dn_offset) * layout.dn_scale + layout.add
@@ -243,15 +245,16 @@ class _Judge:
                 "picture? Give the original DN, or declare sensor 'rgb'"
             )
 
-    def fractions(self, dtype: np.dtype[Any], raw: NDArray[np.float64]) -> None:
+    def fractions(self, dtype: np.dtype[Any], raw: NDArray[np.float64], *, where: str = "") -> None:
         """Fractions below 2 are no DN, unless the sensor's own scale says so."""
         floating = np.issubdtype(dtype, np.floating)
         if self.layout.units != "dn" or not floating or self.layout.dn_scale > 0.01:
             return
         if np.abs(raw).max() <= 2 and (raw != np.round(raw)).any():
             self.refuse(
-                f"fractions from {raw.min():.3g} to {raw.max():.3g} are declared to be DN, which "
-                f"are whole numbers; declare units='physical' ({self.sensor.unit})"
+                f"fractions from {raw.min():.3g} to {raw.max():.3g}{where} are declared to be DN, "
+                f"which are whole numbers; declare units='physical' ({self.sensor.unit}), or give "
+                "bands that all hold DN"
             )
 
     def zeros(self, parts: list[tuple[NDArray[Any], NDArray[np.bool_]]]) -> None:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line
+from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, shown
 from terralign.files import read_text
 from terralign.scenes.geotiff import items_of
 from terralign.scenes.product_names import eo_browser_day
@@ -81,12 +81,12 @@ def stated_offset(
     for other in found[1:]:
         if other.value != first.value:
             raise DataError(
-                f"{path}: DN offset {first.value:g} after {first.origin}, {other.value:g} after "
-                f"{other.origin}; correct the one that is wrong"
+                f"{shown(path)}: DN offset {first.value:g} after {first.origin}, {other.value:g} "
+                f"after {other.origin}; correct the one that is wrong"
             )
     if declared is not None and declared != first.value:
         raise SensorError(
-            f"{path}: dn_offset={declared:g} was declared, but it is {first.value:g} after "
+            f"{shown(path)}: dn_offset={declared:g} was declared, but it is {first.value:g} after "
             f"{first.origin}; leave dn_offset out, or, where the offset was removed from the "
             "pixels, take away the metadata that no longer hold"
         )
@@ -105,7 +105,7 @@ def _from_xml(path: Path, sensor: Sensor, bands: Sequence[str]) -> Iterable[_Sta
         offsets = _read_xml(file, item, status.st_size, status.st_mtime_ns)
         if offsets is not None:
             value = _one_offset(file, {band: offsets.get(band) for band in bands})
-            yield _Statement(value=value, origin=str(file))
+            yield _Statement(value=value, origin=shown(file))
         return
 
 
@@ -130,7 +130,7 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
         band = _BAND_OF_ID.get(element.get("band_id", ""))
         if band is None or band in offsets:
             raise DataError(
-                f"{file}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once"
+                f"{shown(file)}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once"
             )
         offsets[band] = _number(file, item, element.text)
     if offsets:
@@ -145,17 +145,19 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
 def _parse_xml(file: Path, size: int) -> ET.Element:
     if size > MAX_XML_BYTES:
         raise DataError(
-            f"{file} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
+            f"{shown(file)} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
             "that is no product metadata"
         )
     text = read_text(file, fault=DataError, max_bytes=MAX_XML_BYTES)
     for declaration in ("<!DOCTYPE", "<!ENTITY"):
         if declaration in text:
-            raise DataError(f"{file} holds {declaration}, which product metadata never do; refused")
+            raise DataError(
+                f"{shown(file)} holds {declaration}, which product metadata never do; refused"
+            )
     try:
         return ET.fromstring(text)
     except (ET.ParseError, ValueError) as error:
-        raise DataError(f"{file} is damaged: {first_line(error)}") from error
+        raise DataError(f"{shown(file)} is damaged: {first_line(error)}") from error
 
 
 def _from_items(
@@ -181,8 +183,8 @@ def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
     item = next((key for key in source.tags() if key.startswith(prefix)), None)
     if item is not None:
         raise UnknownOffsetError(
-            f"{path}: Sentinel-2 DN offset unknown: {item} is Earth Engine's, which harmonised "
-            "images keep after their offset was removed; declare it (dn_offset=0 for a "
+            f"{shown(path)}: Sentinel-2 DN offset unknown: {item} is Earth Engine's, which "
+            "harmonised images keep after their offset was removed; declare it (dn_offset=0 for a "
             "HARMONIZED collection, else what the item says)"
         )
 
@@ -235,17 +237,17 @@ def stated_scale(
         return None
     first = min(pairs)
     if not all(_same_pair(first, pair) for pair in pairs):
-        shown = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in sorted(pairs))
+        pairs_text = ", ".join(f"{scale:g} and {offset:g}" for scale, offset in sorted(pairs))
         raise DataError(
-            f"{path}: its bands state scale and offset {shown}; the bands of one file must share "
-            f"one pair (sensor {sensor.name!r} has {sensor.dn_scale:g} and {sensor.add:g}): write "
-            "those that differ into files of their own"
+            f"{shown(path)}: its bands state scale and offset {pairs_text}; the bands of one file "
+            f"must share one pair (sensor {sensor.name!r} has {sensor.dn_scale:g} and "
+            f"{sensor.add:g}): write those that differ into files of their own"
         )
     scale, offset = first
     if not (math.isfinite(scale) and math.isfinite(offset) and scale > 0):
         raise DataError(
-            f"{path}: its bands state scale {scale:g} and offset {offset:g}; expected a scale "
-            "above 0 and finite numbers"
+            f"{shown(path)}: its bands state scale {scale:g} and offset {offset:g}; expected a "
+            "scale above 0 and finite numbers"
         )
     return first
 
@@ -256,8 +258,8 @@ def _scale_of_export(path: Path, source: Any) -> tuple[float, float] | None:
         return None
     if source.dtypes[0] != "uint16":
         raise DataError(
-            f"{path} is an export of Sentinel Hub's EO Browser in {source.dtypes[0]}; export the "
-            "raw bands as TIFF of 16 bits"
+            f"{shown(path)} is an export of Sentinel Hub's EO Browser in {source.dtypes[0]}; "
+            "export the raw bands as TIFF of 16 bits"
         )
     return (1 / 65535, 0.0)
 
@@ -286,13 +288,13 @@ def _one_offset(origin: Path, offsets: Mapping[str, float | None]) -> float:
     values = set(offsets.values())
     value = next(iter(values))
     if len(values) > 1 or value is None:
-        shown = ", ".join(
+        offsets_text = ", ".join(
             f"{band} {'none' if offset is None else format(offset, 'g')}"
             for band, offset in offsets.items()
         )
         raise DataError(
-            f"{origin}: DN offsets of bands differ ({shown}); the bands of one file must share "
-            "one: write those of different offset into files of their own"
+            f"{shown(origin)}: DN offsets of bands differ ({offsets_text}); the bands of one file "
+            "must share one: write those of different offset into files of their own"
         )
     return value
 
@@ -303,5 +305,5 @@ def _number(origin: Path, item: str, text: str | None) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{origin}: {item} is {text!r}; expected a number")
+        raise DataError(f"{shown(origin)}: {item} is {text!r}; expected a number")
     return value

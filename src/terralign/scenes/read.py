@@ -23,6 +23,7 @@ from terralign.scenes.geotiff import (
     open_geotiff,
     valid_by_file,
 )
+from terralign.scenes.orientation import is_south_up, reversed_rows
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -136,7 +137,8 @@ def read_geotiff(
 
     Pixels come as the file has them where they are valid, marked elsewhere (see `Chip`); `valid` is
     False where they are the sensor's no-data DN, the file's no-data value, masked by the file
-    (internal mask, `.msk`, alpha), or not finite.
+    (internal mask, `.msk`, alpha), or not finite. Rows of a south-up file come from north to south,
+    with the grid that fits.
 
     Raises `DataError` for a file that is missing, damaged, larger than `max_bytes` in memory, not
     as declared, or with numbers that cannot be what is declared, `SensorError` for an unknown band
@@ -157,6 +159,9 @@ def read_geotiff(
         grid = grid_of(source)
         require_fit(path, grid, described.layout.bands, described.dtype, max_bytes=max_bytes)
         pixels, valid = read_pixels(path, source, described)
+    if is_south_up(grid):
+        pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
+        grid = reversed_rows(grid)
     chip = Chip(pixels=pixels, valid=valid, layout=described.layout, grid=grid)
     if check:
         check_chip(chip, origin=shown(path))

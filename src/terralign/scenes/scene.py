@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,13 @@ from terralign.scenes.band_files import describe_product
 from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
 from terralign.scenes.geotiff import open_for_windows, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
+from terralign.scenes.orientation import (
+    PixelSource,
+    ReversedRows,
+    is_south_up,
+    reversed_rows,
+    warn_unless_north_up,
+)
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
@@ -50,21 +57,6 @@ MAX_CHECKED_WHOLE = 1024**2
 
 MAX_STRIP_BYTES = 64 * 1024**2
 """How much `Scene.read_windows` reads at a time."""
-
-
-class PixelSource(Protocol):
-    """Where a scene's pixels come from."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type that holds the numbers of all bands."""
-        ...
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pixels and valid, (C, H, W), of the layout's bands; `grid`: the scene's."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -214,6 +206,9 @@ def open_scene(
     nothing states the DN offset of a Sentinel-2 product and its pixels rule out one of the two, the
     other is concluded, with a warning and a note; of a single file it must be declared.
 
+    South-up files are read north-up: rows, and those of windows, count from the north. Other
+    mirrored and rotated grids are read as they are stored, with a warning.
+
     What is declared is held against samples of the pixels here, once. Raises what `read_geotiff`
     and `find_product` raise; `DataError` where the bands of a folder do not lie on one grid or
     state different scales.
@@ -237,6 +232,12 @@ def open_scene(
             raise
         unknown = error
         scene = opening(path, replace(declared, dn_offset=0.0))
+    warn_unless_north_up(scene.grid, origin=shown(path))
+    if is_south_up(scene.grid):
+        logger.info("%s is stored south-up; its rows are read from the north", shown(path))
+        scene = replace(
+            scene, grid=reversed_rows(scene.grid), source=ReversedRows(source=scene.source)
+        )
     samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
     if unknown is not None:
         scene = _with_concluded_offset(scene, samples, unknown)

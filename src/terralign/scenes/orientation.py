@@ -1,0 +1,108 @@
+"""Which way up a file's pixels are, and those of south-up files turned north-up.
+
+A file whose rows run from south to north (as netCDF converters write them) is mirrored as a
+picture. Its rows are read in reverse, and its grid counts them from the north, so that pixels,
+windows and geometry agree. Other mirrored and rotated grids stay as they are, with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+
+from terralign.chips import Grid, PixelLayout, Window
+
+logger = logging.getLogger(__name__)
+
+MAX_TURN_DEGREES = 1.0
+"""A grid that is rotated by less is not warned of."""
+
+_NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""What GDAL gives for a file without georeferencing, whose rows run downwards."""
+
+
+class PixelSource(Protocol):
+    """Where a scene's pixels come from."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that holds the numbers of all bands."""
+        ...
+
+    def read(
+        self, window: Window | None, layout: PixelLayout, grid: Grid
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Pixels and valid, (C, H, W), of the layout's bands; `grid`: the scene's."""
+        ...
+
+
+def is_south_up(grid: Grid) -> bool:
+    """Whether a grid's rows run from south to north and its columns from west to east."""
+    a, b, _, d, e, _ = grid.transform
+    return _is_placed(grid) and b == 0 and d == 0 and a > 0 and e > 0
+
+
+def reversed_rows(grid: Grid) -> Grid:
+    """The grid of the same pixels with their rows in reverse."""
+    a, b, c, d, e, f = grid.transform
+    return replace(grid, transform=(a, -b, c + b * grid.height, d, -e, f + e * grid.height))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReversedRows:
+    """The pixels of another source with their rows in reverse."""
+
+    source: PixelSource
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As the other's."""
+        return self.source.dtype
+
+    def read(
+        self, window: Window | None, layout: PixelLayout, grid: Grid
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As `PixelSource.read`; `window` counts rows, and `grid` is, as they are reversed."""
+        if window is not None:
+            window = replace(window, row=grid.height - window.row - window.height)
+        pixels, valid = self.source.read(window, layout, reversed_rows(grid))
+        return np.ascontiguousarray(pixels[:, ::-1]), np.ascontiguousarray(valid[:, ::-1])
+
+
+def warn_unless_north_up(grid: Grid, *, origin: str) -> None:
+    """Log a warning for a grid that is rotated or mirrored and is read as it is stored.
+
+    None for a south-up grid, which is turned, and for one without a place on the globe.
+    """
+    a, _, _, d, e, _ = grid.transform
+    if not _is_placed(grid) or is_south_up(grid):
+        return
+    b = grid.transform[1]
+    turned = max(math.degrees(math.atan2(abs(d), abs(a))), math.degrees(math.atan2(abs(b), abs(e))))
+    is_mirrored = a < 0 or e > 0
+    if turned <= MAX_TURN_DEGREES and not is_mirrored:
+        return
+    how = f"rotated by {turned:.0f} degrees" if turned > MAX_TURN_DEGREES else "mirrored"
+    logger.warning(
+        "%s: its grid is %s, and its pixels are read as they are stored; bring it north-up first "
+        "(gdalwarp IN.tif OUT.tif)",
+        origin,
+        how,
+    )
+
+
+def _is_placed(grid: Grid) -> bool:
+    if grid.crs is None or grid.transform == _NO_TRANSFORM:
+        return False
+    try:
+        crs = CRS.from_user_input(grid.crs)
+    except (RasterioError, ValueError):
+        return False
+    return bool(crs.is_geographic or crs.is_projected)
