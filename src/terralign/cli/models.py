@@ -17,12 +17,7 @@ from terralign.cli.app import (
     threads,
 )
 from terralign.errors import SplitError, TerralignError, counted
-from terralign.scenes.pictures import PictureSize
 from terralign.sensors import RGB
-
-_LIKELY_SIZE = PictureSize(224, "shortest", "bicubic")
-"""Data are opened before the model, so that slips are reported at once; pictures are opened again
-where the model's size is another."""
 
 
 @main.command()
@@ -75,10 +70,14 @@ def evaluate(
     check_data(data, data_root)
     check_prompts(prompts)
     from terralign.datasets.catalog import open_dataset
+    from terralign.scenes.pictures import PictureSize
 
+    # Data are opened before the model, so that slips are reported at once; pictures are opened
+    # again where the model's size is another.
+    likely = PictureSize(224, "shortest", "bicubic")
     samples = None
     try:
-        samples = open_dataset(data, data_root=data_root, split=split, size=_LIKELY_SIZE)
+        samples = open_dataset(data, data_root=data_root, split=split, size=likely)
     except SplitError:
         raise
     except TerralignError:
@@ -95,7 +94,7 @@ def evaluate(
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     size = picture_size(space.input_spec())
-    if samples is None or (RGB in samples.layouts and size != _LIKELY_SIZE):
+    if samples is None or (RGB in samples.layouts and size != likely):
         samples = open_dataset(data, data_root=data_root, split=split, size=size)
     samples = with_composite(samples, composite)
     if composite is not None:
