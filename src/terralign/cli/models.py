@@ -17,10 +17,9 @@ from terralign.cli.app import (
     threads,
 )
 from terralign.errors import SplitError, TerralignError, counted
-from terralign.scenes.pictures import PictureSize
 from terralign.sensors import RGB
 
-_LIKELY_SIZE = PictureSize(224, "shortest", "bicubic")
+_LIKELY_SIZE = "224-shortest-bicubic"
 """Data are opened before the model, so that slips are reported at once; pictures are opened again
 where the model's size is another."""
 
@@ -90,12 +89,13 @@ def evaluate(
     from terralign.evaluation.classification import choose_class_names, evaluate_zero_shot
     from terralign.evaluation.embed import require_rgb
     from terralign.evaluation.retrieval import evaluate_retrieval
+    from terralign.scenes.pictures import as_picture_size
     from terralign.train.threads import choose_device
 
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     size = picture_size(space.input_spec())
-    if samples is None or (RGB in samples.layouts and size != _LIKELY_SIZE):
+    if samples is None or (RGB in samples.layouts and size != as_picture_size(_LIKELY_SIZE)):
         samples = open_dataset(data, data_root=data_root, split=split, size=size)
     samples = with_composite(samples, composite)
     if composite is not None:
