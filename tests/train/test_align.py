@@ -22,11 +22,11 @@ from terralign.errors import Interrupted, RecipeError
 from terralign.preprocess import Spectral, ViewSpec
 from terralign.train import align as module
 from terralign.train.align import (
-    DEFAULT_LOSSES,
     AlignmentSource,
     AlignSettings,
     align,
 )
+from terralign.train.settings import DEFAULT_LOSSES
 from terralign.train.student import StudentSettings, new_student
 from terralign.train.student_validation import student_features, validation_value
 from terralign.train.teacher import teacher_features

@@ -19,6 +19,10 @@ from terralign.cli.app import (
 from terralign.errors import SplitError, TerralignError, counted
 from terralign.sensors import RGB
 
+_LIKELY_SIZE = "224-shortest-bicubic"
+"""Data are opened before the model, so that slips are reported at once; pictures are opened again
+where the model's size is another."""
+
 
 @main.command()
 @click.argument("model")
@@ -70,14 +74,10 @@ def evaluate(
     check_data(data, data_root)
     check_prompts(prompts)
     from terralign.datasets.catalog import open_dataset
-    from terralign.scenes.pictures import PictureSize
 
-    # Data are opened before the model, so that slips are reported at once; pictures are opened
-    # again where the model's size is another.
-    likely = PictureSize(224, "shortest", "bicubic")
     samples = None
     try:
-        samples = open_dataset(data, data_root=data_root, split=split, size=likely)
+        samples = open_dataset(data, data_root=data_root, split=split, size=_LIKELY_SIZE)
     except SplitError:
         raise
     except TerralignError:
@@ -89,12 +89,13 @@ def evaluate(
     from terralign.evaluation.classification import choose_class_names, evaluate_zero_shot
     from terralign.evaluation.embed import require_rgb
     from terralign.evaluation.retrieval import evaluate_retrieval
+    from terralign.scenes.pictures import as_picture_size
     from terralign.train.threads import choose_device
 
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)
     size = picture_size(space.input_spec())
-    if samples is None or (RGB in samples.layouts and size != likely):
+    if samples is None or (RGB in samples.layouts and size != as_picture_size(_LIKELY_SIZE)):
         samples = open_dataset(data, data_root=data_root, split=split, size=size)
     samples = with_composite(samples, composite)
     if composite is not None:

@@ -43,7 +43,6 @@ from terralign.train.losses import (
     label_loss,
     start_calibration,
 )
-from terralign.train.settings import PAPER_LOSSES as PAPER_LOSSES
 from terralign.train.settings import AlignSettings as AlignSettings
 from terralign.train.student import student_layout
 from terralign.train.student_validation import validation_value

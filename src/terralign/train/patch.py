@@ -28,7 +28,6 @@ from terralign.train.finetune import (
     training_pictures,
 )
 from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
-from terralign.train.settings import DEFAULT_ALPHAS as DEFAULT_ALPHAS
 from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.sweep import Choice, SweepMemory, SweepPoint, choose_alpha, sweep
 
