@@ -240,6 +240,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"name": 3}, "name = 3: a tower's name has small letters"),
     ({"sensors": 3}, "sensors = 3; expected a sensor or a list of them"),
     ({"sensors": [3]}, r"sensors = \[3\]; expected a sensor or a list"),
+    ({"sensors": [None]}, r"sensors = \[None\]; expected a sensor or a list"),
+    ({"validation": []}, "validation is 0 sample sets; give one"),
     ({"sensors": []}, r"sensors = \[\]; expected a sensor or a list"),
     ({"bands": 3}, "bands = 3; give a list of names"),
     ({"labels": "yes"}, "labels = 'yes'; expected True, False or None"),
@@ -255,6 +257,13 @@ def test_mistakes_of_align_are_named(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         align(space, planet, **{"name": "mine", **given})
+
+
+def test_a_seed_of_numpy_is_a_seed(space: EmbeddingSpace, planet: Samples) -> None:
+    one, other = (
+        align(space, planet, name="mine", seed=seed, **QUICK) for seed in (3, np.int64(3))
+    )
+    assert one.tower_id() == other.tower_id()
 
 
 def test_what_is_no_sample_set_is_refused(space: EmbeddingSpace, planet: Samples) -> None:
@@ -440,6 +449,8 @@ def test_mistakes_of_patch_are_named(
 ) -> None:
     with pytest.raises(RecipeError, match="no setting 'alpha'; did you mean 'alphas'"):
         patch(space, scenes, alpha=0.5)
+    with pytest.raises(RecipeError, match="preserve_on is 2 sample sets; give one"):
+        patch(space, scenes, preserve_on=[scenes, scenes])  # type: ignore[arg-type]
     for wrong in ("x", -1, 2**70, None):
         with pytest.raises(RecipeError, match=r"seed = .*; expected a whole number"):
             patch(space, scenes, seed=wrong)  # type: ignore[arg-type]

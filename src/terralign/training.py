@@ -164,11 +164,12 @@ def align(
     """
     _require_space(space)
     _check_tower_name(name)
-    _check_arguments(seed=seed, device=device, folder=folder, sensors=sensors, labels=labels)
+    _check_arguments(device=device, folder=folder, sensors=sensors, labels=labels)
+    seed = _checked_seed(seed)
     chosen, student = _align_settings(encoder, bands, validation, settings)
     with _on_device(space, device), _working_folder(folder) as work:
         sets = _opened(space, data)
-        kept = None if validation is None else _opened(space, validation)[0]
+        kept = None if validation is None else _opened_one(space, validation, "validation")
         declared = _sensors_of(space, sets, sensors)
         use_labels = _label_use(sets, labels, chosen)
         sources = [
@@ -254,7 +255,8 @@ def patch(
     taken over, since they were aligned to the other RGB tower. `RecipeError` as for `align`.
     """
     _require_space(space)
-    _check_arguments(seed=seed, device=device, folder=folder)
+    _check_arguments(device=device, folder=folder)
+    seed = _checked_seed(seed)
     chosen = _settings(PatchSettings, "patch", settings)
     with _on_device(space, device), _working_folder(folder) as work:
         training = _opened(space, data)
@@ -270,7 +272,9 @@ def patch(
             space.clip, tasks, chosen, work,
             validation=judged,
             supported=[_task(space, one, None) for one in _opened(space, supported)],
-            preserve_on=None if preserve_on is None else _opened(space, preserve_on)[0],
+            preserve_on=(
+                None if preserve_on is None else _opened_one(space, preserve_on, "preserve_on")
+            ),
             allow_shared_samples=allow_shared_samples,
             seed=seed,
         )  # fmt: skip
@@ -420,17 +424,16 @@ def _align_settings(
     )
 
 
-def _check_arguments(
-    *,
-    seed: object,
-    device: object,
-    folder: object,
-    sensors: object = None,
-    labels: object = None,
-) -> None:
-    """`RecipeError` for an argument of a type or range that cannot be meant."""
+def _checked_seed(seed: object) -> int:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < MAX_SEED:
         raise RecipeError(f"seed = {seed!r:.100}; expected a whole number from 0 to 2**63 - 1")
+    return int(seed)
+
+
+def _check_arguments(
+    *, device: object, folder: object, sensors: object = None, labels: object = None
+) -> None:
+    """`RecipeError` for an argument of a type that cannot be meant."""
     if device is not None and not isinstance(device, str | torch.device):
         raise RecipeError(f"device = {device!r:.100}; expected a text such as 'cpu' or 'cuda:1'")
     if folder is not None and (not isinstance(folder, str | Path) or not str(folder).strip()):
@@ -440,8 +443,7 @@ def _check_arguments(
             f"labels = {labels!r:.100}; expected True, False or None (the data have the labels)"
         )
     given = [] if sensors is None else sensors if isinstance(sensors, list | tuple) else [sensors]
-    wrong = next((one for one in given if not isinstance(one, str | Sensor)), None)
-    if wrong is not None or (sensors is not None and not given):
+    if sensors is not None and not (given and all(isinstance(one, str | Sensor) for one in given)):
         raise RecipeError(
             f"sensors = {sensors!r:.100}; expected a sensor or a list of them, each by name, "
             ".toml file or definition (Sensor)"
@@ -491,6 +493,13 @@ def _opened(space: EmbeddingSpace, data: Data) -> list[SampleSet]:
         )
     size = picture_size(space.input_spec())
     return [at_size(one, size) for one in sets]  # type: ignore[arg-type]
+
+
+def _opened_one(space: EmbeddingSpace, data: Data, keyword: str) -> SampleSet:
+    sets = _opened(space, data)
+    if len(sets) != 1:
+        raise RecipeError(f"{keyword} is {len(sets)} sample sets; give one")
+    return sets[0]
 
 
 def _is_set(one: object) -> bool:

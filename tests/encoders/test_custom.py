@@ -297,20 +297,54 @@ def test_one_output_for_all_pixels_is_warned_of(caplog: pytest.LogCaptureFixture
 
 
 def test_lazy_layers_are_made_as_they_are_tried() -> None:
-    module = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
+    module = nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.Identity().eval())
     assert measure_width(module, num_bands=3, size=4, what="encoder") == 5
     assert module[1].weight.shape == (5, 48)
+    assert [one.training for one in module] == [True, True, False]
 
 
-def test_a_module_that_cannot_be_copied_is_named() -> None:
-    module = Net()
-    module.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(ModelError, match=r"^encoder cannot be copied, .*TypeError"):
-        make_encoder(module, what="encoder")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", [torch.nn.utils.parametrizations.weight_norm, torch.jit.script])
+def test_layers_with_computed_weights_and_scripted_ones_are_taken(wrap: Any) -> None:
+    module = nn.Sequential(wrap(nn.Conv2d(4, 5, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for encoder in (module, lambda: module):
+        made = make_encoder(encoder, what="encoder")
+        assert measure_width(made, num_bands=4, size=8, what="encoder") == 5
+
+
+def test_gradients_from_before_are_not_taken_for_new_ones() -> None:
+    module = Head(lambda *given: given[-1].detach())
+    module.last.weight.grad = torch.ones(6, 4)
+    with pytest.raises(ModelError, match="cannot be trained"):
+        measure_width(module, num_bands=4, size=8, what="encoder")
+
+
+class Locked(Net):
+    """A module that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+def test_a_module_that_cannot_be_copied_is_built_by_a_function() -> None:
+    with pytest.raises(ModelError, match=r"^encoder cannot be copied \(TypeError.*give a function"):
+        make_encoder(Locked(), what="encoder")
+    assert_left_as_it_is(make_encoder(Locked, what="encoder"))
+
+
+def test_whole_numbers_cannot_be_trained() -> None:
+    module = Head(lambda *given: given[-1])
+    module.table = nn.Parameter(torch.arange(3), requires_grad=False)
+    with pytest.raises(ModelError, match=r"cannot be trained: its parameter table is torch\.int64"):
+        measure_width(module, num_bands=4, size=8, what="encoder Head")
 
 
 def test_trying_an_encoder_leaves_its_mode_and_statistics() -> None:
-    module = make_encoder(Net, what="encoder")
+    assert_left_as_it_is(make_encoder(Net, what="encoder"))
+
+
+def assert_left_as_it_is(module: nn.Module) -> None:
     before = {key: value.clone() for key, value in module.state_dict().items()}
     state = torch.get_rng_state()
     for training in (True, False):

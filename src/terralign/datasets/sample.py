@@ -11,6 +11,7 @@ import html
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -224,8 +225,12 @@ class Indexed:
         as whole samples allow. Neighbouring tiles of one scene may land in both: cut such data by
         place instead (`samples[mask]`). Both parts keep the samples' order.
         """
-        if not 0 < share < 1:
-            raise DataError(f"share = {share} of the samples; expected a number between 0 and 1")
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
+            raise DataError(
+                f"share = {share!r:.100} of the samples; expected a number between 0 and 1"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+            raise DataError(f"seed = {seed!r:.100}; expected a whole number from 0")
         if len(self) < 2:
             raise DataError(f"data set {self.name!r} has {len(self)} sample(s); none can be split")
         order = np.random.default_rng(seed).permutation(len(self))

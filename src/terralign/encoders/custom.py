@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -68,27 +69,29 @@ def measure_width(
     trial = _Trial(what=what, num_bands=num_bands, size=size)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode(False):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        stack.enter_context(torch.inference_mode(False))
         pictures = [_pictures(number, num_bands, size).to(device) for number in (2, 3)]
         if any(isinstance(value, UninitializedParameter) for value in module.parameters()):
-            training = module.training
-            with torch.no_grad():
+            with _keeping_modes(module), torch.no_grad():
                 trial.run(module.eval(), pictures[0])
-            module.train(training)
-        tried = _copied(module, what=what)
+        tried = stack.enter_context(_apart(module))
         with torch.no_grad():
             tried.eval()
             width = trial.run(tried, pictures[0]).shape[1]
             first, again = (trial.run(tried, pictures[1], width=width) for _ in range(2))
-        if not _are_alike(first, again):
+        if not _are_alike(first, again, share=1e-4):
             raise ModelError(
                 f"{what} gives other features for the same pixels each time, even in eval mode; "
                 "use self.training, or nn.Dropout, for what is random, and keep no count of calls"
             )
         if trained:
             _try_training(trial, tried, pictures, width)
-            if _are_alike(first, first[:1].expand_as(first)):
-                logger.warning("%s gives the same features for different pixels", what)
+            if _are_alike(first, first[:1].expand_as(first), share=1e-6):
+                logger.warning(
+                    "%s gives the same features for different pixels; check that it uses them", what
+                )
     return int(width)
 
 
@@ -134,7 +137,15 @@ class _Trial:
 
 def _try_training(trial: _Trial, module: nn.Module, pictures: Sequence[Tensor], width: int) -> None:
     """One forward pass in train mode for each batch, and one backward pass."""
-    module.train().requires_grad_(True)
+    module.train()
+    module.zero_grad(set_to_none=True)
+    for name, value in module.named_parameters():
+        if not (value.is_floating_point() or value.is_complex()):
+            raise ModelError(
+                f"{trial.what} cannot be trained: its parameter {name} is {value.dtype}; give it "
+                "parameters of floating-point numbers"
+            )
+        value.requires_grad_(True)
     with torch.enable_grad():
         *_, found = (trial.run(module, one, width=width) for one in pictures)
         if found.requires_grad:
@@ -156,19 +167,52 @@ def _pictures(number: int, num_bands: int, size: int) -> Tensor:
     return (values + torch.linspace(-0.5, 0.5, number).reshape(-1, 1, 1, 1)).float()
 
 
-def _are_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether numbers differ by no more than computing them twice may make them."""
+def _are_alike(one: Tensor, other: Tensor, *, share: float) -> bool:
+    """Whether numbers differ by no more than a share of the largest."""
     largest = float(one.detach().abs().nan_to_num(0, 0, 0).max())
-    return torch.allclose(one, other, rtol=0, atol=1e-5 * largest, equal_nan=True)
+    return torch.allclose(one, other, rtol=0, atol=share * largest, equal_nan=True)
+
+
+@contextmanager
+def _apart(module: nn.Module) -> Iterator[nn.Module]:
+    """A copy to try; where a module cannot be copied, itself, put back afterwards as it was."""
+    try:
+        tried = _copied(module, what="")
+    except ModelError:  # as of torch's older weight_norm
+        tried = module
+    if tried is not module:
+        yield tried
+        return
+    numbers = {key: value.clone() for key, value in module.state_dict().items()}
+    trained = {one: one.requires_grad for one in module.parameters()}
+    try:
+        with _keeping_modes(module):
+            yield module
+    finally:
+        module.zero_grad(set_to_none=True)
+        module.load_state_dict(numbers)
+        for value, requires_grad in trained.items():
+            value.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _keeping_modes(module: nn.Module) -> Iterator[None]:
+    """Every layer is in its own mode, train or eval, again afterwards."""
+    modes = {one: one.training for one in module.modules()}
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _copied(module: nn.Module, *, what: str) -> nn.Module:
     try:
-        return copy.deepcopy(module)
+        with torch.no_grad():  # else the weights of a scripted module's copy are computed ones
+            return copy.deepcopy(module)
     except Exception as error:  # a user's own module
         raise ModelError(
-            f"{what} cannot be copied, as encoders are to be tried ({_describe(error)}); let it "
-            "hold layers, parameters, buffers and plain values alone"
+            f"{what} cannot be copied ({_describe(error)}); give a function that builds it"
         ) from error
 
 
