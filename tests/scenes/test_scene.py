@@ -294,7 +294,7 @@ def test_windows_of_a_file_that_changed_are_new(tmp_path: Path) -> None:
 def test_a_scene_says_what_it_is(tmp_path: Path) -> None:
     scene = open_scene(write_product(tmp_path / NAME, {"B04.tif": 1, "B03.tif": 1}))
     assert repr(scene) == (
-        f"Scene({NAME}: sentinel2-l2a B03, B04; 12x12 pixels of 10 units, EPSG:32633; 2020-07-06)"
+        f"Scene({NAME}: sentinel2-l2a B03, B04; 12x12 pixels of 10 m, EPSG:32633; 2020-07-06)"
     )
 
 

@@ -217,6 +217,16 @@ def is_geographic(crs: Any) -> bool:
         return False
 
 
+def map_unit(crs: Any) -> str:
+    """What a reference system counts in: "degrees", "m", or another unit's name."""
+    try:
+        parsed = _parse_crs(crs)
+        unit = "degrees" if parsed.is_geographic else str(parsed.linear_units)
+    except (RasterioError, ValueError):
+        return "units"
+    return "m" if unit in ("metre", "meter") else unit
+
+
 @lru_cache(maxsize=256)
 def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)

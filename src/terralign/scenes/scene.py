@@ -31,7 +31,7 @@ from terralign.scenes.orientation import (
     warn_unless_north_up,
 )
 from terralign.scenes.pictures import picture_shape
-from terralign.scenes.places import product_datetime
+from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
 from terralign.scenes.products import Product, find_product
 from terralign.scenes.read import (
@@ -148,12 +148,12 @@ class Scene:
         return replace(self.layout, bands=names, composite=recipe)
 
     def __str__(self) -> str:
-        """ "a.tif: sentinel2-l2a B03, B04; 64x64 pixels of 10 units, EPSG:32648; 2020-02-23"."""
+        """ "a.tif: sentinel2-l2a B03, B04; 64x64 pixels of 10 m, EPSG:32648; 2020-02-23"."""
         place = ""
         if self.grid.crs is not None:
             a, _, _, d, _, _ = self.grid.transform
             code = self.grid.crs if len(self.grid.crs) < 20 else "own reference system"
-            place = f" of {math.hypot(a, d):g} units, {code}"
+            place = f" of {math.hypot(a, d):g} {map_unit(self.grid.crs)}, {code}"
         day = f"; {self.datetime:%Y-%m-%d}" if self.datetime else ""
         return (
             f"{shown(Path(self.path.name))}: {self.sensor.name} {shorten(self.bands)}; "
