@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from terralign.encoders.vectors import Embeddings, Fault
     from terralign.scenes.scene import Scene
     from terralign.sensors import Sensor
+
+MAX_ALIKE = 3
+"""Faults of one cause that are reported one by one."""
 
 MAX_LINES = 20
 """Windows of one scene that are printed; --json and --geojson have all."""
@@ -245,13 +249,14 @@ def classify(
     rows = space.classify_each(inputs, labels, prompts=prompts, errors="skip", **reading)
     prompt_set = space.choose_prompts(prompts).name
     values, features, faults, num_inputs = [], [], [], 0
+    alike = _Alike()
     for group in _by_source(rows):
         num_inputs += 1
         if not isinstance(group, list):
             faults.append(group)
             values.append({"file": group.key, "error": group.error})
             with beside_bars():
-                _report(group)
+                alike.report(group)
             continue
         values.append(_as_json(group, prompt_set))
         if geojson is not None:
@@ -264,7 +269,35 @@ def classify(
     if geojson is not None and features:
         write_geojson(geojson, feature_collection(features))
         click.echo(f"{counted(len(features), 'feature')} written to {geojson}", err=True)
+    alike.close()
     _exit_for(faults, num_inputs)
+
+
+class _Alike:
+    """Reports faults, of those that differ in the input's name alone the first few."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def report(self, fault: Fault) -> None:
+        cause = fault.error.replace(shown(Path(fault.key)), "...")
+        self._counts[cause] += 1
+        if self._counts[cause] <= MAX_ALIKE:
+            _report(fault)
+
+    def close(self) -> None:
+        """Count those that were not reported."""
+        for cause, number in self._counts.items():
+            if number > MAX_ALIKE:
+                more = counted(number - MAX_ALIKE, "more input")
+                report(f"{more} failed for this reason: {cause}")
+
+
+def _report_all(faults: Sequence[Fault]) -> None:
+    alike = _Alike()
+    for fault in faults:
+        alike.report(fault)
+    alike.close()
 
 
 def _report(fault: Fault) -> None:
@@ -400,8 +433,7 @@ def embed(
     check_parquet(out)
     inputs, reading = _opened(files, sensor, reading)
     found = _load(model, device).embed(inputs, errors="skip", **reading)
-    for one in found.faults:
-        _report(one)
+    _report_all(found.faults)
     found.save(out)
     if as_json:
         click.echo(
@@ -472,8 +504,7 @@ def search(
     space = _load(source, device)
     if embeddings is None:
         embeddings = space.embed(inputs, errors="skip", **reading)
-        for one in embeddings.faults:
-            _report(one)
+        _report_all(embeddings.faults)
     hits = space.search(embeddings, query, k=k, prompts=prompts)
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in hits]))

@@ -17,12 +17,18 @@ MS_CLIP = "ms-clip"
 TIMM = "timm"
 
 
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("space.json", "open_clip_config.json"))
+
+
 def check_source(source: str, *, others: Sequence[str] = ()) -> None:
     """`ModelError` where nothing can be loaded by this name: no such folder, file or architecture.
 
     Tags and hubs are left to the loader. `others`: prefixes that the caller knows besides.
     """
     if Path(source).is_dir():
+        if (Path(source) / "model" / "space.json").is_file() and not _is_model(Path(source)):
+            raise ModelError(f"{source} is a run folder; its space is {Path(source) / 'model'}")
         return
     if Path(source).is_file():
         raise ModelError(

@@ -486,6 +486,15 @@ class EmbeddingSpace:
         if isinstance(query, Embeddings):
             check_same_space(self.space_id, query.space_id, "the query's vectors")
             query.require_numbers(self.dim)
+            changed = [
+                name for name, one in query.tower_ids.items()
+                if embeddings.tower_ids.get(name, one) != one
+            ]  # fmt: skip
+            if changed:
+                logger.warning(
+                    "the query's vectors are of other weights of tower %s than those searched",
+                    ", ".join(map(repr, changed)),
+                )  # fmt: skip
             if prompts is not None:
                 raise DataError("prompts have no effect on vectors; leave them out")
             if not len(query):
@@ -559,6 +568,12 @@ class EmbeddingSpace:
                     f"the space has another sensor {one.name!r}, that of tower {others[0]!r}; give "
                     "one of them another name"
                 )
+        name = tower.config.name
+        if name in self.towers and self.towers[name].tower_id() != tower.tower_id():
+            logger.warning(
+                "tower %r of the space is replaced; vectors that the old one made stay in the "
+                "space, but are not those that the new one makes", name,
+            )  # fmt: skip
         own = {one.name: one for one in given if one.name not in SENSORS}
         self.sensors.update(own)
         known = {**self.sensors, **own}

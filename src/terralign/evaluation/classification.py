@@ -49,8 +49,8 @@ def require_labels(samples: SampleSet) -> Labels:
     """The labels of a set; `DataError` where it has none."""
     if samples.labels is None:
         raise DataError(
-            f"data set {samples.name!r} has no labels; it can be embedded and retrieved "
-            "(task='retrieval'), not classified"
+            f"data set {samples.name!r} has no labels; it can be retrieved (task='retrieval') and "
+            "aligned without them (labels=False), not classified"
         )
     return samples.labels
 
