@@ -337,3 +337,26 @@ def test_the_offset_that_is_applied_is_logged_once(
         f"{named}: DN offset -1000, by its name",
         f"{plain}: DN offset 0, as declared",
     ]
+
+
+def test_faults_of_one_cause_are_reported_together(model: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        write_geotiff(tmp_path / f"{number}.tif", dn(32)[:4])
+    how = ["--labels", "a,b", "--sensor", S2.name, "--dn-offset", "0", "--device", "cpu"]
+    result = _call("classify", model, tmp_path, *how)
+    assert result.exit_code == 1
+    *first, others, last = result.stderr.strip().splitlines()
+    assert len(first) == 3
+    assert others.startswith("terralign: 3 more inputs failed for this reason: ... has 4 band(s)")
+    assert last == "terralign: 6 of 6 inputs failed"
+    result = _call("classify", model, tmp_path, *how, "--json")
+    assert len(json.loads(result.stdout)) == 6
+
+
+def test_a_run_folder_names_its_space(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(model)
+    picture = write_picture(tmp_path / "a.png")
+    result = _call("classify", tmp_path / "run", picture, "--labels", "a,b")
+    assert result.exit_code == 1
+    assert f"its space is {tmp_path / 'run' / 'model'}" in result.stderr
