@@ -603,7 +603,7 @@ def test_a_tower_of_another_teacher_is_not_taken_for_this_one(
     (folder / "results.json").unlink()
     marker = folder / "align" / "s2" / "tower.json"
     marker.write_text(json.dumps({"identity": "of another teacher"}))
-    with pytest.raises(RecipeError, match="holds a tower of other data or another teacher"):
+    with pytest.raises(RecipeError, match="holds a tower of other data or of another teacher"):
         run_recipe(small_recipe(), folder)
 
 
