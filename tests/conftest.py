@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in two processes
+
 if TYPE_CHECKING:
     from fake_world import FakeWorld
     from terralign.encoders.clip import ClipModel

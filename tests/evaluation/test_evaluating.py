@@ -210,7 +210,7 @@ def test_class_names_may_be_replaced_one_for_one(
 
 def test_data_without_labels_are_not_classified(base: EmbeddingSpace, photos: SyntheticSet) -> None:
     bare = _Without(photos, labels=None)
-    with pytest.raises(DataError, match="has no labels; it can be embedded and retrieved"):
+    with pytest.raises(DataError, match="has no labels; it can be retrieved"):
         require_labels(bare)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="has no labels"):
         evaluate_zero_shot(base, bare)  # type: ignore[arg-type]
