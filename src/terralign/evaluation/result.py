@@ -52,14 +52,14 @@ class Evaluation:
     def table(self) -> Table:
         """Per cent, with 95 % intervals, what chance gives, and the number of samples."""
         return Table(
-            columns=("metric", "value", "interval", "chance", "n"),
+            columns=("metric", "value", "interval", "chance", "samples"),
             rows=tuple(
                 (
                     metric.name,
                     f"{100 * metric.value:.2f} %",
                     f"[{100 * metric.low:.2f}, {100 * metric.high:.2f}]",
                     f"{100 * metric.chance:.2f} %",
-                    f"{metric.num_samples:,}",
+                    f"n = {metric.num_samples:,}",
                 )
                 for metric in self.result.metrics
             ),
