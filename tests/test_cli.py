@@ -293,7 +293,9 @@ def test_evaluate_prints_a_table_for_people(finished_run: Path) -> None:
     )
     assert result.exit_code == 0, result.stderr
     assert "the RGB tower on the paper-l2a composite of sentinel2-l2a" in result.stdout
-    assert result.stdout.splitlines()[2].split() == ["metric", "value", "interval", "chance", "n"]
+    header = result.stdout.splitlines()[2].split()
+    assert header == ["metric", "value", "interval", "chance", "samples"]
+    assert "n = 40" in result.stdout
     assert "top1" in result.stdout
     assert "chance" in result.stdout
 

@@ -495,9 +495,10 @@ def test_an_evaluation_is_shown_as_a_table(space: EmbeddingSpace, planet: Sample
         "planet all, zero-shot, the RGB tower on the true-colour composite of planet, "
         "prompts planet (1 template)"
     )
-    assert lines[1].split() == ["metric", "value", "interval", "chance", "n"]
+    assert lines[1].split() == ["metric", "value", "interval", "chance", "samples"]
     top1 = next(one for one in found.result.metrics if one.name == "top1")
     assert lines[2].split()[:2] == ["top1", f"{100 * top1.value:.2f}"]
+    assert lines[2].endswith(f"n = {len(planet)}")
     assert "<td>top1</td>" in found._repr_html_()
 
 
