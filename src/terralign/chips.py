@@ -124,6 +124,12 @@ class PixelLayout:
         """What is added to a scaled DN, in `sensor.unit`."""
         return self.sensor.add if self.stated_scale is None else self.stated_scale[1]
 
+    def with_composite(self, name: str | None) -> PixelLayout:
+        """The same numbers with another RGB recipe of the sensor; None: as they are."""
+        if name is None:
+            return self
+        return replace(self, composite=self.sensor.composite(name))
+
     def __repr__(self) -> str:
         """ "PixelLayout(sentinel2-l2a: B02, B03, B04; DN, offset -1000; composite paper-l2a)"."""
         numbers: str = self.sensor.unit

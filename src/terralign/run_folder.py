@@ -34,12 +34,12 @@ MAX_DIFFERENCES = 3
 def is_untouched(folder: Path) -> bool:
     """Whether no run computed anything in `folder`: it holds what a run begins with, packed stores,
     and empty files and folders."""
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder).parts
-        if path.is_dir() or inside[0] == "stores" or inside[0].startswith("."):
-            continue
-        if path.name not in BEFORE_WORK and path.stat().st_size > 0:
-            return False
+    for child in folder.iterdir():
+        if child.name == "stores" or child.name.startswith("."):
+            continue  # not searched: stores may hold very many files
+        for path in (child, *child.rglob("*")):
+            if path.is_file() and path.name not in BEFORE_WORK and path.stat().st_size > 0:
+                return False
     return (folder / "recipe.toml").is_file()
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
-from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size
+from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size, is_sample_set
 from terralign.encoders.custom import Encoder
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
@@ -484,9 +484,9 @@ def _prompts(prompts: Prompts | None) -> PromptSet | str | None:
 
 def _opened(space: EmbeddingSpace, data: Data) -> list[SampleSet]:
     """The sets, with RGB pictures of the size that the RGB tower takes."""
-    sets = [data] if _is_set(data) else list(data) if isinstance(data, list | tuple) else None
-    if sets is None or not all(map(_is_set, sets)):
-        given = next((one for one in sets or [data] if not _is_set(one)), data)
+    sets = [data] if is_sample_set(data) else list(data) if isinstance(data, list | tuple) else None
+    if sets is None or not all(map(is_sample_set, sets)):
+        given = next((one for one in sets or [data] if not is_sample_set(one)), data)
         raise DataError(
             f"data are Samples, or a list of them, not {type(given).__name__}; see "
             "Samples.from_arrays, from_folder, from_torchgeo, from_torchvision and open"
@@ -500,12 +500,6 @@ def _opened_one(space: EmbeddingSpace, data: Data, keyword: str) -> SampleSet:
     if len(sets) != 1:
         raise RecipeError(f"{keyword} is {len(sets)} sample sets; give one")
     return sets[0]
-
-
-def _is_set(one: object) -> bool:
-    return isinstance(one, Indexed) or all(
-        hasattr(one, name) for name in ("layouts", "keys", "read", "fingerprint")
-    )
 
 
 def _sensors_of(

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from terralign.errors import Interrupted, TerralignError
+from terralign.errors import Interrupted, TerralignError, printable
 
 
 class _Terminated(BaseException):
@@ -96,8 +96,7 @@ class OneLineFaults(click.Group):
 
 def report(text: str) -> None:
     """One line on stderr."""
-    line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in " ".join(text.split()))
-    click.echo(f"terralign: {line}", err=True)
+    click.echo(f"terralign: {printable(' '.join(text.split()))}", err=True)
 
 
 def name_options(text: str, parameters: Iterable[click.Parameter]) -> str:

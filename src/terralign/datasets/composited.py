@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from terralign.chips import PixelLayout
 from terralign.datasets.sample import (
-    NOWHERE,
-    Captions,
-    Indexed,
-    Labels,
-    Located,
-    Place,
     SampleSet,
-    is_mapped,
+    WrappedAsIs,
 )
 from terralign.errors import SensorError
 from terralign.files import hash_json
 from terralign.sensors import Composite
 
 
-class Composited(Indexed):
+class Composited(WrappedAsIs):
     """A `SampleSet` whose pixels of `sensor` have `composite` as their RGB recipe."""
 
     def __init__(self, samples: SampleSet, sensor: str, composite: Composite) -> None:
-        self._samples = samples
+        super().__init__(samples)
         layout = replace(samples.layouts[sensor], composite=composite)
-        self.name: str = samples.name
-        self.split: str = samples.split
-        self.layouts: Mapping[str, PixelLayout] = {**samples.layouts, sensor: layout}
-        self.keys: tuple[str, ...] = samples.keys
-        self.labels: Labels | None = samples.labels
-        self.captions: Captions | None = samples.captions
-        self.prompts: tuple[str, ...] | None = samples.prompts
-        self.is_mapped: bool = is_mapped(samples)
-        self.fingerprint: str = hash_json(
+        self.layouts = {**samples.layouts, sensor: layout}
+        self.fingerprint = hash_json(
             {
                 "of": samples.fingerprint,
                 "composite": [sensor, composite.name, list(composite.bands), composite.stretch],
             }
         )
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def within(self) -> tuple[SampleSet, None]:
-        """The set itself, all of whose samples these are."""
-        return self._samples, None
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        return self._samples.read(indices)
-
-    def place(self, index: int) -> Place:
-        """Where and when a sample was taken."""
-        return self._samples.place(index) if isinstance(self._samples, Located) else NOWHERE
 
 
 def with_composite(samples: SampleSet, composite: str | None) -> SampleSet:

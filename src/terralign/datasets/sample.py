@@ -272,6 +272,52 @@ class Indexed:
         return f"<table><caption>{html.escape(self.name)}</caption>{body}</table>"
 
 
+def is_sample_set(one: object) -> bool:
+    """Whether this has what a `SampleSet` needs most; a class need not derive from `Indexed`."""
+    return isinstance(one, Indexed) or all(
+        hasattr(one, name) for name in ("layouts", "keys", "read", "fingerprint")
+    )
+
+
+class Wrapped(Indexed):
+    """A `SampleSet` made of another one, whose samples it has, all and in their order."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        self._samples = samples
+        # Taken once: a set may make these anew at every access.
+        self.name: str = samples.name
+        self.split: str = samples.split
+        self.layouts: Mapping[str, PixelLayout] = samples.layouts
+        self.keys: tuple[str, ...] = samples.keys
+        self.labels: Labels | None = samples.labels
+        self.captions: Captions | None = samples.captions
+        self.prompts: tuple[str, ...] | None = samples.prompts
+        self.fingerprint: str = samples.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def within(self) -> tuple[SampleSet, None]:
+        """The set itself, all of whose samples these are."""
+        return self._samples, None
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """Sensor name -> (B, C, H, W) of these samples."""
+        return self._samples.read(indices)
+
+
+class WrappedAsIs(Wrapped):
+    """A `Wrapped` set whose pixels and places are where those of the other set are."""
+
+    def __init__(self, samples: SampleSet) -> None:
+        super().__init__(samples)
+        self.is_mapped: bool = is_mapped(samples)
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken."""
+        return self._samples.place(index) if isinstance(self._samples, Located) else NOWHERE
+
+
 def _read(samples: SampleSet, keys: Sequence[str], indices: NDArray[np.int64]) -> list[Sample]:
     pixels = samples.read(indices)
     found: list[Sample] = []

@@ -36,14 +36,11 @@ from terralign.datasets.item_set import (
 )
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import (
-    NOWHERE,
     Captions,
-    Indexed,
     Labels,
-    Located,
-    Place,
     SampleSet,
-    is_mapped,
+    WrappedAsIs,
+    is_sample_set,
     tell_unused,
 )
 from terralign.errors import DataError, SensorError, first_line, nearest
@@ -60,7 +57,7 @@ ArrayLike = Any
 """A NumPy array or a torch tensor."""
 
 
-class Samples(Indexed):
+class Samples(WrappedAsIs):
     """Samples with named bands, and labels or captions where they have them. A `SampleSet`.
 
     Made by `from_arrays`, `from_folder`, `from_torchgeo`, `from_torchvision` or `open`. RGB
@@ -78,37 +75,13 @@ class Samples(Indexed):
         self, samples: SampleSet, *, resize: Callable[[Size], SampleSet] | None = None
     ) -> None:
         """`resize`: the same samples with RGB pictures of another size; None: they keep theirs."""
-        if not all(hasattr(samples, name) for name in ("layouts", "keys", "read", "fingerprint")):
+        if not is_sample_set(samples):
             raise DataError(
                 f"Samples() wraps an open sample set, not a {type(samples).__name__}; use "
                 "Samples.from_arrays, from_folder, from_torchgeo, from_torchvision or open"
             )
-        self._samples = samples
+        super().__init__(samples)
         self._resize = resize
-        self.name: str = samples.name
-        self.split: str = samples.split
-        self.layouts: Mapping[str, PixelLayout] = samples.layouts
-        self.keys: tuple[str, ...] = samples.keys
-        self.labels: Labels | None = samples.labels
-        self.captions: Captions | None = samples.captions
-        self.prompts: tuple[str, ...] | None = samples.prompts
-        self.is_mapped: bool = is_mapped(samples)
-        self.fingerprint: str = samples.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def within(self) -> tuple[SampleSet, None]:
-        """The set itself, all of whose samples these are."""
-        return self._samples, None
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        """Sensor name -> (B, C, H, W) of these samples."""
-        return self._samples.read(indices)
-
-    def place(self, index: int) -> Place:
-        """Where and when a sample was taken."""
-        return self._samples.place(index) if isinstance(self._samples, Located) else NOWHERE
 
     def at_size(self, size: Size) -> SampleSet:
         """The same samples with RGB pictures of `size`."""

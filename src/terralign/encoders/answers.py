@@ -368,7 +368,7 @@ def geojson_row(row: Classified) -> tuple[Footprint, dict[str, Any]]:
 
 def feature_collection(rows: Sequence[tuple[Footprint, Mapping[str, Any]]]) -> dict[str, Any]:
     """GeoJSON (RFC 7946) of places and their properties; `DataError` where no place is known."""
-    if rows and all(place.geometry is None for place, _ in rows):
+    if rows and all(place.shape is None for place, _ in rows):
         raise DataError(
             f"no place on a map is known for {counted(len(rows), 'result')}; GeoJSON needs "
             "georeferenced GeoTIFFs or products"

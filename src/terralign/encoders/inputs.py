@@ -213,10 +213,7 @@ def _from_opened(scene: Scene, declared: Declared) -> Source:
     if declared.sensor is not None:
         raise SensorError("a scene has its own sensor; leave sensor out")
     declared.require_only_sensor("a scene")
-    if declared.composite is not None:
-        recipe = scene.sensor.composite(declared.composite)
-        scene = replace(scene, layout=replace(scene.layout, composite=recipe))
-    return from_scene(scene)
+    return from_scene(replace(scene, layout=scene.layout.with_composite(declared.composite)))
 
 
 def from_scene(scene: Scene) -> Source:
@@ -318,9 +315,7 @@ def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
         raise SensorError(
             f"data set {samples.name!r} has {', '.join(names)}, not {name!r}; name one of these"
         )
-    layout = samples.layouts[name]
-    if declared.composite is not None:
-        layout = replace(layout, composite=layout.sensor.composite(declared.composite))
+    layout = samples.layouts[name].with_composite(declared.composite)
     for start in range(0, len(samples), _READ_AT_ONCE):
         rows = np.arange(start, min(start + _READ_AT_ONCE, len(samples)), dtype=np.int64)
         pixels = samples.read(rows)[name]

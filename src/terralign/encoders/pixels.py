@@ -5,7 +5,7 @@ N chips, C bands, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -56,9 +56,7 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
         if declared.sensor is not None:
             raise SensorError("a chip has its own sensor; leave sensor out")
         declared.require_only_sensor("a chip")
-        layout = pixels.layout
-        if declared.composite is not None:
-            layout = replace(layout, composite=layout.sensor.composite(declared.composite))
+        layout = pixels.layout.with_composite(declared.composite)
         tensor = as_tensor(pixels.pixels)[None]
         _check_tensor(tensor, layout)
         return tensor, layout

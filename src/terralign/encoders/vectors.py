@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,14 +149,19 @@ class Embeddings:
         is as far from everything."""
         if self.dim != dim:
             raise SpaceMismatchError(f"vectors of {self.dim} dimensions, the space has {dim}")
-        lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
-        right = (np.abs(lengths - 1) < _MAX_OFF_LENGTH) | (lengths == 0)
-        wrong = np.flatnonzero(~right)
+        wrong = self._off_length
         if len(wrong):
             raise DataError(
                 f"{len(wrong)} of {len(self)} vectors, such as that of {self.keys[wrong[0]]!r}, "
                 "are not of unit length; embed the imagery again"
             )
+
+    @cached_property
+    def _off_length(self) -> NDArray[np.int64]:
+        """Rows that are neither of unit length nor zero; found once, not at every search."""
+        lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
+        right = (np.abs(lengths - 1) < _MAX_OFF_LENGTH) | (lengths == 0)
+        return np.flatnonzero(~right)
 
     @property
     def dim(self) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from terralign.chips import PixelLayout, Units, make_layout
-from terralign.errors import DataError, SensorError
-from terralign.scenes.file_layout import has_dn
+from terralign.errors import SensorError
+from terralign.scenes.file_layout import units_by_type
 from terralign.sensors import Sensor
 
 
@@ -59,18 +59,8 @@ def declare_layout(
 def units_of(
     sensor: Sensor, dtype: np.dtype[Any], declared: Units | None, *, shown: str = ""
 ) -> Units:
-    """The units declared, else what the type of the numbers says: integers are DN.
+    """The units declared, else what the type of the numbers says (see `units_by_type`).
 
-    Numbers of a sensor without DN (dB) are physical. `DataError` for undeclared fractions.
     `shown`: what errors call a type that NumPy lacks.
     """
-    if declared is not None:
-        return declared
-    if not has_dn(sensor):
-        return "physical"
-    if np.issubdtype(dtype, np.integer):
-        return "dn"
-    raise DataError(
-        f"pixels are {shown or dtype}: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
-        "Declare units='dn' or units='physical'"
-    )
+    return declared or units_by_type(sensor, dtype, f"pixels are {shown or dtype}")

@@ -162,15 +162,19 @@ def units_of(
                 "(gdal_edit.py -scale 1 -offset 0)"
             )
         return "dn"
-    if declared is not None:
-        return declared
+    return declared or units_by_type(sensor, dtype, f"{shown(path)} has {dtype} numbers")
+
+
+def units_by_type(sensor: Sensor, dtype: np.dtype[Any], what: str) -> Units:
+    """What the type of numbers says where nothing is declared: integers are DN, and numbers of a
+    sensor without DN (dB) are physical. `DataError`, which begins with `what`, for fractions."""
     if not has_dn(sensor):
         return "physical"
     if np.issubdtype(dtype, np.integer):
         return "dn"
     raise DataError(
-        f"{shown(path)} has {dtype} numbers: digital numbers or {sensor.unit} of sensor "
-        f"{sensor.name!r}? Declare units='dn' or units='physical'"
+        f"{what}: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
+        "Declare units='dn' or units='physical'"
     )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
-from terralign.datasets.sample import Captions, Indexed, Labels, SampleSet, is_mapped
+from terralign.datasets.sample import SampleSet, Wrapped, is_mapped
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -45,30 +44,14 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class KeptInMemory(Indexed):
+class KeptInMemory(Wrapped):
     """A `SampleSet` whose pixels are kept in memory once they were read."""
 
     def __init__(self, samples: SampleSet) -> None:
-        self._samples = samples
-        # Taken once: a set may make these anew at every access.
-        self.name: str = samples.name
-        self.split: str = samples.split
-        self.layouts: Mapping[str, PixelLayout] = samples.layouts
-        self.keys: tuple[str, ...] = samples.keys
-        self.labels: Labels | None = samples.labels
-        self.captions: Captions | None = samples.captions
-        self.prompts: tuple[str, ...] | None = samples.prompts
-        self.fingerprint: str = samples.fingerprint
+        super().__init__(samples)
         self._pixels: dict[str, NDArray[np.generic]] = {}
         self._have = np.zeros(len(samples), dtype=np.bool_)
         self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def within(self) -> tuple[SampleSet, None]:
-        """The set that is kept; its samples are these."""
-        return self._samples, None
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         with self._lock:
