@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from terralign.encoders.clip import ClipModel, load_clip, new_clip
-from terralign.train.threads import choose_threads
+from terralign.compute import choose_threads
+from terralign.encoders.clip.load import ClipModel, load_clip, new_clip
 
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 256,

@@ -33,7 +33,7 @@ from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import StoreSet, pack
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.preprocess import make_ready, resize, scale_bands
 from terralign.train.align import AlignmentSource, AlignSettings, align

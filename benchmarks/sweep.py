@@ -28,7 +28,7 @@ from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.evaluation.classification import choose_prompts, require_labels
 from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import make_ready, resize, scale_composite

@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from terralign.bench import report_bench
 from terralign.bench.compare import PairedTests
+from terralign.bench.report import report_bench
 from terralign.bench.report.document import STYLE
 from terralign.bench.report.examples import choose_blocks, example_html, find_examples
 from terralign.bench.report.markup import html_table
@@ -50,8 +50,8 @@ from terralign.evaluation.page import columns_html, escape_html, page_html, pict
 from terralign.evaluation.report import comparison_bars
 from terralign.evaluation.table import table_lines
 from terralign.files import read_json
-from terralign.recipe import load_recipe
-from terralign.run import run_recipe
+from terralign.runs.recipe import load_recipe
+from terralign.runs.run import run_recipe
 
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000

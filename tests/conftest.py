@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in two 
 
 if TYPE_CHECKING:
     from fake_world import FakeWorld
-    from terralign.encoders.clip import ClipModel
+    from terralign.encoders.clip.load import ClipModel
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def tiny_clip_config() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
     """A CLIP with random weights and a ViT image tower; shared, so no test may change it."""
-    from terralign.encoders.clip import new_clip
+    from terralign.encoders.clip.load import new_clip
 
     preprocess_cfg = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
     return new_clip(tiny_clip_config, preprocess_cfg, seed=0)
@@ -73,7 +73,7 @@ def tiny_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
 @pytest.fixture(scope="session")
 def norm_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
     """The same with a small ResNet, which has batch norms, as its image tower; shared."""
-    from terralign.encoders.clip import new_clip
+    from terralign.encoders.clip.load import new_clip
 
     vision_cfg = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
     preprocess_cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -84,7 +84,7 @@ def norm_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the small run, complete; shared, so no test may change it."""
     from small_run import small_recipe
-    from terralign.run import run_recipe
+    from terralign.runs.run import run_recipe
 
     folder = tmp_path_factory.mktemp("runs") / "small"
     run_recipe(small_recipe(), folder, device="cpu")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from terralign.recipe import Recipe, parse_recipe
+from terralign.runs.recipe import Recipe, parse_recipe
 
 SMALL_RECIPE = """
 name = "small"

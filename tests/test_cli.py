@@ -28,12 +28,12 @@ from PIL import Image
 from imagery import S2, dn, write_geotiff
 from small_run import SMALL_RECIPE
 from terralign.cli import main
-from terralign.cli.about import about
 from terralign.cli.app import READING_ORDER
 from terralign.cli.faults import name_options
-from terralign.encoders import weights
+from terralign.cli.info import about
+from terralign.encoders.clip import weights
 from terralign.errors import Interrupted
-from terralign.run import RunResult
+from terralign.runs.run import RunResult
 from terralign.sensors import SENSORS
 
 COMMANDS = sorted(main.commands)
@@ -416,7 +416,7 @@ def test_single_stages_take_a_base_and_a_recipe(
         seen.update(recipe=recipe, out=out, **options)
         return RunResult(folder=out, rows=(), complete_before=False)
 
-    monkeypatch.setattr("terralign.run.run_recipe", fake)
+    monkeypatch.setattr("terralign.runs.run.run_recipe", fake)
     base = tmp_path / "b"
     base.mkdir()
     result = _call(
@@ -433,7 +433,7 @@ def test_quickstart_runs_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fake(recipe: Any, out: Path, **options: Any) -> RunResult:
         return RunResult(folder=out, rows=({"recipe": recipe.name},), complete_before=False)
 
-    monkeypatch.setattr("terralign.run.run_recipe", fake)
+    monkeypatch.setattr("terralign.runs.run.run_recipe", fake)
     result = _call("quickstart", "--out", tmp_path / "q", "--json")
     assert json.loads(result.stdout) == {
         "folder": str(tmp_path / "q"),
@@ -787,7 +787,7 @@ def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
     def broken(what: str | None) -> None:
         raise ZeroDivisionError("a bug\nof ours")
 
-    monkeypatch.setattr("terralign.cli.about.about", broken)
+    monkeypatch.setattr("terralign.cli.info.about", broken)
     result = _call("info")
     assert result.exit_code == 1
     assert result.stderr == (
@@ -821,14 +821,14 @@ def test_a_stop_exits_as_its_signal_does(
     def stopped(*args: Any, **options: Any) -> None:
         raise stop
 
-    monkeypatch.setattr("terralign.run.run_recipe", stopped)
+    monkeypatch.setattr("terralign.runs.run.run_recipe", stopped)
     assert said in _fault("run", "quickstart", code=code)
 
 
 _TERMINATED = """
 import os, signal, sys
 from terralign.cli import main
-from terralign.cli.about import about
+from terralign.cli.info import about
 from terralign.cli.app import READING_ORDER
 from terralign.cli.faults import name_options
 from terralign.encoders.space import EmbeddingSpace

@@ -20,17 +20,17 @@ from click.testing import CliRunner
 
 import terralign
 from imagery import NEW_PRODUCT, write_geotiff, write_product
+from terralign.bench.suite import parse_suite
 from terralign.cli import main
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.declared import read_declaration
 from terralign.datasets.facts import read_facts
-from terralign.encoders.clip import new_clip
+from terralign.encoders.clip.load import new_clip
 from terralign.encoders.sensor import TowerConfig, inflate
 from terralign.encoders.space import EmbeddingSpace
 from terralign.preprocess import InputSpec
-from terralign.recipe import load_recipe, parse_recipe, recipe_names
+from terralign.runs.recipe import load_recipe, parse_recipe, recipe_names
 from terralign.sensors import SENSORS, parse_sensor
-from terralign.suite import parse_suite
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -17,7 +17,7 @@ from torch import nn
 import terralign as ta
 from imagery import NO_OFFSET, S2, dn, space_of, write_geotiff
 from terralign.chips import make_layout
-from terralign.encoders.clip import ClipModel, save_clip
+from terralign.encoders.clip.load import ClipModel, save_clip
 from terralign.sensors import Band, Composite
 
 FIRST_DAY = """

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import terralign.run as run_module
+import terralign.runs.run as run_module
 from fake_world import FakeWorld
 from fake_world.models import (
     STUDENT,
@@ -27,17 +27,17 @@ from fake_world.models import (
     write_clip,
 )
 from fake_world.shrink import FEW, data_names, shrink
+from terralign.ablate.study import Planned, load_study, plan_study, study_names
+from terralign.bench.suite import Suite, SuiteEntry, load_suite, suite_names
 from terralign.cli import main
 from terralign.datasets.catalog import find_dataset
+from terralign.encoders.clip.weights import read_state_dict
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import read_state_dict
 from terralign.evaluation import canvas
 from terralign.preprocess import InputSpec
-from terralign.recipe import Recipe, load_recipe, recipe_names
+from terralign.runs.recipe import Recipe, load_recipe, recipe_names
 from terralign.sensors import SENSORS
-from terralign.study import Planned, load_study, plan_study, study_names
-from terralign.suite import Suite, SuiteEntry, load_suite, suite_names
 
 Figure = tuple[str, ...]
 """What names a figure: model, role, data set, split, task, tower or "query -> gallery"."""

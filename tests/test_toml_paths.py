@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terralign.ablate.study import load_study, plan_study
+from terralign.bench.suite import load_suite, suite_text
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.errors import DataError, RecipeError
-from terralign.recipe import load_recipe, recipe_hash, recipe_text
-from terralign.run_folder import keep_recipe
-from terralign.study import load_study, plan_study
-from terralign.suite import load_suite, suite_text
+from terralign.runs.folder import keep_recipe
+from terralign.runs.recipe import load_recipe, recipe_hash, recipe_text
 from terralign.toml_paths import TomlPaths, identity_of
 
 DATA = """

@@ -23,7 +23,7 @@ from terralign.datasets.sample import SampleSet
 from terralign.datasets.samples import Samples
 from terralign.datasets.store.writing import pack
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import (
     DataError,

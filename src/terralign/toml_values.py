@@ -11,8 +11,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from terralign.errors import RecipeError, nearest
-from terralign.files import read_shipped, read_toml, shipped_names
+from terralign.errors import RecipeError, StorageError, first_line, nearest
+from terralign.files import read_shipped, read_text, read_toml, shipped_names, write_text
+
+MAX_DIFFERENCES = 3
+"""Of a folder's recipe to another one, that are named."""
 
 _FOLDERS = {"recipe": "recipes", "suite": "suites", "study": "studies"}
 """What ships, by folder of the package."""
@@ -144,6 +147,46 @@ def toml_difference(
         for key in sorted(before.keys() | after.keys())
         if not (key in before and key in after and same(before[key], after[key]))
     ]
+
+
+def keep_toml(
+    path: Path,
+    text: str,
+    *,
+    kind: str,
+    what: str,
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> None:
+    """Write what a folder is made by, or refuse one made by another, or with other files.
+
+    `kind`: what such a folder is ("run"); `what`: what makes it ("recipe"); `same` compares two
+    values.
+    """
+    folder = path.parent
+    if not path.is_file():
+        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
+        if others:
+            raise StorageError(
+                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no {kind}; "
+                "choose an empty folder"
+            )
+        write_text(path, text)
+        return
+    try:
+        difference = toml_difference(read_text(path), text, same=same)
+    except (StorageError, ValueError) as error:
+        raise StorageError(
+            f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
+            "choose another folder"
+        ) from error
+    if difference:
+        first = sorted(difference, key=lambda one: not one.startswith("name: "))
+        told = "; ".join(first[:MAX_DIFFERENCES])
+        left_out = len(first) - MAX_DIFFERENCES
+        raise RecipeError(
+            f"{folder} holds a {kind} of another {what}; choose another folder. "
+            f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
+        )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,21 +21,22 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from terralign.compute import choose_device
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
 from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size, is_sample_set
-from terralign.encoders.custom import Encoder
-from terralign.encoders.picture_size import picture_size
-from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
-from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.trained import TowerTraining, describe_course
-from terralign.encoders.weights import (
+from terralign.encoders.clip.weights import (
     check_shapes,
     load_weights,
     read_shapes,
     read_state_dict,
     write_state_dict,
 )
+from terralign.encoders.custom import Encoder
+from terralign.encoders.picture_size import picture_size
+from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
+from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.trained import TowerTraining, describe_course
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import (
     DataError,
@@ -66,7 +67,6 @@ from terralign.train.patch import PatchSettings
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.settings import StudentSettings, student_scaling
 from terralign.train.student import new_student
-from terralign.train.threads import choose_device
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,17 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from terralign.bench import run_bench
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.rows import check_rows, format_bench_table, question
+from terralign.bench.run import run_bench
 from terralign.bench.subject import _divide
+from terralign.bench.suite import Suite, load_suite, parse_suite
 from terralign.cli import main
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.subset import limit_samples
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.timm_encoder import TimmEncoder
@@ -40,7 +41,6 @@ from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS
-from terralign.suite import Suite, load_suite, parse_suite
 
 SUITE = """
 name = "small"

@@ -12,7 +12,7 @@ import torch
 
 from terralign.bench.compare import PairedTests
 from terralign.bench.rows import BenchRow
-from terralign.encoders.weights import write_state_dict
+from terralign.encoders.clip.weights import write_state_dict
 from terralign.evaluation.significance import MIN_SAMPLES, compare_f1, compare_means
 from terralign.files import write_json
 

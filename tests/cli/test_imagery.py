@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from imagery import NEW_PRODUCT, S2, dn, space_of, write_geotiff, write_picture, write_product
 from terralign.cli import main
 from terralign.cli.checks import check_sensor
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sources import sensors_of
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import Embeddings

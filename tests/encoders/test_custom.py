@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from terralign.chips import make_layout
-from terralign.cli.about import about
+from terralign.cli.info import about
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.custom import make_encoder, measure_width
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import EmbeddingSpace, load
 from terralign.errors import DataError, ModelError, SpaceMismatchError
-from terralign.recipe import AlignRecipe
+from terralign.runs.recipe import AlignRecipe
 from terralign.sensors import SENSORS
 from terralign.train.student import StudentSettings, new_student
 

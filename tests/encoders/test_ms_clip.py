@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.ms_clip import BANDS, MEANS, STDS, load_ms_clip
 from terralign.errors import ModelError
 from terralign.sensors import SENSORS

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from terralign.chips import PixelLayout
-from terralign.encoders.clip import ClipModel, new_clip
+from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet

@@ -15,7 +15,7 @@ import pytest
 import torch
 from open_clip import factory
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
-from terralign.encoders.clip import ClipModel, load_clip
+from terralign.encoders.clip.load import ClipModel, load_clip
+from terralign.encoders.clip.weights import write_state_dict
 from terralign.encoders.sensor import (
     SensorTower,
     TowerConfig,
@@ -23,7 +24,6 @@ from terralign.encoders.sensor import (
     load_initial_weights,
     load_tower,
 )
-from terralign.encoders.weights import write_state_dict
 from terralign.errors import ModelError
 from terralign.preprocess import InputSpec, make_ready, scale_bands, scale_composite
 from terralign.sensors import SENSORS

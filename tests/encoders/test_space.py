@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from terralign.encoders import space as space_module
-from terralign.encoders.clip import ClipModel, save_clip
+from terralign.encoders.clip.load import ClipModel, save_clip
 from terralign.encoders.sensor import SensorTower, TowerConfig, inflate
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet

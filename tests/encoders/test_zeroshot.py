@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from terralign.encoders import text_tower, zeroshot
-from terralign.encoders.clip import ClipModel, load_clip, new_clip
+from terralign.encoders import zeroshot
+from terralign.encoders.clip import text_tower
+from terralign.encoders.clip.load import ClipModel, load_clip, new_clip
 from terralign.encoders.zeroshot import (
     OPENAI_IMAGENET,
     PromptSet,

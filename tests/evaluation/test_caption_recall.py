@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from terralign.datasets.sample import Captions
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_photos
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError

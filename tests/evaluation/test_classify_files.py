@@ -16,7 +16,7 @@ from rasterio import Affine
 
 from terralign.chips import Chip, make_layout
 from terralign.encoders.answers import Classified
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import Fault
 from terralign.encoders.zeroshot import PromptSet

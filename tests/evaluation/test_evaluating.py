@@ -15,7 +15,7 @@ from terralign.datasets.synthetic import (
     open_synthetic_photos,
     open_synthetic_scenes,
 )
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts

@@ -12,8 +12,8 @@ import torch
 from open_clip import factory
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel, new_clip, save_clip
-from terralign.encoders.weights import write_state_dict
+from terralign.encoders.clip.load import ClipModel, new_clip, save_clip
+from terralign.encoders.clip.weights import write_state_dict
 
 OPENAI = (
     "ViT-B-32-quickgelu",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fake_world.models import STUDENT, STUDENT_SIZE
 from terralign.datasets.catalog import find_dataset
-from terralign.recipe import Recipe
+from terralign.runs.recipe import Recipe
 
 FEW = 24
 """Samples taken of data sets that are built in, and are large."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from terralign.chips import PixelLayout
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import (
     InputSpec,

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from terralign.datasets.synthetic import SyntheticSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
-from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import Interrupted, RecipeError
 from terralign.preprocess import Spectral, ViewSpec

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import Labels
 from terralign.datasets.synthetic import SyntheticSet
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import hash_state
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import Interrupted, RecipeError
 from terralign.preprocess import Photometric

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel, new_clip
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.load import ClipModel, new_clip
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, ModelError, RecipeError
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate

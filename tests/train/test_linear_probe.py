@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from colours import colours_task
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import hash_state
 from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.evaluation.classification import evaluate_zero_shot
 from terralign.train import linear_probe as module

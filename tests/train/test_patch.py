@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from terralign.datasets.synthetic import SyntheticSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict, hash_state, read_state_dict
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import StateDict, hash_state, read_state_dict
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import evaluate_zero_shot, score_classes
 from terralign.train import patch as module

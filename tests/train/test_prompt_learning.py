@@ -14,8 +14,8 @@ import torch
 from colours import colours_task
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel, new_clip
-from terralign.encoders.weights import hash_state
+from terralign.encoders.clip.load import ClipModel, new_clip
+from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import Interrupted, ModelError, RecipeError
 from terralign.train import prompt_learning as module

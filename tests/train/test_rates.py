@@ -9,7 +9,7 @@ import pytest
 import timm
 from torch import nn
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.train.rates import is_transformer, warn_of_align_rate, warn_of_patch_rate
 
 

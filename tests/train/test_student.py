@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from terralign.chips import PixelLayout
 from terralign.datasets.synthetic import SyntheticSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_module
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import hash_module
 from terralign.errors import ModelError, RecipeError, SensorError
 from terralign.files import hash_json
 from terralign.preprocess import ViewSpec

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
 from terralign.preprocess import ViewSpec
 from terralign.train import teacher

@@ -21,10 +21,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.ablate.sharing import SharedStages
+from terralign.ablate.study import Planned
+from terralign.compute import choose_device
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.weights import StateDict
 from terralign.errors import RecipeError, TrainingError
 from terralign.evaluation.classification import (
     choose_class_names,
@@ -33,12 +35,11 @@ from terralign.evaluation.classification import (
 from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.result import Evaluation
 from terralign.files import hash_json, write_json
-from terralign.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
-from terralign.run import evaluate_entry, run_recipe
-from terralign.run_data import RunData
-from terralign.run_folder import keep_measurement, keep_recipe
-from terralign.run_overlaps import RunOverlaps
-from terralign.study import Planned
+from terralign.runs.data import RunData
+from terralign.runs.folder import keep_measurement, keep_recipe
+from terralign.runs.overlaps import RunOverlaps
+from terralign.runs.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
+from terralign.runs.run import evaluate_entry, run_recipe
 from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
@@ -65,7 +66,6 @@ from terralign.train.rates import warn_of_patch_rate
 from terralign.train.ready_tasks import ReadyTasks
 from terralign.train.soup import greedy_soup, uniform_soup
 from terralign.train.sweep import SweepMemory, within_bound
-from terralign.train.threads import choose_device
 
 Rows = list[dict[str, Any]]
 

@@ -19,7 +19,7 @@ from terralign.errors import ModelError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import compare_outcomes
 from terralign.files import hash_json
-from terralign.run_folder import read_measured
+from terralign.runs.folder import read_measured
 
 logger = logging.getLogger(__name__)
 

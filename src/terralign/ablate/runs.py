@@ -18,6 +18,7 @@ from typing import Any
 from terralign.ablate.baselines import check_settings, run_baseline
 from terralign.ablate.differences import Differences
 from terralign.ablate.sharing import SharedStages
+from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
 from terralign.ablate.summary import summarise, table_text
 from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
 from terralign.errors import (
@@ -29,10 +30,10 @@ from terralign.errors import (
     first_line,
 )
 from terralign.files import claimed, read_json, read_text, write_json, write_text
-from terralign.run import run_recipe
-from terralign.run_data import named_data
-from terralign.run_folder import is_untouched, keep_recipe, keep_toml
-from terralign.study import Planned, Study, only_adds, plan_study, study_text
+from terralign.runs.data import named_data
+from terralign.runs.folder import is_untouched, keep_recipe
+from terralign.runs.run import run_recipe
+from terralign.toml_values import keep_toml
 
 logger = logging.getLogger(__name__)
 

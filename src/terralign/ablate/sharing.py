@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from terralign.files import atomic_path, hash_json
-from terralign.recipe import PatchRecipe, Recipe
+from terralign.runs.recipe import PatchRecipe, Recipe
 from terralign.toml_paths import TomlPaths
 from terralign.train.finetune import FinetuneSettings
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from terralign.ablate.study import Study
 from terralign.evaluation.table import Row, percent, tower_label
-from terralign.study import Study
 
 FIGURE_KEYS = ("role", "dataset", "split", "task", "metric", "model", "tower")
 

@@ -22,9 +22,9 @@ from terralign.bench.models import Encoder
 from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
+from terralign.encoders.clip.weights import StateDict, read_state_dict, write_state_dict
 from terralign.encoders.pixels import seen_shares
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.errors import ModelError, StorageError
 from terralign.evaluation.embed import Embedded, Route, gather_embedded
 from terralign.evaluation.retrieval import embed_captions

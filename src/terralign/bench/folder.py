@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from terralign.bench.suite import Suite, suite_text
 from terralign.errors import RecipeError, StorageError
 from terralign.files import hash_json, read_json, write_json, write_text
-from terralign.run_folder import keep_toml
-from terralign.suite import Suite, suite_text
 from terralign.toml_paths import TomlPaths
+from terralign.toml_values import keep_toml
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from terralign.bench.robustness import robustness_jobs
 from terralign.bench.rows import BenchRow, check_rows, question
 from terralign.bench.store import Kept, Store, base_row, ordered
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
+from terralign.bench.suite import FITTED, Suite, SuiteEntry
 from terralign.datasets.catalog import cannot_open, check_data_root, find_dataset
 from terralign.datasets.facts import needs_root
 from terralign.encoders.space import RGB
@@ -42,7 +43,6 @@ from terralign.errors import (
 )
 from terralign.files import atomic_path, claimed, read_json, write_json
 from terralign.progress import Progress
-from terralign.suite import FITTED, Suite, SuiteEntry
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from terralign.bench.embeddings import Embeddings
 from terralign.bench.models import BenchModel, find_routes
 from terralign.bench.rows import PLAIN
+from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps, title
@@ -39,7 +40,6 @@ from terralign.evaluation.metrics import (
 )
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
-from terralign.suite import Suite, SuiteEntry
 
 NO_BANK = "qb-norm needs a bank of queries: the entry names no fit or validation"
 NO_TEXT = "the model is an image encoder without text: it has probes only"

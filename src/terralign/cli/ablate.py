@@ -63,10 +63,10 @@ def ablate(
 
     read_named("study", study)
     check_data_root(data_root)
-    from terralign.study import load_study
+    from terralign.ablate.study import load_study
 
     loaded = load_study(study, data_root=data_root)
-    from terralign.ablate import run_study
+    from terralign.ablate.runs import run_study
 
     result = run_study(
         loaded,

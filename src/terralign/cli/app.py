@@ -107,8 +107,8 @@ def say_loading(model: str) -> None:
 
 
 def threads() -> None:
-    """Torch's threads for commands that only compute: few, see `train/threads.py`."""
-    from terralign.train.threads import choose_threads, set_threads
+    """Torch's threads for commands that only compute: few, see `compute.py`."""
+    from terralign.compute import choose_threads, set_threads
 
     set_threads(choose_threads())
 

@@ -79,12 +79,13 @@ def bench(
     check_data_root(data_root)
     for name in prompts:
         check_prompts(name)
-    from terralign.suite import load_suite
+    from terralign.bench.suite import load_suite
 
     loaded = load_suite(suite, overrides=overrides, data_root=data_root)
-    from terralign.bench import report_bench, run_bench
+    from terralign.bench.report import report_bench
     from terralign.bench.rows import format_bench_table
-    from terralign.train.threads import choose_device
+    from terralign.bench.run import run_bench
+    from terralign.compute import choose_device
 
     chosen_device = choose_device(device)
     threads()

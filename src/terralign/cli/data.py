@@ -131,7 +131,7 @@ def info(what: str | None, as_json: bool) -> None:
     WHAT is a list (datasets, sensors, recipes, suites, studies, prompts), a name of one of them, a
     packed store, a TOML file, or a model. Without it: the versions of terralign and what it uses.
     """
-    from terralign.cli.about import about, dataset_table
+    from terralign.cli.info import about, dataset_table
 
     if what == "datasets" and not as_json:
         click.echo(dataset_table())

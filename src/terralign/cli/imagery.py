@@ -180,8 +180,8 @@ def _opened(
 
 def _load(model: str, device: str | None) -> EmbeddingSpace:
     say_loading(model)
+    from terralign.compute import choose_device
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.train.threads import choose_device
 
     chosen = choose_device(device)
     space = EmbeddingSpace.load(model).to(chosen)

@@ -83,6 +83,7 @@ def evaluate(
     except TerralignError:
         pass  # perhaps for the size: a packed store of pictures has its own
     say_loading(model)
+    from terralign.compute import choose_device
     from terralign.datasets.composited import with_composite
     from terralign.encoders.picture_size import picture_size
     from terralign.encoders.space import EmbeddingSpace
@@ -90,7 +91,6 @@ def evaluate(
     from terralign.evaluation.embed import require_rgb
     from terralign.evaluation.retrieval import evaluate_retrieval
     from terralign.scenes.pictures import as_picture_size
-    from terralign.train.threads import choose_device
 
     chosen_device = choose_device(device)
     space = EmbeddingSpace.load(model)

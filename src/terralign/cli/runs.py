@@ -36,8 +36,8 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
     Sentinel-2 scenes, patches it, aligns Sentinel-2 and Sentinel-1 towers, evaluates, and writes a
     report. The numbers do not transfer to real imagery.
     """
-    from terralign.recipe import load_recipe
-    from terralign.run import run_recipe
+    from terralign.runs.recipe import load_recipe
+    from terralign.runs.run import run_recipe
 
     print_run(run_recipe(load_recipe("quickstart"), out, device=device), as_json)
     if not as_json:
@@ -73,10 +73,10 @@ def run(
     from terralign.cli.checks import check_recipe
 
     check_recipe(recipe, data_root)
-    from terralign.recipe import load_recipe
+    from terralign.runs.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
-    from terralign.run import run_recipe
+    from terralign.runs.run import run_recipe
 
     folder = out or Path("runs") / loaded.name
     print_run(
@@ -130,14 +130,14 @@ def _run_stage(
     from terralign.cli.checks import check_recipe
 
     check_recipe(recipe, data_root, base=base)
-    from terralign.recipe import load_recipe, single_stage
+    from terralign.runs.recipe import load_recipe, single_stage
     from terralign.toml_paths import TomlPaths
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
     if base is not None:
         base = TomlPaths.here(data_root).resolve({"model": base})["model"]
     part = single_stage(loaded, stage, base=base)
-    from terralign.run import run_recipe
+    from terralign.runs.run import run_recipe
 
     print_run(run_recipe(part, out, data_root=data_root, device=device), as_json)
 

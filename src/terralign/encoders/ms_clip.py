@@ -19,11 +19,11 @@ from typing import Any
 import open_clip
 import torch
 
-from terralign.encoders.clip import ClipModel, new_clip
+from terralign.encoders.clip.load import ClipModel, new_clip
+from terralign.encoders.clip.weights import StateDict, check_shapes, load_weights, read_state_dict
 from terralign.encoders.sensor import INFLATE, SensorTower, TowerConfig, build_tower
 from terralign.encoders.sources import MS_CLIP
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.weights import StateDict, check_shapes, load_weights, read_state_dict
 from terralign.errors import ModelError
 from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS

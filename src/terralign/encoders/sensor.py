@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from terralign.encoders.backbones import CUSTOM as CUSTOM
 from terralign.encoders.backbones import INFLATE as INFLATE
 from terralign.encoders.backbones import Scaling as Scaling
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.trained import TowerTraining
-from terralign.encoders.weights import (
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import (
     StateDict,
     check_shapes,
     hash_module,
@@ -37,6 +36,7 @@ from terralign.encoders.weights import (
     shared_prefix,
     without_wrappers,
 )
+from terralign.encoders.trained import TowerTraining
 from terralign.errors import ModelError, first_line
 from terralign.files import hash_json
 from terralign.preprocess import InputSpec

@@ -33,7 +33,8 @@ from terralign.encoders.answers import (
     nearest_hits,
     require_some,
 )
-from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
+from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
@@ -49,7 +50,6 @@ from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tow
 from terralign.encoders.tables import Table
 from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
-from terralign.encoders.weights import check_numbers_of, write_state_dict
 from terralign.encoders.zeroshot import (
     Prompts,
     PromptSet,

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.text_tower import shortened_texts
+from terralign.encoders.clip.weights import read_state_dict, write_state_dict
 from terralign.encoders.prompt_sets import OPENAI_IMAGENET as OPENAI_IMAGENET
 from terralign.encoders.prompt_sets import PromptSet as PromptSet
 from terralign.encoders.prompt_sets import load_prompts as load_prompts
 from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
 from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
-from terralign.encoders.text_tower import shortened_texts
-from terralign.encoders.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError, RecipeError
 from terralign.files import hash_json
 from terralign.progress import Progress

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from terralign.encoders.weights import read_state_dict, write_state_dict
+from terralign.encoders.clip.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError
 from terralign.evaluation.metrics import Floats, Outcomes
 from terralign.evaluation.significance import (

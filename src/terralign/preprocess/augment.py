@@ -21,7 +21,7 @@ from terralign.augmentation import Spectral as Spectral
 from terralign.augmentation import ViewSpec as ViewSpec
 from terralign.preprocess.holes import resample, without_holes
 from terralign.preprocess.parts import HEAP_BYTES, new_pixels, parts_of
-from terralign.scatter import GOLDEN, scatter, unit_interval
+from terralign.seeds import GOLDEN, scatter, unit_interval
 
 _GEOMETRY, _PHOTOMETRIC, _SPECTRAL = 1, 2, 3
 

@@ -21,9 +21,9 @@ from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.feeding.order import Plan, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
-from terralign.encoders.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError
 from terralign.evaluation.classification import require_labels

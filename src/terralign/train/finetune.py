@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.feeding.order import Batch, Plan, keys_of
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import require_labels

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import ModelError
 
 

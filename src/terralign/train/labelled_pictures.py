@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.evaluation.classification import require_labels
 from terralign.preprocess import Photometric, ViewSpec
 from terralign.train.finetune import (

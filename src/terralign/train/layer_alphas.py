@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import ModelError, RecipeError
 from terralign.progress import Progress
 from terralign.train.interpolate import check_same_weights, interpolate

@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict, hash_module
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.weights import StateDict, hash_module
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import choose_route, embed_samples

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from terralign.compute import num_readers
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.errors import Interrupted, RecipeError, TrainingError
 from terralign.files import hash_json
@@ -34,7 +35,6 @@ from terralign.train.checkpoints import (
     training_state,
 )
 from terralign.train.settings import LoopSettings as LoopSettings
-from terralign.train.threads import num_readers
 
 
 class Batches(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 
 from terralign.datasets.feeding.order import Plan
 from terralign.datasets.sample import SampleSet, Subset
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import CUSTOM, SensorTower
 from terralign.encoders.trained import TowerTraining
 from terralign.train.align import AlignmentSource, AlignSettings

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import StateDict, hash_state, read_state_dict, write_state_dict
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict, hash_state, read_state_dict, write_state_dict
 from terralign.errors import RecipeError
 from terralign.files import hash_json, read_json, write_json
 from terralign.train.finetune import (

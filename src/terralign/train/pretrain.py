@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.feeding.order import Plan, keys_of
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel, new_clip
+from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.embed import optical_layout

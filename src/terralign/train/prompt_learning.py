@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import ModelError, RecipeError
 from terralign.evaluation.classification import require_labels, score_classes

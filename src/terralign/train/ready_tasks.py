@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError
 from terralign.train.finetune import PatchingTask
 from terralign.train.sweep import READY_LIMIT_BYTES, Tally, embed_ready, ready_pieces, unique_names

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import ModelError
 from terralign.train.interpolate import check_same_weights
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.custom import Encoder, make_encoder, measure_width
 from terralign.encoders.sensor import (
     INFLATE,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.evaluation.classification import require_labels, score_classes

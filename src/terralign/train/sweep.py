@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.feeding.loader import read_ahead
-from terralign.encoders.clip import ClipModel
-from terralign.encoders.weights import StateDict
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import optical_layout

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from terralign.datasets.feeding.loader import read_ahead
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel
+from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
 from terralign.evaluation.embed import optical_layout
 from terralign.files import check_free_space, hash_file, hash_json, read_json, write_json

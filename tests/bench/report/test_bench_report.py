@@ -19,7 +19,7 @@ from terralign.bench.report.document import write_bench_report
 from terralign.bench.report.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
 from terralign.bench.report.results import read_bench
 from terralign.bench.rows import BenchRow, check_rows
-from terralign.encoders.weights import write_state_dict
+from terralign.encoders.clip.weights import write_state_dict
 from terralign.errors import DataError, StorageError
 from terralign.files import write_json, write_text
 

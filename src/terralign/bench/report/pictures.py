@@ -14,11 +14,11 @@ import numpy as np
 
 from terralign.bench.report.examples import PICTURES, read_picture_index
 from terralign.bench.subject import BenchData
+from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.sample import SampleSet
 from terralign.errors import TerralignError
 from terralign.evaluation.chip_views import jpeg_bytes, sample_views
 from terralign.files import atomic_path, hash_json, write_json
-from terralign.suite import Suite, SuiteEntry
 
 logger = logging.getLogger(__name__)
 

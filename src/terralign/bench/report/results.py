@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from terralign.bench.report.examples import Views, read_picture_index
 from terralign.bench.report.sections import wanted_measurements
 from terralign.bench.rows import BenchRow, check_rows
+from terralign.bench.suite import Suite
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import StorageError, TerralignError
 from terralign.files import hash_json, read_json, read_text
-from terralign.suite import Suite
 
 REPORT_VERSION = 4
 """Raised with every change of what a report shows of the same folder."""

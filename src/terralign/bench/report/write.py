@@ -11,8 +11,8 @@ from terralign.bench.report.pictures import keep_pictures
 from terralign.bench.report.results import BenchResults, read_bench
 from terralign.bench.rows import PLAIN
 from terralign.bench.subject import BenchData
+from terralign.bench.suite import parse_suite
 from terralign.files import claimed
-from terralign.suite import parse_suite
 from terralign.toml_paths import TomlPaths
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.scatter import GOLDEN, scatter, unit_interval
+from terralign.seeds import GOLDEN, scatter, unit_interval
 
 Keys = NDArray[np.uint64]
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import terralign.run as run_module
+import terralign.runs.run as run_module
 from small_run import SMALL_RECIPE
 from terralign.ablate import differences as differences_module
-from terralign.ablate import run_study
 from terralign.ablate.baselines import check_settings
+from terralign.ablate.runs import run_study
+from terralign.ablate.study import Study, load_study, parse_study, plan_study, study_names
 from terralign.ablate.summary import mean_and_spread, summarise, table_text
 from terralign.cli import main
 from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.files import hash_file
-from terralign.study import Study, load_study, parse_study, plan_study, study_names
 from terralign.train import patch as patch_module
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 TINY = (
     SMALL_RECIPE.split("[[evaluate]]")[0].replace("epochs = 2", "epochs = 1")

@@ -16,8 +16,8 @@ from PIL import Image
 from small_run import small_values
 from terralign.cli import main
 from terralign.errors import RecipeError
-from terralign.recipe import Recipe, parse_recipe, recipe_text
-from terralign.run import run_recipe
+from terralign.runs.recipe import Recipe, parse_recipe, recipe_text
+from terralign.runs.run import run_recipe
 
 
 @pytest.fixture

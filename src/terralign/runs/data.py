@@ -12,8 +12,8 @@ from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, TerralignError
 from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
-from terralign.recipe import AlignData, PatchRecipe, Recipe
-from terralign.run_checks import check_figures_differ
+from terralign.runs.checks import check_figures_differ
+from terralign.runs.recipe import AlignData, PatchRecipe, Recipe
 from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource
 from terralign.train.finetune import PatchingTask

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from terralign import compute
+from terralign.compute import choose_device, choose_threads, set_threads
 from terralign.errors import RecipeError
-from terralign.train import threads
-from terralign.train.threads import choose_device, choose_threads, set_threads
 
 
 def test_what_is_asked_for_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_by_default_one_core_is_left_for_reading(
     monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    monkeypatch.setattr(compute, "available_cores", lambda: cores)
     assert choose_threads() == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert choose_threads() == expected
@@ -56,7 +56,7 @@ def test_freed_memory_is_kept_where_glibc_allows_it() -> None:
     """In a process of its own: what is set stays set. Fewer page faults, the same numbers."""
     script = """
 import resource, sys, torch
-from terralign.train.threads import keep_freed_memory
+from terralign.compute import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.set_num_threads(1)

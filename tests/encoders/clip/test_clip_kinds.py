@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip import factory, pretrained
-from tiny_hub import MODEL_CFGS, TEXT_CONFIGS, serve, write_hub, write_reference
 from torch import Tensor
 
-from terralign.encoders.clip import ClipModel, load_clip, new_clip, save_clip
-from terralign.encoders.clip_config import check_model_cfg, meta_shapes
+from terralign.encoders.clip.config import check_model_cfg, meta_shapes
+from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
+from terralign.encoders.clip.text_tower import TEXT_CONFIG_NAME, read_text_config
 from terralign.encoders.space import EmbeddingSpace
-from terralign.encoders.text_tower import TEXT_CONFIG_NAME, read_text_config
 from terralign.encoders.zeroshot import PromptSet, embed_text, zero_shot_weights
 from terralign.errors import ModelError
+from tiny_hub import MODEL_CFGS, TEXT_CONFIGS, serve, write_hub, write_reference
 
 TEXTS = ["a forest", "a satellite image of the river by the city"]
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3}

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hub import MODEL_CFGS, TEXT_CONFIGS, serve, write_hub
 
-from terralign.encoders.clip import ClipModel, load_clip, new_clip, save_clip
-from terralign.encoders.text_tower import (
+from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
+from terralign.encoders.clip.text_tower import (
     MAX_LAYERS,
     TEXT_CONFIG_NAME,
     clean_text_config,
@@ -20,6 +19,7 @@ from terralign.encoders.text_tower import (
     save_tokenizer,
 )
 from terralign.errors import ModelError
+from tiny_hub import MODEL_CFGS, TEXT_CONFIGS, serve, write_hub
 
 EVIL = 'import pathlib\npathlib.Path(__file__).with_name("ran").touch()\n'
 TEXTS = ["a forest", "the river"]

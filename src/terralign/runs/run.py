@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terralign.compute import choose_device
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.clip import ClipModel, load_clip, save_clip
+from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
+from terralign.encoders.clip.weights import StateDict, read_state_dict, write_state_dict
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import INFLATE, SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.weights import StateDict, read_state_dict, write_state_dict
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import ModelError, RecipeError
 from terralign.evaluation.classification import (
@@ -39,17 +40,17 @@ from terralign.evaluation.shown import ShownSamples, show_samples
 from terralign.evaluation.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.progress import Stage, Stages
-from terralign.recipe import (
+from terralign.runs.checks import check_towers
+from terralign.runs.data import RunData
+from terralign.runs.folder import keep_measurement, keep_recipe, keep_threads
+from terralign.runs.overlaps import RunOverlaps
+from terralign.runs.recipe import (
     AlignRecipe,
     EvaluateRecipe,
     Recipe,
     recipe_hash,
     recipe_text,
 )
-from terralign.run_checks import check_towers
-from terralign.run_data import RunData
-from terralign.run_folder import keep_measurement, keep_recipe, keep_threads
-from terralign.run_overlaps import RunOverlaps
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.train.align import AlignSettings, align
@@ -58,7 +59,6 @@ from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.pretrain import pretrain
 from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
 from terralign.train.student import new_student
-from terralign.train.threads import choose_device
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from open_clip import hf_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from terralign.encoders.weights import write_state_dict
+from terralign.encoders.clip.weights import write_state_dict
 
 _ENCODER = {
     "hidden_size": 16,

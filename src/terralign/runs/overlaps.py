@@ -9,8 +9,8 @@ import numpy as np
 
 from terralign.datasets.overlap import Overlaps, keep_apart, title, warn_of_repeated
 from terralign.datasets.sample import SampleSet
-from terralign.recipe import AlignRecipe, Recipe
-from terralign.run_data import RunData
+from terralign.runs.data import RunData
+from terralign.runs.recipe import AlignRecipe, Recipe
 
 logger = logging.getLogger(__name__)
 

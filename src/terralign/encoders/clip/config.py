@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import nn
 
-from terralign.encoders.text_tower import MAX_LAYERS, check_text_cfg, local_text_cfg
+from terralign.encoders.clip.text_tower import MAX_LAYERS, check_text_cfg, local_text_cfg
 from terralign.errors import ModelError, first_line
 
 Shapes = dict[str, tuple[int, ...]]

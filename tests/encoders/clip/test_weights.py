@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from terralign.encoders import weights
-from terralign.encoders.weights import (
+from terralign.encoders.clip import weights
+from terralign.encoders.clip.weights import (
     check_shapes,
     fit_names,
     hash_module,

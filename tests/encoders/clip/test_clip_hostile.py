@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from terralign.encoders.clip import CONFIG_NAME, WEIGHTS_NAME, ClipModel, load_clip, save_clip
-from terralign.encoders.text_tower import MAX_LAYERS
+from terralign.encoders.clip.load import CONFIG_NAME, WEIGHTS_NAME, ClipModel, load_clip, save_clip
+from terralign.encoders.clip.text_tower import MAX_LAYERS
 from terralign.errors import ModelError
 
 

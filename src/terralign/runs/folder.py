@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import RecipeError, StorageError, first_line
+from terralign.compute import choose_threads, set_threads
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
-from terralign.files import hash_json, read_json, read_text, write_json, write_text
-from terralign.recipe import Recipe, recipe_text
+from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import toml_difference
-from terralign.train.threads import choose_threads, set_threads
+from terralign.toml_values import keep_toml
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -26,9 +24,6 @@ MEASURED_VERSION = 3
 
 BEFORE_WORK = frozenset({"recipe.toml", "versions.json", "initial.json"})
 """What a run writes before its first step; packed stores come next, and serve any recipe."""
-
-MAX_DIFFERENCES = 3
-"""Of a folder's recipe to another one, that are named."""
 
 
 def is_untouched(folder: Path) -> bool:
@@ -58,46 +53,6 @@ def keep_recipe(recipe: Recipe, folder: Path, data_root: Path | None = None) -> 
         write_text(folder / "recipe.toml", text)
         return
     keep_toml(folder / "recipe.toml", text, kind="run", what="recipe", same=paths.same)
-
-
-def keep_toml(
-    path: Path,
-    text: str,
-    *,
-    kind: str,
-    what: str,
-    same: Callable[[Any, Any], bool] = operator.eq,
-) -> None:
-    """Write what a folder is made by, or refuse one made by another, or with other files.
-
-    `kind`: what such a folder is ("run"); `what`: what makes it ("recipe"); `same` compares two
-    values.
-    """
-    folder = path.parent
-    if not path.is_file():
-        others = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
-        if others:
-            raise StorageError(
-                f"{folder} holds other files ({', '.join(sorted(others)[:3])}) and no {kind}; "
-                "choose an empty folder"
-            )
-        write_text(path, text)
-        return
-    try:
-        difference = toml_difference(read_text(path), text, same=same)
-    except (StorageError, ValueError) as error:
-        raise StorageError(
-            f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
-            "choose another folder"
-        ) from error
-    if difference:
-        first = sorted(difference, key=lambda one: not one.startswith("name: "))
-        told = "; ".join(first[:MAX_DIFFERENCES])
-        left_out = len(first) - MAX_DIFFERENCES
-        raise RecipeError(
-            f"{folder} holds a {kind} of another {what}; choose another folder. "
-            f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
-        )
 
 
 def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:

@@ -13,7 +13,7 @@ from open_clip import factory, pretrained
 from safetensors.torch import save_file
 from torch import Tensor
 
-from terralign.encoders.clip import (
+from terralign.encoders.clip.load import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     ClipModel,

@@ -233,19 +233,19 @@ def _about_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_suite(path: str) -> None:
-    from terralign.suite import load_suite
+    from terralign.bench.suite import load_suite
 
     load_suite(path, data_root=_data_root())
 
 
 def _check_study(path: str) -> None:
-    from terralign.study import load_study
+    from terralign.ablate.study import load_study
 
     load_study(path, data_root=_data_root())
 
 
 def _check_recipe(path: str) -> None:
-    from terralign.recipe import load_recipe
+    from terralign.runs.recipe import load_recipe
 
     load_recipe(path, data_root=_data_root())
 

@@ -23,7 +23,7 @@ from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
 from terralign.evaluation.table import PRIMARY_METRICS
 from terralign.files import parse_toml, shipped_names
-from terralign.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
+from terralign.runs.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
 

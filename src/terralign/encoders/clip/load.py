@@ -20,15 +20,14 @@ from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from terralign.encoders.clip_config import (
+from terralign.encoders.clip.config import (
     build,
     check_model_cfg,
     meta_shapes,
     towers_cfg,
     towers_state,
 )
-from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
-from terralign.encoders.text_tower import (
+from terralign.encoders.clip.text_tower import (
     TEXT_CONFIG_NAME,
     Tokenizer,
     load_tokenizer,
@@ -36,7 +35,7 @@ from terralign.encoders.text_tower import (
     read_text_config,
     save_tokenizer,
 )
-from terralign.encoders.weights import (
+from terralign.encoders.clip.weights import (
     StateDict,
     check_numbers_of,
     check_shapes,
@@ -47,6 +46,7 @@ from terralign.encoders.weights import (
     read_state_dict,
     write_state_dict,
 )
+from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
 from terralign.errors import ModelError, first_line, nearest
 from terralign.files import hash_json, read_json, write_json
 from terralign.preprocess import InputSpec, rgb_spec

@@ -35,9 +35,9 @@ from terralign.errors import (
     TerralignError,
 )
 from terralign.files import hash_file
-from terralign.recipe import parse_recipe, recipe_text, single_stage
-from terralign.run import run_recipe
-from terralign.run_folder import is_untouched, keep_recipe
+from terralign.runs.folder import is_untouched, keep_recipe
+from terralign.runs.recipe import parse_recipe, recipe_text, single_stage
+from terralign.runs.run import run_recipe
 from terralign.sensors import find_sensor
 from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
@@ -162,7 +162,7 @@ def test_the_final_space_is_an_open_clip_model(finished_run: Path) -> None:
 
 
 def test_a_complete_run_does_nothing(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terralign.run._Run.run", lambda self: pytest.fail("it ran again"))
+    monkeypatch.setattr("terralign.runs.run._Run.run", lambda self: pytest.fail("it ran again"))
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
     found = run_recipe(small_recipe(), finished_run)
     assert found.complete_before
@@ -589,7 +589,9 @@ def test_measurements_are_kept_over_a_stop(
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     (folder / "results.json").unlink()
-    monkeypatch.setattr("terralign.run.embed_samples", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "terralign.runs.run.embed_samples", lambda *args: pytest.fail("measured again")
+    )
     found = run_recipe(small_recipe(), folder)
     assert not found.complete_before
     assert list(found.rows) == _rows(finished_run)
@@ -611,9 +613,9 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from terralign.recipe import load_recipe
-from terralign.run import run_recipe
-from terralign.run_folder import is_untouched, keep_recipe
+from terralign.runs.recipe import load_recipe
+from terralign.runs.run import run_recipe
+from terralign.runs.folder import is_untouched, keep_recipe
 from terralign.train import {module} as module
 from terralign.train.checkpoints import Checkpoints
 

@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from terralign.errors import RecipeError
-from terralign.recipe import (
+from terralign.runs.recipe import (
     Recipe,
     load_recipe,
     parse_recipe,

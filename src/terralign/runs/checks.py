@@ -12,7 +12,7 @@ from terralign.errors import RecipeError, SensorError, nearest
 from terralign.evaluation.embed import optical_layout
 from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
-from terralign.recipe import Recipe
+from terralign.runs.recipe import Recipe
 from terralign.sensors import find_sensor
 from terralign.train.settings import student_scaling
 from terralign.train.student import student_bands, student_layout

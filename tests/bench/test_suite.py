@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from terralign.bench.suite import FITTED, load_suite, parse_suite, suite_names, suite_text
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.errors import RecipeError
-from terralign.suite import FITTED, load_suite, parse_suite, suite_names, suite_text
 
 ENTRY = """
 name = "s"

@@ -1,0 +1,1 @@
+"""CLIP: loaded with bounded trust, its configuration, text tower and weights."""
