@@ -160,7 +160,7 @@ def test_float16_comes_as_float32() -> None:
         keys=("a", "b", "c"),
         arrays={"sentinel1-grd": half},
         rows=choose_rows("x", "all", 3, {}, 1),
-        fingerprint="",
+        content=(),
     )
     got = samples.read(np.array([2, 0]))["sentinel1-grd"]
     assert got.dtype == np.float32

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, tell_unused
@@ -177,13 +176,7 @@ def make_file_set(
         keys=tuple(stems),
         files=tuple(path for path, _ in paths),
         decode=decode,
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=stems,
-            layouts=layouts,
-            content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
-        ),
+        content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
         labels=labels,
         prompts=prompts,
     )

@@ -36,7 +36,7 @@ def fingerprint(
     layouts: Mapping[str, PixelLayout],
     content: Sequence[Any],
 ) -> str:
-    """Hash of a split. `content` stands for the pixels: file sizes, a file's hash, a size."""
+    """Hash of a split. `content` represents the pixels: file sizes, a file's hash, a size."""
     return hash_json(
         {
             "name": name,

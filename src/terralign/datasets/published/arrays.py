@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.array_set import ArraySet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
 from terralign.files import hash_file
@@ -123,9 +122,7 @@ def make_array_set(
         keys=keys,
         arrays=arrays,
         rows=rows,
-        fingerprint=fingerprint(
-            name=name, split=split, keys=keys, layouts=layouts, content=[hash_file(source)]
-        ),
+        content=[hash_file(source)],
         labels=labels,
     )
 

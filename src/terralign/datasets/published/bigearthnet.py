@@ -26,7 +26,7 @@ from rasterio.errors import RasterioError
 from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint, sampled_sizes
+from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.published.arrays import choose_rows, make_array_set, read_array
 from terralign.datasets.published.corine import NumClasses, labels_from_pixels, nomenclature
 from terralign.datasets.sample import Labels, Place
@@ -193,17 +193,11 @@ def make_patch_set(
         keys=keys,
         files=tuple(patches),
         decode=partial(decode_patch, partners=partners),
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[
-                RESAMPLING,
-                *(partners[patch].name for patch in keys if radar),
-                *sampled_sizes(patches),
-            ],
-        ),
+        content=[
+            RESAMPLING,
+            *(partners[patch].name for patch in keys if radar),
+            *sampled_sizes(patches),
+        ],
         labels=labels,
         locate=locate,
     )

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from terralign.chips import make_layout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.pixels import DecodePictures
 from terralign.datasets.sample import Captions
 from terralign.errors import DataError, SplitError, StorageError
@@ -116,17 +115,11 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None 
         keys=keys,
         files=files,
         decode=DecodePictures(side),
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[
-                describe_size(side),
-                captions,
-                [_num_bytes(file, annotations) for file in files],
-            ],
-        ),
+        content=[
+            describe_size(side),
+            captions,
+            [_num_bytes(file, annotations) for file in files],
+        ],
         captions=captions,
     )
 

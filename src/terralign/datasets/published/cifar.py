@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from terralign.chips import make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.class_lists import load_class_list
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.published.arrays import choose_rows
 from terralign.datasets.sample import Labels
 from terralign.errors import DataError, SplitError
@@ -104,13 +103,7 @@ def open_cifar(name: str, data_root: Path, split: str, *, size: Size | None = No
         keys=keys,
         arrays={sensor.name: pixels},
         rows=rows,
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[describe_size(size), *(hash_file(file) for file in files)],
-        ),
+        content=[describe_size(size), *(hash_file(file) for file in files)],
         labels=Labels(
             values=_labels(records, archive, len(classes), folder)[rows],
             class_names=tuple(classes.values()),

@@ -37,7 +37,6 @@ from numpy.typing import NDArray
 
 from terralign.chips import Grid, make_layout
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SensorError, SplitError, first_line
 from terralign.scenes.geotiff import open_geotiff_bytes
@@ -110,9 +109,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
         keys=keys,
         files=tuple(windows),
         decode=partial(_decode, windows),
-        fingerprint=fingerprint(
-            name=name, split=split, keys=keys, layouts=layouts, content=[CELL_SIDE, WINDOW]
-        ),
+        content=[CELL_SIDE, WINDOW],
         locate=partial(_locate, windows),
     )
 

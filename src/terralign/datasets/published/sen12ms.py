@@ -34,7 +34,7 @@ from terralign.chips import make_layout
 from terralign.datasets.class_folders import read_split_list
 from terralign.datasets.class_lists import read_table
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint, sampled_sizes
+from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.published.label_files import read_each
 from terralign.datasets.published.listing import list_names, require_all
 from terralign.datasets.sample import Labels, Place
@@ -109,13 +109,7 @@ def open_sen12ms(data_root: Path, split: str, *, multi_label: bool = True) -> Fi
         keys=keys,
         files=tuple(files),
         decode=decode_triplet,
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[SIDE, *sampled_sizes(files)],
-        ),
+        content=[SIDE, *sampled_sizes(files)],
         labels=Labels(
             values=present[labelled] if multi_label else shares[labelled].argmax(axis=1),
             class_names=class_names(),

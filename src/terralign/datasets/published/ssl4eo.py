@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 
 from terralign.chips import Grid, PixelLayout, Units, make_layout
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.published.listing import list_names
 from terralign.datasets.sample import Place
 from terralign.errors import DataError, SplitError, StorageError
@@ -98,13 +97,7 @@ def open_ssl4eo_s12(
         files=tuple(folders),
         decode=partial(_decode, folders),
         more_files={one: tuple(sample.folders[one] for sample in samples) for one in sensors[1:]},
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[SIDE, [[one.name for one in sample.folders.values()] for sample in samples]],
-        ),
+        content=[SIDE, [[one.name for one in sample.folders.values()] for sample in samples]],
         locate=_locate,
     )
 
