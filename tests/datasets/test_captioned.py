@@ -11,9 +11,9 @@ import pytest
 
 from fake_world.files import write_picture
 from fake_world.pictures import CAPTIONED, caption_entry, caption_sentence, write_captions
+from terralign.datasets.batches import KeptInMemory
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.facts import read_facts
-from terralign.datasets.feeding.loader import KeptInMemory
 from terralign.datasets.published.captioned import ARCHIVES, open_captioned
 from terralign.datasets.subset import limit_samples
 from terralign.errors import DataError

@@ -16,8 +16,8 @@ from PIL import Image
 
 from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
+from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.packing import pack_dataset
 from terralign.datasets.sample import SampleSet, Subset
