@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.rows import PLAIN
 from terralign.bench.subject import (
     Job,
     Measured,
@@ -30,6 +29,7 @@ from terralign.evaluation.calibration import (
 from terralign.evaluation.embed import Route
 from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.evaluation.metrics import MetricResult, f1_metrics
+from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 4
