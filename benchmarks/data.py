@@ -35,9 +35,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from terralign.chips import PixelLayout
-from terralign.datasets.feeding.loader import read_ahead
-from terralign.datasets.feeding.order import Plan
-from terralign.datasets.feeding.stream import stream_batches
+from terralign.datasets.batches import Plan, read_ahead, stream_batches
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.published.bigearthnet import read_band
 from terralign.datasets.sample import Captions, Labels, SampleSet

@@ -23,8 +23,8 @@ from measuring import (
     print_result,
     some_clip,
 )
+from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes

@@ -16,8 +16,8 @@ from PIL import Image
 
 from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
+from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.packing import pack_dataset
 from terralign.datasets.sample import SampleSet, Subset
@@ -201,7 +201,7 @@ def test_rows_of_arrays_are_compared_by_their_numbers() -> None:
         return ArraySet(
             name=name, split=name, layouts=layouts,
             keys=tuple(f"{name}-{number}" for number in range(len(rows))),
-            arrays={sensor.name: array}, rows=np.array(rows), fingerprint=f"{name}{rows}",
+            arrays={sensor.name: array}, rows=np.array(rows), content=[rows],
         )  # fmt: skip
 
     assert pixels[0].nbytes > 64 * 1024
@@ -243,7 +243,7 @@ def test_a_folder_of_bands_is_found_under_another_name(tmp_path: Path) -> None:
         return FileSet(
             name=name, split="all", layouts={sensor.name: layout}, keys=patches,
             files=tuple(tmp_path / patch for patch in patches), decode=lambda _: {},
-            fingerprint=name,
+            content=[],
         )  # fmt: skip
 
     first = folders("a", "p0", "p1", "p2", "p3")
@@ -251,7 +251,7 @@ def test_a_folder_of_bands_is_found_under_another_name(tmp_path: Path) -> None:
     assert shared(first, folders("b", "p3")) == {"p3": "p3"}
     # What is not on disk under its name, such as a row of a Parquet file, is known by that name.
     rows = replace(first, files=tuple(tmp_path / "no" / one for one in first.keys))
-    others = replace(rows, name="c", keys=("x",), files=rows.files[2:3], fingerprint="c")
+    others = replace(rows, name="c", keys=("x",), files=rows.files[2:3])
     assert shared(rows, others) == {"x": "p2"}
 
 

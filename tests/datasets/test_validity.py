@@ -23,8 +23,8 @@ from fake_world.files import (
     write_v1_json,
     write_v1_radar_json,
 )
+from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.feeding.loader import keep_in_memory
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.published.sen12ms import decode_triplet
 from terralign.datasets.sample import SampleSet, Subset

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from terralign.datasets.feeding.order import Plan
+from terralign.datasets.batches import Plan
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (

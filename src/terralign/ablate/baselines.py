@@ -30,6 +30,7 @@ from terralign.evaluation.classification import (
 )
 from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.result import Evaluation
+from terralign.evaluation.rows import Row
 from terralign.files import hash_json, write_json
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe
@@ -52,7 +53,7 @@ from terralign.train.prompt_learning import (
 )
 from terralign.train.rates import warn_of_patch_rate
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 SETTINGS: dict[str, type[BaseModel]] = {
@@ -134,7 +135,7 @@ def run_baseline(
     found, note = METHODS[planned.variant.method](stage, settings)
     rows += found
     write_json(folder / "method.json", {"method": planned.variant.method, **note})
-    write_json(folder / "results.json", {"rows": rows})
+    write_json(folder / "results.json", {"rows": [row.to_json() for row in rows]})
     return rows
 
 
@@ -214,7 +215,7 @@ class _Stage:
             self.folder, identity, measure, model="patched", role=entry.role, cache=self.cache
         )
         note = self.overlaps.note(samples, "patched", ())
-        return rows if note is None else [{**row, "note": note} for row in rows]
+        return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
@@ -249,7 +250,7 @@ def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
         if entry.task == "zero-shot" and samples.name in heads:
             measure = partial(evaluate_linear_head, clip, heads[samples.name], samples)
             own = stage.rows_of(measure, entry, samples, settings)
-            rows += [{**row, "task": "linear-head"} for row in own]
+            rows += [row.model_copy(update={"task": "linear-head"}) for row in own]
     return rows, {"settings": settings.model_dump(mode="json")}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.bench.models import Encoder
-from terralign.datasets.feeding.loader import keep_in_memory, read_ahead
+from terralign.datasets.batches import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.weights import StateDict, read_state_dict, write_state_dict

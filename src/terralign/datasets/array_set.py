@@ -5,8 +5,8 @@ N samples, M rows, C bands, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.content import ArrayContent, Contents
+from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import Captions, Indexed, Labels
-from terralign.files import hash_json
 from terralign.scenes.pictures import Size, describe_size, resize_rgb
 
 
@@ -25,6 +25,7 @@ class ArraySet(Indexed):
 
     `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. `size`:
     RGB pictures are resized and cropped to it as those in files are (see `resize_rgb`).
+    `content`: JSON values that represent the pixels in the fingerprint.
     """
 
     name: str
@@ -33,11 +34,23 @@ class ArraySet(Indexed):
     keys: tuple[str, ...]
     arrays: Mapping[str, NDArray[Any]]
     rows: NDArray[np.int64]
-    fingerprint: str
+    content: Sequence[Any]
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
     size: Size | None = None
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = [] if self.size is None else [describe_size(self.size)]
+        value = fingerprint(
+            name=self.name,
+            split=self.split,
+            keys=self.keys,
+            layouts=self.layouts,
+            content=[*self.content, *size],
+        )
+        object.__setattr__(self, "fingerprint", value)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,8 +62,7 @@ class ArraySet(Indexed):
             return self
         if self.arrays["rgb"].dtype.kind == "f" and not _are_whole(self.arrays["rgb"]):
             return self
-        again = hash_json({"of": self.fingerprint, "size": describe_size(size)})
-        return replace(self, size=size, fingerprint=again)
+        return replace(self, size=size)
 
     def contents(self) -> Contents:
         """The samples' rows, of every sensor; RGB pictures as they are before `size`."""

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, tell_unused
@@ -162,6 +162,7 @@ def make_file_set(
     stems = [one.with_suffix("").as_posix() for one in names]
     if len(set(stems)) < len(stems):
         stems = [one.as_posix() for one in names]
+    sizes = file_sizes((path for path, _ in paths), named_by="its split list")
     layout, decode = pixels.open(paths[0][0])
     layouts = {layout.sensor.name: layout}
     labels = Labels(
@@ -177,23 +178,10 @@ def make_file_set(
         keys=tuple(stems),
         files=tuple(path for path, _ in paths),
         decode=decode,
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=stems,
-            layouts=layouts,
-            content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
-        ),
+        content=[describe_size(pixels.size), *sizes],
         labels=labels,
         prompts=prompts,
     )
-
-
-def _num_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} is not there, though its split list names it") from error
 
 
 def open_folder(

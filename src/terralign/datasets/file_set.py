@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
 from terralign.datasets.content import Contents, FileContent
+from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import NOWHERE, Captions, Indexed, Labels, Place
 from terralign.errors import DataError
 
@@ -30,6 +31,7 @@ class FileSet(Indexed):
     `files`: each sample's file or folder, in order. `locate`: where and when that sample was
     taken, from its file; None where the format does not say. `more_files`: of sensors that have
     files of their own, sensor -> each sample's file or folder; `files` are those of the first.
+    `content`: JSON values that represent the pixels in the fingerprint.
     """
 
     name: str
@@ -38,12 +40,23 @@ class FileSet(Indexed):
     keys: tuple[str, ...]
     files: tuple[Path, ...]
     decode: Decode
-    fingerprint: str
+    content: Sequence[Any]
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
     locate: Callable[[Path], Place] | None = None
     more_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        value = fingerprint(
+            name=self.name,
+            split=self.split,
+            keys=self.keys,
+            layouts=self.layouts,
+            content=self.content,
+        )
+        object.__setattr__(self, "fingerprint", value)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -23,7 +23,7 @@ from terralign.datasets.checked import check_samples
 from terralign.datasets.class_folders import open_folder
 from terralign.datasets.declared.image_tree import open_tree
 from terralign.datasets.declared.located import FilePlaces
-from terralign.datasets.fingerprint import fingerprint, hash_numbers
+from terralign.datasets.fingerprint import hash_numbers
 from terralign.datasets.image_files import RASTER_SUFFIXES, list_images
 from terralign.datasets.item_set import (
     ItemSet,
@@ -135,16 +135,10 @@ class Samples(WrappedAsIs):
             keys=known,
             arrays=arrays,
             rows=rows,
-            fingerprint=fingerprint(
-                name=name,
-                split=split,
-                keys=known,
-                layouts=layouts,
-                content=[
-                    *(hash_numbers(array) for array in arrays.values()),
-                    *([] if found is None else [hash_numbers(found.values), *found.class_names]),
-                ],
-            ),
+            content=[
+                *(hash_numbers(array) for array in arrays.values()),
+                *([] if found is None else [hash_numbers(found.values), *found.class_names]),
+            ],
             labels=found,
             captions=_captions_of(captions, num_samples),
             prompts=_templates(prompts),

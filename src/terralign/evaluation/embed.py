@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from terralign.chips import PixelLayout
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.pixels import seen_shares
 from terralign.encoders.space import RGB, EmbeddingSpace

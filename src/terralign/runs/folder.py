@@ -11,6 +11,7 @@ from terralign.compute import choose_threads, set_threads
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
+from terralign.evaluation.rows import Role, Row
 from terralign.files import read_json, write_json, write_text
 from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
@@ -81,9 +82,9 @@ def keep_measurement(
     measure: Callable[[], Evaluation],
     *,
     model: str,
-    role: str,
+    role: Role,
     cache: Path | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The rows of a measurement: read from the run folder, linked from `cache`, or made and kept.
 
     `depends`: what the values depend on; its hash names the measurement. `evaluate/NAME.json` holds
@@ -100,17 +101,21 @@ def keep_measurement(
 
     def make() -> dict[str, Any]:
         evaluation = measure()
-        rows = evaluation.to_rows(model=model, role=role)
+        rows = [
+            row.model_copy(update={"measurement": stage.identity})
+            for row in evaluation.to_rows(model=model, role=role)
+        ]
         write_outcomes(stage.note.with_suffix(".safetensors"), evaluation.result.outcomes)
         return {
-            "rows": [{**row, "measurement": stage.identity} for row in rows],
+            "rows": [row.to_json() for row in rows],
             "evaluation": evaluation.to_json(),
         }
 
-    return list(run_stage(stage, make)["rows"])
+    run_stage(stage, make)
+    return read_rows(stage.note)
 
 
-def read_measured(folder: Path, row: Mapping[str, Any]) -> Outcomes | None:
+def read_measured(folder: Path, row: Row) -> Outcomes | None:
     """The values of every sample behind a row of a run; None where they were not kept."""
-    path = folder / "evaluate" / f"{row.get('measurement')}.safetensors"
+    path = folder / "evaluate" / f"{row.measurement}.safetensors"
     return read_outcomes(path) if path.is_file() else None

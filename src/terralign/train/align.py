@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.datasets.feeding.loader import keep_in_memory
-from terralign.datasets.feeding.order import Plan, keys_of
+from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from terralign.datasets.feeding.loader import keep_in_memory
-from terralign.datasets.feeding.order import Batch, Plan, keys_of
+from terralign.datasets.batches import Batch, Plan, keep_in_memory, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from terralign.compute import num_readers
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.errors import Interrupted, RecipeError, TrainingError
 from terralign.files import hash_json
 from terralign.progress import Progress

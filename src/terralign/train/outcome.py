@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from terralign.datasets.feeding.order import Plan
+from terralign.datasets.batches import Plan
 from terralign.datasets.sample import SampleSet, Subset
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import CUSTOM, SensorTower

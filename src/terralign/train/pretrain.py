@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from terralign.datasets.feeding.loader import keep_in_memory
-from terralign.datasets.feeding.order import Plan, keys_of
+from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import SensorTower

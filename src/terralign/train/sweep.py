@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, RecipeError

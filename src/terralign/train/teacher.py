@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from terralign.datasets.class_folders import hint_for, read_split_list
 from terralign.datasets.declared.located import FilePlaces
 from terralign.datasets.file_set import Decode, FileSet
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
@@ -79,13 +78,7 @@ def open_tree(
         keys=tuple(keys),
         files=tuple(files),
         decode=decode,
-        fingerprint=fingerprint(
-            name=name,
-            split=split,
-            keys=keys,
-            layouts=layouts,
-            content=[describe_size(pixels.size), *(file.stat().st_size for file in files)],
-        ),
+        content=[describe_size(pixels.size), *(file.stat().st_size for file in files)],
         locate=FilePlaces(root),
     )
 
@@ -136,13 +129,7 @@ def add_sensors(
             for number, sensor in enumerate(layouts)
             if number
         },
-        fingerprint=fingerprint(
-            name=samples.name,
-            split=samples.split,
-            keys=samples.keys,
-            layouts=layouts,
-            content=[samples.fingerprint, *sizes],
-        ),
+        content=[samples.fingerprint, *sizes],
         locate=FilePlaces(root.parent, row_of),
     )
 

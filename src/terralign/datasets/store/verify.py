@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.datasets.store.files import MANIFEST, StoredFile, read_manifest
 from terralign.datasets.store.reading import StoreSet
 from terralign.errors import TerralignError

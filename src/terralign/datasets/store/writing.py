@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from terralign.datasets.feeding.loader import read_ahead
+from terralign.datasets.batches import read_ahead
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.sample import NOWHERE, Located, SampleSet
 from terralign.datasets.store.files import (
