@@ -11,7 +11,7 @@ from terralign.compute import choose_threads, set_threads
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
-from terralign.evaluation.rows import Role, Row
+from terralign.evaluation.rows import Role, Row, read_rows
 from terralign.files import read_json, write_json, write_text
 from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
