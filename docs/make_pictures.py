@@ -41,15 +41,14 @@ from terralign.bench.report.markup import html_table
 from terralign.bench.report.plans import report_tables
 from terralign.bench.report.results import read_bench
 from terralign.bench.report.sections import entry_pictures
-from terralign.bench.rows import PLAIN
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
 from terralign.evaluation.canvas import DARK, LIGHT, png_bytes
 from terralign.evaluation.chip_views import sample_views
 from terralign.evaluation.figures import comparison_figure
 from terralign.evaluation.page import columns_html, escape_html, page_html, picture_html
 from terralign.evaluation.report import comparison_bars
+from terralign.evaluation.rows import PLAIN, read_rows
 from terralign.evaluation.table import table_lines
-from terralign.files import read_json
 from terralign.runs.recipe import load_recipe
 from terralign.runs.run import run_recipe
 
@@ -83,7 +82,7 @@ def main() -> None:
 
 def draw_run(run: Path) -> None:
     """Accuracy before and after patching and alignment, in a light and in a dark version."""
-    rows = read_json(run / "results.json")["rows"]
+    rows = read_rows(run / "results.json")
     bars = comparison_bars(table_lines(rows, metrics=("top1",)))
     for name, theme in (("quickstart", LIGHT), ("quickstart-dark", DARK)):
         write(name, Image.open(io.BytesIO(png_bytes(comparison_figure(bars, theme=theme)))))

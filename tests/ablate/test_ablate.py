@@ -23,6 +23,7 @@ from terralign.ablate.study import Study, load_study, parse_study, plan_study, s
 from terralign.ablate.summary import mean_and_spread, summarise, table_text
 from terralign.cli import main
 from terralign.errors import DataError, Interrupted, RecipeError
+from terralign.evaluation.rows import Row
 from terralign.files import hash_file
 from terralign.train import patch as patch_module
 
@@ -145,8 +146,10 @@ def test_a_run_that_shares_gives_what_a_run_alone_gives(
         linked = tmp_path / "both" / "runs" / name / "0" / "teacher" / views.name
         assert linked.samefile(views)
     both = json.loads((tmp_path / "both" / "results.json").read_text())["rows"]
-    assert [row for row in both if row["variant"] == "second"] == list(alone.rows)
-    measured = {(row["model"], row["tower"]) for row in alone.rows}
+    assert [row for row in both if row["variant"] == "second"] == [
+        row.to_json() for row in alone.rows
+    ]
+    measured = {(row.model, row.tower) for row in alone.rows}
     assert measured == {("base", "rgb"), ("patched", "rgb"), ("aligned", "s2")}  # and no s1
 
 
@@ -190,7 +193,7 @@ def test_a_study_whose_runs_all_lack_data_names_it_and_leaves_its_folder_free(
     for name in ("eurosat-rgb", "cifar10"):
         assert f"`terralign info {name}`" in str(caught.value)
     result = run_study(study, tmp_path / "s", only=["good"])
-    assert {row["variant"] for row in result.rows} == {"good"}
+    assert {row.variant for row in result.rows} == {"good"}
     with pytest.raises(RecipeError, match="holds a set of runs of another study"):
         run_study(study, tmp_path / "s", overrides=["seed=3"])
 
@@ -200,7 +203,7 @@ def test_finished_runs_are_not_run_again_and_more_seeds_add_to_them(
 ) -> None:
     study = _study(folder, SHARING)
     first = run_study(study, tmp_path, device="cpu", only=["other-alphas"])
-    assert {row["variant"] for row in first.rows} == {"other-alphas"}
+    assert {row.variant for row in first.rows} == {"other-alphas"}
     assert not first.complete_before
     fits = _counted(monkeypatch, patch_module, "finetune")
     again = run_study(study, tmp_path, device="cpu", only=["other-alphas"])
@@ -209,7 +212,7 @@ def test_finished_runs_are_not_run_again_and_more_seeds_add_to_them(
     assert again.rows == first.rows
     more = run_study(study, tmp_path, device="cpu", only=["other-alphas"], seeds=[3])
     assert [call["seed"] for call in fits] == [3]
-    assert {row["seed"] for row in more.rows} == {0, 3}
+    assert {row.seed for row in more.rows} == {0, 3}
     assert {entry["num_seeds"] for entry in more.summary} == {2}
 
 
@@ -232,7 +235,7 @@ def test_a_stop_keeps_what_is_finished_and_goes_on_from_there(
     assert kept["failures"] == []
     monkeypatch.setattr(patch_module, "finetune", original)
     fits = _counted(monkeypatch, patch_module, "finetune")
-    assert {row["variant"] for row in run_study(study, tmp_path, device="cpu").rows} == {
+    assert {row.variant for row in run_study(study, tmp_path, device="cpu").rows} == {
         "lr=0.001", "lr=0.002",
     }  # fmt: skip
     assert len(fits) == 1
@@ -254,7 +257,7 @@ def test_variants_may_be_added_to_a_folder_but_not_changed(
     more = run_study(_study(folder, added), tmp_path, device="cpu")
     assert fits == []
     assert more.rows[: len(first.rows)] == first.rows
-    assert {row["variant"] for row in more.rows} == {"lr=0.001", "soft"}
+    assert {row.variant for row in more.rows} == {"lr=0.001", "soft"}
     changed = added.replace("num_tokens = 2", "num_tokens = 1")
     with pytest.raises(RecipeError, match="another study"):
         run_study(_study(folder, changed), tmp_path, device="cpu")
@@ -282,9 +285,7 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
     result = run_study(study, tmp_path, device="cpu")
     assert result.failures == ()
     top1 = {
-        (row["variant"], row["model"], row["task"]): row["value"]
-        for row in result.rows
-        if row["metric"] == "top1"
+        (row.variant, row.model, row.task): row.value for row in result.rows if row.metric == "top1"
     }
     assert len({top1[name, "base", "zero-shot"] for name, *_ in top1}) == 1
     assert {name for name, model, _ in top1 if model == "patched"} == {
@@ -389,12 +390,12 @@ def test_the_study_of_the_documentation_plans() -> None:
 # The table
 
 
-def _row(variant: str, seed: int, value: float) -> dict[str, Any]:
-    return {
+def _row(variant: str, seed: int, value: float) -> Row:
+    return Row.model_validate({
         "variant": variant, "seed": seed, "model": "patched", "tower": "rgb", "role": "patching",
         "dataset": "d", "split": "val", "task": "zero-shot", "metric": "top1", "value": value,
         "low": value - 0.1, "high": value + 0.1, "num_samples": 50, "chance": 0.1,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def test_mean_and_spread_are_those_of_the_statistics_module() -> None:
@@ -428,11 +429,11 @@ def test_variants_are_compared_with_the_reference_on_the_same_samples(
     first = run_study(study, tmp_path, device="cpu")
     [found] = [one for one in first.differences if one["metric"] == "top1"]
     values = {
-        row["variant"]: row for row in first.rows
-        if row["metric"] == "top1" and row["model"] == "patched"
+        row.variant: row for row in first.rows
+        if row.metric == "top1" and row.model == "patched"
     }  # fmt: skip
     assert (found["variant"], found["reference"]) == ("lr=0.001", "lr=0.002")
-    expected = values["lr=0.001"]["value"] - values["lr=0.002"]["value"]
+    expected = values["lr=0.001"].value - values["lr=0.002"].value
     assert found["difference"] == pytest.approx(expected)
     assert found["low"] <= found["difference"] <= found["high"]
     assert found["p_value"] is None  # of 24 samples

@@ -19,7 +19,7 @@ from PIL import Image
 
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
-from terralign.bench.rows import check_rows, format_bench_table, question
+from terralign.bench.rows import format_bench_table
 from terralign.bench.run import run_bench
 from terralign.bench.subject import _divide
 from terralign.bench.suite import Suite, load_suite, parse_suite
@@ -36,6 +36,7 @@ from terralign.evaluation.calibration import choose_thresholds
 from terralign.evaluation.classification import evaluate_zero_shot
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.retrieval import evaluate_retrieval
+from terralign.evaluation.rows import COLUMNS, Row, check_rows, read_rows
 from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, scale_composite
@@ -146,7 +147,7 @@ def finished(spaces: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     out = tmp_path_factory.mktemp("bench") / "b"
     result = run_bench(suite(), [str(path) for path in spaces.values()], out)
     assert result.num_measured > 0
-    assert [row["note"] for row in result.rows if row["status"] == "failed"] == []
+    assert [row.note for row in result.rows if row.status == "failed"] == []
     return out
 
 
@@ -173,13 +174,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def rows_of(out: Path, **where: Any) -> list[dict[str, Any]]:
-    found = read_json(out / "results.json")["rows"]
+def rows_of(out: Path, **where: Any) -> list[Row]:
+    found = read_rows(out / "results.json")
     where = {"status": "measured", "reference": None, **where}
-    return [row for row in found if all(row[key] == value for key, value in where.items())]
+    return [row for row in found if all(getattr(row, k) == value for k, value in where.items())]
 
 
-def one(out: Path, **where: Any) -> dict[str, Any]:
+def one(out: Path, **where: Any) -> Row:
     (row,) = rows_of(out, **where)
     return row
 
@@ -188,19 +189,18 @@ def one(out: Path, **where: Any) -> dict[str, Any]:
 
 
 def test_every_task_has_figures_and_no_two_rows_answer_one_question(finished: Path) -> None:
-    rows = read_json(finished / "results.json")["rows"]
-    check_rows(rows)
-    measured = [row for row in rows if row["status"] == "measured"]
-    assert {row["task"] for row in measured} == {
+    rows = read_rows(finished / "results.json")
+    measured = [row for row in rows if row.status == "measured"]
+    assert {row.task for row in measured} == {
         "zero-shot", "multi-label", "retrieval", "linear-probe", "knn", "few-shot", "robustness",
         "decisions", "diagnostics",
     }  # fmt: skip
-    assert len({question(row) for row in measured}) == len(measured)
+    assert len({row.question for row in measured}) == len(measured)
     names = read_json(finished / "versions.json")
-    assert all(row["versions"] in names and row["seed"] == 0 for row in measured)
+    assert all(row.versions in names and row.seed == 0 for row in measured)
     for row in measured:
-        if row["reference"] is None and row["metric"] != "mean_cosine":
-            assert (finished / "measurements" / f"{row['measurement']}.json").is_file()
+        if row.reference is None and row.metric != "mean_cosine":
+            assert (finished / "measurements" / f"{row.measurement}.json").is_file()
 
 
 def test_zero_shot_and_retrieval_agree_with_measuring_by_hand(
@@ -213,18 +213,18 @@ def test_zero_shot_and_retrieval_agree_with_measuring_by_hand(
         where = {"model": "patched", "task": "zero-shot", "tower": tower, "variant": "plain"}
         row = one(finished, entry="scenes", metric="top1", **where)
         metric = hand.metric("top1")
-        assert row["value"] == metric.value
-        assert row["low"] <= row["value"] <= row["high"]
-        assert row["prompts"] == "synthetic-scenes"
-        details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+        assert row.value == metric.value
+        assert row.low <= row.value <= row.high
+        assert row.prompts == "synthetic-scenes"
+        details = read_json(finished / "measurements" / f"{row.measurement}.json")["details"]
         confusion = np.array(details["confusion"])
         assert confusion.sum() == 24
-        assert np.trace(confusion) / 24 == pytest.approx(row["value"])
+        assert np.trace(confusion) / 24 == pytest.approx(row.value)
     hand = evaluate_retrieval(space, samples, query="s2", gallery="rgb").result
     where = {"model": "patched", "entry": "scenes", "task": "retrieval", "variant": "plain"}
     pair = {"query_tower": "s2", "gallery_tower": "rgb"}
     row = one(finished, metric="recall@5", level="instance", **where, **pair)
-    assert row["value"] == pytest.approx(hand.value("recall@5"), abs=1e-12)
+    assert row.value == pytest.approx(hand.value("recall@5"), abs=1e-12)
 
 
 def test_an_entry_may_name_the_composite_that_rgb_towers_see(
@@ -252,10 +252,10 @@ def test_an_entry_may_name_the_composite_that_rgb_towers_see(
     for name in names:
         hand = evaluate_zero_shot(space, with_composite(samples, name), tower="rgb").result
         row = one(tmp_path, entry=name, metric="top1", tower="rgb")
-        assert row["value"] == hand.value("top1")
-        assert f"the {name} composite" in row["note"]
+        assert row.value == hand.value("top1")
+        assert f"the {name} composite" in row.note
     figures = [
-        one(tmp_path, entry=name, metric="expected_calibration_error", tower="rgb")["value"]
+        one(tmp_path, entry=name, metric="expected_calibration_error", tower="rgb").value
         for name in names
     ]
     assert figures[0] != figures[1]
@@ -279,17 +279,17 @@ def test_by_class_a_sample_does_not_find_its_own_place(
     found = same[np.arange(24), near.argmax(dim=1).numpy()][known].mean()
     pair = {"query_tower": "s2", "gallery_tower": "rgb", "variant": "plain"}
     row = one(finished, model="patched", entry="scenes", metric="map@1", **pair)
-    assert row["value"] == pytest.approx(found)
-    assert row["num_samples"] == known.sum()
-    assert "does not find its own sample" in row["note"]
-    details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+    assert row.value == pytest.approx(found)
+    assert row.num_samples == known.sum()
+    assert "does not find its own sample" in row.note
+    details = read_json(finished / "measurements" / f"{row.measurement}.json")["details"]
     for example in details["examples"]:
         assert example["query_index"] not in [one["index"] for one in example["results"]]
 
 
 def test_retrieval_goes_between_all_pairs(finished: Path) -> None:
     found = rows_of(finished, model="patched", entry="scenes", task="retrieval", variant="plain")
-    pairs = {(row["query_tower"], row["gallery_tower"]) for row in found}
+    pairs = {(row.query_tower, row.gallery_tower) for row in found}
     names = ("text", "rgb", "s2")
     assert pairs == {(a, b) for a in names for b in names if a != b}
 
@@ -305,12 +305,12 @@ def test_captions_are_retrieved_as_the_protocol_says_with_all_that_others_have(
         hand = evaluate_retrieval(space, samples, query=query, gallery=gallery).result
         for name in ("recall@1", "recall@10", "map@5"):
             row = one(finished, metric=name, variant="plain", **where, **pair)
-            assert row["value"] == pytest.approx(hand.value(name), abs=1e-6)
+            assert row.value == pytest.approx(hand.value(name), abs=1e-6)
         changed = rows_of(finished, metric="recall@10", reference="base", **where, **pair)
-        assert {row["variant"] for row in changed} == {"plain", "centred", "csls", "qb-norm"}
+        assert {row.variant for row in changed} == {"plain", "centred", "csls", "qb-norm"}
         skipped = rows_of(finished, status="skipped", variant="prompt-average", **where, **pair)
-        assert "no prompts to average" in skipped[0]["note"]
-        details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+        assert "no prompts to average" in skipped[0].note
+        details = read_json(finished / "measurements" / f"{row.measurement}.json")["details"]
         texts = {text for own in samples.captions or () for text in own}
         for example in details["examples"]:
             said = [example["query"]] if query == "text" else [r["key"] for r in example["results"]]
@@ -319,7 +319,7 @@ def test_captions_are_retrieved_as_the_protocol_says_with_all_that_others_have(
     # The suite's settings: fewer resamples than the 1000 of the function's own default.
     row = one(finished, metric="recall@10", variant="plain", **where, **pair)
     metric = hand.metric("recall@10")
-    assert (row["low"], row["high"]) != (metric.low, metric.high)
+    assert (row.low, row.high) != (metric.low, metric.high)
 
 
 def test_csls_changes_map_and_qb_norm_is_skipped_where_samples_have_several_labels(
@@ -329,18 +329,18 @@ def test_csls_changes_map_and_qb_norm_is_skipped_where_samples_have_several_labe
     plain, csls = (
         one(finished, metric="macro_map", variant=variant, **where) for variant in ("plain", "csls")
     )
-    assert plain["value"] != csls["value"]
+    assert plain.value != csls.value
     assert rows_of(finished, variant="qb-norm", **where) == []
     (skipped,) = rows_of(finished, status="skipped", variant="qb-norm", **where)
-    assert "samples cannot be ranked by them within a class" in skipped["note"]
+    assert "samples cannot be ranked by them within a class" in skipped.note
 
 
 def test_thresholds_come_from_validation_data_alone(
     finished: Path, spaces: dict[str, Path]
 ) -> None:
     row = one(finished, model="base", task="decisions", metric="macro_f1", variant="plain")
-    assert "chosen on val" in row["note"]
-    details = read_json(finished / "measurements" / f"{row['measurement']}.json")["details"]
+    assert "chosen on val" in row.note
+    details = read_json(finished / "measurements" / f"{row.measurement}.json")["details"]
     space = EmbeddingSpace.load(spaces["base"])
     name = "synthetic-scenes-multilabel"
     samples = limit_samples(open_dataset(name, data_root=None, split="val"), 30)
@@ -357,7 +357,7 @@ def test_thresholds_come_from_validation_data_alone(
     wanted = choose_thresholds(scores, samples.labels.values)
     np.testing.assert_allclose(details["thresholds"]["per_class"], wanted.per_class, atol=1e-6)
     assert wanted.num_classes_without_positives == 0
-    assert "have no positives there" not in row["note"]
+    assert "have no positives there" not in row.note
 
 
 def test_classes_that_validation_data_lack_are_told(brief: Path) -> None:
@@ -366,17 +366,17 @@ def test_classes_that_validation_data_lack_are_told(brief: Path) -> None:
     unseen = (~_divide(samples, (0, 1), 0)[0].labels.any(axis=0)).sum()
     assert unseen > 0
     row = one(brief, model="base", task="decisions", metric="macro_f1", variant="plain")
-    assert f"{unseen} of 12 classes have no positives there" in row["note"]
+    assert f"{unseen} of 12 classes have no positives there" in row.note
 
 
 def test_few_shot_tells_how_many_labels_it_takes_beside_the_shots(finished: Path) -> None:
     row = one(finished, model="base", task="few-shot", variant="1 shot")
-    assert "C is chosen on 30 labelled validation samples" in row["note"]
+    assert "C is chosen on 30 labelled validation samples" in row.note
 
 
 def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> None:
     differences = rows_of(finished, model="patched", reference="base")
-    assert {row["metric"] for row in differences} >= {
+    assert {row.metric for row in differences} >= {
         "top1",
         "macro_map",
         "map@10",
@@ -386,40 +386,41 @@ def test_differences_to_the_reference_are_those_of_the_rows(finished: Path) -> N
         "macro_accuracy",
         "top5",
     }
-    assert {row["p_value"] is None for row in differences} == {True, False}
-    measured = {question(row): row for row in rows_of(finished)}
+    assert {row.p_value is None for row in differences} == {True, False}
+    measured = {row.question: row for row in rows_of(finished)}
     for row in differences:
-        own = measured[question({**row, "reference": None})]
-        tower = row["tower"]
+        own = measured[row.model_copy(update={"reference": None}).question]
+        tower = row.tower
         if tower == "s2":  # which the base has not: against its RGB tower
             tower = "rgb"
-            assert "the rgb tower of base" in row["note"]
-        base = measured[question({**row, "model": "base", "tower": tower, "reference": None})]
-        assert row["value"] == pytest.approx(own["value"] - base["value"], abs=1e-9)
-        assert row["low"] <= row["value"] <= row["high"]
-        if row["num_samples"] < MIN_SAMPLES:
-            assert row["p_value"] is None
-            assert "no p-value" in row["note"]
+            assert "the rgb tower of base" in row.note
+        changes = {"model": "base", "tower": tower, "reference": None}
+        base = measured[row.model_copy(update=changes).question]
+        assert row.value == pytest.approx(own.value - base.value, abs=1e-9)
+        assert row.low <= row.value <= row.high
+        if row.num_samples < MIN_SAMPLES:
+            assert row.p_value is None
+            assert "no p-value" in row.note
         else:
-            assert 0 < row["p_value"] <= 1
+            assert 0 < row.p_value <= 1
 
 
 def test_a_model_does_not_differ_from_itself(spaces: dict[str, Path], tmp_path: Path) -> None:
     source = spaces["base"]
     enough = SHORT.replace("\nlimit = 24", f"\nlimit = {MIN_SAMPLES}")
     result = run_bench(suite(enough), [f"a={source}", f"b={source}"], tmp_path / "b")
-    differences = [row for row in result.rows if row["reference"] == "a"]
+    differences = [row for row in result.rows if row.reference == "a"]
     assert differences
-    assert {(row["value"], row["p_value"]) for row in differences} == {(0.0, 1.0)}
-    (moved,) = [row for row in result.rows if row["metric"] == "mean_cosine"]
-    assert moved["value"] == pytest.approx(1, abs=1e-6)
+    assert {(row.value, row.p_value) for row in differences} == {(0.0, 1.0)}
+    (moved,) = [row for row in result.rows if row.metric == "mean_cosine"]
+    assert moved.value == pytest.approx(1, abs=1e-6)
 
 
 def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
     finished: Path, spaces: dict[str, Path], tmp_path: Path, calls: list[str]
 ) -> None:
     rows = rows_of(finished, metric="mean_cosine")
-    assert {(row["model"], row["entry"]) for row in rows} == {
+    assert {(row.model, row.entry) for row in rows} == {
         ("patched", "scenes"), ("patched", "many"), ("patched", "photos"),
     }  # fmt: skip
     samples = limit_samples(open_dataset("synthetic-photos", data_root=None, split="test"), 40)
@@ -429,7 +430,7 @@ def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
         )
         for space in map(EmbeddingSpace.load, spaces.values())
     )
-    value = one(finished, metric="mean_cosine", entry="photos")["value"]
+    value = one(finished, metric="mean_cosine", entry="photos").value
     assert value == pytest.approx(float((before * after).sum(dim=1).mean()), abs=1e-6)
     # Robustness looks at changed pixels, a tower of Sentinel-2 at others: no pass is made for it.
     entry = SHORT.partition("fit = ")[0].replace('"zero-shot", "diagnostics"', '"robustness"')
@@ -438,8 +439,8 @@ def test_how_far_patching_moved_is_told_wherever_rgb_embeddings_are_needed(
     calls.clear()
     models = [f"{name}={path}" for name, path in spaces.items()]
     result = run_bench(suite(entry + "limit = 8\n"), models, tmp_path / "b")
-    assert [row for row in result.rows if row["metric"] == "mean_cosine"] == []
-    assert one(tmp_path / "b", entry="s2", metric="top1", variant="plain")["tower"] == "s2"
+    assert [row for row in result.rows if row.metric == "mean_cosine"] == []
+    assert one(tmp_path / "b", entry="s2", metric="top1", variant="plain").tower == "s2"
     robust = len(rows_of(tmp_path / "b", task="robustness", metric="top1"))
     assert len(calls) == robust + 1
 
@@ -467,10 +468,11 @@ def test_figures_of_before_go_where_their_measurement_is_skipped_now(
     text += 'fit = "train"\nfit_limit = 16\n'
     models, out = [f"base={spaces['base']}"], tmp_path / "b"
     rows = list(run_bench(suite(text), models, out).rows)
-    (skipped,) = [row for row in rows if row["status"] == "skipped"]
-    old = {**skipped, "status": "measured", "metric": "macro_map", "value": 0.5, "note": None}
-    other = {**old, "tower": "s1"}
-    write_json(out / "results.json", {"rows": [*rows, old, other]})
+    (skipped,) = [row for row in rows if row.status == "skipped"]
+    changes = {"status": "measured", "metric": "macro_map", "value": 0.5, "note": None}
+    old = skipped.model_copy(update=changes)
+    other = old.model_copy(update={"tower": "s1"})
+    write_json(out / "results.json", {"rows": [row.to_json() for row in (*rows, old, other)]})
     kept = run_bench(suite(text), models, out).rows
     assert (old in kept, other in kept, skipped in kept) == (False, True, True)
 
@@ -481,12 +483,15 @@ def test_two_benches_give_identical_numbers_and_a_table_of_them(
     run_bench(suite(BRIEF), [str(path) for path in spaces.values()], tmp_path / "b")
     again = (tmp_path / "b" / "results.json").read_bytes()
     assert again == (brief / "results.json").read_bytes()
-    rows = read_json(brief / "results.json")["rows"]
-    assert pq.read_table(brief / "results.parquet").to_pylist() == rows
-    part = format_bench_table(rows).partition("supported: photos (test), zero-shot")[2]
+    values = read_json(brief / "results.json")["rows"]
+    assert [tuple(value) for value in values] == [COLUMNS] * len(values)
+    assert pq.read_table(brief / "results.parquet").to_pylist() == values
+    part = format_bench_table(check_rows(values)).partition("supported: photos (test), zero-shot")[
+        2
+    ]
     line = next(one for one in part.splitlines() if "rgb top1" in one)
     where = {"entry": "photos", "task": "zero-shot", "metric": "top1"}
-    shown = [f"{100 * one(brief, model=name, **where)['value']:.1f}" for name in spaces]
+    shown = [f"{100 * one(brief, model=name, **where).value:.1f}" for name in spaces]
     assert [cell.rstrip("*") for cell in line.split()[2:4]] == shown
 
 
@@ -502,13 +507,13 @@ def test_other_prompts_models_and_labels_cost_no_forward_pass(
     assert (calls, result.num_measured > 0) == ([], True)
     rows = rows_of(out)
     assert [row for row in before if row not in rows] == []
-    assert {row["prompts"] for row in rows if row["variant"] == "plain"} == {
+    assert {row.prompts for row in rows if row.variant == "plain"} == {
         "synthetic-scenes", "plain",
     }  # fmt: skip
     # Another model adds its rows and its passes alone.
     run_bench(suite(SHORT), [first, f"patched={spaces['patched']}"], out)
     assert set(calls) == {"rgb", "s2"}
-    assert {row["model"] for row in rows_of(out)} == {"base", "patched"}
+    assert {row.model for row in rows_of(out)} == {"base", "patched"}
     assert [row for row in before if row not in rows_of(out)] == []
 
 
@@ -573,18 +578,19 @@ def test_a_failed_model_and_entry_are_rows_and_do_not_end_the_bench(
     done = CliRunner().invoke(main, [*arguments, "--json"])
     assert done.exit_code == 1
     value = json.loads(done.stdout)
-    failed = [row for row in value["rows"] if row["status"] == "failed"]
-    assert {(row["model"], row["entry"]) for row in failed} == {
+    rows = check_rows(value["rows"])
+    failed = [row for row in rows if row.status == "failed"]
+    assert {(row.model, row.entry) for row in failed} == {
         ("none", None), ("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val"),
     }  # fmt: skip
     assert value["num_failed"] == 3
     assert f"writing the report of {tmp_path / 'b'}" in done.stderr
-    assert all("\n" not in row["note"] for row in failed)
+    assert all("\n" not in row.note for row in failed)
     assert rows_of(tmp_path / "b", model="patched", task="zero-shot", tower="s2")
-    assert "failed: none:" in format_bench_table(value["rows"])
+    assert "failed: none:" in format_bench_table(rows)
     # The right path then: the mistyped one is forgotten, and what failed counts where it was asked.
     again = run_bench(suite(text), [str(spaces["base"])], tmp_path / "b", tmp_path)
-    told = {(row["model"], row["entry"]) for row in again.rows if row["status"] == "failed"}
+    told = {(row.model, row.entry) for row in again.rows if row.status == "failed"}
     assert told == {("base", "eurosat-rgb/val"), ("patched", "eurosat-rgb/val")}
     assert again.num_failed == 1
 
@@ -616,16 +622,16 @@ def test_nothing_is_fitted_or_chosen_on_copies_of_what_is_reported(
     )
     model = [str(spaces["base"])]
     found = run_bench(suite(text), model, tmp_path / "a", tmp_path).rows
-    [failed] = [row for row in found if row["status"] == "failed"]
-    assert failed["task"] == "knn"
-    assert "2 of the 3 samples of d/test are also in d/train" in failed["note"]
-    assert "'Sea/0' ('Sea/copy-0' there)" in failed["note"]
-    assert "allow_shared_samples = true" in failed["note"]
+    [failed] = [row for row in found if row.status == "failed"]
+    assert failed.task == "knn"
+    assert "2 of the 3 samples of d/test are also in d/train" in failed.note
+    assert "'Sea/0' ('Sea/copy-0' there)" in failed.note
+    assert "allow_shared_samples = true" in failed.note
     assert rows_of(tmp_path / "a", task="zero-shot")
     allowed = text.replace("[[entries]]", "allow_shared_samples = true\n[[entries]]")
     run_bench(suite(allowed), model, tmp_path / "b", tmp_path)
     row = one(tmp_path / "b", task="knn", metric="top1")
-    assert "2 of 3 samples of d/test are also in d/train" in row["note"]
+    assert "2 of 3 samples of d/test are also in d/train" in row.note
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"rows'])
@@ -704,8 +710,8 @@ def test_a_folder_in_which_no_model_was_loaded_takes_another_suite(
     assert run_bench(suite(BRIEF), [str(tmp_path / "typo")], out).num_failed == 1
     short = suite(SHORT.replace(', "diagnostics"', ""))
     result = run_bench(short, [base], out)
-    assert {row["model"] for row in result.rows} == {"base"}
-    assert {row["entry"] for row in result.rows} == {"scenes"}
+    assert {row.model for row in result.rows} == {"base"}
+    assert {row.entry for row in result.rows} == {"scenes"}
     with pytest.raises(RecipeError, match="name: 'small' -> 'brief'"):
         run_bench(suite(BRIEF), [base], out)
 
@@ -731,11 +737,11 @@ def test_an_encoder_without_text_has_probes_and_is_told_of_the_rest(tmp_path: Pa
     result = run_bench(suite(text), [f"vit=timm:test_vit:{tmp_path / 'w.pth'}"], tmp_path / "b")
     assert result.num_failed == 0
     out = tmp_path / "b"
-    assert one(out, task="knn", metric="top1", tower="rgb")["chance"] == pytest.approx(0.1, abs=0.1)
-    (skipped,) = [row for row in result.rows if row["status"] == "skipped" and row["task"]]
-    assert (skipped["task"], skipped["value"]) == ("zero-shot", None)
-    assert "without text" in skipped["note"]
-    assert one(out, task="diagnostics", metric="effective_rank")["value"] > 1
+    assert one(out, task="knn", metric="top1", tower="rgb").chance == pytest.approx(0.1, abs=0.1)
+    (skipped,) = [row for row in result.rows if row.status == "skipped" and row.task]
+    assert (skipped.task, skipped.value) == ("zero-shot", None)
+    assert "without text" in skipped.note
+    assert one(out, task="diagnostics", metric="effective_rank").value > 1
 
 
 def test_faults_of_the_command_line() -> None:
@@ -895,6 +901,6 @@ def test_real_figures_are_those_of_evaluating(real_data: Path, tmp_path: Path) -
     samples = open_dataset("bigearthnet-mini-5", data_root=real_data, split="test", size=64)
     hand = evaluate_zero_shot(space, samples, tower="rgb").result.metric("macro_map")
     row = one(tmp_path / "b", task="multi-label", metric="macro_map")
-    assert (row["value"], row["low"], row["high"]) == (hand.value, hand.low, hand.high)
+    assert (row.value, row.low, row.high) == (hand.value, hand.low, hand.high)
     as_is = one(tmp_path / "b", task="robustness", metric="macro_map", variant="as is")
-    assert as_is["value"] == row["value"]
+    assert as_is.value == row.value

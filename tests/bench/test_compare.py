@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from terralign.bench.compare import PairedTests
-from terralign.bench.rows import BenchRow
 from terralign.encoders.clip.weights import write_state_dict
+from terralign.evaluation.rows import Row
 from terralign.evaluation.significance import MIN_SAMPLES, compare_f1, compare_means
 from terralign.files import write_json
 
 NUM = 40
 
 
-def keep(folder: Path, letter: str, outcomes: dict[str, Any], **changes: Any) -> BenchRow:
+def keep(folder: Path, letter: str, outcomes: dict[str, Any], **changes: Any) -> Row:
     """A measurement in the folder; its row."""
     name = letter * 16
     metric = changes.pop("metric", "top1")
-    row = BenchRow(
+    row = Row(
         model=letter, entry="e", task="zero-shot", tower="rgb", metric=metric, value=0.5,
         measurement=name, seed=3,
     )  # fmt: skip

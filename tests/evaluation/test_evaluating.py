@@ -356,9 +356,9 @@ def test_rows_of_classification_and_of_retrieval(
         "model", "role", "dataset", "split", "task", "metric", "value", "low", "high",
         "num_samples", "chance", "valid_share", "sensor",
     }  # fmt: skip
-    assert set(row) == {*keys, "tower"}
-    assert (row["tower"], row["sensor"]) == ("s2", "sentinel2-l2a")
-    assert row["chance"] == pytest.approx(1 / len(scenes.labels.class_names))
+    assert set(row.to_json()) == {*keys, "tower"}
+    assert (row.tower, row.sensor) == ("s2", "sentinel2-l2a")
+    assert row.chance == pytest.approx(1 / len(scenes.labels.class_names))
     (row, *_) = evaluate_retrieval(aligned, scenes).to_rows(model="aligned", role="alignment")
-    assert set(row) == {*keys, "query_tower", "gallery_tower"}
-    assert (row["query_tower"], row["gallery_tower"]) == ("s2", "rgb")
+    assert set(row.to_json()) == {*keys, "query_tower", "gallery_tower"}
+    assert (row.query_tower, row.gallery_tower) == ("s2", "rgb")

@@ -34,12 +34,13 @@ from terralign.evaluation.report import (
     write_report,
     write_sweep_csv,
 )
+from terralign.evaluation.rows import Row
 from terralign.evaluation.table import table_lines
 
 NASTY = '<script>alert(1)</script> | `x` "quoted" & $y$'
 
 
-def _row(model: str = "base", value: float = 0.5, **changes: Any) -> dict[str, Any]:
+def _row(model: str = "base", value: float = 0.5, **changes: Any) -> Row:
     row = {
         "model": model,
         "tower": "rgb",
@@ -54,13 +55,13 @@ def _row(model: str = "base", value: float = 0.5, **changes: Any) -> dict[str, A
         "num_samples": 1541,
         "chance": 0.1,
     }
-    return row | changes
+    return Row.model_validate(row | changes)
 
 
-def _retrieval(query: str, gallery: str, metric: str = "recall@1") -> dict[str, Any]:
-    row = _row("aligned", 0.6, role="alignment", task="retrieval", metric=metric)
-    del row["tower"]
-    return row | {"query_tower": query, "gallery_tower": gallery}
+def _retrieval(query: str, gallery: str, **changes: Any) -> Row:
+    towers = {"tower": None, "query_tower": query, "gallery_tower": gallery}
+    keys: dict[str, Any] = {"role": "alignment", "task": "retrieval", "metric": "recall@1"}
+    return _row("aligned", 0.6, **towers, **keys | changes)
 
 
 ROWS = [
@@ -108,10 +109,10 @@ def test_table_puts_models_side_by_side_and_fits_a_terminal() -> None:
 
 
 def test_radar_is_not_put_beside_what_the_rgb_tower_makes_of_optical_pixels() -> None:
-    def row(model: str, sensor: str, **changes: Any) -> dict[str, Any]:
+    def row(model: str, sensor: str, **changes: Any) -> Row:
         return _row(model, role="alignment", dataset="pairs", sensor=sensor, **changes)
 
-    pair = _retrieval("s1", "s2") | {"sensor": "sentinel1-grd and sentinel2-l2a"}
+    pair = _retrieval("s1", "s2", sensor="sentinel1-grd and sentinel2-l2a")
     lines = table_lines(
         [
             row("base", "sentinel2-l2a"),
@@ -155,13 +156,12 @@ def test_differing_numbers_of_samples_are_both_shown() -> None:
     ("rows", "told"),
     [
         ([_row("bse")], "unknown model 'bse'.*did you mean 'base'"),
-        ([_row(role="seen")], "unknown role 'seen'.*did you mean 'unseen'"),
-        ([{k: v for k, v in _row().items() if k != "low"}], "lacks low"),
-        ([{k: v for k, v in _row().items() if k != "tower"}], "lacks tower"),
+        ([_row(low=None)], "lacks low"),
+        ([_row(tower=None)], "lacks tower"),
         ([_row(), _row(value=0.6)], "two rows for model 'base'"),
     ],
 )
-def test_rows_that_cannot_be_shown_are_refused(rows: list[dict[str, Any]], told: str) -> None:
+def test_rows_that_cannot_be_shown_are_refused(rows: list[Row], told: str) -> None:
     with pytest.raises(DataError, match=told):
         format_table(rows)
 
@@ -416,7 +416,7 @@ def test_a_report_explains_roles_and_an_alpha_of_one_and_says_what_next(tmp_path
     assert "Alpha is 1: patched is the fine-tuned model" in text
     assert "Alpha is" not in _report_text(tmp_path, sweep=SWEEP, chosen_alpha=0.5)
     for role in ("patching", "supported", "alignment", "unseen"):
-        assert (f"- {role}: " in text) == any(row["role"] == role for row in ROWS)
+        assert (f"- {role}: " in text) == any(row.role == role for row in ROWS)
     assert "Look:\n\n```sh\nsee `x`\n```" in text
 
 

@@ -166,7 +166,7 @@ def test_a_complete_run_does_nothing(finished_run: Path, monkeypatch: pytest.Mon
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*.safetensors")}
     found = run_recipe(small_recipe(), finished_run)
     assert found.complete_before
-    assert list(found.rows) == _rows(finished_run)
+    assert [row.to_json() for row in found.rows] == _rows(finished_run)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -395,7 +395,7 @@ def test_patching_and_aligning_apart_give_what_a_run_gives(
     base = str(finished_run / "base")
     patched = single_stage(small_recipe(), "patch", base=base)
     found = run_recipe(patched, tmp_path / "patched", device="cpu")
-    assert list(found.rows) == [
+    assert [row.to_json() for row in found.rows] == [
         row for row in _rows(finished_run) if row["model"] in ("base", "finetuned", "patched")
     ]
     assert (
@@ -412,7 +412,7 @@ def test_patching_and_aligning_apart_give_what_a_run_gives(
     }
     for model, rows in expected_rows.items():
         values = [row["value"] for row in rows if row["role"] == "patching"]
-        assert [row["value"] for row in found.rows if row["model"] == model] == values
+        assert [row.value for row in found.rows if row.model == model] == values
     expected = _weights(finished_run)
     del expected["towers/s1.safetensors"]
     assert _weights(tmp_path / "aligned") == expected
@@ -455,7 +455,7 @@ def test_several_tasks_are_patched_as_the_recipe_says(
     )
     alone = single_stage(recipe, "patch", base=str(finished_run / "base"))
     found = run_recipe(alone, tmp_path, device="cpu")
-    tasks = {(row["task"], row["model"]) for row in found.rows}
+    tasks = {(row.task, row.model) for row in found.rows}
     assert len(tasks) == 6
     folders = sorted(path.name for path in (tmp_path / "patch").iterdir() if path.is_dir())
     assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes"]
@@ -513,7 +513,7 @@ def test_a_sensor_of_ones_own_is_aligned_measured_and_travels(
     recipe = small_recipe(align=[tower], evaluate=[{**common, "models": ["base"]}])
     aligned = single_stage(recipe, "align", base=str(finished_run / "base"))
     found = run_recipe(aligned, tmp_path / "out", data_root=tmp_path, device="cpu")
-    assert {(row["model"], row["dataset"], row["num_samples"]) for row in found.rows} == {
+    assert {(row.model, row.dataset, row.num_samples) for row in found.rows} == {
         ("base", "flights", 8),
         ("aligned", "flights", 8),
     }
@@ -594,7 +594,7 @@ def test_measurements_are_kept_over_a_stop(
     )
     found = run_recipe(small_recipe(), folder)
     assert not found.complete_before
-    assert list(found.rows) == _rows(finished_run)
+    assert [row.to_json() for row in found.rows] == _rows(finished_run)
 
 
 def test_a_tower_of_another_teacher_is_not_taken_for_this_one(

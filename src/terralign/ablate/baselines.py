@@ -34,6 +34,7 @@ from terralign.evaluation.classification import (
 )
 from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.result import Evaluation
+from terralign.evaluation.rows import Row
 from terralign.files import hash_json, write_json
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe
@@ -67,7 +68,7 @@ from terralign.train.ready_tasks import ReadyTasks
 from terralign.train.soup import greedy_soup, uniform_soup
 from terralign.train.sweep import SweepMemory, within_bound
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 
 
 class _Strict(BaseModel):
@@ -173,7 +174,7 @@ def run_baseline(
     found, note = METHODS[planned.variant.method](stage, settings)
     rows += found
     write_json(folder / "method.json", {"method": planned.variant.method, **note})
-    write_json(folder / "results.json", {"rows": rows})
+    write_json(folder / "results.json", {"rows": [row.to_json() for row in rows]})
     return rows
 
 
@@ -277,7 +278,7 @@ class _Stage:
         }
         rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
         note = self.overlaps.note(samples, "patched", ())
-        return rows if note is None else [{**row, "note": note} for row in rows]
+        return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
 
 
 def _coop(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
@@ -312,7 +313,7 @@ def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
         if entry.task == "zero-shot" and samples.name in heads:
             measure = partial(evaluate_linear_head, clip, heads[samples.name], samples)
             own = stage.rows_of(measure, entry, samples, settings)
-            rows += [{**row, "task": "linear-head"} for row in own]
+            rows += [row.model_copy(update={"task": "linear-head"}) for row in own]
     return rows, {"settings": settings.model_dump(mode="json")}
 
 

@@ -18,12 +18,12 @@ from terralign.ablate.summary import FIGURE_KEYS, figure_of
 from terralign.errors import ModelError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import compare_outcomes
+from terralign.evaluation.rows import Row
 from terralign.files import hash_json
 from terralign.runs.folder import read_measured
 
 logger = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
 Rows = Mapping[tuple[str, int], Sequence[Row]]
 """(variant, seed) -> the rows of the run."""
 Figure = tuple[str, ...]
@@ -73,12 +73,12 @@ class Differences:
 
         `pairs`: seed -> their rows.
         """
-        measured = {seed: [row.get("measurement") for row in pair] for seed, pair in pairs.items()}
+        measured = {seed: [row.measurement for row in pair] for seed, pair in pairs.items()}
         if any(None in names for names in measured.values()):
             return None
         if all(first == second for first, second in measured.values()):
             return None
-        metric = next(iter(pairs.values()))[0]["metric"]
+        metric = str(next(iter(pairs.values()))[0].metric)
         identity = hash_json(
             {
                 "code": VERSION,
@@ -114,5 +114,5 @@ def _by_figure(rows: Sequence[Row], metrics: Sequence[str]) -> dict[Figure, Row]
     return {
         figure_of(row): row
         for row in rows
-        if row["metric"] in metrics and row["model"] not in SAME_MODELS
+        if row.metric in metrics and row.model not in SAME_MODELS
     }

@@ -29,6 +29,7 @@ from terralign.errors import (
     TerralignError,
     first_line,
 )
+from terralign.evaluation.rows import Row, read_rows
 from terralign.files import claimed, read_json, read_text, write_json, write_text
 from terralign.runs.data import named_data
 from terralign.runs.folder import is_untouched, keep_recipe
@@ -53,7 +54,7 @@ class StudyResult:
     """
 
     folder: Path
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...]
     summary: tuple[dict[str, Any], ...]
     differences: tuple[dict[str, Any], ...]
     failures: tuple[dict[str, Any], ...]
@@ -135,7 +136,7 @@ class _Study:
     device: str | None
     shared: SharedStages
     stores: Path
-    rows: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    rows: dict[tuple[str, int], list[Row]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     complete_before: bool = True
 
@@ -192,15 +193,15 @@ class _Study:
     def _folder(self, one: Planned) -> Path:
         return self.folder / "runs" / one.variant.name / str(one.seed)
 
-    def _kept(self, one: Planned) -> list[dict[str, Any]] | None:
+    def _kept(self, one: Planned) -> list[Row] | None:
         """The rows of a finished run of this very recipe; an error where it is of another."""
         folder = self._folder(one)
         if not ((folder / "results.json").is_file() and (folder / "recipe.toml").is_file()):
             return None
         keep_recipe(one.recipe, folder, self.data_root)
-        return list(read_json(folder / "results.json")["rows"])
+        return read_rows(folder / "results.json")
 
-    def _rows(self, one: Planned) -> list[dict[str, Any]]:
+    def _rows(self, one: Planned) -> list[Row]:
         kept = self._kept(one)
         if kept is not None:
             return kept
@@ -233,7 +234,7 @@ class _Study:
             self.folder / "results.json",
             {
                 "study": self.study.name,
-                "rows": list(result.rows),
+                "rows": [row.to_json() for row in result.rows],
                 "summary": list(result.summary),
                 "differences": list(result.differences),
                 "failures": list(result.failures),
@@ -249,7 +250,7 @@ class _Study:
             return order.index(key[0]), key[1]
 
         rows = [
-            {"variant": key[0], "seed": key[1], **row}
+            row.model_copy(update={"variant": key[0], "seed": key[1]})
             for key in sorted(self.rows, key=place)
             for row in self.rows[key]
         ]

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
-from terralign.evaluation.table import PRIMARY_METRICS
 from terralign.files import parse_toml, shipped_names
 from terralign.runs.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths
@@ -33,6 +32,10 @@ NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+METRICS = ("top1", "macro_map", "recall@1", "recall@10")
+"""What a study's table shows, unless it names others."""
 
 
 class Variant(_Strict):
@@ -80,7 +83,7 @@ class Study(_Strict):
     reference: str | None = None
     """The variant that the others are compared with; None: the first."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    metrics: tuple[str, ...] = Field(default=PRIMARY_METRICS, min_length=1)
+    metrics: tuple[str, ...] = Field(default=METRICS, min_length=1)
     """Those of the table; `results.json` holds all."""
 
     _paths: TomlPaths = PrivateAttr(default_factory=TomlPaths.here)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from terralign.ablate.study import Study
-from terralign.evaluation.table import Row, percent, tower_label
+from terralign.evaluation.rows import Row
+from terralign.evaluation.table import percent
 
 FIGURE_KEYS = ("role", "dataset", "split", "task", "metric", "model", "tower")
+"""`tower`: of retrieval "query → gallery"."""
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -22,8 +24,8 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def figure_of(row: Row) -> tuple[str, ...]:
     """What a row is a figure of: its `FIGURE_KEYS`."""
-    named = {**row, "tower": tower_label(row)}
-    return tuple(str(named[name]) for name in FIGURE_KEYS)
+    where = (row.role, row.dataset, row.split, row.task, row.metric, row.model, row.towers)
+    return tuple(map(str, where))
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -34,10 +36,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((str(row["variant"]), *figure_of(row)), []).append(row)
+        groups.setdefault((row.variant, *figure_of(row)), []).append(row)
     entries = []
     for (variant, *names), members in groups.items():
-        mean, spread = mean_and_spread([row["value"] for row in members])
+        mean, spread = mean_and_spread([row.value or 0.0 for row in members])
         entries.append(
             {
                 "variant": variant,
@@ -45,10 +47,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "mean": mean,
                 "spread": spread,
                 "num_seeds": len(members),
-                "low": mean_and_spread([row["low"] for row in members])[0],
-                "high": mean_and_spread([row["high"] for row in members])[0],
-                "num_samples": max(row["num_samples"] for row in members),
-                "chance": members[0]["chance"],
+                "low": mean_and_spread([row.low or 0.0 for row in members])[0],
+                "high": mean_and_spread([row.high or 0.0 for row in members])[0],
+                "num_samples": max(row.num_samples or 0 for row in members),
+                "chance": members[0].chance,
             }
         )
     return entries

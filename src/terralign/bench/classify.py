@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.rows import PLAIN
 from terralign.bench.subject import (
     Job,
     Measured,
@@ -33,6 +32,7 @@ from terralign.evaluation.metrics import (
     Floats,
     MetricResult,
 )
+from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty
 
 ZERO_SHOT_VERSION = 4

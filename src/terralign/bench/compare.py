@@ -10,17 +10,16 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from terralign.bench.rows import BenchRow
-from terralign.bench.store import Kept, Store, ordered
+from terralign.bench.store import Kept, Store
 from terralign.bench.subject import Subject
 from terralign.encoders.space import RGB
-from terralign.errors import ModelError
+from terralign.errors import DataError, ModelError
 from terralign.evaluation.diagnostics import mean_cosine
 from terralign.evaluation.paired import compare_outcomes, compared_metrics
+from terralign.evaluation.rows import Row, check_rows
 from terralign.evaluation.significance import MIN_SAMPLES, Comparison
 from terralign.files import read_json
 
@@ -31,7 +30,7 @@ VERSION = 2
 
 def compare_rows(
     store: Store, own: Kept, reference: Kept, name: str, *, num_bootstrap: int, through: str = ""
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Rows of the differences of one measurement to the same one of the model `name`.
 
     `num_bootstrap`: of the suite; a comparison takes twice as many. `through`: the reference's
@@ -48,20 +47,17 @@ def compare_rows(
         note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{told}"
         if found.told_p_value is None:
             note += f"; no p-value of fewer than {MIN_SAMPLES} samples"
-        changed = BenchRow.model_validate(
-            {
-                **row,
-                "value": found.difference,
-                "low": found.low,
-                "high": found.high,
-                "p_value": found.told_p_value,
-                "num_samples": found.num_samples,
-                "chance": None,
-                "reference": name,
-                "note": note,
-            }
-        )
-        rows.append(ordered(changed))
+        changed = {
+            "value": found.difference,
+            "low": found.low,
+            "high": found.high,
+            "p_value": found.told_p_value,
+            "num_samples": found.num_samples,
+            "chance": None,
+            "reference": name,
+            "note": note,
+        }
+        rows.append(row.model_copy(update=changed))
     return rows
 
 
@@ -76,7 +72,7 @@ class PairedTests:
         self._store, self._num_bootstrap = Store(folder, ""), num_bootstrap
         self._kept: dict[str, Kept | None] = {}
 
-    def __call__(self, one: BenchRow, two: BenchRow) -> float | None:
+    def __call__(self, one: Row, two: Row) -> float | None:
         """Two-sided; None where the two cannot be compared, or on too few samples.
 
         Not every figure has the values of its samples: the spread of few-shot's seeds has none.
@@ -88,15 +84,15 @@ class PairedTests:
         own = found.get(str(one.metric))
         return None if own is None else own.told_p_value
 
-    def _measurement(self, row: BenchRow) -> Kept | None:
+    def _measurement(self, row: Row) -> Kept | None:
         """What was kept of a row's measurement, if its values are those of this very row."""
         if row.measurement is None:
             return None
         if row.measurement not in self._kept:
             self._kept[row.measurement] = _read_kept(self._store.folder, row.measurement)
         kept = self._kept[row.measurement]
-        first = {} if kept is None else _first_rows(kept).get(str(row.metric), {})
-        return kept if first and first["variant"] == row.variant else None
+        first = None if kept is None else _first_rows(kept).get(str(row.metric))
+        return kept if first is not None and first.variant == row.variant else None
 
 
 def _read_kept(folder: Path, name: str) -> Kept | None:
@@ -108,19 +104,19 @@ def _read_kept(folder: Path, name: str) -> Kept | None:
         return Kept(
             name=name,
             where=values["where"],
-            rows=values["rows"],
+            rows=check_rows(values["rows"]),
             samples=values["samples"],
             has_outcomes=True,
             made_now=False,
         )
-    except (KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         logger.warning("%s is no measurement of a bench; it is not compared", path)
         return None
 
 
-def _first_rows(kept: Kept) -> dict[str, dict[str, Any]]:
+def _first_rows(kept: Kept) -> dict[str, Row]:
     """Metric -> its first row: the plain one, which the values of the samples belong to."""
-    return {row["metric"]: row for row in reversed(kept.rows)}
+    return {str(row.metric): row for row in reversed(kept.rows)}
 
 
 def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str, Comparison]:
@@ -141,7 +137,7 @@ def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str
             logger.warning("not compared: %s; delete it with the .json beside it, run again", error)
             return {}
         told = _first_rows(first).keys() & _first_rows(second).keys()
-        settings = {"seed": first.rows[0]["seed"], "num_bootstrap": 2 * num_bootstrap}
+        settings = {"seed": first.rows[0].seed, "num_bootstrap": 2 * num_bootstrap}
         compared = {
             metric: compare_outcomes([old], [new], metric, **settings)
             for metric in compared_metrics(old)
@@ -155,7 +151,7 @@ def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str
     return found if first is a else {metric: own.turned() for metric, own in found.items()}
 
 
-def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str, Any]]:
+def moved_rows(store: Store, own: Subject, reference: Subject) -> list[Row]:
     """How far a model moved the RGB embeddings of the reference, where they share a text tower.
 
     The mean cosine between before and after patching, of the same samples.
@@ -180,7 +176,7 @@ def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str,
             for one, route in zip((reference, own), routes, strict=True)
             if route is not None
         ]
-        row = BenchRow(
+        row = Row(
             model=own.model.name,
             model_id=own.model.model_id,
             dataset=own.samples.name,
@@ -194,8 +190,8 @@ def moved_rows(store: Store, own: Subject, reference: Subject) -> list[dict[str,
             versions=store.versions,
             note="between the embeddings before and after, of the same samples",
         )
-        rows = [ordered(row)]
+        rows = [row.model_dump(mode="json")]
         store.keep_comparison(identity, rows)
     names = {"model": own.model.name, "role": own.entry.role, "entry": own.entry.title}
     told = f"against {reference.model.name}: mean cosine of the same samples before and after"
-    return [{**row, **names, "note": told} for row in rows]
+    return [row.model_copy(update={**names, "note": told}) for row in check_rows(rows)]

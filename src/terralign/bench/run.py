@@ -25,8 +25,7 @@ from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
 from terralign.bench.robustness import robustness_jobs
-from terralign.bench.rows import BenchRow, check_rows, question
-from terralign.bench.store import Kept, Store, base_row, ordered
+from terralign.bench.store import Kept, Store, base_row
 from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
 from terralign.bench.suite import FITTED, Suite, SuiteEntry
 from terralign.datasets.catalog import cannot_open, check_data_root, find_dataset
@@ -41,12 +40,12 @@ from terralign.errors import (
     first_line,
     nearest,
 )
+from terralign.evaluation.rows import Row, read_rows
 from terralign.files import atomic_path, claimed, read_json, write_json
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 _Key = tuple[str, str | None, str]
 """Entry, prompts of the call, and what was asked, of one model."""
 
@@ -65,7 +64,7 @@ JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchResult:
-    """A finished bench. `rows`: all of the folder, of `BenchRow`.
+    """A finished bench. `rows`: all of the folder.
 
     Of this call: `num_measured`, measurements made; `num_failed`, rows that say what failed.
     """
@@ -116,7 +115,7 @@ def run_bench(
             folder=out,
             rows=tuple(rows),
             num_measured=bench.num_measured,
-            num_failed=sum(row["status"] == "failed" for row in bench.rows),
+            num_failed=sum(row.status == "failed" for row in bench.rows),
         )
 
 
@@ -267,8 +266,8 @@ class _Bench:
             where = {**base_row(subject), "task": "diagnostics", "metric": "mean_cosine"}
             self.rows.append(_failed(where, error))
 
-    def _skip(self, where: Row, reason: str) -> None:
-        row = ordered(BenchRow.model_validate({**where, "status": "skipped", "note": reason}))
+    def _skip(self, where: dict[str, Any], reason: str) -> None:
+        row = Row.model_validate({**where, "status": "skipped", "note": reason})
         if row not in self.rows:
             self.rows.append(row)
 
@@ -278,8 +277,8 @@ def _embeds_rgb(row: Row) -> bool:
 
     Robustness has those of changed pixels, and of fewer samples.
     """
-    towers = (row["tower"], row["query_tower"], row["gallery_tower"])
-    return row["status"] == "measured" and RGB in towers and row["task"] != "robustness"
+    towers = (row.tower, row.query_tower, row.gallery_tower)
+    return row.status == "measured" and RGB in towers and row.task != "robustness"
 
 
 def _key(subject: Subject, job: Job, prompts: str | None, tower: str | None = None) -> _Key:
@@ -290,14 +289,14 @@ def _key(subject: Subject, job: Job, prompts: str | None, tower: str | None = No
     return (subject.entry.title, prompts, repr(sorted(told.items())))
 
 
-def _failed(where: Row, error: Exception) -> Row:
+def _failed(where: dict[str, Any], error: Exception) -> Row:
     reason = " ".join(str(error).split())
     if not isinstance(error, TerralignError):
         reason = f"unexpected {type(error).__name__}: {first_line(error)}"
         logger.debug("what failed unexpectedly", exc_info=error)
     told = " ".join(str(where[key]) for key in ("model", "entry", "task", "tower") if key in where)
     logger.warning("%s failed: %s", told, reason)
-    return ordered(BenchRow.model_validate({**where, "status": "failed", "note": reason}))
+    return Row.model_validate({**where, "status": "failed", "note": reason})
 
 
 def _merged(out: Path, rows: list[Row]) -> list[Row]:
@@ -307,31 +306,30 @@ def _merged(out: Path, rows: list[Row]) -> list[Row]:
     now has no figures of before. A name that no model was ever loaded by is forgotten: it was
     mistyped, or is called otherwise now.
     """
-    skipped = {_measurement(row) for row in rows if row["status"] == "skipped"}
+    skipped = {_measurement(row) for row in rows if row.status == "skipped"}
     before = [row for row in _rows_before(out) if _measurement(row) not in skipped]
-    asked = {question(row) for row in rows}
-    tried = {(row["model"], entry) for row in rows for entry in (row["entry"], None)}
+    asked = {row.question for row in rows}
+    tried = {(row.model, entry) for row in rows for entry in (row.entry, None)}
     known = known_models(out)
     kept = [
         row
         for row in before
-        if question(row) not in asked
-        and (row["entry"] is not None or row["model"] in known)
-        and (row["status"] == "measured" or (row["model"], row["entry"]) not in tried)
+        if row.question not in asked
+        and (row.entry is not None or row.model in known)
+        and (row.status == "measured" or (row.model, row.entry) not in tried)
     ]
-    models = list(dict.fromkeys(row["model"] for row in [*before, *rows]))
-    entries = list(dict.fromkeys(row["entry"] for row in [*rows, *before]))
-    merged = {(*question(row), row["status"]): row for row in [*kept, *rows]}
+    models = list(dict.fromkeys(row.model for row in [*before, *rows]))
+    entries = list(dict.fromkeys(row.entry for row in [*rows, *before]))
+    merged = {(*row.question, row.status): row for row in [*kept, *rows]}
     return sorted(
         merged.values(),
-        key=lambda row: (models.index(row["model"]), entries.index(row["entry"])),
+        key=lambda row: (models.index(row.model), entries.index(row.entry)),
     )
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
     """What a row's measurement asks of its model, whatever the figure."""
-    told = {**row, "metric": None, "level": None, "reference": None}
-    return question(told)
+    return row.model_copy(update={"metric": None, "level": None, "reference": None}).question
 
 
 def _rows_before(out: Path) -> list[Row]:
@@ -340,26 +338,25 @@ def _rows_before(out: Path) -> list[Row]:
     if not path.is_file():
         return []
     try:
-        rows: list[Row] = read_json(path)["rows"]
-        check_rows(rows)
-    except (StorageError, DataError, LookupError, TypeError) as error:
+        return read_rows(path)
+    except StorageError as error:
         raise StorageError(
-            f"{path} is damaged or of another version ({first_line(error)}); delete it and run the "
-            "same commands again: what was measured is kept in measurements/"
+            f"{first_line(error)}; delete it and run the same commands again: what was measured is "
+            "kept in measurements/"
         ) from error
-    return rows
 
 
 def _write(out: Path, rows: list[Row]) -> None:
     """`results.json` and `results.parquet`; files that say the same already stay."""
     path = out / "results.json"
     table = out / "results.parquet"
-    if path.is_file() and table.is_file() and read_json(path) == {"rows": rows}:
+    values = [row.model_dump(mode="json") for row in rows]
+    if path.is_file() and table.is_file() and read_json(path) == {"rows": values}:
         return
-    write_json(path, {"rows": rows})
+    write_json(path, {"rows": values})
     kinds = {"value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
-             "chance": pa.float64(), "p_value": pa.float64(), "num_samples": pa.int64(),
-             "seed": pa.int64()}  # fmt: skip
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in BenchRow.model_fields])
+             "chance": pa.float64(), "valid_share": pa.float64(), "p_value": pa.float64(),
+             "num_samples": pa.int64(), "seed": pa.int64()}  # fmt: skip
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in Row.model_fields])
     with atomic_path(table) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+        pq.write_table(pa.Table.from_pylist(values, schema=schema), partial)

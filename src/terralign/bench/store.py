@@ -1,8 +1,21 @@
 """What a bench keeps of each measurement, so that none is made twice.
 
 `measurements/<id>.json`: identity, rows and details; `measurements/<id>.safetensors`: the values of
-every sample, for comparing models. The id is the hash of all that the figures depend on: the model,
+every sample, for comparing models. The id is the hash of all that the rows depend on: the model,
 the samples, their labels, words, settings, and the version of the code that measures.
+
+`details` holds what is no single value:
+
+- `per_class`: class name -> {"value", "num_samples"}
+- `class_names`, and `confusion`: (K, K) counts, row = true class, column = predicted class
+- `reliability`: {"edges", "confidence", "accuracy", "count"}, None in empty bins
+- `thresholds`: {"per_class", "overall"}, `platt`: {"scale", "bias"}
+- `examples`: per query {"query", "query_index", "label", "results": [{"key", "index", "cosine",
+  "right"}]}; for text queries `query` is the class name or caption and `query_index` is None
+- `sensors`: of retrieval, tower -> the sensor whose pixels it saw
+- `projection`: {"explained", "points": modality -> {"xy", "labels", "keys"}}
+- `chosen`: hyper-parameter -> value chosen on validation data
+- `per_seed`: shots -> values of the seeds
 """
 
 from __future__ import annotations
@@ -14,11 +27,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from terralign.bench.folder import set_aside
-from terralign.bench.rows import COLUMNS, BenchRow
 from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
 from terralign.encoders.clip.weights import read_shapes
 from terralign.errors import ModelError, StorageError
 from terralign.evaluation.paired import read_outcomes, write_outcomes
+from terralign.evaluation.rows import Row, check_rows
 from terralign.files import hash_json, read_json, write_json
 
 ROWS_VERSION = 1
@@ -31,7 +44,7 @@ class Kept:
 
     name: str
     where: dict[str, Any]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     samples: str
     has_outcomes: bool
     made_now: bool
@@ -60,17 +73,19 @@ class Store:
                 "identity": identity,
                 "where": job.where,
                 "samples": keys_id(subject.samples),
-                "rows": rows,
+                "rows": [row.model_dump(mode="json") for row in rows],
                 "details": found.details,
             }
             write_json(path, values)
+        else:
+            rows = check_rows(values["rows"])
         # A name or a role is how this bench calls things: the figures do not depend on it.
         names = {"model": subject.model.name, "role": subject.entry.role,
                  "entry": subject.entry.title}  # fmt: skip
         return Kept(
             name=name,
             where=job.where,
-            rows=[{**row, **names} for row in values["rows"]],
+            rows=[row.model_copy(update=names) for row in rows],
             samples=values["samples"],
             has_outcomes=path.with_suffix(".safetensors").is_file(),
             made_now=made_now,
@@ -137,8 +152,8 @@ class Store:
 
     def _row(
         self, subject: Subject, job: Job, name: str, found: Measured, one: dict[str, Any]
-    ) -> dict[str, Any]:
-        row = BenchRow.model_validate(
+    ) -> Row:
+        return Row.model_validate(
             {
                 **base_row(subject),
                 **job.where,
@@ -149,7 +164,6 @@ class Store:
                 "measurement": name,
             }
         )
-        return ordered(row)
 
 
 def base_row(subject: Subject) -> dict[str, Any]:
@@ -162,9 +176,3 @@ def base_row(subject: Subject) -> dict[str, Any]:
         "split": subject.samples.split,
         "role": subject.entry.role,
     }
-
-
-def ordered(row: BenchRow) -> dict[str, Any]:
-    """A row as plain values, its columns in order."""
-    values = row.model_dump(mode="json")
-    return {key: values[key] for key in COLUMNS}

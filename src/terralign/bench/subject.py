@@ -18,7 +18,6 @@ from torch import Tensor
 
 from terralign.bench.embeddings import Embeddings
 from terralign.bench.models import BenchModel, find_routes
-from terralign.bench.rows import PLAIN
 from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
@@ -38,6 +37,7 @@ from terralign.evaluation.metrics import (
     classification_metrics,
     multilabel_metrics,
 )
+from terralign.evaluation.rows import PLAIN
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
 
@@ -49,8 +49,8 @@ NO_TEXT = "the model is an image encoder without text: it has probes only"
 class Measured:
     """What one measurement gives.
 
-    `figures`: keys of `BenchRow`, one dict per figure. `details`: plain values, see
-    `bench/rows.py`. `outcomes`: what models are compared by (`evaluate/paired.py`).
+    `figures`: keys of `Row`, one dict per figure. `details`: plain values, see
+    `bench/store.py`. `outcomes`: what models are compared by (`evaluate/paired.py`).
     """
 
     figures: list[dict[str, Any]]

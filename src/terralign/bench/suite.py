@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError
+from terralign.evaluation.rows import Role
 from terralign.files import parse_toml, shipped_names
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
 
-Role = Literal["patching", "supported", "alignment", "unseen"]
 EntryTask = Literal[
     "zero-shot", "retrieval", "linear-probe", "knn", "few-shot", "robustness", "decisions",
     "diagnostics",

@@ -85,7 +85,7 @@ def ablate(
                 {
                     "folder": str(result.folder),
                     "complete_before": result.complete_before,
-                    "rows": list(result.rows),
+                    "rows": [row.to_json() for row in result.rows],
                     "summary": list(result.summary),
                     "failures": list(result.failures),
                 }

@@ -123,7 +123,7 @@ def print_run(result: Any, as_json: bool) -> None:
                 {
                     "folder": str(result.folder),
                     "complete_before": result.complete_before,
-                    "rows": list(result.rows),
+                    "rows": [row.to_json() for row in result.rows],
                 }
             )
         )

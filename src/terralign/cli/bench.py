@@ -105,7 +105,7 @@ def bench(
                     "num_measured": result.num_measured,
                     "num_failed": result.num_failed,
                     "report": None if page is None else str(page),
-                    "rows": list(result.rows),
+                    "rows": [row.model_dump(mode="json") for row in result.rows],
                 }
             )
         )

@@ -18,15 +18,13 @@ from terralign.datasets.facts import (
     read_facts,
 )
 from terralign.datasets.facts import check_data_root as check_data_root
+from terralign.datasets.published.arrays import open_s2_l2a
 from terralign.datasets.published.bigearthnet import open_bigearthnet_mini
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
 from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
 from terralign.datasets.published.captioned import open_captioned
-from terralign.datasets.published.cifar import open_cifar
-from terralign.datasets.published.eurosat import open_eurosat_ms, open_eurosat_rgb
-from terralign.datasets.published.imagenet import open_imagenet, open_tiny_imagenet
 from terralign.datasets.published.majortom import open_majortom_s2l2a
-from terralign.datasets.published.s2_l2a import open_s2_l2a
+from terralign.datasets.published.photos import open_cifar, open_imagenet, open_tiny_imagenet
 from terralign.datasets.published.scene_classes import open_scene_classes
 from terralign.datasets.published.sen12ms import open_sen12ms
 from terralign.datasets.published.ssl4eo import open_ssl4eo_s12
@@ -55,8 +53,10 @@ class DatasetEntry:
 
 DATASETS: dict[str, Open] = {
     # EuroSAT
-    "eurosat-rgb": lambda root, split, size: open_eurosat_rgb(root, split, size=size),
-    "eurosat-ms": lambda root, split, size: open_eurosat_ms(root, split),
+    "eurosat-rgb": lambda root, split, size: open_scene_classes(
+        "eurosat-rgb", root, split, size=size
+    ),
+    "eurosat-ms": lambda root, split, size: open_scene_classes("eurosat-ms", root, split),
     # RGB scenes
     "aid": lambda root, split, size: open_scene_classes("aid", root, split, size=size),
     "resisc45": lambda root, split, size: open_scene_classes("resisc45", root, split, size=size),

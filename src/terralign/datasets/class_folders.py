@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, tell_unused
@@ -182,6 +183,7 @@ def make_file_set(
     keys = [one.with_suffix("").as_posix() for one in names]
     if len(set(keys)) < len(keys):
         keys = [one.as_posix() for one in names]
+    sizes = file_sizes(paths, named_by="its split list")
     layout, decode = pixels.open(paths[0])
     labels = None
     if classes is not None:
@@ -198,18 +200,11 @@ def make_file_set(
         keys=tuple(keys),
         files=tuple(paths),
         decode=decode,
-        content=[describe_size(pixels.size), *map(_num_bytes, paths)],
+        content=[describe_size(pixels.size), *sizes],
         labels=labels,
         prompts=prompts,
         locate=locate,
     )
-
-
-def _num_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} not found, though its split list names it") from error
 
 
 def open_folder(

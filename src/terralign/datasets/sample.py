@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Protocol, overload, runtime_checkable
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.errors import DataError
+from terralign.errors import DataError, SplitError
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
 
@@ -101,6 +101,16 @@ def require_whole_split(name: str, split: str) -> None:
         raise DataError(
             f"data set {name!r} has no splits; {', '.join(WHOLE_SPLITS)} all name the whole of it, "
             f"not {split!r}"
+        )
+
+
+def require_split(name: str, split: str, splits: Iterable[str], *, where: str = "") -> None:
+    """Raise `SplitError`, with the splits that exist, where `split` is none of them."""
+    known = list(splits)
+    if split not in known:
+        raise SplitError(
+            f"data set {name!r} has no split {split!r}{where and f' in {where}'}; "
+            f"splits: {', '.join(known) or 'none'}"
         )
 
 

@@ -25,21 +25,18 @@ from terralign.evaluation.page import (
     picture_html,
     plain_table,
 )
+from terralign.evaluation.rows import PRIMARY_METRICS, ROLES, Row
 from terralign.evaluation.shown import ShownSamples, shown_html, shown_markdown
 from terralign.evaluation.table import (
     LEGEND,
     MODELS,
-    PRIMARY_METRICS,
     ROLE_MEANINGS,
-    ROLES,
     Line,
-    Row,
     chance_percent,
     format_table,
     percent,
     present_models,
     table_lines,
-    tower_label,
     value_and_interval,
 )
 from terralign.files import write_text
@@ -68,7 +65,7 @@ def write_report(
     chosen_alpha: float | None = None,
     max_supported_drop: float | None = None,
     per_class: PerClass | None = None,
-    reported: Sequence[Row] = (),
+    reported: Sequence[Mapping[str, Any]] = (),
     shown: ShownSamples | None = None,
     next_steps: Sequence[tuple[str, str]] = (),
 ) -> Path:
@@ -202,20 +199,21 @@ def comparison_bars(lines: Sequence[Line]) -> list[Bar]:
         group = f"{line.role}: {line.dataset}/{line.split}, {line.metric}{sensor}"
         for model in MODELS:
             row = line.cells.get(model)
-            tower = tower_label(row) if row else ""
+            tower = row.towers if row else ""
             if row is None or (group, model, tower) in drawn:
                 continue
             drawn.add((group, model, tower))
+            assert row.value is not None
             named = line.task == "retrieval" or model == "aligned"
             bars.append(
                 Bar(
                     group=group,
                     label=tower if named else model,
                     model=model,
-                    value=row["value"],
-                    low=row["low"],
-                    high=row["high"],
-                    chance=row["chance"],
+                    value=row.value,
+                    low=row.low,
+                    high=row.high,
+                    chance=row.chance,
                 )
             )
     order = list(dict.fromkeys(bar.group for bar in bars))
@@ -229,7 +227,7 @@ def _markdown(
     recipe_text: str,
     versions: Mapping[str, str],
     notes: Sequence[str],
-    reported: Sequence[Row],
+    reported: Sequence[Mapping[str, Any]],
     shown: ShownSamples | None,
     samples: Sequence[str],
     next_steps: Sequence[tuple[str, str]],
@@ -278,7 +276,7 @@ def _markdown(
 
 def _roles(rows: Sequence[Row]) -> list[str]:
     """What the roles of these rows mean."""
-    there = [role for role in ROLES if any(row["role"] == role for row in rows)]
+    there = [role for role in ROLES if any(row.role == role for row in rows)]
     return [f"{role}: {ROLE_MEANINGS[role]}." for role in there]
 
 
@@ -289,7 +287,7 @@ def _page(
     recipe_text: str,
     versions: Mapping[str, str],
     notes: Sequence[str],
-    reported: Sequence[Row],
+    reported: Sequence[Mapping[str, Any]],
     shown: ShownSamples | None,
     next_steps: Sequence[tuple[str, str]],
 ) -> str:
@@ -353,6 +351,6 @@ def _html_table(lines: Sequence[Line]) -> str:
     return "".join(out) + "</tbody></table>"
 
 
-def _reported_cells(row: Row) -> list[str]:
+def _reported_cells(row: Mapping[str, Any]) -> list[str]:
     where = [str(row[key]) for key in ("model", "dataset", "metric")]
     return [*where, percent(row["value"]), str(row["source"])]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from terralign.encoders.tables import Table
 from terralign.evaluation.metrics import MetricResult
-
-Task = Literal["zero-shot", "multi-label", "retrieval"]
+from terralign.evaluation.rows import Role, Row, Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -94,29 +93,31 @@ class Evaluation:
             "notes": list(self.result.notes),
         }
 
-    def to_rows(self, *, model: str, role: str) -> list[dict[str, Any]]:
-        """One row per figure, as `results.json` holds them."""
+    def to_rows(self, *, model: str, role: Role) -> list[Row]:
+        """One row per metric, as `results.json` holds them."""
         query, arrow, gallery = self.tower.partition(" -> ")
         towers = (
             {"query_tower": query, "gallery_tower": gallery} if arrow else {"tower": self.tower}
         )
         seen = {} if self.sensor is None else {"sensor": self.sensor}
         return [
-            {
-                "model": model,
-                **towers,
-                **seen,
-                "role": role,
-                "dataset": self.dataset,
-                "split": self.split,
-                "task": self.task,
-                "metric": metric.name,
-                "value": metric.value,
-                "low": metric.low,
-                "high": metric.high,
-                "num_samples": metric.num_samples,
-                "chance": metric.chance,
-                "valid_share": self.valid_share,
-            }
+            Row.model_validate(
+                {
+                    "model": model,
+                    **towers,
+                    **seen,
+                    "role": role,
+                    "dataset": self.dataset,
+                    "split": self.split,
+                    "task": self.task,
+                    "metric": metric.name,
+                    "value": metric.value,
+                    "low": metric.low,
+                    "high": metric.high,
+                    "num_samples": metric.num_samples,
+                    "chance": metric.chance,
+                    "valid_share": self.valid_share,
+                }
+            )
             for metric in self.result.metrics
         ]

@@ -1,27 +1,20 @@
 """Results side by side, and as a plain-text table for terminals.
 
-A row is one figure: `model`, `tower` (for retrieval `query_tower` and `gallery_tower`), `role`,
-`dataset`, `split`, `task`, `metric`, `value`, `low`, `high`, `num_samples`, `chance`; values are
-fractions of 1 and are shown in per cent. A row may have a `note` on what a reader has to know.
+Values are fractions of 1 and are shown in per cent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from terralign.errors import DataError, nearest
+from terralign.evaluation.rows import PRIMARY_METRICS, ROLES, Role, Row
 
-Row = Mapping[str, Any]
-
-PRIMARY_METRICS = ("top1", "macro_map", "recall@1", "recall@10")
 MODELS = ("base", "finetuned", "patched", "aligned")
-ROLES = ("patching", "supported", "alignment", "unseen")
-ROW_KEYS = (
-    *("model", "role", "dataset", "split", "task", "metric"),
-    *("value", "low", "high", "num_samples", "chance"),
-)
+NEEDED = ("role", "dataset", "split", "task", "metric", "value", "low", "high", "num_samples",
+          "chance")  # fmt: skip
 TABLE_WIDTH = 100
 """Columns that the terminal's table keeps to; a tower's name is cut where it would pass them."""
 
@@ -29,7 +22,7 @@ LEGEND = (
     "base, finetuned, patched: the RGB tower, on the sensor's composite; aligned: the tower named. "
     "q → g: query tower → gallery tower. chance: what a ranking at random gives on average."
 )
-ROLE_MEANINGS = {
+ROLE_MEANINGS: dict[Role, str] = {
     "patching": "the task that the RGB tower was fine-tuned for, on samples it was not trained on",
     "supported": "what the base model is good at; patching may cost it no more than the bound",
     "alignment": "data of the sensors that towers were aligned on, other samples",
@@ -45,7 +38,7 @@ class Line:
     retrieval.
     """
 
-    role: str
+    role: Role
     dataset: str
     split: str
     task: str
@@ -69,7 +62,7 @@ class Line:
 
     def shared(self, key: str, form: Callable[[Any], str]) -> str:
         """A property of all cells, such as the number of samples; joined by / where they differ."""
-        return "/".join(dict.fromkeys(form(row[key]) for row in self.cells.values()))
+        return "/".join(dict.fromkeys(form(getattr(row, key)) for row in self.cells.values()))
 
 
 def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) -> list[Line]:
@@ -80,21 +73,20 @@ def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) ->
     that lacks a key or names an unknown model or role, and for two rows of one value.
     """
     composites = {
-        _task_of(row): row["sensor"]
-        for row in rows
-        if row.get("model") != "aligned" and row.get("sensor")
+        _task_of(row): row.sensor for row in rows if row.model != "aligned" and row.sensor
     }
     lines: dict[tuple[str, ...], Line] = {}
     for row in rows:
         _check_row(row)
-        if metrics is not None and row["metric"] not in metrics:
+        if metrics is not None and row.metric not in metrics:
             continue
-        names = [str(row[key]) for key in ("role", "dataset", "split", "task", "metric")]
-        key = (*names, tower_label(row))
+        assert row.role is not None
+        names = [str(one) for one in (row.role, row.dataset, row.split, row.task, row.metric)]
+        key = (*names, row.towers)
         if key not in lines:
-            role, dataset, split, task, metric = names
+            _, dataset, split, task, metric = names
             lines[key] = Line(
-                role=role,
+                role=row.role,
                 dataset=dataset,
                 split=split,
                 task=task,
@@ -102,12 +94,12 @@ def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) ->
                 tower=key[-1],
                 sensor=_other_sensor(row, composites.get(_task_of(row))),
             )
-        if row["model"] in lines[key].cells:
+        if row.model in lines[key].cells:
             raise DataError(
-                f"two rows for model {row['model']!r}, {' '.join(names)}, tower {key[-1]!r}; "
+                f"two rows for model {row.model!r}, {' '.join(names)}, tower {key[-1]!r}; "
                 "expected one row per figure"
             )
-        lines[key].cells[row["model"]] = row
+        lines[key].cells[row.model] = row
     groups = list(dict.fromkeys(line.group for line in lines.values()))
     order = list(metrics) if metrics is not None else []
     return sorted(
@@ -121,12 +113,12 @@ def table_lines(rows: Sequence[Row], *, metrics: Sequence[str] | None = None) ->
 
 
 def _task_of(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("role", "dataset", "split", "task"))
+    return (row.role, row.dataset, row.split, row.task)
 
 
 def _other_sensor(row: Row, composite: str | None) -> str:
     """What a row looks at, where that is not what the RGB tower's `composite` is of, or is two."""
-    sensor = str(row.get("sensor", ""))
+    sensor = row.sensor or ""
     return sensor if " and " in sensor or composite not in (None, sensor) else ""
 
 
@@ -178,31 +170,23 @@ def row_notes(rows: Sequence[Row]) -> list[str]:
     """The notes of rows, each with what it is about, once."""
     return list(
         dict.fromkeys(
-            f"{row['model']}, {tower_label(row)}: {row['dataset']}/{row['split']}: {row['note']}."
+            f"{row.model}, {row.towers}: {row.dataset}/{row.split}: {row.note}."
             for row in rows
-            if row.get("note")
+            if row.note
         )
     )
 
 
 def _check_row(row: Row) -> None:
-    missing = [key for key in ROW_KEYS if key not in row]
-    if "tower" not in row and not {"query_tower", "gallery_tower"} <= set(row):
+    missing = [key for key in NEEDED if getattr(row, key) is None]
+    if not row.towers:
         missing.append("tower (or query_tower and gallery_tower)")
     if missing:
-        raise DataError(f"a result row lacks {', '.join(missing)}: {dict(row)}")
-    for key, known in (("model", MODELS), ("role", ROLES)):
-        if row[key] not in known:
-            raise DataError(
-                f"unknown {key} {row[key]!r} in a result row; {nearest(row[key], known)}"
-            )
-
-
-def tower_label(row: Row) -> str:
-    """The tower of a row; "query → gallery" for retrieval."""
-    if "tower" in row:
-        return str(row["tower"])
-    return f"{row['query_tower']} → {row['gallery_tower']}"
+        raise DataError(f"a result row lacks {', '.join(missing)}: {row.to_json()}")
+    if row.model not in MODELS:
+        raise DataError(
+            f"unknown model {row.model!r} in a result row; {nearest(row.model, MODELS)}"
+        )
 
 
 def present_models(lines: Sequence[Line]) -> list[str]:
@@ -223,15 +207,21 @@ def chance_percent(value: float) -> str:
 def _plus_minus(row: Row | None) -> str:
     if row is None:
         return ""
-    side = max(row["high"] - row["value"], row["value"] - row["low"])
-    return f"{percent(row['value'])} ±{percent(side)}"
+    assert row.value is not None
+    assert row.low is not None
+    assert row.high is not None
+    side = max(row.high - row.value, row.value - row.low)
+    return f"{percent(row.value)} ±{percent(side)}"
 
 
 def value_and_interval(row: Row | None) -> tuple[str, str]:
     """("82.7", "(80.8–84.5)") in per cent; two empty texts where there is no row."""
     if row is None:
         return "", ""
-    return percent(row["value"]), f"({percent(row['low'])}–{percent(row['high'])})"
+    assert row.value is not None
+    assert row.low is not None
+    assert row.high is not None
+    return percent(row.value), f"({percent(row.low)}–{percent(row.high)})"
 
 
 def _clip(text: str, width: int) -> str:

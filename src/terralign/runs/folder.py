@@ -11,6 +11,7 @@ from terralign.compute import choose_threads, set_threads
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
+from terralign.evaluation.rows import Role, Row, read_rows
 from terralign.files import hash_json, read_json, write_json, write_text
 from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
@@ -80,8 +81,8 @@ def keep_measurement(
     measure: Callable[[], Evaluation],
     *,
     model: str,
-    role: str,
-) -> list[dict[str, Any]]:
+    role: Role,
+) -> list[Row]:
     """The rows of a measurement: read from the run folder, or made and kept.
 
     `identity`: what the figures depend on; its hash names the measurement. `evaluate/NAME.json`
@@ -92,15 +93,18 @@ def keep_measurement(
     path = folder / "evaluate" / f"{name}.json"
     outcomes = path.with_suffix(".safetensors")
     if path.is_file() and outcomes.is_file():
-        return list(read_json(path)["rows"])
+        return read_rows(path)
     evaluation = measure()
-    rows = [{**row, "measurement": name} for row in evaluation.to_rows(model=model, role=role)]
+    rows = [
+        row.model_copy(update={"measurement": name})
+        for row in evaluation.to_rows(model=model, role=role)
+    ]
     write_outcomes(outcomes, evaluation.result.outcomes)
-    write_json(path, {"rows": rows, "evaluation": evaluation.to_json()})
+    write_json(path, {"rows": [row.to_json() for row in rows], "evaluation": evaluation.to_json()})
     return rows
 
 
-def read_measured(folder: Path, row: Mapping[str, Any]) -> Outcomes | None:
+def read_measured(folder: Path, row: Row) -> Outcomes | None:
     """The values of every sample behind a row of a run; None where they were not kept."""
-    path = folder / "evaluate" / f"{row.get('measurement')}.safetensors"
+    path = folder / "evaluate" / f"{row.measurement}.safetensors"
     return read_outcomes(path) if path.is_file() else None

@@ -18,6 +18,7 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.backbones import CUSTOM
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
+from terralign.evaluation.rows import Role
 from terralign.files import hash_json, shipped_names
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
@@ -30,7 +31,6 @@ from terralign.train.settings import (
     student_scaling,
 )
 
-Role = Literal["patching", "supported", "alignment", "unseen"]
 RgbModel = Literal["base", "finetuned", "patched"]
 
 

@@ -36,6 +36,7 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.report import write_report
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
+from terralign.evaluation.rows import Row, read_rows
 from terralign.evaluation.shown import ShownSamples, show_samples
 from terralign.evaluation.table import row_notes
 from terralign.files import claimed, hash_json, read_json, write_json, write_text
@@ -69,7 +70,7 @@ class RunResult:
     """A finished run. `complete_before`: nothing had to be done."""
 
     folder: Path
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...]
     complete_before: bool
 
 
@@ -91,7 +92,7 @@ def run_recipe(
         keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
-            rows = read_json(results)["rows"]
+            rows = read_rows(results)
             return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
         run = _Run(recipe, folder, data_root, choose_device(device), stores)
         rows = run.run()
@@ -138,7 +139,7 @@ class _Run:
         self._models: dict[str, EmbeddingSpace] = {}
         self.stages = Stages([])
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
         if self.recipe.base.pretrain is not None:
@@ -164,7 +165,7 @@ class _Run:
         with self.stages.within("report"):
             self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
-        write_json(self.folder / "results.json", {"rows": rows, **notes})
+        write_json(self.folder / "results.json", {"rows": [row.to_json() for row in rows], **notes})
         return rows
 
     # Stages
@@ -335,14 +336,14 @@ class _Run:
 
     def _evaluate(
         self, base: EmbeddingSpace, patched: PatchResult | None, space: EmbeddingSpace
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         models: dict[str, EmbeddingSpace] = {"base": base}
         if patched is not None:
             finetuned = self._with_visual(base.clip, patched.finetuned, "finetuned")
             models["finetuned"] = EmbeddingSpace(finetuned)
             models["patched"] = EmbeddingSpace(space.clip)
         self._models = models
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for entry in self.recipe.evaluate:
             if entry.task == "retrieval":
                 aligned = {entry.query, entry.gallery} & set(space.towers)
@@ -356,7 +357,7 @@ class _Run:
 
     def _measured(
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
         samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
@@ -378,7 +379,7 @@ class _Run:
             role=entry.role,
         )
         note = self.overlaps.note(samples, model, names)
-        return rows if note is None else [{**row, "note": note} for row in rows]
+        return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
 
     def _evaluation(
         self,
@@ -453,7 +454,7 @@ class _Run:
         return steps
 
     def _report(
-        self, figures: list[dict[str, Any]], patched: PatchResult | None, space: EmbeddingSpace
+        self, figures: list[Row], patched: PatchResult | None, space: EmbeddingSpace
     ) -> None:
         curves = {}
         for path in sorted(self.folder.rglob("*/metrics.jsonl")):

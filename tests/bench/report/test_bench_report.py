@@ -18,9 +18,9 @@ from PIL import Image
 from terralign.bench.report.document import write_bench_report
 from terralign.bench.report.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
 from terralign.bench.report.results import read_bench
-from terralign.bench.rows import BenchRow, check_rows
 from terralign.encoders.clip.weights import write_state_dict
-from terralign.errors import DataError, StorageError
+from terralign.errors import StorageError
+from terralign.evaluation.rows import Row, check_rows
 from terralign.files import write_json, write_text
 
 NASTY = '<script>alert(1)</script> | `x` "quoted" & $y$'
@@ -29,7 +29,7 @@ VIEW = "0123456789abcdef.jpg"
 
 
 def _row(model: str, value: float, **changes: Any) -> dict[str, Any]:
-    row = BenchRow(
+    row = Row(
         model=model, entry="scenes", dataset="eurosat-ms", split="val", role="alignment",
         task="zero-shot", tower="rgb", metric="top1", value=value, low=value - 0.1,
         high=value + 0.1, num_samples=56, chance=0.1, prompts="satellite", versions="aa",
@@ -282,7 +282,7 @@ def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Pat
             write_bench_report(copy)
         path.write_bytes(kept)
     write_json(copy / "results.json", {"rows": [{"model": "m", "wrong": 1}]})
-    with pytest.raises(DataError, match="no rows of a bench"):
+    with pytest.raises(StorageError, match="damaged or of another version"):
         write_bench_report(copy)
 
 

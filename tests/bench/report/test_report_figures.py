@@ -19,11 +19,11 @@ from terralign.bench.report.figures import (
     top_confusions,
 )
 from terralign.bench.report.sections import entry_pictures
-from terralign.bench.rows import BenchRow
 from terralign.chips import PixelLayout
 from terralign.errors import DataError
 from terralign.evaluation.canvas import DARK, LIGHT, MAX_PNG_BYTES, png_bytes
 from terralign.evaluation.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
+from terralign.evaluation.rows import Row
 from terralign.sensors import SENSORS
 
 LONG = "a class whose name is rather long and goes on $x$"
@@ -73,8 +73,8 @@ def test_of_too_many_classes_those_that_differ_most_have_bars_and_it_is_said() -
 
 
 def test_lines_of_retrieval_have_the_colour_of_their_tower_among_the_classes() -> None:
-    def row(**keys: object) -> BenchRow:
-        return BenchRow.model_validate(
+    def row(**keys: object) -> Row:
+        return Row.model_validate(
             {"model": "m", "entry": "e", "value": 0.5, "measurement": "a" * 16} | keys
         )
 
@@ -103,10 +103,10 @@ def test_lines_of_retrieval_have_the_colour_of_their_tower_among_the_classes() -
 
 
 def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() -> None:
-    def row(query: str, gallery: str, metric: str, value: float) -> BenchRow:
+    def row(query: str, gallery: str, metric: str, value: float) -> Row:
         keys = {"query_tower": query, "gallery_tower": gallery, "metric": metric, "value": value,
                 "prompts": "plain" if "text" in (query, gallery) else None}  # fmt: skip
-        return BenchRow.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
+        return Row.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
 
     rows = [
         *(row("text", "rgb", f"map@{k}", k / 100) for k in (1, 5, 10)),
@@ -129,10 +129,10 @@ def test_pairs_with_classes_alone_have_curves_beside_pairs_of_the_same_sample() 
 
 
 def test_curves_end_before_the_whole_gallery_is_found() -> None:
-    def row(query: str, k: int, chance: float) -> BenchRow:
+    def row(query: str, k: int, chance: float) -> Row:
         keys = {"query_tower": query, "gallery_tower": "rgb", "metric": f"recall@{k}",
                 "value": 0.5, "num_samples": 48, "chance": chance}  # fmt: skip
-        return BenchRow.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
+        return Row.model_validate({"model": "m", "entry": "e", "task": "retrieval"} | keys)
 
     between = [row("s2", k, min(1, k / 48)) for k in (1, 10, 48, 50)]
     captions = [row("text", k, k / 500) for k in (1, 50, 500)]  # five to an image

@@ -13,10 +13,10 @@ from PIL import Image
 from terralign.bench.report import report_bench
 from terralign.bench.report.examples import read_picture_index
 from terralign.bench.report.pictures import PICTURE_SIZE, keep_pictures
-from terralign.bench.rows import BenchRow
 from terralign.bench.subject import BenchData
 from terralign.bench.suite import Suite, parse_suite
 from terralign.evaluation.chip_views import MAX_SIDE, sample_views
+from terralign.evaluation.rows import Row
 from terralign.files import write_json, write_text
 
 SUITE = """
@@ -97,7 +97,7 @@ def test_samples_that_moved_and_data_that_are_gone_are_told_and_passed_over(
 
 
 def test_the_report_of_a_bench_shows_them(data: BenchData, tmp_path: Path) -> None:
-    row = BenchRow(
+    row = Row(
         model="m", entry="scenes", dataset="synthetic-scenes", split="test", role="alignment",
         task="retrieval", query_tower="rgb", gallery_tower="s1", level="instance",
         metric="recall@1", value=0.5, low=0.4, high=0.6, num_samples=12, measurement="a" * 16,

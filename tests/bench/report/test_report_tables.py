@@ -11,23 +11,23 @@ from terralign.bench.report.markup import html_table, markdown_table
 from terralign.bench.report.plans import report_tables
 from terralign.bench.report.reported import load_reported, reported_table
 from terralign.bench.report.tables import Cell, Column, PairedTest, Table, TableLine
-from terralign.bench.rows import BenchRow
 from terralign.datasets.catalog import DATASETS
+from terralign.evaluation.rows import Row
 
 NASTY = r'50% of \a_b & {x} #1 ~$y^2$ <script>"|`*[z]` --> →'
 
 
-def row(model: str, value: float, **changes: Any) -> BenchRow:
+def row(model: str, value: float, **changes: Any) -> Row:
     keys: dict[str, Any] = {
         "model": model, "entry": "eurosat", "dataset": "eurosat-rgb", "split": "val",
         "role": "unseen", "task": "zero-shot", "tower": "rgb", "metric": "top1", "value": value,
         "low": value - 0.02, "high": value + 0.02, "num_samples": 500, "chance": 0.1,
         "prompts": "satellite",
     }  # fmt: skip
-    return BenchRow.model_validate(keys | changes)
+    return Row.model_validate(keys | changes)
 
 
-def against(one: BenchRow, other: BenchRow, p_value: float) -> BenchRow:
+def against(one: Row, other: Row, p_value: float) -> Row:
     """The bench's paired comparison of two rows."""
     assert one.value is not None
     assert other.value is not None
@@ -40,7 +40,7 @@ def paired(p_values: dict[tuple[str, str], float]) -> PairedTest:
     return lambda one, two: p_values.get((one.model, two.model))
 
 
-def marks(rows: list[BenchRow], p_values: dict[tuple[str, str], float] | None = None) -> list[str]:
+def marks(rows: list[Row], p_values: dict[tuple[str, str], float] | None = None) -> list[str]:
     """Of the first column of the first table."""
     (_, lines), *_ = report_tables(rows, paired(p_values or {})).main[0].groups
     return [cell.mark if (cell := line.cells[0]) else "none" for line in lines]
@@ -72,7 +72,7 @@ def test_only_what_has_an_interval_has_a_best() -> None:
 
 
 def test_chance_is_told_once_where_it_is_shared_and_else_below_each_column() -> None:
-    def f1(model: str, metric: str, chance: float | None) -> BenchRow:
+    def f1(model: str, metric: str, chance: float | None) -> Row:
         return row(model, 0.5, task="decisions", metric=metric, chance=chance)
 
     rows = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.25), f1("a", "micro_f1", 0.5)]
@@ -92,7 +92,7 @@ def test_chance_is_told_once_where_it_is_shared_and_else_below_each_column() -> 
 
 
 def test_retrieval_is_compared_within_a_pair_and_metrics_stand_in_order() -> None:
-    def found(model: str, value: float, query: str, gallery: str, metric: str) -> BenchRow:
+    def found(model: str, value: float, query: str, gallery: str, metric: str) -> Row:
         pair = {"tower": None, "query_tower": query, "gallery_tower": gallery}
         return row(model, value, task="retrieval", metric=metric, level="instance", **pair)
 
@@ -129,7 +129,7 @@ def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> 
 
 
 def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> None:
-    def found(model: str, value: float, query: str, metric: str, **changes: Any) -> BenchRow:
+    def found(model: str, value: float, query: str, metric: str, **changes: Any) -> Row:
         keys = {"tower": None, "query_tower": query, "gallery_tower": "s2", "prompts": None}
         return row(model, value, task="retrieval", metric=metric, **(keys | changes))
 
@@ -171,7 +171,7 @@ def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> 
 
 
 def test_cosines_before_and_after_stand_in_one_table_of_all_entries() -> None:
-    def moved(model: str, value: float, **changes: Any) -> BenchRow:
+    def moved(model: str, value: float, **changes: Any) -> Row:
         keys = {"low": None, "high": None, "prompts": None, "note": "against ViT: mean cosine of"}
         return row(
             model, value, task="diagnostics", metric="mean_cosine", chance=None, **keys, **changes

@@ -29,7 +29,6 @@ from terralign.bench.report.reported import reported_table
 from terralign.bench.report.results import BenchResults, Sweep, prompt_texts, read_bench
 from terralign.bench.report.sections import Confusions, entry_pictures
 from terralign.bench.report.tables import CELLS_LEGEND, MARKS_LEGEND, Table
-from terralign.bench.rows import PLAIN, BenchRow
 from terralign.evaluation.canvas import DARK, LIGHT, Theme, png_bytes, write_png
 from terralign.evaluation.figures import alpha_curve_figure
 from terralign.evaluation.page import (
@@ -43,6 +42,7 @@ from terralign.evaluation.page import (
     picture_html,
     plain_table,
 )
+from terralign.evaluation.rows import PLAIN, Row
 from terralign.files import write_text
 
 MAX_OPEN_LINES = 30
@@ -271,7 +271,7 @@ def _models(bench: BenchResults) -> list[tuple[str, ...]]:
     ]
 
 
-def _data(rows: Sequence[BenchRow]) -> list[tuple[str, ...]]:
+def _data(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """One line per entry; samples: the most that a figure on it is about."""
     lines = []
     for entry in dict.fromkeys(row.entry for row in rows if row.entry is not None):
@@ -293,7 +293,7 @@ def _data(rows: Sequence[BenchRow]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _prompts(rows: Sequence[BenchRow]) -> list[tuple[str, ...]]:
+def _prompts(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     used = dict.fromkeys((row.prompts, row.prompts_hash) for row in rows if row.prompts_hash)
     return [
         (str(name), str(told), " | ".join(prompt_texts(str(name), told)) or "the data set's own")
@@ -309,7 +309,7 @@ def _versions(bench: BenchResults) -> list[tuple[str, ...]]:
     ]
 
 
-def _not_measured(rows: Sequence[BenchRow]) -> list[tuple[str, ...]]:
+def _not_measured(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for row in rows:
         if row.status != "measured":

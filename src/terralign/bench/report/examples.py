@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
 from terralign.errors import StorageError
 from terralign.evaluation.chip_views import VIEWS_LEGEND
 from terralign.evaluation.page import escape_html, escape_markdown, markdown_row
+from terralign.evaluation.rows import PLAIN, Row
 from terralign.files import read_json
 
 PICTURES = "pictures"
@@ -83,7 +83,7 @@ def legend(pictures: Mapping[str, Views]) -> str:
 
 
 def find_examples(
-    rows: Sequence[BenchRow], details: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row], details: Mapping[str, Mapping[str, Any]]
 ) -> list[ExampleBlock]:
     """The examples that measurements kept, plain retrieval only, one block each.
 

@@ -14,7 +14,7 @@ from terralign.bench.report.tables import (
     metric_text,
     subject_text,
 )
-from terralign.bench.rows import PLAIN, BenchRow
+from terralign.evaluation.rows import PLAIN, Row
 from terralign.evaluation.significance import adjust_holm
 
 SCORES = ("top1", "macro_map")
@@ -36,16 +36,14 @@ class ReportTables:
     more: tuple[Table, ...]
 
 
-def report_tables(
-    rows: Sequence[BenchRow], test: PairedTest = lambda one, two: None
-) -> ReportTables:
+def report_tables(rows: Sequence[Row], test: PairedTest = lambda one, two: None) -> ReportTables:
     """All tables of a bench's rows. `test`: compares the best of a column with the others."""
     measured = [row for row in rows if row.status == "measured" and row.value is not None]
     figures = [row for row in measured if row.reference is None]
     differences = [row for row in measured if _is_shown_difference(row)]
     names = _Names(measured)
 
-    def table(plan: Plan, chosen: Iterable[BenchRow]) -> list[Table]:
+    def table(plan: Plan, chosen: Iterable[Row]) -> list[Table]:
         made = build_table(plan, list(chosen), test)
         return [] if made is None else [made]
 
@@ -79,46 +77,46 @@ def report_tables(
 class _Names:
     """How rows are called, with what is needed to tell them apart in this bench."""
 
-    def __init__(self, rows: Sequence[BenchRow]) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         asked: dict[tuple[str | None, str | None], set[str]] = {}
         for row in rows:
             if row.prompts is not None and row.variant == PLAIN:
                 asked.setdefault((row.entry, row.task), set()).add(row.prompts)
         self._several = {key: prompts for key, prompts in asked.items() if len(prompts) > 1}
 
-    def prompts(self, row: BenchRow) -> str:
+    def prompts(self, row: Row) -> str:
         """Its prompts, where the bench used several sets on its entry and this is one of them."""
         if row.prompts in self._several.get((row.entry, row.task), ()):
             return f"prompts {row.prompts}"
         return ""
 
-    def entry(self, row: BenchRow) -> str:
+    def entry(self, row: Row) -> str:
         """The suite's entry, with `prompts`."""
         return ", ".join(one for one in (str(row.entry), self.prompts(row)) if one)
 
-    def role(self, row: BenchRow) -> str:
+    def role(self, row: Row) -> str:
         """The entry, and its role in the training of the models."""
         return f"{self.entry(row)} ({row.role})"
 
 
-def _is_main_score(row: BenchRow) -> bool:
+def _is_main_score(row: Row) -> bool:
     return row.task in ZERO_SHOT and row.metric in SCORES and row.variant == PLAIN
 
 
-def _is_retrieval(row: BenchRow) -> bool:
+def _is_retrieval(row: Row) -> bool:
     return row.task == "retrieval" and row.metric in RETRIEVAL and row.variant == PLAIN
 
 
-def _is_probe(row: BenchRow) -> bool:
+def _is_probe(row: Row) -> bool:
     return row.metric == "few_shot_top1" or (row.task in PROBES and row.metric in SCORES)
 
 
-def _is_decision(row: BenchRow) -> bool:
+def _is_decision(row: Row) -> bool:
     calibration = row.metric == "expected_calibration_error" and row.variant == PLAIN
     return row.task == "decisions" or calibration
 
 
-def _is_shown_difference(row: BenchRow) -> bool:
+def _is_shown_difference(row: Row) -> bool:
     if row.reference is None or row.variant != PLAIN:
         return False
     shown = (*SCORES, *F1)
@@ -126,11 +124,11 @@ def _is_shown_difference(row: BenchRow) -> bool:
 
 
 def _with_remedies(
-    figures: Sequence[BenchRow], tasks: Sequence[str], metrics: Sequence[str]
-) -> list[BenchRow]:
+    figures: Sequence[Row], tasks: Sequence[str], metrics: Sequence[str]
+) -> list[Row]:
     """These metrics of these tasks by every variant, where there are others than the plain one."""
 
-    def subject(row: BenchRow) -> tuple[str | None, ...]:
+    def subject(row: Row) -> tuple[str | None, ...]:
         return row.model, row.entry, row.tower, row.query_tower, row.gallery_tower
 
     chosen = [row for row in figures if row.task in tasks and row.metric in metrics]
@@ -196,12 +194,12 @@ def _decisions(names: _Names) -> Plan:
     )
 
 
-def _differences(names: _Names, rows: Sequence[BenchRow]) -> Plan:
-    def group(row: BenchRow) -> str:
+def _differences(names: _Names, rows: Sequence[Row]) -> Plan:
+    def group(row: Row) -> str:
         task = "zero-shot" if row.task in ZERO_SHOT else PROBES.get(str(row.task), str(row.task))
         return f"Against {row.reference}: {task}"
 
-    families: dict[tuple[str, str | None], list[BenchRow]] = {}
+    families: dict[tuple[str, str | None], list[Row]] = {}
     for row in rows:
         if row.p_value is not None:
             families.setdefault((group(row), row.metric), []).append(row)
@@ -260,7 +258,7 @@ def _remedies(names: _Names) -> Plan:
 
 
 def _retrieval_remedies(names: _Names, entry: str) -> Plan:
-    def group(row: BenchRow) -> str:
+    def group(row: Row) -> str:
         pair = f"{row.query_tower} → {row.gallery_tower}"
         return ", ".join(one for one in (pair, names.prompts(row)) if one)
 

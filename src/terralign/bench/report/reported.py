@@ -20,8 +20,8 @@ from terralign.bench.report.tables import (
     metric_text,
     value_text,
 )
-from terralign.bench.rows import PLAIN, BenchRow
 from terralign.encoders.space import RGB
+from terralign.evaluation.rows import PLAIN, Row
 from terralign.files import read_shipped
 
 SENSOR = "sensor"
@@ -73,7 +73,7 @@ def load_reported() -> Reported:
     return Reported.model_validate(read_shipped("bench/report", "reported"))
 
 
-def reported_table(rows: Sequence[BenchRow]) -> Table | None:
+def reported_table(rows: Sequence[Row]) -> Table | None:
     """Published figures on the data sets of the rows, a group for each data set and metric.
 
     The group's heading has the best that the bench measured there; None where nothing fits.
@@ -105,15 +105,15 @@ def reported_table(rows: Sequence[BenchRow]) -> Table | None:
     )
 
 
-def _heading(data: str, one: ReportedFigure, asked: Sequence[BenchRow]) -> str:
+def _heading(data: str, one: ReportedFigure, asked: Sequence[Row]) -> str:
     towers = f", {one.query} → {one.gallery}" if one.query else ""
-    name = f"{data}, {metric_text(BenchRow(model='', metric=one.metric))}{towers}"
+    name = f"{data}, {metric_text(Row(model='', metric=one.metric))}{towers}"
     if one.kind == "gain":
         return f"{name}, gain in points"
     return f"{name}; best measured here: {_best(asked)}" if asked else name
 
 
-def _same(row: BenchRow, one: ReportedFigure) -> bool:
+def _same(row: Row, one: ReportedFigure) -> bool:
     """Whether a row asks what was published: zero-shot, or that direction of retrieval."""
     if row.metric != one.metric or row.variant != PLAIN or row.value is None:
         return False
@@ -125,7 +125,7 @@ def _same(row: BenchRow, one: ReportedFigure) -> bool:
     )
 
 
-def _best(rows: Sequence[BenchRow]) -> str:
+def _best(rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: row.value or 0.0)
     where = best.tower or f"{best.query_tower} → {best.gallery_tower}"
     return f"{value_text(best)} ({best.model}, {where}, split {best.split})"

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.bench.report.examples import Views, read_picture_index
 from terralign.bench.report.sections import wanted_measurements
-from terralign.bench.rows import BenchRow, check_rows
 from terralign.bench.suite import Suite
 from terralign.encoders.zeroshot import load_prompts
 from terralign.errors import StorageError, TerralignError
+from terralign.evaluation.rows import Row, read_rows
 from terralign.files import hash_json, read_json, read_text
 
 REPORT_VERSION = 4
@@ -59,7 +59,7 @@ class BenchResults:
     """
 
     folder: Path
-    rows: tuple[BenchRow, ...]
+    rows: tuple[Row, ...]
     models: Mapping[str, Mapping[str, str]]
     versions: Mapping[str, Mapping[str, str]]
     suite_text: str
@@ -100,14 +100,11 @@ class BenchResults:
 
 
 def read_bench(folder: Path) -> BenchResults:
-    """Everything but the pictures' bytes. Raises `StorageError`, `DataError`."""
+    """Everything but the pictures' bytes. Raises `StorageError`."""
     path = folder / "results.json"
     if not path.is_file():
         raise StorageError(f"{folder} holds no results.json; give the folder of a bench")
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not isinstance(kept.get("rows"), list):
-        raise StorageError(f'{path} is no results file of a bench; expected {{"rows": [...]}}')
-    rows = tuple(check_rows(kept["rows"]))
+    rows = tuple(read_rows(path))
     models = _table(folder / "models.json")
     suite = folder / "suite.toml"
     return BenchResults(

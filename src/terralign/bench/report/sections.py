@@ -17,7 +17,6 @@ from terralign.bench.report.figures import (
     confusion_figure,
     top_confusions,
 )
-from terralign.bench.rows import PLAIN, BenchRow
 from terralign.errors import StorageError
 from terralign.evaluation.calibration import ReliabilityCurve
 from terralign.evaluation.canvas import Theme
@@ -30,6 +29,7 @@ from terralign.evaluation.diagnostic_figures import (
 from terralign.evaluation.diagnostics import Projection
 from terralign.evaluation.metrics import Floats, Metric, MetricResult
 from terralign.evaluation.page import Picture
+from terralign.evaluation.rows import PLAIN, Row
 
 Details = Mapping[str, Mapping[str, Any]]
 """Measurement -> its details, as `bench/rows.py` describes them."""
@@ -50,9 +50,7 @@ class Confusions:
     lines: tuple[tuple[str, str, int, float], ...]
 
 
-def entry_pictures(
-    rows: Sequence[BenchRow], details: Details
-) -> tuple[list[Picture], list[Confusions]]:
+def entry_pictures(rows: Sequence[Row], details: Details) -> tuple[list[Picture], list[Confusions]]:
     """The figures of one entry. `rows`: its plain measured figures, no differences.
 
     Raises `StorageError` for damaged details.
@@ -77,7 +75,7 @@ def entry_pictures(
     return pictures, confusions
 
 
-def wanted_measurements(rows: Sequence[BenchRow]) -> list[str]:
+def wanted_measurements(rows: Sequence[Row]) -> list[str]:
     """The measurements whose details the figures and examples of these rows need."""
     tasks = ("zero-shot", "multi-label", "decisions", "diagnostics", "retrieval")
     names = [
@@ -87,11 +85,11 @@ def wanted_measurements(rows: Sequence[BenchRow]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
-def _series(row: BenchRow) -> str:
+def _series(row: Row) -> str:
     return f"{row.model}, {row.tower}"
 
 
-def _ranked(rows: Sequence[BenchRow]) -> list[BenchRow]:
+def _ranked(rows: Sequence[Row]) -> list[Row]:
     """The main figure of each model and tower, the best first."""
     scores = [
         row for row in rows if row.metric in SCORES and row.task in ("zero-shot", "multi-label")
@@ -99,7 +97,7 @@ def _ranked(rows: Sequence[BenchRow]) -> list[BenchRow]:
     return sorted(scores, key=lambda row: -(row.value or 0.0))
 
 
-def _places(rows: Sequence[BenchRow], ranked: Sequence[BenchRow]) -> dict[tuple[str, str], int]:
+def _places(rows: Sequence[Row], ranked: Sequence[Row]) -> dict[tuple[str, str], int]:
     """(model, tower) -> the number of its colour: those of the figure of classes come first."""
     best = ranked[:MAX_SERIES]
     keys = [(row.model, str(row.tower)) for row in rows if row in best]
@@ -116,9 +114,7 @@ def _places(rows: Sequence[BenchRow], ranked: Sequence[BenchRow]) -> dict[tuple[
     }
 
 
-def _class_bars(
-    rows: Sequence[BenchRow], ranked: Sequence[BenchRow], details: Details
-) -> Iterator[Picture]:
+def _class_bars(rows: Sequence[Row], ranked: Sequence[Row], details: Details) -> Iterator[Picture]:
     best = ranked[:MAX_SERIES]
     chosen = [row for row in rows if row in best]  # so that colours are those of other figures
     values = {}
@@ -139,7 +135,7 @@ def _class_bars(
 
 
 def _confusion(
-    ranked: Sequence[BenchRow], details: Details, tables: list[Confusions]
+    ranked: Sequence[Row], details: Details, tables: list[Confusions]
 ) -> Iterator[Picture]:
     for row in ranked:
         kept = details.get(row.measurement or "", {})
@@ -162,7 +158,7 @@ def _confusion(
 
 
 def _reliability(
-    rows: Sequence[BenchRow], details: Details, places: Mapping[tuple[str, str], int]
+    rows: Sequence[Row], details: Details, places: Mapping[tuple[str, str], int]
 ) -> Iterator[Picture]:
     about = {
         "zero-shot": "the softmax of all classes, by the model's own scale",
@@ -204,9 +200,7 @@ def _curve(kept: Mapping[str, Any]) -> ReliabilityCurve:
     return curve
 
 
-def _retrieval(
-    rows: Sequence[BenchRow], places: Mapping[tuple[str, str], int]
-) -> Iterator[Picture]:
+def _retrieval(rows: Sequence[Row], places: Mapping[tuple[str, str], int]) -> Iterator[Picture]:
     """Curves by k: from text, to text, from RGB, to RGB; between sensors where there are none.
 
     Of each pair recall, or mAP where it has none: class names are of no one sample.
@@ -247,7 +241,7 @@ def _retrieval(
         )
 
 
-def _is_beyond(row: BenchRow) -> bool:
+def _is_beyond(row: Row) -> bool:
     """Whether a figure@k is of a k that takes in the whole gallery, and so says nothing.
 
     Between images there are as many in the gallery as queries; to find text or by it there are not,
@@ -258,7 +252,7 @@ def _is_beyond(row: BenchRow) -> bool:
     return whole or (str(row.metric).startswith("recall@") and (row.chance or 0.0) >= 1)
 
 
-def _pair(row: BenchRow) -> tuple[str, str]:
+def _pair(row: Row) -> tuple[str, str]:
     return str(row.query_tower), str(row.gallery_tower)
 
 
@@ -277,8 +271,8 @@ def _part(query: str, gallery: str) -> str:
     return "to rgb" if gallery == RGB else BETWEEN_SENSORS
 
 
-def _projections(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture]:
-    found: dict[str, tuple[BenchRow, Projection]] = {}
+def _projections(rows: Sequence[Row], details: Details) -> Iterator[Picture]:
+    found: dict[str, tuple[Row, Projection]] = {}
     for row in rows:
         kept = details.get(row.measurement or "", {}).get("projection")
         if row.task != "diagnostics" or not kept or row.measurement in found:
@@ -302,7 +296,7 @@ def _projections(rows: Sequence[BenchRow], details: Details) -> Iterator[Picture
         )
 
 
-def _named(row: BenchRow, among: Sequence[BenchRow]) -> str:
+def _named(row: Row, among: Sequence[Row]) -> str:
     """Model and tower, and the prompts where they alone tell two rows apart."""
     same = {
         (other.prompts, other.prompts_hash) for other in among

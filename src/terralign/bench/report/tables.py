@@ -11,16 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from terralign.bench.rows import (
+from terralign.evaluation.rows import (
     PLAIN,
     PLAIN_NUMBERS,
     SPREAD_METRICS,
-    BenchRow,
+    Row,
 )
 from terralign.evaluation.table import percent
 
 Mark = Literal["best", "paired", "overlap", ""]
-PairedTest = Callable[[BenchRow, BenchRow], float | None]
+PairedTest = Callable[[Row, Row], float | None]
 """The p-value of the difference between two figures; None where they cannot be compared."""
 
 SIGNIFICANT = 0.05
@@ -130,25 +130,25 @@ class Plan:
     name: str
     title: str
     heads: tuple[str, ...]
-    group: Callable[[BenchRow], str]
-    line: Callable[[BenchRow], tuple[str, ...]]
-    column: Callable[[BenchRow], tuple[str, str]]
+    group: Callable[[Row], str]
+    line: Callable[[Row], tuple[str, ...]]
+    column: Callable[[Row], tuple[str, str]]
     note: str = ""
     legend: str = ""
     marked: bool = True
     about: Literal["column", "group"] = "column"
     order: tuple[str, ...] = ()
-    form: Callable[[BenchRow], Cell] = field(default=lambda row: value_cell(row))
+    form: Callable[[Row], Cell] = field(default=lambda row: value_cell(row))
 
 
-def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table | None:
+def build_table(plan: Plan, rows: Sequence[Row], test: PairedTest) -> Table | None:
     """The table of rows that have values; None where there are none.
 
     Groups, lines and columns are in the order of their first rows, columns of one heading together.
     Where two rows fall into one cell, the first is shown.
     """
     columns = list(dict.fromkeys(plan.column(row) for row in sorted(rows, key=_place(plan, rows))))
-    placed: dict[str, dict[tuple[str, ...], dict[tuple[str, str], BenchRow]]] = {}
+    placed: dict[str, dict[tuple[str, ...], dict[tuple[str, str], Row]]] = {}
     for row in rows:
         cells = placed.setdefault(plan.group(row), {}).setdefault(plan.line(row), {})
         cells.setdefault(plan.column(row), row)
@@ -199,18 +199,18 @@ def build_table(plan: Plan, rows: Sequence[BenchRow], test: PairedTest) -> Table
     )
 
 
-def _place(plan: Plan, rows: Sequence[BenchRow]) -> Callable[[BenchRow], tuple[int, int]]:
+def _place(plan: Plan, rows: Sequence[Row]) -> Callable[[Row], tuple[int, int]]:
     """Where a row's column comes: by its heading, then by its metric."""
     headings = list(dict.fromkeys(plan.column(row)[0] for row in rows))
 
-    def place(row: BenchRow) -> tuple[int, int]:
+    def place(row: Row) -> tuple[int, int]:
         metric = plan.order.index(str(row.metric)) if row.metric in plan.order else 0
         return headings.index(plan.column(row)[0]), metric
 
     return place
 
 
-def _cell(plan: Plan, row: BenchRow | None, marks: Mapping[int, Mark]) -> Cell | None:
+def _cell(plan: Plan, row: Row | None, marks: Mapping[int, Mark]) -> Cell | None:
     if row is None:
         return None
     plain = plan.form(row)
@@ -219,7 +219,7 @@ def _cell(plan: Plan, row: BenchRow | None, marks: Mapping[int, Mark]) -> Cell |
 
 def _chance_line(
     plan: Plan,
-    lines: Collection[Mapping[tuple[str, str], BenchRow]],
+    lines: Collection[Mapping[tuple[str, str], Row]],
     columns: Sequence[tuple[str, str]],
 ) -> TableLine:
     """The last line of a group whose columns differ in chance."""
@@ -230,7 +230,7 @@ def _chance_line(
     )
 
 
-def mark_best(rows: Sequence[BenchRow], test: PairedTest) -> dict[int, Mark]:
+def mark_best(rows: Sequence[Row], test: PairedTest) -> dict[int, Mark]:
     """`id` of a row -> whether it is the best or tied with it, by the rule of this module.
 
     Metrics without a better end (distances, ranks) are not marked, nor is a row on its own, nor
@@ -252,19 +252,19 @@ def mark_best(rows: Sequence[BenchRow], test: PairedTest) -> dict[int, Mark]:
     return marks
 
 
-def _can_be_best(row: BenchRow) -> bool:
+def _can_be_best(row: Row) -> bool:
     if row.metric in WITHOUT_BEST | SPREAD_METRICS:
         return False
     return row.value is not None and row.low is not None and row.high is not None
 
 
-def _overlap(best: BenchRow, other: BenchRow) -> bool:
+def _overlap(best: Row, other: Row) -> bool:
     if best.low is None or best.high is None or other.low is None or other.high is None:
         return False
     return other.low <= best.high and best.low <= other.high
 
 
-def _about(rows: Sequence[BenchRow], *, chance: bool = True) -> str:
+def _about(rows: Sequence[Row], *, chance: bool = True) -> str:
     """Number of samples and chance, from the least to the most where rows differ."""
     out = []
     counts = sorted({row.num_samples for row in rows if row.num_samples is not None})
@@ -275,7 +275,7 @@ def _about(rows: Sequence[BenchRow], *, chance: bool = True) -> str:
     return ", ".join(out)
 
 
-def _chance(rows: Sequence[BenchRow]) -> str:
+def _chance(rows: Sequence[Row]) -> str:
     """Chance of these rows, from the lowest to the highest where they differ; "" for none."""
     known = [row.chance for row in rows if row.chance is not None]
     return (
@@ -283,21 +283,21 @@ def _chance(rows: Sequence[BenchRow]) -> str:
     )
 
 
-def value_text(row: BenchRow) -> str:
+def value_text(row: Row) -> str:
     """A figure in per cent; distances and ranks as they are."""
     if row.value is None:
         return ""
     return f"{row.value:.3f}" if row.metric in PLAIN_NUMBERS else percent(row.value)
 
 
-def value_cell(row: BenchRow) -> Cell:
+def value_cell(row: Row) -> Cell:
     """A figure and its interval."""
     if row.low is None or row.high is None:
         return Cell(value=value_text(row))
     return Cell(value=value_text(row), interval=f"{percent(row.low)}–{percent(row.high)}")
 
 
-def difference_cell(row: BenchRow, adjusted: float | None = None) -> Cell:
+def difference_cell(row: Row, adjusted: float | None = None) -> Cell:
     """A difference in points, with its sign.
 
     `adjusted`: its p-value adjusted for the number of comparisons. * where the plain p-value is
@@ -319,13 +319,13 @@ def _p_text(p_value: float) -> str:
     return f"{p_value:.3f}" if p_value >= 0.0005 else "< 0.001"
 
 
-def metric_text(row: BenchRow) -> str:
+def metric_text(row: Row) -> str:
     """A metric's name as tables say it."""
     name, at, k = str(row.metric).partition("@")
     return METRIC_NAMES.get(name, name.replace("_", " ")) + at + k
 
 
-def subject_text(row: BenchRow) -> str:
+def subject_text(row: Row) -> str:
     """What a figure is about: a tower, or two modalities; and the variant where it is not plain."""
     where = row.tower
     if where is None and row.query_tower is not None:
