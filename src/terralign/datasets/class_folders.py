@@ -113,7 +113,7 @@ def require_inside(entry: str, *, origin: str) -> None:
         )
 
 
-def _pick_files(
+def pick_files(
     files: Mapping[str, list[Path]], root: Path, entries: Sequence[str], *, origin: str
 ) -> None:
     """Keep in `files` (folder of `root` -> files) those that a split list's `entries` name.
@@ -230,7 +230,7 @@ def open_folder(
     else:
         files = list_class_files(root, classes, name=name, suffixes=suffixes, whole=whole)
     if split_list is not None:
-        _pick_files(files, root, read_split_list(split_list), origin=f"split list {split_list}")
+        pick_files(files, root, read_split_list(split_list), origin=f"split list {split_list}")
     return make_file_set(
         name=name,
         split=split,
