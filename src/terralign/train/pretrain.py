@@ -98,16 +98,24 @@ def pretrain(
         loss = contrastive_loss(images, texts, scale.clamp(max=greatest).exp())
         return loss, {"logit_scale": float(scale.detach().exp())}, len(pictures)
 
-    identity = {
-        "stage": "pretrain",
-        "settings": settings.model_dump(mode="json"),
-        "data": samples.fingerprint,
-    }
     fit(
         model, loss_function, batches, settings, folder,
-        identity=identity, seed=seed, label="pretrain", tensorboard=tensorboard,
+        identity=pretrain_depends(samples, settings, seed=seed),
+        seed=seed, label="pretrain", tensorboard=tensorboard,
     )  # fmt: skip
     model.eval().requires_grad_(False)
     with torch.no_grad():
         cast(nn.Parameter, model.logit_scale).clamp_(max=greatest)
     return clip
+
+
+def pretrain_depends(
+    samples: SampleSet, settings: PretrainSettings, *, seed: int
+) -> dict[str, Any]:
+    """All that the pretrained CLIP depends on, as hashes and names."""
+    return {
+        "stage": "pretrain",
+        "settings": settings.model_dump(mode="json"),
+        "data": samples.fingerprint,
+        "seed": seed,
+    }
