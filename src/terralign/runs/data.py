@@ -61,8 +61,12 @@ class RunData:
         """A split, or a fixed part of it, opened once. `composite`: instead of its own."""
         key = (data, split, limit, composite)
         if key not in self._sets:
-            whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
-            if self.recipe.pack and find_dataset(data).facts.needs_root:
+            pack = self.recipe.pack
+            whole = open_dataset(
+                data, data_root=self.data_root, split=split, size=self.size, to_pack=pack
+            )
+            entry = find_dataset(data)
+            if pack and (entry.facts.needs_root or entry.in_order):
                 whole = pack_on_use(whole, self.stores, size=self.size)
             self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]
