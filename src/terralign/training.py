@@ -366,8 +366,9 @@ def _student_settings(encoder: str | Encoder | None, bands: Sequence[str] | None
     return {"backbone": backbone, "bands": None if bands is None else tuple(bands)}
 
 
-def _is_seed(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2**63
+def _is_seed(value: Any) -> bool:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_whole and 0 <= int(value) < 2**63
 
 
 def _is_tower_name(value: object) -> bool:
@@ -389,7 +390,10 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"small letters, digits and hyphens, as in 'sentinel2', and not {RGB} or {TEXT}",
     ),
     "device": (lambda it: isinstance(it, str | torch.device), "a text such as 'cpu' or 'cuda:1'"),
-    "folder": (lambda it: isinstance(it, str | Path) and str(it).strip(), "the path of a folder"),
+    "folder": (
+        lambda it: isinstance(it, str | Path) and bool(str(it).strip()),
+        "the path of a folder",
+    ),
     "labels": (lambda it: isinstance(it, bool), "True, False or None (the data have the labels)"),
     "sensors": (
         _are_sensors,
