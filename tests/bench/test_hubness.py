@@ -27,9 +27,8 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _recall(query: np.ndarray, gallery: np.ndarray, penalty: GalleryPenalty | None) -> float:
-    return (
-        recall_metrics(query, gallery, ks=(1,), penalty=penalty, num_bootstrap=1).metrics[0].value
-    )
+    found = recall_metrics(query, gallery, ks=(1,), penalty=penalty, num_bootstrap=1)
+    return found.value("recall@1")
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -103,5 +102,5 @@ def test_centring_closes_the_distance_between_centroids() -> None:
     assert centre(one).dtype == np.float32
     with pytest.raises(DataError, match="row 0 of vectors is its modality's mean"):
         centre(np.ones((4, 3)))
-    with pytest.raises(DataError, match="query has 2 dimensions, gallery has 3"):
+    with pytest.raises(DataError, match="query has 3 dimensions, gallery has 2"):
         query_bank_penalty(np.eye(3), np.eye(3), np.ones((3, 2)))

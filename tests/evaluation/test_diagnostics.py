@@ -141,7 +141,7 @@ A = np.ones((6, 3))
         (lambda: modality_gap(A, A[:, :2]), "of one embedding space"),
         (lambda: alignment(A, A[:4]), "6 and 4 vectors"),
         (lambda: mean_cosine(A, A * np.nan), "row 0 of the second set is not finite"),
-        (lambda: uniformity(A[:1]), "at least two items"),
+        (lambda: uniformity(A[:1]), "at least two"),
         (lambda: hubness(A, A, k=0), "k is 0"),
         (lambda: effective_rank(A * 0), "all zeros"),
         (lambda: project({}), "nothing to project"),
