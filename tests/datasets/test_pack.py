@@ -594,7 +594,7 @@ def test_splits_that_are_not_there_are_passed_over_and_a_damaged_one_is_not(
     assert packed.manifest.splits == {"val": 2}
     assert "split 'test' is not packed" in caplog.text
     (base / "eurosat-spatial-train.txt").write_text("Forest_1.jpg\nForest_2.jpg\n")
-    with pytest.raises(DataError, match="'Forest_2.jpg' is no image below"):
+    with pytest.raises(DataError, match=r"'Forest_2\.jpg' is no image below"):
         pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path)
     with pytest.raises(DataError, match="has no split 'test'"):
         pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path, splits=["test"])
