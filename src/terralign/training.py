@@ -24,7 +24,14 @@ from torch import Tensor
 from terralign.compute import choose_device
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
-from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size, is_sample_set
+from terralign.datasets.sample import (
+    Indexed,
+    SampleSet,
+    Subset,
+    at_size,
+    is_sample_set,
+    require_labels,
+)
 from terralign.encoders.custom import Encoder
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
@@ -38,11 +45,7 @@ from terralign.errors import (
     RecipeError,
     nearest,
 )
-from terralign.evaluation.classification import (
-    choose_prompts,
-    evaluate_zero_shot,
-    require_labels,
-)
+from terralign.evaluation.classification import choose_prompts, evaluate_zero_shot
 from terralign.evaluation.embed import require_rgb
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import TEXT, evaluate_retrieval

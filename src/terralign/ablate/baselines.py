@@ -19,15 +19,12 @@ from pydantic import BaseModel, ValidationError
 
 from terralign.ablate.study import Planned
 from terralign.compute import choose_device
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError
-from terralign.evaluation.classification import (
-    choose_class_names,
-    require_labels,
-)
+from terralign.evaluation.classification import choose_class_names
 from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.rows import Row

@@ -7,11 +7,11 @@ from pathlib import Path
 from terralign.datasets.catalog import cannot_open, find_dataset, open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.packing import pack_on_use
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, TerralignError
-from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
+from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.runs.checks import check_figures_differ
 from terralign.runs.recipe import AlignData, PatchRecipe, Recipe
 from terralign.scenes.pictures import Size

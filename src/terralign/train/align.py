@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError
-from terralign.evaluation.classification import require_labels
 from terralign.preprocess import (
     apply_views,
     augment_spectral,

@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Batch, Plan, keep_in_memory, keys_of
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import require_labels
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import (
     apply_views,
     augment_photometric,

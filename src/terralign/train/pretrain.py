@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
 from terralign.train.loop import Prepared, fit
 from terralign.train.losses import cosines

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.batches import read_ahead
+from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import require_labels
-from terralign.evaluation.embed import optical_layout
 from terralign.evaluation.metrics import hit_probability, multilabel_metrics
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress

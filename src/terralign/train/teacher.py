@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.datasets.batches import read_ahead
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
-from terralign.evaluation.embed import optical_layout
 from terralign.files import check_free_space, hash_file, read_json, write_json
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
 from terralign.progress import Progress
