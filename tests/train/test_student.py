@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from fakes import Changed
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet, WrappedAsIs
+from terralign.datasets.sample import SampleSet, Wrapped
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_module
@@ -201,7 +201,7 @@ def test_a_sensor_without_data_in_another_unit_is_refused(
         new_student("s1", tiny_clip, StudentSettings(), [SENSORS[S1], linear], [scenes], seed=0)
 
 
-class _Masked(WrappedAsIs):
+class _Masked(Wrapped):
     """A set in which bands of one sensor have no valid pixel."""
 
     def __init__(self, samples: SampleSet, sensor: str, bands: tuple[str, ...]) -> None:
