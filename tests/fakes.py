@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import SampleSet, WrappedAsIs
+from terralign.datasets.sample import SampleSet, Wrapped
 from terralign.errors import Interrupted
 from terralign.preprocess import InputSpec
 from terralign.train import loop
@@ -26,7 +26,7 @@ TIMES = ("samples_per_second", "seconds_waiting")
 # Sample sets
 
 
-class Changed(WrappedAsIs):
+class Changed(Wrapped):
     """A sample set with other values of some attributes, as `Changed(scenes, labels=None)`."""
 
     def __init__(self, samples: SampleSet, **values: Any) -> None:
@@ -35,7 +35,7 @@ class Changed(WrappedAsIs):
             setattr(self, name, value)
 
 
-class Counted(WrappedAsIs):
+class Counted(Wrapped):
     """A sample set that counts how often it is read, and each of its samples.
 
     `fail_after`: the number of calls of `read` after which it raises `OSError`. `stop_at`: the

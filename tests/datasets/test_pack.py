@@ -29,7 +29,7 @@ from terralign.datasets.declared.footprints import box_of
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import Place, SampleSet, WrappedAsIs
+from terralign.datasets.sample import Place, SampleSet, Wrapped
 from terralign.datasets.store import PackSettings, StoreSet, pack, verify_store, writing
 from terralign.datasets.store.writing import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
@@ -192,7 +192,7 @@ def test_numbers_that_no_store_holds_are_refused(tmp_path: Path, dtype: Any) -> 
         pack({"train": wide}, tmp_path / "s", SMALL)
 
 
-class _Cast(WrappedAsIs):
+class _Cast(Wrapped):
     def __init__(self, samples: SampleSet, dtype: Any) -> None:
         super().__init__(samples)
         self.dtype = dtype
