@@ -127,14 +127,14 @@ def test_resuming_is_exact_in_both_parts(
 
     whole = run(tmp_path / "whole")
     calls = iter(range(1000))
-    real = module.part_of
+    real = module._Learner.forward
 
     def stopping(*args: Any) -> Any:
         if next(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*args)
 
-    monkeypatch.setattr(module, "part_of", stopping)
+    monkeypatch.setattr(module._Learner, "forward", stopping)
     with pytest.raises(Interrupted, match=f"after step {step % 10 + 1} of 10"):
         run(tmp_path / "stopped")
     monkeypatch.undo()
