@@ -63,7 +63,7 @@ from terralign.datasets.declared.footprints import read_footprints
 from terralign.datasets.file_set import Decode, PathSet
 from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
-from terralign.datasets.sample import tell_unused
+from terralign.datasets.sample import warn_unused
 from terralign.errors import DataError, first_line, nearest
 from terralign.files import MAX_JSON_BYTES, hash_file, read_text
 from terralign.scenes.pictures import Size, describe_size
@@ -204,7 +204,7 @@ def open_table(
         labels = columns.labels(
             form, column, declaration.classes, separator=separator, class_list=path.name
         )
-        tell_unused(labels, name=declaration.name, split=split)
+        warn_unused(labels, name=declaration.name, split=split)
     footprints = None
     if (place := given.footprint) is not None:
         footprints = read_footprints(table_path, place, columns.arrays[place], table.geo)

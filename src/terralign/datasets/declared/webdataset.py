@@ -72,7 +72,7 @@ from terralign.datasets.declared.members import KINDS, PICTURES, TIFFS, MemberDe
 from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, is_new
-from terralign.datasets.sample import Captions, Indexed, Labels, Place, tell_unused
+from terralign.datasets.sample import Captions, Indexed, Labels, Place, warn_unused
 from terralign.errors import DataError, first_line, nearest
 from terralign.files import decode_text
 from terralign.progress import Progress
@@ -228,7 +228,7 @@ def open_tars(
             separator=declaration.labels.separator,
             class_list=path.name,
         )
-        tell_unused(labels, name=declaration.name, split=split)
+        warn_unused(labels, name=declaration.name, split=split)
     captions, date = declaration.captions, declaration.date
     layouts = {
         sensor: decoder.read(listing.first[decoder.member], listing.name_of(0))[0]

@@ -78,11 +78,11 @@ def open_bigearthnet_v2(
 
     `radar`: each patch with its Sentinel-1 partner. `split`: `train`, `val`, `test` as published,
     or `all`. The 19 classes are those of the table. The 5 of CORINE's level 1 are made from the
-    reference maps, from one pixel on as the 19 were: the 19 do not tell them, because a patch's
-    only road or quarry has no class among them.
+    reference maps, from one pixel on as the 19 were. They do not follow from the 19, because the
+    only road or quarry of a patch has no class among these.
 
     Raises `DataError`: a table that is missing, damaged or lacks a column, patches or partners
-    that are not there, a class outside the nomenclature.
+    that are missing, a class outside the nomenclature.
     """
     name = set_name("bigearthnet-v2", num_classes, radar=radar)
     what = f"{TABLE} beside {OPTICAL_FOLDER}"

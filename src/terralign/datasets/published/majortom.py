@@ -12,8 +12,8 @@ One sample is a window of a cell: 224 x 224 pixels of 10 m, of which a cell has 
 Cells come from products of many processing baselines. They are given one meaning: the DN of all
 samples carry +1000 (the layout's offset is -1000). 1000 is added, exactly, to the DN of products
 from before baseline 04.00, DN 0 staying what it is, no data; the few above 64,535, which is a
-reflectance of 6.4, become 65,535. A product whose name (`N9999`) does not say its baseline is not
-guessed.
+reflectance of 6.4, become 65,535. A product whose name (`N9999`) does not state its baseline is
+refused.
 
 What it costs to open: two short columns of every part. Windows of one cell that are read one after
 another read the cell once, so reading in order (`terralign pack`) is cheap, at random is not.
@@ -60,7 +60,7 @@ MAX_ROW_BYTES = 64 * 1024**2
 """A row whose bands take more than this is refused before they are read; real ones have 10 MB."""
 
 MAX_NAMES_BYTES = 64 * 1024**2
-"""The same of the names in a part."""
+"""The same for the names in a part."""
 
 NAMES = ["product_id", "grid_cell"]
 DOWNLOAD = "download the part of Core-S2L2A again"
@@ -74,7 +74,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     """The cells in the parts that are in `data_root/Core-S2L2A/images`, in windows.
 
     `split`: `train`, `val` (see `VAL_PERIOD`: the authors publish no split) or `all`.
-    `leave_out_unknown`: cells of products whose name does not say the DN offset are left out, and
+    `leave_out_unknown`: cells of products whose name does not state the DN offset are left out, and
     counted in the log; otherwise one of them is an error.
 
     Raises `DataError`: no parts, a part that is damaged or has other columns, a cell in two parts,
@@ -85,7 +85,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     folder = data_root / FOLDER / "images"
     parts = sorted(folder.glob("*.parquet"))
     if not parts:
-        raise DataError(f"{folder} has no part_*.parquet; download some parts of Core-S2L2A there")
+        raise DataError(f"{folder} has no part_*.parquet; download parts of Core-S2L2A into it")
     cells = [cell for part in parts for cell in _list_cells(part) if _is_in(cell, split)]
     cells = _with_known_offset(cells, leave_out_unknown=leave_out_unknown)
     if not cells:
