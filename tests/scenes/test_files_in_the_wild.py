@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from imagery import read_chip
 from terralign.chips import make_layout
 from terralign.datasets.catalog import open_dataset
 from terralign.errors import DataError, NumbersError, SensorError
-from terralign.scenes import plausible
 from terralign.scenes.pictures import decode_rgb
 from terralign.scenes.plausible import check_numbers, check_sample
 from terralign.sensors import SENSORS, parse_sensor
@@ -32,15 +30,6 @@ OWN = parse_sensor(
         "bands": [{"name": name} for name in FOUR],
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_warned_of() -> Iterator[None]:
-    before = set(plausible._warned)
-    plausible._warned.clear()
-    yield
-    plausible._warned.clear()
-    plausible._warned.update(before)
 
 
 def write(path: Path, pixels: NDArray[Any], names: tuple[str, ...] = (), **more: Any) -> Path:
