@@ -285,7 +285,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"pixels": {3: numbers()}, "sensor": None}, "pixels name 3 for a sensor"),
     ({"pixels": numbers()[..., :0]}, r"shape \(6, 4, 8, 0\).*one pixel"),
     ({"sensor": 3}, r"sensor = 3 \(int\); expected a sensor's name"),
-    ({"name": "../x"}, r"name = '\.\./x': results and folders are called by it"),
+    ({"name": "../x"}, r"name = '\.\./x': results and folders are named by it"),
     ({"name": "a\nb"}, r"name = 'a\\nb': results"),
     ({"name": 3}, "name = 3: results"),
 ]
@@ -644,7 +644,7 @@ def test_a_torchvision_set_gives_pictures_of_their_size_or_of_a_towers() -> None
     samples = Samples.from_torchvision(Pictures())
     assert samples.labels.class_names == ("cat", "aeroplane")
     assert samples[0]["rgb"].shape == (3, 30, 30)
-    with pytest.raises(DataError, match=r"must be of one size: give pictures a size \(size=\)"):
+    with pytest.raises(DataError, match=r"must be of one size: give RGB images a size \(size=\)"):
         samples.read(np.array([0, 1]))
     assert samples.at_size(16).read(np.arange(3))["rgb"].shape == (3, 3, 16, 16)
     assert Samples.from_torchvision(Pictures(), size=8)[1]["rgb"].shape == (3, 8, 8)

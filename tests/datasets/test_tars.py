@@ -267,16 +267,24 @@ def npy_header(text: str) -> bytes:
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
-        ("npy", npy(pixels(1))[:-4], r"one.tar: k is damaged: its header promises 144 bytes"),
+        ("npy", npy(pixels(1))[:-4], r"one.tar: k is damaged"),
         ("npy", forged_npy(), r"k is damaged"),
         ("npy", b"x", r"k is damaged or no NumPy file"),
         ("npy", npy_header("-" * 9000 + "1"), r"k is damaged or no NumPy file"),
         ("npy", npy_header("[" * 9000), r"k is damaged or no NumPy file"),
-        ("npy", npy(pixels(1)).replace(b"(3, 4, 6)", b"(3,-4,-6)"), r"k has shape \(3, -4, -6\)"),
-        ("npy", npy(np.array([Evil()])), r"k holds no plain numbers"),
-        ("npy", npy(pixels(1, 2)), r"k has shape \(2, 4, 6\); expected \(C, H, W\) with the 3 d"),
-        ("npy", npy(pixels(1)[0]), r"k has shape \(4, 6\); expected"),
-        ("npy", npy(pixels(1) / 1.0), r"k has float64 numbers: digital numbers or reflectance"),
+        (
+            "npy",
+            npy(pixels(1)).replace(b"(3, 4, 6)", b"(3,-4,-6)"),
+            r"k is damaged or no NumPy file",
+        ),
+        (
+            "npy",
+            npy(np.array([Evil()])),
+            r"k is damaged .*: Object arrays",
+        ),
+        ("npy", npy(pixels(1, 2)), r"k: pixels have 2 channels, but 3 bands of"),
+        ("npy", npy(pixels(1)[0]), r"k holds uint16 \(4, 6\); expected numbers \(C, H, W\)"),
+        ("npy", npy(pixels(1) / 1.0), r"k: pixels are float64: digital numbers or reflectance"),
         ("tif", geotiff(pixels(1))[:-20], r"one.tar: k is (damaged|not a readable GeoTIFF)"),
         ("tif", geotiff(pixels(1, 2)), r"one.tar: k has 2 band\(s\), but 3 were declared"),
         ("safetensors", tensors(a=pixels(1), b=pixels(2)), r"k has the tensors a, b; declare whi"),
@@ -309,7 +317,7 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ),
         ('member = "s2.npy"', 'member = "s3.npy"', r"sample 'a/k1' has no member .s3.npy; it"),
         ("dn_offset = -1000", 'tensor = "x"', r"tensor has no effect on .npy"),
-        ("dn_offset = -1000", "", r"train-08.tar: a/k1: Sentinel-2 DN offset unknown"),
+        ("dn_offset = -1000", "", r"train-08.tar: a/k1: DN of 'sentinel2-l2a' need dn_offset"),
         ('bands = ["B04", "B03", "B02"]', "", r"a/k1 does not name its bands; declare bands"),
         ('member = "PNG"', 'member = "PNG"\nunits = "dn"', r"sensors.rgb: units has no effect"),
         ('member = "s2.npy"', 'member = "png"', r"'png' is a picture, which is sensor 'rgb'"),
@@ -331,7 +339,7 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ('root = "shards"', 'root = "../x"', r"root: '../x' leads outside"),
         ('root = "shards"', 'root = "y"', r"root: y not found; looked in"),
         ('root = "shards"', 'root = "shards"\nshards = "a"', r"give either shards or \[splits\]"),
-        ("train =", "training =", r"has no split 'train'; .* declares training, test"),
+        ("train =", "training =", r"has no split 'train' in .*toml; splits: all, training, test"),
     ],
 )
 def test_every_mistake_is_one_clear_line(root: Path, old: str, new: str, message: str) -> None:
