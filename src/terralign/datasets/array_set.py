@@ -25,7 +25,8 @@ class ArraySet(Indexed):
 
     `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. `size`:
     RGB pictures are resized and cropped to it as those in files are (see `resize_rgb`).
-    `content`: JSON values that represent the pixels in the fingerprint.
+    `content`: JSON values that represent the pixels in the fingerprint. `pixels_of`: the name of
+    the pixels, where sets of other labels share them; None: `name`.
     """
 
     name: str
@@ -38,19 +39,22 @@ class ArraySet(Indexed):
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
+    pixels_of: str | None = None
     size: Size | None = None
     fingerprint: str = field(init=False)
+    pixels_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         size = [] if self.size is None else [describe_size(self.size)]
-        value = fingerprint(
-            name=self.name,
-            split=self.split,
-            keys=self.keys,
-            layouts=self.layouts,
-            content=[*self.content, *size],
-        )
-        object.__setattr__(self, "fingerprint", value)
+        for key, name in (("fingerprint", self.name), ("pixels_id", self.pixels_of or self.name)):
+            value = fingerprint(
+                name=name,
+                split=self.split,
+                keys=self.keys,
+                layouts=self.layouts,
+                content=[*self.content, *size],
+            )
+            object.__setattr__(self, key, value)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -31,7 +31,8 @@ class FileSet(Indexed):
     `files`: each sample's file or folder, in order. `locate`: where and when that sample was
     taken, from its file; None where the format does not say. `more_files`: of sensors that have
     files of their own, sensor -> each sample's file or folder; `files` are those of the first.
-    `content`: JSON values that represent the pixels in the fingerprint.
+    `content`: JSON values that represent the pixels in the fingerprint. `pixels_of`: the name of
+    the pixels, where sets of other labels share them; None: `name`.
     """
 
     name: str
@@ -44,19 +45,22 @@ class FileSet(Indexed):
     labels: Labels | None = None
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
+    pixels_of: str | None = None
     locate: Callable[[Path], Place] | None = None
     more_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     fingerprint: str = field(init=False)
+    pixels_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        value = fingerprint(
-            name=self.name,
-            split=self.split,
-            keys=self.keys,
-            layouts=self.layouts,
-            content=self.content,
-        )
-        object.__setattr__(self, "fingerprint", value)
+        for key, name in (("fingerprint", self.name), ("pixels_id", self.pixels_of or self.name)):
+            value = fingerprint(
+                name=name,
+                split=self.split,
+                keys=self.keys,
+                layouts=self.layouts,
+                content=self.content,
+            )
+            object.__setattr__(self, key, value)
 
     def __len__(self) -> int:
         return len(self.files)

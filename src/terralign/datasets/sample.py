@@ -156,6 +156,12 @@ def is_mapped(samples: SampleSet) -> bool:
     return bool(getattr(samples, "is_mapped", False))
 
 
+def pixels_id(samples: SampleSet) -> str:
+    """The name of a set's pixels alone, which sets of other labels may share; by default its
+    fingerprint."""
+    return str(getattr(samples, "pixels_id", samples.fingerprint))
+
+
 @runtime_checkable
 class Resizable(Protocol):
     """A `SampleSet` whose RGB pictures can be opened at another size."""
@@ -303,6 +309,7 @@ class Wrapped(Indexed):
         self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.fingerprint: str = samples.fingerprint
+        self.pixels_id: str = pixels_id(samples)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -382,7 +389,9 @@ class Subset(Indexed):
         )
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.is_mapped: bool = is_mapped(samples)
-        self.fingerprint: str = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
+        chosen = {"indices": indices.tolist()}
+        self.fingerprint: str = hash_json({"of": samples.fingerprint, **chosen})
+        self.pixels_id: str = hash_json({"of": pixels_id(samples), **chosen})
 
     def __len__(self) -> int:
         return len(self._indices)
