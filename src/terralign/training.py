@@ -37,7 +37,7 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.trained import TowerTraining, describe_course
-from terralign.encoders.zeroshot import PromptSet
+from terralign.encoders.zeroshot import Prompts, as_prompts
 from terralign.errors import (
     DataError,
     Interrupted,
@@ -72,9 +72,6 @@ logger = logging.getLogger(__name__)
 
 Data = SampleSet | Sequence[SampleSet]
 """One sample set, or several."""
-
-Prompts = PromptSet | str | Sequence[str]
-"""A prompt set, its name or TOML file, or templates with `{}`."""
 
 HELD_OUT = 0.2
 """The share of the training data that alpha is chosen on where no validation data are given."""
@@ -351,7 +348,7 @@ def evaluate(
     samples = with_composite(sets[0], composite)
     if composite is not None:
         require_rgb(space, samples, (query, gallery or RGB) if retrieval else (tower,))
-    given = _prompts(prompts)
+    given = None if prompts is None else as_prompts(prompts)
     if retrieval:
         return evaluate_retrieval(
             space, samples, query=query, gallery=gallery or RGB, prompts=given
@@ -459,26 +456,6 @@ def _check_tower_name(name: str) -> None:
         )
 
 
-def _prompts(prompts: Prompts | None) -> PromptSet | str | None:
-    if prompts is None or isinstance(prompts, str | PromptSet):
-        return prompts
-    templates = tuple(prompts) if isinstance(prompts, Iterable) else (prompts,)
-    for template in templates:
-        if not isinstance(template, str):
-            raise RecipeError(
-                f"prompts: the template {template!r:.100} is not text; give the name of a prompt "
-                "set, its .toml file, or a list of templates with {}"
-            )
-    wrong = next((one for one in templates if one.count("{}") != 1), None)
-    if wrong is not None or not templates:
-        raise RecipeError(
-            f"prompts: the template {wrong!r} needs {{}} once, for the class"
-            if templates
-            else "prompts has no template; leave it out to use the data's own"
-        )
-    return PromptSet(name="given", templates=templates)
-
-
 # Data
 
 
@@ -555,7 +532,7 @@ def _source(
         return AlignmentSource(samples=samples)
     return AlignmentSource(
         samples=samples,
-        prompts=choose_prompts(samples, _prompts(prompts), own=space.prompts),
+        prompts=choose_prompts(samples, prompts, own=space.prompts),
         class_names=require_labels(samples).class_names,
     )
 
@@ -575,7 +552,7 @@ def _anchors(space: EmbeddingSpace, sources: Sequence[AlignmentSource]) -> Tenso
 def _task(space: EmbeddingSpace, samples: SampleSet, prompts: Prompts | None) -> PatchingTask:
     return PatchingTask(
         samples=samples,
-        prompts=choose_prompts(samples, _prompts(prompts), own=space.prompts),
+        prompts=choose_prompts(samples, prompts, own=space.prompts),
         class_names=require_labels(samples).class_names,
     )
 
