@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
-from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet, pixels_id
 from terralign.files import hash_json
 from terralign.sensors import SENSORS
 
@@ -65,9 +65,11 @@ class Degraded:
         self.labels: Labels | None = samples.labels
         self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
-        self.fingerprint: str = hash_json(
-            {"of": samples.fingerprint, "condition": [*condition.identity, seed]}
-        )
+        changed = {"condition": [*condition.identity, seed]}
+        self.fingerprint: str = hash_json({"of": samples.fingerprint, **changed})
+        self.pixels_id: str = pixels_id(samples)
+        if condition.kind != "as is":
+            self.pixels_id = hash_json({"of": self.pixels_id, **changed})
         self._layout = samples.layouts[condition.sensor]
         self._channels = list(range(len(self._layout.bands)))
         layout = self._layout

@@ -4,7 +4,7 @@ By class, a sample does not find itself in another modality: that its own place 
 that two sensors agree, which the instance level measures, and nothing about classes.
 
 Captions are texts as they are, of which a sample may have several: the protocol and its intervals
-are those of `evaluate/caption_recall.py`.
+are those of `evaluation/caption_recall.py`.
 
 Q queries, G gallery items, D embedding dimensions, N samples.
 """
@@ -13,18 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
-from terralign.datasets.sample import SampleSet
+from terralign.bench.data import Skipped
+from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences
+from terralign.bench.text import ClassText
+from terralign.bench.variants import TRANSDUCTIVE, correct
+from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Route
-from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluation.retrieval import TEXT, find_class, find_own, shared_captions
+from terralign.evaluation.retrieval import (
+    TEXT,
+    Side,
+    caption_side,
+    class_side,
+    find_class,
+    find_own,
+    image_side,
+    shared_captions,
+)
 from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty, Similarities
 
@@ -33,41 +44,19 @@ NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Side:
-    """One modality. `vectors` (M, D); `labels` (M,) or (M, K) bool, None where there are none.
-
-    `keys`: names of the rows. `owners`: (M,) the sample that each belongs to, None where row k is
-    class k. `num_captions`: (N,) of each sample, where rows are captions.
-    """
-
-    vectors: Floats
-    labels: NDArray[Any] | None
-    keys: tuple[str, ...]
-    owners: NDArray[np.int64] | None = None
-    num_captions: NDArray[np.int64] | None = None
-
-    @property
-    def of_samples(self) -> bool:
-        """Whether row i is sample i."""
-        return self.owners is not None and self.num_captions is None
-
-
 def retrieval_jobs(subject: Subject) -> Iterator[Job]:
     """A job for each ordered pair of modalities and variant."""
-    routes = {route.tower: route for route in subject.routes}
-    samples = subject.samples
+    space, samples = subject.space(), subject.samples
     has_text = samples.labels is not None or samples.captions is not None
-    names = [*([TEXT] if has_text else []), *routes]
-    _ = subject.space
+    names = [*([TEXT] if has_text else []), *(route.tower for route in subject.routes)]
     pairs = [(a, b) for a, b in product(names, names) if a != b]
     if not pairs:
         raise Skipped(f"{samples.name} has one modality that the model takes, and no words")
     for query, gallery in pairs:
         captions = TEXT in (query, gallery) and samples.captions is not None
-        of_names = TEXT in (query, gallery) and not captions
+        text = subject.text() if TEXT in (query, gallery) and not captions else None
         for variant in subject.variants:
-            without_meaning = {"prompt-average": not of_names, "qb-norm": query == TEXT}
+            without_meaning = {"prompt-average": text is None, "qb-norm": query == TEXT}
             if variant != PLAIN and not captions and without_meaning.get(variant):
                 continue
             identity: dict[str, Any] = {"pair": [query, gallery]}
@@ -77,133 +66,109 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
                 "gallery_tower": gallery,
                 "variant": variant,
             }
-            if of_names:
-                identity["text"] = subject.text_identity(variant)
-                where |= subject.text_keys(variant)
+            if text is not None:
+                identity["text"] = text.identity(variant)
+                where |= text.keys(variant)
             if variant == "qb-norm":
-                identity["bank"] = subject.bank().fingerprint
+                identity["bank"] = subject.data.bank().fingerprint
+            pair = _Pair(
+                subject=subject, space=space, text=text,
+                query=query, gallery=gallery, variant=variant,
+            )  # fmt: skip
             yield Job(
-                where=where,
-                identity=identity,
-                version=VERSION,
-                run=lambda q=query, g=gallery, v=variant: _retrieve(subject, routes, q, g, v),  # type: ignore[misc]
+                where=where, identity=identity, version=VERSION, run=partial(_retrieve, pair)
             )
 
 
-def _retrieve(
-    subject: Subject, routes: dict[str, Route], query: str, gallery: str, variant: str
-) -> Measured:
-    notes = [
-        note
-        for name in (query, gallery)
-        if name in routes
-        for note in subject.notes_of(routes[name])
-    ]
-    if TEXT in (query, gallery) and subject.samples.captions is not None:
-        if variant == "prompt-average":
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """What finds what. `text`: the words of the classes where one side is them."""
+
+    subject: Subject
+    space: EmbeddingSpace
+    text: ClassText | None
+    query: str
+    gallery: str
+    variant: str
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """Those of the modalities that are towers."""
+        routes = {route.tower: route for route in self.subject.routes}
+        return {name: routes[name] for name in (self.query, self.gallery) if name in routes}
+
+    def side(self, name: str) -> Side:
+        """One of the two modalities."""
+        samples = self.subject.samples
+        if name != TEXT:
+            return image_side(samples, name, self.subject.vectors(self.routes[name]))
+        if self.text is not None:
+            return class_side(self.subject.data.labels, self.text.weights(self.variant))
+        assert samples.captions is not None
+        vectors = self.subject.embeddings.captions(self.space, samples)
+        return caption_side(samples, samples.captions, vectors)
+
+    def bank(self) -> Floats:
+        """The vectors of qb-norm's bank of queries."""
+        bank = self.subject.data.bank()
+        if self.query == TEXT:
+            return self.subject.embeddings.captions(self.space, bank)
+        return self.subject.vectors(self.routes[self.query], bank)
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """The names of a side's rows."""
+        samples = self.subject.samples
+        if name != TEXT:
+            return samples.keys
+        if self.text is not None:
+            return self.text.class_names
+        return tuple(text for texts in samples.captions or () for text in texts)
+
+
+def _retrieve(pair: _Pair) -> Measured:
+    subject, routes = pair.subject, pair.routes
+    notes = [note for route in routes.values() for note in subject.notes_of(route)]
+    captions = subject.samples.captions
+    if TEXT in (pair.query, pair.gallery) and captions is not None:
+        if pair.variant == "prompt-average":
             raise Skipped("captions are embedded as they are: there are no prompts to average")
-        notes += ["captions", *shared_captions(subject.samples.captions)]
-    sides = [_side(subject, routes, name, variant) for name in (query, gallery)]
-    if variant == "centred":
-        sides = [replace(side, vectors=centre(side.vectors)) for side in sides]
-    penalty = _penalty(subject, routes, query, sides, variant)
-    if variant in ("centred", "csls"):
+        notes += ["captions", *shared_captions(captions)]
+    query, gallery = pair.side(pair.query), pair.side(pair.gallery)
+    queries, items, penalty = correct(query.vectors, gallery.vectors, pair.variant, pair.bank)
+    query, gallery = replace(query, vectors=queries), replace(gallery, vectors=items)
+    if pair.variant in TRANSDUCTIVE:
         notes.append("transductive: it sees all queries at once")
-    measured = _measure(subject, sides[0], sides[1], penalty, notes)
-    measured.details["sensors"] = {
-        name: routes[name].layout.sensor.name for name in (query, gallery) if name in routes
-    }
-    return measured
-
-
-def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> _Side:
-    samples = subject.samples
-    labels = None if samples.labels is None else samples.labels.values
-    own = np.arange(len(samples), dtype=np.int64)
-    if name != TEXT:
-        vectors = subject.vectors(routes[name])
-        return _Side(vectors=vectors, labels=labels, keys=samples.keys, owners=own)
-    if samples.captions is not None:
-        num_captions = np.array([len(texts) for texts in samples.captions], dtype=np.int64)
-        owners = np.repeat(own, num_captions)
-        return _Side(
-            vectors=_caption_vectors(subject, samples),
-            labels=None if labels is None else labels[owners],
-            keys=tuple(text for texts in samples.captions for text in texts),
-            owners=owners,
-            num_captions=num_captions,
-        )
-    classes = len(subject.labels.class_names)
-    averaged = variant == "prompt-average"
-    weights = subject.averaged_weights() if averaged else subject.class_weights()
-    each = np.eye(classes, dtype=np.bool_) if subject.labels.multi_label else np.arange(classes)
-    return _Side(vectors=weights, labels=each, keys=subject.class_names)
-
-
-def _caption_vectors(subject: Subject, samples: SampleSet) -> Floats:
-    """(T, D) of all captions of a set."""
-    return np.asarray(subject.embeddings.captions(subject.space, samples).numpy())
-
-
-def _penalty(
-    subject: Subject, routes: dict[str, Route], query: str, sides: list[_Side], variant: str
-) -> GalleryPenalty | None:
-    vectors, gallery = sides[0].vectors, sides[1].vectors
-    if variant == "csls":
-        return csls_penalty(vectors, gallery)
-    if variant != "qb-norm":
-        return None
-    bank = subject.bank()
-    if query == TEXT:
-        queries = _caption_vectors(subject, bank)
-    else:
-        queries = subject.vectors(routes[query], bank)
-    return query_bank_penalty(vectors, gallery, queries)
-
-
-def _measure(
-    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None, notes: list[str]
-) -> Measured:
-    settings: dict[str, Any] = {
-        "penalty": penalty,
-        "num_bootstrap": subject.suite.num_bootstrap,
-        "seed": subject.suite.seed,
-    }
-    vectors = query.vectors, gallery.vectors
-    figures: list[dict[str, Any]] = []
-    outcomes: dict[str, NDArray[Any]] = {}
-    if query.owners is not None and gallery.owners is not None:
-        found = find_own(
-            *vectors, query_captions=query.num_captions, gallery_captions=gallery.num_captions,
-            **settings,
-        )  # fmt: skip
-        figures += [figure(metric, level="instance") for metric in found.metrics]
-        outcomes |= found.outcomes
-    if query.labels is not None and gallery.labels is not None:
-        own_samples = query.of_samples and gallery.of_samples
-        found = find_class(
-            *vectors, query.labels, gallery.labels,
-            own_samples=own_samples, num_captions=query.num_captions, **settings,
-        )  # fmt: skip
-        figures += [figure(metric, level="class") for metric in found.metrics]
-        notes = [*notes, *found.notes]
-        outcomes |= found.outcomes
+    instance = find_own(query, gallery, penalty=penalty, **subject.resampling)
+    by_class = find_class(query, gallery, penalty=penalty, **subject.resampling)
+    found = {"instance": instance, "class": by_class}
     return Measured(
-        figures=figures,
-        details={"examples": _examples(subject, query, gallery, penalty)},
-        outcomes=outcomes,
-        note=in_sentences(notes),
+        figures=[
+            figure(metric, level=level)
+            for level, result in found.items()
+            for metric in (result.metrics if result else ())
+        ],
+        details={
+            "examples": _examples(pair, query, gallery, penalty),
+            "sensors": {name: route.layout.sensor.name for name, route in routes.items()},
+        },
+        outcomes={
+            name: values
+            for result in found.values()
+            for name, values in (result.outcomes if result else {}).items()
+        },
+        note=in_sentences([*notes, *(by_class.notes if by_class else ())]),
     )
 
 
 def _examples(
-    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None
+    pair: _Pair, query: Side, gallery: Side, penalty: GalleryPenalty | None
 ) -> list[dict[str, Any]]:
     """A few queries, always the same, with what they find first.
 
     Where classes judge two modalities of the samples, the query's own one is left out, as it is
-    from the figures by class.
+    from the values by class.
     """
+    subject, keys = pair.subject, (pair.keys(pair.query), pair.keys(pair.gallery))
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
     chosen = np.sort(drawn[:NUM_EXAMPLES])
     limited = None
@@ -223,12 +188,12 @@ def _examples(
         best = best[own[best] > -np.inf]
         examples.append(
             {
-                "query": query.keys[index],
+                "query": keys[0][index],
                 "query_index": int(index) if query.of_samples else None,
                 "label": _names(subject, query, int(index)),
                 "results": [
                     {
-                        "key": gallery.keys[item],
+                        "key": keys[1][item],
                         "index": int(item) if gallery.of_samples else None,
                         "label": _names(subject, gallery, int(item)),
                         "cosine": float(own[item]),
@@ -241,8 +206,8 @@ def _examples(
     return examples
 
 
-def _names(subject: Subject, side: _Side, index: int) -> list[str]:
-    """Its classes; none of a caption, which says what it is itself."""
+def _names(subject: Subject, side: Side, index: int) -> list[str]:
+    """Its classes; none of a caption, which is its own label."""
     if side.labels is None or side.num_captions is not None:
         return []
     own = side.labels[index]
@@ -250,7 +215,7 @@ def _names(subject: Subject, side: _Side, index: int) -> list[str]:
     return [names[k] for k in np.flatnonzero(own)] if side.labels.ndim == 2 else [names[int(own)]]
 
 
-def _right(query: _Side, gallery: _Side, index: int, item: int) -> bool:
+def _right(query: Side, gallery: Side, index: int, item: int) -> bool:
     """The same class where there are classes, else the same sample."""
     if query.labels is None or gallery.labels is None:
         assert query.owners is not None

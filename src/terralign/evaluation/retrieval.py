@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Captions, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.encoders.protocols import TextEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
-from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.caption_recall import (
     Counts,
     captions_find_images,
@@ -56,178 +56,158 @@ def evaluate_retrieval(
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
     only_captions = samples.captions is not None and samples.labels is None
-    query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
-    of_names = TEXT in (query, gallery) and samples.captions is None
+    names = (query or (TEXT if only_captions and gallery != TEXT else own.tower), gallery)
+    of_names = TEXT in names and samples.captions is None
     chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
-    sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
+    routes = {name: choose_route(space, samples, name) for name in names if name != TEXT}
+    embedded = {name: get(route) for name, route in routes.items()}
+    sides = [
+        _text_side(space, samples, chosen)
+        if name == TEXT
+        else image_side(samples, routes[name].tower, embedded[name].vectors.numpy())
+        for name in names
+    ]
     result = _rank(samples, *sides)
-    notes = dict.fromkeys(note for side in sides for note in side.no_data)
+    notes = dict.fromkeys(note for one in embedded.values() for note in one.notes)
+    words = "captions" if samples.captions is not None else "class names"
     return Evaluation(
         task="retrieval",
         dataset=samples.name,
         split=samples.split,
         space_id=space.space_id,
         tower=f"{sides[0].name} -> {sides[1].name}",
-        note=f"{sides[0].note} finds {sides[1].note}",
+        note=" finds ".join(words if name == TEXT else routes[name].note for name in names),
         prompts=chosen.describe() if chosen is not None else None,
         class_names=None,
         result=replace(result, notes=(*result.notes, *notes)),
-        valid_share=min(side.valid_share for side in sides),
-        sensor=" and ".join(sorted({side.sensor for side in sides if side.sensor})) or None,
+        valid_share=min((one.valid_share for one in embedded.values()), default=1.0),
+        sensor=" and ".join(sorted({one.layout.sensor.name for one in routes.values()})) or None,
     )
 
 
-class _Side:
-    """The vectors of one modality, and how they belong to the samples.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """One modality, and how its M rows belong to the N samples.
 
-    `vectors` (M, D). `owners`: (M,) the sample that each row belongs to, None where row k is class
-    k. `captions`: the texts, where rows are captions, in the samples' order.
+    `name`: "text" or a tower. `vectors` (M, D). `labels`: (M,) classes or (M, K) bool, None without
+    any. `owners`: (M,) the sample that each row belongs to, None where row k is class k.
+    `num_captions`: (N,) of each sample, where rows are captions.
     """
 
-    def __init__(
-        self,
-        space: EmbeddingSpace,
-        samples: SampleSet,
-        name: str,
-        *,
-        prompts: PromptSet | None,
-        embed: Embed,
-    ) -> None:
-        self.captions: Captions | None = None
-        self.sensor: str | None = None
-        self.valid_share, self.no_data = 1.0, list[str]()
-        self.owners: NDArray[np.int64] | None = np.arange(len(samples), dtype=np.int64)
-        if name != TEXT:
-            route = choose_route(space, samples, name)
-            self.name, self.note = route.tower, route.note
-            self.sensor = route.layout.sensor.name
-            embedded = embed(route)
-            self.vectors: NDArray[Any] = embedded.vectors.numpy()
-            self.valid_share, self.no_data = embedded.valid_share, embedded.notes
-            return
-        self.name = TEXT
-        if samples.captions is not None:
-            self.note = "captions"
-            self.captions = samples.captions
-            self.vectors = embed_captions(space, samples.captions)
-            self.owners = np.repeat(self.owners, [len(texts) for texts in self.captions])
-            return
-        if samples.labels is None:
-            raise DataError(f"data set {samples.name!r} has neither captions nor class names")
-        self.owners = None
-        self.note = "class names"
-        self.vectors = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
+    name: str
+    vectors: NDArray[Any]
+    labels: NDArray[Any] | None
+    owners: NDArray[np.int64] | None = None
+    num_captions: Counts | None = None
 
     @property
     def of_samples(self) -> bool:
         """Whether row k is sample k, as one of its sensors shows it."""
-        return self.owners is not None and self.captions is None
-
-    @property
-    def num_captions(self) -> Counts | None:
-        """How many captions each sample has, (N,), where rows are captions."""
-        if self.captions is None:
-            return None
-        return np.array([len(texts) for texts in self.captions], dtype=np.int64)
+        return self.owners is not None and self.num_captions is None
 
 
-def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
+def image_side(samples: SampleSet, tower: str, vectors: NDArray[Any]) -> Side:
+    """The samples as a tower embeds them, (N, D)."""
+    labels = None if samples.labels is None else samples.labels.values
+    return Side(name=tower, vectors=vectors, labels=labels, owners=np.arange(len(samples)))
+
+
+def caption_side(samples: SampleSet, captions: Captions, vectors: NDArray[Any]) -> Side:
+    """The captions of the samples, one after another, (T, D)."""
+    num_captions = np.array([len(texts) for texts in captions], dtype=np.int64)
+    owners = np.repeat(np.arange(len(samples)), num_captions)
+    labels = None if samples.labels is None else samples.labels.values[owners]
+    return Side(
+        name=TEXT, vectors=vectors, labels=labels, owners=owners, num_captions=num_captions
+    )
+
+
+def class_side(labels: Labels, weights: NDArray[Any]) -> Side:
+    """The names of the classes, (K, D)."""
+    classes = np.arange(len(labels.class_names), dtype=np.int64)
+    own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
+    return Side(name=TEXT, vectors=weights, labels=own)
+
+
+def _text_side(space: EmbeddingSpace, samples: SampleSet, prompts: PromptSet | None) -> Side:
+    if samples.captions is not None:
+        return caption_side(samples, samples.captions, embed_captions(space, samples.captions))
+    if samples.labels is None:
+        raise DataError(f"data set {samples.name!r} has neither captions nor class names")
+    weights = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
+    return class_side(samples.labels, weights)
+
+
+def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
     """(T, D), one row per caption; equal texts are embedded once, so that they tie exactly."""
     places: dict[str, int] = {}
     rows = [places.setdefault(text, len(places)) for texts in captions for text in texts]
-    return np.asarray(space.encode_text(list(places)).numpy()[rows])
+    return np.asarray(encoder.encode_text(list(places)).numpy()[rows])
 
 
-def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
+def _rank(samples: SampleSet, query: Side, gallery: Side) -> MetricResult:
     if query.owners is None and gallery.owners is None:
         raise DataError("text finds text: name an image modality for the query or the gallery")
-    same = query.name == gallery.name
-    labels = samples.labels
-    instance: MetricResult | None = None
-    if query.owners is not None and gallery.owners is not None and not same:
-        instance = find_own(
-            query.vectors, gallery.vectors,
-            query_captions=query.num_captions, gallery_captions=gallery.num_captions,
-        )  # fmt: skip
-        captions = query.captions or gallery.captions
-        if captions is not None:
-            instance = replace(instance, notes=shared_captions(captions))
-    if labels is None:
-        if instance is None:
+    if query.name == gallery.name:
+        if query.labels is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
-        return instance
-    classes = np.arange(len(labels.class_names), dtype=np.int64)
-    own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
-    judged = (
-        own if query.owners is None else labels.values[query.owners],
-        own if gallery.owners is None else labels.values[gallery.owners],
-    )
-    vectors = query.vectors, gallery.vectors
-    if same:
         return retrieval_metrics(
-            *vectors, query_labels=judged[0], gallery_labels=judged[1], exclude_self=True
-        )
-    own_samples = query.of_samples and gallery.of_samples
-    by_class = find_class(
-        *vectors, *judged, own_samples=own_samples, num_captions=query.num_captions
-    )
-    if instance is None:
-        return by_class
+            query.vectors, gallery.vectors,
+            query_labels=query.labels, gallery_labels=gallery.labels, exclude_self=True,
+        )  # fmt: skip
+    instance, by_class = find_own(query, gallery), find_class(query, gallery)
+    if instance is not None and samples.captions is not None and TEXT in (query.name, gallery.name):
+        instance = replace(instance, notes=shared_captions(samples.captions))
+    found = [one for one in (instance, by_class) if one is not None]
+    if not found:
+        raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
+    if len(found) == 1:
+        return found[0]
     return MetricResult(
-        metrics=instance.metrics + by_class.metrics,
+        metrics=found[0].metrics + found[1].metrics,
         per_class=(),
-        num_classes_without_positives=by_class.num_classes_without_positives,
-        num_queries_left_out=by_class.num_queries_left_out,
-        notes=instance.notes + by_class.notes,
-        outcomes=instance.outcomes | by_class.outcomes,
+        num_classes_without_positives=found[1].num_classes_without_positives,
+        num_queries_left_out=found[1].num_queries_left_out,
+        notes=found[0].notes + found[1].notes,
+        outcomes=found[0].outcomes | found[1].outcomes,
     )
 
 
-def find_own(
-    query: Floats,
-    gallery: Floats,
-    *,
-    query_captions: Counts | None = None,
-    gallery_captions: Counts | None = None,
-    **settings: Any,
-) -> MetricResult:
-    """`recall@k` of two modalities of N samples, the right answer being what is of the same one.
+def find_own(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
+    """`recall@k`, the right answer being what is of the same sample; None where one side is classes.
 
-    `query`, `gallery`: (N, D), row k of sample k; or one row a caption, with how many captions each
-    sample has in `query_captions` or `gallery_captions` (N,). `settings`: `penalty`,
-    `num_bootstrap` and `seed` of `retrieval_metrics`.
+    `settings`: `penalty`, `num_bootstrap` and `seed` of `retrieval_metrics`.
     """
-    if query_captions is not None:
-        return captions_find_images(query, gallery, query_captions, **settings)
-    if gallery_captions is not None:
-        return images_find_captions(query, gallery, gallery_captions, **settings)
-    return retrieval_metrics(query, gallery, target=np.arange(len(query)), **settings)
+    vectors = query.vectors, gallery.vectors
+    if query.owners is None or gallery.owners is None:
+        return None
+    if query.num_captions is not None:
+        return captions_find_images(*vectors, query.num_captions, **settings)
+    if gallery.num_captions is not None:
+        return images_find_captions(*vectors, gallery.num_captions, **settings)
+    return retrieval_metrics(*vectors, target=query.owners, **settings)
 
 
-def find_class(
-    query: Floats,
-    gallery: Floats,
-    query_labels: NDArray[Any],
-    gallery_labels: NDArray[Any],
-    *,
-    own_samples: bool,
-    num_captions: Counts | None = None,
-    **settings: Any,
-) -> MetricResult:
-    """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`.
+def find_class(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
+    """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`; None
+    without labels.
 
-    `own_samples`: row k of both is sample k, which does not find itself; without figures, but with
-    a note, where no class has two samples. `num_captions`: of each sample (N,), where queries are
-    captions: outcomes are those of the samples then. `settings` as in `find_own`.
+    Between two modalities of the samples, a sample does not find itself; a note instead of values
+    where no class has two samples. Where queries are captions, outcomes are those of the samples.
+    `settings` as in `find_own`.
     """
-    if own_samples and not _classes_repeat(query_labels):
+    if query.labels is None or gallery.labels is None:
+        return None
+    own_samples = query.of_samples and gallery.of_samples
+    if own_samples and not _classes_repeat(query.labels):
         return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
     found = retrieval_metrics(
-        query, gallery, query_labels=query_labels, gallery_labels=gallery_labels,
+        query.vectors, gallery.vectors,
+        query_labels=query.labels, gallery_labels=gallery.labels,
         exclude_self=own_samples, **settings,
     )  # fmt: skip
-    if num_captions is not None:
-        found = replace(found, outcomes=outcomes_per_image(found.outcomes, num_captions))
+    if query.num_captions is not None:
+        found = replace(found, outcomes=outcomes_per_image(found.outcomes, query.num_captions))
     return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found
 
 
