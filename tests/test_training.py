@@ -150,7 +150,7 @@ def test_a_call_with_a_folder_is_finished_by_the_next_one(
     monkeypatch.setattr("terralign.train.align.fit", None)  # nothing is trained
     again = align(space, planet, name="mine", folder=str(tmp_path), **QUICK)
     assert again.tower_id() == tower.tower_id()
-    with pytest.raises(RecipeError, match="holds a tower of other data, settings or another space"):
+    with pytest.raises(RecipeError, match="holds a tower of other settings, data or weights"):
         align(space, planet, name="mine", folder=tmp_path, **QUICK, seed=1)
 
 

@@ -17,11 +17,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from terralign.bench.data import divide
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.rows import format_bench_table
 from terralign.bench.run import run_bench
-from terralign.bench.subject import _divide
 from terralign.bench.suite import Suite, load_suite, parse_suite
 from terralign.cli import main
 from terralign.datasets.catalog import open_dataset
@@ -363,7 +363,7 @@ def test_thresholds_come_from_validation_data_alone(
 def test_classes_that_validation_data_lack_are_told(brief: Path) -> None:
     name = "synthetic-scenes-multilabel"
     samples = limit_samples(open_dataset(name, data_root=None, split="test"), 16)
-    unseen = (~_divide(samples, (0, 1), 0)[0].labels.any(axis=0)).sum()
+    unseen = (~divide(samples, (0, 1), 0)[0].labels.any(axis=0)).sum()
     assert unseen > 0
     row = one(brief, model="base", task="decisions", metric="macro_f1", variant="plain")
     assert f"{unseen} of 12 classes have no positives there" in row.note
@@ -521,13 +521,17 @@ def test_sets_with_the_same_pixels_share_their_embeddings(
     finished: Path, spaces: dict[str, Path]
 ) -> None:
     # The entry "many" is "scenes" with other labels: reported and validation samples alike.
-    hashes = [read_json(path) for path in (finished / "pixels").iterdir()]
-    optical = [one["sentinel2-l2a"] for one in hashes if "sentinel2-l2a" in one]
-    assert len(optical) > len(set(optical))
-    # "as is" is the plain pixels of fewer samples; every file is one pass over one set.
-    count = len(list((finished / "embeddings").iterdir()))
-    run_bench(suite(), [str(path) for path in spaces.values()], finished)
-    assert len(list((finished / "embeddings").iterdir())) == count
+    scenes, many = (
+        limit_samples(open_dataset(name, data_root=None, split="val"), 30)
+        for name in ("synthetic-scenes", "synthetic-scenes-multilabel")
+    )
+    assert scenes.fingerprint != many.fingerprint
+    assert pixels_id(scenes) == pixels_id(many)
+    towers = (EmbeddingSpace.load(path) for path in spaces.values())
+    num_towers = sum(len(space.tower_names) for space in towers)
+    # Of "scenes" three splits and the conditions of robustness, of "photos" three splits.
+    vectors = list((finished / "embeddings").glob("*.safetensors"))
+    degraded = len(rows_of(finished, task="robustness", metric="top1")) - num_towers
 
 
 @pytest.mark.parametrize("passes", [0, 3, 4])
@@ -789,13 +793,13 @@ def test_parts_of_a_set_without_another_split_do_not_overlap_and_have_every_clas
     samples = limit_samples(open_dataset("synthetic-scenes", data_root=None, split="val"), 200)
     assert samples.labels is not None
     pattern = (0, 0, 0, 0, 0, 1, 1, 2, 2, 2)
-    parts = _divide(samples, pattern, 0)
+    parts = divide(samples, pattern, 0)
     rows = np.concatenate([part.rows for part in parts.values()])
     assert sorted(rows) == list(range(200))
     assert [len(part.rows) for part in parts.values()] == [100, 40, 60]
     for part in parts.values():
         assert len(np.unique(part.labels)) == len(samples.labels.class_names)
-    again = _divide(samples, pattern, 0)
+    again = divide(samples, pattern, 0)
     assert all((parts[number].rows == again[number].rows).all() for number in parts)
 
 

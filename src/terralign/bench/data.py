@@ -18,10 +18,9 @@ from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps, title
-from terralign.datasets.sample import Labels, SampleSet
+from terralign.datasets.sample import Labels, SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.errors import RecipeError
-from terralign.evaluation.classification import require_labels
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from terralign.bench.folder import set_damaged_aside
 from terralign.datasets.batches import keep_in_memory

@@ -75,9 +75,7 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
                 subject=subject, space=space, text=text,
                 query=query, gallery=gallery, variant=variant,
             )  # fmt: skip
-            yield Job(
-                where=where, identity=identity, version=VERSION, run=partial(_retrieve, pair)
-            )
+            yield Job(where=where, identity=identity, version=VERSION, run=partial(_retrieve, pair))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from terralign.bench.classify import cosines
-from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.data import Skipped
+from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
 from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences
 from terralign.bench.text import ClassText

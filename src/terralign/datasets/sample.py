@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.errors import DataError, SplitError
+from terralign.errors import DataError, SensorError, SplitError
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
+from terralign.sensors import RGB
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,29 @@ class SampleSet(Protocol):
         Raises `DataError` naming the file that is missing or damaged. Thread-safe.
         """
         ...
+
+
+def require_labels(samples: SampleSet) -> Labels:
+    """The labels of a set; `DataError` where it has none."""
+    if samples.labels is None:
+        raise DataError(
+            f"data set {samples.name!r} has no labels; it can be retrieved (task='retrieval') and "
+            "aligned without them (labels=False), not classified"
+        )
+    return samples.labels
+
+
+def optical_layout(samples: SampleSet) -> PixelLayout:
+    """The sensor of the samples that makes an RGB picture: `rgb` itself, else one's composite."""
+    layouts = samples.layouts
+    if RGB in layouts:
+        return layouts[RGB]
+    for layout in layouts.values():
+        if layout.composite is not None:
+            return layout
+    raise SensorError(
+        f"data set {samples.name!r} has {', '.join(layouts)}: none makes an RGB picture"
+    )
 
 
 def is_mapped(samples: SampleSet) -> bool:

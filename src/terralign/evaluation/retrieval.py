@@ -117,9 +117,7 @@ def caption_side(samples: SampleSet, captions: Captions, vectors: NDArray[Any]) 
     num_captions = np.array([len(texts) for texts in captions], dtype=np.int64)
     owners = np.repeat(np.arange(len(samples)), num_captions)
     labels = None if samples.labels is None else samples.labels.values[owners]
-    return Side(
-        name=TEXT, vectors=vectors, labels=labels, owners=owners, num_captions=num_captions
-    )
+    return Side(name=TEXT, vectors=vectors, labels=labels, owners=owners, num_captions=num_captions)
 
 
 def class_side(labels: Labels, weights: NDArray[Any]) -> Side:
@@ -174,7 +172,7 @@ def _rank(samples: SampleSet, query: Side, gallery: Side) -> MetricResult:
 
 
 def find_own(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
-    """`recall@k`, the right answer being what is of the same sample; None where one side is classes.
+    """`recall@k`, the right answer being what is of the same sample; None for classes.
 
     `settings`: `penalty`, `num_bootstrap` and `seed` of `retrieval_metrics`.
     """

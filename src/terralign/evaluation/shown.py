@@ -11,11 +11,10 @@ import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Labels, SampleSet, Subset
+from terralign.datasets.sample import Labels, SampleSet, Subset, require_labels
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.evaluation.chip_views import VIEWS_LEGEND, jpeg_bytes, sample_views
-from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.page import escape_html, escape_markdown, markdown_row
 from terralign.files import atomic_path
