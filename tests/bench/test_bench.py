@@ -21,7 +21,7 @@ from terralign.bench.data import divide
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.rows import format_bench_table
-from terralign.bench.run import run_bench
+from terralign.bench.run import BenchResult, run_bench
 from terralign.bench.suite import Suite, load_suite, parse_suite
 from terralign.cli import main
 from terralign.datasets.catalog import open_dataset
@@ -517,21 +517,26 @@ def test_other_prompts_models_and_labels_cost_no_forward_pass(
     assert [row for row in before if row not in rows_of(out)] == []
 
 
-def test_sets_with_the_same_pixels_share_their_embeddings(
-    finished: Path, spaces: dict[str, Path]
+def test_benches_share_a_cache_and_sets_with_the_same_pixels_their_embeddings(
+    spaces: dict[str, Path], tmp_path: Path, calls: list[str]
 ) -> None:
-    # The entry "many" is "scenes" with other labels: reported and validation samples alike.
-    scenes, many = (
-        limit_samples(open_dataset(name, data_root=None, split="val"), 30)
-        for name in ("synthetic-scenes", "synthetic-scenes-multilabel")
-    )
-    assert scenes.fingerprint != many.fingerprint
-    assert pixels_id(scenes) == pixels_id(many)
-    towers = (EmbeddingSpace.load(path) for path in spaces.values())
-    num_towers = sum(len(space.tower_names) for space in towers)
-    # Of "scenes" three splits and the conditions of robustness, of "photos" three splits.
-    vectors = list((finished / "embeddings").glob("*.safetensors"))
-    degraded = len(rows_of(finished, task="robustness", metric="top1")) - num_towers
+    def bench(data: str, out: Path) -> BenchResult:
+        text = (
+            'name = "one"\nnum_bootstrap = 20\n[[entries]]\nsplit = "test"\nrole = "unseen"\n'
+            f'tasks = ["zero-shot"]\nlimit = 16\ndata = "{data}"\n'
+        )
+        models = [f"{name}={path}" for name, path in spaces.items()]
+        return run_bench(suite(text), models, out, cache=tmp_path / "cache")
+
+    first = bench("synthetic-scenes", tmp_path / "a")
+    assert sorted(calls) == ["rgb", "rgb", "s2"]
+    calls.clear()
+    # The same pixels with other labels.
+    assert bench("synthetic-scenes-multilabel", tmp_path / "b").num_measured > 0
+    again = bench("synthetic-scenes", tmp_path / "c")
+    assert (calls, again.num_measured) == ([], 0)
+    assert again.rows == first.rows
+    assert {row.versions for row in again.rows} <= set(read_json(tmp_path / "c" / "versions.json"))
 
 
 @pytest.mark.parametrize("passes", [0, 3, 4])
