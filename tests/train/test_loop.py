@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from fakes import metrics_of
 from terralign.datasets.batches import Plan
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.train.checkpoints import Checkpoints
@@ -57,9 +57,6 @@ class _Points:
         indices = self.plan.batch(step).indices
         keys = [f"point-{index}" for index in indices]
         return Prepared(keys=keys, inputs=(self.x[indices], self.y[indices]))
-
-
-TIMES = ("samples_per_second", "seconds_waiting")
 
 
 def _network(dropout: float = 0.5) -> nn.Module:
@@ -106,12 +103,6 @@ def _fit(
         identity={"what": identity}, seed=7, label="toy", validate=validate,
     )  # fmt: skip
     return {key: value.clone() for key, value in module.state_dict().items()}, result
-
-
-def _lines(folder: Path) -> list[dict[str, float]]:
-    """`metrics.jsonl` without its one figure about time."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -212,7 +203,7 @@ def test_an_uninterrupted_run_logs_every_step(
     uninterrupted: tuple[dict[str, Tensor], Path],
 ) -> None:
     weights, folder = uninterrupted
-    rows = _lines(folder)
+    rows = metrics_of(folder)
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert {"loss", "error", "lr", "gradient_norm"} <= rows[0].keys()
     assert not _equal(weights, _network().state_dict())
@@ -229,7 +220,7 @@ def test_stopping_at_any_step_and_resuming_reproduces_the_uninterrupted_run(
     resumed, result = _fit(tmp_path, batches=batches)
     assert result.resumed_at == step + 1
     assert _equal(resumed, weights)
-    assert _lines(tmp_path) == _lines(folder)
+    assert metrics_of(tmp_path) == metrics_of(folder)
     assert sorted(batches.prepared) == list(range(step + 1, NUM_STEPS))  # nothing done again
 
 
@@ -248,7 +239,7 @@ def test_a_crash_between_checkpoints_and_resuming_reproduces_the_uninterrupted_r
     resumed, result = _fit(tmp_path)
     assert result.resumed_at == step
     assert _equal(resumed, weights)
-    assert _lines(tmp_path) == _lines(folder)
+    assert metrics_of(tmp_path) == metrics_of(folder)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -266,7 +257,7 @@ def test_lines_after_the_checkpoint_are_dropped(
     resumed, result = _fit(tmp_path / "run")
     assert result.resumed_at == 6
     assert _equal(resumed, weights)
-    assert _lines(tmp_path / "run") == _lines(folder)
+    assert metrics_of(tmp_path / "run") == metrics_of(folder)
 
 
 def test_a_complete_run_is_not_done_again(tmp_path: Path) -> None:
@@ -409,7 +400,9 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path: Path, part
     split, _ = _fit(tmp_path / "split", module=_network(dropout=0), settings=settings)
     for key, value in whole.items():
         torch.testing.assert_close(split[key], value, rtol=1e-4, atol=1e-5)
-    for one, other in zip(_lines(tmp_path / "whole"), _lines(tmp_path / "split"), strict=True):
+    for one, other in zip(
+        metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "split"), strict=True
+    ):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
@@ -440,7 +433,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
     finally:
         handle.remove()
     assert norms == pytest.approx([0.01] * NUM_STEPS, rel=1e-3)
-    assert min(row["gradient_norm"] for row in _lines(tmp_path)) > 0.01  # logged unclipped
+    assert min(row["gradient_norm"] for row in metrics_of(tmp_path)) > 0.01  # logged unclipped
 
 
 def test_the_best_weights_on_validation_are_kept(tmp_path: Path) -> None:
@@ -457,7 +450,7 @@ def test_the_best_weights_on_validation_are_kept(tmp_path: Path) -> None:
     kept, result = _fit(tmp_path, module=module, settings=settings, validate=validate)
     assert result.best == 0.9
     assert _equal(kept, seen[2])
-    validations = [row["validation"] for row in _lines(tmp_path) if "validation" in row]
+    validations = [row["validation"] for row in metrics_of(tmp_path) if "validation" in row]
     assert validations == [0.1, 0.2, 0.9, 0.3, 0.9, 0.1]
     # Called again, the complete stage gives the same weights without a validation.
     again, result = _fit(tmp_path, settings=settings, validate=lambda: 1.0)
@@ -483,7 +476,7 @@ def test_keeping_the_best_resumes_exactly(tmp_path: Path) -> None:
         with pytest.raises(Interrupted):
             run(folder, at={step: _stop})
         assert _equal(run(folder), whole)
-        assert _lines(folder) == _lines(tmp_path / "whole")
+        assert metrics_of(folder) == metrics_of(tmp_path / "whole")
 
 
 def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path) -> None:

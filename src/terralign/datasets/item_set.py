@@ -16,7 +16,7 @@ from PIL import Image
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.fingerprint import fingerprint, hash_numbers
-from terralign.datasets.sample import Captions, Indexed, Labels
+from terralign.datasets.sample import Captions, Indexed, Labels, as_numbers
 from terralign.errors import DataError, first_line
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size, image_with_mask, resize_rgb
@@ -207,13 +207,7 @@ def tensor_of(item: Any, image_key: str) -> NDArray[Any]:
         raise DataError(
             f"an item has no {image_key!r}, but {', '.join(map(repr, item))} (image_key=)"
         )
-    value = item[image_key]
-    if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        exact = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-        array: NDArray[Any] = exact.numpy()
-    else:
-        array = np.asarray(value)
+    array = as_numbers(item[image_key])
     if array.ndim != 3 or array.dtype.kind not in "iuf":
         raise DataError(
             f"{image_key!r} has shape {array.shape} and type {array.dtype}; expected numbers "

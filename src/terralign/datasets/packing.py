@@ -11,7 +11,7 @@ import numpy as np
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import Packed, PackSettings, StoreSet, pack
-from terralign.datasets.store.identity import hash_samples
+from terralign.datasets.store.writing import hash_samples
 from terralign.errors import SplitError
 from terralign.scenes.pictures import Size, as_picture_size, describe_size
 
