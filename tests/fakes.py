@@ -91,12 +91,9 @@ def input_spec(
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of all `metrics.jsonl` below a folder, without the keys that measure time."""
-    lines = [
-        json.loads(line)
-        for path in sorted(folder.rglob("metrics.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
+    """The lines of a `metrics.jsonl`, or of all below a folder, without what measures time."""
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("metrics.jsonl"))
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     return [{key: value for key, value in one.items() if key not in TIMES} for one in lines]
 
 

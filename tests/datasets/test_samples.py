@@ -644,7 +644,7 @@ def test_a_torchvision_set_gives_pictures_of_their_size_or_of_a_towers() -> None
     samples = Samples.from_torchvision(Pictures())
     assert samples.labels.class_names == ("cat", "aeroplane")
     assert samples[0]["rgb"].shape == (3, 30, 30)
-    with pytest.raises(DataError, match=r"must be of one size: give pictures a size \(size=\)"):
+    with pytest.raises(DataError, match=r"must be of one size: give RGB images a size \(size=\)"):
         samples.read(np.array([0, 1]))
     assert samples.at_size(16).read(np.arange(3))["rgb"].shape == (3, 3, 16, 16)
     assert Samples.from_torchvision(Pictures(), size=8)[1]["rgb"].shape == (3, 8, 8)

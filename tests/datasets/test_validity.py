@@ -23,6 +23,7 @@ from fake_world.files import (
     write_v1_json,
     write_v1_radar_json,
 )
+from fakes import input_spec
 from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
@@ -31,7 +32,6 @@ from terralign.datasets.sample import SampleSet, Subset
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.errors import DataError
 from terralign.preprocess import make_ready, resize, scale_bands, scale_composite, to_physical
-from terralign.preprocess.spec import InputSpec
 
 MINE = """
 name = "mine"
@@ -191,11 +191,7 @@ def assert_masked(samples: SampleSet, kind: Kind) -> None:
         if layout.composite is not None:
             picture = scale_composite(raw, layout)
             assert torch.equal(~picture.isnan(), valid[:, :3])
-        spec = InputSpec(
-            sensors=(sensor,), bands=layout.bands, size=8, mean=(0.3,) * len(layout.bands),
-            ranges={sensor: ((-40.0, 40.0),) * len(layout.bands)},
-            std=(0.2,) * len(layout.bands),
-        )  # fmt: skip
+        spec = input_spec(sensor, layout.bands, (-40.0, 40.0), mean=0.3, std=0.2, size=8)
         ready = make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
         for place, row in enumerate(rows):
             assert ((ready[place] == 0).float().mean() == 0.5) == (row == 1)

@@ -23,7 +23,7 @@ from terralign.evaluation.diagnostic_figures import (
 )
 from terralign.evaluation.diagnostics import Projection, project
 from terralign.evaluation.metrics import MetricResult
-from terralign.evaluation.ranking import retrieval_metrics
+from terralign.evaluation.ranking import recall_metrics
 
 
 def _projection() -> Projection:
@@ -47,7 +47,7 @@ def _result(noise: float, ks: tuple[int, ...] = (1, 2, 3, 5, 10, 11, 20, 50)) ->
     generator = np.random.default_rng(2)
     gallery = generator.normal(size=(200, 16))
     query = gallery + noise * generator.normal(size=(200, 16))
-    return retrieval_metrics(query, gallery, target=np.arange(200), ks=ks, num_bootstrap=50)
+    return recall_metrics(query, gallery, ks=ks, num_bootstrap=50)
 
 
 def test_labels_keep_apart() -> None:

@@ -24,9 +24,9 @@ from terralign.datasets.batches import Plan
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
+    Batch,
     FitResult,
     LoopSettings,
-    Prepared,
     fit,
     learning_rate,
     parameter_groups,
@@ -52,11 +52,11 @@ class _Points:
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
-    def prepare(self, step: int) -> Prepared:
+    def prepare(self, step: int) -> Batch:
         self.prepared.append(step)
         indices = self.plan.batch(step).indices
         keys = [f"point-{index}" for index in indices]
-        return Prepared(keys=keys, inputs=(self.x[indices], self.y[indices]))
+        return Batch(keys=keys, pixels=self.x[indices], targets=self.y[indices])
 
 
 def _network(dropout: float = 0.5) -> nn.Module:
@@ -67,23 +67,22 @@ def _network(dropout: float = 0.5) -> nn.Module:
         )
 
 
-class _Loss:
+class _Learner(nn.Module):
     """Mean squared error; `at` runs before the loss of its step (0-based) is computed."""
 
     def __init__(self, module: nn.Module, at: dict[int, Callable[[], None]] | None = None) -> None:
-        self.module, self.at, self.calls = module, at or {}, 0
+        super().__init__()
+        self.module, self.at, self.step, self.first = module, at or {}, -1, ""
 
-    def __call__(
-        self, inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        if part == 0:
-            act = self.at.get(self.calls)
-            self.calls += 1
-            if act is not None:
-                act()
-        x, y = (value.tensor_split(num_parts)[part] for value in inputs)
-        loss = F.mse_loss(self.module(x).float(), y)
-        return loss, {"error": float(loss.detach())}, len(x)
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        if batch.keys[0] != self.first:  # no part of the batch before
+            self.step, self.first = self.step + 1, batch.keys[0]
+        act = self.at.pop(self.step, None)
+        if act is not None:
+            act()
+        assert batch.targets is not None
+        loss = F.mse_loss(self.module(batch.pixels).float(), batch.targets)
+        return loss, {"error": float(loss.detach())}
 
 
 def _fit(
@@ -99,7 +98,7 @@ def _fit(
     module = module or _network()
     torch.manual_seed(torch.seed() % 2**31)  # whatever the state was before does not matter
     result = fit(
-        module, _Loss(module, at), batches or _Points(), settings, folder,
+        _Learner(module, at), batches or _Points(), settings, folder,
         identity={"what": identity}, seed=7, label="toy", validate=validate,
     )  # fmt: skip
     return {key: value.clone() for key, value in module.state_dict().items()}, result
@@ -483,7 +482,7 @@ def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     module = _network()
     fit(
-        module, _Loss(module), _Points(), SETTINGS, tmp_path,
+        _Learner(module), _Points(), SETTINGS, tmp_path,
         identity={}, seed=0, label="toy", tensorboard=True,
     )  # fmt: skip
     assert list(tmp_path.glob("events.out.tfevents.*"))

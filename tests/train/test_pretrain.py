@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,12 @@ import torch
 from fakes import assert_resumes_exactly, losses_of
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.errors import DataError, RecipeError
-from terralign.train.pretrain import PretrainSettings, contrastive_loss, pretrain
+from terralign.train.pretrain import PretrainSettings, pretrain
 
 
 @pytest.fixture
 def settings(tiny_clip_config: dict[str, Any]) -> PretrainSettings:
     return PretrainSettings(architecture=tiny_clip_config, epochs=4, batch_size=8, lr=2e-3)
-
-
-def test_the_contrastive_loss_by_hand() -> None:
-    images = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    # cosines [[1, 0.6], [0, 0.8]], times 2
-    rows = math.log1p(math.exp(-0.8)) + math.log1p(math.exp(-1.6))
-    columns = math.log1p(math.exp(-2.0)) + math.log1p(math.exp(-0.4))
-    loss = contrastive_loss(images, texts, torch.tensor(2.0))
-    assert float(loss) == pytest.approx((rows + columns) / 4)
 
 
 def test_pretraining_learns_captions(

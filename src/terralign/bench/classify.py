@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.data import Part, Skipped, labels_id
+from terralign.bench.hubness import TRANSDUCTIVE, correct, csls_penalty
 from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences, per_class
 from terralign.bench.text import ClassText
-from terralign.bench.variants import TRANSDUCTIVE, correct
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.calibration import (
     ReliabilityCurve,
@@ -25,7 +25,6 @@ from terralign.evaluation.calibration import (
     top_label_curve,
 )
 from terralign.evaluation.embed import Route
-from terralign.evaluation.hubness import csls_penalty
 from terralign.evaluation.metrics import f1_metrics
 from terralign.evaluation.rows import PLAIN
 
@@ -82,8 +81,7 @@ def class_scores(
     scores = cosines(vectors, weights)
     if penalty is None:
         return scores
-    queries, classes = np.arange(len(vectors)), np.arange(len(weights))
-    scores = np.asarray(scores.astype(np.float64) - penalty.of(queries[:, None], classes[None]))
+    scores = np.asarray(scores.astype(np.float64) - penalty.of(slice(None)))
     if variant == "csls" and multi_label:
         return scores - csls_penalty(weights, vectors).values[:, None]
     return scores

@@ -1,10 +1,10 @@
 """Retrieval between all pairs of modalities: the same sample, and the same class.
 
-By class, a sample does not find itself in another modality: that its own place is the nearest says
+By class, a sample does not find itself in another modality: that its own place is the nearest shows
 that two sensors agree, which the instance level measures, and nothing about classes.
 
 Captions are texts as they are, of which a sample may have several: the protocol and its intervals
-are those of `evaluation/caption_recall.py`.
+are those of `evaluation/ranking.py`.
 
 Q queries, G gallery items, D embedding dimensions, N samples.
 """
@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.data import Skipped
+from terralign.bench.hubness import TRANSDUCTIVE, correct
 from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences
 from terralign.bench.text import ClassText
-from terralign.bench.variants import TRANSDUCTIVE, correct
 from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Route
+from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.retrieval import (
     TEXT,
     Side,
@@ -37,9 +38,9 @@ from terralign.evaluation.retrieval import (
     shared_captions,
 )
 from terralign.evaluation.rows import PLAIN
-from terralign.evaluation.similarity import GalleryPenalty, Similarities
+from terralign.evaluation.similarity import GalleryPenalty, similarity_blocks
 
-VERSION = 3
+VERSION = 4
 NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
 
@@ -99,7 +100,7 @@ class _Pair:
         """One of the two modalities."""
         samples = self.subject.samples
         if name != TEXT:
-            return image_side(samples, name, self.subject.vectors(self.routes[name]))
+            return image_side(samples, self.subject.vectors(self.routes[name]))
         if self.text is not None:
             return class_side(self.subject.data.labels, self.text.weights(self.variant))
         assert samples.captions is not None
@@ -112,15 +113,6 @@ class _Pair:
         if self.query == TEXT:
             return self.subject.embeddings.captions(self.space, bank)
         return self.subject.vectors(self.routes[self.query], bank)
-
-    def keys(self, name: str) -> tuple[str, ...]:
-        """The names of a side's rows."""
-        samples = self.subject.samples
-        if name != TEXT:
-            return samples.keys
-        if self.text is not None:
-            return self.text.class_names
-        return tuple(text for texts in samples.captions or () for text in texts)
 
 
 def _retrieve(pair: _Pair) -> Measured:
@@ -136,50 +128,42 @@ def _retrieve(pair: _Pair) -> Measured:
     query, gallery = replace(query, vectors=queries), replace(gallery, vectors=items)
     if pair.variant in TRANSDUCTIVE:
         notes.append("transductive: it sees all queries at once")
-    instance = find_own(query, gallery, penalty=penalty, **subject.resampling)
-    by_class = find_class(query, gallery, penalty=penalty, **subject.resampling)
-    found = {"instance": instance, "class": by_class}
+    figures: list[dict[str, Any]] = []
+    outcomes: Outcomes = {}
+    for level, find in (("instance", find_own), ("class", find_class)):
+        found = find(query, gallery, penalty=penalty, **subject.resampling)
+        if found is not None:
+            figures += [figure(metric, level=level) for metric in found.metrics]
+            notes += found.notes
+            outcomes |= found.outcomes
     return Measured(
-        figures=[
-            figure(metric, level=level)
-            for level, result in found.items()
-            for metric in (result.metrics if result else ())
-        ],
+        figures=figures,
         details={
-            "examples": _examples(pair, query, gallery, penalty),
+            "examples": _examples(subject, query, gallery, penalty),
             "sensors": {name: route.layout.sensor.name for name, route in routes.items()},
         },
-        outcomes={
-            name: values
-            for result in found.values()
-            for name, values in (result.outcomes if result else {}).items()
-        },
-        note=in_sentences([*notes, *(by_class.notes if by_class else ())]),
+        outcomes=outcomes,
+        note=in_sentences(notes),
     )
 
 
 def _examples(
-    pair: _Pair, query: Side, gallery: Side, penalty: GalleryPenalty | None
+    subject: Subject, query: Side, gallery: Side, penalty: GalleryPenalty | None
 ) -> list[dict[str, Any]]:
     """A few queries, always the same, with what they find first.
 
     Where classes judge two modalities of the samples, the query's own one is left out, as it is
     from the values by class.
     """
-    subject, keys = pair.subject, (pair.keys(pair.query), pair.keys(pair.gallery))
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
     chosen = np.sort(drawn[:NUM_EXAMPLES])
-    limited = None
-    if penalty is not None:
-        queries = None if penalty.queries is None else penalty.queries[chosen]
-        limited = GalleryPenalty(values=penalty.values, queries=queries)
-    tiles = Similarities(query.vectors[chosen], gallery.vectors, penalty=limited)
-    rows = slice(0, len(chosen))
-    similarity = np.concatenate(
-        [tile for _, tile in tiles.tiles(rows, tiles.unit_queries(rows))], axis=1
-    )
+    if penalty is not None and penalty.queries is not None:
+        penalty = replace(penalty, queries=penalty.queries[chosen])
+    blocks = similarity_blocks(query.vectors[chosen], gallery.vectors, penalty=penalty)
+    similarity = np.concatenate([block for _, block in blocks])
     if query.of_samples and gallery.of_samples and query.labels is not None:
         similarity[np.arange(len(chosen)), chosen] = -np.inf
+    keys = [_keys(subject, side) for side in (query, gallery)]
     examples = []
     for own, index in zip(similarity, chosen, strict=True):
         best = np.argsort(-own, kind="stable")[:EXAMPLE_DEPTH]
@@ -204,9 +188,19 @@ def _examples(
     return examples
 
 
+def _keys(subject: Subject, side: Side) -> tuple[str, ...]:
+    """The names of the rows of a side."""
+    if side.owners is None:
+        return subject.class_names
+    captions = subject.samples.captions
+    if side.captions and captions is not None:
+        return tuple(text for texts in captions for text in texts)
+    return subject.samples.keys
+
+
 def _names(subject: Subject, side: Side, index: int) -> list[str]:
-    """Its classes; none of a caption, which is its own label."""
-    if side.labels is None or side.num_captions is not None:
+    """Its classes; none of a caption, which is text itself."""
+    if side.labels is None or side.captions:
         return []
     own = side.labels[index]
     names = subject.class_names

@@ -1,4 +1,7 @@
-"""Retrieval between any two of text, RGB and the aligned sensors, over the samples of one set."""
+"""Retrieval between any two of text, RGB and the aligned sensors, over the samples of one set.
+
+N samples, M rows of a side, K classes, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,55 @@ from terralign.encoders.protocols import TextEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
-from terralign.evaluation.caption_recall import (
-    Counts,
-    captions_find_images,
-    images_find_captions,
-    outcomes_per_image,
-)
+from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.classification import choose_prompts
 from terralign.evaluation.embed import Embed, choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult
-from terralign.evaluation.ranking import retrieval_metrics
+from terralign.evaluation.ranking import map_metrics, outcomes_by_owner, recall_metrics
 from terralign.evaluation.result import Evaluation
 
 TEXT = "text"
 OWN_SAMPLE = "by class a query does not find its own sample"
-NO_CLASS_REPEATS = "no two samples share a class, so that there is no figure by class"
+NO_CLASS_REPEATS = "no two samples share a class, so that there is no metric by class"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """One modality of the samples of a set, as queries or as the gallery.
+
+    `vectors`: (M, D). `owners`: (M,) the sample that each row belongs to, None where row k is class
+    k. `labels`: (M,) classes or (M, K) bool, None without. `captions`: whether rows are captions.
+    """
+
+    vectors: Floats
+    owners: NDArray[np.int64] | None = None
+    labels: NDArray[Any] | None = None
+    captions: bool = False
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether row i is sample i, as one of its sensors shows it."""
+        return self.owners is not None and not self.captions
+
+
+def image_side(samples: SampleSet, vectors: Floats) -> Side:
+    """The samples themselves, `vectors` (N, D)."""
+    labels = None if samples.labels is None else samples.labels.values
+    return Side(vectors=vectors, owners=np.arange(len(samples)), labels=labels)
+
+
+def caption_side(samples: SampleSet, captions: Captions, vectors: Floats) -> Side:
+    """All captions of the samples in their order, `vectors` (M, D)."""
+    owners = np.repeat(np.arange(len(samples)), [len(texts) for texts in captions])
+    labels = None if samples.labels is None else samples.labels.values[owners]
+    return Side(vectors=vectors, owners=owners, labels=labels, captions=True)
+
+
+def class_side(labels: Labels, weights: Floats) -> Side:
+    """The names of the classes, `weights` (K, D)."""
+    num_classes = len(labels.class_names)
+    own = np.eye(num_classes, dtype=np.bool_) if labels.multi_label else np.arange(num_classes)
+    return Side(vectors=weights, labels=own)
 
 
 def evaluate_retrieval(
@@ -46,94 +83,77 @@ def evaluate_retrieval(
     query's default is the data's own sensor, or text where the data has captions and no labels.
     Two image modalities of the same samples: `recall@k`, the right answer being the same
     sample; with labels, also class-level `map@k`, for which the query's own sample does not count:
-    finding it says that two sensors agree, and nothing about classes. Text: the captions as they
+    finding it shows that two sensors agree, and nothing about classes. Text: the captions as they
     are where the set has them, else one prompted query per class name (`map@k`). Of several
     captions each is a query for its sample; a sample finds text where its best-ranked caption is
-    among the first k (`recall@k`, see `caption_recall.py`). The same modality twice: class-level,
+    among the first k (`recall@k`, see `ranking.py`). The same modality twice: class-level,
     the query itself left out. `embed`: how to get the vectors of a route, where they were computed
     before.
     """
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
     only_captions = samples.captions is not None and samples.labels is None
-    names = (query or (TEXT if only_captions and gallery != TEXT else own.tower), gallery)
-    of_names = TEXT in names and samples.captions is None
+    query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
+    of_names = TEXT in (query, gallery) and samples.captions is None
     chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
-    routes = {name: choose_route(space, samples, name) for name in names if name != TEXT}
-    embedded = {name: get(route) for name, route in routes.items()}
     sides = [
-        _text_side(space, samples, chosen)
-        if name == TEXT
-        else image_side(samples, routes[name].tower, embedded[name].vectors.numpy())
-        for name in names
+        _modality(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)
     ]
     result = _rank(samples, *sides)
-    notes = dict.fromkeys(note for one in embedded.values() for note in one.notes)
-    words = "captions" if samples.captions is not None else "class names"
+    notes = dict.fromkeys(note for side in sides for note in side.no_data)
     return Evaluation(
         task="retrieval",
         dataset=samples.name,
         split=samples.split,
         space_id=space.space_id,
         tower=f"{sides[0].name} -> {sides[1].name}",
-        note=" finds ".join(words if name == TEXT else routes[name].note for name in names),
+        note=f"{sides[0].note} finds {sides[1].note}",
         prompts=chosen.describe() if chosen is not None else None,
         class_names=None,
         result=replace(result, notes=(*result.notes, *notes)),
-        valid_share=min((one.valid_share for one in embedded.values()), default=1.0),
-        sensor=" and ".join(sorted({one.layout.sensor.name for one in routes.values()})) or None,
+        valid_share=min(side.valid_share for side in sides),
+        sensor=" and ".join(sorted({side.sensor for side in sides if side.sensor})) or None,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Side:
-    """One modality, and how its M rows belong to the N samples.
+class _Modality:
+    """A side, what it is called, and how much of its pixels was valid."""
 
-    `name`: "text" or a tower. `vectors` (M, D). `labels`: (M,) classes or (M, K) bool, None without
-    any. `owners`: (M,) the sample that each row belongs to, None where row k is class k.
-    `num_captions`: (N,) of each sample, where rows are captions.
-    """
-
+    side: Side
     name: str
-    vectors: NDArray[Any]
-    labels: NDArray[Any] | None
-    owners: NDArray[np.int64] | None = None
-    num_captions: Counts | None = None
-
-    @property
-    def of_samples(self) -> bool:
-        """Whether row k is sample k, as one of its sensors shows it."""
-        return self.owners is not None and self.num_captions is None
+    note: str
+    sensor: str | None = None
+    valid_share: float = 1.0
+    no_data: tuple[str, ...] = ()
 
 
-def image_side(samples: SampleSet, tower: str, vectors: NDArray[Any]) -> Side:
-    """The samples as a tower embeds them, (N, D)."""
-    labels = None if samples.labels is None else samples.labels.values
-    return Side(name=tower, vectors=vectors, labels=labels, owners=np.arange(len(samples)))
-
-
-def caption_side(samples: SampleSet, captions: Captions, vectors: NDArray[Any]) -> Side:
-    """The captions of the samples, one after another, (T, D)."""
-    num_captions = np.array([len(texts) for texts in captions], dtype=np.int64)
-    owners = np.repeat(np.arange(len(samples)), num_captions)
-    labels = None if samples.labels is None else samples.labels.values[owners]
-    return Side(name=TEXT, vectors=vectors, labels=labels, owners=owners, num_captions=num_captions)
-
-
-def class_side(labels: Labels, weights: NDArray[Any]) -> Side:
-    """The names of the classes, (K, D)."""
-    classes = np.arange(len(labels.class_names), dtype=np.int64)
-    own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
-    return Side(name=TEXT, vectors=weights, labels=own)
-
-
-def _text_side(space: EmbeddingSpace, samples: SampleSet, prompts: PromptSet | None) -> Side:
+def _modality(
+    space: EmbeddingSpace,
+    samples: SampleSet,
+    name: str,
+    prompts: PromptSet | None,
+    embed: Embed,
+) -> _Modality:
+    if name != TEXT:
+        route = choose_route(space, samples, name)
+        embedded = embed(route)
+        return _Modality(
+            side=image_side(samples, embedded.vectors.numpy()),
+            name=route.tower,
+            note=route.note,
+            sensor=route.layout.sensor.name,
+            valid_share=embedded.valid_share,
+            no_data=tuple(embedded.notes),
+        )
     if samples.captions is not None:
-        return caption_side(samples, samples.captions, embed_captions(space, samples.captions))
+        vectors = embed_captions(space, samples.captions)
+        side = caption_side(samples, samples.captions, vectors)
+        return _Modality(side=side, name=TEXT, note="captions")
     if samples.labels is None:
         raise DataError(f"data set {samples.name!r} has neither captions nor class names")
     weights = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
-    return class_side(samples.labels, weights)
+    return _Modality(side=class_side(samples.labels, weights), name=TEXT, note="class names")
 
 
 def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
@@ -143,69 +163,61 @@ def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
     return np.asarray(encoder.encode_text(list(places)).numpy()[rows])
 
 
-def _rank(samples: SampleSet, query: Side, gallery: Side) -> MetricResult:
-    if query.owners is None and gallery.owners is None:
+def _rank(samples: SampleSet, query: _Modality, gallery: _Modality) -> MetricResult:
+    if query.side.owners is None and gallery.side.owners is None:
         raise DataError("text finds text: name an image modality for the query or the gallery")
+    sides = query.side, gallery.side
     if query.name == gallery.name:
-        if query.labels is None:
+        if query.side.labels is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
-        return retrieval_metrics(
-            query.vectors, gallery.vectors,
-            query_labels=query.labels, gallery_labels=gallery.labels, exclude_self=True,
-        )  # fmt: skip
-    instance, by_class = find_own(query, gallery), find_class(query, gallery)
-    if instance is not None and samples.captions is not None and TEXT in (query.name, gallery.name):
+        vectors, labels = query.side.vectors, query.side.labels
+        return map_metrics(vectors, vectors, labels, labels, exclude_self=True)
+    instance, by_class = find_own(*sides), find_class(*sides)
+    if instance is not None and samples.captions is not None and any(s.captions for s in sides):
         instance = replace(instance, notes=shared_captions(samples.captions))
-    found = [one for one in (instance, by_class) if one is not None]
-    if not found:
-        raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
-    if len(found) == 1:
-        return found[0]
-    return MetricResult(
-        metrics=found[0].metrics + found[1].metrics,
-        per_class=(),
-        num_classes_without_positives=found[1].num_classes_without_positives,
-        num_queries_left_out=found[1].num_queries_left_out,
-        notes=found[0].notes + found[1].notes,
-        outcomes=found[0].outcomes | found[1].outcomes,
+    if instance is None or by_class is None:
+        found = instance or by_class
+        assert found is not None  # the owners of both sides are known, or the labels of both
+        return found
+    return replace(
+        by_class,
+        metrics=instance.metrics + by_class.metrics,
+        notes=instance.notes + by_class.notes,
+        outcomes=instance.outcomes | by_class.outcomes,
     )
 
 
 def find_own(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
-    """`recall@k`, the right answer being what is of the same sample; None for classes.
+    """`recall@k`, the right answer being what is of the same sample; None where a side has classes.
 
-    `settings`: `penalty`, `num_bootstrap` and `seed` of `retrieval_metrics`.
+    `settings`: `penalty`, `num_bootstrap` and `seed` of `recall_metrics`.
     """
-    vectors = query.vectors, gallery.vectors
     if query.owners is None or gallery.owners is None:
         return None
-    if query.num_captions is not None:
-        return captions_find_images(*vectors, query.num_captions, **settings)
-    if gallery.num_captions is not None:
-        return images_find_captions(*vectors, gallery.num_captions, **settings)
-    return retrieval_metrics(*vectors, target=query.owners, **settings)
+    return recall_metrics(
+        query.vectors, gallery.vectors,
+        query_owners=query.owners, gallery_owners=gallery.owners, **settings,
+    )  # fmt: skip
 
 
 def find_class(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
-    """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`; None
-    without labels.
+    """`map@k`, the right answer being what is of the same class; None without labels.
 
-    Between two modalities of the samples, a sample does not find itself; a note instead of values
-    where no class has two samples. Where queries are captions, outcomes are those of the samples.
-    `settings` as in `find_own`.
+    Where both sides are samples, one does not find itself: there are no metrics, but a note, where
+    no class has two samples. Outcomes are those of samples where queries are captions. `settings`
+    as in `find_own`.
     """
     if query.labels is None or gallery.labels is None:
         return None
     own_samples = query.of_samples and gallery.of_samples
     if own_samples and not _classes_repeat(query.labels):
         return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
-    found = retrieval_metrics(
-        query.vectors, gallery.vectors,
-        query_labels=query.labels, gallery_labels=gallery.labels,
+    found = map_metrics(
+        query.vectors, gallery.vectors, query.labels, gallery.labels,
         exclude_self=own_samples, **settings,
     )  # fmt: skip
-    if query.num_captions is not None:
-        found = replace(found, outcomes=outcomes_per_image(found.outcomes, query.num_captions))
+    if query.captions and query.owners is not None:
+        found = replace(found, outcomes=outcomes_by_owner(found.outcomes, query.owners))
     return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found
 
 
@@ -216,13 +228,13 @@ def _classes_repeat(labels: NDArray[Any]) -> bool:
 
 
 def shared_captions(captions: Captions) -> tuple[str, ...]:
-    """A note on captions that stand with several samples, where there are such."""
+    """A note on captions that several samples share, if any."""
     owners = Counter(text for texts in captions for text in set(texts))
     num_shared = sum(owners[text] > 1 for texts in captions for text in texts)
     if not num_shared:
         return ()
     total = sum(len(texts) for texts in captions)
     return (
-        f"{num_shared:,} of {total:,} captions stand with several images; "
+        f"{num_shared:,} of {total:,} captions belong to several images; "
         "only the image a caption is from counts as right.",
     )
