@@ -120,7 +120,8 @@ def test_map_is_the_mean_over_every_order_of_ties(
     similarity = (unit[0] @ unit[1].T).round(9)
     kept = relevant.any(axis=1)
     result = _measure(query, gallery, labels=labels, ks=ks)
-    assert result.num_queries_left_out == (~kept).sum()
+    left_out = f"{(~kept).sum()} of 4 queries have no relevant gallery item"
+    assert [*result.notes] == ([f"{left_out} and are left out."] if not kept.all() else [])
     for k, metric in zip(ks, result.metrics, strict=True):
         brute = [
             _brute_average_precision(row, hits, k)

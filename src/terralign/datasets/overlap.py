@@ -1,4 +1,4 @@
-"""Which samples two sets share, by key and by content, whatever the sets and files are called.
+"""Which samples two sets share, by key and by content, whatever the sets and files are named.
 
 By key: two sets of one name have the same sample where they have the same key, unless its contents
 are known on both sides and differ.
@@ -140,7 +140,7 @@ def keep_apart(
             text = f"{found.describe()}: {chosen} is chosen on samples that are trained on"
             if not allowed:
                 raise RecipeError(
-                    f"{text}; give validation samples of its own, or set "
+                    f"{text}; give it separate validation samples, or set "
                     "allow_shared_samples = true to run all the same"
                 )
             logger.warning("%s (allow_shared_samples)", text)
@@ -191,7 +191,7 @@ class _Side:
         return self.contents.kinds
 
     def sizes(self, view: View) -> Indices:
-        """(N,) bytes of every sample; -1 where it has none of its own."""
+        """(N,) bytes of every sample; -1 where it does not exist as bytes."""
         if view not in self._sizes:
             everything = np.arange(len(self.rows), dtype=np.int64)
             if self._is_read(view):
@@ -408,7 +408,7 @@ def _find_copies(side: _Side) -> dict[int, int]:
 
 
 def _occur_again(values: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Which of some values are there more than once."""
+    """Which of some values occur more than once."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     again: NDArray[np.bool_] = counts[inverse] > 1
     return again

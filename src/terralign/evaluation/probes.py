@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Inverse strengths of the L2 penalty that are tried."""
-
-DEFAULT_SHOTS = (1, 2, 4, 8, 16)
 
 DEFAULT_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 
@@ -112,24 +110,26 @@ def fit_linear_probe(
     equally good Cs the smallest is taken; the probe is not fitted anew on validation samples. A
     class that no training sample has is scored `NEVER`. Raises `DataError`.
     """
-    multi_label = train_labels.ndim == 2
-    held_out = validation_labels
-    for labels, vectors, name in (
-        (train_labels, train, "train_labels"),
-        (held_out, validation, "validation_labels"),
+    for labels, number, name in (
+        (train_labels, len(train), "train_labels"),
+        (validation_labels, len(validation), "validation_labels"),
     ):
-        if multi_label:
-            check_label_sets(labels, (len(vectors), num_classes), name=name)
+        if train_labels.ndim == 2:
+            check_label_sets(labels, (number, num_classes), name=name)
         else:
-            check_labels(labels, len(vectors), num_classes, name=name)
+            check_labels(labels, number, num_classes, name=name)
     seen, unseen = _unit(train), _unit(validation)
-    cs = sorted(set(cs))
-    fit = _fit_one_by_one if multi_label else _fit_softmax
-    weights, bias = fit(seen, train_labels, num_classes, cs)
-    values = {c: _judge(unseen @ weights[i].T + bias[i], held_out) for i, c in enumerate(cs)}
-    best = max(cs, key=lambda c: (values[c], -c))
-    chosen = cs.index(best)
-    return LinearProbe(c=best, weights=weights[chosen], bias=bias[chosen], validation=values)
+    problems, other_bias = _problems(train_labels, num_classes)
+    models = [_regression() for _ in problems]  # each starts from the C before
+    probes, values = {}, {}
+    for c in sorted(set(cs)):
+        weights, bias = np.zeros((num_classes, seen.shape[1])), other_bias.copy()
+        for model, (targets, classes) in zip(models, problems, strict=True):
+            weights[classes], bias[classes] = _fit(model, seen, targets, c)
+        probes[c] = weights, bias
+        values[c] = _judge(unseen @ weights.T + bias, validation_labels)
+    best = max(values, key=lambda c: (values[c], -c))
+    return LinearProbe(weights=probes[best][0], bias=probes[best][1], c=best, validation=values)
 
 
 def few_shot(
@@ -141,8 +141,8 @@ def few_shot(
     test_labels: NDArray[Any],
     *,
     num_classes: int,
-    shots: Sequence[int] = DEFAULT_SHOTS,
-    num_seeds: int = 5,
+    shots: Sequence[int],
+    num_seeds: int,
     seed: int = 0,
     cs: Sequence[float] = DEFAULT_CS,
 ) -> tuple[FewShot, ...]:
@@ -242,54 +242,45 @@ def _draw_shots(
     return np.sort(np.concatenate(drawn))
 
 
-def _fit_softmax(
-    features: Floats, labels: NDArray[np.int64], num_classes: int, cs: Sequence[float]
-) -> tuple[Floats, Floats]:
-    """Weights (C, K, D) and biases (C, K) of one regression over all classes for each of `cs`."""
+def _problems(
+    labels: NDArray[Any], num_classes: int
+) -> tuple[list[tuple[NDArray[Any], NDArray[np.int64]]], Floats]:
+    """Targets (N,) of each regression, with the classes its logits are of; the bias (K,) of others.
+
+    One regression over all classes for labels (N,), one per class for labels (N, K).
+    """
+    if labels.ndim == 2:
+        always = labels.all(axis=0)
+        known = np.flatnonzero(labels.any(axis=0) & ~always)
+        return [(labels[:, k], np.array([k])) for k in known], np.where(always, -NEVER, NEVER)
     present = np.unique(labels)
     if len(present) == 1:
         raise DataError(
             f"all {len(labels)} training samples are of class {present[0]}; a probe needs two"
         )
-    weights = np.zeros((len(cs), num_classes, features.shape[1]))
-    bias = np.full((len(cs), num_classes), NEVER)
-    for i, (own, offset) in enumerate(_fit_path(features, labels, cs)):
-        if len(present) == 2:  # one logit, of the second class against the first
-            own, offset = np.concatenate([0 * own, own]), np.append(0.0, offset)
-        weights[i, present], bias[i, present] = own, offset
-    return weights, bias
+    bias = np.full(num_classes, NEVER)
+    bias[present] = 0
+    # Of two classes there is one logit, of the second against the first, which stays at 0.
+    return [(labels, present if len(present) > 2 else present[1:])], bias
 
 
-def _fit_one_by_one(
-    features: Floats, labels: NDArray[np.bool_], num_classes: int, cs: Sequence[float]
+def _regression() -> LogisticRegression:
+    return LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def _fit(
+    model: LogisticRegression, features: Floats, targets: NDArray[Any], c: float
 ) -> tuple[Floats, Floats]:
-    """Weights (C, K, D) and biases (C, K) of one regression per class for each of `cs`."""
-    weights = np.zeros((len(cs), num_classes, features.shape[1]))
-    bias = np.zeros((len(cs), num_classes))
-    for k in range(num_classes):
-        if labels[:, k].all() or not labels[:, k].any():
-            bias[:, k] = -NEVER if labels[0, k] else NEVER
-            continue
-        for i, (own, offset) in enumerate(_fit_path(features, labels[:, k], cs)):
-            weights[i, k], bias[i, k] = own[0], offset[0]
-    return weights, bias
-
-
-def _fit_path(
-    features: Floats, labels: NDArray[Any], cs: Sequence[float]
-) -> Iterator[tuple[Floats, Floats]]:
-    """Coefficients and intercepts at each C, from those of the C before."""
-    model = LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
-    for c in cs:
-        model.set_params(C=c)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            # Few shots of many classes: scikit-learn asks whether the labels are numbers.
-            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            model.fit(features, labels)
-        if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-            logger.warning("a probe with C = %g was stopped after %d steps", c, MAX_ITERATIONS)
-        yield model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+    """Coefficients and intercepts at C."""
+    model.set_params(C=c)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        # Few shots of many classes: scikit-learn asks whether the labels are numbers to regress.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        model.fit(features, targets)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        logger.warning("a probe with C = %g was stopped after %d steps", c, MAX_ITERATIONS)
+    return model.coef_, model.intercept_
 
 
 def _judge(scores: Floats, labels: NDArray[Any]) -> float:

@@ -140,7 +140,6 @@ def map_metrics(
     )
     return MetricResult(
         metrics=metrics,
-        num_queries_left_out=num_left_out,
         notes=(note,) if num_left_out else (),
         outcomes=_by_column(names, precisions),
     )
