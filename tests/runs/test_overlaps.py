@@ -211,7 +211,7 @@ def test_measuring_a_training_split_is_noted_and_not_refused(
     ]  # fmt: skip
     with caplog.at_level(logging.WARNING):
         rows = _run(values, tmp_path, tmp_path / "run")
-    notes = {row["model"]: row.get("note") for row in rows}
+    notes = {row.model: row.note for row in rows}
     assert notes["base"] is None
     assert notes["aligned"] == "32 of 32 samples were trained on (synthetic-scenes/train)"
     assert notes["patched"].endswith("of 32 samples were trained on (synthetic-scenes/train)")
