@@ -80,13 +80,17 @@ class StoreSet(Indexed):
         self.captions: Captions | None = (
             tuple(map(tuple, table["captions"].to_pylist())) if manifest.captions else None
         )
+        pixels = {
+            "store": [shard.sha256 for shard in self._shards],
+            "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
+            "size": describe_size(size),
+        }
+        self.pixels_id: str = hash_json(pixels)
         self.fingerprint: str = hash_json(
             {
-                "store": [shard.sha256 for shard in self._shards],
+                **pixels,
                 "table": manifest.table.sha256,
-                "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
                 "labels": manifest.labels and manifest.labels.model_dump(),
-                "size": describe_size(size),
             }
         )
         self._maps: dict[int, dict[str, MappedTensor]] = {}
