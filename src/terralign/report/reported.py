@@ -1,4 +1,4 @@
-"""Published figures of the paper and of rivals, beside what a bench measured on the same data.
+"""Published values of the paper and of rivals, beside what a bench measured on the same data.
 
 They are data (`reported.toml`), and every line says "as reported": splits, prompts and
 preprocessing of a publication may differ from the bench's.
@@ -12,17 +12,19 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from terralign.bench.report.tables import (
+from terralign.evaluation.rows import PLAIN, Row
+from terralign.files import read_shipped
+from terralign.report.tables import (
+    ZERO_SHOT,
     Cell,
     Column,
+    Line,
     Table,
-    TableLine,
     metric_text,
     value_text,
 )
-from terralign.encoders.space import RGB
-from terralign.evaluation.rows import PLAIN, Row
-from terralign.files import read_shipped
+
+RGB = "rgb"
 
 SENSOR = "sensor"
 """In place of a tower's name: any tower but the RGB one."""
@@ -32,8 +34,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ReportedFigure(_Strict):
-    """One published figure."""
+class ReportedValue(_Strict):
+    """One published value."""
 
     model: str
     data: tuple[str, ...] = Field(min_length=1)
@@ -54,10 +56,10 @@ class _Source(_Strict):
 
 
 class Reported(_Strict):
-    """All published figures that ship with the package."""
+    """All published values that ship with the package."""
 
     sources: dict[str, _Source]
-    figures: tuple[ReportedFigure, ...]
+    figures: tuple[ReportedValue, ...]
 
     @model_validator(mode="after")
     def _sources_are_known(self) -> Self:
@@ -69,24 +71,24 @@ class Reported(_Strict):
 
 @lru_cache(maxsize=1)
 def load_reported() -> Reported:
-    """The figures of `reported.toml`."""
-    return Reported.model_validate(read_shipped("bench/report", "reported"))
+    """The values of `reported.toml`."""
+    return Reported.model_validate(read_shipped("report", "reported"))
 
 
 def reported_table(rows: Sequence[Row]) -> Table | None:
-    """Published figures on the data sets of the rows, a group for each data set and metric.
+    """Published values on the data sets of the rows, a group for each data set and metric.
 
     The group's heading has the best that the bench measured there; None where nothing fits.
     """
     reported = load_reported()
     measured = [row for row in rows if row.status == "measured" and row.reference is None]
-    groups: dict[str, list[TableLine]] = {}
+    groups: dict[str, list[Line]] = {}
     for data in dict.fromkeys(row.dataset for row in measured if row.dataset is not None):
         for one in reported.figures:
             if data not in one.data:
                 continue
             gain = one.kind == "gain"
-            line = TableLine(
+            line = Line(
                 labels=(one.model, reported.sources[one.source].title),
                 cells=(Cell(value=f"{one.value:{'+' if gain else ''}.2f}"),),
             )
@@ -95,30 +97,29 @@ def reported_table(rows: Sequence[Row]) -> Table | None:
     if not groups:
         return None
     return Table(
-        name="reported",
         title="As reported in publications (not measured here)",
         heads=("model", "source"),
-        columns=(Column(heading="", metric="as reported"),),
+        columns=(Column(metric="as reported"),),
         groups=tuple((heading, tuple(lines)) for heading, lines in groups.items()),
         note="Splits, prompts and preprocessing of a publication may differ from those used here; "
         "a publication's mAP stands beside our macro mAP.",
     )
 
 
-def _heading(data: str, one: ReportedFigure, asked: Sequence[Row]) -> str:
+def _heading(data: str, one: ReportedValue, asked: Sequence[Row]) -> str:
     towers = f", {one.query} → {one.gallery}" if one.query else ""
-    name = f"{data}, {metric_text(Row(model='', metric=one.metric))}{towers}"
+    name = f"{data}, {metric_text(one.metric)}{towers}"
     if one.kind == "gain":
         return f"{name}, gain in points"
     return f"{name}; best measured here: {_best(asked)}" if asked else name
 
 
-def _same(row: Row, one: ReportedFigure) -> bool:
+def _same(row: Row, one: ReportedValue) -> bool:
     """Whether a row asks what was published: zero-shot, or that direction of retrieval."""
     if row.metric != one.metric or row.variant != PLAIN or row.value is None:
         return False
     if one.query is None:
-        return row.task in ("zero-shot", "multi-label")
+        return row.task in ZERO_SHOT
     return row.task == "retrieval" and all(
         tower is not None and (tower == asked if asked == RGB else tower not in (RGB, "text"))
         for tower, asked in ((row.query_tower, one.query), (row.gallery_tower, one.gallery))
@@ -127,5 +128,4 @@ def _same(row: Row, one: ReportedFigure) -> bool:
 
 def _best(rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: row.value or 0.0)
-    where = best.tower or f"{best.query_tower} → {best.gallery_tower}"
-    return f"{value_text(best)} ({best.model}, {where}, split {best.split})"
+    return f"{value_text(best)} ({best.model}, {best.towers}, split {best.split})"

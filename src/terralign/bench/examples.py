@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from terralign.encoders.space import RGB
 from terralign.errors import StorageError
 from terralign.evaluation.chip_views import VIEWS_LEGEND
-from terralign.evaluation.page import escape_html, escape_markdown, markdown_row
 from terralign.evaluation.rows import PLAIN, Row
 from terralign.files import read_json
+from terralign.report.document import Answer, Card, Gallery, Picture
 
 PICTURES = "pictures"
 PICTURE_NAME = re.compile(r"[0-9a-f]{8,64}\.jpg")
@@ -74,12 +73,6 @@ class ExampleBlock:
         """Pair, model, and the prompts where words are one side."""
         prompts = f", prompts {self.prompts}" if self.prompts else ""
         return f"{self.query_tower} → {self.gallery_tower}, {self.model}{prompts}"
-
-
-def legend(pictures: Mapping[str, Views]) -> str:
-    """What the marks mean, and the views that there are."""
-    there = {view for sensors in pictures.values() for own in sensors.values() for view in own}
-    return " ".join([LEGEND, *(text for view, text in VIEWS_LEGEND.items() if view in there)])
 
 
 def find_examples(
@@ -178,44 +171,60 @@ def views_of(sensors: Views, tower: str, sensor: str | None) -> dict[str, str]:
     return {f"{name} {view}": file for name, own in sensors.items() for view, file in own.items()}
 
 
-def example_html(block: ExampleBlock, pictures: Mapping[str, Views], folder: Path) -> str:
-    """One block of a page. `pictures`: key of a sample -> its views."""
-    out = []
-    for example in block.examples[:MAX_QUERIES]:
-        images = ""
-        if example.query_index is not None:
-            images = _images(block, block.query_tower, example.query, pictures, folder)
-        about = _labels(example.label) if example.query_index is not None else example.query
-        out.append(
-            f"<div class=query><div class=asked><small>query</small>{images}"
-            f"<p>{escape_html(_clip(about or example.query, 60))}</p></div><ol class=found>"
-        )
-        for result in example.results:
-            shown = ""
-            if result.index is not None:
-                shown = _images(block, block.gallery_tower, result.key, pictures, folder)
-            mark, word = ("✓", "right") if result.right else ("✗", "wrong")
-            name = _labels(result.label) or result.key
-            out.append(
-                f'<li class={word}>{shown}<p><b title="{word}">{mark}</b> '
-                f"{escape_html(_clip(name, 60))} <small>{result.cosine:.2f}</small></p></li>"
+def galleries(blocks: Sequence[ExampleBlock], folder: Path) -> dict[str, list[Gallery]]:
+    """Entry -> its example retrievals, for the report; all but the first are folded away."""
+    index = read_picture_index(folder)
+    found: dict[str, list[Gallery]] = {}
+    for block in blocks:
+        pictures = index.get(block.entry, {})
+        cards = tuple(_card(block, one, pictures, folder) for one in block.examples[:MAX_QUERIES])
+        depth = max((len(card.answers) for card in cards), default=0)
+        views = {view for sensors in pictures.values() for own in sensors.values() for view in own}
+        legends = [LEGEND, *(text for view, text in VIEWS_LEGEND.items() if view in views)]
+        own = found.setdefault(block.entry, [])
+        own.append(
+            Gallery(
+                title=block.title,
+                heads=("query", *(str(place + 1) for place in range(depth))),
+                cards=cards,
+                legend=" ".join(legends),
+                folded=bool(own),
             )
-        out.append("</ol></div>")
-    return "".join(out)
+        )
+    return found
 
 
-def _images(
-    block: ExampleBlock, tower: str, key: str, pictures: Mapping[str, Views], folder: Path
-) -> str:
-    out = ""
-    views = views_of(pictures.get(key, {}), tower, block.sensors.get(tower))
-    for view, name in views.items():
-        data = _read_picture(folder / PICTURES / name)
-        if data is not None:
-            source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-            text = escape_html(f"{key}, {view}")
-            out += f'<img class=chip alt="{text}" title="{text}" src="{source}">'
-    return f"<div class=chips>{out}</div>" if out else ""
+def _card(
+    block: ExampleBlock, example: Example, pictures: Mapping[str, Views], folder: Path
+) -> Card:
+    """A query and what it found."""
+
+    def shown(tower: str, key: str, index: int | None) -> tuple[Picture, ...]:
+        if index is None:
+            return ()
+        views = views_of(pictures.get(key, {}), tower, block.sensors.get(tower))
+        read = ((view, name, _read_picture(folder / PICTURES / name)) for view, name in views.items())
+        return tuple(
+            Picture(view=view, path=f"{PICTURES}/{name}", data=data)
+            for view, name, data in read
+            if data is not None
+        )
+
+    answers = tuple(
+        Answer(
+            text=_labels(one.label) or one.key,
+            is_right=one.right,
+            detail=f"{one.cosine:.2f}",
+            pictures=shown(block.gallery_tower, one.key, one.index),
+        )
+        for one in example.results
+    )
+    is_sample = example.query_index is not None
+    return Card(
+        text=(_labels(example.label) if is_sample else "") or example.query,
+        answers=answers,
+        pictures=shown(block.query_tower, example.query, example.query_index),
+    )
 
 
 def _read_picture(path: Path) -> bytes | None:
@@ -225,35 +234,5 @@ def _read_picture(path: Path) -> bytes | None:
     return data if data.startswith(b"\xff\xd8\xff") else None
 
 
-def example_markdown(block: ExampleBlock, pictures: Mapping[str, Views]) -> Iterator[str]:
-    """The lines of one block, pictures by their paths in the bench folder."""
-
-    def shown(tower: str, key: str) -> str:
-        views = views_of(pictures.get(key, {}), tower, block.sensors.get(tower))
-        return " ".join(f"![{escape_markdown(v)}]({PICTURES}/{name})" for v, name in views.items())
-
-    depth = max((len(example.results) for example in block.examples), default=0)
-    yield from markdown_row(["query", *(str(place + 1) for place in range(depth))])
-    yield from markdown_row(["---"] * (depth + 1), raw=True)
-    for example in block.examples[:MAX_QUERIES]:
-        is_sample = example.query_index is not None
-        about = _labels(example.label) if is_sample else example.query
-        images = shown(block.query_tower, example.query) if is_sample else ""
-        cells = [f"{images} {escape_markdown(about or example.query)}".strip()]
-        for result in example.results:
-            images = shown(block.gallery_tower, result.key) if result.index is not None else ""
-            name = escape_markdown(_labels(result.label) or result.key)
-            mark = "✓" if result.right else "✗"
-            cells.append(f"{images} {mark} {name} {result.cosine:.2f}".strip())
-        yield from markdown_row([*cells, *[""] * (depth + 1 - len(cells))], raw=True)
-    yield ""
-
-
 def _labels(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _clip(text: str, length: int) -> str:
-    """Text on one line of at most `length` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.report.examples import PICTURES, read_picture_index
+from terralign.bench.examples import PICTURES, Example, ExampleBlock, read_picture_index
 from terralign.bench.subject import BenchData
 from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.sample import SampleSet
@@ -30,12 +30,12 @@ def keep_pictures(
     folder: Path,
     suite: Suite,
     data: BenchData,
-    examples: Mapping[str, Sequence[Mapping[str, Any]]],
+    blocks: Sequence[ExampleBlock],
 ) -> None:
-    """Make the pictures that are not there yet. `examples`: entry -> its example retrievals.
+    """Make the pictures of examples that are missing.
 
-    Data that cannot be opened any more are passed over with a warning: the report names the
-    samples instead.
+    Data that cannot be opened any more are skipped with a warning: the report names the samples
+    instead.
     """
     index = read_picture_index(folder)
     before = sum(map(len, index.values()))
@@ -43,7 +43,9 @@ def keep_pictures(
         known = index.setdefault(entry.title, {})
         wanted = {
             key: place
-            for example in examples.get(entry.title, ())
+            for block in blocks
+            if block.entry == entry.title
+            for example in block.examples
             for key, place in _samples_of(example)
             if key not in known
         }
@@ -57,13 +59,13 @@ def keep_pictures(
         write_json(folder / PICTURES / "index.json", index)
 
 
-def _samples_of(example: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _samples_of(example: Example) -> Iterator[tuple[str, int]]:
     """(key, index) of the samples that an example shows."""
-    if example["query_index"] is not None:
-        yield example["query"], example["query_index"]
-    for result in example["results"]:
-        if result["index"] is not None:
-            yield result["key"], result["index"]
+    if example.query_index is not None:
+        yield example.query, example.query_index
+    for result in example.results:
+        if result.index is not None:
+            yield result.key, result.index
 
 
 def _make(
