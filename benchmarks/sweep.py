@@ -25,12 +25,11 @@ from measuring import (
 )
 from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip.load import ClipModel
-from terralign.evaluation.classification import choose_prompts, require_labels
-from terralign.evaluation.embed import optical_layout
+from terralign.evaluation.classification import choose_prompts
 from terralign.preprocess import make_ready, resize, scale_composite
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
+from terralign.chips import Chip
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.preprocess import InputSpec
+from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS
 
 S2 = SENSORS["sentinel2-l2a"]
@@ -50,6 +52,11 @@ def write_geotiff(
         for number, name in enumerate(names, 1):
             file.set_band_description(number, name)
     return path
+
+
+def read_chip(path: Path | str, **declared: Any) -> Chip:
+    """The whole of a file or product."""
+    return open_scene(path, **declared).read()
 
 
 NO_OFFSET = {"BOA_ADD_OFFSET": "0"}

@@ -150,7 +150,7 @@ def test_a_call_with_a_folder_is_finished_by_the_next_one(
     monkeypatch.setattr("terralign.train.align.fit", None)  # nothing is trained
     again = align(space, planet, name="mine", folder=str(tmp_path), **QUICK)
     assert again.tower_id() == tower.tower_id()
-    with pytest.raises(RecipeError, match="holds a tower of other data, settings or another space"):
+    with pytest.raises(RecipeError, match="holds a tower of other settings, data or weights"):
         align(space, planet, name="mine", folder=tmp_path, **QUICK, seed=1)
 
 
@@ -229,8 +229,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"name": "My Tower"}, "small letters, digits and hyphens"),
     ({"name": "rgb"}, "is not rgb or text"),
     ({"bands": "NIR"}, "is one text"),
-    ({"prompts": ["no place"]}, r"the template 'no place' needs \{\} once"),
-    ({"prompts": 3}, "the template 3 is not text"),
+    ({"prompts": ["no place"]}, r"every template needs one \{\}, 'no place' has not"),
+    ({"prompts": 3}, "prompts = 3; give the name of a prompt set"),
     ({"prompts": ["{}", None]}, "the template None is not text"),
     ({"seed": "x"}, r"seed = 'x'; expected a whole number from 0 to 2\*\*63 - 1"),
     ({"seed": -1}, "seed = -1; expected"),

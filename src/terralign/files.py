@@ -6,6 +6,7 @@ import codecs
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ except ImportError:
         "terralign runs on Linux and macOS; Windows is not supported, but its Subsystem for Linux "
         "(WSL) is"
     ) from None
+
+logger = logging.getLogger(__name__)
 
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""
@@ -186,6 +189,17 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON: {error}") from error
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Rename a damaged file that can be made again to `NAME.damaged`, with a warning.
+
+    A file that may not be read is not damaged: `reason` is raised again.
+    """
+    if isinstance(reason, Exception) and isinstance(reason.__cause__, PermissionError):
+        raise reason
+    logger.warning("%s is damaged (%s); it is set aside and made again", path, reason)
+    path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def read_toml(

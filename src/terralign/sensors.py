@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest
 from terralign.files import read_toml
@@ -33,13 +33,19 @@ SENTINEL2_DN_OFFSET = -1000.0
 """What is added to the DN of those products (ESA's BOA_ADD_OFFSET and RADIO_ADD_OFFSET)."""
 
 
+_Name = Annotated[str, Field(min_length=1)]
+_Positive = Annotated[float, Field(gt=0)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
     """One band. `center_nm`: centre wavelength in nm (None for radar); `gsd_m`: metres."""
 
-    name: str
-    center_nm: float | None = None
-    gsd_m: float | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: _Name
+    center_nm: _Positive | None = None
+    gsd_m: _Positive | None = None
     aliases: tuple[str, ...] = ()
 
 
@@ -50,9 +56,11 @@ class Composite:
     The picture is `clip(physical / stretch, 0, 1)`.
     """
 
-    name: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: _Name
     bands: tuple[str, str, str]
-    stretch: float
+    stretch: _Positive
 
 
 def shorten(names: Sequence[str], *, most: int = 6) -> str:
@@ -72,10 +80,12 @@ class Sensor:
     `preprocess.to_physical` gives masked pixels (towers get zero, see `preprocess.holes`).
     """
 
-    name: str
-    bands: tuple[Band, ...]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: _Name
+    bands: Annotated[tuple[Band, ...], Field(min_length=1)]
     unit: Unit
-    dn_scale: float = 1.0
+    dn_scale: _Positive = 1.0
     add: float = 0.0
     nodata: int | None = None
     fill: float = 0.0
@@ -303,78 +313,36 @@ def as_sensor(sensor: Sensor | str) -> Sensor:
     return find_sensor(sensor) if isinstance(sensor, str) else sensor
 
 
-class _BandModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(min_length=1)
-    center_nm: float | None = Field(default=None, gt=0)
-    gsd_m: float | None = Field(default=None, gt=0)
-    aliases: tuple[str, ...] = ()
-
-
-class _CompositeModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(min_length=1)
-    bands: tuple[str, str, str]
-    stretch: float = Field(gt=0)
-
-
-class _SensorModel(BaseModel):
-    """A user-defined sensor as TOML says it; the fields are those of `Sensor`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(min_length=1)
-    bands: tuple[_BandModel, ...] = Field(min_length=1)
-    unit: Unit
-    dn_scale: float = Field(default=1.0, gt=0)
-    add: float = 0.0
-    nodata: int | None = None
-    fill: float = 0.0
-    offset_varies: bool = False
-    composites: tuple[_CompositeModel, ...] = ()
-    possible: tuple[float, float] | None = None
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> _SensorModel:
-        seen: set[str] = set()
-        for band in self.bands:
-            for name in {_simplify(spelling) for spelling in (band.name, *band.aliases)}:
-                if name in seen:
-                    raise ValueError(f"two bands answer to {name!r}")
-                seen.add(name)
-        if self.possible is not None and not self.possible[0] < self.possible[1]:
-            raise ValueError(f"possible = {list(self.possible)}: expected [least, greatest]")
-        return self
+_PLAIN = TypeAdapter(Sensor)
 
 
 def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor:
     """A sensor from plain values (TOML or JSON); `SensorError` says what is wrong and where."""
     try:
-        model = _SensorModel.model_validate(values)
+        sensor = _PLAIN.validate_python(dict(values))
     except ValidationError as error:
-        raise SensorError(f"{origin}: {explain(error, _SensorModel)}") from error
-    if model.name in SENSORS and dict(values) != describe_sensor(SENSORS[model.name]):
-        raise SensorError(f"{origin}: {model.name!r} is a built-in sensor; give yours another name")
-    sensor = Sensor(
-        name=model.name,
-        bands=tuple(Band(**band.model_dump()) for band in model.bands),
-        unit=model.unit,
-        dn_scale=model.dn_scale,
-        add=model.add,
-        nodata=model.nodata,
-        fill=model.fill,
-        offset_varies=model.offset_varies,
-        possible=model.possible,
+        raise SensorError(f"{origin}: {explain(error, Sensor)}") from error
+    if sensor.name in SENSORS and dict(values) != describe_sensor(SENSORS[sensor.name]):
+        raise SensorError(
+            f"{origin}: {sensor.name!r} is a built-in sensor; give yours another name"
+        )
+    spellings = [
+        name
+        for band in sensor.bands
+        for name in {_simplify(one) for one in (band.name, *band.aliases)}
+    ]
+    twice = next((name for name in spellings if spellings.count(name) > 1), None)
+    if twice is not None:
+        raise SensorError(f"{origin}: two bands answer to {twice!r}")
+    if sensor.possible is not None and not sensor.possible[0] < sensor.possible[1]:
+        raise SensorError(
+            f"{origin}: possible = {list(sensor.possible)}: expected [least, greatest]"
+        )
+    composites = (
+        replace(one, bands=cast(tuple[str, str, str], sensor.resolve(one.bands)))
+        for one in sensor.composites
     )
-    composites = tuple(
-        Composite(name=one.name, bands=_three(sensor.resolve(one.bands)), stretch=one.stretch)
-        for one in model.composites
-    )
-    return replace(sensor, composites=composites)
-
-
-def _three(names: tuple[str, ...]) -> tuple[str, str, str]:
-    red, green, blue = names
-    return (red, green, blue)
+    return replace(sensor, composites=tuple(composites))
 
 
 def load_sensor(path: Path) -> Sensor:
@@ -389,30 +357,10 @@ def load_sensor(path: Path) -> Sensor:
 
 def describe_sensor(sensor: Sensor) -> dict[str, Any]:
     """A sensor as plain JSON values; `parse_sensor` makes the same sensor of them."""
-    possible = {} if sensor.possible is None else {"possible": list(sensor.possible)}
-    return {
-        "name": sensor.name,
-        "bands": [
-            {
-                "name": band.name,
-                "center_nm": band.center_nm,
-                "gsd_m": band.gsd_m,
-                "aliases": list(band.aliases),
-            }
-            for band in sensor.bands
-        ],
-        "unit": sensor.unit,
-        "dn_scale": sensor.dn_scale,
-        "add": sensor.add,
-        "nodata": sensor.nodata,
-        "fill": sensor.fill,
-        "offset_varies": sensor.offset_varies,
-        "composites": [
-            {"name": one.name, "bands": list(one.bands), "stretch": one.stretch}
-            for one in sensor.composites
-        ],
-        **possible,
-    }
+    values: dict[str, Any] = _PLAIN.dump_python(sensor, mode="json")
+    if sensor.possible is None:  # as in spaces from before it was recorded
+        del values["possible"]
+    return values
 
 
 def sentinel2_dn_offset(

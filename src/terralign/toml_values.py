@@ -7,9 +7,9 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from terralign.errors import RecipeError, StorageError, first_line, nearest
 from terralign.files import read_shipped, read_text, read_toml, shipped_names, write_text
@@ -35,13 +35,17 @@ def read_named(what: str, name_or_path: str) -> dict[str, Any]:
     raise RecipeError(f"no {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""How pydantic calls an unknown key, of a model and of a dataclass."""
+
+
+def explain(error: ValidationError, model: type[Any]) -> str:
     """One fault of a validation, in one line: a misspelt key before what is missing for it."""
     faults = error.errors()
-    first = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
+    first = next((one for one in faults if one["type"] in _UNKNOWN), faults[0])
     place = [part for part in first["loc"] if isinstance(part, int | str)]
     where = ".".join(str(part) for part in place)
-    if first["type"] == "extra_forbidden":
+    if first["type"] in _UNKNOWN:
         fields = _fields_at(model, place[:-1])
         return f"unknown key {where!r}; {nearest(str(place[-1]), fields)}"
     if first["type"] == "missing":
@@ -56,23 +60,28 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 
 
-def _fields_at(model: type[BaseModel], place: Sequence[Any]) -> list[str]:
+def _fields_at(model: type[Any], place: Sequence[Any]) -> list[str]:
     """The keys of the table at `place` of a model, as a recipe writes them."""
-    current: Any = model
+    current: type[Any] | None = model
     for part in place:
         if isinstance(part, int):
             continue
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        current = _model_in(field.annotation)
+        annotation = get_type_hints(current, include_extras=False).get(part)
+        current = None if annotation is None else _model_in(annotation)
         if current is None:
             return []
-    return list(current.model_fields)
+    return list(_fields_of(current))
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _fields_of(model: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(model, "model_fields", None) or getattr(
+        model, "__dataclass_fields__", {}
+    )
+    return found
+
+
+def _model_in(annotation: Any) -> type[Any] | None:
+    if isinstance(annotation, type) and _fields_of(annotation):
         return annotation
     for argument in get_args(annotation):
         found = _model_in(argument)

@@ -24,57 +24,48 @@ from torch import Tensor
 from terralign.compute import choose_device
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
-from terralign.datasets.sample import Indexed, SampleSet, Subset, at_size, is_sample_set
-from terralign.encoders.clip.weights import (
-    check_shapes,
-    load_weights,
-    read_shapes,
-    read_state_dict,
-    write_state_dict,
+from terralign.datasets.sample import (
+    Indexed,
+    SampleSet,
+    Subset,
+    at_size,
+    is_sample_set,
+    require_labels,
 )
 from terralign.encoders.custom import Encoder
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import CUSTOM, INFLATE, SensorTower, TowerConfig
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.encoders.trained import TowerTraining, describe_course
-from terralign.encoders.zeroshot import PromptSet
+from terralign.encoders.trained import describe_course
+from terralign.encoders.zeroshot import Prompts, as_prompts
 from terralign.errors import (
     DataError,
     Interrupted,
     ModelError,
     RecipeError,
-    StorageError,
     nearest,
 )
-from terralign.evaluation.classification import (
-    choose_prompts,
-    evaluate_zero_shot,
-    require_labels,
-)
+from terralign.evaluation.classification import choose_prompts, evaluate_zero_shot
 from terralign.evaluation.embed import require_rgb
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import TEXT, evaluate_retrieval
-from terralign.files import claimed, hash_json, read_json, write_json
+from terralign.files import claimed
 from terralign.sensors import Sensor
 from terralign.toml_values import explain
-from terralign.train import align as stage_2
 from terralign.train import patch as stage_1
 from terralign.train.align import AlignmentSource, AlignSettings
 from terralign.train.finetune import PatchingTask
-from terralign.train.ineffective import warn_of_few_steps, warn_of_untrained_norms
-from terralign.train.outcome import course_of_loss, num_steps, outcome_of
+from terralign.train.ineffective import warn_of_few_steps
+from terralign.train.outcome import course_of_loss, num_steps
 from terralign.train.patch import PatchSettings
-from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
+from terralign.train.rates import warn_of_patch_rate
 from terralign.train.settings import StudentSettings, student_scaling
-from terralign.train.student import new_student
+from terralign.train.tower import make_tower
 
 logger = logging.getLogger(__name__)
 
 Data = SampleSet | Sequence[SampleSet]
 """One sample set, or several."""
-
-Prompts = PromptSet | str | Sequence[str]
-"""A prompt set, its name or TOML file, or templates with `{}`."""
 
 HELD_OUT = 0.2
 """The share of the training data that alpha is chosen on where no validation data are given."""
@@ -178,50 +169,21 @@ def align(
         ]
         custom = None if encoder is None or isinstance(encoder, str) else encoder
         student_scaling(student, declared)
-        tower, initial = new_student(
-            name, space.clip, student, declared, sets, seed=seed, encoder=custom
-        )
-        identity = hash_json(
-            {
-                "teacher": space.space_id,
-                "student": tower.tower_id(),
-                "settings": chosen.model_dump(mode="json"),
-                "sources": [source.identity() for source in sources],
-                "validation": None if kept is None else kept.fingerprint,
-                "seed": seed,
-            }
-        )
-        if not _read_finished(tower, work, identity):
-            if initial:
-                write_json(work / "initial.json", initial)
-            if initial or student.backbone == INFLATE:
-                warn_of_align_rate(tower.backbone, chosen.lr, name=name)
-            if student.backbone != INFLATE and chosen.batch_norm == "frozen":
-                warn_of_untrained_norms(tower.backbone, name=name)
-            sizes = [len(one) for one in sets]
-            warn_of_few_steps(f"align {name}", num_steps(sizes, chosen), sum(sizes), chosen)
-            judged = None
-            if kept is not None:
-                with_labels = any(source.labelled for source in sources) and kept.labels is not None
-                judged = _source(space, kept, with_labels, prompts)
-            stage_2.align(
-                space.clip, tower.to(space.device), sources, chosen, work,
-                anchors=_anchors(space, sources) if "kl" in (chosen.losses or ()) else None,
-                validation=judged, allow_shared_samples=allow_shared_samples, seed=seed,
-            )  # fmt: skip
-            tower.trained = outcome_of(space.clip, tower, sources, chosen, work, seed=seed)
-            write_state_dict(work / "tower.safetensors", tower.state_dict())
-            write_json(
-                work / "tower.json",
-                {
-                    "identity": identity,
-                    "tower_id": tower.tower_id(),
-                    "trained": tower.trained.model_dump(mode="json"),
-                },
-            )
+        sizes = [len(one) for one in sets]
+        warn_of_few_steps(f"align {name}", num_steps(sizes, chosen), sum(sizes), chosen)
+        judged = None
+        if kept is not None:
+            with_labels = any(source.labelled for source in sources) and kept.labels is not None
+            judged = _source(space, kept, with_labels, prompts)
+        tower = make_tower(
+            name, space.clip, student, declared, sources, chosen, work,
+            anchors=_anchors(space, sources) if "kl" in (chosen.losses or ()) else None,
+            validation=judged, encoder=custom, describe=True,
+            allow_shared_samples=allow_shared_samples, seed=seed,
+        )  # fmt: skip
         if tower.trained is not None:
             logger.info("align %s: %s", name, tower.trained)
-    return tower.to(space.device).eval().requires_grad_(False)
+    return tower.to(space.device)
 
 
 @_takes(PatchSettings)
@@ -351,7 +313,7 @@ def evaluate(
     samples = with_composite(sets[0], composite)
     if composite is not None:
         require_rgb(space, samples, (query, gallery or RGB) if retrieval else (tower,))
-    given = _prompts(prompts)
+    given = None if prompts is None else as_prompts(prompts)
     if retrieval:
         return evaluate_retrieval(
             space, samples, query=query, gallery=gallery or RGB, prompts=given
@@ -459,26 +421,6 @@ def _check_tower_name(name: str) -> None:
         )
 
 
-def _prompts(prompts: Prompts | None) -> PromptSet | str | None:
-    if prompts is None or isinstance(prompts, str | PromptSet):
-        return prompts
-    templates = tuple(prompts) if isinstance(prompts, Iterable) else (prompts,)
-    for template in templates:
-        if not isinstance(template, str):
-            raise RecipeError(
-                f"prompts: the template {template!r:.100} is not text; give the name of a prompt "
-                "set, its .toml file, or a list of templates with {}"
-            )
-    wrong = next((one for one in templates if one.count("{}") != 1), None)
-    if wrong is not None or not templates:
-        raise RecipeError(
-            f"prompts: the template {wrong!r} needs {{}} once, for the class"
-            if templates
-            else "prompts has no template; leave it out to use the data's own"
-        )
-    return PromptSet(name="given", templates=templates)
-
-
 # Data
 
 
@@ -555,7 +497,7 @@ def _source(
         return AlignmentSource(samples=samples)
     return AlignmentSource(
         samples=samples,
-        prompts=choose_prompts(samples, _prompts(prompts), own=space.prompts),
+        prompts=choose_prompts(samples, prompts, own=space.prompts),
         class_names=require_labels(samples).class_names,
     )
 
@@ -575,7 +517,7 @@ def _anchors(space: EmbeddingSpace, sources: Sequence[AlignmentSource]) -> Tenso
 def _task(space: EmbeddingSpace, samples: SampleSet, prompts: Prompts | None) -> PatchingTask:
     return PatchingTask(
         samples=samples,
-        prompts=choose_prompts(samples, _prompts(prompts), own=space.prompts),
+        prompts=choose_prompts(samples, prompts, own=space.prompts),
         class_names=require_labels(samples).class_names,
     )
 
@@ -655,27 +597,3 @@ def _on_device(space: EmbeddingSpace, device: str | None) -> Iterator[None]:
         yield
     finally:
         space.to(before)
-
-
-def _read_finished(tower: SensorTower, folder: Path, identity: str) -> bool:
-    """Whether the folder holds the finished tower, whose weights are then read."""
-    finished, marker = folder / "tower.safetensors", folder / "tower.json"
-    if not (finished.is_file() and marker.is_file()):
-        return False
-    found = read_json(marker)
-    if not isinstance(found, dict) or not isinstance(found.get("identity"), str):
-        raise StorageError(
-            f"{marker} is damaged: it does not name what was trained; delete it to resume from the "
-            "folder's checkpoints"
-        )
-    if found["identity"] != identity:
-        raise RecipeError(
-            f"{folder} holds a tower of other data, settings or another space; choose another "
-            "folder"
-        )
-    expected = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
-    check_shapes(expected, read_shapes(finished), what=str(finished))
-    load_weights(tower, read_state_dict(finished), what=str(finished))
-    trained = found.get("trained")
-    tower.trained = None if trained is None else TowerTraining.model_validate(trained)
-    return True

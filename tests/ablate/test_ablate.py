@@ -20,12 +20,16 @@ from terralign.ablate import differences as differences_module
 from terralign.ablate.baselines import check_settings
 from terralign.ablate.runs import run_study
 from terralign.ablate.study import Study, load_study, parse_study, plan_study, study_names
-from terralign.ablate.summary import mean_and_spread, summarise, table_text
+from terralign.ablate.summary import mean_and_spread, study_report, summarise
 from terralign.cli import main
 from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.evaluation.rows import Row
 from terralign.files import hash_file
+from terralign.report.render import markdown
+from terralign.report.run import RunReport
 from terralign.train import patch as patch_module
+from terralign.train import sweep as sweep_module
+from terralign.train import tower as tower_module
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,7 +50,7 @@ limit = 24
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, and no reports of runs, whose figures take longer than these runs."""
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(RunReport, "write", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -99,14 +103,14 @@ def test_what_variants_train_alike_is_trained_once_per_seed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = _counted(monkeypatch, patch_module, "finetune")
-    sweeps = _counted(monkeypatch, patch_module, "sweep")
+    curves = _counted(monkeypatch, sweep_module, "task_values")
     pretrained = _counted(monkeypatch, run_module, "pretrain")
     study = _study(folder, SHARING)
     run_study(study, tmp_path, device="cpu")
     result = run_study(study, tmp_path, device="cpu", seeds=[1], only=["other-alphas"])
     assert result.failures == ()
     assert [call["seed"] for call in fits] == [0, 0, 1]  # two trainings, and that of a new seed
-    assert len(sweeps) == 4  # three curves, and one more
+    assert len(curves) == 2 * 4  # of two tasks: three curves, and one more
     assert [call["seed"] for call in pretrained] == [0, 1]
     names = ("max-supported-drop=0.5", "max-supported-drop=0.0", "other-alphas", "other-training")
     weights = [
@@ -132,16 +136,18 @@ def test_a_run_that_shares_gives_what_a_run_alone_gives(
     study = _study(folder, text)
     run_study(study, tmp_path / "both", device="cpu")
     alone = run_study(study, tmp_path / "alone", device="cpu", only=["second"])
-    [views] = (tmp_path / "both" / "shared" / "teacher").glob("views-*.npy")
-    aligned = _counted(monkeypatch, run_module, "align")
+    [views] = (tmp_path / "both" / "shared").glob("*/views-*.npy")
+    aligned = _counted(monkeypatch, tower_module, "align")
     elsewhere = run_study(
         study, tmp_path / "elsewhere", device="cpu", only=["second"],
         shared=tmp_path / "both" / "shared",
     )  # fmt: skip
     assert elsewhere.rows == alone.rows
     assert aligned == []
-    taken = tmp_path / "elsewhere" / "runs" / "second" / "0" / "teacher" / views.name
-    assert taken.samefile(views)  # another study's
+    taken = tmp_path / "elsewhere" / "runs" / "second" / "0"
+    own = tmp_path / "both" / "runs" / "second" / "0"
+    weights = Path("align") / "s2" / "tower.safetensors"
+    assert (taken / weights).samefile(own / weights)  # another study's, whose views are not needed
     for name in ("first", "second"):
         linked = tmp_path / "both" / "runs" / name / "0" / "teacher" / views.name
         assert linked.samefile(views)
@@ -277,8 +283,6 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
           { name = "coop", method = "coop", settings = { num_tokens = 2 } },
           { name = "one", method = "coop", settings = { num_tokens = 1 } },
           { name = "lp-ft", method = "lp-ft" },
-          { name = "soup", method = "soup", settings = { num_models = 2, greedy = false } },
-          { name = "layers", method = "layer-alphas", settings = { num_groups = 1 } },
         ]
         """,
     )
@@ -289,7 +293,7 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
     }
     assert len({top1[name, "base", "zero-shot"] for name, *_ in top1}) == 1
     assert {name for name, model, _ in top1 if model == "patched"} == {
-        "patch", "coop", "one", "lp-ft", "soup", "layers",
+        "patch", "coop", "one", "lp-ft",
     }  # fmt: skip
     assert {name for name, _, task in top1 if task == "linear-head"} == {"lp-ft"}
     differences = {
@@ -299,20 +303,14 @@ def test_methods_stand_beside_patching(folder: Path, tmp_path: Path) -> None:
     for name, difference in differences.items():
         own, reference = (top1[one, "patched", "zero-shot"] for one in (name, "patch"))
         assert difference == pytest.approx(own - reference)
-    runs = tmp_path / "runs"
-    shared = runs / "soup" / "0" / "members" / "0" / "patch" / "finetuned.safetensors"
-    assert shared.samefile(runs / "patch" / "0" / "patch" / "finetuned.safetensors")
-    assert shared.samefile(runs / "layers" / "0" / "patch" / "finetuned.safetensors")
-    note = json.loads((runs / "layers" / "0" / "method.json").read_text())
-    assert note["alphas"].keys() == {"stem", "blocks-1", "projection"}
 
 
 def test_a_setting_that_a_method_does_not_have_is_refused(folder: Path) -> None:
     text = (
-        'stage = "patch"\nvariants = [{ name = "a", method = "soup", settings = { models = 2 } }]'
+        'stage = "patch"\nvariants = [{ name = "a", method = "coop", settings = { tokens = 2 } }]'
     )
     [planned] = plan_study(_study(folder, text))
-    with pytest.raises(RecipeError, match="unknown key 'models'; did you mean 'num_models'"):
+    with pytest.raises(RecipeError, match="unknown key 'tokens'; did you mean 'num_tokens'"):
         check_settings(planned)
 
 
@@ -414,11 +412,11 @@ def test_the_table_has_mean_spread_and_the_best(folder: Path) -> None:
     assert found == {
         "a": (pytest.approx(0.55), 2), "b": (pytest.approx(0.75), 2), "c": (0.75, 1),
     }  # fmt: skip
-    text = table_text(study, summary[:2], [], [])
-    assert "top1 patched (n 50, chance 10.0, interval ±10.0)" in text
-    assert "| a | 55.0 ± 7.1 (2) |" in text
-    assert "| b | **75.0** ± 7.1 (2) |" in text
-    assert "| c | 75.0 (65.0–85.0) |" in table_text(study, summary[2:], [], [])
+    text = markdown(study_report(study, summary[:2], [], []))
+    assert "top-1 patched (n 50, chance 10.0)" in text
+    assert "| a | 55.0‡ (45.0–65.0; ± 7.1 over 2 seeds) |" in text
+    assert "| b | **75.0** (65.0–85.0; ± 7.1 over 2 seeds) |" in text
+    assert "| c | 75.0 (65.0–85.0) |" in markdown(study_report(study, summary[2:], [], []))
 
 
 def test_variants_are_compared_with_the_reference_on_the_same_samples(
@@ -438,7 +436,7 @@ def test_variants_are_compared_with_the_reference_on_the_same_samples(
     assert found["low"] <= found["difference"] <= found["high"]
     assert found["p_value"] is None  # of 24 samples
     assert f"| lr=0.001 | {100 * expected:+.1f} (" in first.table
-    assert "| against `lr=0.002` | top1 patched |" in first.table
+    assert "### Against lr=0.002\n\n| variant | top-1 patched |" in first.table
 
     compared = _counted(monkeypatch, differences_module, "compare_outcomes")
     run_study(study, tmp_path, device="cpu", seeds=[0])

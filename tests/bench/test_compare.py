@@ -12,8 +12,9 @@ import torch
 
 from terralign.bench.compare import PairedTests
 from terralign.encoders.clip.weights import write_state_dict
+from terralign.evaluation.paired import compare_outcomes
 from terralign.evaluation.rows import Row
-from terralign.evaluation.significance import MIN_SAMPLES, compare_f1, compare_means
+from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import write_json
 
 NUM = 40
@@ -46,7 +47,10 @@ def draw(seed: int, share: float, number: int = NUM) -> np.ndarray:
 def test_any_two_figures_are_compared_once_whichever_comes_first(tmp_path: Path) -> None:
     values = draw(0, 0.5), draw(1, 0.6)
     a, b = (keep(tmp_path, n, {"top1": v}) for n, v in zip("ab", values, strict=True))
-    wanted = compare_means(*values, num_bootstrap=100, seed=3).p_value
+    outcomes = [[{"top1": one}] for one in values]
+    compared = compare_outcomes(*outcomes, "top1", num_bootstrap=100, seed=3)
+    assert compared is not None
+    wanted = compared.p_value
     assert 0.02 < wanted < 0.98
     assert PairedTests(tmp_path, 50)(b, a) == wanted
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "measurements").iterdir()}
@@ -62,9 +66,11 @@ def test_decisions_are_compared_by_f1_of_the_plain_row_alone(tmp_path: Path) -> 
         keep(tmp_path, name, {"decisions": own, "labels": labels}, metric="macro_f1")
         for name, own in (("a", one), ("b", two))
     ]
-    wanted = compare_f1(one, two, labels, num_bootstrap=100, seed=3).p_value
+    outcomes = [[{"decisions": own, "labels": labels}] for own in (one, two)]
+    compared = compare_outcomes(*outcomes, "macro_f1", num_bootstrap=100, seed=3)
     tests = PairedTests(tmp_path, 50)
-    assert tests(*rows) == wanted
+    assert compared is not None
+    assert tests(*rows) == compared.p_value
     assert tests(rows[0], rows[1].model_copy(update={"variant": "other"})) is None
     assert tests(rows[0], rows[1].model_copy(update={"metric": "micro_f1"})) is None
 

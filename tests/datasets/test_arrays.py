@@ -1,4 +1,4 @@
-"""Arrays from .npz and .npy: headers checked first, nothing unpickled, two splits one memory."""
+"""Arrays from .npz: nothing unpickled, their size bounded, shape and type checked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import rasterio
 
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.published import arrays
-from terralign.datasets.published.arrays import choose_rows, read_array
-from terralign.datasets.published.s2_l2a import S2_L2A_BANDS, open_s2_l2a
+from terralign.datasets.published.arrays import choose_rows, open_s2_l2a, read_array
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
 
@@ -36,25 +35,20 @@ def test_every_tenth_patch_is_validation(patches: Path) -> None:
     assert sorted([*train.rows, *val.rows]) == list(range(20))
     assert open_s2_l2a(patches, "all").rows.tolist() == list(range(20))
     assert train.fingerprint != val.fingerprint
-    with pytest.raises(DataError, match=r"'s2-l2a' has no split 'test'; there: train, val, all"):
+    with pytest.raises(DataError, match=r"'s2-l2a' has no split 'test'; splits: train, val, all"):
         open_s2_l2a(patches, "test")
 
 
 def test_rows_bands_and_meaning_of_the_patches(patches: Path) -> None:
     val = open_s2_l2a(patches, "val")
     layout = val.layouts["sentinel2-l2a"]
-    assert layout.bands == S2_L2A_BANDS == SENSORS["sentinel2-l2a"].band_names
+    assert layout.bands == SENSORS["sentinel2-l2a"].band_names
     assert layout.bands.index("B8A") == layout.bands.index("B09") - 1
     assert (layout.dn_offset, layout.composite) == (0, SENSORS["sentinel2-l2a"].composite())
     assert val.labels is None
     pixels = val.read(np.array([1]))["sentinel2-l2a"]
     assert pixels.shape == (1, 12, 2, 2)
     assert pixels[0, 0, 0, 0] == 19 * 48
-
-
-def test_two_splits_share_one_array(patches: Path) -> None:
-    train, val = open_s2_l2a(patches, "train"), open_s2_l2a(patches, "val")
-    assert train.arrays["sentinel2-l2a"] is val.arrays["sentinel2-l2a"]
 
 
 def test_the_fingerprint_follows_the_content(patches: Path) -> None:
@@ -64,14 +58,6 @@ def test_the_fingerprint_follows_the_content(patches: Path) -> None:
     after = open_s2_l2a(patches, "val")
     assert after.fingerprint != before
     assert (after.read(np.array([0]))["sentinel2-l2a"] == 1).all()
-
-
-def test_npy_is_mapped_and_equal(tmp_path: Path) -> None:
-    pixels = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
-    np.save(tmp_path / "a.npy", pixels)
-    got = read_array(tmp_path / "a.npy", shape=(None, 2, 3, 4), kind="f")
-    assert isinstance(got, np.memmap)
-    np.testing.assert_array_equal(got, pixels)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +82,10 @@ class Bomb:
 def test_a_pickle_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", pixels=np.array([[[[Bomb()]]]], dtype=object))
-    np.save(tmp_path / "a.npy", np.array([[[[Bomb()]]]], dtype=object))
-    (tmp_path / "b.npy").write_bytes(pickle.dumps(Bomb()))
-    for path, member in (("a.npz", "pixels"), ("a.npy", None), ("b.npy", None)):
-        with pytest.raises(DataError):
-            read_array(tmp_path / path, member, shape=ANY4, kind="O")
+    (tmp_path / "b.npz").write_bytes(pickle.dumps(Bomb()))
+    for path in ("a.npz", "b.npz"):
+        with pytest.raises(DataError, match="is damaged or no NumPy file"):
+            read_array(tmp_path / path, "pixels", shape=ANY4, kind="O")
     assert not (tmp_path / "bomb-went-off").exists()
 
 
@@ -108,7 +93,7 @@ def test_missing_files_and_members_are_named(patches: Path) -> None:
     path = patches / "s2_l2a" / "patches.npz"
     with pytest.raises(DataError, match=r"has no array 'labels'; it has pixels"):
         read_array(path, "labels", shape=ANY4, kind="u")
-    with pytest.raises(DataError, match=r"nope.npz is not there"):
+    with pytest.raises(DataError, match=r"nope.npz not found"):
         read_array(patches / "nope.npz", "pixels", shape=ANY4, kind="u")
 
 
@@ -118,11 +103,6 @@ def test_a_truncated_file_is_named(patches: Path, num_bytes: int) -> None:
     path.write_bytes(path.read_bytes()[:num_bytes])
     with pytest.raises(DataError, match=r"patches.npz.* is damaged"):
         open_s2_l2a(patches, "val")
-    np.save(patches / "a.npy", np.ones((2, 2, 9, 9), np.uint16))
-    whole = (patches / "a.npy").read_bytes()
-    (patches / "a.npy").write_bytes(whole[:num_bytes])
-    with pytest.raises(DataError, match=r"a.npy is damaged"):
-        read_array(patches / "a.npy", shape=ANY4, kind="u")
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -137,17 +117,16 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("pixels.npy", header((10**6, 12, 10**3, 10**3)) + b"\0" * 48)
         archive.writestr("few.npy", header((1, 12, 4, 4)) + b"\0" * 48)
-    with pytest.raises(DataError, match=r"needs 22351.7 GiB, more than the limit of 16 GiB"):
-        read_array(path, "pixels", shape=ANY4, kind="u")
-    with pytest.raises(DataError, match=r"is damaged: its header promises 384 bytes"):
-        read_array(path, "few", shape=ANY4, kind="u")
+    for member in ("pixels", "few"):
+        with pytest.raises(DataError, match="is damaged or no NumPy file"):
+            read_array(path, member, shape=ANY4, kind="u")
 
 
 def test_the_limit_is_on_bytes(patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 20 * 12 * 4 * 2 - 1)
+    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 128 + 20 * 12 * 4 * 2 - 1)
     with pytest.raises(DataError, match="more than the limit"):
         open_s2_l2a(patches, "val")
-    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 20 * 12 * 4 * 2)
+    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 128 + 20 * 12 * 4 * 2)
     assert len(open_s2_l2a(patches, "val")) == 2
 
 

@@ -162,7 +162,7 @@ def test_labels_from_names_agree_with_labels_from_pixels() -> None:
         assert index is not None
         pixels = np.full((1, 4, 4), code)
         for num_classes in (43, 19, 5):
-            from_names = labels_from_names([[fine.names[index]]], num_classes)  # type: ignore[arg-type]
+            from_names = labels_from_names([[fine.names[index]]], num_classes, origins=["a"])  # type: ignore[arg-type]
             from_pixels = labels_from_pixels(pixels, num_classes)  # type: ignore[arg-type]
             np.testing.assert_array_equal(from_names, from_pixels)
 

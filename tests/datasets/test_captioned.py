@@ -133,17 +133,21 @@ def test_a_json_of_another_form_is_told(tmp_path: Path, value: Any, message: str
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"rsicd/dataset_rsicd.json is not there; put its captions"):
+    with pytest.raises(
+        DataError, match=r"'rsicd' not found: .*with dataset_rsicd.json beside RSICD_images"
+    ):
         open_captioned("rsicd", tmp_path, "test")
     write(tmp_path, "rsicd")
-    with pytest.raises(DataError, match=r"no split 'restval'; .*json has test, train, val, all"):
+    with pytest.raises(
+        DataError, match=r"no split 'restval' in dataset_rsicd.json; splits: test, train, val, all"
+    ):
         open_captioned("rsicd", tmp_path, "restval")
     (tmp_path / "rsicd/RSICD_images/airport_3.jpg").unlink()
-    with pytest.raises(DataError, match=r"airport_3.jpg is not there, though dataset_rsicd.json"):
+    with pytest.raises(DataError, match=r"airport_3.jpg not found, though dataset_rsicd.json"):
         open_captioned("rsicd", tmp_path, "test")
     assert len(open_captioned("rsicd", tmp_path, "train")) == 2
     (tmp_path / "rsicd/RSICD_images").rename(tmp_path / "rsicd/elsewhere")
-    with pytest.raises(DataError, match=r"RSICD_images is not there; unpack its images"):
+    with pytest.raises(DataError, match=r"RSICD_images/airport_0.jpg not found"):
         open_captioned("rsicd", tmp_path, "train")
 
 

@@ -91,7 +91,7 @@ def test_a_folder_without_a_class_and_the_reverse_are_named(root: Path) -> None:
     (root / "Bog").rename(root / ".Bog")
     with pytest.raises(DataError, match="no folder for the classes Bog"):
         opened(root)
-    with pytest.raises(DataError, match=r"nowhere is not there"):
+    with pytest.raises(DataError, match=r"nowhere not found"):
         opened(root / "nowhere")
 
 
@@ -165,8 +165,8 @@ def test_a_split_list_picks_its_files(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Sea/b.png\nSea/nope.png\n", r"'Sea/nope.png' is in none of the class folders"),
-        ("same.png\n", r"'same.png' is in several class folders; write it as folder/file"),
+        ("Sea/b.png\nSea/nope.png\n", r"'Sea/nope.png' is no image below"),
+        ("same.png\n", r"'same.png' is in several folders; write it as folder/file"),
         ("Sea/b.png\nSea/b.png\n", r"names Sea/b.png twice"),
         ("Sea/b.png\n./Sea/b.png\n", r"'./Sea/b.png' names .* a second time"),
         ("../Sea/b.png\n", r"'../Sea/b.png' leads outside"),
@@ -341,7 +341,9 @@ def test_what_a_split_list_does_not_name_is_not_warned_of(
         assert len(opened(root, split_list=root / "list.txt")) == 2
     assert caplog.records == []
     (root / "list.txt").write_text("Sea/b.png\nSea/x.jp2\n")
-    with pytest.raises(DataError, match=r"'Sea/x.jp2' is in none .* files .jp2 are not read"):
+    with pytest.raises(
+        DataError, match=r"'Sea/x.jp2' is no image below .* files .jp2 are not read"
+    ):
         opened(root, split_list=root / "list.txt")
 
 

@@ -11,13 +11,13 @@ import torch
 
 from terralign.chips import PixelLayout
 from terralign.datasets.composited import with_composite
+from terralign.datasets.sample import optical_layout
 from terralign.datasets.synthetic import (
     SyntheticSet,
     open_synthetic_photos,
     open_synthetic_scenes,
 )
 from terralign.errors import SensorError
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import scale_composite
 
 S2, S1 = "sentinel2-l2a", "sentinel1-grd"

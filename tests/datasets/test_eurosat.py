@@ -12,16 +12,25 @@ from rasterio import Affine
 
 from terralign.datasets.class_folders import read_split_list
 from terralign.datasets.class_lists import load_class_list
-from terralign.datasets.published.eurosat import (
+from terralign.datasets.file_set import FileSet
+from terralign.datasets.published.scene_classes import (
+    ARCHIVES,
     BANDS_ON_DISK,
-    MS_FOLDER,
-    open_eurosat_ms,
-    open_eurosat_rgb,
+    open_scene_classes,
 )
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
 
 CLASSES = list(load_class_list("eurosat"))
+MS_FOLDER = ARCHIVES["eurosat-ms"].images[0].removeprefix("eurosat_ms/")
+
+
+def open_eurosat_rgb(root: Path, split: str) -> FileSet:
+    return open_scene_classes("eurosat-rgb", root, split)
+
+
+def open_eurosat_ms(root: Path, split: str) -> FileSet:
+    return open_scene_classes("eurosat-ms", root, split)
 
 
 @pytest.fixture
@@ -75,7 +84,7 @@ def test_the_data_root_may_be_the_sets_own_folder(root: Path) -> None:
 
 
 def test_a_missing_split_lists_those_that_are_there(root: Path) -> None:
-    with pytest.raises(DataError, match=r"no split 'train'.*there: all, val, random-test$"):
+    with pytest.raises(DataError, match=r"no split 'train'.*splits: all, val, random-test$"):
         open_eurosat_rgb(root, "train")
     with pytest.raises(DataError, match="holds no eurosat_rgb/2750"):
         open_eurosat_rgb(root / "nowhere", "val")
@@ -83,10 +92,10 @@ def test_a_missing_split_lists_those_that_are_there(root: Path) -> None:
 
 def test_a_listed_file_that_is_missing_is_named(root: Path) -> None:
     (root / "eurosat_rgb/2750/Forest/Forest_1.jpg").unlink()
-    with pytest.raises(DataError, match=r"Forest_1.jpg is not there"):
+    with pytest.raises(DataError, match=r"'Forest_1.jpg' is in none of the class folders"):
         open_eurosat_rgb(root, "val")
     (root / "eurosat_rgb/eurosat-spatial-val.txt").write_text("Tundra_1.jpg")
-    with pytest.raises(DataError, match=r"'Tundra_1.jpg' is of no EuroSAT class"):
+    with pytest.raises(DataError, match=r"'Tundra_1.jpg' is in none of the class folders"):
         open_eurosat_rgb(root, "val")
 
 

@@ -205,8 +205,8 @@ def read_first(root: Path) -> None:
     [
         (None, "B05 holds no bytes"),
         (b"not a picture", "B05 is not a readable GeoTIFF"),
-        ("size", "B05 is 1x267x267 uint16; expected one"),
-        ("type", "B05 is 1x534x534 float32; expected one"),
+        ("size", "B05 is 1x267x267 uint16; expected 1x534x534 uint16"),
+        ("type", "B05 is 1x534x534 float32; expected 1x534x534 uint16"),
         ("cut", "B05 is (damaged|not a readable)"),
         ("huge", "MiB, more than the limit of 64 MiB"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -279,25 +278,6 @@ def test_samples_of_several_sensors_are_compared_by_those_in_common(tmp_path: Pa
     assert sorted(shared(both("a", "s2", "s1"), both("b", "s2", "s1"))) == ["0", "2"]
     assert sorted(shared(both("a", "s2"), both("b", "s2", "s1"))) == ["0", "2"]
     assert len(shared(both("a", "s2", "s1"), both("b", "s1"))) == 3
-
-
-@pytest.fixture
-def tars(pictures: Path) -> Path:
-    """The pictures of training in a tar, under other names."""
-    with tarfile.open(pictures / "train-0.tar", "w") as tar:
-        for number, file in enumerate(sorted((pictures / "train").rglob("*.png"))):
-            tar.add(file, f"{number:04d}.png")
-    (pictures / "tars.toml").write_text(
-        'name = "tars"\nreader = "shards"\nroot = "."\nshards = "train-*.tar"\n'
-        '[sensors.rgb]\nmember = "png"\n'
-    )
-    return pictures
-
-
-def test_a_member_of_a_tar_is_the_file_that_it_was(tars: Path) -> None:
-    inside = open_dataset(str(tars / "tars.toml"), data_root=tars, split="all")
-    shutil.copy(tars / "train" / "Forest" / "3.png", tars / "val" / "Forest" / "x.png")
-    assert shared(inside, declared(tars, "val")) == {"Forest/x": "0001"}
 
 
 def test_paths_of_a_table_are_files(pictures: Path) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.class_folders import open_folder, read_split_list
-from terralign.datasets.declared.footprints import _box_of
+from terralign.datasets.declared.footprints import box_of
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
@@ -571,7 +571,7 @@ def test_a_footprint_across_the_antimeridian_is_cut_in_two() -> None:
         (179.99, -17.0, 180.0, -16.9),
         (-180.0, -17.0, -179.99, -16.9),
     ]
-    assert _box_of(shapely.to_wkb(shape), in_degrees=True) == (179.99, -17.0, -179.99, -16.9)
+    assert box_of(shapely.to_wkb(shape), in_degrees=True) == (179.99, -17.0, -179.99, -16.9)
     assert wgs84_bounds((179.9, -17, 180.1, -16), "EPSG:4326", origin="x")[2] == pytest.approx(
         -179.9
     )
@@ -590,7 +590,7 @@ def test_other_footprints_in_parts_are_not_cut_at_the_antimeridian(
     boxes: list[tuple[float, float, float, float]],
 ) -> None:
     shape = shapely.MultiPolygon([shapely.box(*box) for box in boxes])
-    assert _box_of(shapely.to_wkb(shape), in_degrees=False) == shape.bounds
+    assert box_of(shapely.to_wkb(shape), in_degrees=False) == shape.bounds
 
 
 @pytest.mark.realdata
@@ -619,7 +619,7 @@ def test_splits_that_are_not_there_are_passed_over_and_a_damaged_one_is_not(
     assert packed.manifest.splits == {"val": 2}
     assert "split 'test' is not packed" in caplog.text
     (base / "eurosat-spatial-train.txt").write_text("Forest_1.jpg\nForest_2.jpg\n")
-    with pytest.raises(DataError, match=r"Forest_2.jpg is not there"):
+    with pytest.raises(DataError, match=r"Forest_2.jpg not found"):
         pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path)
     with pytest.raises(DataError, match="has no split 'test'"):
         pack_dataset("eurosat-rgb", tmp_path / "t", data_root=tmp_path, splits=["test"])

@@ -64,7 +64,7 @@ def test_published_lists_split_the_set(tmp_path: Path, name: str, stem: str) -> 
     assert not set(train.keys) & set(test.keys)
     assert train.keys[0] == scene_file(name, folders[0], 1)[:-4]
     assert train.fingerprint != test.fingerprint
-    with pytest.raises(DataError, match=r"no split 'val' .*; there: all, test, train$"):
+    with pytest.raises(DataError, match=r"no split 'val' .*; splits: all, test, train$"):
         open_scene_classes(name, tmp_path, "val")
     (tmp_path / name / stem.format("val")).write_text("volcano_001.jpg\n")
     with pytest.raises(DataError, match=r"'volcano_001\.jpg' is in none of the class folders"):
@@ -104,7 +104,7 @@ def test_sets_without_splits_are_whole_under_every_split_name(tmp_path: Path) ->
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'resisc45': .*resisc45/NWPU-RESISC45 is not there"):
+    with pytest.raises(DataError, match=r"'resisc45' not found: .*resisc45/NWPU-RESISC45"):
         open_scene_classes("resisc45", tmp_path, "train")
 
 

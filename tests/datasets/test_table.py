@@ -20,7 +20,7 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.published.eurosat import open_eurosat_ms
+from terralign.datasets.published.scene_classes import open_scene_classes
 from terralign.datasets.sample import Located
 from terralign.errors import DataError, TerralignError
 
@@ -460,7 +460,7 @@ def test_without_labels(root: Path) -> None:
 
 @pytest.mark.realdata
 def test_eurosat_ms_from_a_table_is_eurosat_ms(real_data: Path, tmp_path: Path) -> None:
-    expected = open_eurosat_ms(real_data, "val")
+    expected = open_scene_classes("eurosat-ms", real_data, "val")
     base = real_data / "eurosat_ms/ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
     files = [file.relative_to(base).as_posix() for file in expected.files]
     assert expected.labels is not None

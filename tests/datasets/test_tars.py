@@ -1,4 +1,4 @@
-"""Data sets in shards: members found by headers alone, read one by one, and faults named."""
+"""Data sets in tars: read in order and packed, and faults named."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rasterio import Affine
 from rasterio.io import MemoryFile
 from safetensors.numpy import save as save_tensors
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.declared import tar_index
-from terralign.datasets.declared.tar_index import index_tar, split_name
-from terralign.datasets.declared.tars import find_shards
+from terralign.datasets.declared import webdataset
+from terralign.datasets.declared.webdataset import find_tars, split_name
+from terralign.datasets.packing import pack_dataset
 from terralign.datasets.sample import Located
+from terralign.datasets.store import StoreSet
 from terralign.errors import DataError, TerralignError
 
 TOML = """
@@ -123,7 +123,7 @@ def root(tmp_path: Path) -> Path:
 def opened(root: Path, text: str = TOML, split: str = "train", size: int | None = None) -> Any:
     path = root / "fields.toml"
     path.write_text(text)
-    return open_dataset(str(path), data_root=root, split=split, size=size)
+    return open_dataset(str(path), data_root=root, split=split, size=size, to_pack=True)
 
 
 def test_samples_are_what_their_members_say(root: Path) -> None:
@@ -193,12 +193,6 @@ def geotiff(array: np.ndarray[Any, Any], nodata: float | None = None) -> bytes:
         return bytes(memory.read())
 
 
-def torch_file(value: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(value, file, **options)
-    return file.getvalue()
-
-
 def tensors(**named: np.ndarray[Any, Any]) -> bytes:
     return bytes(save_tensors(named))
 
@@ -210,8 +204,6 @@ FORMATS: list[tuple[str, str, Callable[[np.ndarray[Any, Any]], bytes]]] = [
     ("tif", "", geotiff),
     ("safetensors", "", lambda array: tensors(only=array)),
     ("safetensors", 'tensor = "x"', lambda array: tensors(x=array, y=array[:1])),
-    ("pth", "", lambda array: torch_file(torch.from_numpy(array))),
-    ("pt", 'tensor = "x"', lambda a: torch_file({"x": torch.from_numpy(a), "y": [1, "z"]})),
 ]
 
 
@@ -287,15 +279,6 @@ def npy_header(text: str) -> bytes:
         ("npy", npy(pixels(1) / 1.0), r"k has float64 numbers: digital numbers or reflectance"),
         ("tif", geotiff(pixels(1))[:-20], r"one.tar: k is (damaged|not a readable GeoTIFF)"),
         ("tif", geotiff(pixels(1, 2)), r"one.tar: k has 2 band\(s\), but 3 were declared"),
-        ("pth", torch_file(Evil()), r"k is damaged, or holds other things than tensors"),
-        ("pth", torch_file({"a": pixels(1)}), r"k is damaged, or holds other things"),
-        (
-            "pth",
-            torch_file(torch.zeros(3, 4), _use_new_zipfile_serialization=False),
-            r"k is damaged, or of PyTorch before 1.6",
-        ),
-        ("pth", torch_file(torch.ones(1).expand(3, 2**20, 2**20)), r"k needs .*more than the lim"),
-        ("pth", torch_file({"a": 1}), r"k holds no plain tensor"),
         ("safetensors", tensors(a=pixels(1), b=pixels(2)), r"k has the tensors a, b; declare whi"),
         ("safetensors", tensors(a=pixels(1))[:-8], r"k is damaged or no safetensors"),
     ],
@@ -319,7 +302,12 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
             'member = "s2.npz"',
             r"no pixels are read from .npz; did you mean 'n",
         ),
-        ('member = "s2.npy"', 'member = "s3.npy"', r"sample 'a/k1' has no member a/k1.s3.npy; it"),
+        (
+            'member = "s2.npy"',
+            'member = "s2.pth"',
+            r"no pixels are read from .pth, a pickle; write",
+        ),
+        ('member = "s2.npy"', 'member = "s3.npy"', r"sample 'a/k1' has no member .s3.npy; it"),
         ("dn_offset = -1000", 'tensor = "x"', r"tensor has no effect on .npy"),
         ("dn_offset = -1000", "", r"train-08.tar: a/k1: Sentinel-2 DN offset unknown"),
         ('bands = ["B04", "B03", "B02"]', "", r"a/k1 does not name its bands; declare bands"),
@@ -327,12 +315,16 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ('member = "s2.npy"', 'member = "png"', r"'png' is a picture, which is sensor 'rgb'"),
         ('member = "cls"', 'member = "cls"\nfield = "x"', r"field has no effect on member 'cls'"),
         ('field = "day"', "", r"date: member 'json' needs field"),
-        ('field = "day"', 'field = "days"', r"a/k1.json has no key 'days'; did you mean 'day'"),
-        ('field = "day"', 'field = "texts"', r"sample 'a/k1' has .*; expected a text"),
+        ('field = "day"', 'field = "days"', r"'a/k1', .json has no key 'days'; did you mean 'day'"),
+        (
+            'field = "day"',
+            'field = "texts"',
+            r"column 'json:texts' is of type list.*; expected texts",
+        ),
         ('form = "single"', 'form = "list"', r'form "list" needs a member of JSON'),
         ('form = "single"', 'form = "separated"', r"separator and form"),
-        ("7 = ", "8 = ", r"train-08.tar: sample 'a/k1' has label '7', which is none of"),
-        ("{08..09}", "{08..10}", r"train-10.tar is not there; .* names 'train-{08..10}.tar'"),
+        ("7 = ", "8 = ", r"train-08.tar: a/k1 has label '7', which is none of"),
+        ("{08..09}", "{08..10}", r"train-10.tar not found; .* names 'train-{08..10}.tar'"),
         ("{08..09}", "{09..08}", r"shards 'train-{09..08}.tar' are none"),
         ("train-{08..09}.tar", "none-*.tar", r"no shard in .*shards matches 'none-\*.tar'"),
         ("train-{08..09}.tar", "../*.tar", r"shards: '../\*.tar' leads outside"),
@@ -353,7 +345,7 @@ def test_a_sample_that_lacks_a_member_is_named(root: Path) -> None:
     members = sample(3)
     del members["png"]
     write_tar(root / "shards/train-09.tar", {"k2": sample(2), "k3": members})
-    with pytest.raises(DataError, match=r"train-09.tar: sample 'k3' has no member k3.png; it has "):
+    with pytest.raises(DataError, match=r"train-09.tar: sample 'k3' has no member .png; it has "):
         opened(root)
 
 
@@ -373,20 +365,21 @@ def test_a_tar_that_is_cut_short_is_named(root: Path, num_bytes: int, from_end: 
 def test_a_header_that_is_damaged_is_named(root: Path) -> None:
     path = root / "shards/train-09.tar"
     content = bytearray(path.read_bytes())
-    second = index_tar(path).members["png"][0, 0] - 512
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1].offset
     content[second + 148] ^= 1  # its checksum
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"is damaged: there is no header at byte {second}"):
-        index_tar(path)
+    with pytest.raises(DataError, match=rf"is damaged: no header at byte {second}"):
+        opened(root)
     path.write_text("no tar" * 1000)
-    with pytest.raises(DataError, match=r"is damaged or no tar: "):
-        index_tar(path)
+    with pytest.raises(DataError, match=r"is damaged, compressed or no tar \("):
+        opened(root)
 
 
 def test_compressed_tars_are_refused_with_the_remedy(root: Path) -> None:
     path = root / "shards/train-09.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(DataError, match=r"compressed by gzip.*unpack it first \(gunzip train-09"):
+    with pytest.raises(DataError, match=r"train-09.tar is damaged, compressed .*unpack it to a pl"):
         opened(root)
 
 
@@ -408,14 +401,14 @@ def test_sizes_are_checked_before_memory_is_taken(root: Path) -> None:
     with pytest.raises(DataError, match=r"cut short \(its member 'k9.png' is not whole"):
         opened(root)
     header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.XHDTYPE, tar_index.MAX_HEADER_BYTES * 2
+    header.type, header.size = tarfile.XHDTYPE, webdataset.MAX_HEADER_BYTES * 2
     path.write_bytes(header.tobuf() + b"\0" * (header.size + 1024))
-    with pytest.raises(DataError, match=r"is damaged or no tar: a header of 2097152 bytes"):
+    with pytest.raises(DataError, match=r"no tar \(a header of 2097152 bytes"):
         opened(root)
     name = tarfile.TarInfo("x")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2
     path.write_bytes((name.tobuf(tarfile.GNU_FORMAT) + b"y".ljust(512, b"\0")) * 3000)
-    with pytest.raises(DataError, match=r"is damaged or no tar: maximum recursion"):
+    with pytest.raises(DataError, match=r"no tar \(maximum recursion"):
         opened(root)
 
 
@@ -440,8 +433,7 @@ def test_members_without_an_ending_are_named(root: Path, caplog: pytest.LogCaptu
             archive.addfile(tarfile.TarInfo(name))
     with caplog.at_level(logging.WARNING):
         assert opened(root).keys[-1] == "k3"
-    assert "left out: 2 members of its shards whose names have no ending" in caplog.text
-    assert "such as k4 in" in caplog.text
+    assert "train-09.tar: 2 members without an ending, such as k4" in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["webp", "bmp"])
@@ -464,34 +456,73 @@ def test_pictures_of_other_formats_are_members_too(tmp_path: Path, ending: str) 
         ("a/b.c.NPY", ("a/b", "c.npy")),
         ("./a.cls", ("a", "cls")),
         ("a.b/c.d", ("a.b/c", "d")),
-        ("a", ("", "")),
-        (".a.b", ("", "")),
-        ("a/.b.c", ("", "")),
-        ("a.", ("", "")),
+        ("a", (None, None)),
+        (".a.b", (None, None)),
+        ("a/.b.c", (None, None)),
+        ("a.", (None, None)),
     ],
 )
-def test_a_key_ends_at_the_first_dot_of_the_file_name(name: str, expected: tuple[str, str]) -> None:
+def test_a_key_ends_at_the_first_dot_of_the_file_name(name: str, expected: Any) -> None:
     assert split_name(name) == expected
 
 
-def test_an_index_is_read_once_and_anew_when_the_tar_changes(
+def test_a_tar_that_changes_while_it_is_used_is_named(root: Path) -> None:
+    samples = opened(root)
+    write_tar(root / "shards/train-09.tar", {"other": sample(3)})
+    with pytest.raises(DataError, match=r"train-09.tar has changed while it was in use"):
+        samples.read(np.array([2]))
+
+
+def test_tars_are_packed_and_used_from_the_store(root: Path) -> None:
+    path = root / "fields.toml"
+    path.write_text(TOML)
+    with pytest.raises(
+        DataError, match=r"fields.toml lies in tars, .*`terralign pack .*STORE`. and give STORE"
+    ):
+        open_dataset(str(path), data_root=root, split="train")
+    packed = pack_dataset(str(path), root / "store", data_root=root)
+    assert packed.manifest.splits == {"train": 3, "test": 1}
+    stored, source = StoreSet(root / "store", "train"), opened(root)
+    assert (stored.keys, stored.captions) == (source.keys, source.captions)
+    assert [stored.place(index) for index in range(3)] == [
+        source.place(index) for index in range(3)
+    ]
+    everything = np.arange(3)
+    for sensor, expected in source.read(everything).items():
+        np.testing.assert_array_equal(stored.read(everything)[sensor], expected)
+
+
+def test_each_tar_is_read_once_by_ascending_indices(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = opened(root)
-    path = root / "shards/train-09.tar"
-    kept = index_tar(path)
-    assert index_tar(path) is kept
-    write_tar(path, {"other": sample(3)})
-    assert index_tar(path).keys == ("other",)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"train-09.tar has become shorter"):
-        first.read(np.array([2]))
+    samples = opened(root)
+    read: list[str] = []
+    stream = webdataset.stream_samples
+
+    def counted(path: Path) -> Any:
+        read.append(path.name)
+        return stream(path)
+
+    monkeypatch.setattr(webdataset, "stream_samples", counted)
+    for index in (0, 1, 2):
+        samples.read(np.array([index]))
+    assert read == ["train-08.tar", "train-09.tar"]
+    samples.read(np.array([0]))
+    assert read[2:] == ["train-08.tar"]
+
+
+def test_a_file_name_is_neither_a_command_nor_an_address(tmp_path: Path) -> None:
+    write_tar(tmp_path / "shards" / "pipe:touch ran; .tar", {"k1": sample(1)})
+    text = TOML[: TOML.index("[splits]")].replace("root =", 'shards = "*.tar"\nroot =')
+    samples = opened(tmp_path, text, "all")
+    np.testing.assert_array_equal(samples.read(np.array([0]))["sentinel2-l2a"], [pixels(1)])
+    assert not list(Path().glob("ran"))
 
 
 def test_ranges_and_patterns_name_each_shard_once(tmp_path: Path) -> None:
     for name in ("a-8-x", "a-9-x", "a-10-x", "a-10-y"):
         (tmp_path / f"{name}.tar").write_bytes(b"")
-    found = find_shards(tmp_path, ("a-{8..10}-x.tar", "a-1*.tar"), Path("d.toml"))
+    found = find_tars(tmp_path, ("a-{8..10}-x.tar", "a-1*.tar"), Path("d.toml"))
     assert [path.stem for path in found] == ["a-8-x", "a-9-x", "a-10-x", "a-10-y"]
 
 
@@ -509,5 +540,5 @@ def test_bands_sizes_and_layouts_must_agree(root: Path) -> None:
     write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "s2.npy": npy(pixels(3)[:, :3])}})
     samples = opened(root)
     samples.read(np.array([0, 1]))
-    with pytest.raises(DataError, match=r"train-09.tar: k3 has pixels \(3, 3, 6\) of sentinel2"):
+    with pytest.raises(DataError, match=r"train-09.tar: k3 has 6x3 pixels, .*train-08.tar: a/k1 "):
         samples.read(np.array([0, 2]))

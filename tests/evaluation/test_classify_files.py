@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
+from imagery import read_chip
 from terralign.chips import Chip, make_layout
 from terralign.encoders.answers import Classified
 from terralign.encoders.clip.load import ClipModel
@@ -21,7 +22,6 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import Fault
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, ModelError, RecipeError, SensorError
-from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS
 
 LABELS = ["forest", "river", "town"]

@@ -17,6 +17,7 @@ from terralign.evaluation.diagnostics import (
     hubness,
     linear_separability,
     mean_cosine,
+    modality_gap,
     project,
     uniformity,
 )
@@ -38,6 +39,12 @@ def test_modalities_are_separable_when_they_are_apart_only() -> None:
 def test_the_same_samples_twice_are_at_chance_and_not_below() -> None:
     vectors = np.random.default_rng(1).normal(size=(40, 30))
     assert linear_separability(vectors, vectors) == 0.5
+
+
+def test_modality_gap_is_the_distance_of_centroids() -> None:
+    a, b = np.array([[3.0, 0], [0, 5]]), np.array([[-1.0, 0], [0, -2]], dtype=np.float32)
+    assert modality_gap(a, b) == pytest.approx(np.sqrt(2))
+    assert modality_gap(a, a[::-1] * 7) == pytest.approx(0)
 
 
 def test_alignment_uniformity_and_cosine_equal_their_formulas() -> None:
@@ -138,6 +145,8 @@ A = np.ones((6, 3))
         (lambda: linear_separability(A, A, num_folds=1), "num_folds is 1"),
         (lambda: linear_separability(A, A[:3]), "b has 3 rows"),
         (lambda: linear_separability(A, A[:, :2]), "of one embedding space"),
+        (lambda: modality_gap(A, A * 0), "row 0 of b is all zeros"),
+        (lambda: modality_gap(A, A[:, :2]), "of one embedding space"),
         (lambda: alignment(A, A[:4]), "6 and 4 vectors"),
         (lambda: mean_cosine(A, A * np.nan), "row 0 of the second set is not finite"),
         (lambda: uniformity(A[:1]), "at least two items"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from terralign.datasets.sample import optical_layout, require_labels
 from terralign.datasets.synthetic import (
     SyntheticSet,
     open_synthetic_photos,
@@ -20,13 +21,8 @@ from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError, ModelError, SensorError
-from terralign.evaluation.classification import (
-    choose_prompts,
-    evaluate_zero_shot,
-    require_labels,
-    score_classes,
-)
-from terralign.evaluation.embed import Embedded, choose_route, embed_samples, optical_layout
+from terralign.evaluation.classification import choose_prompts, evaluate_zero_shot, score_classes
+from terralign.evaluation.embed import Embedded, choose_route, embed_samples
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.preprocess import InputSpec
 

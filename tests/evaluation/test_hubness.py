@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from terralign.errors import DataError
+from terralign.evaluation.diagnostics import modality_gap
 from terralign.evaluation.hubness import centre, centroid, csls_penalty, query_bank_penalty
-from terralign.evaluation.metrics import modality_gap
 from terralign.evaluation.ranking import (
     average_precision_per_query,
     recall_per_query,

@@ -9,17 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, balanced_accuracy_score
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import (
+from terralign.evaluation.average_precision import average_precision_statistic
+from terralign.evaluation.bootstrap import (
     bias_corrected_interval,
-    bootstrap_counts,
+    observe,
+    percentile_interval,
+    resample,
+    resamples,
+)
+from terralign.evaluation.metrics import (
     classification_metrics,
+    f1_metrics,
     hit_probability,
-    modality_gap,
     multilabel_metrics,
+    top1_accuracy,
 )
 
 FOUR_BY_EIGHT = np.array(
@@ -90,6 +98,41 @@ def test_chance_of_average_precision_is_its_mean_over_all_orders() -> None:
     assert result.metric("micro_map").chance == pytest.approx(micro)
 
 
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_equals_sklearn(average: str) -> None:
+    generator = np.random.default_rng(1)
+    labels = generator.random((300, 6)) < np.linspace(0.05, 0.6, 6)
+    decisions = (labels + generator.normal(size=labels.shape)) > 0.7
+    metric = f1_metrics(decisions, labels, num_bootstrap=20).metric(f"{average}_f1")
+    assert metric.value == pytest.approx(f1_score(labels, decisions, average=average))
+    assert metric.chance == pytest.approx(f1_score(labels, labels | True, average=average))
+    assert metric.low < metric.value < metric.high < metric.low + 0.2
+    per_class = f1_metrics(decisions, labels, num_bootstrap=1).per_class
+    oracle = f1_score(labels, decisions, average=None)
+    assert [score.value for score in per_class] == pytest.approx(oracle.tolist())
+
+
+def test_f1_leaves_out_classes_without_positives_and_is_zero_without_decisions() -> None:
+    labels = np.array([[True, False], [True, False]])
+    result = f1_metrics(np.array([[True, True], [False, False]]), labels, num_bootstrap=5)
+    assert result.value("macro_f1") == pytest.approx(2 / 3)
+    assert result.value("micro_f1") == pytest.approx(2 / 4)
+    assert result.per_class[1].value is None
+    assert "1 of 2 classes" in result.notes[0]
+    none = f1_metrics(np.zeros((2, 2), dtype=bool), labels, num_bootstrap=5)
+    assert [metric.value for metric in none.metrics] == [0, 0]
+    with pytest.raises(DataError, match=r"decisions is \(2, 2\) float64; expected"):
+        f1_metrics(labels.astype(float), labels)
+    with pytest.raises(DataError, match="no positive"):
+        f1_metrics(labels, labels & ~labels)
+
+
+def test_equal_scores_share_a_top1_hit() -> None:
+    assert top1_accuracy(np.zeros((2, 4)), np.array([0, 3])) == 0.25
+    with pytest.raises(DataError, match=r"scores is \(4,\) float64; expected \(N, K\)"):
+        top1_accuracy(np.zeros(4), np.array([0]))
+
+
 def test_hit_probability_is_the_mean_over_all_orders_of_ties() -> None:
     above, tied = np.array([0, 2, 4, 9]), np.array([0, 3, 0, 5])
     for k in range(1, 17):
@@ -97,6 +140,16 @@ def test_hit_probability_is_the_mean_over_all_orders_of_ties() -> None:
             np.mean(np.arange(a + 1, a + t + 2) <= k) for a, t in zip(above, tied, strict=True)
         ]
         np.testing.assert_allclose(hit_probability(above, tied, k), expected)
+
+
+def test_one_of_several_right_answers_is_hit_as_often_as_over_all_draws() -> None:
+    above, tied, own = np.array([0, 1, 2]), np.array([3, 2, 0]), np.array([2, 3, 2])
+    for k in range(1, 9):
+        expected = []
+        for a, t, n in zip(above, tied + own, own, strict=True):
+            draws = [*combinations(range(t), int(np.clip(k - a, 0, t)))]
+            expected.append(np.mean([min(draw, default=t) < n for draw in draws]))
+        np.testing.assert_allclose(hit_probability(above, tied, k, own), expected)
 
 
 def _multilabel(num_samples: int, *, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +185,7 @@ def test_resampled_average_precision_equals_sklearn_on_the_repeated_rows() -> No
     scores, labels = _multilabel(60, ties=True)
     result = multilabel_metrics(scores, labels, num_bootstrap=40, seed=3)
     macro, micro = [], []
-    for counts in bootstrap_counts(60, num_bootstrap=40, seed=3):
+    for counts in np.concatenate([*resamples(60, num_bootstrap=40, seed=3)]):
         rows = np.repeat(np.arange(60), counts)
         present = labels[rows].any(axis=0)
         macro.append(average_precision_score(labels[rows][:, present], scores[rows][:, present]))
@@ -150,14 +203,19 @@ def test_intervals_of_average_precision_cover_that_of_the_population() -> None:
     above = np.cumsum([0.1 * positive[::-1], 0.9 * other[::-1]], axis=1)
     truth = float((positive[::-1] * above[0] / above.sum(axis=0)).sum() / positive.sum())
     generator = np.random.default_rng(0)
-    num_covered = 0
-    for seed in range(20):
-        labels = generator.random((96, 20)) < 0.1
+    num_covered, num_biased = 0, 0
+    for seed in range(200):
+        labels = generator.random((500, 6)) < 0.1
         drawn = generator.normal(size=labels.shape) + labels
-        metric = multilabel_metrics(drawn, labels, num_bootstrap=60, seed=seed).metric("macro_map")
-        num_covered += metric.low <= truth <= metric.high
-    # Of percentiles that keep their bias next to none do.
-    assert num_covered >= 10
+        statistic = average_precision_statistic(drawn, labels, "macro")
+        value = float(observe(statistic, 500)[0])
+        resampled = resample(statistic, 500, num_bootstrap=100, seed=seed)[:, 0]
+        low, high = bias_corrected_interval(value, resampled)
+        num_covered += low <= truth <= high
+        low, high = percentile_interval(value, resampled)
+        num_biased += low <= truth <= high
+    assert binomtest(num_covered, 200, 0.95).pvalue > 0.01
+    assert binomtest(num_biased, 200, 0.95).pvalue < 1e-6  # percentiles that keep their bias
 
 
 def test_intervals_without_bias_stay_in_range_and_hold_the_value() -> None:
@@ -183,7 +241,7 @@ def test_resampled_accuracy_equals_sklearn_on_the_repeated_rows() -> None:
     labels, scores = generator.integers(3, size=50), generator.normal(size=(50, 3))
     result = classification_metrics(scores, labels, num_bootstrap=60, seed=8)
     top1, macro = [], []
-    for counts in bootstrap_counts(50, num_bootstrap=60, seed=8):
+    for counts in np.concatenate([*resamples(50, num_bootstrap=60, seed=8)]):
         rows = np.repeat(np.arange(50), counts)
         guesses = scores[rows].argmax(axis=1)
         top1.append((guesses == labels[rows]).mean())
@@ -243,12 +301,6 @@ def test_metrics_stay_in_range_and_forget_the_order_of_samples(
         assert one.value == pytest.approx(other.value)
 
 
-def test_modality_gap_is_the_distance_of_centroids() -> None:
-    a, b = np.array([[3.0, 0], [0, 5]]), np.array([[-1.0, 0], [0, -2]], dtype=np.float32)
-    assert modality_gap(a, b) == pytest.approx(np.sqrt(2))
-    assert modality_gap(a, a[::-1] * 7) == pytest.approx(0)
-
-
 GOOD = np.zeros((3, 2))
 SETS = np.ones((3, 2), dtype=bool)
 
@@ -276,7 +328,7 @@ def test_unusable_classification_input_is_refused(
 @pytest.mark.parametrize(
     ("scores", "labels", "told"),
     [
-        (GOOD, SETS[:2], r"labels is \(2, 2\) bool; expected \(3, 2\) bool"),
+        (GOOD, SETS[:2], r"labels is \(2, 2\) bool; expected \(N, K\) bool, \(3, 2\) here"),
         (GOOD, SETS.astype(int), "int64; expected"),
         (GOOD, ~SETS, "no positive"),
         (GOOD + np.inf, SETS, "infinite"),
@@ -289,12 +341,8 @@ def test_unusable_multilabel_input_is_refused(
         multilabel_metrics(scores, labels)
 
 
-def test_other_faults_are_told() -> None:
+def test_other_errors_are_reported() -> None:
     with pytest.raises(DataError, match="num_bootstrap is 0"):
         classification_metrics(GOOD, np.array([0, 1, 1]), num_bootstrap=0)
     with pytest.raises(DataError, match="did you mean 'top1'"):
         classification_metrics(GOOD, np.array([0, 1, 1])).value("top2")
-    with pytest.raises(DataError, match="row 1 of b is all zeros"):
-        modality_gap(np.eye(2), np.array([[1.0, 0], [0, 0]]))
-    with pytest.raises(DataError, match="a has 2 dimensions, b has 3"):
-        modality_gap(np.eye(2), np.eye(3))

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from terralign.errors import DataError
-from terralign.evaluation.calibration import f1_metrics
-from terralign.evaluation.metrics import classification_metrics, multilabel_metrics
+from terralign.evaluation.average_precision import average_precision_statistic
+from terralign.evaluation.bootstrap import f1_statistic, mean_statistic
+from terralign.evaluation.metrics import classification_metrics, f1_metrics, multilabel_metrics
 from terralign.evaluation.paired import compare_outcomes, read_outcomes, write_outcomes
 from terralign.evaluation.ranking import retrieval_metrics
-from terralign.evaluation.significance import (
-    compare_average_precision,
-    compare_class_means,
-    compare_f1,
-    compare_means,
-)
+from terralign.evaluation.significance import Comparison, compare
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 7, size=60)
@@ -26,12 +22,18 @@ SCORES = RNG.normal(size=(4, 60, 7)).astype(np.float32)
 SETS = RNG.random((60, 7)) < 0.3
 
 
+def _means(a: np.ndarray, b: np.ndarray) -> Comparison:
+    return compare(mean_statistic(a[:, None]), mean_statistic(b[:, None]), len(a))
+
+
 def test_single_label_outcomes_compare_as_their_values_do() -> None:
-    a, b = (classification_metrics(one, LABELS, num_bootstrap=2).outcomes for one in SCORES[:2])
+    results = [classification_metrics(one, LABELS, num_bootstrap=2) for one in SCORES[:2]]
+    a, b = (one.outcomes for one in results)
     for metric in ("top1", "top5"):
-        assert compare_outcomes([a], [b], metric) == compare_means(a[metric], b[metric])
+        assert compare_outcomes([a], [b], metric) == _means(a[metric], b[metric])
     macro = compare_outcomes([a], [b], "macro_accuracy")
-    assert macro == compare_class_means(a["top1"], b["top1"], LABELS)
+    assert macro is not None
+    assert [macro.value_a, macro.value_b] == [one.value("macro_accuracy") for one in results]
     for scores, outcomes in zip(SCORES, (a, b), strict=False):
         assert outcomes["top1"].tolist() == (scores.argmax(axis=1) == LABELS).tolist()
 
@@ -39,11 +41,13 @@ def test_single_label_outcomes_compare_as_their_values_do() -> None:
 def test_several_label_outcomes_compare_as_their_scores_and_decisions_do() -> None:
     a, b = (multilabel_metrics(one, SETS, num_bootstrap=2).outcomes for one in SCORES[:2])
     found = compare_outcomes([a], [b], "macro_map", num_bootstrap=50)
-    assert found == compare_average_precision(SCORES[0], SCORES[1], SETS, num_bootstrap=50)
+    ranked = [average_precision_statistic(one, SETS, "macro") for one in SCORES[:2]]
+    assert found == compare(*ranked, 60, num_bootstrap=50)
     decided = [f1_metrics(one > 0, SETS, num_bootstrap=2).outcomes for one in SCORES[:2]]
     found = compare_outcomes(decided[:1], decided[1:], "micro_f1", num_bootstrap=50)
-    expected = compare_f1(SCORES[0] > 0, SCORES[1] > 0, SETS, average="micro", num_bootstrap=50)
-    assert found == expected
+    assert found == compare(
+        *(f1_statistic(one > 0, SETS, "micro") for one in SCORES[:2]), 60, num_bootstrap=50
+    )
 
 
 def test_seeds_are_averaged_before_they_are_compared() -> None:
@@ -51,7 +55,7 @@ def test_seeds_are_averaged_before_they_are_compared() -> None:
     found = compare_outcomes(every[:2], every[2:], "top1")
     means = [np.mean([one["top1"] for one in half], axis=0) for half in (every[:2], every[2:])]
     assert found is not None
-    assert asdict(found) == pytest.approx(asdict(compare_means(*means)))
+    assert asdict(found) == pytest.approx(asdict(_means(*means)))
     sets = [multilabel_metrics(one, SETS, num_bootstrap=2) for one in SCORES]
     found = compare_outcomes([one.outcomes for one in sets[:3]], [sets[3].outcomes], "macro_map")
     assert found is not None

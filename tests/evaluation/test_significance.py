@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import binomtest, bootstrap, kstest, ttest_rel
 from sklearn.metrics import average_precision_score, f1_score
 
 from terralign.errors import DataError
-from terralign.evaluation import significance
-from terralign.evaluation.metrics import classification_metrics, multilabel_metrics
-from terralign.evaluation.significance import (
-    accuracy_values,
-    adjust_holm,
-    compare_accuracy,
-    compare_average_precision,
-    compare_class_means,
-    compare_f1,
-    compare_means,
+from terralign.evaluation import bootstrap as module
+from terralign.evaluation.average_precision import average_precision_statistic
+from terralign.evaluation.bootstrap import (
+    Average,
+    Floats,
+    Statistic,
+    class_mean_statistic,
+    f1_statistic,
+    macro_mean,
+    mean_statistic,
+    observe,
+    percentile_interval,
+    resample,
 )
+from terralign.evaluation.significance import Comparison, adjust_holm, compare
 
 
 def _multilabel(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,62 +36,78 @@ def _multilabel(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return a, b, labels
 
 
-def test_values_are_those_of_the_metrics() -> None:
-    a, b, labels = _multilabel(0)
-    for average in ("macro", "micro"):
-        found = compare_average_precision(a, b, labels, average=average, num_bootstrap=5)  # type: ignore[arg-type]
-        own = [
-            multilabel_metrics(s, labels, num_bootstrap=1).value(f"{average}_map") for s in (a, b)
-        ]
-        assert [found.value_a, found.value_b] == pytest.approx(own)
-        assert found.difference == pytest.approx(own[1] - own[0])
-    classes = np.random.default_rng(0).integers(4, size=60)
-    found = compare_accuracy(a, b, classes, num_bootstrap=5)
-    own = [classification_metrics(s, classes, num_bootstrap=1).value("top1") for s in (a, b)]
-    assert [found.value_a, found.value_b] == pytest.approx(own)
-    assert accuracy_values(np.zeros((2, 4)), np.array([0, 3])).tolist() == [0.25, 0.25]
+def _means(a: np.ndarray, b: np.ndarray, **settings: int) -> Comparison:
+    statistics = [mean_statistic(one[:, None]) for one in (a, b)]
+    return compare(*statistics, len(a), **settings)
+
+
+def _check_against_loop(
+    statistics: list[Statistic], of_rows: Callable[[int, np.ndarray], float], num_samples: int
+) -> None:
+    """Hold a comparison to `of_rows(model, rows)` on the rows that each resample draws."""
+    found = compare(*statistics, num_samples, num_bootstrap=101, seed=3)
+    every = np.arange(num_samples)
+    assert [found.value_a, found.value_b] == pytest.approx([of_rows(m, every) for m in (0, 1)])
+    assert found.difference == found.value_b - found.value_a
+    drawn = np.random.default_rng(3).integers(num_samples, size=(101, num_samples))
+    differences = np.array([of_rows(1, rows) - of_rows(0, rows) for rows in drawn])
+    wanted = np.percentile(differences, [2.5, 97.5])
+    assert [found.low, found.high] == pytest.approx(wanted, abs=1e-9)
+    tail = min((differences <= 0).sum(), (differences >= 0).sum())
+    assert found.p_value == pytest.approx(min(1, 2 * (tail + 1) / 102))
 
 
 @pytest.mark.parametrize("average", ["macro", "micro"])
-def test_f1_is_compared_with_decisions_as_they_are(average: significance.Average) -> None:
+def test_f1_is_that_of_the_drawn_rows(average: Average) -> None:
     a, b, labels = _multilabel(1)
     decisions = [scores > 0.5 for scores in (a, b)]
-    found = compare_f1(*decisions, labels, average=average, num_bootstrap=300, seed=3)
-    there = labels.any(axis=0)  # a class without positives is left out of macro F1
 
-    def f1(own: np.ndarray, rows: np.ndarray) -> float:
-        kept = labels[rows].any(axis=0) if average == "macro" else np.ones_like(there)
-        return float(f1_score(labels[rows][:, kept], own[rows][:, kept], average=average))
+    def f1(model: int, rows: np.ndarray) -> float:
+        kept = labels[rows].any(axis=0) | (average == "micro")
+        own = decisions[model][rows][:, kept]
+        return float(f1_score(labels[rows][:, kept], own, average=average))
 
-    every = np.arange(len(labels))
-    assert [found.value_a, found.value_b] == pytest.approx([f1(one, every) for one in decisions])
-    generator = np.random.default_rng(3)
-    drawn = generator.integers(len(labels), size=(300, len(labels)))
-    loop = [f1(decisions[1], rows) - f1(decisions[0], rows) for rows in drawn]
-    assert [found.low, found.high] == pytest.approx(np.percentile(loop, [2.5, 97.5]), abs=1e-9)
-    same = compare_f1(decisions[0], decisions[0], labels, average=average, num_bootstrap=20)
-    assert (same.difference, same.p_value) == (0, 1)
-    with pytest.raises(DataError, match=r"decisions_b is \(60, 4\) float"):
-        compare_f1(decisions[0], b, labels, average=average)
+    _check_against_loop([f1_statistic(one, labels, average) for one in decisions], f1, 60)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_average_precision_is_that_of_the_drawn_rows(
+    average: Average, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *scores, labels = _multilabel(1)
+    monkeypatch.setattr(module, "CHUNK", 150)  # several chunks of two resamples each
+
+    def precision(model: int, rows: np.ndarray) -> float:
+        kept = labels[rows].any(axis=0) | (average == "micro")
+        own = scores[model][rows][:, kept]
+        return float(average_precision_score(labels[rows][:, kept], own, average=average))
+
+    statistics = [average_precision_statistic(one, labels, average) for one in scores]
+    _check_against_loop(statistics, precision, 60)
 
 
 def test_means_over_classes_are_those_of_the_drawn_rows() -> None:
     generator = np.random.default_rng(8)
-    scores = [generator.normal(size=(40, 7)).round(1) for _ in range(2)]
     labels = np.where(np.arange(40) < 2, 6, generator.integers(5, size=40))  # 5 has no sample
-    hits = [accuracy_values(one, labels) for one in scores]
-    found = compare_class_means(*hits, labels, num_bootstrap=200, seed=3)
-    metrics = [classification_metrics(one, labels, num_bootstrap=1) for one in scores]
-    own = [one.value("macro_accuracy") for one in metrics]
-    assert [found.value_a, found.value_b] == pytest.approx(own)
-    loop = []
-    for rows in np.random.default_rng(3).integers(40, size=(200, 40)):
-        classes = np.unique(labels[rows])  # a class of two samples is lost now and then
-        means = [np.mean([one[rows][labels[rows] == c].mean() for c in classes]) for one in hits]
-        loop.append(means[1] - means[0])
-    assert [found.low, found.high] == pytest.approx(np.percentile(loop, [2.5, 97.5]), abs=1e-9)
-    top5 = [accuracy_values(one, labels, 5).mean() for one in scores]
-    assert top5 == pytest.approx([one.value("top5") for one in metrics])
+    guesses = [np.where(generator.random(40) < 0.6, labels, (labels + 1) % 7) for _ in range(2)]
+
+    def by_class(model: int, rows: np.ndarray) -> float:
+        hits = guesses[model][rows] == labels[rows]
+        return float(np.mean([hits[labels[rows] == k].mean() for k in np.unique(labels[rows])]))
+
+    statistics = [macro_mean(class_mean_statistic(g == labels, labels, 7)) for g in guesses]
+    _check_against_loop(statistics, by_class, 40)
+
+
+def test_intervals_of_means_are_scipys() -> None:
+    values = np.random.default_rng(2).gamma(2, size=(200, 1))
+    statistic = mean_statistic(values)
+    resampled = resample(statistic, 200, num_bootstrap=20_000, seed=0)[:, 0]
+    found = percentile_interval(float(observe(statistic, 200)[0]), resampled)
+    oracle = bootstrap(
+        (values[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    assert found == pytest.approx((oracle.low, oracle.high), abs=0.01)
 
 
 def test_holm_rejects_what_its_steps_reject() -> None:
@@ -103,28 +125,6 @@ def test_holm_rejects_what_its_steps_reject() -> None:
         assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected
 
 
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_resampled_precision_is_sklearns_on_the_drawn_rows(
-    average: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b, labels = _multilabel(1)
-    monkeypatch.setattr(significance, "CHUNK", 150)  # several chunks of two resamples each
-    found = compare_average_precision(a, b, labels, average=average, num_bootstrap=31, seed=3)  # type: ignore[arg-type]
-    generator = np.random.default_rng(3)
-    differences = []
-    for rows in generator.integers(60, size=(31, 60)):
-        known = labels[rows].any(axis=0) | (average == "micro")
-        values = [
-            average_precision_score(labels[rows][:, known], s[rows][:, known], average=average)
-            for s in (a, b)
-        ]
-        differences.append(values[1] - values[0])
-    low, high = np.percentile(differences, [2.5, 97.5])
-    assert (found.low, found.high) == pytest.approx((low, high))
-    tail = min((np.array(differences) <= 0).sum(), (np.array(differences) >= 0).sum())
-    assert found.p_value == pytest.approx(min(1, 2 * (tail + 1) / 32))
-
-
 def test_p_values_and_intervals_agree_with_the_paired_t_test() -> None:
     generator = np.random.default_rng(4)
     common = generator.normal(size=400)
@@ -132,7 +132,7 @@ def test_p_values_and_intervals_agree_with_the_paired_t_test() -> None:
     b = common + 0.1 * generator.normal(size=400)
     b += 0.016 - (b - a).mean()
     oracle = ttest_rel(b, a)
-    found = compare_means(a, b, num_bootstrap=20_000)
+    found = _means(a, b, num_bootstrap=20_000)
     assert found.difference == pytest.approx(0.016)
     assert 0.01 < oracle.pvalue < 0.05
     assert found.p_value == pytest.approx(oracle.pvalue, abs=0.01)
@@ -142,58 +142,37 @@ def test_p_values_and_intervals_agree_with_the_paired_t_test() -> None:
 
 def test_p_values_of_equal_models_are_uniform() -> None:
     generator = np.random.default_rng(5)
-    p_values = [
-        compare_means(*generator.normal(size=(2, 80)), num_bootstrap=300).p_value
-        for _ in range(300)
-    ]
-    assert np.mean(np.array(p_values) < 0.05) == pytest.approx(0.05, abs=0.04)
-    assert np.mean(p_values) == pytest.approx(0.5, abs=0.06)
+    p_values = np.array(
+        [_means(*generator.normal(size=(2, 80)), num_bootstrap=300).p_value for _ in range(300)]
+    )
+    assert binomtest(int((p_values < 0.05).sum()), 300, 0.05).pvalue > 0.01
+    assert kstest(p_values, "uniform").pvalue > 0.01
 
 
 def test_a_model_against_itself_and_against_a_far_better_one() -> None:
     values = np.random.default_rng(6).random(50)
-    same = compare_means(values, values)
+    same = _means(values, values)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
-    better = compare_means(values, values + 1, num_bootstrap=199)
+    better = _means(values, values + 1, num_bootstrap=199)
     assert better.p_value == pytest.approx(2 / 200)
     assert (better.low, better.high) == pytest.approx((1, 1))
 
 
 def test_a_seed_repeats_itself_and_swapping_the_models_turns_the_sign() -> None:
-    a, b, labels = _multilabel(7)
-    one = compare_average_precision(a, b, labels, num_bootstrap=50, seed=1)
-    assert one == compare_average_precision(a, b, labels, num_bootstrap=50, seed=1)
-    assert one.low != compare_average_precision(a, b, labels, num_bootstrap=50, seed=2).low
-    turned = compare_average_precision(b, a, labels, num_bootstrap=50, seed=1)
-    assert (turned.low, turned.high) == pytest.approx((-one.high, -one.low))
-    assert turned.p_value == one.p_value
+    *scores, labels = _multilabel(7)
+    a, b = (average_precision_statistic(one, labels, "macro") for one in scores)
+    one = compare(a, b, 60, num_bootstrap=50, seed=1)
+    assert one == compare(a, b, 60, num_bootstrap=50, seed=1)
+    assert one.low != compare(a, b, 60, num_bootstrap=50, seed=2).low
+    assert compare(b, a, 60, num_bootstrap=50, seed=1) == one.turned()
+    assert one.turned().turned() == one
 
 
-def test_queries_without_a_value_are_left_out() -> None:
-    a, b = np.array([0.0, 1, np.nan, 1]), np.array([1.0, 1, np.nan, 1])
-    assert compare_means(a, b).num_samples == 3
-    assert compare_means(a, b).difference == pytest.approx(1 / 3)
+def test_a_resample_without_a_value_is_left_out() -> None:
+    def sometimes(counts: np.ndarray) -> Floats:
+        return np.where(counts[:, :1] > 0, 1.0, np.nan)
 
-
-ONES, YES = np.ones((2, 3)), np.ones((2, 3), dtype=bool)
-
-
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        (lambda: compare_means(ONES[0], ONES[0, :2]), "of the same samples"),
-        (lambda: compare_means(ONES[0], ONES[0] * np.nan), "for different samples"),
-        (lambda: compare_means(ONES[0, :0], ONES[0, :0]), "no sample"),
-        (lambda: compare_means(ONES[0], ONES[0], num_bootstrap=0), "num_bootstrap is 0"),
-        (lambda: compare_class_means(ONES[0], ONES[0], np.arange(2)), "and their classes"),
-        (lambda: compare_class_means(ONES[0], ONES[0] * np.nan, np.arange(3)), "a or b has NaN"),
-        (lambda: compare_accuracy(ONES, ONES, np.array([0, 3])), "expected 0 to 2"),
-        (lambda: accuracy_values(ONES[0], np.array([0])), r"expected \(N, K\)"),
-        (lambda: compare_average_precision(ONES, ONES, YES & ~YES), "0 positives"),
-        (lambda: compare_average_precision(ONES, ONES[:1], YES), r"scores_b is \(1, 3\)"),
-        (lambda: compare_average_precision(ONES * np.inf, ONES, YES), "scores_a has NaN"),
-    ],
-)
-def test_unusable_input_is_refused(call: object, told: str) -> None:
-    with pytest.raises(DataError, match=told):
-        call()  # type: ignore[operator]
+    found = compare(mean_statistic(np.zeros((9, 1))), sometimes, 9, num_bootstrap=99)
+    assert (found.low, found.high) == (1, 1)
+    with pytest.raises(DataError, match="num_bootstrap is 0"):
+        compare(sometimes, sometimes, 9, num_bootstrap=0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from fake_world.files import write_picture
 from fake_world.pixels import draw_picture, rng_of
@@ -104,30 +107,35 @@ def write_tiny_imagenet(root: Path) -> None:
 
 
 def write_cifar100(root: Path) -> None:
-    """Files of the official length: their first records are drawn, the others are zero."""
-    folder = root / "cifar100" / "cifar-100-binary"
-
-    def record(file: str, row: int) -> bytes:
-        name = str(row % 100)
-        return bytes([0, row % 100]) + draw_picture(name, 32, rng_of(file, row)).tobytes()
-
-    for file, num_records in (("train.bin", 50_000), ("test.bin", 10_000)):
-        records = {row: record(file, row) for row in range(200)}
-        write_cifar_records(folder / file, num_records, 2, records)
+    """The published archive, of a few pictures."""
+    pixels = np.stack([draw_picture(str(row), 32, rng_of("cifar", row)) for row in range(200)])
+    records = (pixels, [row % 100 for row in range(200)])
+    write_cifar(root / "cifar100", CIFAR100, dict.fromkeys(("train", "test"), records))
 
 
-def write_cifar_records(
-    path: Path, num_records: int, label_bytes: int, records: dict[int, bytes]
+def write_cifar(
+    root: Path, source: type[CIFAR10], files: Mapping[str, tuple[NDArray[np.uint8], list[int]]]
 ) -> None:
-    """A binary file of CIFAR. A record: label bytes, and 3,072 of pixels; zero if not given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = label_bytes + 3072
-    with open(path, "wb") as file:
-        file.truncate(num_records * size)
-        for row, record in records.items():
-            assert len(record) == size
-            file.seek(row * size)
-            file.write(record)
+    """Pickled files (pixels (N, 3, 32, 32), labels), whose MD5 `source` takes for the published.
+
+    Files that are not given hold no picture.
+    """
+    folder = root / source.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: Any) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def write_records(name: str) -> list[str]:
+        pixels, labels = files.get(name, (np.zeros((0, 3, 32, 32), np.uint8), []))
+        key = "fine_labels" if source is CIFAR100 else "labels"
+        return [name, write(name, {"data": pixels.reshape(-1, 3072), key: labels})]
+
+    source.train_list = [write_records(name) for name, _ in source.train_list]
+    source.test_list = [write_records(name) for name, _ in source.test_list]
+    md5 = write(source.meta["filename"], {source.meta["key"]: []})
+    source.meta = {**source.meta, "md5": md5}
 
 
 # Captions

@@ -21,8 +21,7 @@ from fake_world.files import (
 )
 from fake_world.pixels import Cover, draw_optical, draw_radar, make_cover, rng_of
 from terralign.datasets.class_lists import load_class_list, read_table
-from terralign.datasets.published.eurosat import BANDS_ON_DISK, MS_FOLDER, RGB_FOLDER
-from terralign.datasets.published.s2_l2a import S2_L2A_BANDS
+from terralign.datasets.published.scene_classes import ARCHIVES, BANDS_ON_DISK
 from terralign.sensors import SENSORS
 
 L1C, L2A = SENSORS["sentinel2-l1c"], SENSORS["sentinel2-l2a"]
@@ -151,10 +150,10 @@ def write_eurosat(root: Path) -> None:
         for number in range(1, EUROSAT_TILES + 1):
             pixels = draw_optical(cover, BANDS_ON_DISK, rng_of("eurosat", name, number))
             stem = f"{name}/{name}_{number}"
-            write_tif(root / "eurosat_ms" / MS_FOLDER / f"{stem}.tif", pixels)
+            write_tif(root / ARCHIVES["eurosat-ms"].images[0] / f"{stem}.tif", pixels)
             rgb = pixels[[BANDS_ON_DISK.index(band) for band in ("B04", "B03", "B02")]]
             picture = (rgb / 2750 * 255).clip(0, 255).astype(np.uint8)
-            write_picture(root / "eurosat_rgb" / RGB_FOLDER / f"{stem}.jpg", picture)
+            write_picture(root / ARCHIVES["eurosat-rgb"].images[0] / f"{stem}.jpg", picture)
     for folder in ("eurosat_rgb", "eurosat_ms"):
         for split, numbers in EUROSAT.items():
             lines = [
@@ -197,7 +196,11 @@ def write_sen12ms(root: Path) -> None:
 def write_s2_l2a(root: Path) -> None:
     """`s2_l2a/patches.npz`."""
     pixels = [
-        draw_optical(make_cover([f"ground {number % 7}"], 64), S2_L2A_BANDS, rng_of("l2a", number))
+        draw_optical(
+            make_cover([f"ground {number % 7}"], 64),
+            SENSORS["sentinel2-l2a"].band_names,
+            rng_of("l2a", number),
+        )
         for number in range(S2_L2A["all"])
     ]
     path = root / "s2_l2a" / "patches.npz"

@@ -13,9 +13,9 @@ import rasterio
 from rasterio import Affine
 from rasterio.enums import ColorInterp
 
+from imagery import read_chip
 from terralign.errors import DataError
 from terralign.scenes import band_names
-from terralign.scenes.read import read_chip, read_geotiff
 from terralign.sensors import SENSORS
 
 L2A, S1, RGB = (SENSORS[name] for name in ("sentinel2-l2a", "sentinel1-grd", "rgb"))
@@ -54,7 +54,7 @@ def write(
 def levels(path: Path, **reading: Any) -> dict[str, int]:
     """Band -> its level, which shows where in the file it came from."""
     how = {"sensor": L2A, "dn_offset": 0, "units": "dn", "check": False} | reading
-    chip = read_geotiff(path, **how)
+    chip = read_chip(path, **how)
     return dict(zip(chip.bands, chip.pixels[:, 0, 0].astype(int).tolist(), strict=True))
 
 
@@ -107,7 +107,7 @@ def test_names_of_backscatter_name_the_polarisation(
 def test_other_quantities_of_radar_are_quoted(tmp_path: Path, names: list[str]) -> None:
     path = write(tmp_path / "a.tif", names, dtype="float32")
     with pytest.raises(DataError, match=rf"called '{names[0]}', '{names[1]}': .* is not known"):
-        read_geotiff(path, sensor=S1)
+        read_chip(path, sensor=S1)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,9 @@ def test_bands_that_measure_nothing_are_left_out_with_one_warning(
     assert f"0.tif: {extra!r} is no band of sensor 'sentinel2-l2a', left out" in record.getMessage()
 
 
-def test_only_the_bands_that_are_read_count(tmp_path: Path) -> None:
+def test_only_the_bands_that_are_read_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The type, the memory and the mask are those of the bands, not of a mask beside them."""
     path = tmp_path / "a.tif"
     pixels = np.full((3, 4, 4), 50, np.uint16)
@@ -141,7 +143,8 @@ def test_only_the_bands_that_are_read_count(tmp_path: Path) -> None:
     ) as file:  # fmt: skip
         file.write(pixels)
         file.descriptions = ("B4", "B3", "QA60")
-    chip = read_geotiff(path, sensor=L2A, dn_offset=0, max_bytes=64)
+    monkeypatch.setattr("terralign.scenes.read.MAX_CHIP_BYTES", 64)
+    chip = read_chip(path, sensor=L2A, dn_offset=0)
     assert chip.valid.all()
     assert chip.pixels.shape == (2, 4, 4)
 

@@ -12,13 +12,13 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 
+from imagery import read_chip
 from terralign.chips import make_layout
 from terralign.datasets.catalog import open_dataset
 from terralign.errors import DataError, NumbersError, SensorError
 from terralign.scenes import plausible
 from terralign.scenes.pictures import decode_rgb
 from terralign.scenes.plausible import check_numbers, check_sample
-from terralign.scenes.read import read_chip
 from terralign.sensors import SENSORS, parse_sensor
 
 RNG = np.random.default_rng(0)

@@ -12,9 +12,9 @@ from band_folders import NAME, write_band
 from numpy.typing import NDArray
 from rasterio import Affine
 
+from imagery import read_chip
 from terralign.chips import Grid
 from terralign.scenes.orientation import is_south_up, reversed_rows
-from terralign.scenes.read import read_geotiff
 from terralign.scenes.scene import open_scene
 from terralign.scenes.windows import cut_windows
 
@@ -65,7 +65,7 @@ def test_a_south_up_file_is_its_north_up_twin(tmp_path: Path) -> None:
 
 
 def test_it_is_read_whole_the_same_way(tmp_path: Path) -> None:
-    one, other = (read_geotiff(path, sensor=L2A) for path in twins(tmp_path))
+    one, other = (read_chip(path, sensor=L2A) for path in twins(tmp_path))
     np.testing.assert_array_equal(one.pixels, other.pixels)
     np.testing.assert_array_equal(one.valid, other.valid)
     assert one.grid == other.grid

@@ -15,6 +15,7 @@ from PIL import Image
 from rasterio import Affine
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
+from imagery import read_chip
 from terralign.errors import DataError
 from terralign.preprocess import scale_composite
 from terralign.scenes import pictures
@@ -29,7 +30,7 @@ from terralign.scenes.pictures import (
     picture_shape,
     resize_rgb,
 )
-from terralign.scenes.read import read_chip, read_image
+from terralign.scenes.read import read_image
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:

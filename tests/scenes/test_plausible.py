@@ -13,11 +13,11 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 
+from imagery import read_chip
 from terralign.chips import PixelLayout, make_layout
 from terralign.errors import DataError, NumbersError, SensorError
 from terralign.scenes import plausible
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
-from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
 
 RNG = np.random.default_rng(0)
@@ -271,16 +271,16 @@ def test_the_scale_and_offset_of_the_bands_count_for_every_sensor(
     physical = reflectance(sensor)
     dn = np.round((physical - scale[1]) / scale[0]).astype(dtype)
     path = write(tmp_path / "a.tif", dn, sensor.band_names, scale=scale)
-    chip = read_geotiff(path, sensor=sensor)
+    chip = read_chip(path, sensor=sensor)
     assert chip.layout.units == "dn"
     found, valid = to_physical(torch.from_numpy(chip.pixels)[None], chip.layout)
     np.testing.assert_allclose(found[0].numpy(), physical, atol=2 * scale[0])
     assert valid.all()
     with pytest.raises(DataError, match=r"units='physical' was declared, but its bands state"):
-        read_geotiff(path, sensor=sensor, units="physical")
+        read_chip(path, sensor=sensor, units="physical")
     if not sensor.offset_varies:
         with pytest.raises(SensorError, match=r"dn_offset=-7 was declared, but its bands state"):
-            read_geotiff(path, sensor=sensor, dn_offset=-7)
+            read_chip(path, sensor=sensor, dn_offset=-7)
 
 
 def test_radar_in_hundredths_of_decibels_is_scaled(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_radar_in_hundredths_of_decibels_is_scaled(tmp_path: Path) -> None:
         tmp_path / "a.tif", np.round(decibel * 100).astype(np.int16), ("VV", "VH"),
         scale=(0.01, 0.0), nodata=-32768,
     )  # fmt: skip
-    chip = read_geotiff(path, sensor=sensor)
+    chip = read_chip(path, sensor=sensor)
     found, _ = to_physical(torch.from_numpy(chip.pixels)[None], chip.layout)
     np.testing.assert_allclose(found[0].numpy(), decibel, atol=0.01)
 
@@ -305,8 +305,8 @@ def test_items_of_scale_count_as_hls_writes_them(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", dn, sensor.band_names)
     with rasterio.open(path, "r+") as file:
         file.update_tags(scale_factor="0.0001", add_offset="0.0")
-    assert read_geotiff(path, sensor=sensor).layout.stated_scale == (1e-4, 0.0)
+    assert read_chip(path, sensor=sensor).layout.stated_scale == (1e-4, 0.0)
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = (2.75e-5,) * 7, (-0.2,) * 7
     with pytest.raises(DataError, match=r"state scale and offset 2.75e-05 and -0.2, 0.0001 and 0"):
-        read_geotiff(path, sensor=sensor)
+        read_chip(path, sensor=sensor)

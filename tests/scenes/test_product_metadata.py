@@ -10,9 +10,9 @@ import pytest
 import rasterio
 from rasterio import Affine
 
+from imagery import read_chip
 from terralign.errors import DataError, SensorError
 from terralign.scenes.product_metadata import MAX_XML_BYTES
-from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
 L1C, L2A = SENSORS["sentinel2-l1c"], SENSORS["sentinel2-l2a"]
@@ -76,7 +76,7 @@ def l1c_xml(value: int) -> str:
 
 
 def offset(path: Path, *bands: str, sensor: Sensor = L2A, declared: float | None = None) -> float:
-    chip = read_geotiff(path, sensor=sensor, bands=bands or ("B04",), dn_offset=declared)
+    chip = read_chip(path, sensor=sensor, bands=bands or ("B04",), dn_offset=declared)
     return chip.layout.dn_offset
 
 
@@ -187,7 +187,7 @@ def test_scale_and_offset_of_the_bands(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"0.0001 and -0.1, 0.0001 and 0; .*share one pair"):
         offset(path, "B04", "B08")
     path = write_geotiff(tmp_path / "other.tif", scales=[1e-3], offsets=[-0.1])
-    layout = read_geotiff(path, sensor=L2A, bands=["B04"]).layout
+    layout = read_chip(path, sensor=L2A, bands=["B04"]).layout
     assert (layout.stated_scale, layout.dn_offset) == ((1e-3, -0.1), 0)
 
 
@@ -228,7 +228,7 @@ def test_other_sensors_and_physical_numbers_are_not_asked(tmp_path: Path) -> Non
     (tmp_path / "MTD_MSIL2A.xml").write_text("no XML at all")
     path = write_geotiff(tmp_path / "a.tif")
     landsat = SENSORS["landsat-oli-l2"]
-    chip = read_geotiff(path, sensor=landsat, bands=["B4"], check=False)
+    chip = read_chip(path, sensor=landsat, bands=["B4"], check=False)
     assert chip.layout.dn_offset == 0
-    chip = read_geotiff(path, sensor=L2A, bands=["B04"], units="physical", check=False)
+    chip = read_chip(path, sensor=L2A, bands=["B04"], units="physical", check=False)
     assert chip.layout.dn_offset == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import evaluate_zero_shot, score_classes
 from terralign.train import patch as module
+from terralign.train import sweep as sweep_module
 from terralign.train.finetune import PatchingTask
 from terralign.train.interpolate import interpolate, merge
 from terralign.train.patch import PatchResult, PatchSettings, patch
-from terralign.train.sweep import SweepMemory, SweepPoint, Tally, choose_alpha, sweep
+from terralign.train.stage import Stage
+from terralign.train.sweep import SweepPoint, Tally, choose_alpha, sweep
 
 ALPHAS = (0.0, 0.5, 1.0)
 QUICK = PatchSettings(epochs=1, batch_size=8, lr=1e-3, alphas=ALPHAS, max_supported_drop=0.5)
@@ -194,28 +197,31 @@ def test_an_interrupted_sweep_goes_on_after_the_tasks_it_finished(
     tiny_clip: ClipModel, validation: PatchingTask, supported: PatchingTask, tmp_path: Path
 ) -> None:
     theta_0, theta_1 = tiny_clip.visual.state_dict(), _moved(tiny_clip)
-    memory = SweepMemory(path=tmp_path / "memory.json", identity="same")
+
+    def stages(name: str) -> Callable[[PatchingTask], Stage]:
+        return lambda task: Stage.named_by_identity(
+            "the curve of a task", {"sweep": name, "task": task.identity()}, tmp_path
+        )
 
     class _Broken(_Counted):
         def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
             raise OSError("cable pulled")
 
-    def run(first: Any, second: Any, kept: SweepMemory | None) -> tuple[SweepPoint, ...]:
+    def run(first: Any, second: Any, stage_of: Any) -> tuple[SweepPoint, ...]:
         return sweep(
             tiny_clip, lambda alpha: interpolate(theta_0, theta_1, alpha), ALPHAS,
             validation=[_with_samples(validation, first)],
-            supported=[_with_samples(supported, second)], memory=kept,
+            supported=[_with_samples(supported, second)], stage_of=stage_of,
         )  # fmt: skip
 
     scenes, photos = validation.samples, supported.samples
     with pytest.raises(OSError, match="cable pulled"):
-        run(scenes, _Broken(photos), memory)  # type: ignore[arg-type]
+        run(scenes, _Broken(photos), stages("same"))  # type: ignore[arg-type]
     again = _Counted(scenes)  # type: ignore[arg-type]
-    points = run(again, photos, memory)
+    points = run(again, photos, stages("same"))
     assert again.reads.sum() == 0
     assert points == run(scenes, photos, None)
-    other = SweepMemory(path=memory.path, identity="of another sweep")
-    run(again, photos, other)
+    run(again, photos, stages("another"))
     assert again.reads.sum() == len(scenes)
 
 
@@ -347,7 +353,7 @@ def test_patching_again_reads_what_is_complete(
         raise AssertionError("nothing is left to do")
 
     monkeypatch.setattr(module, "finetune", never)
-    monkeypatch.setattr(module, "sweep", never)
+    monkeypatch.setattr(sweep_module, "task_values", never)
     again = _patch(tiny_clip, tmp_path, [task], [validation], supported)
     assert again.choice == first.choice
     assert again.points == first.points
@@ -479,7 +485,7 @@ def test_trained_batch_norms_are_estimated_anew_for_each_alpha(
     )  # fmt: skip
     key = "bn1.running_mean"
     settings = QUICK.model_copy(update={"batch_norm": "train", "lr": 1e-2})
-    run = module._Patching(norm_clip, settings, tmp_path, [], None, 0, False)
+    run = module._Patching(norm_clip, settings, tmp_path, [], None, 0, False, None)
     theta_0 = copy.deepcopy(norm_clip.visual.state_dict())
     half = interpolate(theta_0, found.finetuned, 0.5)
     pictures = run.pictures([task])

@@ -1,9 +1,7 @@
 """Methods that take the place of stage 1, on its data, its batches and its budget.
 
 `coop`: learned context tokens, both towers frozen (`train/prompt_learning.py`). `lp-ft`: a linear
-head, then head and tower (`train/linear_probe.py`). `soup`: the mean of patched towers of several
-seeds (`train/soup.py`), at as many times the budget. `layer-alphas`: an alpha per group of layers
-instead of one (`train/layer_alphas.py`), on the same fine-tuned weights.
+head, then head and tower (`train/linear_probe.py`).
 
 Their rows are those of model "patched" on what the recipe measures of it. A linear head belongs to
 its task: its rows are those of task "linear-head", beside the zero-shot rows of its tower.
@@ -11,27 +9,22 @@ its task: its rows are those of task "linear-head", beside the zero-shot rows of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from terralign.ablate.sharing import SharedStages
 from terralign.ablate.study import Planned
 from terralign.compute import choose_device
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.space import RGB, EmbeddingSpace
-from terralign.errors import RecipeError, TrainingError
-from terralign.evaluation.classification import (
-    choose_class_names,
-    require_labels,
-)
+from terralign.errors import RecipeError
+from terralign.evaluation.classification import choose_class_names
 from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.rows import Row
@@ -44,59 +37,25 @@ from terralign.runs.run import evaluate_entry, run_recipe
 from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
 from terralign.train.finetune import PatchingTask
-from terralign.train.interpolate import on_cpu
 from terralign.train.labelled_pictures import PictureSettings
-from terralign.train.layer_alphas import (
-    group_names,
-    interpolate_layers,
-    layer_groups,
-    search_layer_alphas,
-)
 from terralign.train.linear_probe import (
     LinearProbeSettings,
     evaluate_linear_head,
     probe_then_finetune,
 )
-from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.prompt_learning import (
     PromptLearningSettings,
     evaluate_learned_prompts,
     learn_prompts,
 )
 from terralign.train.rates import warn_of_patch_rate
-from terralign.train.ready_tasks import ReadyTasks
-from terralign.train.soup import greedy_soup, uniform_soup
-from terralign.train.sweep import SweepMemory, within_bound
 
 Rows = list[Row]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class SoupSettings(_Strict):
-    """Which towers are mixed."""
-
-    num_models: int = Field(default=3, ge=2)
-    """Towers patched with the run's seed and those after it."""
-    greedy: bool = True
-    """Add a tower only where validation does not lose by it; else the mean of all."""
-
-
-class LayerAlphaSettings(_Strict):
-    """The search of an alpha per group of layers."""
-
-    num_groups: int = Field(default=3, ge=1)
-    """Parts of the blocks, beside stem and projection."""
-    max_passes: int = Field(default=2, ge=1)
 
 
 SETTINGS: dict[str, type[BaseModel]] = {
     "coop": PromptLearningSettings,
     "lp-ft": LinearProbeSettings,
-    "soup": SoupSettings,
-    "layer-alphas": LayerAlphaSettings,
 }
 
 
@@ -139,7 +98,7 @@ def run_baseline(
     data_root: Path | None,
     device: str | None,
     stores: Path,
-    shared: SharedStages,
+    cache: Path | None,
 ) -> Rows:
     """Train and measure a method in `folder`, or go on; `results.json` there as of a run."""
     recipe, settings = planned.recipe, check_settings(planned)
@@ -158,16 +117,15 @@ def run_baseline(
     )
     start.mkdir(parents=True, exist_ok=True)
     keep_recipe(bare, start)
-    shared.take(bare, start)
-    rows = list(run_recipe(bare, start, data_root=data_root, device=device, stores=stores).rows)
-    shared.give(bare, start)
+    result = run_recipe(bare, start, data_root=data_root, device=device, stores=stores, cache=cache)
+    rows = list(result.rows)
     base = EmbeddingSpace.load(start / "model").to(choose_device(device))
     data = RunData(recipe, data_root, stores)
     data.size = base.input_spec().size
     data.choose_own_prompts(base.prompts)
     overlaps = RunOverlaps(recipe, data)
     overlaps.check()
-    stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, shared)
+    stage = _Stage(recipe, recipe.patch, base.clip, data, overlaps, folder, cache)
     if recipe.base.pretrain is None and planned.variant.method != "coop":
         rate = getattr(settings, "lr", recipe.patch.lr)
         warn_of_patch_rate(base.clip.visual, rate, source=base.clip.source)
@@ -188,36 +146,10 @@ class _Stage:
     data: RunData
     overlaps: RunOverlaps
     folder: Path
-    shared: SharedStages
+    cache: Path | None
 
     def tasks(self) -> list[PatchingTask]:
         return self.data.patching_tasks(self.settings)[0]
-
-    def patched(self, folder: Path, seed: int) -> PatchResult:
-        """Stage 1 as the recipe has it, with a seed, in a folder; shared with other runs."""
-        recipe = self.recipe.model_copy(update={"seed": seed})
-        # A base that is pretrained depends on the seed too, and the shared name with it.
-        sharable = self.recipe.base.pretrain is None or seed == self.recipe.seed
-        if sharable:
-            self.shared.take(recipe.model_copy(update={"align": ()}), folder)
-        training, validation, supported = self.data.patching_tasks(self.settings)
-        settings = PatchSettings.model_validate(
-            {name: getattr(self.settings, name) for name in PatchSettings.model_fields}
-        )
-        result = patch(
-            self.clip, training, settings, folder / "patch",
-            validation=validation, supported=supported,
-            preserve_on=self.data.preserve_on(self.settings), seed=seed,
-            allow_shared_samples=True,  # checked before
-        )  # fmt: skip
-        if sharable:
-            self.shared.give(recipe.model_copy(update={"align": ()}), folder)
-        return result
-
-    def ready(self) -> ReadyTasks:
-        """Validation data of patching and supported tasks, for any number of towers."""
-        _, validation, supported = self.data.patching_tasks(self.settings)
-        return ReadyTasks(self.clip, patching=validation, supported=supported)
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
         return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
@@ -276,7 +208,9 @@ class _Stage:
             "data": samples.fingerprint,
             "entry": identity_of(entry.model_dump(mode="json")),
         }
-        rows = keep_measurement(self.folder, identity, measure, model="patched", role=entry.role)
+        rows = keep_measurement(
+            self.folder, identity, measure, model="patched", role=entry.role, cache=self.cache
+        )
         note = self.overlaps.note(samples, "patched", ())
         return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
 
@@ -317,58 +251,8 @@ def _probed(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
     return rows, {"settings": settings.model_dump(mode="json")}
 
 
-def _soup(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
-    first = stage.recipe.seed
-    seeds = range(first, first + settings.num_models)
-    towers = [stage.patched(stage.folder / "members" / str(seed), seed).patched for seed in seeds]
-    if not settings.greedy:
-        return stage.measured(uniform_soup(towers)), {"seeds": list(seeds)}
-    with stage.ready() as ready:
-        _, before = ready.measure(on_cpu(stage.clip.visual.state_dict()))
-
-        def judge(weights: StateDict) -> float:
-            patching, supported = ready.measure(weights)
-            if not within_bound(supported, before, stage.settings.max_supported_drop):
-                return -math.inf
-            return math.fsum(patching.values()) / len(patching)
-
-        soup = greedy_soup(towers, judge)
-    if soup.value == -math.inf:
-        raise TrainingError(
-            "no tower keeps every supported task within max_supported_drop "
-            f"= {stage.settings.max_supported_drop:g}, so there is nothing to mix"
-        )
-    note = {"seeds": [seeds[member] for member in soup.members], "validation": soup.value}
-    return stage.measured(soup.weights), note
-
-
-def _layer_alphas(stage: _Stage, settings: Any) -> tuple[Rows, dict[str, Any]]:
-    theta_0 = on_cpu(stage.clip.visual.state_dict())
-    theta_1 = stage.patched(stage.folder, stage.recipe.seed).finetuned
-    groups = layer_groups(theta_0, settings.num_groups)
-    _, validation, supported = stage.data.patching_tasks(stage.settings)
-    identity = {
-        "settings": settings.model_dump(mode="json"),
-        "patch": stage.settings.model_dump(mode="json"),
-        "data": [task.identity() for task in (*validation, *supported)],
-        "clip": stage.clip.anchor_id(),
-    }
-    memory = SweepMemory(path=stage.folder / "layer-alphas.json", identity=hash_json(identity))
-    with stage.ready() as ready:
-        choice = search_layer_alphas(
-            lambda alphas: interpolate_layers(theta_0, theta_1, groups, alphas),
-            group_names(groups), stage.settings.alphas, ready,
-            max_supported_drop=stage.settings.max_supported_drop,
-            max_passes=settings.max_passes, memory=memory,
-        )  # fmt: skip
-    weights = interpolate_layers(theta_0, theta_1, groups, choice.best.alphas)
-    return stage.measured(weights), {"alphas": choice.best.alphas, "reason": choice.reason}
-
-
 METHODS: dict[str, Callable[[_Stage, Any], tuple[Rows, dict[str, Any]]]] = {
     "coop": _coop,
     "lp-ft": _probed,
-    "soup": _soup,
-    "layer-alphas": _layer_alphas,
 }
 """Method -> what trains and measures it: its rows, and what it chose."""

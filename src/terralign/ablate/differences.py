@@ -44,7 +44,7 @@ class Differences:
         """One entry for each variant and figure that the reference has too.
 
         `difference` of the variant to the reference, `low` and `high` (95 %), fractions of 1;
-        `p_value`, see `Comparison.told_p_value`; `seeds` that were compared.
+        `p_value`, see `Comparison.reported_p_value`; `seeds` that were compared.
         """
         placed: dict[str, dict[int, dict[Figure, Row]]] = {}
         for (variant, seed), own in rows.items():
@@ -98,7 +98,7 @@ class Differences:
             compared = compare_outcomes(kept[0], kept[1], metric)
             if compared is None:
                 return None
-            values = {**asdict(compared), "p_value": compared.told_p_value}
+            values = {**asdict(compared), "p_value": compared.reported_p_value}
             self._known[identity] = {"identity": identity, **values}
         return dict(self._known[identity])
 

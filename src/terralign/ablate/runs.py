@@ -1,8 +1,8 @@
 """Running a study: every variant with every seed, each in a run folder of its own.
 
 A study's folder holds `study.toml`, `runs/VARIANT/SEED` (run folders), `shared` (what runs have in
-common), `stores` (packed data sets), `results.json` (all rows, each with `variant` and `seed`, and
-what failed) and `table.md`. Running the same study again goes on with what is not finished.
+common, by identity), `stores` (packed data sets), `results.json` (all rows, each with `variant` and
+`seed`, and what failed) and `table.md`. Running the same study again resumes what is not finished.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 from terralign.ablate.baselines import check_settings, run_baseline
 from terralign.ablate.differences import Differences
-from terralign.ablate.sharing import SharedStages
 from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
 from terralign.ablate.summary import study_report, summarise
 from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
@@ -90,7 +89,7 @@ def run_study(
     with claimed(folder):
         progress = _Study(
             study, folder, data_root, device,
-            shared=SharedStages(shared or folder / "shared"), stores=stores or folder / "stores",
+            cache=shared or folder / "shared", stores=stores or folder / "stores",
         )  # fmt: skip
         progress.find_finished(overrides)
         progress.check_data(planned)
@@ -135,7 +134,7 @@ class _Study:
     folder: Path
     data_root: Path | None
     device: str | None
-    shared: SharedStages
+    cache: Path
     stores: Path
     rows: dict[tuple[str, int], list[Row]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -210,24 +209,16 @@ class _Study:
         folder = self._folder(one)
         folder.mkdir(parents=True, exist_ok=True)
         keep_recipe(one.recipe, folder, self.data_root)
-        self.shared.take(one.recipe, folder)
-        try:
-            if one.variant.method == "recipe":
-                result = run_recipe(
-                    one.recipe,
-                    folder,
-                    data_root=self.data_root,
-                    device=self.device,
-                    stores=self.stores,
-                )
-                return list(result.rows)
+        if one.variant.method != "recipe":
             return run_baseline(
                 one, folder,
-                data_root=self.data_root, device=self.device, stores=self.stores,
-                shared=self.shared,
+                data_root=self.data_root, device=self.device, stores=self.stores, cache=self.cache,
             )  # fmt: skip
-        finally:
-            self.shared.give(one.recipe, folder)
+        result = run_recipe(
+            one.recipe, folder,
+            data_root=self.data_root, device=self.device, stores=self.stores, cache=self.cache,
+        )  # fmt: skip
+        return list(result.rows)
 
     def _write(self) -> None:
         result = self.result()

@@ -26,7 +26,7 @@ from terralign.runs.recipe import Recipe, load_recipe, parse_recipe, recipe_text
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
 
-Method = Literal["recipe", "coop", "lp-ft", "soup", "layer-alphas"]
+Method = Literal["recipe", "coop", "lp-ft"]
 NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
 
 

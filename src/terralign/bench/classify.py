@@ -17,21 +17,18 @@ from terralign.bench.subject import (
     in_sentences,
     labels_id,
 )
+from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.calibration import (
     ReliabilityCurve,
     choose_thresholds,
     decide,
-    f1_metrics,
     fit_platt,
     reliability_curve,
     top_label_curve,
 )
 from terralign.evaluation.embed import Route
 from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluation.metrics import (
-    Floats,
-    MetricResult,
-)
+from terralign.evaluation.metrics import MetricResult, f1_metrics
 from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty
 

@@ -45,13 +45,13 @@ def compare_rows(
         if row is None:
             continue
         note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{told}"
-        if found.told_p_value is None:
-            note += f"; no p-value of fewer than {MIN_SAMPLES} samples"
+        if found.reported_p_value is None:
+            note += f"; no p-value with fewer than {MIN_SAMPLES} samples"
         changed = {
             "value": found.difference,
             "low": found.low,
             "high": found.high,
-            "p_value": found.told_p_value,
+            "p_value": found.reported_p_value,
             "num_samples": found.num_samples,
             "chance": None,
             "reference": name,
@@ -82,7 +82,7 @@ class PairedTests:
             return None
         found = compare_kept(self._store, kept[0], kept[1], self._num_bootstrap)
         own = found.get(str(one.metric))
-        return None if own is None else own.told_p_value
+        return None if own is None else own.reported_p_value
 
     def _measurement(self, row: Row) -> Kept | None:
         """What was kept of a row's measurement, if its values are those of this very row."""

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.subject import Job, Measured, Subject
+from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.diagnostics import (
     alignment,
     effective_rank,
     hubness,
     linear_separability,
+    modality_gap,
     project,
     uniformity,
 )
-from terralign.evaluation.metrics import Floats, modality_gap
 from terralign.evaluation.retrieval import TEXT
 
 VERSION = 1

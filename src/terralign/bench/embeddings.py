@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terralign.bench.folder import set_aside
 from terralign.bench.models import Encoder
 from terralign.datasets.batches import keep_in_memory, read_ahead
 from terralign.datasets.fingerprint import describe_layout
@@ -28,7 +27,14 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import ModelError, StorageError
 from terralign.evaluation.embed import Embedded, Route, gather_embedded
 from terralign.evaluation.retrieval import embed_captions
-from terralign.files import HASH_LENGTH, check_free_space, hash_json, read_json, write_json
+from terralign.files import (
+    HASH_LENGTH,
+    check_free_space,
+    hash_json,
+    read_json,
+    set_aside,
+    write_json,
+)
 from terralign.progress import Progress
 
 VERSION = 2

@@ -203,7 +203,9 @@ def _card(
         if index is None:
             return ()
         views = views_of(pictures.get(key, {}), tower, block.sensors.get(tower))
-        read = ((view, name, _read_picture(folder / PICTURES / name)) for view, name in views.items())
+        read = (
+            (view, name, _read_picture(folder / PICTURES / name)) for view, name in views.items()
+        )
         return tuple(
             Picture(view=view, path=f"{PICTURES}/{name}", data=data)
             for view, name, data in read

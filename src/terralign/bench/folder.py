@@ -77,14 +77,3 @@ def _read_names(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
         raise StorageError(told)
     return known
-
-
-def set_aside(path: Path, reason: object) -> None:
-    """Rename a damaged file that can be made again to `NAME.damaged`, with a warning.
-
-    A file that the disk does not let us read is not damaged: `reason` is raised again.
-    """
-    if isinstance(reason, Exception) and isinstance(reason.__cause__, PermissionError):
-        raise reason
-    logger.warning("%s is damaged (%s); it is set aside and made again", path, reason)
-    path.replace(path.with_name(f"{path.name}.damaged"))

@@ -11,14 +11,14 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.ms_clip import load_ms_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sources import MS_CLIP, TIMM
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.timm_encoder import load_timm_encoder
 from terralign.errors import RecipeError, SensorError
-from terralign.evaluation.embed import Route, choose_route, optical_layout
+from terralign.evaluation.embed import Route, choose_route
 from terralign.preprocess import InputSpec
 from terralign.scenes.pictures import PictureSize
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
 from terralign.datasets.sample import SampleSet
+from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Route
 from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluation.metrics import Floats
 from terralign.evaluation.retrieval import TEXT, find_class, find_own, shared_captions
 from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty, Similarities

@@ -26,13 +26,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from terralign.bench.folder import set_aside
 from terralign.bench.subject import Job, Measured, Subject, keys_id, labels_id
 from terralign.encoders.clip.weights import read_shapes
 from terralign.errors import ModelError, StorageError
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.rows import Row, check_rows
-from terralign.files import hash_json, read_json, write_json
+from terralign.files import hash_json, read_json, set_aside, write_json
 
 ROWS_VERSION = 1
 """Raised with every change of what a row means."""

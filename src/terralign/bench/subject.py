@@ -22,12 +22,12 @@ from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps, title
-from terralign.datasets.sample import Labels, SampleSet
+from terralign.datasets.sample import Labels, SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet, load_prompts
 from terralign.errors import DataError, ModelError, RecipeError
-from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
+from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.evaluation.embed import Route
 from terralign.evaluation.metrics import (
     Floats,

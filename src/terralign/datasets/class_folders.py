@@ -1,14 +1,14 @@
-"""Image files in one folder per class, and split lists that name some of them."""
+"""Image files below a folder, with or without a folder per class, and split lists of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, tell_unused
@@ -33,7 +33,7 @@ def list_class_files(
     folders and files are passed over; links are followed.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not there; it should hold one folder per class")
+        raise DataError(f"{root} not found; it should hold one folder per class")
     wanted = list(classes)
     there, left_out = set(), LeftOut(root)
     for path in root.iterdir():
@@ -48,14 +48,36 @@ def list_class_files(
         raise DataError(f"{root} has no folder for the classes {_some(missing)}; leave those out")
     files = {folder: list_images(root / folder, suffixes, left_out) for folder in wanted}
     if whole:
-        if not any(files.values()):
-            others = f"; left out: {left_out}" if left_out else ""
-            raise DataError(
-                f"data set {name!r}: no image found in any class folder of {root} "
-                f"(files {', '.join(suffixes)}){others}"
-            )
-        left_out.warn(name, "in class folders", suffixes)
+        _require_images(files, left_out, name, suffixes, "in class folders")
     return files
+
+
+def list_tree(root: Path, *, name: str, suffixes: tuple[str, ...], whole: bool) -> list[Path]:
+    """All image files below `root`, at any depth, sorted by their paths; as `list_class_files`."""
+    if not root.is_dir():
+        raise DataError(f"{root} not found; it should hold images, or folders of them")
+    left_out = LeftOut(root)
+    found = list_images(root, suffixes, left_out)
+    if whole:
+        _require_images({"": found}, left_out, name, suffixes, "at any depth")
+    return found
+
+
+def _require_images(
+    files: Mapping[str, Sequence[Path]],
+    left_out: LeftOut,
+    name: str,
+    suffixes: tuple[str, ...],
+    place: str,
+) -> None:
+    """Warn of what a whole data set leaves out; `DataError` where that is everything."""
+    if not any(files.values()):
+        others = f"; left out: {left_out}" if left_out else ""
+        raise DataError(
+            f"data set {name!r}: no image found below {left_out.root} {place} "
+            f"(files {', '.join(suffixes)}){others}"
+        )
+    left_out.warn(name, place, suffixes)
 
 
 def _some(names: Sequence[str], num_shown: int = 5) -> str:
@@ -94,7 +116,7 @@ def require_inside(entry: str, *, origin: str) -> None:
 def pick_files(
     files: Mapping[str, list[Path]], root: Path, entries: Sequence[str], *, origin: str
 ) -> None:
-    """Keep in `files` (class folder of `root` -> files) those that a split list's `entries` name.
+    """Keep in `files` (folder of `root` -> files) those that a split list's `entries` name.
 
     An entry is `folder/file`, or a file name alone where no two folders hold that name.
     """
@@ -107,9 +129,9 @@ def pick_files(
     for entry in entries:
         found = known.get(str(PurePosixPath(entry)), [])
         if len(found) != 1:
-            fault = "is in several class folders; write it as folder/file"
+            fault = "is in several folders; write it as folder/file"
             if not found:
-                fault = f"is in none of the class folders; {hint_for(entry, known, root)}"
+                fault = f"is no image below {root}; {_hint_for(entry, known, root)}"
             raise DataError(f"{origin}: {entry!r} {fault}")
         if found[0] in kept:
             raise DataError(f"{origin}: {entry!r} names {found[0].name} a second time")
@@ -118,11 +140,8 @@ def pick_files(
         paths[:] = [path for path in paths if path in kept]
 
 
-def hint_for(entry: str, known: Iterable[str], root: Path) -> str:
-    """What to do about an entry of a split list that names no image below `root`.
-
-    `known`: what an entry may be.
-    """
+def _hint_for(entry: str, known: Iterable[str], root: Path) -> str:
+    """What to do about an entry of a split list that names no image below `root`."""
     if (root / entry).is_file():
         return f"files {PurePosixPath(entry).suffix or 'without ending'} are not read here"
     for names in ({one.lower(): one for one in known}, {_stem(one): one for one in known}):
@@ -141,52 +160,51 @@ def make_file_set(
     name: str,
     split: str,
     files: Mapping[str, Sequence[Path]],
-    classes: Mapping[str, str],
+    classes: Mapping[str, str] | None,
     class_list: str,
     pixels: Pixels,
     root: Path | None = None,
     prompts: tuple[str, ...] | None = None,
+    locate: Callable[[Path], Place] | None = None,
 ) -> FileSet:
-    """A sample set of `files` (class folder -> files); `classes`: folder -> class name, in order.
+    """A sample set of `files` (folder -> files); `classes`: folder -> class name, in order, or None
+    for samples without labels.
 
     A key is the path below `root` without its ending, or with it where two files differ in that
     only; without `root` it is the name of the file's folder and its own. Classes without a sample
     are warned of.
     """
-    rows = [(folder, index) for index, folder in enumerate(classes)]
-    paths = [(path, index) for folder, index in rows for path in files.get(folder, ())]
-    if not paths:
-        raise DataError(f"data set {name!r}, split {split!r}: no image found in any class folder")
-    names = [path.relative_to(root or path.parent.parent) for path, _ in paths]
-    stems = [one.with_suffix("").as_posix() for one in names]
-    if len(set(stems)) < len(stems):
-        stems = [one.as_posix() for one in names]
-    layout, decode = pixels.open(paths[0][0])
-    layouts = {layout.sensor.name: layout}
-    labels = Labels(
-        values=np.array([index for _, index in paths], dtype=np.int64),
-        class_names=tuple(classes.values()),
-        class_list=class_list,
-    )
-    tell_unused(labels, name=name, split=split)
+    folders = list(files if classes is None else classes)
+    rows = [(path, index) for index, one in enumerate(folders) for path in files.get(one, ())]
+    if not rows:
+        raise DataError(f"data set {name!r}, split {split!r}: no image found")
+    paths = [path for path, _ in rows]
+    names = [path.relative_to(root or path.parent.parent) for path in paths]
+    keys = [one.with_suffix("").as_posix() for one in names]
+    if len(set(keys)) < len(keys):
+        keys = [one.as_posix() for one in names]
+    sizes = file_sizes(paths, named_by="its split list")
+    layout, decode = pixels.open(paths[0])
+    labels = None
+    if classes is not None:
+        labels = Labels(
+            values=np.array([index for _, index in rows], dtype=np.int64),
+            class_names=tuple(classes.values()),
+            class_list=class_list,
+        )
+        tell_unused(labels, name=name, split=split)
     return FileSet(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=tuple(stems),
-        files=tuple(path for path, _ in paths),
+        layouts={layout.sensor.name: layout},
+        keys=tuple(keys),
+        files=tuple(paths),
         decode=decode,
-        content=[describe_size(pixels.size), *(_num_bytes(path) for path, _ in paths)],
+        content=[describe_size(pixels.size), *sizes],
         labels=labels,
         prompts=prompts,
+        locate=locate,
     )
-
-
-def _num_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} is not there, though its split list names it") from error
 
 
 def open_folder(
@@ -194,25 +212,26 @@ def open_folder(
     *,
     name: str,
     split: str,
-    classes: Mapping[str, str],
+    classes: Mapping[str, str] | None,
     class_list: str,
     pixels: Pixels,
     split_list: Path | None = None,
     prompts: tuple[str, ...] | None = None,
     locate: Callable[[Path], Place] | None = None,
 ) -> FileSet:
-    """A data set with one folder per class under `root`, or the part that `split_list` names.
+    """The images below `root`, or those that `split_list` names.
 
-    `classes`: folder -> class name; every folder needs a class and every class a folder.
-    `locate`: where and when a file was taken.
+    `classes`: folder -> class name; every folder needs a class and every class a folder. None:
+    images at any depth, without labels. `locate`: where and when a file was taken.
     """
-    files = list_class_files(
-        root, classes, name=name, suffixes=pixels.suffixes, whole=split_list is None
-    )
+    suffixes, whole = pixels.suffixes, split_list is None
+    if classes is None:
+        files = {"": list_tree(root, name=name, suffixes=suffixes, whole=whole)}
+    else:
+        files = list_class_files(root, classes, name=name, suffixes=suffixes, whole=whole)
     if split_list is not None:
-        entries = read_split_list(split_list)
-        pick_files(files, root, entries, origin=f"split list {split_list}")
-    samples = make_file_set(
+        pick_files(files, root, read_split_list(split_list), origin=f"split list {split_list}")
+    return make_file_set(
         name=name,
         split=split,
         files=files,
@@ -221,5 +240,5 @@ def open_folder(
         pixels=pixels,
         root=root,
         prompts=prompts,
+        locate=locate,
     )
-    return samples if locate is None else replace(samples, locate=locate)

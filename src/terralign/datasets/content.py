@@ -138,35 +138,6 @@ def rasters_of(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class PartContent:
-    """Some bytes of a file, as a member of a tar is."""
-
-    path: Path
-    begin: int
-    size: int
-
-    @property
-    def address(self) -> str:
-        return f"{self.path}:{self.begin}"
-
-    def length(self) -> int:
-        return self.size
-
-    def middle(self) -> bytes:
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                return _middle_of(file.fileno(), self.begin, self.size)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
-
-    def digest(self) -> bytes:
-        try:
-            return _digest_of(self.path, self.begin, self.size)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
-
-
-@dataclass(frozen=True, slots=True)
 class ArrayContent:
     """A row of an array in memory or in a memory map: (C, H, W), or the (M,) bytes of a file."""
 

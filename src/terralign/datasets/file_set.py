@@ -1,10 +1,13 @@
 """Samples that lie in files of their own, of one sensor or of several, read when asked for.
 
-`FileSet` is the sample set behind every reader whose samples are single files or folders of files.
+`FileSet` is the sample set behind every reader whose samples are single files or folders of files;
+`PathSet` has one file per sensor, by its path below a folder.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,7 @@ from terralign.datasets.content import Contents, FileContent
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.sample import NOWHERE, Captions, Indexed, Labels, Place
 from terralign.errors import DataError
+from terralign.scenes.places import Bounds, geotiff_bounds, product_datetime
 
 Decode = Callable[[Path], Mapping[str, NDArray[Any]]]
 """A sample's file or folder -> sensor name -> (C, H, W), for every sensor of the set; raises
@@ -49,30 +53,19 @@ class FileSet(Indexed):
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        value = fingerprint(
-            name=self.name,
-            split=self.split,
-            keys=self.keys,
-            layouts=self.layouts,
-            content=self.content,
-        )
-        object.__setattr__(self, "fingerprint", value)
+        object.__setattr__(self, "fingerprint", _fingerprint_of(self))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""
-        if not len(indices):
-            raise DataError(f"data set {self.name!r}: no index was given to read")
+        require_indices(self.name, indices)
         files = [self.files[index] for index in indices]
         samples = [self.decode(file) for file in files]
-        for sensor in self.layouts:
-            first = samples[0][sensor].shape
-            for file, sample in zip(files, samples, strict=True):
-                if sample[sensor].shape != first:
-                    raise DataError(sizes_differ(file, sample[sensor].shape, files[0], first))
-        return {sensor: np.stack([sample[sensor] for sample in samples]) for sensor in self.layouts}
+        return {
+            one: stack_pixels(files, [sample[one] for sample in samples]) for one in self.layouts
+        }
 
     def contents(self) -> Contents:
         """The samples' files."""
@@ -87,12 +80,119 @@ class FileSet(Indexed):
         return NOWHERE if self.locate is None else self.locate(self.files[index])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class PathSet(Indexed):
+    """One split of a data set with a file per sensor, such as a table lists. See `SampleSet`.
+
+    `files`: sensor name -> N paths relative to `root`: texts, since there may be millions.
+    `decoders`: sensor name -> how its files are read. `dates`: in UTC; `bounds_of`: sample -> its
+    WGS84 bounds; left out, both are those of the files. `content`: as of `FileSet`.
+    """
+
+    name: str
+    split: str
+    layouts: Mapping[str, PixelLayout]
+    keys: tuple[str, ...]
+    root: Path
+    files: Mapping[str, Sequence[str]]
+    decoders: Mapping[str, Decode]
+    content: Sequence[Any]
+    labels: Labels | None = None
+    captions: Captions | None = None
+    prompts: tuple[str, ...] | None = None
+    dates: Sequence[dt.datetime | None] | None = None
+    bounds_of: Callable[[int], Bounds | None] | None = None
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", _fingerprint_of(self))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def file(self, sensor: str, index: int) -> Path:
+        """The file of a sample's sensor."""
+        return self.root / self.files[sensor][index]
+
+    def contents(self) -> Contents:
+        """The samples' files, of every sensor."""
+        return Contents(
+            kinds=dict.fromkeys(self.layouts, "encoded"),
+            of=lambda sensor, index: FileContent(self.file(sensor, index)),
+        )
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""
+        require_indices(self.name, indices)
+        pixels = {}
+        for sensor, decode in self.decoders.items():
+            files = [self.file(sensor, index) for index in indices.tolist()]
+            pixels[sensor] = stack_pixels(files, [decode(file)[sensor] for file in files])
+        return pixels
+
+    def place(self, index: int) -> Place:
+        """Where and when a sample was taken."""
+        found = NOWHERE
+        if self.bounds_of is None or self.dates is None:
+            found = place_of_files([self.file(one, index) for one in self.files], self.root)
+        return Place(
+            bounds=found.bounds if self.bounds_of is None else self.bounds_of(index),
+            datetime=found.datetime if self.dates is None else self.dates[index],
+        )
+
+
+def _fingerprint_of(samples: FileSet | PathSet) -> str:
+    return fingerprint(
+        name=samples.name,
+        split=samples.split,
+        keys=samples.keys,
+        layouts=samples.layouts,
+        content=samples.content,
+    )
+
+
+def require_indices(name: str, indices: NDArray[np.int64]) -> None:
+    """Raise `DataError` where a batch of the data set `name` is empty."""
+    if not len(indices):
+        raise DataError(f"data set {name!r}: no index was given to read")
+
+
+def stack_pixels(files: Sequence[Path | str], pixels: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(B, C, H, W) of samples from `files`; `DataError` where two differ in size."""
+    for file, one in zip(files, pixels, strict=True):
+        if one.shape != pixels[0].shape:
+            raise DataError(sizes_differ(file, one.shape, files[0], pixels[0].shape))
+    return np.stack(pixels)
+
+
 def sizes_differ(
-    file: Path, shape: tuple[int, ...], first: Path, first_shape: tuple[int, ...]
+    file: Path | str, shape: tuple[int, ...], first: Path | str, first_shape: tuple[int, ...]
 ) -> str:
-    """What to say of two samples of one set that differ in size."""
+    """The message about two samples of one set that differ in size."""
     return (
         f"{file} has {shape[-1]}x{shape[-2]} pixels, {first} has "
         f"{first_shape[-1]}x{first_shape[-2]}; samples of one data set must be of one size: "
         "give RGB images a size (size=), cut other rasters to one size"
     )
+
+
+def place_of_files(files: Sequence[Path], root: Path) -> Place:
+    """The bounds of the first of a sample's files that is a GeoTIFF with a reference system, and
+    the time in the first standard product name among their paths below `root`."""
+    tiffs = (file for file in files if file.suffix.lower() in (".tif", ".tiff"))
+    bounds = (geotiff_bounds(file) for file in tiffs)
+    times = (product_datetime(os.path.relpath(file, root)) for file in files)
+    return Place(
+        bounds=next((one for one in bounds if one is not None), None),
+        datetime=next((one for one in times if one is not None), None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlaces:
+    """A sample's file below `root` -> where and when it was taken."""
+
+    root: Path
+
+    def __call__(self, file: Path) -> Place:
+        return place_of_files([file], self.root)

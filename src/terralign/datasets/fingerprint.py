@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
+from terralign.errors import DataError
 from terralign.files import hash_json
 from terralign.sensors import describe_sensor
 
@@ -65,9 +66,20 @@ def hash_numbers(array: NDArray[Any]) -> str:
     return total.hexdigest()
 
 
+def file_sizes(paths: Iterable[Path], *, named_by: str) -> list[int]:
+    """Bytes of all of some files; `DataError` where one that `named_by` names is missing."""
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError as error:
+            raise DataError(f"{path} not found, though {named_by} names it") from error
+    return sizes
+
+
 def sampled_sizes(paths: Sequence[Path], *, num_measured: int = 1000) -> list[int | None]:
     """Bytes of some files, spread evenly; of a folder, those of its files together; None where
-    one is missing. It stands for pixels of which there are too many files to ask each."""
+    one is missing. For sets of too many files to ask each."""
     chosen = np.unique(np.linspace(0, len(paths) - 1, num_measured).round().astype(np.int64))
     return [_num_bytes(paths[index]) for index in chosen.tolist()]
 

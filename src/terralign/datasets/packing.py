@@ -38,7 +38,9 @@ def pack_dataset(
     opened: dict[str, SampleSet] = {}
 
     def open_split(split: str) -> None:
-        opened[split] = open_dataset(name, data_root=data_root, split=split, size=settings.size)
+        opened[split] = open_dataset(
+            name, data_root=data_root, split=split, size=settings.size, to_pack=True
+        )
 
     if splits:
         for split in splits:

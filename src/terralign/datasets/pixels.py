@@ -18,7 +18,7 @@ from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.plausible import check_sample
-from terralign.scenes.read import read_geotiff
+from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS, Sensor
 
 
@@ -27,7 +27,7 @@ class Pixels:
     """How a set's files are decoded: the sensor, and what a GeoTIFF's numbers mean.
 
     With sensor `rgb` files are pictures, resized to `size` where it is given (see `decode_rgb`);
-    with any other they are GeoTIFFs, to which the rest applies as in `read_geotiff`.
+    with any other they are GeoTIFFs, to which the rest applies as in `open_scene`.
     """
 
     sensor: Sensor
@@ -55,7 +55,7 @@ class Pixels:
 
     def read(self, file: Path) -> Chip:
         """One GeoTIFF; what only a whole set shows of its numbers is found by `checked`."""
-        return read_geotiff(
+        return open_scene(
             file,
             sensor=self.sensor,
             bands=self.bands,
@@ -63,7 +63,7 @@ class Pixels:
             units=self.units,
             composite=self.composite,
             check=False,
-        )
+        ).read()
 
     def _open_pictures(self, first: Path) -> tuple[PixelLayout, Decode]:
         layout = make_layout(self.sensor, self.sensor.band_names, units="dn")

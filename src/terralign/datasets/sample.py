@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import html
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Protocol, overload, runtime_checkable
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.errors import DataError
+from terralign.errors import DataError, SensorError, SplitError
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
+from terralign.sensors import RGB
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,16 @@ def require_whole_split(name: str, split: str) -> None:
         )
 
 
+def require_split(name: str, split: str, splits: Iterable[str], *, where: str = "") -> None:
+    """Raise `SplitError`, with the splits that exist, where `split` is none of them."""
+    known = list(splits)
+    if split not in known:
+        raise SplitError(
+            f"data set {name!r} has no split {split!r}{where and f' in {where}'}; "
+            f"splits: {', '.join(known) or 'none'}"
+        )
+
+
 class SampleSet(Protocol):
     """One split of one data set.
 
@@ -139,6 +150,29 @@ class SampleSet(Protocol):
         Raises `DataError` naming the file that is missing or damaged. Thread-safe.
         """
         ...
+
+
+def require_labels(samples: SampleSet) -> Labels:
+    """The labels of a set; `DataError` where it has none."""
+    if samples.labels is None:
+        raise DataError(
+            f"data set {samples.name!r} has no labels; it can be retrieved (task='retrieval') and "
+            "aligned without them (labels=False), not classified"
+        )
+    return samples.labels
+
+
+def optical_layout(samples: SampleSet) -> PixelLayout:
+    """The sensor of the samples that makes an RGB picture: `rgb` itself, else one's composite."""
+    layouts = samples.layouts
+    if RGB in layouts:
+        return layouts[RGB]
+    for layout in layouts.values():
+        if layout.composite is not None:
+            return layout
+    raise SensorError(
+        f"data set {samples.name!r} has {', '.join(layouts)}: none makes an RGB picture"
+    )
 
 
 def is_mapped(samples: SampleSet) -> bool:

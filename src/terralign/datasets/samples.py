@@ -21,8 +21,7 @@ from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.checked import check_samples
 from terralign.datasets.class_folders import open_folder
-from terralign.datasets.declared.image_tree import open_tree
-from terralign.datasets.declared.located import FilePlaces
+from terralign.datasets.file_set import FilePlaces
 from terralign.datasets.fingerprint import hash_numbers
 from terralign.datasets.image_files import RASTER_SUFFIXES, list_images
 from terralign.datasets.item_set import (
@@ -746,8 +745,6 @@ def _open_folder(
     prompts: tuple[str, ...] | None,
 ) -> SampleSet:
     read = pixels.at_size(size)
-    if classes is None:
-        return open_tree(root, name=name, split=split, pixels=read)
     return open_folder(
         root,
         name=name,

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from terralign.encoders.tables import MAX_ROWS, Table, short_keys
+from terralign.encoders.tables import MAX_ROWS, Shown, Table, short_keys
 from terralign.encoders.vectors import (
     Embeddings,
     Fault,
@@ -25,12 +25,6 @@ from terralign.encoders.vectors import (
 )
 from terralign.errors import DataError, StorageError, counted, nearest
 from terralign.files import write_text
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from terralign.encoders.embedding import EmbeddedChip
-
 
 GENERATOR = "terralign"
 """Stands in GeoJSON files, so that no other file is overwritten."""
@@ -75,8 +69,8 @@ class Classified:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Classification:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Classification(Shown):
     """Zero-shot probabilities of N chips or windows over K labels.
 
     `probabilities`: (N, K) float32 in the order of `labels`, each row sums to 1; `np.asarray` gives
@@ -135,12 +129,6 @@ class Classification:
     def __iter__(self) -> Iterator[Classified]:
         return (self[row] for row in range(len(self)))
 
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self.table().text()}"
-
-    def _repr_html_(self) -> str:
-        return self.table().html(self._title())
-
     def _title(self) -> str:
         return (
             f"Classification: {len(self):,} of {len(self.labels)} labels, prompts "
@@ -174,48 +162,21 @@ class Classification:
         return write_geojson(path, self.to_geojson())
 
 
-def classified(
-    chip: EmbeddedChip, labels: Sequence[str], weights: Tensor, logit_scale: float
-) -> Classified:
-    """An embedded chip by zero-shot weights (K, D) of K labels."""
-    [chances] = (logit_scale * chip.vector[None] @ weights.T).softmax(-1).tolist()
-    return Classified(
-        key=chip.key,
-        probabilities=dict(zip(labels, chances, strict=True)),
-        tower=chip.tower,
-        place=chip.place,
-        valid_share=chip.valid_share,
-        source_key=chip.source_key,
-        source_number=chip.source_number,
-    )
-
-
-def gather_classified(
-    found: Sequence[Classified | Fault], *, labels: tuple[str, ...], prompts: str, space_id: str
-) -> Classification:
-    """Rows and faults as one value; raises the first fault where there are only faults."""
+def gathered(found: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The rows among embedded or classified chips and faults, and what `Embeddings` and
+    `Classification` hold of each row; raises the first fault where there are only faults."""
     faults = tuple(one for one in found if isinstance(one, Fault))
-    rows = [one for one in found if isinstance(one, Classified)]
-    require_some(len(rows), faults)
-    chances = [[row.probabilities[label] for label in labels] for row in rows]
-    return Classification(
-        labels=labels,
-        probabilities=np.array(chances, dtype=np.float32).reshape(len(rows), len(labels)),
-        keys=tuple(row.key for row in rows),
-        towers=tuple(row.tower for row in rows),
-        places=tuple(row.place for row in rows),
-        valid_shares=np.array([row.valid_share for row in rows], dtype=np.float32),
-        prompts=prompts,
-        space_id=space_id,
-        faults=faults,
-    )
-
-
-def require_some(num_read: int, faults: Sequence[Fault]) -> None:
-    """Raise the first fault where nothing at all could be read."""
-    if faults and not num_read:
+    rows = [one for one in found if not isinstance(one, Fault)]
+    if faults and not rows:
         others = f" (and {counted(len(faults) - 1, 'more input')} failed)" if faults[1:] else ""
         raise faults[0].kind(f"{faults[0].error}{others}")
+    return rows, {
+        "keys": tuple(row.key for row in rows),
+        "towers": tuple(row.tower for row in rows),
+        "places": tuple(row.place for row in rows),
+        "valid_shares": np.array([row.valid_share for row in rows], dtype=np.float32),
+        "faults": faults,
+    }
 
 
 def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], str]:
@@ -248,8 +209,8 @@ class Hit:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Hits(Sequence[Hit]):
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Hits(Shown, Sequence[Hit]):
     """The k best of a search, best first; `np.asarray` gives their scores (k,).
 
     `num_searched`: how many vectors were compared.
@@ -270,12 +231,6 @@ class Hits(Sequence[Hit]):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array([hit.score for hit in self.hits], dtype=dtype or np.float32)
-
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self.table().text()}"
-
-    def _repr_html_(self) -> str:
-        return self.table().html(self._title())
 
     def _title(self) -> str:
         return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.chips import PixelLayout, Window
+from terralign.chips import PixelLayout, Units, Window
 from terralign.encoders.inputs import (
     Inputs,
     Source,
@@ -23,13 +23,14 @@ from terralign.encoders.inputs import (
     open_sources,
 )
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.pixels import Declared, resize_pictures, seen_shares
+from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
-from terralign.sensors import RGB, SENSORS
+from terralign.scenes.declared import Declared
+from terralign.sensors import RGB, SENSORS, Sensor
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
@@ -43,9 +44,24 @@ NUM_SHOWN_PROGRESS = 64
 """A source of so many windows shows its progress."""
 
 
+class Reading(TypedDict, total=False):
+    """How inputs are read and embedded: the keywords of `EmbeddingSpace.embed`."""
+
+    sensor: str | Path | Sensor | None
+    bands: Sequence[str] | None
+    units: Units | None
+    dn_offset: float | None
+    composite: str | None
+    tower: str | None
+    window: Windowing
+    errors: Errors
+    batch_size: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddedChip:
-    """One chip or window: its vector (D,) of unit length, and what it is of."""
+    """One chip or window, and what it is of. `source_key`, `source_number`: which input, counted
+    from 0; `vector`: (D,)."""
 
     key: str
     source_key: str
@@ -61,31 +77,27 @@ def embed_each(
     inputs: Inputs,
     declared: Declared,
     *,
-    tower: str | None,
-    window: Windowing,
-    errors: Errors,
-    batch_size: int,
+    tower: str | None = None,
+    window: Windowing = None,
+    errors: Errors = "raise",
+    batch_size: int = 32,
+    normalize: bool = True,
 ) -> Iterator[EmbeddedChip | Fault]:
     """Embed inputs one after another; with errors = "skip" what cannot be read is a `Fault`.
 
     Raises what is wrong with the declaration or the tower before the first input is read.
     """
-    check_windowing(window)
+    is_size = isinstance(window, int | np.integer) and not isinstance(window, bool) and window > 0
+    if not (window in (None, "whole") or is_size):
+        raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
     if errors not in ("raise", "skip"):
         raise DataError(f'errors must be "raise" or "skip", not {errors!r}')
     if batch_size < 1:
         raise DataError(f"batch_size must be 1 or more, not {batch_size}")
     if tower is not None:
         space.input_spec(tower)
-    return _embed_each(space, inputs, declared, tower, window, errors, batch_size)
-
-
-def check_windowing(window: Windowing) -> None:
-    """Refuse what is no size of a window."""
-    if window is None or window == "whole":
-        return
-    if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1:
-        raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
+    batch = _Batch(space, batch_size, normalize=normalize)
+    return _embed_each(space, inputs, declared, tower, window, errors, batch)
 
 
 def _embed_each(
@@ -95,9 +107,8 @@ def _embed_each(
     tower: str | None,
     window: Windowing,
     errors: Errors,
-    batch_size: int,
+    batch: _Batch,
 ) -> Iterator[EmbeddedChip | Fault]:
-    batch = _Batch(space, batch_size)
     ready: list[EmbeddedChip | Fault] = []  # a source that fails half-way gives its fault alone
     warned = False
     listed = list_inputs(inputs, declared)
@@ -151,22 +162,24 @@ def _counted(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Chip:
-    """One chip that waits for its batch."""
+class _Waiting:
+    """Pixels (C, H, W) that wait for their batch; `of`: the fields of `EmbeddedChip`."""
 
-    key: str
-    source_key: str
-    source_number: int
-    place: Footprint
-    tower: str
     pixels: Tensor
     layout: PixelLayout
-    share: float
+    tower: str
+    source_number: int
+    of: Mapping[str, Any]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What all chips of a batch share."""
+        return (self.tower, self.layout, self.pixels.shape, self.pixels.dtype)
 
 
 def _chips(
     space: EmbeddingSpace, source: Source, number: int, windows: list[Window | None], tower: str
-) -> Iterator[_Chip]:
+) -> Iterator[_Waiting]:
     """The chips of a source that have a valid pixel."""
     num_empty = 0
     bands = _bands_seen(space, tower, source.layout)
@@ -183,16 +196,13 @@ def _chips(
                 continue
             if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
                 chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
-            yield _Chip(
-                key=source.name_of(window),
-                source_key=source.key,
-                source_number=number,
-                place=source.place(window),
-                tower=tower,
-                pixels=chip,
-                layout=layout,
-                share=share,
-            )
+            of = {
+                "key": source.name_of(window),
+                "source_key": source.key,
+                "place": source.place(window),
+                "valid_share": share,
+            }
+            yield _Waiting(pixels=chip, layout=layout, tower=tower, source_number=number, of=of)
     if num_empty == len(windows):
         raise DataError(
             f"{source.key if source.path else f'chip {source.key}'} has no valid pixel: there is "
@@ -234,12 +244,12 @@ def _warn_of_shrinking(source: Source, size: int) -> bool:
 class _Batch:
     """Chips of one tower, layout and shape that go through it together."""
 
-    def __init__(self, space: EmbeddingSpace, size: int) -> None:
-        self._space, self._size = space, size
-        self._chips: list[_Chip] = []
+    def __init__(self, space: EmbeddingSpace, size: int, *, normalize: bool) -> None:
+        self._space, self._size, self._normalize = space, size, normalize
+        self._chips: list[_Waiting] = []
 
-    def add(self, chip: _Chip) -> Iterator[EmbeddedChip]:
-        if self._chips and _kind(self._chips[0]) != _kind(chip):
+    def add(self, chip: _Waiting) -> Iterator[EmbeddedChip]:
+        if self._chips and self._chips[0].kind != chip.kind:
             yield from self.flush()
         self._chips.append(chip)
         if len(self._chips) == self._size:
@@ -253,19 +263,12 @@ class _Batch:
         chips, self._chips = self._chips, []
         if not chips:
             return
+        tower = chips[0].tower
         pixels = torch.stack([chip.pixels for chip in chips])
-        vectors = self._space.encode_layout(pixels, chips[0].layout, tower=chips[0].tower)
-        for chip, vector in zip(chips, F.normalize(vectors, dim=-1), strict=True):
+        vectors = self._space.encode_layout(pixels, chips[0].layout, tower=tower)
+        if self._normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        for chip, vector in zip(chips, vectors, strict=True):
             yield EmbeddedChip(
-                key=chip.key,
-                source_key=chip.source_key,
-                source_number=chip.source_number,
-                place=chip.place,
-                tower=chip.tower,
-                valid_share=chip.share,
-                vector=vector,
+                tower=tower, source_number=chip.source_number, vector=vector, **chip.of
             )
-
-
-def _kind(chip: _Chip) -> tuple[Any, ...]:
-    return (chip.tower, chip.layout, chip.pixels.shape, chip.pixels.dtype)

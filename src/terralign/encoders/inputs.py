@@ -21,13 +21,14 @@ from PIL import Image
 from torch import Tensor
 
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
-from terralign.encoders.pixels import Declared, as_declared, as_tensor
+from terralign.encoders.pixels import as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError, shown
+from terralign.scenes.declared import Declared
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import box, wgs84_footprint
-from terralign.scenes.scene import Scene, open_scene
+from terralign.scenes.scene import Scene, open_declared
 from terralign.scenes.windows import cut_windows
 from terralign.sensors import SENSORS
 
@@ -195,24 +196,13 @@ _RASTERS = (".tif", ".tiff", ".jp2")
 
 def _from_path(path: Path, declared: Declared) -> Source | Fault:
     try:
-        return from_scene(
-            open_scene(
-                path,
-                sensor=declared.sensor,
-                bands=declared.bands,
-                dn_offset=declared.dn_offset,
-                units=declared.units,
-                composite=declared.composite,
-            )
-        )
+        return from_scene(open_declared(path, declared))
     except (DataError, SensorError, OSError) as error:
         return as_fault(str(path), error)
 
 
 def _from_opened(scene: Scene, declared: Declared) -> Source:
-    if declared.sensor is not None:
-        raise SensorError("a scene has its own sensor; leave sensor out")
-    declared.require_only_sensor("a scene")
+    declared.refuse("a scene", "sensor", "bands", "units", "dn_offset")
     return from_scene(replace(scene, layout=scene.layout.with_composite(declared.composite)))
 
 
@@ -246,11 +236,7 @@ def _from_chip(chip: Chip, key: str, declared: Declared) -> Source:
 
 
 def _from_image(image: Image.Image, key: str, declared: Declared) -> Source:
-    given = replace(declared, composite=None)
-    if given.sensor not in (None, SENSORS["rgb"]) or given.bands is not None or given.dn_offset:
-        raise DataError("a Pillow image is of sensor 'rgb'; leave sensor, bands and dn_offset out")
-    if given.units == "physical":
-        raise DataError("a Pillow image has 8-bit numbers; leave units out")
+    declared.require_picture("a Pillow image")
     pixels, valid = image_with_mask(image)
     rgb = SENSORS["rgb"]
     chip = Chip(
@@ -304,7 +290,7 @@ def _cut(pixels: Tensor, window: Window | None) -> Tensor:
 
 def _from_samples(samples: Any, declared: Declared) -> Iterator[Source]:
     """Every sample of a set, by one of its sensors: the declared one, else its first."""
-    declared.require_only_sensor("a sample set")
+    declared.refuse("a sample set", "bands", "units", "dn_offset")
     names = list(samples.layouts)
     if declared.sensor is None and len(names) > 1:
         raise SensorError(

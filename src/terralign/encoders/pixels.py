@@ -5,57 +5,27 @@ N chips, C bands, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terralign.chips import Chip, PixelLayout, Units
+from terralign.chips import Chip, PixelLayout
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import InputSpec
 from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
-from terralign.scenes.declared import declare_layout, units_of
+from terralign.scenes.declared import Declared, declare_layout, units_of
 from terralign.scenes.pictures import PictureSize, resize_rgb
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
-from terralign.sensors import RGB, Sensor
+from terralign.sensors import RGB
 
 Pixels = NDArray[np.generic] | Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Declared:
-    """What a caller says of pixels; None: nothing. See `EmbeddingSpace.embed`."""
-
-    sensor: Sensor | None = None
-    bands: tuple[str, ...] | None = None
-    units: Units | None = None
-    dn_offset: float | None = None
-    composite: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.units not in (None, "dn", "physical"):
-            raise SensorError(f'units must be "dn" or "physical", not {self.units!r}')
-        if isinstance(self.bands, str):
-            raise SensorError(
-                f"bands = {self.bands!r} is one text; give a list of names, as in "
-                f'["{self.bands[:3]}", ...]'
-            )
-
-    def require_only_sensor(self, what: str) -> None:
-        """Raise where more than a sensor (and a composite) is declared of `what`, which knows."""
-        for key in ("bands", "units", "dn_offset"):
-            if getattr(self, key) is not None:
-                raise SensorError(f"{what} has its own {key}; leave {key} out")
 
 
 def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, PixelLayout]:
     """Pixels (N, C, H, W) and what they mean, checked against each other."""
     if isinstance(pixels, Chip):
-        if declared.sensor is not None:
-            raise SensorError("a chip has its own sensor; leave sensor out")
-        declared.require_only_sensor("a chip")
+        declared.refuse("a chip", "sensor", "bands", "units", "dn_offset")
         layout = pixels.layout.with_composite(declared.composite)
         tensor = as_tensor(pixels.pixels)[None]
         _check_tensor(tensor, layout)
@@ -74,13 +44,14 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
             "(N, C, H, W)"
         )
     tensor = as_tensor(pixels)
+    name = str(pixels.dtype).removeprefix("torch.")
     kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
     if 0 in pixels.shape[-3:]:
         raise DataError(f"pixels have shape {tuple(pixels.shape)}: there are none")
     layout = declare_layout(
         declared.sensor,
         declared.bands,
-        units=units_of(declared.sensor, kind, declared.units, shown=_type_name(pixels)),
+        units=units_of(declared.sensor, kind, declared.units, what=f"pixels are {name}"),
         dn_offset=declared.dn_offset,
         composite=declared.composite,
         shape=tuple(pixels.shape),
@@ -119,11 +90,6 @@ def as_tensor(pixels: Pixels) -> Tensor:
 
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
-
-
-def _type_name(pixels: Pixels) -> str:
-    """ "float64", of an array or a tensor."""
-    return str(pixels.dtype).removeprefix("torch.")
 
 
 def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:

@@ -15,11 +15,10 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,26 +27,17 @@ from terralign.encoders.answers import (
     Classification,
     Classified,
     Hits,
-    classified,
-    gather_classified,
+    gathered,
     nearest_hits,
-    require_some,
 )
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
-from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
+from terralign.encoders.embedding import EmbeddedChip, Errors, Reading, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
-from terralign.encoders.picture_size import picture_size
-from terralign.encoders.pixels import (
-    Declared,
-    Pixels,
-    as_declared,
-    resize_pictures,
-    seen_shares,
-)
+from terralign.encoders.pixels import Pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
-from terralign.encoders.tables import Table
+from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
 from terralign.encoders.zeroshot import (
@@ -70,6 +60,7 @@ from terralign.errors import (
 )
 from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
+from terralign.scenes.declared import Declared
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
 
@@ -80,7 +71,7 @@ MAX_QUERY = 10_000
 logger = logging.getLogger(__name__)
 
 
-class EmbeddingSpace:
+class EmbeddingSpace(Shown):
     """Text, RGB and every aligned sensor in one D-dimensional space.
 
     `space_id` names the anchor (text and RGB tower): vectors are comparable exactly when theirs is
@@ -117,12 +108,6 @@ class EmbeddingSpace:
             if tower.trained is not None:
                 self._note_training(tower)
 
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self._table().text()}"
-
-    def _repr_html_(self) -> str:
-        return self._table().html(self._title())
-
     def _title(self) -> str:
         prompts = self.choose_prompts().name
         return (
@@ -130,7 +115,8 @@ class EmbeddingSpace:
             f"from {self.source}"
         )
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Name, sensors, bands and input size of each tower."""
         names = self.tower_names
         specs = [self.input_spec(name) for name in names]
         return Table.of_rows(
@@ -201,66 +187,28 @@ class EmbeddingSpace:
     ) -> Tensor:
         """(N, D) float32 embeddings of N chips in memory, on the CPU; see `embed` for files.
 
-        `pixels`: a `Chip`, which says itself what it is; or numbers (N, C, H, W), or (C, H, W) for
-        one chip, with their `sensor` and `units`. NaN and the sensor's no-data DN are masked; a
-        mask of your own goes into a `Chip`. The keywords are those of `embed`.
+        `pixels`: a `Chip`, which has its own sensor; or numbers (N, C, H, W), or (C, H, W) for one
+        chip, with their `sensor` and `units`. NaN and the sensor's no-data DN are masked; a custom
+        mask goes into a `Chip`. The keywords are those of `embed`.
 
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        declared = self.declare(
+        declared = self._declare(
             sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
         )
-        tensor, layout = as_declared(pixels, declared)
-        name = tower or self.tower_for(layout)
-        spec = self.input_spec(name)
-        if layout.sensor == SENSORS[RGB] and layout.units == "dn":
-            tensor = resize_pictures(tensor, picture_size(spec))
-        self._require_valid(tensor, layout, name)
-        rows = [
-            self.encode_layout(tensor[start : start + batch_size], layout, tower=name)
-            for start in range(0, len(tensor), batch_size)
-        ]
-        embedded = torch.cat(rows) if rows else torch.zeros(0, self.dim)
-        return F.normalize(embedded, dim=-1) if normalize else embedded
+        found = embed_each(
+            self, pixels, declared, tower=tower, window="whole", batch_size=batch_size,
+            normalize=normalize,
+        )  # fmt: skip
+        vectors = [one.vector for one in found if isinstance(one, EmbeddedChip)]
+        return torch.stack(vectors) if vectors else torch.zeros(0, self.dim)
 
-    def _require_valid(self, pixels: Tensor, layout: PixelLayout, name: str) -> None:
-        """`DataError` where one of the chips (N, C, H, W) has nothing that the tower could see."""
-        shares = seen_shares(self.input_spec(name), pixels, layout, tower=name)
-        empty = (shares == 0).nonzero().flatten().tolist()
-        if empty:
-            raise DataError(
-                f"chip {', '.join(map(str, empty[:5]))}{', ...' * (len(empty) > 5)} of "
-                f"{len(pixels)} has no valid pixel: there is nothing to embed; leave it out"
-            )
-
-    def declare(
-        self,
-        *,
-        sensor: str | Sensor | None,
-        bands: Sequence[str] | None,
-        units: Units | None,
-        dn_offset: float | None,
-        composite: str | None,
-    ) -> Declared:
+    def _declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
         """What a caller says of pixels, with the sensor found by its name."""
-        if isinstance(sensor, Path):
-            sensor = str(sensor)
-        if sensor is not None and not isinstance(sensor, str | Sensor):
-            raise SensorError(
-                f"sensor is a {type(sensor).__name__}; give a name, a TOML file or a Sensor"
-            )
-        if isinstance(bands, str):
-            raise SensorError(f"bands = {bands!r} is one text; give a list of names")
-        if bands is not None and not all(isinstance(one, str) for one in bands):
-            raise SensorError(f"bands = {bands!r}; give a list of names")
-        return Declared(
-            sensor=self.find_sensor(sensor) if isinstance(sensor, str) else sensor,
-            bands=None if bands is None else tuple(bands),
-            units=units,
-            dn_offset=dn_offset,
-            composite=composite,
-        )
+        if isinstance(sensor, str | Path):
+            sensor = self.find_sensor(str(sensor))
+        return Declared(sensor=sensor, **others)
 
     def find_sensor(self, name: str) -> Sensor:
         """A built-in sensor, one that came with the space's towers, or the one of a TOML file."""
@@ -331,7 +279,7 @@ class EmbeddingSpace:
         self,
         inputs: Inputs,
         *,
-        sensor: str | Sensor | None = None,
+        sensor: str | Path | Sensor | None = None,
         bands: Sequence[str] | None = None,
         units: Units | None = None,
         dn_offset: float | None = None,
@@ -361,67 +309,58 @@ class EmbeddingSpace:
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
         """
-        declared = self.declare(
-            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
-        )
-        found = embed_each(
-            self, inputs, declared, tower=tower, window=window, errors=errors,
-            batch_size=batch_size,
+        found = self._embed_each(
+            inputs, sensor=sensor, bands=bands, units=units, dn_offset=dn_offset,
+            composite=composite, tower=tower, window=window, errors=errors, batch_size=batch_size,
         )  # fmt: skip
-        return self.gather(list(found))
-
-    def gather(self, found: Sequence[EmbeddedChip | Fault]) -> Embeddings:
-        """Embedded chips and faults as one value; `DataError` where nothing at all was embedded
-        and something failed."""
-        chips = [one for one in found if isinstance(one, EmbeddedChip)]
-        faults = tuple(one for one in found if isinstance(one, Fault))
-        require_some(len(chips), faults)
-        towers = tuple(chip.tower for chip in chips)
+        chips, columns = gathered(list(found))
         vectors = [chip.vector for chip in chips]
         return Embeddings(
-            keys=tuple(chip.key for chip in chips),
-            vectors=torch.stack(vectors).numpy()
-            if vectors
-            else np.zeros((0, self.dim), dtype=np.float32),
+            vectors=(torch.stack(vectors) if vectors else torch.zeros(0, self.dim)).numpy(),
             space_id=self.space_id,
-            towers=towers,
-            tower_ids={name: self.tower_id(name) for name in dict.fromkeys(towers)},
-            places=tuple(chip.place for chip in chips),
-            valid_shares=np.array([chip.valid_share for chip in chips], dtype=np.float32),
-            faults=faults,
+            tower_ids={name: self.tower_id(name) for name in dict.fromkeys(columns["towers"])},
             model=self.source,
+            **columns,
         )
+
+    def _embed_each(
+        self,
+        inputs: Inputs,
+        *,
+        tower: str | None = None,
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
+        **declared: Any,
+    ) -> Iterator[EmbeddedChip | Fault]:
+        return embed_each(
+            self, inputs, self._declare(**declared), tower=tower, window=window, errors=errors,
+            batch_size=batch_size,
+        )  # fmt: skip
 
     def classify(
         self,
         inputs: Inputs,
         labels: Sequence[str],
         *,
-        sensor: str | Sensor | None = None,
-        bands: Sequence[str] | None = None,
-        units: Units | None = None,
-        dn_offset: float | None = None,
-        composite: str | None = None,
-        tower: str | None = None,
         prompts: Prompts | None = None,
-        window: Windowing = None,
-        errors: Errors = "raise",
-        batch_size: int = 32,
+        **reading: Unpack[Reading],
     ) -> Classification:
         """Probabilities (N, K) over `labels`: softmax of logit_scale times the cosines.
 
         `labels`: K class names. `prompts`: a prompt set's name, TOML or `PromptSet`; None: the
-        space's own, else `satellite`. Everything else as for `embed`.
+        space's own, else `satellite`. `reading`: the keywords of `embed`.
         """
-        chosen = self.choose_prompts(prompts)
-        labels = as_class_names(labels)
-        found = self.classify_each(
-            inputs, labels, sensor=sensor, bands=bands, units=units, dn_offset=dn_offset,
-            composite=composite, tower=tower, prompts=chosen, window=window, errors=errors,
-            batch_size=batch_size,
-        )  # fmt: skip
-        return gather_classified(
-            list(found), labels=labels, prompts=chosen.name, space_id=self.space_id
+        names, chosen = as_class_names(labels), self.choose_prompts(prompts)
+        found = self.classify_each(inputs, names, prompts=chosen, **reading)
+        rows, columns = gathered(list(found))
+        chances = [[row.probabilities[name] for name in names] for row in rows]
+        return Classification(
+            labels=names,
+            probabilities=np.array(chances, dtype=np.float32).reshape(len(rows), len(names)),
+            prompts=chosen.name,
+            space_id=self.space_id,
+            **columns,
         )
 
     def classify_each(
@@ -429,16 +368,8 @@ class EmbeddingSpace:
         inputs: Inputs,
         labels: Sequence[str],
         *,
-        sensor: str | Sensor | None = None,
-        bands: Sequence[str] | None = None,
-        units: Units | None = None,
-        dn_offset: float | None = None,
-        composite: str | None = None,
-        tower: str | None = None,
         prompts: Prompts | None = None,
-        window: Windowing = None,
-        errors: Errors = "raise",
-        batch_size: int = 32,
+        **reading: Unpack[Reading],
     ) -> Iterator[Classified | Fault]:
         """The rows of `classify` one after another, as they are computed.
 
@@ -447,17 +378,23 @@ class EmbeddingSpace:
         """
         names = as_class_names(labels)
         weights = self.zero_shot_weights(names, self.choose_prompts(prompts))
-        declared = self.declare(
-            sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
-        )
-        found = embed_each(
-            self, inputs, declared, tower=tower, window=window, errors=errors,
-            batch_size=batch_size,
-        )  # fmt: skip
-        scale = self.clip.logit_scale
+        found = self._embed_each(inputs, **reading)
         return (
-            one if isinstance(one, Fault) else classified(one, names, weights, scale)
+            one if isinstance(one, Fault) else self._classified(one, names, weights)
             for one in found
+        )
+
+    def _classified(self, chip: EmbeddedChip, names: Sequence[str], weights: Tensor) -> Classified:
+        """An embedded chip by zero-shot weights (K, D) of K classes."""
+        [chances] = (self.clip.logit_scale * chip.vector[None] @ weights.T).softmax(-1).tolist()
+        return Classified(
+            key=chip.key,
+            probabilities=dict(zip(names, chances, strict=True)),
+            tower=chip.tower,
+            place=chip.place,
+            valid_share=chip.valid_share,
+            source_key=chip.source_key,
+            source_number=chip.source_number,
         )
 
     def search(

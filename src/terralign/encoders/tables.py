@@ -61,6 +61,23 @@ class Table:
         )
 
 
+class Shown:
+    """A value that is shown as a title and a table, in terminals and notebooks."""
+
+    def _title(self) -> str:
+        raise NotImplementedError
+
+    def table(self) -> Table:
+        """The first rows."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n{self.table().text()}"
+
+    def _repr_html_(self) -> str:
+        return self.table().html(self._title())
+
+
 def short_keys(keys: Sequence[str]) -> list[str]:
     """Keys without the folder that those in the first rows share."""
     shown = keys[:MAX_ROWS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from terralign.chips import Window
-from terralign.encoders.tables import Table, short_keys
+from terralign.encoders.tables import Shown, Table, short_keys
 from terralign.errors import (
     DataError,
     SensorError,
@@ -75,14 +75,7 @@ class Footprint:
         """Plain values, for JSON and the properties of GeoJSON."""
         window, bounds = self.window, self.bounds
         return {
-            "window": None
-            if window is None
-            else {
-                "row": window.row,
-                "column": window.column,
-                "height": window.height,
-                "width": window.width,
-            },
+            "window": None if window is None else asdict(window),
             "bounds": None if bounds is None else list(bounds),
             "datetime": None if self.datetime is None else self.datetime.isoformat(),
         }
@@ -112,8 +105,8 @@ def as_fault(key: str, error: Exception) -> Fault:
     return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Embeddings:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Embeddings(Shown):
     """N vectors of one space, with what each is of.
 
     `vectors`: (N, D) float32 of unit length. `keys`: (N,) names, by which hits are found again.
@@ -186,7 +179,8 @@ class Embeddings:
 
     def __getitem__(self, rows: Any) -> Embeddings:
         chosen = choose_rows(len(self), rows)
-        return self._replace(
+        return replace(
+            self,
             keys=tuple(self.keys[row] for row in chosen),
             vectors=self.vectors[chosen],
             towers=(towers := tuple(self.towers[row] for row in chosen)),
@@ -208,7 +202,8 @@ class Embeddings:
                     f"both have vectors of a tower {name!r}, but of different weights "
                     f"({self.tower_ids[name]} and {one}); embed one of them again"
                 )
-        return self._replace(
+        return replace(
+            self,
             keys=self.keys + other.keys,
             vectors=np.concatenate([self.vectors, other.vectors]),
             towers=self.towers + other.towers,
@@ -218,16 +213,6 @@ class Embeddings:
             faults=self.faults + other.faults,
         )
 
-    def _replace(self, **changes: Any) -> Embeddings:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Embeddings(**{**values, **changes})
-
-    def __repr__(self) -> str:
-        return f"{self._title()}\n{self._table().text()}"
-
-    def _repr_html_(self) -> str:
-        return self._table().html(self._title())
-
     def _title(self) -> str:
         towers = ", ".join(self.tower_ids) or "none"
         return (
@@ -235,7 +220,8 @@ class Embeddings:
             f"towers: {towers}, space {self.space_id}{not_read(self.faults)}"
         )
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Key, tower, valid share and the first numbers of each vector."""
         keys = short_keys(self.keys)
         return Table.of_rows(
             len(self),
@@ -336,34 +322,17 @@ class Embeddings:
         if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise DataError(f"{path}: vector is {kind}; expected a fixed-size list of float32")
         table = _read_bounded(file, path)
-        columns = {name: table[name].to_pylist() for name in _TEXT_COLUMNS}
-        vectors = table["vector"].combine_chunks()
-        flat = np.asarray(vectors.flatten(), dtype=np.float32)
-        flat = flat.reshape(len(table), kind.list_size)
-        shapes = shapely.from_wkb(np.array(columns["geometry"], dtype=object))
-        columns["geometry"] = shapes.tolist()
-        rows = zip(*(columns[name] for name in _TEXT_COLUMNS), strict=True)
-        places = []
-        for row in rows:
-            values = dict(zip(_TEXT_COLUMNS, row, strict=True))
-            window = [values[f"window_{name}"] for name in _WINDOW]
-            places.append(
-                Footprint(
-                    source=values["source"],
-                    window=None
-                    if None in window
-                    else Window(**dict(zip(_WINDOW, window, strict=True))),
-                    shape=values["geometry"],
-                    datetime=values["datetime"],
-                )
-            )
+        vectors = np.asarray(table["vector"].combine_chunks().flatten(), dtype=np.float32)
+        columns = {name: table[name].to_pylist() for name in _COLUMN_TYPES}
+        columns["geometry"] = shapely.from_wkb(np.array(columns["geometry"], object)).tolist()
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         found = cls(
             keys=tuple(columns["key"]),
-            vectors=flat,
+            vectors=vectors.reshape(len(table), kind.list_size),
             space_id=str(ids["space_id"]),
             towers=tuple(columns["tower"]),
             tower_ids={str(name): str(one) for name, one in dict(ids["tower_ids"]).items()},
-            places=tuple(places),
+            places=tuple(_place_of(row) for row in rows),
             valid_shares=np.asarray(columns["valid_share"], dtype=np.float32),
             model=str(ids.get("model", "")),
         )
@@ -371,6 +340,16 @@ class Embeddings:
             raise ValueError("its keys and towers are not those that it lists")
         found.require_numbers(kind.list_size)
         return found
+
+
+def _place_of(row: Mapping[str, Any]) -> Footprint:
+    window = {name: row[f"window_{name}"] for name in _WINDOW}
+    return Footprint(
+        source=row["source"],
+        window=None if None in window.values() else Window(**window),
+        shape=row["geometry"],
+        datetime=row["datetime"],
+    )
 
 
 def not_read(faults: Sequence[Fault]) -> str:
@@ -404,6 +383,7 @@ _FAULTS = (
 _DICTIONARIES = ("key", "source", "tower", "geometry")
 """Columns in which one long text may stand for many rows."""
 
+_WINDOW = ("row", "column", "height", "width")
 _COLUMN_TYPES = {
     "key": pa.string(),
     "source": pa.string(),
@@ -411,7 +391,7 @@ _COLUMN_TYPES = {
     "tower": pa.string(),
     "valid_share": pa.float32(),
     "geometry": pa.binary(),
-    **{f"window_{name}": pa.int32() for name in ("row", "column", "height", "width")},
+    **{f"window_{name}": pa.int32() for name in _WINDOW},
 }
 
 
@@ -448,11 +428,6 @@ def _decoded_bytes(column: pa.DictionaryArray) -> int:
 
 
 _PER_ROW = ("keys", "vectors", "towers", "places", "valid_shares")
-_WINDOW = ("row", "column", "height", "width")
-_TEXT_COLUMNS = (
-    *("key", "source", "datetime", "tower", "valid_share", "geometry"),
-    *(f"window_{name}" for name in _WINDOW),
-)
 
 
 def as_utf8(text: str) -> str:

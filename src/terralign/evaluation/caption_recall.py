@@ -18,16 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import (
-    Floats,
-    Metric,
-    MetricResult,
-    Outcomes,
-    bootstrap_counts,
-    bootstrap_interval,
-    by_column,
-)
-from terralign.evaluation.ranking import DEFAULT_KS, recall_per_query
+from terralign.evaluation.bootstrap import Floats, percentile_interval, resamples
+from terralign.evaluation.metrics import Metric, MetricResult, Outcomes
+from terralign.evaluation.ranking import DEFAULT_KS, by_column, recall_per_query
 from terralign.evaluation.similarity import BLOCK, GalleryPenalty, Similarities
 
 Counts = NDArray[np.int64]
@@ -175,12 +168,14 @@ def _mean_over_images(
     firsts = np.cumsum(num_queries) - num_queries
     sums = np.add.reduceat(hits, firsts, axis=0)
     values = sums.sum(axis=0) / len(hits)
-    draws = bootstrap_counts(len(num_queries), num_bootstrap=num_bootstrap, seed=seed)
-    resampled = np.stack([counts @ sums / (counts @ num_queries) for counts in draws])
+    draws = resamples(len(num_queries), num_bootstrap=num_bootstrap, seed=seed)
+    resampled = np.concatenate(
+        [counts @ sums / (counts @ num_queries)[:, None] for counts in draws]
+    )
     metrics = []
     for column, (k, chance) in enumerate(zip(ks, chances, strict=True)):
         value = float(values[column])
-        low, high = bootstrap_interval(value, resampled[:, column])
+        low, high = percentile_interval(value, resampled[:, column])
         metrics.append(
             Metric(
                 name=f"recall@{k}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from terralign.datasets.catalog import DATASETS
 from terralign.datasets.facts import read_facts
-from terralign.datasets.sample import Labels, SampleSet
+from terralign.datasets.sample import Labels, SampleSet, require_labels
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import (
     OPENAI_IMAGENET,
@@ -43,16 +43,6 @@ def choose_prompts(
     if samples.name in DATASETS:
         return load_prompts(read_facts(samples.name).prompts)
     return own or load_prompts("satellite")
-
-
-def require_labels(samples: SampleSet) -> Labels:
-    """The labels of a set; `DataError` where it has none."""
-    if samples.labels is None:
-        raise DataError(
-            f"data set {samples.name!r} has no labels; it can be retrieved (task='retrieval') and "
-            "aligned without them (labels=False), not classified"
-        )
-    return samples.labels
 
 
 def choose_class_names(samples: SampleSet, classes: str | None = None) -> tuple[str, ...]:

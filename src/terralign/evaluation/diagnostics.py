@@ -1,8 +1,7 @@
 """Diagnostics of an embedding space on plain arrays: exact, in blocks, in bounded memory.
 
 N samples, Q queries, G gallery items, D embedding dimensions. Vectors are any finite non-zero
-floating-point rows and are L2-normalised here. The distance between the centroids of two modalities
-is `metrics.modality_gap`.
+floating-point rows and are L2-normalised here.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, row_norms, row_slices
-from terralign.evaluation.similarity import BLOCK, Similarities
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.similarity import BLOCK, Similarities, row_norms, row_slices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +78,21 @@ def linear_separability(
         model.fit(features[~test], modality[~test])
         accuracies.append(balanced_accuracy_score(modality[test], model.predict(features[test])))
     return float(np.mean(accuracies))
+
+
+def modality_gap(a: Floats, b: Floats) -> float:
+    """Distance between the centroids of two sets of L2-normalised embeddings, 0 to 2.
+
+    `a`: (Na, D), `b`: (Nb, D). Definition: Liang et al. 2022, *Mind the Gap* (arXiv 2203.02053),
+    section 2. Raises `DataError`.
+    """
+    _check_dims(a, b)
+    centroids = []
+    for vectors, name in ((a, "a"), (b, "b")):
+        norms = row_norms(vectors, name=name)
+        total = sum(unit.sum(axis=0) for unit in _unit_blocks(vectors, norms))
+        centroids.append(total / len(norms))
+    return float(np.linalg.norm(centroids[0] - centroids[1]))
 
 
 def alignment(a: Floats, b: Floats, *, power: float = 2.0) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from terralign.chips import PixelLayout
 from terralign.datasets.batches import read_ahead
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.pixels import seen_shares
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError
@@ -49,19 +49,6 @@ class Embedded:
 
 Embed = Callable[[Route], Embedded]
 """How to get the vectors of a route: computed, or kept from before."""
-
-
-def optical_layout(samples: SampleSet) -> PixelLayout:
-    """The sensor of the samples that makes an RGB picture: `rgb` itself, else one's composite."""
-    layouts = samples.layouts
-    if RGB in layouts:
-        return layouts[RGB]
-    for layout in layouts.values():
-        if layout.composite is not None:
-            return layout
-    raise SensorError(
-        f"data set {samples.name!r} has {', '.join(layouts)}: none makes an RGB picture"
-    )
 
 
 def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = None) -> Route:

@@ -15,8 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, row_norms, row_slices
-from terralign.evaluation.similarity import BLOCK, GalleryPenalty, Similarities
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.similarity import (
+    BLOCK,
+    GalleryPenalty,
+    Similarities,
+    row_norms,
+    row_slices,
+)
 
 FIXED_POINT_BITS = 62
 """Bits that the integers of a sum over a bank may take."""

@@ -1,52 +1,56 @@
 """Metrics on plain arrays, each with a bootstrap interval, its number of samples and its chance.
 
-N samples, K classes, D embedding dimensions. Metrics are fractions of 1.
+N samples, K classes. Metrics are fractions of 1.
 
 *Ties* count at their expected value: where the right answer shares its score with others, every
 order among them is equally likely. `multilabel_metrics` is the exception: tied scores share one
-threshold. *Chance* is the expected value of a ranking at random, and of F1 that of saying yes to
-everything. *Intervals* are bootstrap 95 % intervals over samples, seeded, widened where needed so
-that they hold the value itself: percentiles of the resampled values, of average precision less
-their bias.
+threshold. *Chance* is the expected value of a ranking at random, and of F1 that of deciding for
+every class. *Intervals* are bootstrap 95 % intervals over samples (`bootstrap.py`), widened where
+needed so that they hold the value itself: percentiles of the resampled values, of average precision
+less their bias.
 
 Retrieval is in `ranking.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from terralign.errors import DataError, nearest
-from terralign.evaluation.average_precision import random_average_precision, rank_scores
+from terralign.evaluation.average_precision import (
+    average_precision_statistic,
+    random_average_precision,
+)
+from terralign.evaluation.bootstrap import Floats as Floats
+from terralign.evaluation.bootstrap import (
+    Statistic,
+    bias_corrected_interval,
+    class_mean_statistic,
+    f1_statistic,
+    macro_mean,
+    mean_statistic,
+    observe,
+    percentile_interval,
+    resample,
+    side_by_side,
+)
 
-Floats = NDArray[np.floating[Any]]
 Outcomes = dict[str, NDArray[Any]]
 """Values of every sample or query by name, (N,) or (N, K)."""
-Statistics = Callable[[NDArray[np.int64]], Floats]
-"""Counts (N,), how often each sample is taken, to values (M,)."""
-Interval = Callable[[float, Floats], tuple[float, float]]
-"""A value and its resampled values (R,) to low and high."""
-
-CONFIDENCE = 0.95
-"""Coverage of `Metric.low` to `Metric.high`."""
 
 FEW_POSITIVES = 20
-"""Of fewer, a class's average precision comes out too high: by simulation up to 28 points with one
-positive, 7 with ten, 4 with twenty, 2 with fifty."""
-
-ROW_CHUNK = 4096
-"""Rows that are worked on at once where each row stands for itself."""
+"""With fewer, a class's average precision comes out too high: by simulation up to 28 points with
+one positive, 7 with ten, 4 with twenty, 2 with fifty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One figure. `value`, `low`, `high`, `chance`: fractions of 1; `low <= value <= high`."""
+    """One metric. `value`, `low`, `high`, `chance`: fractions of 1; `low <= value <= high`."""
 
     name: str
     value: float
@@ -58,7 +62,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScore:
-    """One class: its accuracy or average precision, None where it has no samples (positives)."""
+    """One class: its accuracy, average precision or F1, None without samples (positives)."""
 
     index: int
     value: float | None
@@ -67,7 +71,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricResult:
-    """The figures of one evaluation.
+    """The metrics of one evaluation.
 
     `num_classes_without_positives`: classes without a single (positive) sample; they are left out
     of macro means. `num_queries_left_out`: queries to which no gallery item is relevant.
@@ -83,7 +87,7 @@ class MetricResult:
     outcomes: Outcomes = field(default_factory=dict, repr=False, compare=False)
 
     def metric(self, name: str) -> Metric:
-        """The figure called `name`; `DataError` names the nearest one where there is none."""
+        """The metric called `name`; `DataError` names the nearest known one."""
         for metric in self.metrics:
             if metric.name == name:
                 return metric
@@ -91,7 +95,7 @@ class MetricResult:
         raise DataError(f"no metric {name!r} in this result; {nearest(name, known)}")
 
     def value(self, name: str) -> float:
-        """The value of the figure called `name`, a fraction of 1."""
+        """The value of the metric called `name`, a fraction of 1."""
         return self.metric(name).value
 
 
@@ -105,30 +109,23 @@ def classification_metrics(
     which are `per_class`. Ties: `hit_probability`. Chance: k / K for top-k, 1 / K for the macro
     mean. A resample that lost a class leaves it out of its macro mean. Raises `DataError`.
     """
-    scores = _check_scores(scores)
-    num_samples, num_classes = scores.shape
-    labels = check_labels(labels, num_samples, num_classes, name="labels")
-    above, tied = np.empty_like(labels), np.empty_like(labels)
-    for rows in row_slices(num_samples):
-        own = np.take_along_axis(scores[rows], labels[rows, None], axis=1)
-        above[rows] = np.count_nonzero(scores[rows] > own, axis=1)
-        tied[rows] = np.count_nonzero(scores[rows] == own, axis=1) - 1
-    ks = [k for k in (1, 5) if k == 1 or num_classes > k]
-    hits = np.stack([hit_probability(above, tied, k) for k in ks], axis=1)
-    class_counts = np.bincount(labels, minlength=num_classes)
-
-    def statistics(counts: NDArray[np.int64]) -> Floats:
-        per_class = _class_means(labels, hits[:, 0], counts, num_classes)
-        return np.append(counts @ hits / num_samples, np.nanmean(per_class))
-
-    names = [f"top{k}" for k in ks] + ["macro_accuracy"]
-    chances = [k / num_classes for k in ks] + [1 / num_classes]
-    metrics = _metrics(
-        names, statistics, chances, num_samples, num_bootstrap=num_bootstrap, seed=seed
+    above, tied = rank_labels(scores, labels)
+    num_classes = scores.shape[1]
+    hits = {f"top{k}": hit_probability(above, tied, k) for k in (1, 5) if k == 1 or num_classes > k}
+    of_classes = class_mean_statistic(hits["top1"], labels, num_classes)
+    metrics = measure(
+        [*hits, "macro_accuracy"],
+        side_by_side(mean_statistic(np.stack([*hits.values()], axis=1)), macro_mean(of_classes)),
+        [int(name[3:]) / num_classes for name in hits] + [1 / num_classes],
+        len(labels),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
     )
-    accuracies = _class_means(labels, hits[:, 0], np.ones_like(labels), num_classes)
-    found = _with_classes(metrics, accuracies, class_counts, "samples")
-    return replace(found, outcomes={**by_column(names[:-1], hits), "labels": labels})
+    sizes = np.bincount(labels, minlength=num_classes)
+    return _with_classes(
+        metrics, observe(of_classes, len(labels)), sizes, "samples",
+        outcomes={**hits, "labels": labels.astype(np.int64)},
+    )  # fmt: skip
 
 
 def multilabel_metrics(
@@ -145,32 +142,21 @@ def multilabel_metrics(
     positives; it lies above the share of positives, which is what equal scores give. Intervals:
     `bias_corrected_interval`. Classes with 1 to `FEW_POSITIVES` - 1 positives are noted.
 
-    Each column is sorted once and resamples are weights along that order, so that one costs a few
-    passes over N * K numbers (some 10 ms for 100,000 x 19); that still is dearer than counting
-    hits, hence fewer resamples than for accuracy. A resample that lost all positives of a class
+    A resample costs a few passes over N * K numbers (some 10 ms for 100,000 x 19): more than
+    counting hits, hence fewer resamples than for accuracy. One that lost all positives of a class
     leaves it out. Raises `DataError`.
     """
-    scores = _check_scores(scores)
-    num_samples, num_classes = scores.shape
-    labels = _check_label_sets(labels, scores.shape)
+    check_scores(scores)
+    check_label_sets(labels, scores.shape)
+    num_samples = len(scores)
     positives = labels.sum(axis=0)
-    if not positives.any():
-        raise DataError("labels has no positive at all; average precision needs at least one")
-    classes = np.flatnonzero(positives)
-    columns = [rank_scores(scores[:, k], labels[:, k]) for k in classes]
-    pairs = rank_scores(scores.ravel(), labels.ravel(), samples_per_row=num_classes)
-
-    def statistics(counts: NDArray[np.int64]) -> Floats:
-        macro = [column.average_precision(counts) for column in columns]
-        if np.isnan(macro).all():
-            return np.full(2, np.nan)
-        return np.array([np.nanmean(macro), pairs.average_precision(counts)])
-
-    metrics = _metrics(
+    known = positives > 0
+    of_classes = average_precision_statistic(scores, labels)
+    metrics = measure(
         ["macro_map", "micro_map"],
-        statistics,
+        side_by_side(macro_mean(of_classes), average_precision_statistic(scores, labels, "micro")),
         [
-            float(random_average_precision(positives[classes], num_samples).mean()),
+            float(random_average_precision(positives[known], num_samples).mean()),
             float(random_average_precision(positives.sum(), labels.size)),
         ],
         num_samples,
@@ -178,134 +164,110 @@ def multilabel_metrics(
         seed=seed,
         interval=bias_corrected_interval,
     )
-    precisions = np.full(num_classes, np.nan)
-    precisions[classes] = [average_precision_score(labels[:, k], scores[:, k]) for k in classes]
-    found = _with_classes(metrics, precisions, positives, "positives")
-    return replace(
-        found,
-        notes=(*found.notes, *_few_positives(positives)),
-        outcomes={"scores": scores.astype(np.float32), "labels": labels},
-    )
-
-
-def _few_positives(positives: NDArray[np.int64]) -> tuple[str, ...]:
-    num_few = int(np.count_nonzero((positives > 0) & (positives < FEW_POSITIVES)))
-    note = (
+    precisions = np.full(len(positives), np.nan)
+    precisions[known] = observe(of_classes, num_samples)
+    num_few = int(np.count_nonzero(known & (positives < FEW_POSITIVES)))
+    few = (
         f"{num_few} of {len(positives)} classes have 1 to {FEW_POSITIVES - 1} positives; average "
         "precision of so few tends to come out too high."
     )
-    return (note,) if num_few else ()
+    return _with_classes(
+        metrics, precisions, positives, "positives",
+        notes=[few] if num_few else [],
+        outcomes={"scores": scores.astype(np.float32), "labels": labels},
+    )  # fmt: skip
 
 
-def modality_gap(a: Floats, b: Floats) -> float:
-    """Distance between the centroids of two sets of L2-normalised embeddings, 0 to 2.
+def f1_metrics(
+    decisions: NDArray[np.bool_], labels: NDArray[Any], *, num_bootstrap: int = 200, seed: int = 0
+) -> MetricResult:
+    """`macro_f1` and `micro_f1` of decisions (N, K) bool against labels (N, K) bool.
 
-    `a`: (Na, D), `b`: (Nb, D), any finite non-zero vectors. Definition: Liang et al. 2022, *Mind
-    the Gap* (arXiv 2203.02053), section 2. Raises `DataError`.
+    `f1_statistic` defines F1. `macro_f1` is the mean over the classes with positives of their F1,
+    which are `per_class`; `micro_f1` counts all N * K pairs together. Chance is that of deciding
+    for every class, 2 p / (1 + p) for a share p of positives. A resample that lost all positives
+    of a class leaves it out. Raises `DataError`.
     """
-    centroids = []
-    for vectors, name in ((a, "a"), (b, "b")):
-        norms = row_norms(vectors, name=name)
-        total = np.zeros(vectors.shape[1])
-        for rows in row_slices(len(norms)):
-            total += (vectors[rows] / norms[rows, None]).sum(axis=0)
-        centroids.append(total / len(norms))
-    if centroids[0].shape != centroids[1].shape:
-        raise DataError(
-            f"a has {centroids[0].size} dimensions, b has {centroids[1].size}; "
-            "both must come from one embedding space"
+    check_label_sets(decisions, labels.shape, name="decisions")
+    check_label_sets(labels, decisions.shape)
+    of_classes = f1_statistic(decisions, labels)
+    positives = labels.sum(axis=0)
+    shares = positives[positives > 0] / len(labels)
+    everywhere = float(labels.mean())
+    metrics = measure(
+        ["macro_f1", "micro_f1"],
+        side_by_side(macro_mean(of_classes), f1_statistic(decisions, labels, "micro")),
+        [float(np.mean(2 * shares / (1 + shares))), 2 * everywhere / (1 + everywhere)],
+        len(labels),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+    return _with_classes(
+        metrics, observe(of_classes, len(labels)), positives, "positives",
+        outcomes={"decisions": decisions, "labels": labels},
+    )  # fmt: skip
+
+
+def measure(
+    names: Sequence[str],
+    statistic: Statistic,
+    chances: Sequence[float],
+    num_samples: int,
+    *,
+    num_bootstrap: int,
+    seed: int,
+    interval: Callable[[float, Floats], tuple[float, float]] = percentile_interval,
+) -> tuple[Metric, ...]:
+    """A metric for each value of `statistic`, its interval from resamples of the samples."""
+    values = observe(statistic, num_samples)
+    resampled = resample(statistic, num_samples, num_bootstrap=num_bootstrap, seed=seed)
+    metrics = []
+    for name, value, own, chance in zip(names, values.tolist(), resampled.T, chances, strict=True):
+        low, high = interval(value, own)
+        metrics.append(
+            Metric(
+                name=name, value=value, low=low, high=high, num_samples=num_samples, chance=chance
+            )
         )
-    return float(np.linalg.norm(centroids[0] - centroids[1]))
+    return tuple(metrics)
 
 
-def hit_probability(above: NDArray[np.int64], tied: NDArray[np.int64], k: int) -> Floats:
-    """Probability that the right answer is among the first k when ties are broken at random.
+def rank_labels(
+    scores: Floats, labels: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many other classes score above each sample's own, and how many the same, (N,) each.
+
+    `scores`: (N, K) float; `labels`: (N,) integers. Raises `DataError`.
+    """
+    check_scores(scores)
+    labels = check_labels(labels, *scores.shape, name="labels")
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    return np.count_nonzero(scores > own, axis=1), np.count_nonzero(scores == own, axis=1) - 1
+
+
+def hit_probability(
+    above: NDArray[np.int64], tied: NDArray[np.int64], k: int, own: NDArray[np.int64] | int = 1
+) -> Floats:
+    """Probability that a right answer is among the first k when ties are broken at random.
 
     `above`, `tied`: (N,) numbers of other candidates that score higher than, or the same as, the
-    right one. Its rank is uniform over above + 1 to above + tied + 1, so the probability is
-    (k - above) / (tied + 1), clipped to 0-1. Returns (N,) float64.
+    best right answer; `own`: how many right answers share that score, one or more. Of the
+    t = tied + own candidates in a tie, m = k - above, held to 0 to t, are among the first k: one
+    of the right ones with probability 1 - C(t - own, m) / C(t, m), for a single one m / t.
+    Returns (N,) float64.
     """
-    return np.clip((k - above) / (tied + 1.0), 0.0, 1.0)
+    num_tied = tied + own
+    places = np.clip(k - above, 0, num_tied)
+    found: Floats = np.zeros(len(above))
+    for item in range(int(np.max(own, initial=0))):
+        next_found = np.minimum(places / np.maximum(num_tied - item, 1), 1)
+        found += np.where(item < own, (1 - found) * next_found, 0)
+    return found
 
 
-def bootstrap_counts(
-    num_samples: int, *, num_bootstrap: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    """Resamples with replacement, each as (N,) int64: how many times each sample was drawn."""
-    if num_bootstrap < 1:
-        raise DataError(f"num_bootstrap is {num_bootstrap}; expected at least 1")
-    generator = np.random.default_rng(seed)
-    for _ in range(num_bootstrap):
-        drawn = generator.integers(num_samples, size=num_samples)
-        yield np.bincount(drawn, minlength=num_samples)
-
-
-def bootstrap_interval(value: float, resampled: Floats) -> tuple[float, float]:
-    """The percentile interval of `resampled` (R,), widened to hold `value`; NaN are dropped."""
-    resampled = resampled[~np.isnan(resampled)]
-    if not resampled.size:
-        return value, value
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return min(value, float(low)), max(value, float(high))
-
-
-def bias_corrected_interval(value: float, resampled: Floats) -> tuple[float, float]:
-    """`bootstrap_interval` of `resampled` (R,) less twice its bias, within 0-1.
-
-    For average precision: precision at a positive's rank counts that positive, so that few of them
-    raise it. Resampling repeats positives and raises it again, by about as much: once is taken off
-    for the value and once for the resamples.
-    """
-    resampled = resampled[~np.isnan(resampled)]
-    if not resampled.size:
-        return value, value
-    bias = float(resampled.mean()) - value
-    return bootstrap_interval(value, np.clip(resampled - 2 * bias, 0, 1))
-
-
-def mean_metrics(
-    names: list[str], values: Floats, chances: list[float], *, num_bootstrap: int, seed: int
-) -> tuple[Metric, ...]:
-    """Metrics that are means over samples. `values`: (N, M), a column for each name."""
-    num_samples = len(values)
-
-    def statistics(counts: NDArray[np.int64]) -> Floats:
-        return np.asarray(counts @ values / num_samples)
-
-    return _metrics(names, statistics, chances, num_samples, num_bootstrap=num_bootstrap, seed=seed)
-
-
-def by_column(names: Sequence[str], values: Floats) -> Outcomes:
-    """Outcomes of values (N, M), a column for each name."""
-    return {name: values[:, column].copy() for column, name in enumerate(names)}
-
-
-def row_slices(length: int, step: int = ROW_CHUNK) -> Iterator[slice]:
-    """0 to `length` in slices of at most `step`."""
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
-
-
-def row_norms(vectors: Floats, *, name: str) -> Floats:
-    """L2 norms (N,) float64 of vectors (N, D); `DataError` where one is zero or not finite.
-
-    A row's norm does not depend on which rows stand beside it.
-    """
-    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise DataError(f"{name} is {_describe(vectors)}; expected (N, D) floating-point vectors")
-    if not vectors.size:
-        raise DataError(f"{name} is empty ({vectors.shape}); there is nothing to measure")
-    norms = np.empty(len(vectors))
-    for rows in row_slices(len(vectors)):
-        chunk = vectors[rows].astype(np.float64, order="C")
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms[rows] = np.sqrt(np.square(chunk).sum(axis=1))
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if bad.size:
-        what = "all zeros" if norms[bad[0]] == 0 else "not finite"
-        raise DataError(f"row {bad[0]} of {name} is {what} ({bad.size} such rows of {len(norms)})")
-    return norms
+def top1_accuracy(scores: Floats, labels: NDArray[Any]) -> float:
+    """The share of samples whose own class scores highest, ties at their expected value."""
+    return float(hit_probability(*rank_labels(scores, labels), 1).mean())
 
 
 def check_labels(
@@ -323,46 +285,41 @@ def check_labels(
     return labels.astype(np.int64)
 
 
-def _metrics(
-    names: list[str],
-    statistics: Statistics,
-    chances: list[float],
-    num_samples: int,
-    *,
-    num_bootstrap: int,
-    seed: int,
-    interval: Interval = bootstrap_interval,
-) -> tuple[Metric, ...]:
-    """Metrics of `statistics`, which turns counts (N,) into the values of all names."""
-    values = statistics(np.ones(num_samples, dtype=np.int64))
-    draws = bootstrap_counts(num_samples, num_bootstrap=num_bootstrap, seed=seed)
-    resampled = np.stack([statistics(counts) for counts in draws])
-    metrics = []
-    for column, (name, chance) in enumerate(zip(names, chances, strict=True)):
-        value = float(values[column])
-        low, high = interval(value, resampled[:, column])
-        metrics.append(
-            Metric(
-                name=name, value=value, low=low, high=high, num_samples=num_samples, chance=chance
-            )
-        )
-    return tuple(metrics)
+def check_label_sets(labels: NDArray[Any], shape: tuple[int, ...], *, name: str = "labels") -> None:
+    """Raise `DataError` unless labels are (N, K) bool of `shape`, some of them True.
+
+    Decisions, with another `name`, may all be False.
+    """
+    if labels.shape != shape or len(shape) != 2 or labels.dtype != np.bool_ or not labels.size:
+        raise DataError(f"{name} is {_describe(labels)}; expected (N, K) bool, {shape} here")
+    if name == "labels" and not labels.any():
+        raise DataError("labels has no positive at all; expected at least one")
 
 
-def _class_means(
-    labels: NDArray[np.int64], hits: Floats, counts: NDArray[np.int64], num_classes: int
-) -> Floats:
-    """Mean hit of each class (K,), samples counted `counts` times; NaN for a class without any."""
-    totals = np.bincount(labels, weights=counts, minlength=num_classes)
-    sums = np.bincount(labels, weights=counts * hits, minlength=num_classes)
-    return np.where(totals > 0, sums / np.maximum(totals, 1), np.nan)
+def check_scores(scores: Floats, *, dims: int = 2) -> None:
+    """Raise `DataError` unless scores are finite floating-point numbers with `dims` axes."""
+    if scores.ndim != dims or not np.issubdtype(scores.dtype, np.floating):
+        expected = "(N, K)" if dims == 2 else "(N,)"
+        raise DataError(f"scores is {_describe(scores)}; expected {expected} floating-point")
+    if not scores.size:
+        raise DataError(f"scores is empty ({scores.shape}); there is nothing to measure")
+    bad = np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(axis=1))
+    if bad.size:
+        raise DataError(f"scores has NaN or infinite values in {bad.size} rows, first row {bad[0]}")
 
 
 def _with_classes(
-    metrics: tuple[Metric, ...], values: Floats, counts: NDArray[np.int64], what: str
+    metrics: tuple[Metric, ...],
+    values: Floats,
+    counts: NDArray[np.int64],
+    what: str,
+    *,
+    outcomes: Outcomes,
+    notes: Sequence[str] = (),
 ) -> MetricResult:
+    """A result with the values (K,) of its classes, of which each has `counts` (K,) of `what`."""
     num_empty = int((counts == 0).sum())
-    note = f"{num_empty} of {len(counts)} classes have no {what} and are left out of macro means."
+    empty = f"{num_empty} of {len(counts)} classes have no {what} and are left out of macro means."
     return MetricResult(
         metrics=metrics,
         per_class=tuple(
@@ -372,26 +329,9 @@ def _with_classes(
             for k in range(len(counts))
         ),
         num_classes_without_positives=num_empty,
-        notes=(note,) if num_empty else (),
+        notes=(*([empty] if num_empty else []), *notes),
+        outcomes=outcomes,
     )
-
-
-def _check_scores(scores: Floats) -> Floats:
-    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
-        raise DataError(f"scores is {_describe(scores)}; expected (N, K) floating-point numbers")
-    if not scores.size:
-        raise DataError(f"scores is empty ({scores.shape}); there is nothing to measure")
-    finite = [np.isfinite(scores[rows]).all(axis=1) for rows in row_slices(len(scores))]
-    bad = np.flatnonzero(~np.concatenate(finite))
-    if bad.size:
-        raise DataError(f"scores has NaN or infinite values in {bad.size} rows, first row {bad[0]}")
-    return scores
-
-
-def _check_label_sets(labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    if labels.shape != shape or labels.dtype != np.bool_:
-        raise DataError(f"labels is {_describe(labels)}; expected {shape} bool, as scores is")
-    return labels
 
 
 def _describe(array: NDArray[Any]) -> str:

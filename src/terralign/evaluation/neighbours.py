@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, check_labels
-from terralign.evaluation.significance import accuracy_values
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.metrics import check_labels, top1_accuracy
 from terralign.evaluation.similarity import BLOCK, Nearest, Similarities
 
 DEFAULT_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
@@ -77,7 +77,7 @@ def fit_neighbour_probe(
         temperature=temperature,
         block=block,
     )
-    values = {k: float(accuracy_values(own, held_out).mean()) for k, own in scores.items()}
+    values = {k: top1_accuracy(own, held_out) for k, own in scores.items()}
     return NeighbourProbe(
         train=train,
         labels=train_labels,

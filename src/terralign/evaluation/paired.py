@@ -18,19 +18,17 @@ import torch
 
 from terralign.encoders.clip.weights import read_state_dict, write_state_dict
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, Outcomes
-from terralign.evaluation.significance import (
-    NUM_BOOTSTRAP,
+from terralign.evaluation.average_precision import average_precision_statistic
+from terralign.evaluation.bootstrap import (
     Average,
-    Comparison,
-    Counts,
     Statistic,
-    average_precision_statistic,
     class_mean_statistic,
-    compare,
     f1_statistic,
+    macro_mean,
     mean_statistic,
 )
+from terralign.evaluation.metrics import Outcomes
+from terralign.evaluation.significance import NUM_BOOTSTRAP, Comparison, compare, mean_of
 
 NO_METRICS = ("labels", "decisions", "scores")
 """Names of outcomes that figures are made from."""
@@ -61,8 +59,8 @@ def compare_outcomes(
     values = every[0].get(metric, every[0].get("labels"))
     assert values is not None
     return compare(
-        _mean(statistics[: len(a)]),
-        _mean(statistics[len(a) :]),
+        mean_of(statistics[: len(a)]),
+        mean_of(statistics[len(a) :]),
         len(values) if values.ndim == 2 else int(np.count_nonzero(~np.isnan(values))),
         num_bootstrap=num_bootstrap,
         seed=seed,
@@ -79,24 +77,19 @@ def compared_metrics(outcomes: Outcomes) -> list[str]:
     return [*averages, *names]
 
 
-def _mean(statistics: Sequence[Statistic]) -> Statistic:
-    def mean(counts: Counts) -> Floats:
-        return np.asarray(sum(one(counts) for one in statistics) / len(statistics))
-
-    return mean
-
-
 def _statistic(outcomes: Outcomes, metric: str) -> Statistic | None:
     """What a metric makes of outcomes; None where they do not have it."""
     labels = outcomes.get("labels")
     if metric in outcomes and metric not in NO_METRICS:
         values = outcomes[metric]
-        return mean_statistic(values[~np.isnan(values)].astype(np.float64))
+        return mean_statistic(values[~np.isnan(values), None].astype(np.float64))
     if labels is None:
         return None
     if labels.ndim == 1:
-        known = metric == "macro_accuracy" and "top1" in outcomes
-        return class_mean_statistic(outcomes["top1"], labels) if known else None
+        if metric != "macro_accuracy" or "top1" not in outcomes:
+            return None
+        hits = outcomes["top1"].astype(np.float64)
+        return macro_mean(class_mean_statistic(hits, labels, int(labels.max()) + 1))
     positive = labels.astype(np.bool_)
     for average in get_args(Average):
         if metric == f"{average}_f1" and "decisions" in outcomes:

@@ -21,8 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, check_labels, row_norms
-from terralign.evaluation.significance import accuracy_values
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.metrics import check_labels, top1_accuracy
+from terralign.evaluation.similarity import row_norms
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ def _regression() -> LogisticRegression:
 def _judge(scores: Floats, labels: NDArray[Any]) -> float:
     """Top-1 accuracy, ties at their expected value, or macro mAP."""
     if labels.ndim == 1:
-        return float(accuracy_values(scores, labels).mean())
+        return top1_accuracy(scores, labels)
     known = np.flatnonzero(labels.any(axis=0))
     if not known.size:
         raise DataError("validation_labels has no positive at all; mAP needs at least one")

@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError
 from terralign.evaluation.average_precision import random_average_precision
+from terralign.evaluation.bootstrap import Floats, mean_statistic
 from terralign.evaluation.metrics import (
-    Floats,
     MetricResult,
-    by_column,
+    Outcomes,
     check_labels,
     hit_probability,
-    mean_metrics,
+    measure,
+)
+from terralign.evaluation.similarity import (
+    BLOCK,
+    GalleryPenalty,
+    Nearest,
+    Similarities,
     row_slices,
 )
-from terralign.evaluation.similarity import BLOCK, GalleryPenalty, Nearest, Similarities
 
 DEFAULT_KS = (1, 5, 10, 20, 50)
 """The cut-offs that the paper reports (arXiv 2402.09816)."""
@@ -78,8 +83,13 @@ def retrieval_metrics(
         hits = _recall(tiles, target, ks)
         chances = [min(1.0, k / tiles.num_candidates) for k in ks]
         return MetricResult(
-            metrics=mean_metrics(
-                [f"recall@{k}" for k in ks], hits, chances, num_bootstrap=num_bootstrap, seed=seed
+            metrics=measure(
+                [f"recall@{k}" for k in ks],
+                mean_statistic(hits),
+                chances,
+                len(hits),
+                num_bootstrap=num_bootstrap,
+                seed=seed,
             ),
             outcomes=by_column([f"recall@{k}" for k in ks], hits),
         )
@@ -89,13 +99,14 @@ def retrieval_metrics(
     num_left_out = int(len(kept) - kept.sum())
     note = f"{num_left_out} of {len(kept)} queries have no relevant gallery item and are left out."
     return MetricResult(
-        metrics=mean_metrics(
+        metrics=measure(
             [f"map@{k}" for k in ks],
-            precisions[kept],
+            mean_statistic(precisions[kept]),
             [
                 float(random_average_precision(num_relevant[kept], tiles.num_candidates, k).mean())
                 for k in ks
             ],
+            int(kept.sum()),
             num_bootstrap=num_bootstrap,
             seed=seed,
         ),
@@ -143,6 +154,11 @@ def average_precision_per_query(
     relevance = _relevance(tiles, query_labels, gallery_labels)
     precisions, _ = _average_precision(tiles, relevance, _check_ks(ks))
     return precisions
+
+
+def by_column(names: Sequence[str], values: Floats) -> Outcomes:
+    """Outcomes of values (N, M), a column for each name."""
+    return {name: values[:, column].copy() for column, name in enumerate(names)}
 
 
 class _Relevance:

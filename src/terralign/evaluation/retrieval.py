@@ -13,6 +13,7 @@ from terralign.datasets.sample import Captions, SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
+from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.caption_recall import (
     Counts,
     captions_find_images,
@@ -21,7 +22,7 @@ from terralign.evaluation.caption_recall import (
 )
 from terralign.evaluation.classification import choose_prompts
 from terralign.evaluation.embed import Embed, choose_route, embed_samples
-from terralign.evaluation.metrics import Floats, MetricResult
+from terralign.evaluation.metrics import MetricResult
 from terralign.evaluation.ranking import retrieval_metrics
 from terralign.evaluation.result import Evaluation
 

@@ -21,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.errors import DataError
-from terralign.evaluation.metrics import Floats, row_norms, row_slices
+from terralign.evaluation.bootstrap import Floats
+
+ROW_CHUNK = 4096
+"""Rows normalised at once."""
 
 GRID = 2.0**26
 """Entries of unit vectors are multiples of 1 / GRID."""
@@ -317,6 +320,35 @@ class Nearest:
         values = np.partition(self.similarity, first, axis=1)[:, first:]
         tied = np.count_nonzero(self.similarity == values.min(axis=1, keepdims=True), axis=1)
         return TopValues(values=values, tied=tied)
+
+
+def row_slices(length: int, step: int = ROW_CHUNK) -> Iterator[slice]:
+    """0 to `length` in slices of at most `step`."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def row_norms(vectors: Floats, *, name: str) -> Floats:
+    """L2 norms (N,) float64 of vectors (N, D); `DataError` where one is zero or not finite.
+
+    A row's norm does not depend on which rows stand beside it.
+    """
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise DataError(
+            f"{name} is {vectors.shape} {vectors.dtype}; expected (N, D) floating-point vectors"
+        )
+    if not vectors.size:
+        raise DataError(f"{name} is empty ({vectors.shape}); there is nothing to measure")
+    norms = np.empty(len(vectors))
+    for rows in row_slices(len(vectors)):
+        chunk = vectors[rows].astype(np.float64, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms[rows] = np.sqrt(np.square(chunk).sum(axis=1))
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if bad.size:
+        what = "all zeros" if norms[bad[0]] == 0 else "not finite"
+        raise DataError(f"row {bad[0]} of {name} is {what} ({bad.size} such rows of {len(norms)})")
+    return norms
 
 
 def _check_penalty(penalty: GalleryPenalty, num_queries: int, num_gallery: int) -> None:

@@ -135,7 +135,9 @@ class BenchReport:
         return sections
 
     def _what_was_run(self) -> list[Block]:
-        models = [(name, m.get("source", ""), m.get("model_id", "")) for name, m in self.models.items()]
+        models = [
+            (name, m.get("source", ""), m.get("model_id", "")) for name, m in self.models.items()
+        ]
         prompts = [
             (name, digest, " | ".join(texts) or "the data set's own")
             for (name, digest), texts in self.prompts.items()

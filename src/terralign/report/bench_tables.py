@@ -9,7 +9,6 @@ from terralign.evaluation.rows import PLAIN, Row
 from terralign.report.comparison import Names
 from terralign.report.tables import (
     ZERO_SHOT,
-    Cell,
     PairedTest,
     Plan,
     Table,
@@ -64,9 +63,7 @@ class BenchTables:
     more: tuple[Table, ...]
 
 
-def bench_tables(
-    rows: Sequence[Row], test: PairedTest = lambda one, two: None
-) -> BenchTables:
+def bench_tables(rows: Sequence[Row], test: PairedTest = lambda one, two: None) -> BenchTables:
     """All tables of a bench's rows. `test`: compares the best of a column with the others."""
     measured = [row for row in rows if row.status == "measured" and row.value is not None]
     values = [row for row in measured if row.reference is None]
@@ -195,9 +192,7 @@ def _is_shown_difference(row: Row) -> bool:
     return of_retrieval or row.metric in (*SCORES, *F1)
 
 
-def _adjusted(
-    rows: Sequence[Row], family: Callable[[Row], tuple[str, str]]
-) -> dict[int, float]:
+def _adjusted(rows: Sequence[Row], family: Callable[[Row], tuple[str, str]]) -> dict[int, float]:
     """`id` of a row -> its p-value, adjusted for the number of those in its family."""
     families: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

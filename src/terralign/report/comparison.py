@@ -218,7 +218,7 @@ def row_notes(rows: Sequence[Row]) -> list[str]:
             place = f"{row.model}: {where}" if where else row.model
             notes.append(f"{row.status}: {place}: {row.note}")
         elif row.note and row.entry is None:
-            place = f"{row.model}, {row.towers}: {row.dataset} ({row.split})"
+            place = f"{row.model}, {row.towers}: {row.dataset}/{row.split}"
             notes.append(f"{place}: {row.note}.")
     return list(dict.fromkeys(notes))
 

@@ -157,6 +157,7 @@ def reliability_figure(
         style_axes(axes, theme)
     upper.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", linewidth=1.2, zorder=2)
     handles: list[Any] = []
+    twins = _twins({name: curve["accuracy"].tolist() for name, curve in curves.items()})
     for name, curve in curves.items():
         style = theme.line(numbers[name])
         confidence, accuracy, count = (curve[key] for key in ("confidence", "accuracy", "count"))
@@ -169,7 +170,7 @@ def reliability_figure(
         share = 100 * count / count.sum()
         lower.stairs(share, 100 * curve["edges"], color=style["color"], linewidth=1.6, zorder=3)
         error = np.nansum(share * np.abs(confidence - accuracy))
-        label = f"{shorten(name, 36)}: error {error:.1f} points"
+        label = f"{shorten(name, 36)}: error {error:.1f} points{twins.get(name, '')}"
         handles.append(Line2D([], [], markersize=5, label=label, **style))
     handles.append(Line2D([], [], color=theme.muted, linestyle="--", label="calibrated"))
     upper.set_xlim(-2, 102)
@@ -196,6 +197,7 @@ def retrieval_figure(
         raise DataError(f"no row has {name}; there is nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
     handles: list[Any] = []
+    twins = _twins({name: [row.value for row in one.values()] for name, one in curves.items()})
     for label, points in curves.items():
         style, ks = theme.line(numbers[label]), list(points)
         value = [100 * (row.value or 0.0) for row in points.values()]
@@ -203,11 +205,13 @@ def retrieval_figure(
         high = [v if row.high is None else 100 * row.high for v, row in _with(value, points)]
         axes.fill_between(ks, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
         axes.plot(ks, value, markersize=5, linewidth=1.6, zorder=3, **style)
-        handles.append(Line2D([], [], markersize=5, label=shorten(label, 48), **style))
+        text = shorten(label, 48) + twins.get(label, "")
+        handles.append(Line2D([], [], markersize=5, label=text, **style))
     chances = {tuple((k, row.chance) for k, row in one.items()) for one in curves.values()}
-    if len(chances) == 1 and all(chance is not None for _, chance in (both := chances.pop())):
+    if len(chances) == 1:
         dotted: dict[str, Any] = {"color": theme.text, "linestyle": ":", "linewidth": 1.3}
-        axes.plot([k for k, _ in both], [100 * (c or 0.0) for _, c in both], zorder=2, **dotted)
+        by_k = {k: 100 * chance for k, chance in chances.pop() if chance is not None}
+        axes.plot(list(by_k), list(by_k.values()), zorder=2, **dotted)
         handles.append(Line2D([], [], label="chance", **dotted))
     axes.set_xscale("log")
     ticks = sorted({k for points in curves.values() for k in points})
@@ -218,6 +222,16 @@ def retrieval_figure(
     axes.set_ylabel(f"{name}, %")
     add_legend(figure, handles, theme)
     return figure
+
+
+def _twins(curves: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """What the legend adds to a line that lies hidden under an equal one drawn later."""
+    last = {repr(points): name for name, points in curves.items()}
+    return {
+        name: f" (same line as {shorten(last[repr(points)], 24)})"
+        for name, points in curves.items()
+        if last[repr(points)] != name
+    }
 
 
 def _with(values: Sequence[float], points: Mapping[int, Row]) -> zip[tuple[float, Row]]:

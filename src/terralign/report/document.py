@@ -117,8 +117,12 @@ class Gallery:
     @property
     def pictures(self) -> list[Picture]:
         """Those of its cards and answers."""
-        every = [one for card in self.cards for one in (card, *card.answers)]
-        return [picture for one in every for picture in one.pictures]
+        return [
+            picture
+            for card in self.cards
+            for pictures in (card.pictures, *(answer.pictures for answer in card.answers))
+            for picture in pictures
+        ]
 
 
 Block = Text | Notes | Code | Plots | Gallery | Table

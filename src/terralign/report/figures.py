@@ -74,7 +74,9 @@ class Sweep:
 
     def write_csv(self, path: Path) -> None:
         """`alpha`, then `patching:TASK` and `supported:TASK`, fractions of 1."""
-        tasks = [(role, task) for role in ("patching", "supported") for task in self.points[0][role]]
+        tasks = [
+            (role, task) for role in ("patching", "supported") for task in self.points[0][role]
+        ]
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["alpha", *(f"{role}:{task}" for role, task in tasks)])
@@ -196,14 +198,12 @@ def _draw_bar(axes: Axes, y: float, row: Row, theme: Theme) -> None:
     if row.chance is not None:
         x = 100 * row.chance
         axes.plot([x, x], [y - 0.45, y + 0.45], color=theme.text, linestyle=":", zorder=4)
-        if 0 < x and value < 100 * SMALL_SHARE:
+        if x > 0 and value < 100 * SMALL_SHARE:
             text += f"  ({value / x:.2g} times chance)"
     axes.text(high + 2, y, text, va="center", size=FONT_SIZE, color=theme.text)
 
 
-def loss_figure(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme = LIGHT
-) -> Figure:
+def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme = LIGHT) -> Figure:
     """Training loss over steps, one panel per stage, with a moving average where it is long.
 
     `curves`: stage -> rows with "step" and "loss"; rows without a loss are left out. Where rows

@@ -28,7 +28,7 @@ class Safe(str):
 
 
 def write_document(document: Document, folder: Path, *, end: str = "") -> Path:
-    """Write `report.html`, `report.md`, `figures/*.png` and pictures that are missing into `folder`.
+    """Write `report.html`, `report.md`, `figures/*.png` and missing pictures into `folder`.
 
     `end`: a comment at the end of the page. Returns the path of the page.
     """
@@ -72,6 +72,8 @@ def latex(document: Document) -> str:
         block_start_string="<%", block_end_string="%>",
         comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
+    environment.filters["minus"] = _with_minus
+    environment.filters["slug"] = _slug
     template = environment.get_template("tables.tex.j2")
     return template.render(document=document, max_lines=MAX_TABULAR_LINES)
 
@@ -150,6 +152,15 @@ def escape_tex(text: str) -> str:
     line = unicodedata.normalize("NFC", " ".join(text.split()))
     escaped = "".join(_tex_sign(sign) for sign in line if sign.isprintable())
     return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)
+
+
+def _with_minus(text: str) -> str:
+    """A hyphen before a number is a minus sign."""
+    return re.sub(r"(?<![\w–-])-(?=\d)", "−", text)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _tex_sign(sign: str) -> str:

@@ -245,9 +245,7 @@ def _cell(plan: Plan, row: Row | None, marks: Mapping[int, Mark]) -> Cell | None
     return replace(plain, mark=marks.get(id(row), plain.mark))
 
 
-def _chance_line(
-    plan: Plan, lines: Collection[_Cells], columns: Sequence[tuple[str, str]]
-) -> Line:
+def _chance_line(plan: Plan, lines: Collection[_Cells], columns: Sequence[tuple[str, str]]) -> Line:
     """The last line of a group whose columns differ in chance."""
     texts = [_chance([own[column] for own in lines if column in own]) for column in columns]
     return Line(
@@ -375,8 +373,6 @@ def _chance(rows: Collection[Row]) -> str:
     return _from_to([row.chance for row in rows if row.chance is not None], chance_percent)
 
 
-def _from_to(
-    numbers: Sequence[float], form: Callable[[float], str]
-) -> str:
+def _from_to(numbers: Sequence[float], form: Callable[[float], str]) -> str:
     ends = (min(numbers), max(numbers)) if numbers else ()
     return "–".join(dict.fromkeys(map(form, ends)))

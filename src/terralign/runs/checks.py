@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError, nearest
-from terralign.evaluation.embed import optical_layout
 from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
 from terralign.runs.recipe import Recipe

@@ -7,11 +7,11 @@ from pathlib import Path
 from terralign.datasets.catalog import cannot_open, find_dataset, open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.packing import pack_on_use
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, TerralignError
-from terralign.evaluation.classification import choose_class_names, choose_prompts, require_labels
+from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.runs.checks import check_figures_differ
 from terralign.runs.recipe import AlignData, PatchRecipe, Recipe
 from terralign.scenes.pictures import Size
@@ -61,8 +61,12 @@ class RunData:
         """A split, or a fixed part of it, opened once. `composite`: instead of its own."""
         key = (data, split, limit, composite)
         if key not in self._sets:
-            whole = open_dataset(data, data_root=self.data_root, split=split, size=self.size)
-            if self.recipe.pack and find_dataset(data).facts.needs_root:
+            pack = self.recipe.pack
+            whole = open_dataset(
+                data, data_root=self.data_root, split=split, size=self.size, to_pack=pack
+            )
+            entry = find_dataset(data)
+            if pack and (entry.facts.needs_root or entry.in_order):
                 whole = pack_on_use(whole, self.stores, size=self.size)
             self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]

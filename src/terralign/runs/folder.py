@@ -12,10 +12,11 @@ from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.rows import Role, Row, read_rows
-from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.files import read_json, write_json, write_text
 from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import keep_toml
+from terralign.train.stage import Stage, run_stage
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -77,31 +78,41 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
 
 def keep_measurement(
     folder: Path,
-    identity: Mapping[str, Any],
+    depends: Mapping[str, Any],
     measure: Callable[[], Evaluation],
     *,
     model: str,
     role: Role,
+    cache: Path | None = None,
 ) -> list[Row]:
-    """The rows of a measurement: read from the run folder, or made and kept.
+    """The rows of a measurement: read from the run folder, linked from `cache`, or made and kept.
 
-    `identity`: what the figures depend on; its hash names the measurement. `evaluate/NAME.json`
-    holds rows and details, `evaluate/NAME.safetensors` the values of every sample, by which models
-    are compared; `measurement` in each row is the name.
+    `depends`: what the values depend on; its hash names the measurement. `evaluate/NAME.json` holds
+    rows and details, `evaluate/NAME.safetensors` the values of every sample, by which models are
+    compared; `measurement` in each row is the name.
     """
-    name = hash_json({"code": MEASURED_VERSION, **identity})
-    path = folder / "evaluate" / f"{name}.json"
-    outcomes = path.with_suffix(".safetensors")
-    if path.is_file() and outcomes.is_file():
-        return read_rows(path)
-    evaluation = measure()
-    rows = [
-        row.model_copy(update={"measurement": name})
-        for row in evaluation.to_rows(model=model, role=role)
-    ]
-    write_outcomes(outcomes, evaluation.result.outcomes)
-    write_json(path, {"rows": [row.to_json() for row in rows], "evaluation": evaluation.to_json()})
-    return rows
+    stage = Stage.named_by_identity(
+        "a measurement",
+        {"code": MEASURED_VERSION, "row": [model, role], **depends},
+        folder / "evaluate",
+        suffixes=(".safetensors",),
+        cache=cache,
+    )
+
+    def make() -> dict[str, Any]:
+        evaluation = measure()
+        rows = [
+            row.model_copy(update={"measurement": stage.identity})
+            for row in evaluation.to_rows(model=model, role=role)
+        ]
+        write_outcomes(stage.note.with_suffix(".safetensors"), evaluation.result.outcomes)
+        return {
+            "rows": [row.to_json() for row in rows],
+            "evaluation": evaluation.to_json(),
+        }
+
+    run_stage(stage, make)
+    return read_rows(stage.note)
 
 
 def read_measured(folder: Path, row: Row) -> Outcomes | None:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terralign import progress
 from terralign.compute import choose_device
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
-from terralign.encoders.clip.weights import StateDict, read_state_dict, write_state_dict
+from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.sensor import INFLATE, SensorTower
+from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import ModelError, RecipeError
@@ -33,14 +34,13 @@ from terralign.evaluation.classification import (
     evaluate_zero_shot,
 )
 from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
-from terralign.evaluation.report import write_report
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.evaluation.shown import ShownSamples, show_samples
-from terralign.evaluation.table import row_notes
-from terralign.files import claimed, hash_json, read_json, write_json, write_text
-from terralign.progress import Stage, Stages
+from terralign.files import claimed, read_json, write_json, write_text
+from terralign.report.document import Gallery
+from terralign.report.figures import Sweep
+from terralign.report.run import RunReport
 from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe, keep_threads
@@ -52,14 +52,15 @@ from terralign.runs.recipe import (
     recipe_hash,
     recipe_text,
 )
+from terralign.runs.shown import show_samples
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.train.align import AlignSettings, align
-from terralign.train.ineffective import warn_of_untrained_norms
+from terralign.train.align import AlignSettings
 from terralign.train.patch import PatchResult, PatchSettings, patch
-from terralign.train.pretrain import pretrain
-from terralign.train.rates import warn_of_align_rate, warn_of_patch_rate
-from terralign.train.student import new_student
+from terralign.train.pretrain import pretrain, pretrain_depends
+from terralign.train.rates import warn_of_patch_rate
+from terralign.train.stage import Stage, run_stage
+from terralign.train.tower import make_tower
 from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -81,11 +82,13 @@ def run_recipe(
     data_root: Path | None = None,
     device: str | None = None,
     stores: Path | None = None,
+    cache: Path | None = None,
 ) -> RunResult:
-    """Run a recipe in `folder`, or go on where an earlier call stopped.
+    """Run a recipe in `folder`, or resume an earlier call.
 
-    `device`: None takes CUDA where there is one. `stores`: where a recipe with `pack` keeps its
-    packed data sets, for other runs too; None: in the run folder. Raises `RecipeError` for a folder
+    `device`: None takes CUDA where available. `stores`: where a recipe with `pack` keeps its packed
+    data sets, for other runs too; None: in the run folder. `cache`: a folder of finished stages,
+    which runs that have stages in common share. Raises `RecipeError` for a folder
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
     with claimed(folder):
@@ -94,7 +97,7 @@ def run_recipe(
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_rows(results)
             return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
-        run = _Run(recipe, folder, data_root, choose_device(device), stores)
+        run = _Run(recipe, folder, data_root, choose_device(device), stores, cache)
         rows = run.run()
         return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
 
@@ -130,14 +133,16 @@ class _Run:
         data_root: Path | None,
         device: str,
         stores: Path | None,
+        cache: Path | None,
     ) -> None:
+        self.cache = cache
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
         self.paths = TomlPaths.beside(folder / "recipe.toml", data_root)
         self.data = RunData(recipe, data_root, stores or folder / "stores")
         self.overlaps = RunOverlaps(recipe, self.data)
         self._vectors: dict[str, Embedded] = {}
         self._models: dict[str, EmbeddingSpace] = {}
-        self.stages = Stages([])
+        self.stages = progress.Stages([])
 
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
@@ -170,25 +175,29 @@ class _Run:
 
     # Stages
 
-    def _stages(self) -> Stages:
+    def _stages(self) -> progress.Stages:
         """The stages of the run, with what each trains on."""
         recipe, stages = self.recipe, []
         if (base := recipe.base.pretrain) is not None:
             samples = len(self.data.open(base.data, base.split, base.limit))
-            stages.append(Stage(name="pretrain", samples=base.epochs * samples))
+            stages.append(progress.Stage(name="pretrain", samples=base.epochs * samples))
         if recipe.patch is not None:
             tasks, _, _ = self.data.patching_tasks(recipe.patch)
             samples = sum(len(task.samples) for task in tasks)
-            stages.append(Stage(name="patch", samples=recipe.patch.epochs * samples))
+            stages.append(progress.Stage(name="patch", samples=recipe.patch.epochs * samples))
         for tower in recipe.align:
             sources = map(self.data.source, tower.data)
             samples = sum(len(one.samples) * one.repeats for one in sources)
-            stages.append(Stage(name=f"align {tower.name}", samples=tower.epochs * samples))
-        return Stages([*stages, Stage(name="evaluate"), Stage(name="report")])
+            stages.append(
+                progress.Stage(name=f"align {tower.name}", samples=tower.epochs * samples)
+            )
+        return progress.Stages(
+            [*stages, progress.Stage(name="evaluate"), progress.Stage(name="report")]
+        )
 
     def _base(self) -> EmbeddingSpace:
-        recipe = self.recipe.base
-        if recipe.pretrain is None:
+        recipe, settings = self.recipe.base, self.recipe.base.pretrain
+        if settings is None:
             assert recipe.model is not None
             found = TomlPaths(folder=None, data_root=self.data_root).find(recipe.model)
             if found is None and not Path(recipe.model).exists() and ":" not in recipe.model:
@@ -200,23 +209,24 @@ class _Run:
                     "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
                 )
             return EmbeddingSpace.load(found or recipe.model).to(self.device)
-        folder = self.folder / "base"
-        if not (folder / "open_clip_config.json").is_file():
-            settings = recipe.pretrain
-            samples = self.data.open(settings.data, settings.split, settings.limit)
+        samples = self.data.open(settings.data, settings.split, settings.limit)
+        settings = settings.model_copy(update={"data": samples.name})
+        folder, seed = self.folder / "base", self.recipe.seed
+
+        def make() -> dict[str, Any]:
             with self.stages.within("pretrain"):
                 clip = pretrain(
-                    samples,
-                    settings.model_copy(update={"data": samples.name}),
-                    self.folder / "pretrain",
-                    seed=self.recipe.seed,
-                    device=self.device,
-                    tensorboard=self.recipe.tensorboard,
-                )
-            partial = self.folder / ".base.partial"
-            partial.mkdir(exist_ok=True)
-            save_clip(clip, partial)
-            partial.rename(folder)
+                    samples, settings, self.folder / "pretrain",
+                    seed=seed, device=self.device, tensorboard=self.recipe.tensorboard,
+                )  # fmt: skip
+            save_clip(clip, folder)
+            return {}
+
+        stage = Stage(
+            what="a pretrained base", depends=pretrain_depends(samples, settings, seed=seed),
+            note=self.folder / "base.json", files=(folder.name,), cache=self.cache,
+        )  # fmt: skip
+        run_stage(stage, make)
         return EmbeddingSpace(load_clip(str(folder))).to(self.device)
 
     def _patch(self, base: EmbeddingSpace) -> PatchResult | None:
@@ -241,6 +251,7 @@ class _Run:
                 allow_shared_samples=True,  # checked when they were opened
                 seed=self.recipe.seed,
                 tensorboard=self.recipe.tensorboard,
+                cache=self.cache,
             )
 
     def _align(self, base: EmbeddingSpace, patched: PatchResult | None) -> EmbeddingSpace:
@@ -263,52 +274,21 @@ class _Run:
         return space
 
     def _align_one(self, clip: ClipModel, recipe: AlignRecipe) -> SensorTower:
-        folder = self.folder / "align" / recipe.name
-        seed = self.recipe.seed
-        sources = [self.data.source(one) for one in recipe.data]
-        tower, initial = new_student(
-            recipe.name, clip, recipe.student, [find_sensor(name) for name in recipe.sensors],
-            [source.samples for source in sources], seed=seed, root=self.data_root,
-        )  # fmt: skip
-        identity = hash_json(
-            {
-                "teacher": clip.anchor_id(),
-                "student": tower.tower_id(),
-                "recipe": identity_of(recipe.model_dump(mode="json")),
-                "sources": [source.identity() for source in sources],
-                "seed": seed,
-            }
-        )
-        finished, marker = folder / "tower.safetensors", folder / "tower.json"
-        if finished.is_file() and marker.is_file():
-            if read_json(marker)["identity"] != identity:
-                raise RecipeError(
-                    f"{folder} holds a tower of other data or of another teacher; choose "
-                    "another folder"
-                )
-            tower.load_state_dict(read_state_dict(finished))
-            return tower.to(self.device).eval().requires_grad_(False)
-        if initial:
-            write_json(folder / "initial.json", initial)
         settings = AlignSettings.model_validate(
             {name: getattr(recipe, name) for name in AlignSettings.model_fields}
         )
-        inflated = recipe.student.backbone == INFLATE
-        if initial or (inflated and self.recipe.base.pretrain is None):
-            warn_of_align_rate(tower.backbone, recipe.lr, name=recipe.name)
-        if not inflated and recipe.batch_norm == "frozen":
-            warn_of_untrained_norms(tower.backbone, name=recipe.name)
-        align(
-            clip, tower.to(self.device), sources, settings, folder,
+        return make_tower(
+            recipe.name, clip, recipe.student, [find_sensor(name) for name in recipe.sensors],
+            [self.data.source(one) for one in recipe.data], settings,
+            self.folder / "align" / recipe.name,
             views_folder=self.folder / "teacher",
             anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
+            root=self.data_root,
+            pretrained=self.recipe.base.pretrain is None,
             allow_shared_samples=True,  # checked when they were opened
-            seed=seed, tensorboard=self.recipe.tensorboard,
+            cache=self.cache, seed=self.recipe.seed, tensorboard=self.recipe.tensorboard,
         )  # fmt: skip
-        write_state_dict(finished, tower.state_dict())
-        write_json(marker, {"identity": identity, "tower_id": tower.tower_id()})
-        return tower.eval().requires_grad_(False)
 
     def _anchors(self, clip: ClipModel) -> Tensor:
         if self.recipe.patch is None:
@@ -377,6 +357,7 @@ class _Run:
             lambda: self._evaluation(space, samples, entry, tower),
             model=model,
             role=entry.role,
+            cache=self.cache,
         )
         note = self.overlaps.note(samples, model, names)
         return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
@@ -397,7 +378,7 @@ class _Run:
         prompts = self.data.prompts(samples, entry.prompts)
         return evaluate_entry(space, samples, entry, tower=tower, prompts=prompts, embed=embed)
 
-    def _shown(self, space: EmbeddingSpace) -> ShownSamples | None:
+    def _shown(self, space: EmbeddingSpace) -> Gallery | None:
         """Samples of the entry that most towers are measured on, with what is predicted for them.
 
         None where nothing is classified.
@@ -473,20 +454,24 @@ class _Run:
             shown = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
             notes.append(f"Alpha was chosen on {shown}.")
         notes += self.overlaps.notes
-        notes += row_notes(figures)
-        write_report(
-            self.folder,
+        RunReport(
             title=f"terralign run: {self.recipe.name}",
             rows=figures,
-            sweep=[asdict(point) for point in patched.points] if patched else [],
-            chosen_alpha=patched.choice.alpha if patched else None,
-            max_supported_drop=self.recipe.patch.max_supported_drop if self.recipe.patch else None,
+            sweep=self._sweep(patched),
             curves=curves,
             recipe_text=recipe_text(self.recipe, self.paths),
-            versions={
-                key: str(value) for key, value in read_json(self.folder / "versions.json").items()
-            },
+            versions=read_json(self.folder / "versions.json"),
             notes=notes,
             shown=self._shown(space),
             next_steps=self._next_steps(space),
+        ).write(self.folder)
+
+    def _sweep(self, patched: PatchResult | None) -> Sweep | None:
+        if patched is None:
+            return None
+        assert self.recipe.patch is not None
+        return Sweep(
+            points=[asdict(point) for point in patched.points],
+            chosen=patched.choice.alpha,
+            max_supported_drop=self.recipe.patch.max_supported_drop,
         )

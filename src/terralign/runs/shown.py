@@ -8,11 +8,10 @@ import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Labels, SampleSet, Subset
+from terralign.datasets.sample import Labels, SampleSet, Subset, require_labels
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.evaluation.chip_views import VIEWS_LEGEND, jpeg_bytes, sample_views
-from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.report.document import Answer, Card, Gallery, Picture
 
@@ -53,7 +52,7 @@ def show_samples(
             is_right = bool(true[place, number])
             answers[place].append(Answer(text=class_names[number], is_right=is_right, by=name))
     pixels = subset.read(np.arange(len(subset), dtype=np.int64))
-    cards, seen = [], set()
+    cards, seen = [], set[str]()
     for place, key in enumerate(subset.keys):
         chips = {name: values[place] for name, values in pixels.items()}
         by_sensor = sample_views(chips, subset.layouts)

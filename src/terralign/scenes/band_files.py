@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Grid, PixelLayout, Units, Window, make_layout
-from terralign.errors import DataError, UnknownOffsetError, shown
+from terralign.chips import Grid, PixelLayout, Window
+from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
-from terralign.scenes.file_layout import offset_of, other_scale, shared_dtype, units_of
+from terralign.scenes.declared import Declared
+from terralign.scenes.file_layout import shared_layout
 from terralign.scenes.geotiff import open_for_windows, open_raster, require_small_blocks
-from terralign.scenes.product_metadata import stated_scale
+from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
 from terralign.scenes.read import grid_of
@@ -28,32 +30,31 @@ from terralign.sensors import Sensor
 
 
 def describe_product(
-    path: Path,
-    product: Product,
-    *,
-    units: Units | None,
-    dn_offset: float | None,
-    composite: str | None,
+    path: Path, product: Product, declared: Declared
 ) -> tuple[PixelLayout, Grid, BandFiles]:
     """The layout of a product's bands, the finest band's grid, and the pixels' source.
 
     Arguments and errors as `scenes.scene.open_scene`.
     """
-    sensor = product.sensor
-    headers = [_read_header(file, sensor) for file in product.files]
-    grid = _finest(path, headers)
-    dtype = shared_dtype(path, {header.file.band: header.dtype for header in headers})
-    scale = _shared_scale(path, headers)
-    units = units_of(path, sensor, dtype, units, scale)
-    layout = make_layout(
-        sensor,
-        [file.band for file in product.files],
-        units=units,
-        dn_offset=_shared_offset(path, product, headers, units, dn_offset),
-        composite=composite,
-        stated_scale=other_scale(path, sensor, scale, dn_offset),
-    )
-    nodata = sensor.nodata if units == "dn" else None
+    with ExitStack() as stack:
+        sources = [stack.enter_context(open_raster(file.path)) for file in product.files]
+        headers = [
+            _read_header(file, source, product.sensor)
+            for file, source in zip(product.files, sources, strict=True)
+        ]
+        grid = _finest(path, headers)
+        bands = [
+            FileBands(
+                path=file.path,
+                source=source,
+                sensor=product.sensor,
+                names=(file.band,),
+                indexes=(1,),
+            )
+            for file, source in zip(product.files, sources, strict=True)
+        ]
+        layout, dtype = shared_layout(path, bands, declared, product.names)
+    nodata = product.sensor.nodata if layout.units == "dn" else None
     source = BandFiles(
         bands={header.file.band: _placed(path, header, grid) for header in headers},
         dtype=_with_room_for_nothing(dtype, nodata),
@@ -68,35 +69,27 @@ class _Header:
     file: BandFile
     grid: Grid
     crs: Any
-    dtype: np.dtype[Any]
-    scale: tuple[float, float] | None
     mask_index: int | None
 
 
-def _read_header(file: BandFile, sensor: Sensor) -> _Header:
-    with open_raster(file.path) as source:
-        require_small_blocks(file.path, source)
-        masked = source.count == 2 and eo_browser_day(file.path.name) is not None
-        found = read_band_names(source, sensor)
-        if not masked and sum(not extra for extra in found.extra) != 1:
-            raise DataError(
-                f"{shown(file.path)} has {source.count} bands; in a product with a file per band, "
-                f"{file.band} is expected alone. Give a file with several bands by itself"
-            )
-        other = found.names[0]
-        if other not in (None, file.band):
-            raise DataError(
-                f"{shown(file.path)} calls its band {found.texts[0]!r}, which is {other}, but its "
-                f"name says {file.band}; correct one of them"
-            )
-        return _Header(
-            file=file,
-            grid=grid_of(source),
-            crs=source.crs,
-            dtype=np.dtype(source.dtypes[0]),
-            scale=stated_scale(file.path, source, sensor, (1,)),
-            mask_index=2 if masked else None,
+def _read_header(file: BandFile, source: Any, sensor: Sensor) -> _Header:
+    require_small_blocks(file.path, source)
+    masked = source.count == 2 and eo_browser_day(file.path.name) is not None
+    found = read_band_names(source, sensor)
+    if not masked and sum(not extra for extra in found.extra) != 1:
+        raise DataError(
+            f"{shown(file.path)} has {source.count} bands; in a product with a file per band, "
+            f"{file.band} is expected alone. Give a file with several bands by itself"
         )
+    other = found.names[0]
+    if other not in (None, file.band):
+        raise DataError(
+            f"{shown(file.path)} calls its band {found.texts[0]!r}, which is {other}, but its "
+            f"name says {file.band}; correct one of them"
+        )
+    return _Header(
+        file=file, grid=grid_of(source), crs=source.crs, mask_index=2 if masked else None
+    )
 
 
 def _with_room_for_nothing(dtype: np.dtype[Any], nodata: int | None) -> np.dtype[Any]:
@@ -106,65 +99,6 @@ def _with_room_for_nothing(dtype: np.dtype[Any], nodata: int | None) -> np.dtype
     if nodata is not None and np.can_cast(np.min_scalar_type(nodata), dtype):
         return dtype
     return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
-
-
-def _shared_scale(path: Path, headers: Sequence[_Header]) -> tuple[float, float] | None:
-    first = headers[0]
-    for header in headers[1:]:
-        if header.scale != first.scale:
-            raise DataError(
-                f"{shown(path)}: {_scale_text(first)}, {_scale_text(header)}; the bands of one "
-                "product must state the same scale and offset: correct the files, or give bands "
-                "that agree"
-            )
-    return first.scale
-
-
-def _scale_text(header: _Header) -> str:
-    if header.scale is None:
-        return f"{header.file.band} states no scale"
-    return f"{header.file.band} states scale {header.scale[0]:g} and offset {header.scale[1]:g}"
-
-
-def _shared_offset(
-    path: Path,
-    product: Product,
-    headers: Sequence[_Header],
-    units: Units,
-    declared: float | None,
-) -> float:
-    """The DN offset of all bands; `UnknownOffsetError` where none says it, `DataError` where they
-    differ."""
-    offsets: dict[str, float] = {}
-    unknown: list[UnknownOffsetError] = []
-    for header in headers:
-        file = header.file
-        with open_raster(file.path) as source:
-            try:
-                offsets[file.band] = offset_of(
-                    file.path,
-                    source,
-                    product.sensor,
-                    (file.band,),
-                    (1,),
-                    units,
-                    header.scale,
-                    declared,
-                    product=f"{file.path.name} in {' in '.join(product.names)}",
-                )
-            except UnknownOffsetError as error:
-                unknown.append(error)
-    if not offsets:
-        raise unknown[0]
-    if unknown or len(set(offsets.values())) > 1:
-        stated = ", ".join(
-            f"{header.file.band} {offsets.get(header.file.band, 'none')}" for header in headers
-        )
-        raise DataError(
-            f"{shown(path)}: its bands state different DN offsets ({stated}); correct the files, "
-            "or give bands that agree"
-        )
-    return next(iter(offsets.values()))
 
 
 _MAX_SCALE_DIFFERENCE = 1e-3

@@ -1,4 +1,4 @@
-"""What numbers in memory mean, as their caller declares it.
+"""What a caller declares of pixels, in files and in memory.
 
 C bands, H W pixels.
 """
@@ -6,14 +6,58 @@ C bands, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from terralign.chips import PixelLayout, Units, make_layout
-from terralign.errors import SensorError
-from terralign.scenes.file_layout import units_by_type
-from terralign.sensors import Sensor
+from terralign.errors import DataError, SensorError
+from terralign.sensors import RGB, SENSORS, Sensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """What a caller says of pixels; None: nothing. See `EmbeddingSpace.embed`."""
+
+    sensor: Sensor | None = None
+    bands: Sequence[str] | None = None
+    units: Units | None = None
+    dn_offset: float | None = None
+    composite: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sensor is not None and not isinstance(self.sensor, Sensor):
+            raise SensorError(
+                f"sensor is a {type(self.sensor).__name__}; give a name, a TOML file or a Sensor"
+            )
+        if self.units not in (None, "dn", "physical"):
+            raise SensorError(f'units must be "dn" or "physical", not {self.units!r}')
+        if isinstance(self.bands, str):
+            raise SensorError(
+                f'bands = {self.bands!r} is one text; give a list of names, as in ["B04"]'
+            )
+        if self.bands is not None and not all(isinstance(one, str) for one in self.bands):
+            raise SensorError(f"bands = {self.bands!r}; give a list of names")
+
+    def refuse(self, what: str, *keys: str) -> None:
+        """`SensorError` where one of `keys` is declared of `what`, which has its own."""
+        for key in keys:
+            if getattr(self, key) is not None:
+                raise SensorError(f"{what} has its own {key}; leave {key} out")
+
+    def require_picture(self, what: str) -> None:
+        """`DataError` where something other than sensor `rgb` in 8-bit DN is declared."""
+        if self.sensor not in (None, SENSORS[RGB]):
+            raise DataError(
+                f"{what} is a picture, which is sensor 'rgb', not {self.sensor.name!r}; give the "
+                f"{self.sensor.name} bands as a GeoTIFF"
+            )
+        if self.bands is not None or self.dn_offset is not None or self.units == "physical":
+            raise DataError(
+                f"{what} is a picture: its bands are red, green, blue in 8-bit numbers; leave out "
+                "bands, dn_offset and units"
+            )
 
 
 def declare_layout(
@@ -30,10 +74,7 @@ def declare_layout(
     Nothing is guessed: `SensorError` where the channels are not those bands, and where Sentinel-2
     DN come without `dn_offset`.
     """
-    if units not in ("dn", "physical"):
-        raise SensorError(f'units must be "dn" or "physical", not {units!r}')
-    if isinstance(bands, str):
-        raise SensorError(f'bands = {bands!r} is one text; give a list of names, as in ["B04"]')
+    Declared(bands=bands, units=units)  # checks them
     names = sensor.band_names if bands is None else sensor.resolve(bands)
     if shape is not None and len(shape) >= 3 and shape[-3] != len(names):
         if shape[-1] == len(names):
@@ -56,11 +97,23 @@ def declare_layout(
     return make_layout(sensor, names, units=units, dn_offset=dn_offset or 0.0, composite=composite)
 
 
-def units_of(
-    sensor: Sensor, dtype: np.dtype[Any], declared: Units | None, *, shown: str = ""
-) -> Units:
-    """The units declared, else what the type of the numbers says (see `units_by_type`).
+def has_dn(sensor: Sensor) -> bool:
+    """Whether digital numbers of the sensor differ from its physical values."""
+    return sensor.dn_scale != 1 or sensor.add != 0 or sensor.offset_varies
 
-    `shown`: what errors call a type that NumPy lacks.
-    """
-    return declared or units_by_type(sensor, dtype, f"pixels are {shown or dtype}")
+
+def units_of(
+    sensor: Sensor, dtype: np.dtype[Any], declared: Units | None, *, what: str = ""
+) -> Units:
+    """The units declared, else those of the numbers' type: integers are DN, and numbers of a
+    sensor without DN (dB) are physical. `DataError`, which begins with `what`, for fractions."""
+    if declared is not None:
+        return declared
+    if not has_dn(sensor):
+        return "physical"
+    if np.issubdtype(dtype, np.integer):
+        return "dn"
+    raise DataError(
+        f"{what or f'pixels are {dtype}'}: digital numbers or {sensor.unit} of sensor "
+        f"{sensor.name!r}? Declare units='dn' or units='physical'"
+    )

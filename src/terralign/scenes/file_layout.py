@@ -15,7 +15,14 @@ from rasterio.enums import ColorInterp
 from terralign.chips import PixelLayout, Units, make_layout
 from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_names import declared_bands, named_bands, read_band_names
-from terralign.scenes.product_metadata import is_sensors_scale, stated_offset, stated_scale
+from terralign.scenes.declared import Declared, units_of
+from terralign.scenes.declared import has_dn as has_dn
+from terralign.scenes.product_metadata import (
+    FileBands,
+    is_sensors_scale,
+    stated_offset,
+    stated_scale,
+)
 from terralign.scenes.product_names import sensor_of_names
 from terralign.sensors import SENSORS, Sensor, find_sensor, sentinel2_dn_offset
 
@@ -32,44 +39,37 @@ class FileLayout:
     dtype: np.dtype[Any]
 
 
-def describe_geotiff(
-    path: Path,
-    source: Any,
-    *,
-    sensor: Sensor | None,
-    bands: Sequence[str] | None,
-    dn_offset: float | None,
-    units: Units | None,
-    composite: str | None,
-) -> FileLayout:
-    """The layout of an open GeoTIFF; arguments and errors as `scenes.read.read_geotiff`."""
-    sensor, names, indexes = _identify(path, source, sensor, bands)
-    dtypes = (np.dtype(source.dtypes[index - 1]) for index in indexes)
-    dtype = shared_dtype(path, dict(zip(names, dtypes, strict=True)))
-    scale = stated_scale(path, source, sensor, indexes)
-    units = units_of(path, sensor, dtype, units, scale)
-    layout = make_layout(
-        sensor,
-        names,
-        units=units,
-        dn_offset=offset_of(
-            path,
-            source,
-            sensor,
-            names,
-            indexes,
-            units,
-            scale,
-            dn_offset,
-            product=f"{path.name} in {path.absolute().parent.name}",
-        ),
-        composite=composite,
-        stated_scale=other_scale(path, sensor, scale, dn_offset),
-    )
+def describe_geotiff(path: Path, source: Any, declared: Declared) -> FileLayout:
+    """The layout of an open GeoTIFF; errors as `scenes.scene.open_scene`."""
+    sensor, names, indexes = _identify(path, source, declared.sensor, declared.bands)
+    bands = FileBands(path=path, source=source, sensor=sensor, names=names, indexes=indexes)
+    layout, dtype = shared_layout(path, [bands], declared, [path.absolute().parent.name])
     return FileLayout(layout=layout, indexes=indexes, dtype=dtype)
 
 
-def shared_dtype(path: Path, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+def shared_layout(
+    path: Path, files: Sequence[FileBands], declared: Declared, products: Sequence[str]
+) -> tuple[PixelLayout, np.dtype[Any]]:
+    """The layout of the bands of one or several open files, and the type that holds all of them.
+
+    `path`: of the scene, as errors name it; `products`: names that may state the DN offset.
+    """
+    sensor = files[0].sensor
+    dtype = _shared_dtype(path, {name: kind for file in files for name, kind in file.dtypes()})
+    scale = _shared_scale(path, files)
+    units = _units_of(path, sensor, dtype, declared.units, scale)
+    layout = make_layout(
+        sensor,
+        [name for file in files for name in file.names],
+        units=units,
+        dn_offset=_shared_offset(path, files, units, scale, declared.dn_offset, products),
+        composite=declared.composite,
+        stated_scale=_other_scale(path, sensor, scale, declared.dn_offset),
+    )
+    return layout, dtype
+
+
+def _shared_dtype(path: Path, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
     """The type that holds the numbers of all bands; `dtypes`: each band's own.
 
     `DataError` where they cannot be numbers of one kind: fractions among whole numbers, or 8 bits
@@ -136,12 +136,7 @@ def _identify(
     return sensor, *named_bands(path, found, sensor)
 
 
-def has_dn(sensor: Sensor) -> bool:
-    """Whether digital numbers of the sensor differ from its physical values."""
-    return sensor.dn_scale != 1 or sensor.add != 0 or sensor.offset_varies
-
-
-def units_of(
+def _units_of(
     path: Path,
     sensor: Sensor,
     dtype: np.dtype[Any],
@@ -149,8 +144,6 @@ def units_of(
     scale: tuple[float, float] | None,
 ) -> Units:
     """Units of a file's numbers; `scale`: what its bands state. `DataError` where undecided."""
-    if declared not in (None, "dn", "physical"):
-        raise DataError(f"units is {declared!r}; expected 'dn' or 'physical'")
     if np.issubdtype(dtype, np.complexfloating):
         raise DataError(f"{shown(path)} has complex numbers; convert them to {sensor.unit} first")
     if scale is not None:
@@ -162,23 +155,10 @@ def units_of(
                 "(gdal_edit.py -scale 1 -offset 0)"
             )
         return "dn"
-    return declared or units_by_type(sensor, dtype, f"{shown(path)} has {dtype} numbers")
+    return units_of(sensor, dtype, declared, what=f"{shown(path)} has {dtype} numbers")
 
 
-def units_by_type(sensor: Sensor, dtype: np.dtype[Any], what: str) -> Units:
-    """What the type of numbers says where nothing is declared: integers are DN, and numbers of a
-    sensor without DN (dB) are physical. `DataError`, which begins with `what`, for fractions."""
-    if not has_dn(sensor):
-        return "physical"
-    if np.issubdtype(dtype, np.integer):
-        return "dn"
-    raise DataError(
-        f"{what}: digital numbers or {sensor.unit} of sensor {sensor.name!r}? "
-        "Declare units='dn' or units='physical'"
-    )
-
-
-def other_scale(
+def _other_scale(
     path: Path, sensor: Sensor, scale: tuple[float, float] | None, declared: float | None
 ) -> tuple[float, float] | None:
     """The scale and offset that a file states, where they are not the sensor's own."""
@@ -193,36 +173,70 @@ def other_scale(
     return None if own else scale
 
 
-def offset_of(
+def _shared_scale(path: Path, files: Sequence[FileBands]) -> tuple[float, float] | None:
+    scales = {file.names[0]: stated_scale(file) for file in files}
+    first, scale = next(iter(scales.items()))
+    for other, found in scales.items():
+        if found != scale:
+            raise DataError(
+                f"{shown(path)}: {_scale_text(first, scale)}, {_scale_text(other, found)}; the "
+                "bands of one product must state the same scale and offset: correct the files, or "
+                "give bands that agree"
+            )
+    return scale
+
+
+def _scale_text(band: str, scale: tuple[float, float] | None) -> str:
+    if scale is None:
+        return f"{band} states no scale"
+    return f"{band} states scale {scale[0]:g} and offset {scale[1]:g}"
+
+
+def _shared_offset(
     path: Path,
-    source: Any,
-    sensor: Sensor,
-    names: Sequence[str],
-    indexes: Sequence[int],
+    files: Sequence[FileBands],
     units: Units,
     scale: tuple[float, float] | None,
     declared: float | None,
-    *,
-    product: str,
+    products: Sequence[str],
 ) -> float:
-    """What is added to a file's DN, stated by it or its metadata, declared, or said by the name
-    `product`; `UnknownOffsetError` where none does."""
-    if units == "physical":
-        if declared:
-            raise DataError(
-                f"{shown(path)}: dn_offset={declared:g} has no effect on physical units"
-            )
-        return 0.0
-    if not sensor.offset_varies:
-        return declared or 0.0
+    """The DN offset of all files; `UnknownOffsetError` where nothing states it, `DataError` where
+    they differ."""
+    if units == "physical" and declared:
+        raise DataError(f"{shown(path)}: dn_offset={declared:g} has no effect on physical units")
+    sensor = files[0].sensor
+    if units == "physical" or not sensor.offset_varies:
+        return 0.0 if units == "physical" else declared or 0.0
     if scale is not None and not is_sensors_scale(scale, sensor):
         return 0.0  # the stated offset is all there is
-    stated = stated_offset(path, source, sensor, names, indexes, declared=declared)
+    offsets: dict[str, float] = {}
+    unknown: list[UnknownOffsetError] = []
+    for file in files:
+        try:
+            offsets[file.names[0]] = _offset_of(file, declared, products)
+        except UnknownOffsetError as error:
+            unknown.append(error)
+    if not offsets:
+        raise unknown[0]
+    if unknown or len(set(offsets.values())) > 1:
+        bands = [file.names[0] for file in files]
+        stated = ", ".join(f"{band} {offsets.get(band, 'none')}" for band in bands)
+        raise DataError(
+            f"{shown(path)}: its bands state different DN offsets ({stated}); correct the files, "
+            "or give bands that agree"
+        )
+    return next(iter(offsets.values()))
+
+
+def _offset_of(file: FileBands, declared: float | None, products: Sequence[str]) -> float:
+    """What is added to a file's DN: stated by it or its metadata, declared, or by a product name;
+    `UnknownOffsetError` where nothing states it."""
+    stated = stated_offset(file, declared=declared)
     try:
         return sentinel2_dn_offset(
-            product_name=product,
+            product_name=" in ".join([file.path.name, *products]),
             metadata_add_offset=stated,
             declared=declared,
         )
     except UnknownOffsetError as error:
-        raise UnknownOffsetError(f"{shown(path)}: {error} (dn_offset=)") from error
+        raise UnknownOffsetError(f"{shown(file.path)}: {error} (dn_offset=)") from error

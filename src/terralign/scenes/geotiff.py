@@ -169,6 +169,7 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
             return opening()
     except (RasterioError, OSError, ValueError) as error:
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
+        reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from terralign.chips import Grid, PixelLayout, Window
+from terralign.chips import Grid
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +23,6 @@ MAX_TURN_DEGREES = 1.0
 
 _NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """What GDAL gives for a file without georeferencing, whose rows run downwards."""
-
-
-class PixelSource(Protocol):
-    """Where a scene's pixels come from."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type that holds the numbers of all bands."""
-        ...
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pixels and valid, (C, H, W), of the layout's bands; `grid`: the scene's."""
-        ...
 
 
 def is_south_up(grid: Grid) -> bool:
@@ -53,27 +35,6 @@ def reversed_rows(grid: Grid) -> Grid:
     """The grid of the same pixels with their rows in reverse."""
     a, b, c, d, e, f = grid.transform
     return replace(grid, transform=(a, -b, c + b * grid.height, d, -e, f + e * grid.height))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReversedRows:
-    """The pixels of another source with their rows in reverse."""
-
-    source: PixelSource
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As the other's."""
-        return self.source.dtype
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """As `PixelSource.read`; `window` counts rows, and `grid` is, as they are reversed."""
-        if window is not None:
-            window = replace(window, row=grid.height - window.row - window.height)
-        pixels, valid = self.source.read(window, layout, reversed_rows(grid))
-        return np.ascontiguousarray(pixels[:, ::-1]), np.ascontiguousarray(valid[:, ::-1])
 
 
 def warn_unless_north_up(grid: Grid, *, origin: str) -> None:

@@ -14,11 +14,13 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, shown
 from terralign.files import read_text
@@ -45,19 +47,27 @@ class _Statement:
     origin: str
 
 
-def stated_offset(
-    path: Path,
-    source: Any,
-    sensor: Sensor,
-    bands: Sequence[str],
-    indexes: Sequence[int],
-    *,
-    declared: float | None,
-) -> float | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileBands:
+    """Bands of one open file: `source` is its rasterio dataset; `names` are canonical, and lie at
+    `indexes` in it, counted from 1."""
+
+    path: Path
+    source: Any
+    sensor: Sensor
+    names: tuple[str, ...]
+    indexes: tuple[int, ...]
+
+    def dtypes(self) -> Iterable[tuple[str, np.dtype[Any]]]:
+        """Each band's name, and the type of its numbers."""
+        for name, index in zip(self.names, self.indexes, strict=True):
+            yield name, np.dtype(self.source.dtypes[index - 1])
+
+
+def stated_offset(file: FileBands, *, declared: float | None) -> float | None:
     """What metadata say must be added to a GeoTIFF's DN; None where they say nothing.
 
-    `source`: the open rasterio dataset of `path`; `bands`: canonical names of its bands number
-    `indexes`, from 1. Asked in turn: the product's metadata XML (beside the file, or in the
+    Asked in turn: the product's metadata XML (beside the file, or in the
     product's folder where the file lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or
     `RADIO_ADD_OFFSET` (L1C) of the bands or the file, and the bands' own scale and offset, where
     the scale is the sensor's (see `stated_scale` for another). A sensor other than Sentinel-2's is
@@ -68,14 +78,11 @@ def stated_offset(
     and where two of these disagree; `SensorError` where `declared` says something else, or nothing
     and all there is comes from Earth Engine.
     """
-    found = [
-        *_from_xml(path, sensor, bands),
-        *_from_items(path, source, sensor, bands, indexes),
-        *_from_scale(path, source, sensor, indexes),
-    ]
+    path = file.path
+    found = [*_from_xml(file), *_from_items(file), *_from_scale(file)]
     if not found:
         if declared is None:
-            _refuse_earth_engine(path, source, sensor)
+            _refuse_earth_engine(file)
         return None
     first = found[0]
     for other in found[1:]:
@@ -93,7 +100,8 @@ def stated_offset(
     return first.value
 
 
-def _from_xml(path: Path, sensor: Sensor, bands: Sequence[str]) -> Iterable[_Statement]:
+def _from_xml(bands: FileBands) -> Iterable[_Statement]:
+    path, sensor = bands.path, bands.sensor
     if sensor.name not in _FILE_AND_ITEM:
         return
     name, item = _FILE_AND_ITEM[sensor.name]
@@ -104,7 +112,7 @@ def _from_xml(path: Path, sensor: Sensor, bands: Sequence[str]) -> Iterable[_Sta
         status = file.stat()
         offsets = _read_xml(file, item, status.st_size, status.st_mtime_ns)
         if offsets is not None:
-            value = _one_offset(file, {band: offsets.get(band) for band in bands})
+            value = _one_offset(file, {band: offsets.get(band) for band in bands.names})
             yield _Statement(value=value, origin=shown(file))
         return
 
@@ -160,23 +168,23 @@ def _parse_xml(file: Path, size: int) -> ET.Element:
         raise DataError(f"{shown(file)} is damaged: {first_line(error)}") from error
 
 
-def _from_items(
-    path: Path, source: Any, sensor: Sensor, bands: Sequence[str], indexes: Sequence[int]
-) -> Iterable[_Statement]:
+def _from_items(file: FileBands) -> Iterable[_Statement]:
     """From GDAL metadata items of the bands, or of the file for all of them."""
-    if sensor.name not in _FILE_AND_ITEM:
+    path, source = file.path, file.source
+    if file.sensor.name not in _FILE_AND_ITEM:
         return
-    _, item = _FILE_AND_ITEM[sensor.name]
+    _, item = _FILE_AND_ITEM[file.sensor.name]
     of_file = source.tags().get(item)
     offsets: dict[str, float | None] = {}
-    for position, band in zip(indexes, bands, strict=True):
+    for position, band in zip(file.indexes, file.names, strict=True):
         text = source.tags(position).get(item, of_file)
         offsets[band] = None if text is None else _number(path, item, text)
     if any(value is not None for value in offsets.values()):
         yield _Statement(value=_one_offset(path, offsets), origin=f"its own {item}")
 
 
-def _refuse_earth_engine(path: Path, source: Any, sensor: Sensor) -> None:
+def _refuse_earth_engine(file: FileBands) -> None:
+    path, source, sensor = file.path, file.source, file.sensor
     if sensor.name not in _FILE_AND_ITEM:
         return
     prefix = f"{_FILE_AND_ITEM[sensor.name][1]}_B"
@@ -211,16 +219,15 @@ def earth_engine_product(folder: Path) -> tuple[str, ...]:
     return (name,)
 
 
-def stated_scale(
-    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
-) -> tuple[float, float] | None:
-    """(scale, offset) that a GeoTIFF states for bands `indexes`: physical = DN * scale + offset.
+def stated_scale(file: FileBands) -> tuple[float, float] | None:
+    """(scale, offset) that a GeoTIFF states for bands: physical = DN * scale + offset.
 
     From GDAL's scale and offset of the bands and from items `scale_factor` and `add_offset` of the
     bands or the file (HLS); 1/65535 for raw bands that Sentinel Hub's EO Browser exported with 16
     bits. None where nothing is stated; a scale of 1 with offset 0 is what GDAL
     reports of bands without any. Raises `DataError` where bands differ, or the two ways do.
     """
+    path, source, sensor, indexes = file.path, file.source, file.sensor, file.indexes
     exported = _scale_of_export(path, source)
     if exported is not None:
         return exported
@@ -273,11 +280,10 @@ def is_sensors_scale(pair: tuple[float, float], sensor: Sensor) -> bool:
     return math.isclose(pair[0], sensor.dn_scale, rel_tol=1e-6)
 
 
-def _from_scale(
-    path: Path, source: Any, sensor: Sensor, indexes: Sequence[int]
-) -> Iterable[_Statement]:
+def _from_scale(file: FileBands) -> Iterable[_Statement]:
     """From the bands' scale and offset: scale 0.0001 and offset -0.1 are a DN offset of -1000."""
-    pair = stated_scale(path, source, sensor, indexes)
+    sensor = file.sensor
+    pair = stated_scale(file)
     if pair is None or not is_sensors_scale(pair, sensor):
         return
     value = round((pair[1] - sensor.add) / sensor.dn_scale, 3)

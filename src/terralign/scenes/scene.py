@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,11 @@ from numpy.typing import NDArray
 from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
 from terralign.errors import SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_files import describe_product
+from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
 from terralign.scenes.geotiff import open_for_windows, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
-from terralign.scenes.orientation import (
-    PixelSource,
-    ReversedRows,
-    is_south_up,
-    reversed_rows,
-    warn_unless_north_up,
-)
+from terralign.scenes.orientation import is_south_up, reversed_rows, warn_unless_north_up
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
@@ -40,7 +35,6 @@ from terralign.scenes.read import (
     read_image,
     read_pixels,
     require_fit,
-    require_picture,
 )
 from terralign.sensors import SENSORS, Sensor, as_sensor, sentinel2_dn_offset, shorten
 
@@ -59,6 +53,21 @@ MAX_STRIP_BYTES = 64 * 1024**2
 """How much `Scene.read_windows` reads at a time."""
 
 
+class PixelSource(Protocol):
+    """Where a scene's pixels come from."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that holds the numbers of all bands."""
+        ...
+
+    def read(
+        self, window: Window | None, layout: PixelLayout, grid: Grid
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Pixels and valid, (C, H, W), of the layout's bands; `grid`: the file's."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Scene:
     """Named bands of one acquisition on one pixel grid, the finest band's, read on demand.
@@ -66,7 +75,8 @@ class Scene:
     `path`: a file, or a product's folder. `layout`: how its numbers are to be read. `datetime`:
     acquisition, None where no name states it. `is_picture`: True for JPEG, PNG and the like, and
     8-bit RGB TIFFs without a reference system, which are classified whole. `notes`: what was
-    concluded rather than declared, one sentence each.
+    concluded rather than declared, one sentence each. `is_reversed`: stored south-up; rows, also
+    those of windows, count from the north all the same.
     """
 
     path: Path
@@ -76,6 +86,7 @@ class Scene:
     is_picture: bool
     notes: tuple[str, ...] = ()
     source: PixelSource
+    is_reversed: bool = False
 
     @property
     def height(self) -> int:
@@ -101,15 +112,24 @@ class Scene:
         """The pixels of a window, or of the whole scene, as a chip with its grid and time.
 
         `bands`: some of the scene's, in any order; only they are read. Coarse bands are enlarged to
-        the scene's grid bilinearly (see `read_enlarged`). `valid` is False where the file has no
-        data there, as `read_geotiff` says. Raises `DataError` where the window does not lie within
+        the scene's grid bilinearly (see `read_enlarged`). Pixels come as the file has them where
+        they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the sensor's
+        no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`, alpha), or
+        not finite. Raises `DataError` where the window does not lie within
         the scene, the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
         `SensorError` for bands that the scene does not have.
         """
         layout = self.layout if bands is None else self._layout_of(bands)
         grid = self.grid if window is None else self.grid.window(window)
         require_fit(self.path, grid, layout.bands, self.source.dtype)
-        pixels, valid = self.source.read(window, layout, self.grid)
+        if not self.is_reversed:
+            pixels, valid = self.source.read(window, layout, self.grid)
+        else:
+            stored = reversed_rows(self.grid)
+            if window is not None:
+                window = replace(window, row=stored.height - window.row - window.height)
+            found = self.source.read(window, layout, stored)
+            pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in found)
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
 
     def read_windows(
@@ -197,30 +217,43 @@ def open_scene(
     dn_offset: float | None = None,
     units: Units | None = None,
     composite: str | None = None,
+    check: bool = True,
 ) -> Scene:
     """Open a picture, a GeoTIFF, or a folder with one file per band (see `scenes.products`).
 
-    `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures and
-    where standard product names or metadata state it. `bands`: of a file as `read_geotiff` takes
-    them; of a folder some of its bands. `dn_offset`, `units`, `composite`: as `read_geotiff`. Where
-    nothing states the DN offset of a Sentinel-2 product and its pixels rule out one of the two, the
-    other is concluded, with a warning and a note; of a single file it must be declared.
+    `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures,
+    8-bit bands marked red, green, blue (and alpha), and where the name of the file or its folder is
+    that of a standard product (see `product_names`) or metadata state it. `bands`: of a file, names
+    in its order, "-" for a band to leave out, or some of those that it names; left out, they come
+    from its band descriptions and tags, without those that measure nothing (QA60, SCL, alpha; see
+    `band_names`); of a folder some of its bands. `dn_offset`: what is added to the DN; for
+    Sentinel-2 it may be left out where metadata (see `stated_offset`; declaring another is an
+    error) or a product's name state it. Where nothing does, and the pixels of a folder rule out one
+    of the two, the other is concluded, with a warning and a note. `units`: left out, integers are
+    DN, and numbers of a sensor without DN (dB) are physical. `composite`: the sensor's default
+    where left out. A scale and offset that the file states for its bands replace the sensor's.
+    `check`: hold samples of the pixels against what is declared, once (see `scenes.plausible`).
 
     South-up files are read north-up: rows, and those of windows, count from the north. Other
     mirrored and rotated grids are read as they are stored, with a warning.
 
-    What is declared is held against samples of the pixels here, once. Raises what `read_geotiff`
-    and `find_product` raise; `DataError` where the bands of a folder do not lie on one grid or
-    state different scales.
+    Raises `DataError` for a file that is missing, damaged, not as declared, or with numbers that
+    cannot be what is declared, and where the bands of a folder do not lie on one grid or state
+    different scales; `SensorError` for an unknown band or offset; and what `find_product` raises.
     """
     path = Path(path)
-    declared = _Declared(
-        sensor=None if sensor is None else as_sensor(sensor),
+    declared = Declared(
+        sensor=as_sensor(sensor) if isinstance(sensor, str) else sensor,
         bands=bands,
         dn_offset=dn_offset,
         units=units,
         composite=composite,
     )
+    return open_declared(path, declared, check=check)
+
+
+def open_declared(path: Path, declared: Declared, *, check: bool = True) -> Scene:
+    """`open_scene` of what is declared."""
     if not path.is_dir() and kind_of(path) == "picture":
         return _open_picture(path, declared)
     opening = _open_product if path.is_dir() else _open_geotiff
@@ -235,10 +268,8 @@ def open_scene(
     warn_unless_north_up(scene.grid, origin=shown(path))
     if is_south_up(scene.grid):
         logger.info("%s is stored south-up; its rows are read from the north", shown(path))
-        scene = replace(
-            scene, grid=reversed_rows(scene.grid), source=ReversedRows(source=scene.source)
-        )
-    samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
+        scene = replace(scene, grid=reversed_rows(scene.grid), is_reversed=True)
+    samples = [(chip.pixels, chip.valid) for chip in _samples(scene)] if check or unknown else []
     if unknown is not None:
         scene = _with_concluded_offset(scene, samples, unknown)
     else:
@@ -247,25 +278,8 @@ def open_scene(
     return scene
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Declared:
-    """What the caller says of a scene."""
-
-    sensor: Sensor | None
-    bands: Sequence[str] | None
-    dn_offset: float | None
-    units: Units | None
-    composite: str | None
-
-
-def _open_picture(path: Path, declared: _Declared) -> Scene:
-    require_picture(
-        path,
-        sensor=declared.sensor,
-        bands=declared.bands,
-        dn_offset=declared.dn_offset,
-        units=declared.units,
-    )
+def _open_picture(path: Path, declared: Declared) -> Scene:
+    declared.require_picture(shown(path))
     rgb = SENSORS["rgb"]
     height, width = picture_shape(path)
     identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -279,18 +293,10 @@ def _open_picture(path: Path, declared: _Declared) -> Scene:
     )
 
 
-def _open_geotiff(path: Path, declared: _Declared) -> Scene:
+def _open_geotiff(path: Path, declared: Declared) -> Scene:
     with open_geotiff(path) as source:
         require_small_blocks(path, source)
-        described = describe_geotiff(
-            path,
-            source,
-            sensor=declared.sensor,
-            bands=declared.bands,
-            dn_offset=declared.dn_offset,
-            units=declared.units,
-            composite=declared.composite,
-        )
+        described = describe_geotiff(path, source, declared)
         return Scene(
             path=path,
             layout=described.layout,
@@ -319,7 +325,7 @@ def _with_concluded_offset(
 _logged: set[tuple[float, str]] = set()
 
 
-def _log_offset(scene: Scene, declared: _Declared) -> None:
+def _log_offset(scene: Scene, declared: Declared) -> None:
     """Log a DN offset that varies between products and what said it, once for each such pair."""
     layout = scene.layout
     if layout.units != "dn" or not layout.sensor.offset_varies or layout.stated_scale is not None:
@@ -406,15 +412,9 @@ class _FileSource:
             return read_pixels(self.path, source, described, window=window)
 
 
-def _open_product(path: Path, declared: _Declared) -> Scene:
+def _open_product(path: Path, declared: Declared) -> Scene:
     product = _only(find_product(path, declared.sensor), declared.bands, path)
-    layout, grid, source = describe_product(
-        path,
-        product,
-        units=declared.units,
-        dn_offset=declared.dn_offset,
-        composite=declared.composite,
-    )
+    layout, grid, source = describe_product(path, product, declared)
     return Scene(
         path=path,
         layout=layout,

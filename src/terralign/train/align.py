@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError
-from terralign.evaluation.classification import require_labels
 from terralign.preprocess import (
     apply_views,
     augment_spectral,
@@ -95,6 +94,7 @@ class _PairBatches:
         sources: Sequence[AlignmentSource],
         settings: AlignSettings,
         folder: Path,
+        cache: Path | None,
         seed: int,
     ) -> None:
         self._clip = clip
@@ -108,7 +108,8 @@ class _PairBatches:
         self._stored: list[NDArray[np.float16]] | None = None
         if not settings.live_teacher:
             self._stored = [
-                stored_views(clip, samples, self._views, folder) for samples in self._samples
+                stored_views(clip, samples, self._views, folder, cache=cache)
+                for samples in self._samples
             ]
         self._plan = Plan(
             [len(samples) for samples in self._samples],
@@ -166,19 +167,20 @@ def align(
     anchors: Tensor | None = None,
     validation: AlignmentSource | None = None,
     allow_shared_samples: bool = False,
+    cache: Path | None = None,
     seed: int = 0,
     tensorboard: bool = False,
 ) -> FitResult:
     """Train `student` in place towards the RGB tower of `clip`, the teacher, which is frozen.
 
     `folder` takes checkpoints and `metrics.jsonl`, `views_folder` (default: `folder`) the stored
-    teacher views, which other students of the same data share. `anchors` (K, D): L2-normalised
-    texts of the `kl` loss. `validation`: for keep = "best"; judged by accuracy where it is used
-    with its labels, else by the mean cosine to the teacher. Calling again resumes. Raises
-    `RecipeError` where validation and training data share samples (see `datasets.overlap`), unless
-    `allow_shared_samples`.
+    teacher views, which other students of the same data share, and `cache` links to other runs'.
+    `anchors` (K, D): L2-normalised texts of the `kl` loss. `validation`: for keep = "best"; judged
+    by accuracy where it is used with its labels, else by the mean cosine to the teacher. Calling
+    again resumes. Raises `RecipeError` where validation and training data share samples (see
+    `datasets.overlap`), unless `allow_shared_samples`.
     """
-    losses = settings.weights(labelled=any(source.labelled for source in sources))
+    losses = _losses(settings, sources)
     _check_effects(settings, losses, sources, validation)
     if "infonce" in losses and settings.accumulate > 1:
         raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
@@ -190,18 +192,10 @@ def align(
             chosen="the best step",
         )  # fmt: skip
     device = next(clip.model.parameters()).device
-    batches = _PairBatches(clip, student, sources, settings, views_folder or folder, seed)
+    depends = align_depends(clip, student, sources, settings, anchors, validation, seed=seed)
+    batches = _PairBatches(clip, student, sources, settings, views_folder or folder, cache, seed)
     learner = _Learner(student, sources, clip, settings, batches).to(device)
     select_trainable(student, settings.trainable, settings.frozen)
-    identity = {
-        "stage": "align",
-        "settings": settings.model_dump(mode="json"),
-        "losses": losses,
-        "sources": [source.identity() for source in sources],
-        "teacher": clip.anchor_id(),
-        "student": student.tower_id(),
-        "anchors": None if anchors is None else hash_state({"anchors": anchors}),
-    }
     loss_function = _AlignmentLoss(
         learner, clip, losses, anchors=None if anchors is None else anchors.to(device),
         live=settings.live_teacher, device=device,
@@ -217,11 +211,39 @@ def align(
 
     return fit(
         learner, loss_function, batches, settings, folder,
-        identity=identity, seed=seed, label=f"align {student.config.name}",
+        identity=depends, seed=seed, label=f"align {student.config.name}",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
         validate=validate if validation is not None else None,
         tensorboard=tensorboard,
     )  # fmt: skip
+
+
+def align_depends(
+    clip: ClipModel,
+    student: SensorTower,
+    sources: Sequence[AlignmentSource],
+    settings: AlignSettings,
+    anchors: Tensor | None,
+    validation: AlignmentSource | None,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """All that the aligned tower depends on, as hashes and names; `student`: before training."""
+    return {
+        "stage": "align",
+        "teacher": clip.anchor_id(),
+        "student": student.tower_id(),
+        "sources": [source.identity() for source in sources],
+        "settings": settings.model_dump(mode="json"),
+        "losses": _losses(settings, sources),
+        "anchors": None if anchors is None else hash_state({"anchors": anchors}),
+        "validation": None if validation is None else validation.identity(),
+        "seed": seed,
+    }
+
+
+def _losses(settings: AlignSettings, sources: Sequence[AlignmentSource]) -> dict[str, float]:
+    return settings.weights(labelled=any(source.labelled for source in sources))
 
 
 def _check_effects(

@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Batch, Plan, keep_in_memory, keys_of
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import require_labels
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import (
     apply_views,
     augment_photometric,
@@ -244,19 +242,32 @@ def finetune(
             loss = loss + settings.preserve_unlabelled * kept
         return loss, figures, len(labels)
 
-    identity = {
-        "stage": "finetune",
-        "preserve_on": preserve_on.fingerprint if preserve_on is not None else None,
-        "settings": settings.model_dump(mode="json"),
-        "tasks": [task.identity() for task in tasks],
-        "theta_0": clip.anchor_id(),
-    }
     fit(
         student, loss_function, batches, settings, folder,
-        identity=identity, seed=seed, label=label, tensorboard=tensorboard,
+        identity=finetune_depends(clip, tasks, settings, preserve_on=preserve_on, seed=seed),
+        seed=seed, label=label, tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return on_cpu(student.visual.state_dict())
+
+
+def finetune_depends(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: FinetuneSettings,
+    *,
+    preserve_on: SampleSet | None,
+    seed: int,
+) -> dict[str, Any]:
+    """All that theta_1 depends on, as hashes and names."""
+    return {
+        "stage": "finetune",
+        "theta_0": clip.anchor_id(),
+        "settings": settings.values_of(FinetuneSettings),
+        "tasks": [task.identity() for task in tasks],
+        "preserve_on": None if preserve_on is None else preserve_on.fingerprint,
+        "seed": seed,
+    }
 
 
 def _moved(clip: ClipModel, pictures: Tensor, features: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from terralign.datasets.sample import require_labels
 from terralign.encoders.clip.load import ClipModel
-from terralign.evaluation.classification import require_labels
 from terralign.preprocess import Photometric, ViewSpec
 from terralign.train.finetune import (
     FinetuneSettings,

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict, hash_module
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import require_labels
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.train.finetune import PatchingTask, select_trainable, train_mode

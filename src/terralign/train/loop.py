@@ -150,7 +150,7 @@ def fit(
     _check_settings(settings, num_steps, validate is not None)
     checkpoints = Checkpoints(
         folder,
-        identity=hash_json({"seed": seed, "loop": settings.model_dump(mode="json"), **identity}),
+        identity=hash_json({"seed": seed, "loop": settings.values_of(LoopSettings), **identity}),
     )
     device = next(module.parameters()).device
     optimizer = torch.optim.AdamW(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,18 +19,19 @@ from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict, hash_state, read_state_dict, write_state_dict
 from terralign.errors import RecipeError
-from terralign.files import hash_json, read_json, write_json
+from terralign.files import write_json
 from terralign.train.finetune import (
-    FinetuneSettings,
     PatchingTask,
     finetune,
+    finetune_depends,
     is_batch_norm,
     reestimate_batch_norm,
     training_pictures,
 )
 from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
 from terralign.train.settings import PatchSettings as PatchSettings
-from terralign.train.sweep import Choice, SweepMemory, SweepPoint, choose_alpha, sweep
+from terralign.train.stage import Stage, run_stage
+from terralign.train.sweep import Choice, SweepPoint, choose_alpha, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +58,14 @@ def patch(
     allow_shared_samples: bool = False,
     seed: int = 0,
     tensorboard: bool = False,
+    cache: Path | None = None,
 ) -> PatchResult:
     """Patch the RGB tower of `clip` on `tasks`; alpha is chosen on `validation` and `supported`.
 
     `folder` takes checkpoints, `finetuned.safetensors`, `patched.safetensors` and `sweep.json`.
-    Calling again resumes, or reads what is complete. `clip` is left as it is. Raises `RecipeError`
-    where training data and those that alpha is chosen on share samples (see `datasets.overlap`),
-    unless `allow_shared_samples`.
+    Calling again resumes, or reads what is complete. `cache`: a folder of what other runs have
+    completed. `clip` is left as it is. Raises `RecipeError` where training data and those that
+    alpha is chosen on share samples (see `datasets.overlap`), unless `allow_shared_samples`.
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
@@ -75,7 +78,7 @@ def patch(
         training = [task.samples for task in tasks] + ([] if preserve_on is None else [preserve_on])
         judging = [task.samples for task in (*validation, *supported)]
         keep_apart(Overlaps(), training, judging, chosen="alpha")
-    run = _Patching(clip, settings, folder, supported, preserve_on, seed, tensorboard)
+    run = _Patching(clip, settings, folder, supported, preserve_on, seed, tensorboard, cache)
     if settings.mode == "joint" or len(tasks) == 1:
         if settings.mode != "joint":
             raise RecipeError(f'mode = "{settings.mode}" has no effect on a single patching task')
@@ -101,41 +104,33 @@ class _Patching:
         preserve_on: SampleSet | None,
         seed: int,
         tensorboard: bool,
+        cache: Path | None,
     ) -> None:
         self.clip, self.settings, self.folder = clip, settings, folder
         self.supported, self.seed, self.tensorboard = supported, seed, tensorboard
-        self.preserve_on = preserve_on
+        self.preserve_on, self.cache = preserve_on, cache
         self.baseline: dict[str, float] | None = None
-        self.finetune_settings = FinetuneSettings.model_validate(
-            {name: getattr(settings, name) for name in FinetuneSettings.model_fields}
-        )
 
     def train(self, start: ClipModel, tasks: Sequence[PatchingTask], folder: Path) -> StateDict:
-        path = folder / "finetuned.safetensors"
-        identity = hash_json(
-            {
-                "theta_0": start.anchor_id(),
-                "settings": self.finetune_settings.model_dump(mode="json"),
-                "tasks": [task.identity() for task in tasks],
-                "preserve_on": self.preserve_on.fingerprint if self.preserve_on else None,
-                "seed": self.seed,
-            }
+        weights = folder / "finetuned.safetensors"
+        depends = finetune_depends(
+            start, tasks, self.settings, preserve_on=self.preserve_on, seed=self.seed
         )
-        marker = folder / "finetuned.json"
-        if path.is_file() and marker.is_file():
-            found = read_json(marker)
-            if found["identity"] != identity:
-                raise RecipeError(
-                    f"{folder} holds stage 1 of other settings; choose another folder"
-                )
-            return read_state_dict(path)
-        theta_1 = finetune(
-            start, tasks, self.finetune_settings, folder / "checkpoints",
-            preserve_on=self.preserve_on, seed=self.seed, tensorboard=self.tensorboard,
+
+        def make() -> dict[str, Any]:
+            theta_1 = finetune(
+                start, tasks, self.settings, folder / "checkpoints",
+                preserve_on=self.preserve_on, seed=self.seed, tensorboard=self.tensorboard,
+            )  # fmt: skip
+            write_state_dict(weights, theta_1)
+            return {}
+
+        stage = Stage(
+            what="stage 1", depends=depends, note=folder / "finetuned.json",
+            files=(weights.name,), logs=("checkpoints/metrics.jsonl",), cache=self.cache,
         )  # fmt: skip
-        write_state_dict(path, theta_1)
-        write_json(marker, {"identity": identity, "sha": hash_state(theta_1)})
-        return theta_1
+        run_stage(stage, make)
+        return read_state_dict(weights)
 
     def finish(
         self,
@@ -149,8 +144,14 @@ class _Patching:
         def at(alpha: float) -> StateDict:
             return self.with_statistics(make(alpha), alpha, pictures)
 
-        identity = self.curve_identity(make, validation)
-        points = self.curve(at, identity, validation, folder)
+        points = sweep(
+            self.clip,
+            at,
+            sorted({0.0, *self.settings.alphas}),
+            validation=validation,
+            supported=self.supported,
+            stage_of=self.curve_stages(make, folder),
+        )
         if self.baseline is None:
             self.baseline = next(point.supported for point in points if point.alpha == 0)
         choice = choose_alpha(
@@ -162,7 +163,6 @@ class _Patching:
         write_json(
             folder / "sweep.json",
             {
-                "identity": identity,
                 "chosen": asdict(choice),
                 "max_supported_drop": self.settings.max_supported_drop,
                 "points": [asdict(point) for point in points],
@@ -172,45 +172,24 @@ class _Patching:
         write_state_dict(folder / "patched.safetensors", patched)
         return PatchResult(finetuned=at(1.0), patched=patched, choice=choice, points=points)
 
-    def curve_identity(
-        self, make: Callable[[float], StateDict], validation: Sequence[PatchingTask]
-    ) -> str:
-        return hash_json(
-            {
-                "theta_0": hash_state(make(0.0)),
-                "theta_1": hash_state(make(1.0)),
-                "alphas": list(self.settings.alphas),
-                "validation": [task.identity() for task in validation],
-                "supported": [task.identity() for task in self.supported],
-            }
-        )
-
-    def curve(
-        self,
-        at: Callable[[float], StateDict],
-        identity: str,
-        validation: Sequence[PatchingTask],
-        folder: Path,
-    ) -> tuple[SweepPoint, ...]:
-        path = folder / "sweep.json"
-        if path.is_file():
-            kept = read_json(path)
-            if kept["identity"] == identity:
-                return tuple(SweepPoint(**point) for point in kept["points"])
-        return sweep(
-            self.clip,
-            at,
-            sorted({0.0, *self.settings.alphas}),
-            validation=validation,
-            supported=self.supported,
-            memory=SweepMemory(path=folder / "sweep-partial.json", identity=identity),
-        )
+    def curve_stages(
+        self, make: Callable[[float], StateDict], folder: Path
+    ) -> Callable[[PatchingTask], Stage]:
+        """Task -> what keeps its curve over alpha."""
+        depends = {
+            "clip": self.clip.anchor_id(),
+            "theta_0": hash_state(make(0.0)),
+            "theta_1": hash_state(make(1.0)),
+            "alphas": sorted({0.0, *self.settings.alphas}),
+        }
+        return lambda task: Stage.named_by_identity(
+            "the curve of a task", {**depends, "task": task.identity()}, folder / "sweep",
+            cache=self.cache,
+        )  # fmt: skip
 
     def pictures(self, tasks: Sequence[PatchingTask]) -> list[Tensor]:
         """Training pictures from which batch-norm statistics are estimated."""
-        return training_pictures(
-            self.clip, tasks, self.finetune_settings, num_batches=16, seed=self.seed
-        )
+        return training_pictures(self.clip, tasks, self.settings, num_batches=16, seed=self.seed)
 
     def with_statistics(
         self, theta: StateDict, alpha: float, pictures: Callable[[], Sequence[Tensor]]

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
 from terralign.train.loop import Prepared, fit
 from terralign.train.losses import cosines
@@ -98,16 +97,24 @@ def pretrain(
         loss = contrastive_loss(images, texts, scale.clamp(max=greatest).exp())
         return loss, {"logit_scale": float(scale.detach().exp())}, len(pictures)
 
-    identity = {
-        "stage": "pretrain",
-        "settings": settings.model_dump(mode="json"),
-        "data": samples.fingerprint,
-    }
     fit(
         model, loss_function, batches, settings, folder,
-        identity=identity, seed=seed, label="pretrain", tensorboard=tensorboard,
+        identity=pretrain_depends(samples, settings, seed=seed),
+        seed=seed, label="pretrain", tensorboard=tensorboard,
     )  # fmt: skip
     model.eval().requires_grad_(False)
     with torch.no_grad():
         cast(nn.Parameter, model.logit_scale).clamp_(max=greatest)
     return clip
+
+
+def pretrain_depends(
+    samples: SampleSet, settings: PretrainSettings, *, seed: int
+) -> dict[str, Any]:
+    """All that the pretrained CLIP depends on, as hashes and names."""
+    return {
+        "stage": "pretrain",
+        "settings": settings.model_dump(mode="json"),
+        "data": samples.fingerprint,
+        "seed": seed,
+    }

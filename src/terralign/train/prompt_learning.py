@@ -17,10 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from terralign.datasets.sample import require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import ModelError, RecipeError
-from terralign.evaluation.classification import require_labels, score_classes
+from terralign.evaluation.classification import score_classes
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult
 from terralign.train.finetune import PatchingTask

@@ -44,6 +44,10 @@ class LoopSettings(BaseModel):
     """Steps between validations; None: once, at the end of each epoch, where there is a validation
     set and `keep` is "best"."""
 
+    def values_of(self, kind: type[LoopSettings]) -> dict[str, Any]:
+        """The values of the fields that `kind`, a class that this one derives from, has."""
+        return self.model_dump(mode="json", include=set(kind.model_fields))
+
 
 # Before both stages
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.custom import Encoder, make_encoder, measure_width
 from terralign.encoders.sensor import (
@@ -26,7 +26,6 @@ from terralign.encoders.sensor import (
     load_initial_weights,
 )
 from terralign.errors import RecipeError, SensorError
-from terralign.evaluation.embed import optical_layout
 from terralign.preprocess import InputSpec, scale_composite, to_physical
 from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS, Composite, Sensor, find_sensor

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.datasets.batches import read_ahead
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.evaluation.classification import require_labels, score_classes
+from terralign.evaluation.classification import score_classes
 from terralign.preprocess import ViewSpec, make_ready, resize, scale_bands
 from terralign.train.student import student_layout
 from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures

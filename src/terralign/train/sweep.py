@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.batches import read_ahead
+from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import require_labels
-from terralign.evaluation.embed import optical_layout
 from terralign.evaluation.metrics import hit_probability, multilabel_metrics
-from terralign.files import read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress
 from terralign.train.finetune import PatchingTask
+from terralign.train.stage import Stage, run_stage
 
 READY_LIMIT_BYTES = 1024**3
 """Ready tensors of the sweep held in memory at a time; larger sets go through in pieces."""
@@ -57,25 +55,6 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepMemory:
-    """Where a sweep keeps the tasks it has finished, for another call that is the same."""
-
-    path: Path
-    identity: str
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Task name -> alpha -> value; empty where there is nothing of the same sweep."""
-        if not self.path.is_file():
-            return {}
-        kept = read_json(self.path)
-        return dict(kept["values"]) if kept.get("identity") == self.identity else {}
-
-    def write(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Keep what is known so far."""
-        write_json(self.path, {"identity": self.identity, "values": values})
-
-
 def sweep(
     clip: ClipModel,
     make: Callable[[float], StateDict],
@@ -85,35 +64,25 @@ def sweep(
     supported: Sequence[PatchingTask],
     batch_size: int = 128,
     limit_bytes: int = READY_LIMIT_BYTES,
-    memory: SweepMemory | None = None,
+    stage_of: Callable[[PatchingTask], Stage] | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Validation accuracy of every alpha; each image is decoded and preprocessed once for all.
 
     `make(alpha)`: the RGB tower's weights there. Ready tensors are held up to `limit_bytes`; a
-    larger set goes through in pieces, each of them through all alphas. Of features only scores are
-    kept (`Tally`). With `memory`, tasks that an interrupted call finished are not done again.
+    larger set goes through in pieces, each of them through all alphas. `stage_of`: what keeps the
+    curve of a task, so that no task is swept twice.
     """
-    device = next(clip.model.parameters()).device
-    visual = copy.deepcopy(clip.visual).to(device)
-    all_tasks = [*validation, *supported]
-    names = unique_names(all_tasks)
-    values = memory.read() if memory is not None else {}
-    left = [number for number, name in enumerate(names) if name not in values]
-    total = sum(len(all_tasks[number].samples) for number in left) * len(alphas)
-    with Progress(f"sweep over {len(alphas)} alphas", total=total, unit="sample") as progress:
-        for number in left:
-            task = all_tasks[number]
-            weights = task.weights(clip)
-            tallies = {alpha: Tally(task, weights) for alpha in alphas}
-            for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
-                for alpha in alphas:
-                    visual.load_state_dict(make(alpha))
-                    for batch in piece:
-                        tallies[alpha].add(embed_ready(visual, batch.to(device)))
-                        progress.advance(len(batch))
-            values[names[number]] = {str(alpha): tally.value() for alpha, tally in tallies.items()}
-            if memory is not None:
-                memory.write(values)
+    tasks = [*validation, *supported]
+
+    def values_of(task: PatchingTask) -> dict[str, float]:
+        def measure() -> dict[str, Any]:
+            return {"values": task_values(clip, make, alphas, task, batch_size, limit_bytes)}
+
+        found = measure() if stage_of is None else run_stage(stage_of(task), measure)
+        return dict(found["values"])
+
+    values = dict(zip(unique_names(tasks), map(values_of, tasks), strict=True))
+    names = list(values)
     split = len(validation)
     return tuple(
         SweepPoint(
@@ -123,6 +92,31 @@ def sweep(
         )
         for alpha in alphas
     )
+
+
+def task_values(
+    clip: ClipModel,
+    make: Callable[[float], StateDict],
+    alphas: Sequence[float],
+    task: PatchingTask,
+    batch_size: int,
+    limit_bytes: int,
+) -> dict[str, float]:
+    """Alpha, as text -> the task's top1 or macro_map; scores are kept, not features (`Tally`)."""
+    device = next(clip.model.parameters()).device
+    visual = copy.deepcopy(clip.visual).to(device)
+    weights = task.weights(clip)
+    tallies = {alpha: Tally(task, weights) for alpha in alphas}
+    label = f"sweep over {len(alphas)} alphas of {task.samples.name} {task.samples.split}"
+    total = len(task.samples) * len(alphas)
+    with Progress(label, total=total, unit="sample") as progress:
+        for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
+            for alpha in alphas:
+                visual.load_state_dict(make(alpha))
+                for batch in piece:
+                    tallies[alpha].add(embed_ready(visual, batch.to(device)))
+                    progress.advance(len(batch))
+    return {str(alpha): tally.value() for alpha, tally in tallies.items()}
 
 
 def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:

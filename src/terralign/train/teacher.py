@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.datasets.batches import read_ahead
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
-from terralign.evaluation.embed import optical_layout
-from terralign.files import check_free_space, hash_file, hash_json, read_json, write_json
+from terralign.files import check_free_space, hash_file, read_json, write_json
 from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
 from terralign.progress import Progress
+from terralign.train.stage import Stage, run_stage
 
 SECONDS_BETWEEN_FLUSHES = 15.0
 
@@ -73,17 +73,25 @@ def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
     return features.float().clone()
 
 
-def views_name(clip: ClipModel, samples: SampleSet, plan: ViewPlan) -> str:
-    """The hash that names stored views."""
-    return hash_json(
-        {
-            "teacher": clip.anchor_id(),
-            "data": samples.fingerprint,
-            "views": plan.spec.model_dump(mode="json"),
-            "num_views": plan.num_views,
-            "seed": plan.seed,
-            "format": 2,
-        }
+def views_stage(
+    clip: ClipModel,
+    samples: SampleSet,
+    plan: ViewPlan,
+    folder: Path,
+    *,
+    cache: Path | None = None,
+) -> Stage:
+    """What keeps the stored views of one teacher, data set and plan."""
+    depends = {
+        "teacher": clip.anchor_id(),
+        "data": samples.fingerprint,
+        "views": plan.spec.model_dump(mode="json"),
+        "num_views": plan.num_views,
+        "seed": plan.seed,
+        "format": 2,
+    }
+    return Stage.named_by_identity(
+        "the teacher's views", depends, folder, prefix="views-", suffixes=(".npy",), cache=cache
     )
 
 
@@ -94,19 +102,17 @@ def stored_views(
     folder: Path,
     *,
     batch_size: int = 128,
+    cache: Path | None = None,
 ) -> NDArray[np.float16]:
     """(V, N, D) float16 embeddings of the views, memory-mapped from `folder`.
 
-    Computed where they are not there yet; a call that was interrupted goes on where the last one
-    stopped. The checksum is verified at every opening; a damaged file is a `StorageError`.
+    Computed where they do not exist yet, or linked from `cache`; an interrupted call is resumed.
+    The checksum is verified at every opening; a damaged file is a `StorageError`.
     """
-    name = views_name(clip, samples, plan)
-    path = folder / f"views-{name}.npy"
-    note = folder / f"views-{name}.json"
-    if not (path.is_file() and note.is_file()):
-        _compute(clip, samples, plan, path, batch_size)
-    expected = read_json(note)["sha256"]
-    if hash_file(path) != expected:
+    stage = views_stage(clip, samples, plan, folder, cache=cache)
+    note, path = stage.note, stage.note.with_suffix(".npy")
+    kept = run_stage(stage, lambda: _compute(clip, samples, plan, path, batch_size))
+    if hash_file(path) != kept["sha256"]:
         raise StorageError(f"{path} is damaged; delete it and {note.name} to compute it again")
     shape = (plan.num_views, len(samples), clip.dim)
     views: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -117,9 +123,23 @@ def stored_views(
 
 def _compute(
     clip: ClipModel, samples: SampleSet, plan: ViewPlan, path: Path, batch_size: int
+) -> dict[str, Any]:
+    """What the note holds of the views in `path`, which are computed unless they are complete."""
+    shape = (plan.num_views, len(samples), clip.dim)
+    if not path.is_file():
+        _compute_blocks(clip, samples, plan, path, shape, batch_size)
+    return {"sha256": hash_file(path), "shape": list(shape), "samples": samples.name}
+
+
+def _compute_blocks(
+    clip: ClipModel,
+    samples: SampleSet,
+    plan: ViewPlan,
+    path: Path,
+    shape: tuple[int, ...],
+    batch_size: int,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (plan.num_views, len(samples), clip.dim)
     partial = path.with_suffix(".partial.npy")
     state = path.with_suffix(".partial.json")
     blocks = [
@@ -165,11 +185,6 @@ def _compute(
                 flushed = time.monotonic()
     views.flush()
     del views
-    # The note first: a kill between the two then costs no view.
-    write_json(
-        path.with_suffix(".json"),
-        {"sha256": hash_file(partial), "shape": list(shape), "samples": samples.name},
-    )
     os.replace(partial, path)
     state.unlink(missing_ok=True)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from terralign.chips import Units
+from terralign.datasets.class_folders import require_inside
 from terralign.datasets.pixels import Pixels
+from terralign.datasets.sample import require_whole_split
 from terralign.errors import DataError, SplitError
 from terralign.scenes.pictures import Size
 from terralign.sensors import Sensor, find_sensor
@@ -19,7 +21,7 @@ LabelKind = Literal["single", "multi", "captions", "none"]
 
 
 class PixelSettings(BaseModel):
-    """What the numbers of one sensor's files mean, where the files do not say it themselves."""
+    """What the numbers of one sensor's files mean, where the files do not state it themselves."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -44,7 +46,7 @@ class Declaration(BaseModel):
     reader: str
     """How the data set lies on disk."""
     classes: dict[str, str] | None = Field(default=None, min_length=1)
-    """What the data call a class -> the class as prompts say it; every one once."""
+    """What the data call a class -> the class in prompts, each once."""
     prompts: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Templates with `{}` for the class; left out, the caller's prompt set is used."""
     sensors: Mapping[str, PixelSettings] | None = None
@@ -81,39 +83,52 @@ class Declaration(BaseModel):
         raise NotImplementedError
 
     @property
-    def sensor_keys(self) -> tuple[str, ...]:
-        """The sensors as the file names them: built-in names and TOML files."""
-        return tuple(self.sensors or ())
-
-    @property
-    def split_names(self) -> tuple[str, ...] | None:
-        """The splits that are declared; None where every split name gives the whole."""
-        return None if self.splits is None else tuple(self.splits)
-
-    @property
     def location(self) -> str:
         """The file or folder that its samples lie in, beside the TOML file or in the data root."""
         raise NotImplementedError
 
+    @property
+    def sensor_keys(self) -> tuple[str, ...]:
+        """The sensors as the file names them: built-in names and TOML files."""
+        return tuple(self.sensors or ())
 
-def require_classes(declaration: Declaration, *, labelled: bool, remedy: str) -> None:
-    """Raise `ValueError` where classes or prompts have no effect, or classes are missing."""
-    if labelled and declaration.classes is None:
-        raise ValueError(f"[classes] is missing; {remedy}")
-    for key in ("classes", "prompts"):
-        if not labelled and getattr(declaration, key) is not None:
-            raise ValueError(f"{key} has no effect on samples without labels; {remedy}")
+    def require_classes(self, *, labelled: bool, remedy: str) -> None:
+        """Raise `ValueError` where classes or prompts have no effect, or classes are missing."""
+        if labelled and self.classes is None:
+            raise ValueError(f"[classes] is missing; {remedy}")
+        for key in ("classes", "prompts"):
+            if not labelled and getattr(self, key) is not None:
+                raise ValueError(f"{key} has no effect on samples without labels; {remedy}")
+
+    def find_split(self, split: str, path: Path) -> Any:
+        """How the reader finds a split's samples, None for all; `SplitError` if undeclared."""
+        if self.splits is None:
+            require_whole_split(self.name, split)
+            return None
+        if split != "all" and split not in self.splits:
+            raise SplitError(
+                f"data set {self.name!r} has no split {split!r}; {path} declares "
+                f"{', '.join(self.splits)}"
+            )
+        return self.splits.get(split)
 
 
 def sensor_of(key: str, path: Path, data_root: Path | None) -> Sensor:
     """The sensor that the declaration in the file `path` calls `key`; a TOML's path is found as any
     other path of the file."""
-    return find_sensor(str(find_path(key, path, data_root)) if key.endswith(".toml") else key)
+    return find_sensor(str(_find(key, path, data_root, "sensor")) if key.endswith(".toml") else key)
 
 
-def find_path(entry: str, path: Path, data_root: Path | None, *, what: str = "sensor") -> Path:
-    """A path that the declaration in the file `path` names: relative to that file, else to the data
-    root. `DataError`, with `what` it is of, says where it was looked for."""
+def find_inside(entry: str, path: Path, data_root: Path, *, what: str) -> Path:
+    """A path below the file `path` that declares it, else below the data root.
+
+    `DataError`, with `what` it is of, for one that leads outside or is not found.
+    """
+    require_inside(entry, origin=f"{path}: {what}")
+    return _find(entry, path, data_root, what)
+
+
+def _find(entry: str, path: Path, data_root: Path | None, what: str) -> Path:
     paths = TomlPaths.beside(path, data_root)
     found = paths.find(entry)
     if found is None:
@@ -135,32 +150,26 @@ def sensors_of(
     for key, settings in tables.items():
         sensor = sensor_of(key, path, data_root)
         if sensor.name in found:
-            raise DataError(f"{path}: sensors.{key}: sensor {sensor.name!r} is there already")
+            raise DataError(f"{path}: sensors.{key}: sensor {sensor.name!r} is named twice")
         found[sensor.name] = (sensor, settings)
     return list(found.values())
 
 
 def pixels_of(
-    sensor: Sensor, settings: PixelSettings, *, size: Size | None, pictures: bool, origin: str
+    sensor: Sensor,
+    settings: PixelSettings,
+    *,
+    size: Size | None,
+    origin: str,
+    pictures: bool | None = None,
 ) -> Pixels:
-    """How a sensor's files are decoded; `pictures`: JPEG, PNG and the like, which say it all."""
-    if pictures:
-        for key in PixelSettings.model_fields:
-            if getattr(settings, key) is not None:
+    """How a sensor's files are decoded.
+
+    `pictures`: JPEG, PNG and the like, which need no settings; left out, those of sensor `rgb`.
+    """
+    values = {key: getattr(settings, key) for key in PixelSettings.model_fields}
+    if sensor.name == "rgb" if pictures is None else pictures:
+        for key, value in values.items():
+            if value is not None:
                 raise DataError(f"{origin}: {key} has no effect on sensor 'rgb'; leave it out")
-    return Pixels(
-        sensor=sensor,
-        size=size,
-        bands=settings.bands,
-        dn_offset=settings.dn_offset,
-        units=settings.units,
-        composite=settings.composite,
-    )
-
-
-def require_split(name: str, split: str, declared: Sequence[str], path: Path) -> None:
-    """Raise `DataError` unless `split` is declared, or is `all`."""
-    if split != "all" and split not in declared:
-        raise SplitError(
-            f"data set {name!r} has no split {split!r}; {path} declares {', '.join(declared)}"
-        )
+    return Pixels(sensor=sensor, size=size, **values)

@@ -6,7 +6,7 @@ sensor = "rgb"
 root = "harbours/images"          # beside this file, or in the data root
 prompts = ["an aerial photo of {}."]
 
-[classes]                         # folder -> class as prompts say it
+[classes]                         # folder -> class in prompts
 Dock = "a dock with ships"
 Yard = "a container yard"
 
@@ -16,29 +16,25 @@ test = "test.txt"
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from terralign.chips import Units
-from terralign.datasets.class_folders import open_folder, require_inside
+from terralign.datasets.class_folders import list_tree, open_folder, require_inside
 from terralign.datasets.declared.declaration import (
     Declaration,
     LabelKind,
     PixelSettings,
-    find_path,
+    find_inside,
     pixels_of,
-    require_classes,
-    require_split,
     sensor_of,
     sensors_of,
 )
-from terralign.datasets.declared.image_tree import Companion, add_sensors, open_tree
-from terralign.datasets.declared.located import FilePlaces
-from terralign.datasets.file_set import FileSet
+from terralign.datasets.file_set import FilePlaces, FileSet, PathSet
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import require_whole_split
+from terralign.errors import DataError
 from terralign.scenes.pictures import Size
 
 
@@ -50,8 +46,8 @@ class FolderSensor(PixelSettings):
     every sensor's folder, but for their ending."""
 
 
-class FolderDeclaration(Declaration):
-    """What the TOML file of a folder says."""
+class FolderDeclaration(PixelSettings, Declaration):
+    """What the TOML file of a folder says; the pixels' settings are those of GeoTIFFs."""
 
     reader: Literal["folder"]
     """How it lies on disk: one folder per class, or images without labels."""
@@ -65,21 +61,12 @@ class FolderDeclaration(Declaration):
     splits: dict[str, str] | None = Field(default=None, min_length=1)
     """Split -> list file, relative to the set's root, else to this file. Left out, the set has no
     splits, and `all`, `train`, `val` and `test` all name the whole of it."""
-    bands: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Of GeoTIFFs: the bands in the files' order, where the files do not name them."""
-    dn_offset: float | None = None
-    """Of GeoTIFFs: what is added to the DN before scaling."""
-    units: Units | None = None
-    """Of GeoTIFFs: "dn" or "physical"; left out, integers are DN."""
-    composite: str | None = None
-    """Of GeoTIFFs: which of the sensor's RGB recipes to use."""
     sensors: dict[str, FolderSensor] | None = Field(default=None, min_length=1)
-    """Several sensors, instead of `sensor` and what its numbers mean."""
+    """Several sensors, instead of `sensor` and its pixels' settings."""
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> FolderDeclaration:
-        require_classes(
-            self,
+        self.require_classes(
             labelled=self.unlabelled is None,
             remedy="images with labels need [classes], others unlabelled = true",
         )
@@ -87,7 +74,7 @@ class FolderDeclaration(Declaration):
             raise ValueError("key 'sensor' is missing")
         for key in ("sensor", *PixelSettings.model_fields):
             if self.sensors is not None and getattr(self, key) is not None:
-                raise ValueError(f"{key} has no effect beside [sensors]; say it there")
+                raise ValueError(f"{key} has no effect beside [sensors]; set it there")
         return self
 
     @property
@@ -96,7 +83,7 @@ class FolderDeclaration(Declaration):
 
     @property
     def sensor_keys(self) -> tuple[str, ...]:
-        return tuple(self.sensors) if self.sensor is None and self.sensors else (str(self.sensor),)
+        return (self.sensor,) if self.sensor is not None else tuple(self.sensors or ())
 
     @property
     def location(self) -> str:
@@ -110,67 +97,114 @@ def open_declared_folder(
     split: str,
     *,
     size: Size | None = None,
-) -> FileSet:
+) -> FileSet | PathSet:
     """Open one split of the data set that lies in a folder; `path`: the declaration's file."""
-    require_inside(declaration.root, origin=f"{path}: root")
-    root = find_path(declaration.root, path, data_root, what="root")
+    root = find_inside(declaration.root, path, data_root, what="root")
     split_list = _split_list(declaration, path, data_root, root, split)
-    (first_root, pixels), *others = _sensor_folders(declaration, path, data_root, root, size)
-    if declaration.classes is None:
-        samples = open_tree(
-            first_root, name=declaration.name, split=split, pixels=pixels, split_list=split_list
-        )
-    else:
-        samples = open_folder(
-            first_root,
-            name=declaration.name,
-            split=split,
-            classes=declaration.classes,
-            class_list=path.name,
-            pixels=pixels,
-            split_list=split_list,
-            prompts=declaration.prompts,
-            locate=FilePlaces(first_root),
-        )
-    if not others:
+    folders = _sensor_folders(declaration, path, data_root, root, size)
+    first_root, pixels = folders[0]
+    samples = open_folder(
+        first_root,
+        name=declaration.name,
+        split=split,
+        classes=declaration.classes,
+        class_list=path.name,
+        pixels=pixels,
+        split_list=split_list,
+        prompts=declaration.prompts,
+        locate=FilePlaces(first_root),
+    )
+    if len(folders) == 1:
         return samples
-    companions = [Companion(root=folder, pixels=pixels) for folder, pixels in others]
-    return add_sensors(samples, first_root, companions, whole=split_list is None)
+    return _with_sensors(samples, root, folders, whole=split_list is None)
 
 
 def _sensor_folders(
     declaration: FolderDeclaration, path: Path, data_root: Path, root: Path, size: Size | None
 ) -> list[tuple[Path, Pixels]]:
     """Each sensor's folder, and how its files are decoded."""
-    if declaration.sensors is None:
-        assert declaration.sensor is not None
+    if declaration.sensor is not None:
         sensor = sensor_of(declaration.sensor, path, data_root)
-        settings = PixelSettings(
-            **{key: getattr(declaration, key) for key in PixelSettings.model_fields}
-        )
-        pictures = sensor.name == "rgb"
-        return [(root, pixels_of(sensor, settings, size=size, pictures=pictures, origin=str(path)))]
+        return [(root, pixels_of(sensor, declaration, size=size, origin=str(path)))]
     folders = []
-    for sensor, settings in sensors_of(declaration.sensors, path, data_root):
+    for sensor, settings in sensors_of(declaration.sensors or {}, path, data_root):
         origin = f"{path}: sensors.{sensor.name}"
         require_inside(settings.root, origin=f"{origin}.root")
-        pictures = sensor.name == "rgb"
-        pixels = pixels_of(sensor, settings, size=size, pictures=pictures, origin=origin)
-        folders.append((root / settings.root, pixels))
+        folders.append(
+            (root / settings.root, pixels_of(sensor, settings, size=size, origin=origin))
+        )
     return folders
 
 
 def _split_list(
     declaration: FolderDeclaration, path: Path, data_root: Path, root: Path, split: str
 ) -> Path | None:
-    if declaration.splits is None:
-        require_whole_split(declaration.name, split)
+    entry = declaration.find_split(split, path)
+    if entry is None:
         return None
-    require_split(declaration.name, split, tuple(declaration.splits), path)
-    if split not in declaration.splits:
-        return None
-    entry = declaration.splits[split]
     require_inside(entry, origin=f"{path}: splits.{split}")
     if (root / entry).is_file():
-        return root / entry
-    return find_path(entry, path, data_root, what=f"splits.{split}")
+        return root / str(entry)
+    return find_inside(entry, path, data_root, what=f"splits.{split}")
+
+
+def _with_sensors(
+    samples: FileSet, root: Path, folders: Sequence[tuple[Path, Pixels]], *, whole: bool
+) -> PathSet:
+    """`samples` of the first of the sensors' `folders`, with the files of the others.
+
+    A sample without a file of every sensor is an error; so is, where the samples are the `whole` of
+    the data set, a file of another sensor that no sample has.
+    """
+    first_root = folders[0][0]
+    own = _by_stem(samples.files, first_root)
+    [(sensor, layout)] = samples.layouts.items()
+    layouts, decoders, files = {sensor: layout}, {sensor: samples.decode}, {sensor: samples.files}
+    for folder, pixels in folders[1:]:
+        images = list_tree(folder, name=samples.name, suffixes=pixels.suffixes, whole=whole)
+        found = _by_stem(images, folder)
+        _require_same(own, found, first_root, folder, whole=whole)
+        paths = tuple(found[stem] for stem in own)
+        layout, decode = pixels.open(paths[0])
+        layouts[layout.sensor.name], decoders[layout.sensor.name] = layout, decode
+        files[layout.sensor.name] = paths
+    return PathSet(
+        name=samples.name,
+        split=samples.split,
+        layouts=layouts,
+        keys=samples.keys,
+        root=root,
+        files={
+            sensor: [path.relative_to(root).as_posix() for path in paths]
+            for sensor, paths in files.items()
+        },
+        decoders=decoders,
+        content=[
+            *samples.content,
+            *(one.stat().st_size for paths in files.values() for one in paths),
+        ],
+        labels=samples.labels,
+        prompts=samples.prompts,
+    )
+
+
+def _by_stem(files: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Path below `root` without its ending -> file, in the order of `files`."""
+    found: dict[str, Path] = {}
+    for file in files:
+        stem = file.relative_to(root).with_suffix("").as_posix()
+        if stem in found:
+            raise DataError(f"{file} and {found[stem]} differ in their ending only; keep one")
+        found[stem] = file
+    return found
+
+
+def _require_same(
+    own: Mapping[str, Path], other: Mapping[str, Path], root: Path, other_root: Path, *, whole: bool
+) -> None:
+    missing = next((stem for stem in own if stem not in other), None)
+    if missing is not None:
+        raise DataError(f"{other_root} has no image {missing}, but {own[missing]} exists")
+    extra = next((stem for stem in other if stem not in own), None)
+    if whole and extra is not None:
+        raise DataError(f"{root} has no image {extra}, but {other[extra]} exists")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import shapely
 
-from terralign.datasets.declared.table_file import TableFile
 from terralign.errors import DataError, first_line
 from terralign.scenes.places import Bounds, is_geographic, wgs84_bounds
 
@@ -21,18 +21,23 @@ BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Footprints:
-    """The footprints of N rows; `crs`: None for degrees of WGS84, else PROJJSON."""
+    """Sample -> its WGS84 bounds, None where it has no footprint.
+
+    `values`: N geometries or boxes; `crs`: None for degrees of WGS84, else PROJJSON; `origin`: how
+    an error names them.
+    """
 
     values: pa.Array
     crs: str | None
+    origin: str
 
-    def bounds(self, row: int, origin: str) -> Bounds | None:
-        """WGS84 bounds of one row's footprint, None where it has none."""
-        value = self.values[row].as_py()
+    def __call__(self, index: int) -> Bounds | None:
+        value = self.values[index].as_py()
         if value is None:
             return None
+        origin = f"{self.origin}, sample {index}"
         try:
-            box = _box_of(value, in_degrees=self.crs is None or is_geographic(self.crs))
+            box = box_of(value, in_degrees=self.crs is None or is_geographic(self.crs))
         except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
             raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
         if box is None or self.crs is None:
@@ -40,40 +45,42 @@ class Footprints:
         return wgs84_bounds(box, self.crs, origin=origin)
 
 
-def read_footprints(table: TableFile, column: str) -> Footprints:
-    """The footprints in a column of a GeoParquet file; `DataError` where it holds none.
+def read_footprints(path: Path, column: str, values: pa.Array, geo: bytes | None) -> Footprints:
+    """The footprints in a column of the GeoParquet file `path`; `DataError` where it holds none.
 
-    The reference system is the column's own in the file's metadata, or that of the primary geometry
-    for a column of boxes; degrees of WGS84 where the metadata leave it out, as GeoParquet has it.
+    `geo`: the file's metadata. The reference system is the column's own there, or that of the
+    primary geometry for a column of boxes; degrees of WGS84 where it is left out (GeoParquet).
     """
-    values = table.columns[column]
     kind = values.type
     is_box = pa.types.is_struct(kind) and {field.name for field in kind} >= set(BOX_FIELDS)
     if not (is_box or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise DataError(
-            f"{table.path}: column {column!r} is of type {kind}; expected well-known binary "
+            f"{path}: column {column!r} is of type {kind}; expected well-known binary "
             f"geometries or boxes ({', '.join(BOX_FIELDS)}) of a GeoParquet file"
         )
-    return Footprints(values=values, crs=_crs_of(table, column))
+    crs = None if geo is None else _crs_of(path, column, geo)
+    return Footprints(values=values, crs=crs, origin=f"{path}, column {column!r}")
 
 
-def _crs_of(table: TableFile, column: str) -> str | None:
-    if table.geo is None:
-        return None
+def _crs_of(path: Path, column: str, geo: bytes) -> str | None:
     try:
-        geo = json.loads(table.geo)
-        described = geo["columns"].get(column) or geo["columns"][geo["primary_column"]]
+        columns = json.loads(geo)["columns"]
+        described = columns.get(column) or columns[json.loads(geo)["primary_column"]]
         encoding, crs = described.get("encoding", "WKB"), described.get("crs", "absent")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{table.path}: its GeoParquet metadata are damaged: {error}") from error
-    if encoding != "WKB" and column in geo["columns"]:
-        raise DataError(f"{table.path}: column {column!r} is encoded as {encoding}; expected WKB")
+        raise DataError(f"{path}: its GeoParquet metadata are damaged: {error}") from error
+    if encoding != "WKB" and column in columns:
+        raise DataError(f"{path}: column {column!r} is encoded as {encoding}; expected WKB")
     if crs is None:
-        raise DataError(f"{table.path}: column {column!r} has no reference system; set one")
+        raise DataError(f"{path}: column {column!r} has no reference system; set one")
     return None if crs == "absent" else json.dumps(crs)
 
 
-def _box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
+def box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
+    """The bounds of a struct's box or of a geometry in well-known binary; None of an empty one.
+
+    West is greater than east for parts in degrees that were cut at the antimeridian.
+    """
     if isinstance(value, dict):
         west, south, east, north = (value[name] for name in BOX_FIELDS)
         return None if west is None else (west, south, east, north)
@@ -86,6 +93,6 @@ def _box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
         parts = [part.bounds for part in geometry.geoms]
         eastern = [part[0] for part in parts if part[0] >= 0]
         western = [part[2] for part in parts if part[0] < 0]
-        if western and eastern and max(western) < min(eastern):  # cut at the antimeridian
+        if western and eastern and max(western) < min(eastern):
             return (min(eastern), south, max(western), north)
     return (west, south, east, north)

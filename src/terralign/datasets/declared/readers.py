@@ -1,13 +1,13 @@
-"""A data set nobody has seen, declared by its user in a TOML file. Nothing in it is guessed.
+"""A custom data set, declared by its user in a TOML file. Nothing in it is guessed.
 
 `reader` says how it lies on disk: "folder" (see `folder`), "table" (see `table`), "shards" (see
-`tars`).
+`webdataset`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from terralign.datasets.declared.folder import (
     open_declared_folder,
 )
 from terralign.datasets.declared.table import TableDeclaration, TableSensor, open_table
-from terralign.datasets.declared.tars import ShardsDeclaration, ShardSensor, open_shards
+from terralign.datasets.declared.webdataset import TarDeclaration, TarSensor, open_tars
 from terralign.datasets.facts import DatasetFacts
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
 from terralign.errors import DataError, nearest
@@ -28,29 +28,23 @@ from terralign.files import read_toml
 from terralign.scenes.pictures import Size
 from terralign.toml_values import explain
 
-READERS: dict[str, type[Declaration]] = {
-    "folder": FolderDeclaration,
-    "table": TableDeclaration,
-    "shards": ShardsDeclaration,
+READERS: dict[str, tuple[type[Declaration], type[BaseModel], Callable[..., SampleSet]]] = {
+    "folder": (FolderDeclaration, FolderSensor, open_declared_folder),
+    "table": (TableDeclaration, TableSensor, open_table),
+    "shards": (TarDeclaration, TarSensor, open_tars),
 }
-"""What a TOML file may name as its `reader`."""
-
-_SENSOR_TABLES: dict[str, type[BaseModel]] = {
-    "folder": FolderSensor,
-    "table": TableSensor,
-    "shards": ShardSensor,
-}
+"""`reader` of a TOML file -> what the file and its `[sensors.*]` may hold, and how it is opened."""
 
 
 def read_declaration(path: Path) -> Declaration:
     """Read and check a data set's TOML file; `DataError` says what is wrong and where."""
     values = read_toml(path, what="data set file", fault=DataError)
-    reader = _reader_of(values, path)
+    declaration, sensor, _ = READERS[_reader_of(values, path)]
     sensors = values.get("sensors")
-    if isinstance(sensors, dict):  # on their own, so that a misspelt key is told as one
+    if isinstance(sensors, dict):  # on their own, for the hint about a misspelt key
         for key, table in sensors.items():
-            _check(_SENSOR_TABLES[reader], table, f"{path}: sensors.{key}")
-    return _check(READERS[reader], values, str(path))
+            _check(sensor, table, f"{path}: sensors.{key}")
+    return _check(declaration, values, str(path))
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -64,12 +58,11 @@ def _check(model: type[Checked], values: Any, origin: str) -> Checked:
 
 
 def _reader_of(values: Mapping[str, Any], path: Path) -> str:
-    known = ", ".join(READERS)
     if "reader" not in values:
         misspelt = difflib.get_close_matches("reader", values, n=1)
         if misspelt:
             raise DataError(f"{path}: unknown key {misspelt[0]!r}; did you mean 'reader'?")
-        raise DataError(f"{path}: key 'reader' is missing; it is one of {known}")
+        raise DataError(f"{path}: key 'reader' is missing; it is one of {', '.join(READERS)}")
     reader = values["reader"]
     if reader not in READERS:
         raise DataError(f"{path}: unknown reader {reader!r}; {nearest(str(reader), READERS)}")
@@ -80,7 +73,7 @@ def declared_facts(
     declaration: Declaration, path: Path, data_root: Path | None = None
 ) -> DatasetFacts:
     """What is known of a declared data set before it is opened; `path`: its TOML file."""
-    labels, splits = declaration.label_kind, declaration.split_names
+    labels, splits = declaration.label_kind, declaration.splits
     return DatasetFacts(
         description=f"declared in {path.name}",
         sensors=tuple(sensor_of(key, path, data_root).name for key in declaration.sensor_keys),
@@ -101,9 +94,5 @@ def open_declared(
     `size`: RGB images are resized to it (see `decode_rgb`); GeoTIFFs keep theirs.
     """
     declaration = read_declaration(path)
-    if isinstance(declaration, TableDeclaration):
-        return open_table(declaration, path, data_root, split, size=size)
-    if isinstance(declaration, ShardsDeclaration):
-        return open_shards(declaration, path, data_root, split, size=size)
-    assert isinstance(declaration, FolderDeclaration)
-    return open_declared_folder(declaration, path, data_root, split, size=size)
+    open_one = READERS[declaration.reader][2]
+    return open_one(declaration, path, data_root, split, size=size)

@@ -17,7 +17,7 @@ bands = ["VV", "VH"]
 form = "single"                    # or "list", "separated", "columns"
 column = "crop"
 
-[classes]                          # value in the table -> class as prompts say it
+[classes]                          # value in the table -> class in prompts
 1 = "a wheat field"
 
 [columns]                          # each may be left out
@@ -33,51 +33,46 @@ train = ["a", "b"]
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terralign.chips import PixelLayout
 from terralign.datasets.class_folders import require_inside
+from terralign.datasets.declared.columns import Columns, LabelForm, first_true
 from terralign.datasets.declared.declaration import (
     Declaration,
     LabelKind,
     PixelSettings,
-    find_path,
+    find_inside,
     pixels_of,
-    require_classes,
-    require_split,
     sensors_of,
 )
 from terralign.datasets.declared.footprints import read_footprints
-from terralign.datasets.declared.labels import (
-    flag_labels,
-    list_labels,
-    separated_labels,
-    single_labels,
-)
-from terralign.datasets.declared.table_file import TableFile, first_true, read_table_file
-from terralign.datasets.declared.table_set import TableSet
-from terralign.datasets.file_set import Decode
-from terralign.datasets.fingerprint import fingerprint
+from terralign.datasets.file_set import Decode, PathSet
+from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
-from terralign.datasets.sample import Captions, Labels, require_whole_split, tell_unused
-from terralign.errors import DataError
-from terralign.files import hash_file
+from terralign.datasets.sample import tell_unused
+from terralign.errors import DataError, first_line, nearest
+from terralign.files import MAX_JSON_BYTES, hash_file, read_text
 from terralign.scenes.pictures import Size, describe_size
 
 logger = logging.getLogger(__name__)
 
-NUM_MEASURED = 1000
-"""Files whose sizes go into the fingerprint, spread evenly over a split: a million files are not
-all asked for theirs."""
+MAX_ROWS = 200_000_000
+MAX_TABLE_BYTES = 16 * 1024**3
+"""A table with more rows, or whose columns would take more memory, is refused before it is read."""
 
 _OUTSIDE = r"^[/\\~]|^.?:|\\|(?:^|/)\.\.(?:/|$)"
 """Paths that `require_inside` refuses, to find one among millions."""
@@ -95,7 +90,7 @@ class TableLabels(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    form: Literal["single", "list", "separated", "columns"]
+    form: LabelForm
     """One value in a column; a column of lists; texts with a separator between values; or one
     column of 0 and 1 per class, named as in [classes]."""
     column: str | None = None
@@ -122,7 +117,7 @@ class TableColumns(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     key: str | None = None
-    """The name of a sample, of which no two may be alike; left out, the first sensor's path."""
+    """The name of a sample, unique among them; left out, the first sensor's path."""
     split: str | None = None
     """The values that [splits] names."""
     date: str | None = None
@@ -130,7 +125,7 @@ class TableColumns(BaseModel):
     captions: str | None = None
     """A caption, or a list of captions."""
     footprint: str | None = None
-    """Where a sample lies: geometries or boxes of a GeoParquet file; left out, the rasters say."""
+    """Where a sample lies: geometries or boxes of a GeoParquet file; left out, its rasters'."""
 
 
 class TableDeclaration(Declaration):
@@ -140,8 +135,7 @@ class TableDeclaration(Declaration):
     table: str = Field(min_length=1)
     """The table."""
     root: str | None = Field(default=None, min_length=1)
-    """The folder that paths are relative to; left out, the
-    table's folder."""
+    """The folder that paths are relative to; left out, the table's folder."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Of a CSV: what stands between columns; left out, a comma."""
     sensors: dict[str, TableSensor] = Field(min_length=1)
@@ -152,7 +146,7 @@ class TableDeclaration(Declaration):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> TableDeclaration:
-        require_classes(self, labelled=self.labels is not None, remedy="see [labels]")
+        self.require_classes(labelled=self.labels is not None, remedy="see [labels]")
         if (self.splits is None) != (self.columns.split is None):
             raise ValueError("[splits] and columns.split have an effect only together")
         return self
@@ -184,179 +178,244 @@ def open_table(
     split: str,
     *,
     size: Size | None = None,
-) -> TableSet:
+) -> PathSet:
     """Open one split of the data set that a table lists; `path`: the declaration's file.
 
-    Files are not looked for before they are read. The fingerprint holds the hash of the whole
-    table, and the sizes of at most `NUM_MEASURED` files: pixels that change while the table stays
-    are noticed by those.
+    Files are opened when they are read. The fingerprint holds the hash of the whole table, and the
+    sizes of some files: pixels that change while the table stays are noticed by those.
     """
-    table_path = _find_table(declaration, path, data_root)
-    table = read_table_file(table_path, declaration.column_names(), delimiter=declaration.delimiter)
-    table = table.take(_rows_of(declaration, path, table, split))
+    table_path = find_inside(declaration.table, path, data_root, what="table")
+    table = read_table(table_path, declaration.column_names(), delimiter=declaration.delimiter)
+    rows = _rows_of(declaration, path, table, split)
+    columns = table.take(rows)
     root = table_path.parent
     if declaration.root is not None:
-        require_inside(declaration.root, origin=f"{path}: root")
-        root = find_path(declaration.root, path, data_root, what="root")
+        root = find_inside(declaration.root, path, data_root, what="root")
     layouts: dict[str, PixelLayout] = {}
     decoders: dict[str, Decode] = {}
-    files: dict[str, pa.Array] = {}
+    files: dict[str, list[str]] = {}
     for sensor, settings in sensors_of(declaration.sensors, path, data_root):
-        pixels = pixels_of(
-            sensor, settings, size=size, pictures=sensor.name == "rgb",
-            origin=f"{path}: sensors.{sensor.name}",
-        )  # fmt: skip
-        paths = files[sensor.name] = _paths(table, settings.column)
-        layouts[sensor.name], decoders[sensor.name] = pixels.open(root / paths[0].as_py())
-    columns = declaration.columns
-    keys = _keys(table, columns.key, next(iter(declaration.sensors.values())).column)
-    labels = _labels(table, declaration, class_list=path.name)
-    if labels is not None:
+        pixels = pixels_of(sensor, settings, size=size, origin=f"{path}: sensors.{sensor.name}")
+        paths = files[sensor.name] = _paths(columns, settings.column)
+        layouts[sensor.name], decoders[sensor.name] = pixels.open(root / paths[0])
+    given, labels = declaration.columns, None
+    if declaration.labels is not None and declaration.classes is not None:
+        form, column, separator = declaration.labels.model_dump().values()
+        labels = columns.labels(
+            form, column, declaration.classes, separator=separator, class_list=path.name
+        )
         tell_unused(labels, name=declaration.name, split=split)
-    size_kept = describe_size(size) if "rgb" in layouts else None
-    content = [size_kept, hash_file(table_path), *_sizes(root, files)]
-    return TableSet(
+    footprints = None
+    if (place := given.footprint) is not None:
+        footprints = read_footprints(table_path, place, columns.arrays[place], table.geo)
+    return PathSet(
         name=declaration.name,
         split=split,
         layouts=layouts,
-        keys=keys,
+        keys=_keys(columns, rows, given.key, next(iter(declaration.sensors.values())).column),
         root=root,
         files=files,
         decoders=decoders,
-        fingerprint=fingerprint(
-            name=declaration.name, split=split, keys=keys, layouts=layouts, content=content
-        ),
+        content=[
+            describe_size(size) if "rgb" in layouts else None,
+            hash_file(table_path),
+            *(_sizes(root, paths) for paths in files.values()),
+        ],
         labels=labels,
-        captions=None if columns.captions is None else _captions(table, columns.captions),
+        captions=None if given.captions is None else columns.captions(given.captions),
         prompts=declaration.prompts,
-        dates=None if columns.date is None else table.times(columns.date),
-        footprints=None if columns.footprint is None else read_footprints(table, columns.footprint),
+        dates=None if given.date is None else columns.times(given.date),
+        bounds_of=footprints,
     )
 
 
-def _find_table(declaration: TableDeclaration, path: Path, data_root: Path) -> Path:
-    require_inside(declaration.table, origin=f"{path}: table")
-    return find_path(declaration.table, path, data_root, what="table")
-
-
 def _rows_of(
-    declaration: TableDeclaration, path: Path, table: TableFile, split: str
+    declaration: TableDeclaration, path: Path, table: Table, split: str
 ) -> NDArray[np.int64]:
     """The rows of a split, in the table's order."""
-    rows = np.arange(len(table), dtype=np.int64)
-    if declaration.splits is None or declaration.columns.split is None:
-        require_whole_split(declaration.name, split)
+    rows = np.arange(table.num_rows, dtype=np.int64)
+    wanted = declaration.find_split(split, path)
+    if wanted is None or declaration.columns.split is None:
         return rows
-    require_split(declaration.name, split, tuple(declaration.splits), path)
-    if split not in declaration.splits:
-        return rows
-    wanted = declaration.splits[split]
     values = (wanted,) if isinstance(wanted, str) else wanted
-    column = table.texts(declaration.columns.split)
+    column = table.take(rows).texts(declaration.columns.split)
     for value in values:
         if not pc.any(pc.equal(column, value)).as_py():
             raise DataError(
                 f"{path}: splits.{split}: no row of {table.path} has {value!r} in column "
                 f"{declaration.columns.split!r}"
             )
-    _warn_of_unlisted(declaration, table, column)
+    _warn_of_unlisted(declaration, table.path, column)
+    return rows[_is_in(column, values)]
+
+
+def _is_in(column: pa.Array, values: Sequence[str]) -> NDArray[np.bool_]:
     chosen = pc.fill_null(pc.is_in(column, pa.array(values, pa.string())), False)
     mask: NDArray[np.bool_] = chosen.to_numpy(zero_copy_only=False)
-    return rows[mask]
+    return mask
 
 
-def _warn_of_unlisted(declaration: TableDeclaration, table: TableFile, column: pa.Array) -> None:
+def _warn_of_unlisted(declaration: TableDeclaration, table: Path, column: pa.Array) -> None:
     """Name once in a process the rows that belong to no declared split."""
     entries = (declaration.splits or {}).values()
     listed = [one for entry in entries for one in ([entry] if isinstance(entry, str) else entry)]
-    others = pc.invert(pc.fill_null(pc.is_in(column, pa.array(listed, pa.string())), False))
-    number = pc.sum(others).as_py()
-    if not number:
+    others = ~_is_in(column, listed)
+    if not others.any():
         return
-    values = sorted({value or "" for value in column.filter(others).unique().to_pylist()})
+    values = sorted({value or "" for value in column.filter(pa.array(others)).to_pylist()})
     shown = ", ".join(map(repr, values[:5])) + ", ..." * (len(values) > 5)
-    said = f"{number:,} rows are in no split: {declaration.columns.split} is {shown}"
-    if is_new(table.path, said):
-        logger.warning("data set %r: %s; [splits] lists the others", declaration.name, said)
+    found = f"{others.sum():,} rows are in no split: {declaration.columns.split} is {shown}"
+    if is_new(table, found):
+        logger.warning("data set %r: %s; [splits] lists the others", declaration.name, found)
 
 
-def _paths(table: TableFile, column: str) -> pa.Array:
+def _paths(columns: Columns, column: str) -> list[str]:
     """A column of paths below the root, with forward slashes."""
-    paths = table.full_texts(column)
+    paths = columns.full_texts(column)
     outside = pc.match_substring_regex(paths, _OUTSIDE)
     if pc.any(outside).as_py():
         row = first_true(outside)
-        require_inside(paths[row].as_py(), origin=f"{table.tell(row)}, column {column!r}")
-    return paths
+        require_inside(paths[row].as_py(), origin=f"{columns.name_of(row)}, column {column!r}")
+    found: list[str] = paths.to_pylist()
+    return found
 
 
-def _keys(table: TableFile, column: str | None, path_column: str) -> tuple[str, ...]:
+def _keys(
+    columns: Columns, rows: NDArray[np.int64], column: str | None, path_column: str
+) -> tuple[str, ...]:
     """The samples' names: those of `column`, else their paths without the ending."""
-    if column is not None:
-        keys = table.full_texts(column).to_pylist()
-        _require_different(table, keys, column)
-        return tuple(keys)
-    paths = table.texts(path_column)
-    stems = pc.replace_substring_regex(paths, r"\.[A-Za-z0-9]+$", "").to_pylist()
-    if len(set(stems)) < len(stems):
-        stems = paths.to_pylist()
-        _require_different(table, stems, path_column)
-    return tuple(stems)
+    texts = columns.full_texts(column or path_column)
+    keys: list[str] = texts.to_pylist()
+    if column is None:
+        stems = pc.replace_substring_regex(texts, r"\.[A-Za-z0-9]+$", "").to_pylist()
+        keys = stems if len(set(stems)) == len(stems) else keys
+    if len(set(keys)) < len(keys):
+        seen: dict[str, int] = {}
+        for position, key in enumerate(keys):
+            if key in seen:
+                raise DataError(
+                    f"{columns.name_of(position)} has {key!r} in column {column or path_column!r}, "
+                    f"as row {rows[seen[key]] + 1} has; every sample needs a unique name "
+                    "(columns.key)"
+                )
+            seen[key] = position
+    return tuple(keys)
 
 
-def _require_different(table: TableFile, keys: Sequence[str], column: str) -> None:
-    if len(set(keys)) == len(keys):
-        return
-    seen: dict[str, int] = {}
-    for row, key in enumerate(keys):
-        if key in seen:
-            raise DataError(
-                f"{table.tell(row)} has {key!r} in column {column!r}, as row "
-                f"{table.numbers[seen[key]]} has; every sample needs a name of its own "
-                "(columns.key)"
-            )
-        seen[key] = row
+def _sizes(root: Path, paths: Sequence[str]) -> list[int | None]:
+    """Bytes of about a thousand of the files: a million are not all asked for theirs."""
+    return sampled_sizes([root / one for one in paths[:: max(1, len(paths) // 1000)]])
 
 
-def _labels(table: TableFile, declaration: TableDeclaration, *, class_list: str) -> Labels | None:
-    """The labels in the form that is declared."""
-    said, classes = declaration.labels, declaration.classes
-    if said is None or classes is None:
-        return None
-    if said.column is None:
-        flags = {value: table.texts(value) for value in classes}
-        return flag_labels(flags, classes, table.tell, class_list=class_list)
-    if said.form == "single":
-        texts = table.texts(said.column)
-        return single_labels(texts, classes, table.tell, class_list=class_list)
-    if said.separator is not None:
-        texts = table.texts(said.column)
-        return separated_labels(texts, said.separator, classes, table.tell, class_list=class_list)
-    lists = table.text_lists(said.column)
-    return list_labels(lists, classes, table.tell, class_list=class_list)
+# The file
 
 
-def _captions(table: TableFile, column: str) -> Captions:
-    """The captions of each sample, empty ones left out; at least one."""
-    if not table.holds_lists(column):
-        return tuple((text,) for text in table.full_texts(column).to_pylist())
-    captions = []
-    for row, texts in enumerate(table.text_lists(column).to_pylist()):
-        kept = tuple(text for text in texts or () if text and text.strip())
-        if not kept:
-            raise DataError(f"{table.tell(row)} has no caption in column {column!r}")
-        captions.append(kept)
-    return tuple(captions)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """The columns that were read of a file, each of one chunk; `geo`: GeoParquet's metadata."""
+
+    path: Path
+    arrays: Mapping[str, pa.Array]
+    geo: bytes | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, rows: NDArray[np.int64]) -> Columns:
+        """These rows, counted from 0; errors count them from 1, the header apart."""
+        return Columns(
+            origin=self.path,
+            arrays={name: one.take(pa.array(rows)) for name, one in self.arrays.items()},
+            name_of=lambda position: f"{self.path}: row {rows[position] + 1}",
+        )
 
 
-def _sizes(root: Path, files: Mapping[str, pa.Array]) -> list[int | None]:
-    """Bytes of some files of each sensor, spread evenly; None for one that is missing."""
-    sizes: list[int | None] = []
-    for paths in files.values():
-        chosen = np.unique(np.linspace(0, len(paths) - 1, NUM_MEASURED).round().astype(np.int64))
-        for text in paths.take(pa.array(chosen)).to_pylist():
-            try:
-                sizes.append((root / text).stat().st_size)
-            except OSError:
-                sizes.append(None)
-    return sizes
+def read_table(path: Path, columns: Sequence[str], *, delimiter: str | None = None) -> Table:
+    """Read `columns` of a Parquet file, or of a CSV with a header line.
+
+    `delimiter`: that of a CSV; None for a comma. Raises `DataError` where the file is missing,
+    damaged, too large or no table, where it lacks a column (with the nearest one) or has no row.
+    """
+    if not path.is_file():
+        raise DataError(f"table {path} not found")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    geo = None
+    try:
+        if start == b"PAR1":
+            if delimiter is not None:
+                raise DataError(f"{path} is Parquet: delimiter has no effect on it; leave it out")
+            table, geo = _read_parquet(path, columns)
+        elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
+            table = _read_csv(path, columns, delimiter or ",", start)
+        else:
+            raise DataError(f"table {path} is neither Parquet nor a .csv; convert it to one")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DataError(f"table {path} is damaged: {first_line(error)}") from error
+    if not table.num_rows:
+        raise DataError(f"table {path} has no rows")
+    return Table(path=path, arrays={one: _one_array(table[one]) for one in columns}, geo=geo)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    array = pa.concat_arrays(column.unify_dictionaries().chunks)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> tuple[pa.Table, bytes | None]:
+    with pq.ParquetFile(path) as file:
+        metadata, schema = file.metadata, file.schema_arrow
+        _require_columns(path, columns, schema.names)
+        wanted = [
+            position
+            for position in range(metadata.num_columns)
+            if metadata.schema.column(position).path.split(".")[0] in columns
+        ]
+        num_bytes = sum(
+            metadata.row_group(group).column(position).total_uncompressed_size
+            for group in range(metadata.num_row_groups)
+            for position in wanted
+        )
+        _require_size(path, metadata.num_rows, num_bytes)
+        return file.read(columns=list(columns)), (schema.metadata or {}).get(b"geo")
+
+
+def _read_csv(path: Path, columns: Sequence[str], delimiter: str, start: bytes) -> pa.Table:
+    _require_size(path, 0, path.stat().st_size)
+    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    options: dict[str, Any] = {
+        "read_options": pa_csv.ReadOptions(encoding="utf-16" if is_utf16 else "utf8"),
+        "parse_options": pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+    }
+    texts = pa_csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict.fromkeys(columns, pa.string()),
+        strings_can_be_null=False,
+    )
+    try:
+        with pa_csv.open_csv(path, **options) as reader:
+            names = reader.schema.names
+        _require_columns(path, columns, names)
+        return pa_csv.read_csv(path, convert_options=texts, **options)
+    except pa.ArrowException as error:
+        if "UTF8" in str(error) and path.stat().st_size <= MAX_JSON_BYTES:  # names the line
+            read_text(path, what="table", fault=DataError, max_bytes=MAX_JSON_BYTES)
+        raise DataError(
+            f"table {path} cannot be read with {delimiter!r} between columns: {first_line(error)}"
+        ) from error
+
+
+def _require_columns(path: Path, columns: Sequence[str], found: Sequence[str]) -> None:
+    for name in columns:
+        if found.count(name) != 1:
+            fault = "has several columns" if name in found else "has no column"
+            raise DataError(f"table {path} {fault} {name!r}; {nearest(name, found)}")
+
+
+def _require_size(path: Path, num_rows: int, num_bytes: int) -> None:
+    if num_rows > MAX_ROWS or num_bytes > MAX_TABLE_BYTES:
+        raise DataError(
+            f"table {path} has {num_rows} rows and {num_bytes / 2**30:.1f} GiB, more than the "
+            f"limit of {MAX_ROWS} rows and {MAX_TABLE_BYTES / 2**30:.0f} GiB; split it"
+        )

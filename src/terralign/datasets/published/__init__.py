@@ -1,4 +1,4 @@
-"""Data sets in the layouts in which their archives are published, one module per archive.
+"""Data sets in the layouts in which their archives are published.
 
-`arrays`, `listing`, `label_files` and `corine` are what several of them share.
+`arrays`, `geotiffs` and `corine` are what several of them share.
 """

@@ -12,7 +12,6 @@ where with ESA's offset of 1000 they could not, and its band means are those of 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,30 +19,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
 
 from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.array_set import ArraySet
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import sampled_sizes
-from terralign.datasets.published.arrays import choose_rows, make_array_set, read_array
+from terralign.datasets.listing import log_left_out
+from terralign.datasets.published.arrays import choose_rows, patch_keys, read_array
 from terralign.datasets.published.corine import NumClasses, labels_from_pixels, nomenclature
+from terralign.datasets.published.geotiffs import RESAMPLING, read_bands
 from terralign.datasets.sample import Labels, Place
-from terralign.errors import DataError, first_line
-from terralign.scenes.geotiff import open_geotiff, valid_by_file
-from terralign.sensors import SENSORS
-
-logger = logging.getLogger(__name__)
+from terralign.errors import DataError
+from terralign.files import hash_file
+from terralign.sensors import SENSORS, Sensor
 
 OPTICAL, RADAR = SENSORS["sentinel2-l2a"], SENSORS["sentinel1-grd"]
+DTYPES = {OPTICAL.name: "uint16", RADAR.name: "float32"}
 
 PATCH_M = 1200
 SIDE = 120
 """Metres, and pixels at 10 m, of a patch."""
 
-RESAMPLING = "bilinear"
-"""How bands of 20 and 60 m are brought to the 10 m grid."""
+COVERED = "snow, cloud or shadow covers them"
+"""Why patches are left out of every split."""
 
 MINI_BANDS = ("B02", "B03", "B04", "B08")
 MINI_PERIOD = 5
@@ -62,7 +60,7 @@ def open_bigearthnet_mini(data_root: Path, split: str, *, num_classes: NumClasse
     decibel = read_array(path, "s1_db", shape=(len(dn), 2, SIDE, SIDE), kind="f")
     codes = read_array(path, "clc", shape=(len(dn), SIDE, SIDE), kind="iu")
     rows = choose_rows(name, split, len(dn), MINI_SPLITS, MINI_PERIOD)
-    return make_array_set(
+    return ArraySet(
         name=name,
         split=split,
         arrays={OPTICAL.name: dn, RADAR.name: decibel},
@@ -70,8 +68,9 @@ def open_bigearthnet_mini(data_root: Path, split: str, *, num_classes: NumClasse
             OPTICAL.name: make_layout(OPTICAL, MINI_BANDS, units="dn", composite="paper-l2a"),
             RADAR.name: make_layout(RADAR, ("VV", "VH"), units="physical"),
         },
+        keys=patch_keys(rows),
         rows=rows,
-        source=path,
+        content=[hash_file(path)],
         labels=make_labels(labels_from_pixels(codes[rows], num_classes), num_classes),
     )
 
@@ -102,68 +101,40 @@ def patch_layouts(*, radar: bool) -> dict[str, PixelLayout]:
     return layouts
 
 
-def read_patch(patch: Path) -> NDArray[Any]:
-    """The 12 bands of a Sentinel-2 patch folder: (12, 120, 120) uint16 DN in the sensor's order."""
-    pixels = np.empty((len(OPTICAL.bands), SIDE, SIDE), dtype=np.uint16)
-    for band, channel in zip(OPTICAL.bands, pixels, strict=True):
-        side = round(PATCH_M / (band.gsd_m or 10))
-        read_band(patch / f"{patch.name}_{band.name}.tif", side, channel)
-    return pixels
-
-
-def read_radar(patch: Path) -> NDArray[Any]:
-    """VV and VH of a Sentinel-1 patch folder: (2, 120, 120) float32 sigma0 in dB."""
-    pixels = np.empty((len(RADAR.bands), SIDE, SIDE), dtype=np.float32)
-    for band, channel in zip(RADAR.bands, pixels, strict=True):
-        read_band(patch / f"{patch.name}_{band.name}.tif", SIDE, channel)
-    return pixels
+def read_patch(patch: Path, sensor: Sensor) -> NDArray[Any]:
+    """(C, 120, 120) of a patch's folder, in the sensor's order: uint16 DN or float32 dB."""
+    pixels = [
+        read_bands(
+            patch / f"{patch.name}_{band.name}.tif",
+            count=1,
+            side=round(PATCH_M / (band.gsd_m or 10)),
+            dtypes=(DTYPES[sensor.name],),
+            out_side=SIDE,
+        )
+        for band in sensor.bands
+    ]
+    return np.concatenate(pixels)
 
 
 def decode_patch(patch: Path, partners: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
     """Sensor -> pixels of a patch; `partners`: patch name -> its Sentinel-1 folder, if any."""
-    pixels = {OPTICAL.name: read_patch(patch)}
+    pixels = {OPTICAL.name: read_patch(patch, OPTICAL)}
     if patch.name in partners:
-        pixels[RADAR.name] = read_radar(partners[patch.name])
+        pixels[RADAR.name] = read_patch(partners[patch.name], RADAR)
     return pixels
-
-
-def read_band(path: Path, side: int, into: NDArray[Any]) -> None:
-    """Read a GeoTIFF of one band and `side` pixels into an array of SIDE, of the same type.
-
-    Numbers without data become NaN, or 0 among whole numbers.
-    """
-    with open_geotiff(path) as source:
-        found = (source.count, source.height, source.width, source.dtypes[0])
-        if found != (1, side, side, str(into.dtype)):
-            raise DataError(
-                f"{path} is {source.count}x{source.height}x{source.width} {source.dtypes[0]}; "
-                f"expected one {into.dtype} band of {side}x{side} pixels"
-            )
-        try:
-            source.read(1, out=into, resampling=Resampling[RESAMPLING])
-            valid = valid_by_file(source, into[None])[0]
-        except (RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {first_line(error)}") from error
-    into[~valid] = np.nan if np.issubdtype(into.dtype, np.floating) else 0
 
 
 def keep_labelled(
     name: str, split: str, values: NDArray[np.bool_], num_classes: NumClasses
 ) -> NDArray[np.int64]:
-    """The rows to keep: all of them, save those without a label in the 19 classes.
+    """The rows to keep: all but those without a label in the 19 classes.
 
-    The 19 classes dropped eleven of the 43, and a patch of which nothing else remains says nothing
-    about any of them: its publishers leave such patches out of their splits, and so does this,
-    saying how many. In 43 and in 5 classes every patch has a label.
+    The 19 classes dropped eleven of the 43, and a patch with nothing else has no label: its
+    publishers leave such patches out of their splits. In 43 and 5 classes every patch has a label.
     """
     labelled = np.flatnonzero(values.any(axis=1))
-    left_out = len(values) - len(labelled)
-    if left_out:
-        logger.info(
-            "%s, split %r: %d of %d patches left out, because none of their classes is among "
-            "the %d",
-            name, split, left_out, len(values), num_classes,
-        )  # fmt: skip
+    reason = f"none of their classes is among the {num_classes}"
+    log_left_out(name, split, len(values) - len(labelled), len(values), reason)
     return labelled
 
 

@@ -14,7 +14,6 @@ store has the labels in its table. Bands are not looked for before they are read
 from __future__ import annotations
 
 import datetime as dt
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,23 +26,27 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.listing import (
+    find_folder,
+    list_names,
+    log_left_out,
+    read_each,
+    require_all,
+)
 from terralign.datasets.published.bigearthnet import (
+    COVERED,
     SIDE,
     keep_labelled,
     make_labels,
     make_patch_set,
-    read_band,
     require_samples,
     set_name,
 )
 from terralign.datasets.published.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
-from terralign.datasets.published.label_files import read_each
-from terralign.datasets.published.listing import list_names, require_all
-from terralign.datasets.sample import Place
-from terralign.errors import DataError, SplitError, first_line
+from terralign.datasets.published.geotiffs import read_bands
+from terralign.datasets.sample import Place, require_split
+from terralign.errors import DataError, first_line
 from terralign.scenes.places import geotiff_bounds
-
-logger = logging.getLogger(__name__)
 
 TABLE = "metadata.parquet"
 OPTICAL_FOLDER, RADAR_FOLDER, MAPS_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", "Reference_Maps"
@@ -52,10 +55,14 @@ OPTICAL_FOLDER, RADAR_FOLDER, MAPS_FOLDER = "BigEarthNet-S2", "BigEarthNet-S1", 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 """Our names of the splits -> the table's."""
 
-_TEXT, _FLAGS = (
-    ("patch_id", "split", "s1_name"),
-    ("contains_seasonal_snow", "contains_cloud_or_shadow"),
+_SCHEMA = pa.schema(
+    {
+        **dict.fromkeys(("patch_id", "split", "s1_name"), pa.string()),
+        "labels": pa.list_(pa.string()),
+        **dict.fromkeys(("contains_seasonal_snow", "contains_cloud_or_shadow"), pa.bool_()),
+    }
 )
+"""The columns that are read."""
 
 _PATCH = re.compile(r"S2[AB]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T[0-9A-Z]{5}_\d+_\d+")
 _RADAR_PATCH = re.compile(r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_[0-9A-Z]{5}_\d+_\d+")
@@ -78,31 +85,30 @@ def open_bigearthnet_v2(
     that are not there, a class outside the nomenclature.
     """
     name = set_name("bigearthnet-v2", num_classes, radar=radar)
-    base = _find_base(data_root)
+    what = f"{TABLE} beside {OPTICAL_FOLDER}"
+    base = find_folder(name, data_root, ("bigearthnet_v2", "."), holds=_has_table, what=what)
     path = base / TABLE
     table = _choose_rows(name, split, _read_table(path))
     keys = _names(path, table, "patch_id", _PATCH)
     require_samples(name, split, keys)
-    todo = "unpack {}.tar.zst into {} again"
-    _require_patches(keys, base / OPTICAL_FOLDER, 2, path, todo.format(OPTICAL_FOLDER, base))
+    patches = _find_patches(keys, base / OPTICAL_FOLDER, 2)
     if num_classes == 19:
         values = _labels_of(path, table, keys)
     else:
         values = _labels_from_maps(name, keys, base / MAPS_FOLDER)
-    kept = keep_labelled(name, split, values, num_classes)
     partners: dict[str, Path] = {}
     if radar:
         names = _names(path, table, "s1_name", _RADAR_PATCH)
-        todo += ", or take the data set without '-mm'"
-        _require_patches(names, base / RADAR_FOLDER, 3, path, todo.format(RADAR_FOLDER, base))
-        folders = _nested(base / RADAR_FOLDER, names, 3)
+        folders = _find_patches(
+            names, base / RADAR_FOLDER, 3, todo=", or take the data set without '-mm'"
+        )
         partners = dict(zip(keys, folders, strict=True))
-    keys = [keys[row] for row in kept]
-    require_samples(name, split, keys)
+    kept = keep_labelled(name, split, values, num_classes)
+    require_samples(name, split, kept.tolist())
     return make_patch_set(
         name=name,
         split=split,
-        patches=_nested(base / OPTICAL_FOLDER, keys, 2),
+        patches=[patches[row] for row in kept],
         partners=partners,
         labels=make_labels(values[kept], num_classes),
         radar=radar,
@@ -110,27 +116,19 @@ def open_bigearthnet_v2(
     )
 
 
-def _find_base(data_root: Path) -> Path:
-    for base in (data_root / "bigearthnet_v2", data_root):
-        if (base / TABLE).is_file() and (base / OPTICAL_FOLDER).is_dir():
-            return base
-    raise DataError(
-        f"{data_root} holds no BigEarthNet v2 ({TABLE} beside {OPTICAL_FOLDER}/), nor does its "
-        "folder bigearthnet_v2; give the folder that does as data root"
-    )
+def _has_table(folder: Path) -> bool:
+    return (folder / TABLE).is_file() and (folder / OPTICAL_FOLDER).is_dir()
 
 
 def _read_table(path: Path) -> pa.Table:
-    """The columns needed of the table, their types checked; nothing is null."""
+    """The columns of `_SCHEMA`, without nulls."""
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            columns = [*_TEXT, "labels", *_FLAGS]
-            missing = [name for name in columns if name not in schema.names]
+            missing = [name for name in _SCHEMA.names if name not in file.schema_arrow.names]
             if missing:
                 raise DataError(
-                    f"{path} has no column {', '.join(missing)}; it has {', '.join(schema.names)}. "
-                    "Download metadata.parquet of BigEarthNet v2 again"
+                    f"{path} has no column {', '.join(missing)}; download metadata.parquet of "
+                    "BigEarthNet v2 again"
                 )
             groups = range(file.num_row_groups)
             num_bytes = sum(file.metadata.row_group(one).total_byte_size for one in groups)
@@ -139,11 +137,7 @@ def _read_table(path: Path) -> pa.Table:
                     f"{path} needs {num_bytes / 2**30:.1f} GiB of memory; the table of "
                     "BigEarthNet v2 needs a twentieth of one: download it again"
                 )
-            table = file.read(columns=columns)
-        text, texts = pa.string(), pa.list_(pa.string())
-        types = [*(pa.field(name, text) for name in _TEXT), pa.field("labels", texts)]
-        types += [pa.field(name, pa.bool_()) for name in _FLAGS]
-        table = table.cast(pa.schema(types))
+            table = file.read(columns=_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is damaged or not the table of BigEarthNet v2: {first_line(error)}"
@@ -156,20 +150,13 @@ def _read_table(path: Path) -> pa.Table:
 
 def _choose_rows(name: str, split: str, table: pa.Table) -> pa.Table:
     """Rows of the split, in the table's order, without those under snow, cloud or shadow."""
+    require_split(name, split, (*SPLITS, "all"))
     if split != "all":
-        if split not in SPLITS:
-            raise SplitError(
-                f"data set {name!r} has no split {split!r}; there: {', '.join([*SPLITS, 'all'])}"
-            )
         table = table.filter(pc.equal(table["split"], SPLITS[split]))
-    covered = pc.or_(table[_FLAGS[0]], table[_FLAGS[1]])
-    num_covered = pc.sum(covered).as_py() or 0
-    if num_covered:
-        logger.info(
-            "%s, split %r: %d of %d patches left out, because snow, cloud or shadow covers them",
-            name, split, num_covered, len(table),
-        )  # fmt: skip
-    return table.filter(pc.invert(covered))
+    clear = pc.invert(pc.or_(table["contains_seasonal_snow"], table["contains_cloud_or_shadow"]))
+    chosen = table.filter(clear)
+    log_left_out(name, split, len(table) - len(chosen), len(table), COVERED)
+    return chosen
 
 
 def _names(path: Path, table: pa.Table, column: str, pattern: re.Pattern[str]) -> list[str]:
@@ -184,23 +171,23 @@ def _names(path: Path, table: pa.Table, column: str, pattern: re.Pattern[str]) -
 
 def _nested(folder: Path, names: Iterable[str], num_parts: int) -> list[Path]:
     """`<folder>/<tile>/<patch>`: a tile's name is a patch's without its last `num_parts` parts."""
-    parents: dict[str, Path] = {}
-    nested = []
-    for name in names:
-        parent = name.rsplit("_", num_parts)[0]
-        if parent not in parents:
-            parents[parent] = folder / parent
-        nested.append(parents[parent] / name)
-    return nested
+    return [folder / name.rsplit("_", num_parts)[0] / name for name in names]
 
 
-def _require_patches(
-    names: list[str], folder: Path, num_parts: int, table: Path, todo: str
-) -> None:
-    parents = {name.rsplit("_", num_parts)[0] for name in names}
-    there = {name for parent in parents for name in list_names(folder / parent, "folders")}
-    said = f"{table} lists for {folder}"
-    require_all(names, there, said=said, what="patches of the split", todo=todo)
+def _find_patches(names: list[str], folder: Path, num_parts: int, todo: str = "") -> list[Path]:
+    """The folders of the patches of a split; `DataError` where some are missing."""
+    patches = _nested(folder, names, num_parts)
+    found = {
+        name for tile in {one.parent for one in patches} for name in list_names(tile, "folders")
+    }
+    require_all(
+        names,
+        found,
+        by=f"{folder.parent / TABLE} lists for {folder}",
+        what="patches of the split",
+        todo=f"unpack {folder.name}.tar.zst into {folder.parent} again{todo}",
+    )
+    return patches
 
 
 def _labels_of(path: Path, table: pa.Table, keys: list[str]) -> NDArray[np.bool_]:
@@ -233,10 +220,9 @@ def _labels_from_maps(name: str, keys: list[str], folder: Path) -> NDArray[np.bo
 
 def _label_of_map(patch: Path) -> NDArray[np.bool_]:
     path = patch / f"{patch.name}_reference_map.tif"
-    codes = np.empty((SIDE, SIDE), dtype=np.uint16)
-    read_band(path, SIDE, codes)
+    codes = read_bands(path, count=1, side=SIDE, dtypes=("uint16",))
     try:
-        return labels_from_pixels(codes[None], 5, ANY_PRESENCE)
+        return labels_from_pixels(codes, 5, ANY_PRESENCE)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

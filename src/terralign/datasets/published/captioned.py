@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from terralign.chips import make_layout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import file_sizes
+from terralign.datasets.listing import find_folder
 from terralign.datasets.pixels import DecodePictures
-from terralign.datasets.sample import Captions
-from terralign.errors import DataError, SplitError, StorageError
+from terralign.datasets.sample import Captions, require_split
+from terralign.errors import DataError, StorageError
 from terralign.files import read_json
 from terralign.scenes.pictures import Size, describe_size
 from terralign.sensors import SENSORS
@@ -32,32 +34,37 @@ logger = logging.getLogger(__name__)
 class CaptionedArchive:
     """How a set lies on disk.
 
-    `folders`: where it may lie below the data root. `annotations`: the JSON file's name, in such a
-    folder or in a `subfolder` of it. `images`: the folder of the images beside. `side`: to which
-    images are resized and cropped unless another size is asked for.
+    `folders`: where it may lie below the data root. `annotations`: where its JSON file may lie in
+    such a folder; `images`: the folder of the images there. `side`: to which images are resized and
+    cropped unless another size is given.
     """
 
     folders: tuple[str, ...]
-    annotations: str
+    annotations: tuple[str, ...]
     images: str
     side: int
-    subfolder: str = "."
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder has the JSON file."""
+        return any((folder / one).is_file() for one in self.annotations)
 
 
 ARCHIVES: dict[str, CaptionedArchive] = {
     "rsicd": CaptionedArchive(
-        folders=("rsicd", "RSICD"),
-        annotations="dataset_rsicd.json",
+        folders=("rsicd", "RSICD", "."),
+        annotations=("dataset_rsicd.json", "annotations_rsicd/dataset_rsicd.json"),
         images="RSICD_images",
         side=224,
-        subfolder="annotations_rsicd",
     ),
     "rsitmd": CaptionedArchive(
-        folders=("rsitmd", "RSITMD"), annotations="dataset_RSITMD.json", images="images", side=256
+        folders=("rsitmd", "RSITMD", "."),
+        annotations=("dataset_RSITMD.json",),
+        images="images",
+        side=256,
     ),
     "ucm-captions": CaptionedArchive(
-        folders=("ucm_captions", "UCM_captions"),
-        annotations="dataset.json",
+        folders=("ucm_captions", "UCM_captions", "."),
+        annotations=("dataset.json",),
         images="imgs",
         side=256,
     ),
@@ -92,53 +99,28 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None 
     names and that is missing, an image without a caption or named twice, a split it does not have.
     """
     archive = ARCHIVES[name]
-    annotations, images = _find_files(name, archive, data_root)
+    what = f"{archive.annotations[0]} beside {archive.images}"
+    folder = find_folder(name, data_root, archive.folders, holds=archive.holds, what=what)
+    paths = (folder / one for one in archive.annotations)
+    annotations = next(path for path in paths if path.is_file())
     entries = _read_annotations(annotations)
     splits = sorted({entry.split for entry in entries})
+    require_split(name, split, [*splits, "all"], where=annotations.name)
     chosen = [entry for entry in entries if split in (entry.split, "all")]
-    if not chosen:
-        raise SplitError(
-            f"data set {name!r} has no split {split!r}; {annotations.name} has "
-            f"{', '.join([*splits, 'all'])}"
-        )
-    files = tuple(images / entry.filename for entry in chosen)
+    files = tuple(folder / archive.images / entry.filename for entry in chosen)
     captions = _captions(chosen, annotations)
     side = archive.side if size is None else size
     sensor = SENSORS["rgb"]
-    layouts = {sensor.name: make_layout(sensor, sensor.band_names, units="dn")}
-    keys = tuple(entry.filename for entry in chosen)
-
+    sizes = file_sizes(files, named_by=annotations.name)
     return FileSet(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=keys,
+        layouts={sensor.name: make_layout(sensor, sensor.band_names, units="dn")},
+        keys=tuple(entry.filename for entry in chosen),
         files=files,
         decode=DecodePictures(side),
-        content=[
-            describe_size(side),
-            captions,
-            [_num_bytes(file, annotations) for file in files],
-        ],
+        content=[describe_size(side), captions, sizes],
         captions=captions,
-    )
-
-
-def _find_files(name: str, archive: CaptionedArchive, data_root: Path) -> tuple[Path, Path]:
-    """The JSON file and the folder of the images."""
-    for place in (*archive.folders, "."):
-        folder = data_root / place
-        for beside in (folder, folder / archive.subfolder):
-            if (beside / archive.annotations).is_file():
-                images = folder / archive.images
-                if images.is_dir():
-                    return beside / archive.annotations, images
-                raise DataError(
-                    f"data set {name!r}: {images} is not there; unpack its images there"
-                )
-    raise DataError(
-        f"data set {name!r}: {data_root / archive.folders[0] / archive.annotations} is not there; "
-        f"put its captions there and its images into {archive.images} beside them"
     )
 
 
@@ -175,10 +157,3 @@ def _captions(entries: list[_Image], annotations: Path) -> Captions:
     if num_empty:
         logger.warning("%s: %d empty captions were left out", annotations, num_empty)
     return tuple(captions)
-
-
-def _num_bytes(file: Path, annotations: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise DataError(f"{file} is not there, though {annotations.name} names it") from error

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.class_lists import read_table
+from terralign.datasets.class_lists import class_shares, read_table
 from terralign.errors import DataError, nearest
 
 NumClasses = Literal[43, 19, 5]
@@ -25,13 +25,10 @@ MIN_PRESENCE = 0.01
 ANY_PRESENCE = 0.0
 """As `min_presence`: one pixel is enough. The labels of BigEarthNet v2 were made so."""
 
-_NUM_CODES = 1000
-"""CORINE's level-3 codes have three digits."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Nomenclature:
-    """`names`: the K official class names; `class_names`: the same as prompts say them.
+    """`names`: the K official class names; `class_names`: the same as used in prompts.
 
     `class_of_code`: CORINE level-3 code -> class index, None where this nomenclature dropped it.
     """
@@ -74,38 +71,21 @@ def labels_from_pixels(
     least one pixel. Codes that the nomenclature dropped, glaciers (335) and unclassified pixels
     give no label, so a row may be all False: it stays, as a sample in which every class is absent.
     """
-    known = nomenclature(num_classes)
-    flat = codes.reshape(len(codes), -1)
-    counts = np.zeros((len(codes), _NUM_CODES), dtype=np.int64)
-    for row, pixels in zip(counts, flat, strict=True):
-        low, high = int(pixels.min()), int(pixels.max())
-        if low < 0 or high >= _NUM_CODES:
-            raise _no_code(low if low < 0 else high)
-        row += np.bincount(pixels, minlength=_NUM_CODES)
-    used = np.flatnonzero(counts.any(axis=0)).tolist()
-    ignored = read_table("bigearthnet")["ignored_codes"]
-    unknown = set(used).difference(known.class_of_code, ignored)
-    if unknown:
-        raise _no_code(min(unknown))
-    values = np.zeros((len(codes), num_classes), dtype=bool)
-    for index in range(num_classes):
-        members = [code for code, target in known.class_of_code.items() if target == index]
-        pixels_of_class = counts[:, members].sum(axis=1)
-        values[:, index] = (pixels_of_class > 0) & (pixels_of_class / flat.shape[1] >= min_presence)
-    return values
-
-
-def _no_code(code: int) -> DataError:
-    return DataError(f"{code} is no CORINE level-3 code; expected codes such as 111 or 312")
+    ignored = dict.fromkeys(read_table("bigearthnet")["ignored_codes"])
+    class_of_code = {**ignored, **nomenclature(num_classes).class_of_code}
+    scheme = "CORINE level-3 code; expected codes such as 111 or 312"
+    shares = [class_shares(one, class_of_code, num_classes, scheme=scheme) for one in codes]
+    covered = np.array(shares).reshape(len(codes), num_classes)
+    return np.asarray((covered > 0) & (covered >= min_presence))
 
 
 def labels_from_names(
-    names: Sequence[Sequence[str]], num_classes: NumClasses, *, origins: Sequence[object] = ()
+    names: Sequence[Sequence[str]], num_classes: NumClasses, *, origins: Sequence[object]
 ) -> NDArray[np.bool_]:
     """Multi-hot labels (N, K) from lists of 43-class names, as BigEarthNet v1's JSON has them.
 
     A class that the nomenclature dropped gives no label, so a row may be all False. `origins`:
-    where each list comes from, which an error about a name outside the nomenclature says.
+    where each list comes from, for the error about a name outside the nomenclature.
     """
     known, finest = nomenclature(num_classes), nomenclature(43)
     class_of_name = {
@@ -117,9 +97,8 @@ def labels_from_names(
     for row, labels in enumerate(names):
         for label in labels:
             if label not in class_of_name:
-                where = f"{origins[row]}: " if len(origins) else ""
                 raise DataError(
-                    f"{where}{label!r} is no class of BigEarthNet v1 (43 CORINE names); "
+                    f"{origins[row]}: {label!r} is no class of BigEarthNet v1 (43 CORINE names); "
                     f"{nearest(label, class_of_name)}"
                 )
             target = class_of_name[label]

@@ -35,12 +35,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terralign.chips import Grid, make_layout
+from terralign.chips import Window, make_layout
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.sample import Place
+from terralign.datasets.published.geotiffs import require_form, window_bounds
+from terralign.datasets.sample import Place, require_split
 from terralign.errors import DataError, SensorError, SplitError, first_line
 from terralign.scenes.geotiff import open_geotiff_bytes
-from terralign.scenes.places import product_datetime, wgs84_bounds
+from terralign.scenes.places import product_datetime
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import SENSORS, SENTINEL2_DN_OFFSET, sentinel2_dn_offset
 
@@ -79,8 +80,7 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     (`SplitError`).
     """
     name = "majortom-core-s2l2a-known" if leave_out_unknown else "majortom-core-s2l2a"
-    if split not in SPLITS:
-        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+    require_split(name, split, SPLITS)
     folder = data_root / FOLDER / "images"
     parts = sorted(folder.glob("*.parquet"))
     if not parts:
@@ -91,22 +91,17 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
         raise SplitError(f"data set {name!r}, split {split!r} is empty in {folder}")
     _require_different(cells)
     windows = {
-        cell.part / cell.key / f"{row}_{column}": _Window(cell, row, column)
+        cell.part / cell.key / f"{row}_{column}": (cell, _window(row, column))
         for cell in cells
         for row in range(PER_SIDE)
         for column in range(PER_SIDE)
     }
-    layouts = {
-        SENSOR.name: make_layout(
-            SENSOR, SENSOR.band_names, units="dn", dn_offset=SENTINEL2_DN_OFFSET
-        )
-    }
-    keys = tuple(f"{one.cell.key}/{one.row}_{one.column}" for one in windows.values())
+    layout = make_layout(SENSOR, SENSOR.band_names, units="dn", dn_offset=SENTINEL2_DN_OFFSET)
     return FileSet(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=keys,
+        layouts={SENSOR.name: layout},
+        keys=tuple(f"{cell.key}/{path.name}" for path, (cell, _) in windows.items()),
         files=tuple(windows),
         decode=partial(_decode, windows),
         content=[CELL_SIDE, WINDOW],
@@ -131,16 +126,13 @@ class _Cell:
         return f"{self.part}, row {self.group} ({self.grid_cell})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    cell: _Cell
-    row: int
-    column: int
+Windows = Mapping[Path, tuple[_Cell, Window]]
+"""A sample's path, which exists by name only -> its cell, and where it lies there."""
 
-    @property
-    def corner(self) -> tuple[int, int]:
-        """Top and left in pixels of 10 m."""
-        return (MARGIN + self.row * WINDOW, MARGIN + self.column * WINDOW)
+
+def _window(row: int, column: int) -> Window:
+    corner = {"row": MARGIN + row * WINDOW, "column": MARGIN + column * WINDOW}
+    return Window(**corner, height=WINDOW, width=WINDOW)
 
 
 def _list_cells(part: Path) -> list[_Cell]:
@@ -200,23 +192,20 @@ def _is_in(cell: _Cell, split: str) -> bool:
 
 
 def _with_known_offset(cells: list[_Cell], *, leave_out_unknown: bool) -> list[_Cell]:
-    known = [cell for cell in cells if _dn_offset(cell) is not None]
-    num_unknown = len(cells) - len(known)
-    if not num_unknown:
-        return known
-    if not leave_out_unknown:
-        first = next(cell for cell in cells if _dn_offset(cell) is None)
+    unknown = [cell for cell in cells if _dn_offset(cell) is None]
+    if unknown and not leave_out_unknown:
         raise DataError(
-            f"{first}: product {first.product_id} does not say whether its DN carry +1000, nor do "
-            f"those of {num_unknown - 1} other cells of {len(cells)}; take the data set "
-            "'majortom-core-s2l2a-known', which leaves them out"
+            f"{unknown[0]}: product {unknown[0].product_id} does not state whether its DN carry "
+            f"+1000, nor do those of {len(unknown) - 1} other cells of {len(cells)}; take the data "
+            "set 'majortom-core-s2l2a-known', which leaves them out"
         )
-    logger.warning(
-        "Core-S2L2A: %d of %d cells left out, because the names of their products do not say "
-        "whether their DN carry +1000",
-        num_unknown, len(cells),
-    )  # fmt: skip
-    return known
+    if unknown:
+        logger.warning(
+            "Core-S2L2A: %d of %d cells left out, because the names of their products do not state "
+            "whether their DN carry +1000",
+            len(unknown), len(cells),
+        )  # fmt: skip
+    return [cell for cell in cells if _dn_offset(cell) is not None]
 
 
 def _dn_offset(cell: _Cell) -> float | None:
@@ -234,18 +223,21 @@ def _require_different(cells: Sequence[_Cell]) -> None:
             raise DataError(f"{cell} is in {first.part} too; remove one of the two parts")
 
 
-def _decode(windows: Mapping[Path, _Window], file: Path) -> dict[str, NDArray[Any]]:
-    """(12, 224, 224) uint16 DN that carry +1000, 0 where there is no data."""
-    window = windows[file]
-    cell = window.cell
-    top, left = window.corner
+def _decode(windows: Windows, file: Path) -> dict[str, NDArray[Any]]:
+    """(12, 224, 224) uint16 DN that carry +1000, no data 0."""
+    cell, window = windows[file]
     contents = _read_bands(cell, SENSOR.band_names)
     pixels = np.zeros((len(SENSOR.bands), WINDOW, WINDOW), dtype=np.uint16)
     for band, channel in zip(SENSOR.bands, pixels, strict=True):
-        factor = round((band.gsd_m or GSD_M) / GSD_M)
-        with _open_band(cell, band.name, contents[band.name], CELL_SIDE // factor) as source:
+        factor, origin = round((band.gsd_m or GSD_M) / GSD_M), f"{cell}, {band.name}"
+        with _open_band(contents[band.name], CELL_SIDE // factor, origin) as source:
             read_enlarged(
-                source, channel, factor=factor, top=top, left=left, origin=f"{cell}, {band.name}"
+                source,
+                channel,
+                factor=factor,
+                top=window.row,
+                left=window.column,
+                origin=origin,
             )
     if _dn_offset(cell) == 0:
         pixels = _with_offset(pixels)
@@ -273,29 +265,15 @@ def _read_bands(cell: _Cell, bands: tuple[str, ...]) -> Mapping[str, bytes]:
 
 
 @contextmanager
-def _open_band(cell: _Cell, band: str, content: bytes, side: int) -> Iterator[Any]:
-    with open_geotiff_bytes(content, origin=f"{cell}, {band}") as source:
-        found = (source.count, source.height, source.width, source.dtypes[0])
-        if found != (1, side, side, "uint16"):
-            raise DataError(
-                f"{cell}, {band} is {source.count}x{source.height}x{source.width} "
-                f"{source.dtypes[0]}; expected one uint16 band of {side}x{side} pixels"
-            )
+def _open_band(content: bytes, side: int, origin: str) -> Iterator[Any]:
+    with open_geotiff_bytes(content, origin=origin) as source:
+        require_form(source, origin, count=1, sides=(side, side), dtypes=("uint16",))
         yield source
 
 
-def _locate(windows: Mapping[Path, _Window], file: Path) -> Place:
-    window = windows[file]
-    cell = window.cell
-    top, left = window.corner
-    with _open_band(cell, "B02", _read_bands(cell, ("B02",))["B02"], CELL_SIDE) as source:
-        if source.crs is None:
-            raise DataError(f"{cell}, B02 is not georeferenced")
-        a, b, c, d, e, f = tuple(source.transform)[:6]
-        corner = (a, b, c + a * left + b * top, d, e, f + d * left + e * top)
-        crs = source.crs.to_wkt()
-    grid = Grid(crs=crs, transform=corner, height=WINDOW, width=WINDOW)
-    return Place(
-        bounds=wgs84_bounds(grid.bounds, crs, origin=str(cell)),
-        datetime=product_datetime(cell.product_id),
-    )
+def _locate(windows: Windows, file: Path) -> Place:
+    cell, window = windows[file]
+    origin = f"{cell}, B02"
+    with _open_band(_read_bands(cell, ("B02",))["B02"], CELL_SIDE, origin) as source:
+        bounds = window_bounds(source, window, origin)
+    return Place(bounds=bounds, datetime=product_datetime(cell.product_id))

@@ -19,31 +19,31 @@ N patches, K classes, C bands, H W pixels.
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from terralign.chips import make_layout
 from terralign.datasets.class_folders import read_split_list
-from terralign.datasets.class_lists import read_table
+from terralign.datasets.class_lists import class_shares, read_table
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import sampled_sizes
-from terralign.datasets.published.label_files import read_each
-from terralign.datasets.published.listing import list_names, require_all
-from terralign.datasets.sample import Labels, Place
-from terralign.errors import DataError, SplitError, first_line
-from terralign.scenes.geotiff import open_geotiff, valid_by_file
+from terralign.datasets.listing import (
+    find_folder,
+    list_names,
+    log_left_out,
+    read_each,
+    require_all,
+)
+from terralign.datasets.published.geotiffs import read_bands
+from terralign.datasets.sample import Labels, Place, require_split
+from terralign.errors import DataError
 from terralign.scenes.places import geotiff_bounds
 from terralign.sensors import SENSORS
-
-logger = logging.getLogger(__name__)
 
 OPTICAL, RADAR = SENSORS["sentinel2-l1c"], SENSORS["sentinel1-grd"]
 
@@ -63,7 +63,7 @@ MIN_SHARE = 0.1
 
 Kind = Literal["s1", "s2", "lc"]
 
-_FILE = re.compile(r"(?P<season>ROIs\d+_[a-z]+)_(?P<kind>s1|s2|lc)_(?P<scene>\d+)_p\d+\.tif")
+_FILE = re.compile(r"ROIs\d+_[a-z]+_(?:s1|s2|lc)_\d+_p\d+\.tif")
 _SCENE = re.compile(r"(?P<season>ROIs\d+_[a-z]+)/(?:s1|s2|lc)_(?P<scene>\d+)")
 
 
@@ -80,33 +80,27 @@ def open_sen12ms(data_root: Path, split: str, *, multi_label: bool = True) -> Fi
     of its three files is missing, a land-cover file that is damaged or has an unknown code.
     """
     name = "sen12ms" if multi_label else "sen12ms-single"
-    base = _find_base(data_root)
-    files = _list_patches(base, _choose_scenes(name, base, split))
-    damaged = sum(path.stem in DAMAGED for path in files)
-    if damaged:
-        logger.info("%s, split %r: %d damaged patch left out", name, split, damaged)
-        files = [path for path in files if path.stem not in DAMAGED]
+    require_split(name, split, SPLITS)
+    base = find_folder(name, data_root, ("sen12ms", "."), holds=_has_season, what=SEASONS[0])
+    listed = _list_patches(base, _choose_scenes(name, base, split))
+    files = [path for path in listed if path.stem not in DAMAGED]
+    log_left_out(name, split, len(listed) - len(files), len(listed), "they are damaged")
     shares = _read_shares(name, files)
     present = shares >= MIN_SHARE if multi_label else shares > 0
     labelled = np.flatnonzero(present.any(axis=1))
-    if len(labelled) < len(files):
-        logger.info(
-            "%s, split %r: %d of %d patches left out, because their land cover is unknown",
-            name, split, len(files) - len(labelled), len(files),
-        )  # fmt: skip
+    unknown = len(files) - len(labelled)
+    log_left_out(name, split, unknown, len(files), "their land cover is unknown")
     files = [files[row] for row in labelled]
     if not files:
         raise DataError(f"data set {name!r}, split {split!r} is empty below {base}")
-    keys = tuple(path.stem for path in files)
-    layouts = {
-        OPTICAL.name: make_layout(OPTICAL, OPTICAL.band_names, units="dn", dn_offset=0.0),
-        RADAR.name: make_layout(RADAR, RADAR.band_names, units="physical"),
-    }
     return FileSet(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=keys,
+        layouts={
+            OPTICAL.name: make_layout(OPTICAL, OPTICAL.band_names, units="dn", dn_offset=0.0),
+            RADAR.name: make_layout(RADAR, RADAR.band_names, units="physical"),
+        },
+        keys=tuple(path.stem for path in files),
         files=tuple(files),
         decode=decode_triplet,
         content=[SIDE, *sampled_sizes(files)],
@@ -119,43 +113,42 @@ def open_sen12ms(data_root: Path, split: str, *, multi_label: bool = True) -> Fi
     )
 
 
-def _find_base(data_root: Path) -> Path:
-    for base in (data_root / "sen12ms", data_root):
-        if any((base / season).is_dir() for season in SEASONS):
-            return base
-    raise DataError(
-        f"{data_root} holds no SEN12MS ({', '.join(SEASONS)}), nor does its folder sen12ms; "
-        "give the folder that does as data root"
-    )
+def _has_season(folder: Path) -> bool:
+    return any((folder / season).is_dir() for season in SEASONS)
 
 
 def _choose_scenes(name: str, base: Path, split: str) -> list[tuple[str, str]]:
     """(season, number of the scene) of a split, sorted."""
-    if split not in SPLITS:
-        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
-    there = {
+    found = {
         (season, folder.removeprefix("s2_"))
         for season in SEASONS
         for folder in list_names(base / season, "folders")
         if re.fullmatch(r"s2_\d+", folder)
     }
-    if split == "test":
-        chosen = _read_scenes(name, split, base / TEST_SCENES, there)
-    elif split == "val":
-        chosen = _read_scenes(name, split, base / VAL_SCENES, there)
+    listed = {
+        list_of: _read_scenes(name, split, base / file)
+        for list_of, file, splits in (
+            ("test", TEST_SCENES, ("test", "train", "trainval")),
+            ("val", VAL_SCENES, ("val", "train")),
+        )
+        if split in splits
+    }
+    if split in listed:
+        require_all(
+            sorted("/s2_".join(scene) for scene in listed[split]),
+            {"/s2_".join(scene) for scene in found},
+            by=f"split {split!r} of {name!r} lists",
+            what="scenes",
+            todo=f"unpack the archives of all four seasons into {base}",
+        )
+        chosen = listed[split]
     else:
-        chosen = set(there)
-        if split != "all":
-            chosen -= _read_scenes(name, split, base / TEST_SCENES)
-        if split == "train":
-            chosen -= _read_scenes(name, split, base / VAL_SCENES)
+        chosen = found.difference(*listed.values())
     return sorted(chosen, key=lambda scene: (scene[0], int(scene[1])))
 
 
-def _read_scenes(
-    name: str, split: str, path: Path, there: Iterable[tuple[str, str]] | None = None
-) -> set[tuple[str, str]]:
-    """The scenes that a list names, which must be `there` where that is given."""
+def _read_scenes(name: str, split: str, path: Path) -> set[tuple[str, str]]:
+    """The (season, number) of the scenes that a list names."""
     if not path.is_file():
         raise DataError(
             f"data set {name!r}, split {split!r} needs the list {path}; take it from the folder "
@@ -167,46 +160,34 @@ def _read_scenes(
         if match is None:
             raise DataError(f"{path}: {entry!r} is no scene such as ROIs1158_spring/s2_1")
         scenes.add((match["season"], match["scene"]))
-    if there is not None:
-        require_all(
-            sorted("/s2_".join(scene) for scene in scenes),
-            {"/s2_".join(scene) for scene in there},
-            said=f"{path} names",
-            what="scenes",
-            todo=f"unpack the archives of all four seasons into {path.parent}",
-        )
     return scenes
 
 
 def _list_patches(base: Path, scenes: list[tuple[str, str]]) -> list[Path]:
-    """The Sentinel-2 file of every patch; a patch with a file of one kind has one of each."""
+    """The Sentinel-2 file of every patch; a patch with a file of one kind needs one of each."""
     files: list[Path] = []
     for season, scene in scenes:
-        folders = {kind: base / season / f"{kind}_{scene}" for kind in ("s1", "s2", "lc")}
         patches = {
             kind: {
-                name.replace(f"_{kind}_", "_s2_")
-                for name in list_names(folder, "files")
+                name.rpartition("_p")[2].removesuffix(".tif")
+                for name in list_names(base / season / f"{kind}_{scene}", "files")
                 if _FILE.fullmatch(name)
             }
-            for kind, folder in folders.items()
+            for kind in ("s2", "s1", "lc")
         }
-        everything = set.union(*patches.values())
-        for kind, folder in folders.items():
-            wanted = sorted(name.replace("_s2_", f"_{kind}_") for name in everything)
+        numbers = sorted(set.union(*patches.values()), key=int)
+        for kind, found in patches.items():
+            stem = f"{season}_{kind}_{scene}_p"
             require_all(
-                wanted,
-                {name.replace("_s2_", f"_{kind}_") for name in patches[kind]},
-                said=f"{folder} should hold",
+                [f"{stem}{number}.tif" for number in numbers],
+                {f"{stem}{number}.tif" for number in found},
+                by=f"{base / season / f'{kind}_{scene}'} should hold",
                 what="patches",
                 todo=f"unpack {season}_{kind}.tar.gz again",
             )
-        files += [folders["s2"] / name for name in sorted(everything, key=_patch_number)]
+        folder = base / season / f"s2_{scene}"
+        files += [folder / f"{season}_s2_{scene}_p{number}.tif" for number in numbers]
     return files
-
-
-def _patch_number(name: str) -> int:
-    return int(name.rpartition("_p")[2].removesuffix(".tif"))
 
 
 def sibling(path: Path, kind: Kind) -> Path:
@@ -217,44 +198,19 @@ def sibling(path: Path, kind: Kind) -> Path:
 
 def decode_triplet(path: Path) -> dict[str, NDArray[Any]]:
     """Sentinel-2 (13, 256, 256) uint16 DN and Sentinel-1 (2, 256, 256) float32 dB of a patch."""
-    radar = _read(sibling(path, "s1"), len(RADAR.bands), ("float32", "float64"))
-    return {
-        OPTICAL.name: _read(path, len(OPTICAL.bands), ("uint16",)),
-        RADAR.name: radar.astype(np.float32, copy=False),
-    }
-
-
-def _read(path: Path, num_bands: int, dtypes: tuple[str, ...], band: int | None = None) -> Any:
-    """All bands of a GeoTIFF, without data NaN or 0, or one of them as it is (counted from 1)."""
-    with open_geotiff(path) as source:
-        expected = (num_bands, SIDE, SIDE)
-        if (source.count, source.height, source.width) != expected or source.dtypes[
-            0
-        ] not in dtypes:
-            raise DataError(
-                f"{path} is {source.count}x{source.height}x{source.width} {source.dtypes[0]}; "
-                f"expected {num_bands}x{SIDE}x{SIDE} {' or '.join(dtypes)}"
-            )
-        try:
-            pixels = source.read(band)
-            if band is None:
-                valid = valid_by_file(source, pixels)
-                pixels[~valid] = np.nan if np.issubdtype(pixels.dtype, np.floating) else 0
-            return pixels
-        except (RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {first_line(error)}") from error
+    optical = read_bands(path, count=len(OPTICAL.bands), side=SIDE, dtypes=("uint16",))
+    radar = read_bands(
+        sibling(path, "s1"), count=len(RADAR.bands), side=SIDE, dtypes=("float32", "float64")
+    )
+    return {OPTICAL.name: optical, RADAR.name: radar.astype(np.float32, copy=False)}
 
 
 @cache
-def _class_of_code() -> NDArray[np.int64]:
-    """(256,) IGBP code -> simplified class, -1 for codes without one, -2 for unknown codes."""
-    table = read_table("sen12ms")
-    names = simplified_names()
-    classes = np.full(256, -2, dtype=np.int64)
-    classes[table["ignored_codes"]] = -1
-    for code, name in table["simplified"].items():
-        classes[int(code)] = names.index(name)
-    return classes
+def _class_of_code() -> dict[int, int | None]:
+    """IGBP code -> simplified class; None for codes without one."""
+    table, names = read_table("sen12ms"), simplified_names()
+    classes = {int(code): names.index(name) for code, name in table["simplified"].items()}
+    return {**dict.fromkeys(table["ignored_codes"]), **classes}
 
 
 def simplified_names() -> tuple[str, ...]:
@@ -264,7 +220,7 @@ def simplified_names() -> tuple[str, ...]:
 
 
 def class_names() -> tuple[str, ...]:
-    """The same as prompts say them."""
+    """The same as used in prompts."""
     prompts = read_table("sen12ms")["prompts"]
     return tuple(prompts[name] for name in simplified_names())
 
@@ -275,21 +231,8 @@ def shares_of(codes: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     Pixels without data or class count as part of the whole, so that the shares may sum to less
     than one. `DataError` for a code that is none of IGBP's.
     """
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high > 255:
-        raise _no_code(low if low < 0 else high)
-    counts = np.bincount(codes.ravel(), minlength=256)
-    classes = _class_of_code()
-    unknown = np.flatnonzero((classes == -2) & (counts > 0))
-    if len(unknown):
-        raise _no_code(int(unknown[0]))
-    known = classes >= 0
-    sums = np.bincount(classes[known], counts[known], minlength=len(simplified_names()))
-    return sums / codes.size
-
-
-def _no_code(code: int) -> DataError:
-    return DataError(f"{code} is no IGBP class; expected 1 to 17, or 0 and 255 for none")
+    scheme = "IGBP class; expected 1 to 17, or 0 and 255 for none"
+    return class_shares(codes, _class_of_code(), len(simplified_names()), scheme=scheme)
 
 
 def _read_shares(name: str, files: list[Path]) -> NDArray[np.float64]:
@@ -299,7 +242,9 @@ def _read_shares(name: str, files: list[Path]) -> NDArray[np.float64]:
 
 def _shares_of_patch(path: Path) -> NDArray[np.float64]:
     land_cover = sibling(path, "lc")
-    codes = _read(land_cover, 4, ("uint8", "uint16", "int16"), band=1)
+    codes = read_bands(
+        land_cover, count=4, side=SIDE, dtypes=("uint8", "uint16", "int16"), indexes=[1]
+    )
     try:
         return shares_of(codes)
     except DataError as error:

@@ -24,7 +24,6 @@ import datetime as dt
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Grid, PixelLayout, Units, make_layout
+from terralign.chips import PixelLayout, Units, Window, make_layout
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.published.listing import list_names
-from terralign.datasets.sample import Place
+from terralign.datasets.listing import list_names
+from terralign.datasets.published.geotiffs import require_form, window_bounds
+from terralign.datasets.sample import Place, require_split
 from terralign.errors import DataError, SplitError, StorageError
 from terralign.files import read_json
 from terralign.scenes.geotiff import open_geotiff
@@ -81,23 +81,20 @@ def open_ssl4eo_s12(
     (`SplitError`).
     """
     name = "ssl4eo-s12" if len(sensors) > 1 else f"ssl4eo-s12-{sensors[0].split('-')[1]}"
-    if split not in SPLITS:
-        raise SplitError(f"data set {name!r} has no split {split!r}; there: {', '.join(SPLITS)}")
+    require_split(name, split, SPLITS)
     samples = _find_samples(data_root / FOLDER, split, sensors)
     if not samples:
         raise SplitError(f"data set {name!r}, split {split!r} is empty in {data_root / FOLDER}")
-    layouts = {one: _layout(SENSORS[one]) for one in sensors}
-    keys = tuple(sample.key for sample in samples)
-    folders = {sample.folders[sensors[0]]: sample.folders for sample in samples}
+    folders = {sample[sensors[0]]: sample for sample in samples.values()}
     return FileSet(
         name=name,
         split=split,
-        layouts=layouts,
-        keys=keys,
+        layouts={one: _layout(SENSORS[one]) for one in sensors},
+        keys=tuple(samples),
         files=tuple(folders),
         decode=partial(_decode, folders),
-        more_files={one: tuple(sample.folders[one] for sample in samples) for one in sensors[1:]},
-        content=[SIDE, [[one.name for one in sample.folders.values()] for sample in samples]],
+        more_files={one: tuple(sample[one] for sample in samples.values()) for one in sensors[1:]},
+        content=[SIDE, [[one.name for one in sample.values()] for sample in samples.values()]],
         locate=_locate,
     )
 
@@ -107,30 +104,21 @@ def _layout(sensor: Sensor) -> PixelLayout:
     return make_layout(sensor, sensor.band_names, units=units, dn_offset=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """`key`: location/season; `folders`: sensor -> the folder of its bands."""
-
-    key: str
-    folders: Mapping[str, Path]
-
-
-def _find_samples(root: Path, split: str, sensors: Sequence[str]) -> list[_Sample]:
+def _find_samples(root: Path, split: str, sensors: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """location/season -> sensor -> the folder of its bands, where all sensors have one."""
     places = {one: _list_locations(root / PRODUCTS[one], split) for one in sensors}
-    shared = set.intersection(*places.values())
-    samples = []
-    for location in sorted(shared):
+    samples = {}
+    for location in sorted(set.intersection(*places.values())):
         dates = {one: _by_season(root / PRODUCTS[one] / location) for one in sensors}
         for season in SEASONS:
             if all(season in dates[one] for one in sensors):
-                folders = {one: dates[one][season] for one in sensors}
-                samples.append(_Sample(f"{location}/{season}", folders))
+                samples[f"{location}/{season}"] = {one: dates[one][season] for one in sensors}
     num_places = len(set.union(*places.values()))
     left_out = num_places * len(SEASONS) - len(samples)
     if left_out:
         logger.warning(
-            "SSL4EO-S12, split %r: %d of %d seasons at %d locations left out, because not all of "
-            "%s are there",
+            "SSL4EO-S12, split %r: %d of %d seasons at %d locations left out, because %s do not "
+            "all have them",
             split, left_out, num_places * len(SEASONS), num_places, ", ".join(sensors),
         )  # fmt: skip
     return samples
@@ -174,7 +162,7 @@ def _season_of(date: dt.datetime) -> tuple[str, int]:
 
 
 def _start(name: str) -> dt.datetime | None:
-    """When sensing began, as the name of a date's folder says: Earth Engine's or ESA's."""
+    """When sensing began, from the name of a date's folder: Earth Engine's or ESA's."""
     match = _START.search(name)
     try:
         return match and dt.datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=dt.UTC)
@@ -192,17 +180,13 @@ def _locate(folder: Path) -> Place:
     if path is None:
         raise DataError(f"{folder} has neither B2.tif nor VV.tif; unpack its archive again")
     with open_geotiff(path) as source:
-        if source.crs is None or source.crs.to_epsg() != 4326:
-            raise DataError(f"{path} has reference system {source.crs}; expected EPSG:4326")
-        left, top = (source.width - SIDE) // 2, (source.height - SIDE) // 2
-        a, b, c, d, e, f = tuple(source.transform)[:6]
-    corner = (a, b, c + a * left + b * top, d, e, f + d * left + e * top)
-    middle = Grid(crs="EPSG:4326", transform=corner, height=SIDE, width=SIDE)
-    return Place(bounds=middle.bounds, datetime=_start(folder.name))
+        row, column = (source.height - SIDE) // 2, (source.width - SIDE) // 2
+        middle = Window(row=row, column=column, height=SIDE, width=SIDE)
+        return Place(bounds=window_bounds(source, middle, path), datetime=_start(folder.name))
 
 
 def _read_bands(sensor: Sensor, folder: Path) -> NDArray[Any]:
-    """(C, SIDE, SIDE): uint16 DN, 0 where there is none, or float32 dB, NaN there."""
+    """(C, SIDE, SIDE): uint16 DN, no data 0, or float32 dB, no data NaN."""
     if sensor.nodata is None:
         pixels = np.full((len(sensor.bands), SIDE, SIDE), np.nan, dtype=np.float32)
     else:
@@ -220,17 +204,11 @@ def _spell(band: str) -> str:
 
 
 def _read_band(path: Path, into: NDArray[Any], factor: int) -> None:
-    """Read the middle of a band into an array full of what stands for no data."""
+    """Read the middle of a band into an array filled with the number for no data."""
     with open_geotiff(path) as source:
-        shape = (source.height, source.width)
-        found = (source.count, source.dtypes[0])
-        if found != (1, str(into.dtype)) or not all(SIDE <= factor * n <= MAX_SIDE for n in shape):
-            raise DataError(
-                f"{path} is {source.count}x{source.height}x{source.width} {source.dtypes[0]}; "
-                f"expected one {into.dtype} band of {-(-SIDE // factor)} to {MAX_SIDE // factor} "
-                "pixels each way"
-            )
-        top, left = ((factor * n - SIDE) // 2 for n in shape)
+        sides = (-(-SIDE // factor), MAX_SIDE // factor)
+        require_form(source, path, count=1, sides=sides, dtypes=(str(into.dtype),))
+        top, left = ((factor * n - SIDE) // 2 for n in (source.height, source.width))
         read_enlarged(source, into, factor=factor, top=top, left=left, origin=str(path))
 
 
@@ -250,6 +228,6 @@ def _require_no_offset(folder: Path) -> None:
     match = re.fullmatch(r"(\d\d)\.(\d\d)", stated) if isinstance(stated, str) else None
     if match and int(match[1] + match[2]) >= OFFSET_FROM_BASELINE:
         raise DataError(
-            f"{path} names processing baseline {stated}, whose DN carry +1000; SSL4EO-S12 has none "
-            "of them: read such files as a data set of your own with dn_offset = -1000"
+            f"{path} names processing baseline {stated}, whose DN carry +1000; SSL4EO-S12 has no "
+            "such files: declare them in a TOML file with dn_offset = -1000"
         )

@@ -1,15 +1,13 @@
 """The pixels of a sample from the bytes of one file: arrays, tensors, GeoTIFFs and pictures.
 
-Nothing is unpickled but tensors by PyTorch's own restricted loader, and sizes are checked before
-memory is taken. C bands, H W pixels.
+Nothing is unpickled, and sizes are checked before memory is taken. C bands, H W pixels.
 """
 
 from __future__ import annotations
 
 import io
 import tokenize
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from terralign.chips import Chip, PixelLayout, Units, make_layout
 from terralign.datasets.pixels import Pixels
@@ -30,22 +30,34 @@ from terralign.sensors import Sensor, sentinel2_dn_offset
 
 PICTURES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif")
 TIFFS = ("tif", "tiff")
-TENSORS = ("safetensors", "pth", "pt")
-KINDS = (*PICTURES, *TIFFS, "npy", *TENSORS)
-"""The last part of a member's ending says what it is."""
+KINDS = (*PICTURES, *TIFFS, "npy", "safetensors")
+"""The last part of a member's ending: what it is."""
+
+
+def kind_of(member: str) -> str:
+    """What members of this ending are: its last part."""
+    return member.lower().rpartition(".")[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberDecoder:
-    """Decodes the members of one sensor. `tensor`: which of a file's tensors holds the pixels."""
+    """Decodes the members of one sensor.
 
-    kind: str
+    `member`: their ending, in lower case; `tensor`: which of a file's tensors holds the pixels.
+    """
+
+    member: str
     pixels: Pixels
     tensor: str | None = None
 
     @property
+    def kind(self) -> str:
+        """What a member is: one of `KINDS`."""
+        return kind_of(self.member)
+
+    @property
     def holds_pictures(self) -> bool:
-        """Whether members are pictures, which say of themselves what they are."""
+        """Whether members are pictures, of which nothing needs to be declared."""
         return self.kind in PICTURES or (self.kind in TIFFS and self.pixels.sensor.name == "rgb")
 
     def read(self, content: bytes, what: str) -> tuple[PixelLayout, NDArray[Any]]:
@@ -56,7 +68,10 @@ class MemberDecoder:
             return layout, decode_rgb_bytes(content, what, self.pixels.size)
         if self.kind in TIFFS:
             return _read_geotiff(content, what, self.pixels)
-        array = _ARRAYS[self.kind](content, what, self.tensor)
+        if self.kind == "npy":
+            array = _read_npy(content, what)
+        else:
+            array = _read_safetensors(content, what, self.tensor)
         layout = _declared_layout(self.pixels, array.dtype, what)
         if array.ndim != 3 or len(array) != len(layout.bands):
             raise DataError(
@@ -84,7 +99,7 @@ def _read_geotiff(content: bytes, what: str, pixels: Pixels) -> tuple[PixelLayou
 
 
 def _declared_layout(pixels: Pixels, dtype: np.dtype[Any], what: str) -> PixelLayout:
-    """What an array's numbers mean: it cannot say it itself, so all of it is declared."""
+    """What an array's numbers mean: all of it is declared, since the file does not state it."""
     sensor, bands = pixels.sensor, pixels.bands
     if bands is None and sensor.name != "rgb":
         raise DataError(f"{what} does not name its bands; declare bands, in its order")
@@ -134,7 +149,7 @@ _NPY_FAULTS = (
 """What NumPy raises for a header that is none; the last three for one of thousands of brackets."""
 
 
-def _read_npy(content: bytes, what: str, _: str | None) -> NDArray[Any]:
+def _read_npy(content: bytes, what: str) -> NDArray[Any]:
     file = io.BytesIO(content)
     try:
         version = npy.read_magic(file)
@@ -153,78 +168,21 @@ def _read_npy(content: bytes, what: str, _: str | None) -> NDArray[Any]:
 
 
 def _read_safetensors(content: bytes, what: str, tensor: str | None) -> NDArray[Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
         tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{what} is damaged or no safetensors: {first_line(error)}") from error
-    return _to_numpy(_pick(tensors, tensor, what), what)
-
-
-def _read_torch(content: bytes, what: str, tensor: str | None) -> NDArray[Any]:
-    """By `torch.load(weights_only=True)`, in which no code of a file runs."""
-    import torch
-
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            num_bytes = sum(one.file_size for one in archive.infolist())
-        if num_bytes > len(content):
-            raise DataError(f"{what} unpacks to more than it holds; refused")
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except zipfile.BadZipFile as error:
-        raise DataError(
-            f"{what} is damaged, or of PyTorch before 1.6; save it again with torch.save"
-        ) from error
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{what} is damaged, or holds other things than tensors, which are not loaded"
-        ) from error
-    if isinstance(loaded, Mapping):
-        loaded = _pick(loaded, tensor, what)
-    elif tensor is not None:
-        raise DataError(f"{what} is one tensor without a name; leave tensor out")
-    return _to_numpy(loaded, what)
-
-
-def _pick(tensors: Mapping[Any, Any], name: str | None, what: str) -> Any:
-    if name is None and len(tensors) == 1:
-        return next(iter(tensors.values()))
-    if name is None:
-        there = ", ".join(sorted(str(key) for key in tensors)) or "none"
-        raise DataError(f"{what} has the tensors {there}; declare which one (tensor)")
-    if name not in tensors:
-        raise DataError(
-            f"{what} has no tensor {name!r}; {nearest(name, [str(key) for key in tensors])}"
-        )
-    return tensors[name]
-
-
-def _to_numpy(tensor: Any, what: str) -> NDArray[Any]:
-    import torch
-
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        raise DataError(f"{what} holds no plain tensor")
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float() if tensor.numel() * 4 <= MAX_CHIP_BYTES else tensor
-    kind = "f" if tensor.is_floating_point() else "c" if tensor.is_complex() else "i"
-    kind = "b" if tensor.dtype == torch.bool or tensor.is_quantized else kind
-    _require_numbers(kind, tensor.numel() * tensor.element_size(), what)
-    try:
-        array: NDArray[Any] = tensor.detach().numpy()
-    except (TypeError, RuntimeError) as error:
-        raise DataError(
-            f"{what} has numbers of type {tensor.dtype}: {first_line(error)}"
-        ) from error
+    array = _pick(tensors, tensor, what)
+    _require_numbers(array.dtype.kind, array.nbytes, what)
     return array
 
 
-_ARRAYS: dict[str, Callable[[bytes, str, str | None], NDArray[Any]]] = {
-    "npy": _read_npy,
-    "safetensors": _read_safetensors,
-    "pth": _read_torch,
-    "pt": _read_torch,
-}
+def _pick(tensors: Mapping[str, NDArray[Any]], name: str | None, what: str) -> NDArray[Any]:
+    if name is None and len(tensors) == 1:
+        return next(iter(tensors.values()))
+    if name is None:
+        found = ", ".join(sorted(tensors)) or "none"
+        raise DataError(f"{what} has the tensors {found}; declare which one (tensor)")
+    if name not in tensors:
+        raise DataError(f"{what} has no tensor {name!r}; {nearest(name, tensors)}")
+    return tensors[name]

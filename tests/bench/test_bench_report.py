@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html.parser
 import io
 import json
 import re
@@ -15,17 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
-from terralign.bench.report.document import write_bench_report
-from terralign.bench.report.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
-from terralign.bench.report.results import read_bench
+from report_page import NASTY, Page
+from terralign.bench.examples import MAX_QUERIES, choose_blocks, find_examples, views_of
+from terralign.bench.report import read_bench, report_bench
 from terralign.encoders.clip.weights import write_state_dict
 from terralign.errors import StorageError
 from terralign.evaluation.rows import Row, check_rows
 from terralign.files import write_json, write_text
 
-NASTY = '<script>alert(1)</script> | `x` "quoted" & $y$'
 CLASSES = ["forest", NASTY, "river"]
 VIEW = "0123456789abcdef.jpg"
+SUITE = f"""name = {json.dumps(NASTY)}
+note = "A note."
+# ```
+[[entries]]
+name = "scenes"
+data = "synthetic-scenes"
+split = "test"
+role = "alignment"
+tasks = ["retrieval"]
+"""
 
 
 def _row(model: str, value: float, **changes: Any) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def make_bench(folder: Path) -> Path:
         {name: {"source": source, "model_id": "1" * 16} for name, source in models.items()},
     )
     write_json(folder / "versions.json", {"aa": {"torch": "2.6", NASTY: NASTY}})
-    write_text(folder / "suite.toml", f"name = {json.dumps(NASTY)}\nnote = 'A note.'\n# ```\n")
+    write_text(folder / "suite.toml", SUITE)
     for name, details in _details().items():
         write_json(folder / "measurements" / f"{name}.json", {"details": details})
     index = {f"tile-{n}": {"sat": {"true colour": VIEW, "false colour": VIEW}} for n in (1, 2)}
@@ -118,35 +126,10 @@ def make_bench(folder: Path) -> Path:
     return folder
 
 
-class _Page(html.parser.HTMLParser):
-    """Collects tags, sources and the text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.sources: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href") and v]
-        if tag in ("div", "table", "details", "figure", "ol", "section"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("div", "table", "details", "figure", "ol", "section"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_bench(tmp_path_factory.mktemp("bench") / "b")
-    assert write_bench_report(folder) == folder / "report.html"
+    assert report_bench(folder) == folder / "report.html"
     return folder
 
 
@@ -159,10 +142,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 def test_page_is_whole_in_itself_and_escapes_everything(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
-    page = _Page(text)
+    page = Page(text)
     assert "script" not in page.tags
-    assert page.open == []
-    assert not re.search(r"@[A-Z]+@", text)
     assert page.text.count(NASTY) >= 6
     assert {source.split(",")[0] for source in page.sources} == {
         "data:image/png;base64", "data:image/jpeg;base64",
@@ -179,7 +160,7 @@ def test_every_kind_of_figure_is_drawn_in_two_themes(folder: Path) -> None:
         "alpha.png", "classes.png", "classes.png", "confusion.png", "confusion.png",
         "projection-1.png", "reliability-zero-shot.png", "retrieval-1.png",
     ]  # fmt: skip
-    page = _Page((folder / "report.html").read_text(encoding="utf-8"))
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("source") == len(names)
     assert len({one for one in page.sources if "png" in one[:20]}) == 2 * len(names)
 
@@ -199,25 +180,22 @@ def test_the_report_says_what_was_run_on_what_and_with_what(folder: Path, name: 
 
 def test_examples_show_query_results_and_whether_they_are_right(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert page.count("<div class=query>") == MAX_QUERIES
-    assert page.count("<li class=right>") == MAX_QUERIES
-    assert page.count("<li class=wrong>") == 4 * MAX_QUERIES
+    assert page.count('<div class="query">') == MAX_QUERIES
+    assert page.count('<li class="right">') == MAX_QUERIES
+    assert page.count('<li class="wrong">') == 4 * MAX_QUERIES
     # The query went through the RGB tower: true colour alone. tile-1 and tile-2 were found by s2.
-    assert page.count('alt="tile-1, true colour"') == 2 * MAX_QUERIES
-    assert page.count('alt="tile-1, false colour"') == MAX_QUERIES
-    assert page.count('alt="tile-2, false colour"') == MAX_QUERIES
-    assert "tile-3, true colour" not in page  # there is no picture of it
+    alts = Page(page).alts
+    views = [alt.rpartition(", ")[2] for alt in alts if "Interpolation" not in alt]
+    assert views.count("true colour") == 3 * MAX_QUERIES  # there is no picture of tile-3
+    assert views.count("false colour") == 2 * MAX_QUERIES
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert text.count(f"](pictures/{VIEW})") == 5 * MAX_QUERIES
 
 
-def test_markdown_keeps_its_shape_and_its_pictures_are_there(folder: Path) -> None:
+def test_pictures_of_the_markdown_are_there(folder: Path) -> None:
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "\n````toml\n" in text
     outside = text.split("````")[0]
-    assert "<script" not in outside.replace(r"\<", "")
-    for block in re.findall(r"(?:^\|.*\n)+", outside, flags=re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1
     links = re.findall(r"\]\((\S+)\)", outside)
     assert len(links) > 8
     assert all((folder / link).is_file() for link in links)
@@ -225,11 +203,11 @@ def test_markdown_keeps_its_shape_and_its_pictures_are_there(folder: Path) -> No
 
 def test_latex_has_every_table(folder: Path) -> None:
     text = (folder / "tables.tex").read_text(encoding="utf-8")
-    labels = re.findall(r"\\label\{tab:([a-z-]+)\}", text)
-    assert labels == [
-        "zero-shot", "retrieval", "decisions", "reported", "differences", "diagnostics-scenes",
+    assert re.findall(r"\\label\{tab:([a-z-]+)\}", text) == [
+        "zero-shot-classification", "retrieval", "decisions-and-calibration",
+        "as-reported-in-publications-not-measured-here", "differences-to-the-reference",
+        "diagnostics-of-the-space-scenes",
     ]  # fmt: skip
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= len(labels)
 
 
 def test_the_same_results_write_nothing_and_others_write_anew(copy: Path) -> None:
@@ -238,10 +216,10 @@ def test_the_same_results_write_nothing_and_others_write_anew(copy: Path) -> Non
         return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
 
     before = seen()
-    write_bench_report(copy)
+    report_bench(copy)
     assert seen() == before
     write_json(copy / "results.json", {"rows": [_row("base", 0.123, measurement="a" * 16)]})
-    write_bench_report(copy)
+    report_bench(copy)
     assert "12.3" in (copy / "report.html").read_text(encoding="utf-8")
     names = {path.name for path in (copy / "figures").iterdir()}
     assert {"2-classes.png", "2-confusion.png"} == {n for n in names if n.startswith("2-")}
@@ -250,21 +228,14 @@ def test_the_same_results_write_nothing_and_others_write_anew(copy: Path) -> Non
 
 def test_a_report_is_the_same_bytes_whenever_it_is_written(folder: Path, copy: Path) -> None:
     (copy / "report.html").unlink()
-    write_bench_report(copy)
+    report_bench(copy)
     for name in ("report.html", "report.md", "tables.tex"):
         assert (copy / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_rows_alone_make_a_report(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"rows": [_row("base", 0.5, measurement="a" * 16)]})
-    text = write_bench_report(tmp_path).read_text(encoding="utf-8")
-    assert "50.0" in text
-    assert "<img" not in text
-
-
 def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no results\.json"):
-        write_bench_report(tmp_path / "nothing")
+        report_bench(tmp_path / "nothing")
     measurement = copy / "measurements" / f"{'b' * 16}.json"
     damages: list[tuple[Path, Any, str]] = [
         (measurement, {"details": {**_zero_shot(0.5), "confusion": [[1]]}}, "scenes.*damaged"),
@@ -279,11 +250,11 @@ def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Pat
         write_json(path, value)
         (copy / "report.html").unlink(missing_ok=True)
         with pytest.raises(StorageError, match=told):
-            write_bench_report(copy)
+            report_bench(copy)
         path.write_bytes(kept)
     write_json(copy / "results.json", {"rows": [{"model": "m", "wrong": 1}]})
     with pytest.raises(StorageError, match="damaged or of another version"):
-        write_bench_report(copy)
+        report_bench(copy)
 
 
 def test_the_best_is_compared_with_the_others_by_the_values_of_their_samples(copy: Path) -> None:
@@ -301,12 +272,12 @@ def test_the_best_is_compared_with_the_others_by_the_values_of_their_samples(cop
                 write_state_dict(name.with_suffix(".safetensors"), {"top1": values})
         for path in (copy / "report.html", *(copy / "measurements").glob("compare-*")):
             path.unlink()
-        write_bench_report(copy)
+        report_bench(copy)
         text = (copy / "report.md").read_text(encoding="utf-8")
         marks.append(re.findall(r"70\.0(\S?) ", text)[0])
         kept_files = {path: path.stat().st_mtime_ns for path in (copy / "measurements").iterdir()}
         (copy / "report.html").unlink()
-        write_bench_report(copy)
+        report_bench(copy)
         assert (copy / "report.md").read_text(encoding="utf-8") == text
         now = {path: path.stat().st_mtime_ns for path in (copy / "measurements").iterdir()}
         assert now == kept_files  # not compared again

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terralign.bench.examples import Example, ExampleBlock, read_picture_index
+from terralign.bench.pictures import PICTURE_SIZE, keep_pictures
 from terralign.bench.report import report_bench
-from terralign.bench.report.examples import read_picture_index
-from terralign.bench.report.pictures import PICTURE_SIZE, keep_pictures
 from terralign.bench.subject import BenchData
 from terralign.bench.suite import Suite, parse_suite
 from terralign.evaluation.chip_views import MAX_SIDE, sample_views
@@ -49,11 +49,19 @@ def _example(data: BenchData, query: int, found: int) -> dict[str, Any]:
     return {"query": keys[query], "query_index": query, "label": [], "results": [result, words]}
 
 
+def _blocks(example: dict[str, Any]) -> list[ExampleBlock]:
+    block = ExampleBlock(
+        entry="scenes", model="m", query_tower="rgb", gallery_tower="s2",
+        examples=(Example.model_validate(example),), sensors={},
+    )  # fmt: skip
+    return [block]
+
+
 def test_pictures_are_of_the_samples_by_sensor_and_view(
     suite: Suite, data: BenchData, tmp_path: Path
 ) -> None:
     example = _example(data, 3, 7)
-    keep_pictures(tmp_path, suite, data, {"scenes": [example]})
+    keep_pictures(tmp_path, suite, data, _blocks(example))
     index = read_picture_index(tmp_path)
     assert set(index) == {"scenes"}
     assert set(index["scenes"]) == {example["query"], example["results"][0]["key"]}
@@ -72,11 +80,11 @@ def test_pictures_are_of_the_samples_by_sensor_and_view(
 
 
 def test_pictures_are_made_once(suite: Suite, data: BenchData, tmp_path: Path) -> None:
-    keep_pictures(tmp_path, suite, data, {"scenes": [_example(data, 0, 1)]})
+    keep_pictures(tmp_path, suite, data, _blocks(_example(data, 0, 1)))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
-    keep_pictures(tmp_path, suite, data, {"scenes": [_example(data, 1, 0)]})
+    keep_pictures(tmp_path, suite, data, _blocks(_example(data, 1, 0)))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "pictures").iterdir()} == before
-    keep_pictures(tmp_path, suite, data, {"scenes": [_example(data, 2, 0)]})
+    keep_pictures(tmp_path, suite, data, _blocks(_example(data, 2, 0)))
     assert len(read_picture_index(tmp_path)["scenes"]) == 3
 
 
@@ -85,13 +93,13 @@ def test_samples_that_moved_and_data_that_are_gone_are_told_and_passed_over(
 ) -> None:
     moved = _example(data, 0, 1) | {"query": "another"}
     with caplog.at_level(logging.WARNING):
-        keep_pictures(tmp_path, suite, data, {"scenes": [moved]})
+        keep_pictures(tmp_path, suite, data, _blocks(moved))
         assert "'another' is no longer where it was" in caplog.text
         assert len(read_picture_index(tmp_path)["scenes"]) == 1
         gone = parse_suite(
             SUITE.replace("synthetic-scenes", "eurosat-ms").replace('"test"', '"val"'), origin="t"
         )
-        keep_pictures(tmp_path / "b", gone, BenchData(tmp_path), {"scenes": [moved]})
+        keep_pictures(tmp_path / "b", gone, BenchData(tmp_path), _blocks(moved))
     assert "no pictures of scenes" in caplog.text
     assert read_picture_index(tmp_path / "b") == {}
 

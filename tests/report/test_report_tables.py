@@ -1,20 +1,16 @@
-"""Tables of a bench: what is best and what is tied, and that no form of them can break."""
+"""Tables of a bench: what is side by side, what is best and what is tied."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 
-from terralign.bench.report.markup import html_table, markdown_table
-from terralign.bench.report.plans import report_tables
-from terralign.bench.report.reported import load_reported, reported_table
-from terralign.bench.report.tables import Cell, Column, PairedTest, Table, TableLine
 from terralign.datasets.catalog import DATASETS
 from terralign.evaluation.rows import Row
-
-NASTY = r'50% of \a_b & {x} #1 ~$y^2$ <script>"|`*[z]` --> →'
+from terralign.report.bench_tables import bench_tables
+from terralign.report.reported import load_reported, reported_table
+from terralign.report.tables import Cell, PairedTest
 
 
 def row(model: str, value: float, **changes: Any) -> Row:
@@ -42,7 +38,7 @@ def paired(p_values: dict[tuple[str, str], float]) -> PairedTest:
 
 def marks(rows: list[Row], p_values: dict[tuple[str, str], float] | None = None) -> list[str]:
     """Of the first column of the first table."""
-    (_, lines), *_ = report_tables(rows, paired(p_values or {})).main[0].groups
+    (_, lines), *_ = bench_tables(rows, paired(p_values or {})).main[0].groups
     return [cell.mark if (cell := line.cells[0]) else "none" for line in lines]
 
 
@@ -66,7 +62,7 @@ def test_only_what_has_an_interval_has_a_best() -> None:
     few = [row("a", 0.81, **shots), row("b", 0.80, **shots)]
     assert marks(few, {("a", "b"): 0.5}) == ["", ""]
     gaps = [row(m, v, task="diagnostics", metric="modality_gap") for m, v in (("a", 1), ("b", 2))]
-    (_, lines), *_ = report_tables(gaps).more[0].groups
+    (_, lines), *_ = bench_tables(gaps).more[0].groups
     assert [line.cells[0].mark for line in lines if line.cells[0]] == ["", ""]
     assert [line.cells[0].value for line in lines if line.cells[0]] == ["1.000", "2.000"]
 
@@ -77,16 +73,16 @@ def test_chance_is_told_once_where_it_is_shared_and_else_below_each_column() -> 
 
     rows = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.25), f1("a", "micro_f1", 0.5)]
     rows.append(f1("b", "expected_calibration_error", None))
-    ((heading, lines),) = report_tables(rows).main[0].groups
+    ((heading, lines),) = bench_tables(rows).main[0].groups
     assert heading == "eurosat (unseen), n 500"
     assert [line.labels for line in lines] == [("a", "rgb"), ("b", "rgb"), ("chance", "")]
     assert [cell.value if cell else None for cell in lines[-1].cells] == ["25.0", "50.0", None]
-    ((heading, lines),) = report_tables(rows[:2]).main[0].groups
+    ((heading, lines),) = bench_tables(rows[:2]).main[0].groups
     assert heading == "eurosat (unseen), n 500, chance 25.0"
     assert len(lines) == 2
     other = [f1("a", "macro_f1", 0.25), f1("b", "macro_f1", 0.3)]
     other[1] = other[1].model_copy(update={"num_samples": 490})
-    ((heading, lines),) = report_tables(other).main[0].groups
+    ((heading, lines),) = bench_tables(other).main[0].groups
     assert heading == "eurosat (unseen), n 490–500"
     assert lines[-1].cells[0] == Cell(value="25.0–30.0")
 
@@ -102,7 +98,7 @@ def test_retrieval_is_compared_within_a_pair_and_metrics_stand_in_order() -> Non
         found("b", 0.4, "rgb", "s2", "recall@1"),
         found("a", 0.7, "s2", "rgb", "recall@1"),
     ]
-    table = report_tables(rows).main[0]
+    table = bench_tables(rows).main[0]
     assert [column.metric for column in table.columns] == ["recall@1", "mAP@10"]
     assert [heading for heading, _ in table.groups] == [
         "eurosat (unseen): rgb → s2, n 500, chance 10.0",
@@ -117,18 +113,18 @@ def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> 
         row("a", 0.5), row("a", 0.6, prompts="plain"),
         row("a", 0.7, variant="csls"), row("a", 0.4, task="robustness", variant="noise"),
     ]  # fmt: skip
-    tables = report_tables(rows)
+    tables = bench_tables(rows)
     assert [column.heading for column in tables.main[0].columns] == [
         "eurosat, prompts satellite (unseen)", "eurosat, prompts plain (unseen)",
     ]  # fmt: skip
     assert [table.title for table in tables.more] == [
-        "Remedies at query time", "Robustness: eurosat",
+        "Hubness correction", "Robustness: eurosat",
     ]  # fmt: skip
-    remedies = [line.labels[0] for _, lines in tables.more[0].groups for line in lines]
-    assert remedies == ["plain", "csls"]
+    variants = [line.labels[0] for line in tables.more[0].lines]
+    assert variants == ["plain", "csls"]
 
 
-def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> None:
+def test_hubness_corrections_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> None:
     def found(model: str, value: float, query: str, metric: str, **changes: Any) -> Row:
         keys = {"tower": None, "query_tower": query, "gallery_tower": "s2", "prompts": None}
         return row(model, value, task="retrieval", metric=metric, **(keys | changes))
@@ -143,13 +139,13 @@ def test_remedies_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> 
         found("a", 0.6, "text", "map@10", prompts="plain"),
         found("a", 0.7, "text", "map@10", prompts="satellite"),
         found("a", 0.8, "text", "map@10", prompts="satellite", variant="centred"),
-        found("a", 0.9, "s1", "map@10"),  # no remedy
+        found("a", 0.9, "s1", "map@10"),  # no correction
         found("b", 0.9, "rgb", "recall@5", variant="csls"),
         found("a", 0.1, "rgb", "recall@1", variant="csls", entry="two"),
     ]
-    tables = [one for one in report_tables(rows).more if one.title.startswith("Remedies")]
+    tables = [one for one in bench_tables(rows).more if one.title.startswith("Hubness")]
     assert [one.title for one in tables] == [
-        "Remedies in retrieval: eurosat", "Remedies in retrieval: two",
+        "Hubness correction in retrieval: eurosat", "Hubness correction in retrieval: two",
     ]  # fmt: skip
     columns = [(column.heading, column.metric) for column in tables[0].columns]
     assert columns == [(m, k) for m in ("a", "b") for k in ("recall@1", "mAP@10")]
@@ -178,7 +174,7 @@ def test_cosines_before_and_after_stand_in_one_table_of_all_entries() -> None:
         )
 
     rows = [moved("a", 0.99), moved("a", 0.8, entry="photos"), moved("b", 0.7)]
-    (table,) = report_tables(rows).more
+    (table,) = bench_tables(rows).more
     assert table.title == "Cosine before and after"
     assert [column.heading for column in table.columns] == ["eurosat (unseen)", "photos (unseen)"]
     ((heading, lines),) = table.groups
@@ -195,7 +191,7 @@ def test_differences_are_signed_points_with_stars_where_significant() -> None:
     few = against(b, a, 0.5).model_copy(update={"entry": "three", "p_value": None})
     probe = against(b, a, 0.04).model_copy(update={"task": "knn"})  # a family of its own
     more = down.model_copy(update={"entry": "four"})
-    tables = report_tables([a, b, against(b, a, 0.0001), down, more, few, probe])
+    tables = bench_tables([a, b, against(b, a, 0.0001), down, more, few, probe])
     cells = [line.cells[0] for _, lines in tables.more[0].groups for line in lines]
     assert [(c.value, c.interval, c.p_values) for c in cells if c] == [
         ("+12.0**", "+60.0 to +64.0", "p < 0.001, Holm < 0.001"),
@@ -207,50 +203,8 @@ def test_differences_are_signed_points_with_stars_where_significant() -> None:
 
 def test_what_was_skipped_is_in_no_table() -> None:
     skipped = row("a", 0.5, status="skipped", note="no bands")
-    tables = report_tables([skipped, row("b", 0.4, status="failed")])
+    tables = bench_tables([skipped, row("b", 0.4, status="failed")])
     assert tables.main == tables.more == ()
-
-
-def _table(num_lines: int = 2) -> Table:
-    cells = (Cell(value="51.2", interval="48.7–53.9", mark="paired"), None)
-    line = TableLine(labels=(NASTY, "rgb"), cells=cells)
-    best = TableLine(
-        labels=("m", NASTY),
-        cells=(
-            Cell(value="60", mark="best"),
-            Cell(value="+1*", interval="0–2", p_values="p < 0.04"),
-        ),
-    )
-    return Table(
-        name=NASTY,
-        title=NASTY,
-        heads=("model", "tower"),
-        columns=(
-            Column(heading=NASTY, metric="top-1", about="n 7"),
-            Column(heading="b", metric="mAP"),
-        ),
-        groups=((NASTY, (line, best)), ("", (line,) * (num_lines - 2))),
-    )
-
-
-def test_markdown_keeps_its_shape_whatever_the_names() -> None:
-    lines = [line for line in markdown_table(_table(3)) if line]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
-    assert "**60**" in "".join(lines)
-    assert "51.2† (48.7–53.9)" in "".join(lines)
-    assert r"+1\* (0–2; p \< 0.04)" in "".join(lines)
-    assert "<script" not in "".join(lines).replace(r"\<", "")
-
-
-def test_html_escapes_names_and_labels_each_cell_for_phones() -> None:
-    text = html_table(_table())
-    assert "<script" not in text
-    assert "&lt;script&gt;&quot;" in text
-    assert 'data-label="b, mAP"' in text
-    assert "<b>60</b>" in text
-    assert "+1* <span>0–2</span> <span class=p>p &lt; 0.04</span>" in text
-    assert text.count("<td") == 8
-    assert '<td class=n data-label="b, mAP"></td>' in text
 
 
 def test_published_figures_stand_beside_the_best_on_the_same_data_only() -> None:

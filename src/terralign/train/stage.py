@@ -1,0 +1,133 @@
+"""Done, resumed or made: the one protocol by which finished work is kept.
+
+A stage is a note, a JSON file that is written last, and the files that it vouches for. The note
+holds the hash of all that they depend on. Running a stage reads what is complete and makes what is
+not; work that was interrupted resumes from what it keeps in the folder itself. With a cache,
+folders that hold the same stage compute it once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from terralign.errors import RecipeError, StorageError
+from terralign.files import atomic_path, hash_json, read_json, set_aside, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A piece of work in a folder.
+
+    `what` names it in messages ("a tower"). `depends`: all that its result depends on, as JSON.
+    `note`: the path of the note. `files`: the result, as paths of files or folders relative to the
+    note's folder; `logs`: what goes with it where it exists. `cache`: a folder that several runs
+    share, which holds each stage under its identity.
+    """
+
+    what: str
+    depends: Mapping[str, Any]
+    note: Path
+    files: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    cache: Path | None = None
+
+    @classmethod
+    def named_by_identity(
+        cls,
+        what: str,
+        depends: Mapping[str, Any],
+        folder: Path,
+        *,
+        prefix: str = "",
+        suffixes: tuple[str, ...] = (),
+        cache: Path | None = None,
+    ) -> Self:
+        """The note `<prefix><identity>.json`, and files of the same name with other suffixes: such
+        stages share a folder, and none is ever of other data."""
+        name = f"{prefix}{hash_json(depends)}"
+        files = tuple(f"{name}{suffix}" for suffix in suffixes)
+        note = folder / f"{name}.json"
+        return cls(what=what, depends=depends, note=note, files=files, cache=cache)
+
+    @property
+    def identity(self) -> str:
+        """The hash of all that the result depends on."""
+        return hash_json(self.depends)
+
+    def read(self) -> dict[str, Any] | None:
+        """The note of a complete stage, else None; `RecipeError` for one of another identity,
+        `StorageError` for a damaged note."""
+        folder = self.note.parent
+        if not (self.note.is_file() and all((folder / one).exists() for one in self.files)):
+            return None
+        note = read_json(self.note)
+        if not isinstance(note, dict) or not isinstance(note.get("identity"), str):
+            raise StorageError(
+                f"{self.note} is damaged: it does not name what {self.what} was made of; delete it "
+                "to make it again"
+            )
+        if note["identity"] != self.identity:
+            raise RecipeError(
+                f"{folder} holds {self.what} of other settings, data or weights; choose another "
+                "folder"
+            )
+        return note
+
+
+def run_stage(
+    stage: Stage, make: Callable[[], Mapping[str, Any]], *, renew: bool = False
+) -> dict[str, Any]:
+    """The note of a stage: read where it is complete, linked from the cache, or made.
+
+    `make` leaves the files, resuming where it was interrupted, and returns what the note holds
+    beside `identity`. `renew`: a damaged note is set aside and made again instead of refused.
+    """
+    shared = None if stage.cache is None else stage.cache / stage.identity
+    try:
+        note = stage.read()
+    except StorageError as error:
+        if not renew:
+            raise
+        set_aside(stage.note, error)
+        note = None
+    if note is None and shared is not None:
+        _link_all(stage, shared, stage.note.parent)
+        note = stage.read()
+    if note is None:
+        write_json(stage.note, {"identity": stage.identity, **make()})
+        note = read_json(stage.note)
+    if shared is not None:
+        _link_all(stage, stage.note.parent, shared)
+    return dict(note)
+
+
+def _link_all(stage: Stage, source: Path, target: Path) -> None:
+    """Link a complete stage into another folder, its note last."""
+    if (source / stage.note.name).is_file():
+        for name in (*stage.logs, *stage.files, stage.note.name):
+            for path in _files(source / name):
+                _link(path, target / path.relative_to(source))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    yield from sorted(one for one in (path, *path.rglob("*")) if one.is_file())
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the disk has them, else a copy. Notes and logs, to which a run may write,
+    are copied. What exists stays."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix not in (".json", ".jsonl"):
+        with suppress(OSError):  # another disk, or one without hard links
+            os.link(source, target)
+            return
+    with atomic_path(target) as partial:
+        shutil.copyfile(source, partial)
