@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import Affine
 
+from fakes import input_spec
 from terralign.chips import Chip
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
-from terralign.preprocess import InputSpec
 from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS
 
@@ -88,15 +88,7 @@ def write_picture(path: Path, *, size: int = 48, seed: int = 0) -> Path:
 
 def space_of(clip: ClipModel) -> EmbeddingSpace:
     """A space with a Sentinel-2 tower over four bands, with random weights."""
-    bands = ("B02", "B03", "B04", "B08")
-    spec = InputSpec(
-        sensors=(S2.name,),
-        bands=bands,
-        ranges={S2.name: ((0.0, 0.4),) * 4},
-        mean=(0.5,) * 4,
-        std=(0.25,) * 4,
-        size=32,
-    )
+    spec = input_spec(S2.name, ("B02", "B03", "B04", "B08"), (0.0, 0.4), std=0.25)
     config = TowerConfig(name="s2", backbone="test_convnext3", input=spec, embed_dim=clip.dim)
     return EmbeddingSpace(
         clip,

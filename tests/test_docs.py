@@ -1,10 +1,11 @@
-"""README and documentation say what is there: their code runs, their commands parse."""
+"""README and documentation match the code: their code runs, their commands parse."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+import shutil
 import stat
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import yaml
 from click.testing import CliRunner
 
 import terralign
+from fakes import input_spec
 from imagery import NEW_PRODUCT, write_geotiff, write_product
 from terralign.bench.suite import parse_suite
 from terralign.cli import main
@@ -28,7 +30,6 @@ from terralign.datasets.facts import read_facts
 from terralign.encoders.clip.load import new_clip
 from terralign.encoders.sensor import TowerConfig, inflate
 from terralign.encoders.space import EmbeddingSpace
-from terralign.preprocess import InputSpec
 from terralign.runs.recipe import load_recipe, parse_recipe, recipe_names
 from terralign.sensors import SENSORS, parse_sensor
 
@@ -76,8 +77,10 @@ def commands() -> Iterator[Any]:
 ]
 
 
-def fill(folder: Path) -> None:
-    """What the Python blocks read: spaces with a Sentinel-2 tower, and a scene."""
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Python blocks read: spaces with a Sentinel-2 tower, a scene, tiles and chips."""
+    folder = tmp_path_factory.mktemp("documented")
     clip = new_clip(
         {
             "embed_dim": 16,
@@ -94,15 +97,7 @@ def fill(folder: Path) -> None:
         seed=0,
     )
     sensor = SENSORS["sentinel2-l2a"]
-    num = len(sensor.bands)
-    spec = InputSpec(
-        sensors=(sensor.name,),
-        bands=sensor.band_names,
-        ranges={sensor.name: ((0.0, 1.0),) * num},
-        mean=(0.5,) * num,
-        std=(0.5,) * num,
-        size=32,
-    )
+    spec = input_spec(sensor.name, sensor.band_names)
     config = TowerConfig(name="sentinel2", backbone="inflate", input=spec, embed_dim=clip.dim)
     space = EmbeddingSpace(
         clip, towers={"sentinel2": inflate(config, clip, sensor.composite(), others="mean")}
@@ -110,9 +105,11 @@ def fill(folder: Path) -> None:
     for name in ("terralign-quickstart", "runs/m", "runs/b32"):
         space.save(folder / name / "model")
     rng = np.random.default_rng(0)
-    pixels = rng.integers(1001, 5000, (num, 40, 40)).astype(np.uint16)
+    pixels = rng.integers(1001, 5000, (len(spec.bands), 40, 40)).astype(np.uint16)
     write_geotiff(folder / "scene.tif", pixels, sensor.band_names)
-    write_product(folder / NEW_PRODUCT, rng.integers(1001, 5000, (num, 60, 60)).astype(np.uint16))
+    write_product(
+        folder / NEW_PRODUCT, rng.integers(1001, 5000, (len(spec.bands), 60, 60)).astype(np.uint16)
+    )
     for number in range(3):
         write_geotiff(
             folder / "tiles" / f"{number}.tif", np.roll(pixels, number)[:, :32, :32],
@@ -124,26 +121,30 @@ def fill(folder: Path) -> None:
             chip = (rng.integers(0, 300, (4, 32, 32)) + level).astype(np.uint16)
             write_geotiff(folder / "planet" / kind / f"{number}.tif", chip, bands, gsd_m=3)
     (folder / "planetscope.toml").write_text(_PLANETSCOPE)
+    return folder
 
 
-@pytest.mark.parametrize("text", blocks("python"))
-def test_python_blocks_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path)
+@pytest.fixture
+def working_folder(documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of these as the working directory."""
+    shutil.copytree(documented, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("working_folder")
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks_run(text: str) -> None:
     exec(compile(text, "block", "exec"), {"__name__": "__main__"})
 
 
-def test_the_readmes_python_gives_what_its_command_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readmes_python_gives_what_its_command_does(working_folder: Path) -> None:
     """`classify` on the same scene, with no data where a chip without its mask would be bright."""
-    fill(tmp_path)
-    with rasterio.open(tmp_path / "scene.tif", "r+") as file:
+    with rasterio.open(working_folder / "scene.tif", "r+") as file:
         pixels = file.read()
         pixels[:, :5] = 65535
         file.write(pixels)
         file.nodata = 65535
-    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     text = next(
         text for kind, text in FENCE.findall((ROOT / "README.md").read_text()) if "load(" in text
@@ -199,13 +200,9 @@ def _write_named_blocks(folder: Path) -> None:
             (folder / name).write_text(text)
 
 
-def test_the_recipe_for_a_sensor_of_ones_own_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(tmp_path)
-    _write_named_blocks(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    text = (tmp_path / "planet.toml").read_text()
+def test_the_recipe_for_your_own_sensor_runs(working_folder: Path) -> None:
+    _write_named_blocks(working_folder)
+    text = (working_folder / "planet.toml").read_text()
     [words] = re.findall(r"terralign (run planet.toml .*)", text)
     result = CliRunner().invoke(
         main, [*shlex.split(words), "--set", "align.0.epochs=2", "--device", "cpu", "--json"]
@@ -237,8 +234,8 @@ def test_every_recipe_is_described() -> None:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_every_data_set_stands_in_the_table_and_is_told_below(name: str) -> None:
-    table, told = (ROOT / "docs" / "data.md").read_text().split("\n## ", 1)
+def test_every_data_set_is_in_the_table_and_in_a_section(name: str) -> None:
+    table, sections = (ROOT / "docs" / "data.md").read_text().split("\n## ", 1)
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if f"`{name}`" in line]
     [(_, sensors, counts, labels, licence)] = rows
     facts = read_facts(name)
@@ -248,7 +245,7 @@ def test_every_data_set_stands_in_the_table_and_is_told_below(name: str) -> None
     published = [facts.splits[split] for split in splits if facts.splits.get(split)]
     assert [one for one in published if f"{one:,}" not in counts] == []
     assert not facts.licence or licence.split(";")[0].split()[-1] in facts.licence
-    assert f"`{name}`" in told or f"terralign pack {name} " in told
+    assert f"`{name}`" in sections or f"terralign pack {name} " in sections
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -26,6 +26,7 @@ from fake_world.models import (
     write_clip,
 )
 from fake_world.shrink import FEW, data_names, shrink
+from fakes import input_spec
 from terralign.ablate.study import Planned, load_study, plan_study, study_names
 from terralign.bench.suite import Suite, SuiteEntry, load_suite, suite_names
 from terralign.cli import main
@@ -33,7 +34,6 @@ from terralign.datasets.catalog import find_dataset
 from terralign.encoders.clip.weights import read_state_dict
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
-from terralign.preprocess import InputSpec
 from terralign.report import canvas
 from terralign.report.run import RunReport
 from terralign.runs.recipe import Recipe, load_recipe, recipe_names
@@ -232,14 +232,8 @@ def models(fake_world: FakeWorld, tmp_path_factory: pytest.TempPathFactory) -> l
     for name, takes in sensors.items():
         bands = SENSORS[takes[0]].band_names
         low, high = (0.0, 1.0) if name == "sentinel2" else (-25.0, 0.0)
-        spec = InputSpec(
-            sensors=takes,
-            bands=bands,
-            ranges=dict.fromkeys(takes, ((low, high),) * len(bands)),
-            mean=(0.0,) * len(bands),
-            std=(1.0,) * len(bands),
-            size=STUDENT_SIZE,
-            missing="zero",
+        spec = input_spec(
+            takes, bands, (low, high), mean=0.0, std=1.0, size=STUDENT_SIZE, missing="zero"
         )
         config = TowerConfig(name=name, backbone=STUDENT, input=spec, embed_dim=base.clip.dim)
         towers[name] = build_tower(config, base.clip)

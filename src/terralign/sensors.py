@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -295,16 +296,15 @@ RGB = "rgb"
 """The sensor of pictures, and the tower that takes them."""
 
 
-def find_sensor(name: str) -> Sensor:
-    """The built-in sensor `name`, or the one that the TOML file `name` defines."""
-    if name in SENSORS:
-        return SENSORS[name]
+def find_sensor(name: str, own: Mapping[str, Sensor] = MappingProxyType({})) -> Sensor:
+    """The built-in sensor `name`, the one of `own` (those of a space), or that of a TOML file."""
+    known = {**SENSORS, **own}
+    if name in known:
+        return known[name]
     if name.endswith(".toml"):
         return load_sensor(Path(name))
-    hint = nearest(name, SENSORS)
-    end = " " if hint.endswith("?") else ". "
     raise UnknownSensorError(
-        f"unknown sensor {name!r}; {hint}{end}For a sensor of your own, give its .toml file"
+        f"unknown sensor {name!r}; {nearest(name, known)} (or the path of a .toml file)"
     )
 
 

@@ -17,22 +17,27 @@ from terralign.files import read_shipped, read_text, read_toml, shipped_names, w
 MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
 
-_FOLDERS = {"recipe": "recipes", "suite": "suites", "study": "studies"}
+_FOLDERS = {
+    "recipe": "recipes",
+    "suite": "suites",
+    "study": "studies",
+    "prompt set": "encoders/prompts",
+}
 """What ships, by folder of the package."""
 
 
-def read_named(what: str, name_or_path: str) -> dict[str, Any]:
-    """The values of a "recipe", "suite" or "study" that ships, by name, or of a TOML file.
+def read_named(what: str, name_or_path: str, *, others: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a recipe, suite, study or prompt set that ships, by name, or of a TOML file.
 
-    `RecipeError` where there is none, with the nearest name, or where it is no TOML.
+    `RecipeError` where it is missing, with the nearest name (of `others` too), or no TOML.
     """
     names = shipped_names(_FOLDERS[what])
     if name_or_path in names:
         return read_shipped(_FOLDERS[what], name_or_path)
     if name_or_path.endswith(".toml"):
         return read_toml(Path(name_or_path), what=what, fault=RecipeError)
-    hint = nearest(name_or_path, names)
-    raise RecipeError(f"no {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
+    hint = nearest(name_or_path, [*names, *others])
+    raise RecipeError(f"unknown {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
 
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")

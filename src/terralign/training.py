@@ -70,8 +70,6 @@ Data = SampleSet | Sequence[SampleSet]
 HELD_OUT = 0.2
 """The share of the training data that alpha is chosen on where no validation data are given."""
 
-MAX_SEED = 2**63
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -107,9 +105,6 @@ def _takes(*models: type[BaseModel], but: Sequence[str] = ()) -> Callable[[Funct
 
 def _fields(models: Sequence[type[BaseModel]]) -> dict[str, Any]:
     return {name: field for model in models for name, field in model.model_fields.items()}
-
-
-STUDENT = tuple(name for name in StudentSettings.model_fields if name not in ("backbone", "bands"))
 
 
 @_takes(AlignSettings, StudentSettings, but=("backbone",))
@@ -154,10 +149,16 @@ def align(
     on themselves.
     """
     _require_space(space)
-    _check_tower_name(name)
-    _check_arguments(device=device, folder=folder, sensors=sensors, labels=labels)
-    seed = _checked_seed(seed)
-    chosen, student = _align_settings(encoder, bands, validation, settings)
+    _check_arguments(
+        name=name, seed=seed, device=device, folder=folder, sensors=sensors, labels=labels
+    )
+    if validation is not None:
+        settings.setdefault("keep", "best")
+    if "backbone" in settings:
+        raise RecipeError("align() has no setting 'backbone'; did you mean 'encoder'?")
+    settings.update(_student_settings(encoder, bands))
+    chosen, student = _settings("align", settings, AlignSettings, StudentSettings)
+    seed = int(seed)
     with _on_device(space, device), _working_folder(folder) as work:
         sets = _opened(space, data)
         kept = None if validation is None else _opened_one(space, validation, "validation")
@@ -217,9 +218,9 @@ def patch(
     taken over, since they were aligned to the other RGB tower. `RecipeError` as for `align`.
     """
     _require_space(space)
-    _check_arguments(device=device, folder=folder)
-    seed = _checked_seed(seed)
-    chosen = _settings(PatchSettings, "patch", settings)
+    _check_arguments(seed=seed, device=device, folder=folder)
+    [chosen] = _settings("patch", settings, PatchSettings)
+    seed = int(seed)
     with _on_device(space, device), _working_folder(folder) as work:
         training = _opened(space, data)
         held = _held_out(training, seed) if validation is None else None
@@ -334,91 +335,81 @@ def _require_space(space: object) -> None:
     raise ModelError(f"space is a {type(space).__name__}, not an EmbeddingSpace from ta.load(...)")
 
 
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def _settings(model: type[Settings], function: str, given: Mapping[str, Any]) -> Settings:
-    """Checked settings; `RecipeError` names the nearest right one for a misspelt one."""
-    unknown = next((name for name in given if name not in model.model_fields), None)
-    if unknown is not None:
-        raise _no_such(function, unknown, [*model.model_fields])
-    try:
-        return model.model_validate(dict(given))
-    except ValidationError as error:
-        raise RecipeError(f"{function}: {explain(error, model)}") from error
-
-
-def _no_such(function: str, unknown: str, known: Sequence[str]) -> RecipeError:
-    own = inspect.signature(globals()[function]).parameters
-    return RecipeError(
-        f"{function}() has no setting {unknown!r}; {nearest(unknown, [*known, *own])}"
-    )
-
-
-def _align_settings(
-    encoder: str | Encoder | None,
-    bands: Sequence[str] | None,
-    validation: SampleSet | None,
-    given: Mapping[str, Any],
-) -> tuple[AlignSettings, StudentSettings]:
-    known = [*AlignSettings.model_fields, *STUDENT]
+def _settings(function: str, given: Mapping[str, Any], *models: type[BaseModel]) -> list[Any]:
+    """Checked values of each model; `RecipeError` names the nearest name to an unknown one."""
+    known = _fields(models)
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
-        raise _no_such("align", unknown, known)
+        own = inspect.signature(globals()[function]).parameters
+        raise RecipeError(
+            f"{function}() has no setting {unknown!r}; {nearest(unknown, {*known, *own})}"
+        )
+    found = []
+    for model in models:
+        values = {name: value for name, value in given.items() if name in model.model_fields}
+        try:
+            found.append(model.model_validate(values))
+        except ValidationError as error:
+            raise RecipeError(f"{function}: {explain(error, model)}") from error
+    return found
+
+
+def _student_settings(encoder: str | Encoder | None, bands: Sequence[str] | None) -> dict[str, Any]:
+    """What the arguments of `align` set."""
+    if encoder == CUSTOM:
+        raise RecipeError("encoder = 'custom': give the module, or a function that builds it")
     if isinstance(bands, str):
         raise RecipeError(f"bands = {bands!r} is one text; give a list of names")
     if bands is not None and not isinstance(bands, Iterable):
         raise RecipeError(f"bands = {bands!r:.100}; give a list of names")
-    own = {name: value for name, value in given.items() if name not in STUDENT}
-    if validation is not None:
-        own.setdefault("keep", "best")
     backbone = INFLATE if encoder is None else encoder if isinstance(encoder, str) else CUSTOM
-    if encoder == CUSTOM:
-        raise RecipeError("encoder = 'custom': give the module, or a function that builds it")
-    student = {name: value for name, value in given.items() if name in STUDENT}
+    return {"backbone": backbone, "bands": None if bands is None else tuple(bands)}
+
+
+def _is_seed(value: Any) -> bool:
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_whole and 0 <= int(value) < 2**63
+
+
+def _is_tower_name(value: object) -> bool:
+    pattern = str(TowerConfig.model_fields["name"].metadata[0].pattern)
     return (
-        _settings(AlignSettings, "align", own),
-        _settings(
-            StudentSettings,
-            "align",
-            {**student, "backbone": backbone, "bands": None if bands is None else tuple(bands)},
-        ),
+        isinstance(value, str) and value not in (RGB, TEXT) and bool(re.fullmatch(pattern, value))
     )
 
 
-def _checked_seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < MAX_SEED:
-        raise RecipeError(f"seed = {seed!r:.100}; expected a whole number from 0 to 2**63 - 1")
-    return int(seed)
+def _are_sensors(value: object) -> bool:
+    given = value if isinstance(value, list | tuple) else [value]
+    return bool(given) and all(isinstance(one, str | Sensor) for one in given)
 
 
-def _check_arguments(
-    *, device: object, folder: object, sensors: object = None, labels: object = None
-) -> None:
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (_is_seed, "a whole number from 0 to 2**63 - 1"),
+    "name": (
+        _is_tower_name,
+        f"small letters, digits and hyphens, as in 'sentinel2', and not {RGB} or {TEXT}",
+    ),
+    "device": (lambda it: isinstance(it, str | torch.device), "a text such as 'cpu' or 'cuda:1'"),
+    "folder": (
+        lambda it: isinstance(it, str | Path) and bool(str(it).strip()),
+        "the path of a folder",
+    ),
+    "labels": (lambda it: isinstance(it, bool), "True, False or None (the data have the labels)"),
+    "sensors": (
+        _are_sensors,
+        "a sensor or a list of them, each by name, .toml file or definition (Sensor)",
+    ),
+}
+"""Argument -> what it must be where it is given, and how an error says it."""
+
+
+def _check_arguments(*, seed: object, **others: object) -> None:
     """`RecipeError` for an argument of a type that cannot be meant."""
-    if device is not None and not isinstance(device, str | torch.device):
-        raise RecipeError(f"device = {device!r:.100}; expected a text such as 'cpu' or 'cuda:1'")
-    if folder is not None and (not isinstance(folder, str | Path) or not str(folder).strip()):
-        raise RecipeError(f"folder = {folder!r:.100}; expected the path of a folder")
-    if labels is not None and not isinstance(labels, bool):
-        raise RecipeError(
-            f"labels = {labels!r:.100}; expected True, False or None (the data have the labels)"
-        )
-    given = [] if sensors is None else sensors if isinstance(sensors, list | tuple) else [sensors]
-    if sensors is not None and not (given and all(isinstance(one, str | Sensor) for one in given)):
-        raise RecipeError(
-            f"sensors = {sensors!r:.100}; expected a sensor or a list of them, each by name, "
-            ".toml file or definition (Sensor)"
-        )
-
-
-def _check_tower_name(name: str) -> None:
-    pattern = str(TowerConfig.model_fields["name"].metadata[0].pattern)
-    if not isinstance(name, str) or name in (RGB, TEXT) or not re.fullmatch(pattern, name):
-        raise RecipeError(
-            f"name = {name!r}: a tower's name has small letters, digits and hyphens, as in "
-            f"'sentinel2', and is not {RGB} or {TEXT}"
-        )
+    given = {"seed": seed, **{name: one for name, one in others.items() if one is not None}}
+    for name, value in given.items():
+        fits, expected = _EXPECTED[name]
+        if not fits(value):
+            raise RecipeError(f"{name} = {value!r:.100}; expected {expected}")
 
 
 # Data

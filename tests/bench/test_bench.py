@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from fakes import input_spec
 from terralign.bench.degrade import Condition, Degraded, conditions
 from terralign.bench.models import name_models
 from terralign.bench.run import run_bench
@@ -38,7 +39,7 @@ from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import COLUMNS, Row, check_rows, read_rows
 from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
-from terralign.preprocess import InputSpec, scale_composite
+from terralign.preprocess import scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.report.comparison import format_table
 from terralign.sensors import SENSORS
@@ -130,11 +131,7 @@ def spaces(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> di
     }
     patched = tiny_clip.with_visual(state, source="patched")
     sensor = SENSORS["sentinel2-l2a"]
-    num = len(sensor.bands)
-    spec = InputSpec(
-        sensors=(sensor.name,), bands=sensor.band_names, missing="zero", size=32,
-        ranges={sensor.name: ((0.0, 1.0),) * num}, mean=(0.2,) * num, std=(0.2,) * num,
-    )  # fmt: skip
+    spec = input_spec(sensor.name, sensor.band_names, mean=0.2, std=0.2, missing="zero")
     config = TowerConfig(name="s2", backbone="test_vit", input=spec, embed_dim=tiny_clip.dim)
     tower = build_tower(config, patched, seed=0)
     EmbeddingSpace(patched, towers={"s2": tower}).save(folder / "patched")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from fakes import Counted
 from terralign.datasets.batches import (
     Batch,
     KeptInMemory,
@@ -213,24 +213,6 @@ def test_a_closed_stream_leaves_no_thread() -> None:
     assert not [one for one in threading.enumerate() if one.name.startswith("read-ahead")]
 
 
-class _Counted:
-    """A set that counts how often each sample is read."""
-
-    def __init__(self, samples: SyntheticSet) -> None:
-        self._samples = samples
-        self.reads = np.zeros(len(samples), dtype=np.int64)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._samples, name)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        np.add.at(self.reads, indices, 1)
-        return self._samples.read(indices)
-
-
 @pytest.fixture(scope="module")
 def plain() -> SyntheticSet:
     return open_synthetic_scenes("val", num_samples=12, size=16)
@@ -257,7 +239,7 @@ def test_a_kept_set_says_what_the_plain_one_says(plain: SyntheticSet) -> None:
 
 
 def test_a_kept_set_reads_each_sample_once(plain: SyntheticSet) -> None:
-    counted = _Counted(plain)
+    counted = Counted(plain)
     kept = KeptInMemory(counted)  # type: ignore[arg-type]
     for start in (0, 3, 6, 0):
         kept.read(np.arange(start, start + 6, dtype=np.int64))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fakes import Changed
 from terralign.chips import PixelLayout
 from terralign.datasets.composited import with_composite
 from terralign.datasets.sample import optical_layout
@@ -26,16 +26,6 @@ S2, S1 = "sentinel2-l2a", "sentinel1-grd"
 @pytest.fixture(scope="module")
 def scenes() -> SyntheticSet:
     return open_synthetic_scenes("test", num_samples=12)
-
-
-class _With:
-    """A set with these layouts."""
-
-    def __init__(self, samples: SyntheticSet, layouts: dict[str, PixelLayout]) -> None:
-        self._samples, self.layouts = samples, layouts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._samples, name)
 
 
 def test_pictures_and_fingerprint_follow_the_composite(scenes: SyntheticSet) -> None:
@@ -73,12 +63,12 @@ def test_a_composite_that_the_data_do_not_have_is_refused(scenes: SyntheticSet) 
     photos = open_synthetic_photos("test", num_samples=4)
     with pytest.raises(SensorError, match="synthetic-photos, which holds RGB pictures"):
         with_composite(photos, "eurosat")
-    radar: Any = _With(scenes, {S1: scenes.layouts[S1]})
+    radar = Changed(scenes, layouts={S1: scenes.layouts[S1]})
     with pytest.raises(SensorError, match="has sentinel1-grd, and none makes an RGB picture"):
         with_composite(radar, "eurosat")
     layout = scenes.layouts[S2]
     bands = tuple(band for band in layout.bands if band != "B03")
-    fewer: Any = _With(scenes, {S2: replace(layout, bands=bands, composite=None)})
+    fewer = Changed(scenes, layouts={S2: replace(layout, bands=bands, composite=None)})
     with pytest.raises(SensorError, match="composite 'eurosat' needs B03; synthetic-scenes has"):
         with_composite(fewer, "eurosat")
 
@@ -94,6 +84,6 @@ def test_it_is_the_composite_of_the_sensor_that_makes_the_pictures(scenes: Synth
             sensor=l1c, bands=l1c.band_names, units="dn", composite=l1c.composite()
         ),
     }
-    both: Any = _With(scenes, layouts)
+    both = Changed(scenes, layouts=layouts)
     with pytest.raises(SensorError, match="unknown composite 'paper-l1c' of sensor 'sentinel2-l2a"):
         with_composite(both, "paper-l1c")

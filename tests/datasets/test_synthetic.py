@@ -126,9 +126,7 @@ def test_the_fingerprint_changes_with_every_parameter() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"split": "tset"}, "did you mean 'test'"),
-        ({"split": "val", "num_samples": 0}, "num_samples is 0; expected 1"),
-        ({"split": "val", "seed": -1}, "seed is -1"),
+        ({"split": "tset"}, "splits: train, val, test"),
         ({"split": "val", "size": 8}, "size is 8; expected 16 to 256"),
         ({"split": "val", "size": 512}, "size is 512"),
     ],
@@ -136,14 +134,6 @@ def test_the_fingerprint_changes_with_every_parameter() -> None:
 def test_wrong_parameters_are_told(open_set: Opener, given: dict[str, object], said: str) -> None:
     with pytest.raises(DataError, match=said):
         open_set(**given)
-
-
-@OPENERS
-@pytest.mark.parametrize("index", [-1, 10])
-def test_an_index_outside_the_split_is_refused(open_set: Opener, index: int) -> None:
-    samples = open_set("val", num_samples=10)
-    with pytest.raises(DataError, match=f"index {index} was asked for, expected 0 to 9"):
-        samples.read(np.array([3, index]))
 
 
 @OPENERS

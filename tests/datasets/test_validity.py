@@ -23,6 +23,7 @@ from fake_world.files import (
     write_v1_json,
     write_v1_radar_json,
 )
+from fakes import input_spec
 from terralign.datasets.batches import keep_in_memory
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.published.bigearthnet_v1 import open_bigearthnet_v1
@@ -31,7 +32,6 @@ from terralign.datasets.sample import SampleSet, Subset
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.errors import DataError
 from terralign.preprocess import make_ready, resize, scale_bands, scale_composite, to_physical
-from terralign.preprocess.spec import InputSpec
 
 MINE = """
 name = "mine"
@@ -167,7 +167,7 @@ READERS = [folder, class_folder, table, shards]
 def opened(root: Path, kind: Kind, write: Callable[[Path, Kind], str]) -> SampleSet:
     (root / "mine.toml").write_text(MINE)
     (root / "set.toml").write_text(f'name = "set"\n{write(root, kind)}')
-    return open_dataset(str(root / "set.toml"), data_root=root, split="all")
+    return open_dataset(str(root / "set.toml"), data_root=root, split="all", to_pack=True)
 
 
 def assert_masked(samples: SampleSet, kind: Kind) -> None:
@@ -191,11 +191,7 @@ def assert_masked(samples: SampleSet, kind: Kind) -> None:
         if layout.composite is not None:
             picture = scale_composite(raw, layout)
             assert torch.equal(~picture.isnan(), valid[:, :3])
-        spec = InputSpec(
-            sensors=(sensor,), bands=layout.bands, size=8, mean=(0.3,) * len(layout.bands),
-            ranges={sensor: ((-40.0, 40.0),) * len(layout.bands)},
-            std=(0.2,) * len(layout.bands),
-        )  # fmt: skip
+        spec = input_spec(sensor, layout.bands, (-40.0, 40.0), mean=0.3, std=0.2, size=8)
         ready = make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
         for place, row in enumerate(rows):
             assert ((ready[place] == 0).float().mean() == 0.5) == (row == 1)
@@ -248,7 +244,9 @@ def test_a_nan_of_an_array_in_a_tar_is_no_data(tmp_path: Path) -> None:
         'name = "s"\nreader = "shards"\nroot = "."\nshards = "one.tar"\n'
         '[sensors.sentinel1-grd]\nmember = "s.npy"\nbands = ["VV", "VH"]\n'
     )
-    samples = open_dataset(str(tmp_path / "set.toml"), data_root=tmp_path, split="all")
+    samples = open_dataset(
+        str(tmp_path / "set.toml"), data_root=tmp_path, split="all", to_pack=True
+    )
     raw = torch.from_numpy(samples.read(np.array([0]))["sentinel1-grd"])
     _, valid = to_physical(raw, samples.layouts["sentinel1-grd"])
     np.testing.assert_array_equal(valid[0].numpy(), np.broadcast_to(VALID, chip.shape))
@@ -277,13 +275,13 @@ def test_rgb_in_arrays_is_held_against_what_is_declared(
     arrays = [np.full((3, 8, 8), 200 if dtype is np.uint8 else 9000, dtype) for _ in range(3)]
     name = arrays_in_a_tar(tmp_path, arrays, units)
     with pytest.raises(DataError, match=r"rgb.tar: 0: 100 % of the numbers lie out"):
-        open_dataset(name, data_root=tmp_path, split="all")
+        open_dataset(name, data_root=tmp_path, split="all", to_pack=True)
 
 
 def test_physical_rgb_of_a_store_is_no_picture_that_is_resized(tmp_path: Path) -> None:
     array = np.linspace(0, 1, 192, dtype=np.float32).reshape(3, 8, 8)
     name = arrays_in_a_tar(tmp_path, [array] * 2, 'units = "physical"')
-    samples = open_dataset(name, data_root=tmp_path, split="all")
+    samples = open_dataset(name, data_root=tmp_path, split="all", to_pack=True)
     pack({"all": samples}, tmp_path / "store", has_splits=False)
     store = StoreSet(tmp_path / "store", "all", size=4)
     assert store.is_mapped

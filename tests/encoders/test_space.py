@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fakes import input_spec
 from terralign.encoders import space as space_module
 from terralign.encoders.clip.load import ClipModel, save_clip
 from terralign.encoders.sensor import SensorTower, TowerConfig, inflate
@@ -26,7 +27,6 @@ from terralign.errors import (
     StorageError,
     TerralignError,
 )
-from terralign.preprocess import InputSpec
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 
 L2A = SENSORS["sentinel2-l2a"]
@@ -37,19 +37,11 @@ PROMPTS = PromptSet(name="mine", templates=("{} from above",))
 def new_tower(
     clip: ClipModel, name: str = "s2", sensor: Sensor = L2A, bands: tuple[str, ...] = BANDS
 ) -> SensorTower:
-    num = len(bands)
     config = TowerConfig(
         name=name,
         backbone="inflate",
         embed_dim=clip.dim,
-        input=InputSpec(
-            sensors=(sensor.name,),
-            bands=bands,
-            ranges={sensor.name: ((0.0, 0.5),) * num},
-            mean=(0.4,) * num,
-            std=(0.2,) * num,
-            size=32,
-        ),
+        input=input_spec(sensor.name, bands, (0.0, 0.5), mean=0.4, std=0.2),
     )
     composite = sensor.composites[0] if sensor.composites else None
     return inflate(config, clip, composite, others="mean")

@@ -51,15 +51,13 @@ def test_alignment_uniformity_and_cosine_equal_their_formulas() -> None:
     generator = np.random.default_rng(2)
     a, b = generator.normal(size=(37, 5)).astype(np.float32), generator.normal(size=(37, 5))
     one, two = torch.from_numpy(_unit(a.astype(float))), torch.from_numpy(_unit(b))
-    for power in (1.0, 2.0):
-        oracle = (one - two).norm(dim=1).pow(power).mean()
-        assert alignment(a, b, power=power) == pytest.approx(float(oracle))
+    assert alignment(a, b) == pytest.approx(float((one - two).square().sum(dim=1).mean()))
     assert mean_cosine(a, b) == pytest.approx(
         float(torch.nn.functional.cosine_similarity(one, two).mean())
     )
-    for t, block in ((2.0, 5), (0.5, 64)):
+    for t in (2.0, 0.5):
         oracle = torch.pdist(two).pow(2).mul(-t).exp().mean().log()
-        assert uniformity(b, t=t, block=block) == pytest.approx(float(oracle), abs=1e-6)
+        assert uniformity(b, t=t) == pytest.approx(float(oracle), abs=1e-6)
 
 
 def _dense_counts(cosines: np.ndarray, k: int) -> np.ndarray:
@@ -73,16 +71,13 @@ def _dense_counts(cosines: np.ndarray, k: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.integers(1, 20), st.integers(1, 9), st.booleans())
-def test_hubness_counts_the_nearest_and_shares_ties(
-    seed: int, block: int, k: int, coarse: bool
-) -> None:
+@given(st.integers(0, 10_000), st.integers(1, 9), st.booleans())
+def test_hubness_counts_the_nearest_and_shares_ties(seed: int, k: int, repeated: bool) -> None:
     generator = np.random.default_rng(seed)
     query, gallery = generator.normal(size=(15, 4)), generator.normal(size=(8, 4))
-    if coarse:
-        query, gallery = (generator.integers(-1, 2, size=(n, 3)).astype(float) for n in (15, 8))
-        query[~query.any(axis=1), 0] = gallery[~gallery.any(axis=1), 0] = 1
-    found = hubness(query, gallery, k=k, block=block)
+    if repeated:
+        gallery = gallery[generator.integers(4, size=8)]
+    found = hubness(query, gallery, k=k)
     dense = _dense_counts(_unit(query) @ _unit(gallery).T, min(k, 8))
     assert found.counts == pytest.approx(dense)
     assert found.counts.sum() == pytest.approx(15 * min(k, 8))
@@ -97,10 +92,8 @@ def test_hubness_of_a_hand_computed_case() -> None:
     assert hubness(query, gallery, k=1).counts.tolist() == [1, 1, 2, 0]
     # The two places of queries 0 and 1 are the twins'. Those of 2 and 3 are item 2's and, a third
     # each, the others', which are all at a right angle.
-    twos = hubness(query, gallery, k=2, block=1).counts
+    twos = hubness(query, gallery, k=2).counts
     assert twos == pytest.approx([2 + 2 / 3, 2 + 2 / 3, 2, 2 / 3])
-    same = hubness(gallery, gallery, k=1, exclude_self=True)
-    assert same.counts == pytest.approx([1 + 1 / 3, 1 + 1 / 3, 1, 1 / 3])
 
 
 def test_effective_rank_of_known_spectra_and_of_numpys_singular_values() -> None:
@@ -142,14 +135,13 @@ A = np.ones((6, 3))
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: linear_separability(A, A, num_folds=1), "num_folds is 1"),
         (lambda: linear_separability(A, A[:3]), "b has 3 rows"),
         (lambda: linear_separability(A, A[:, :2]), "of one embedding space"),
         (lambda: modality_gap(A, A * 0), "row 0 of b is all zeros"),
         (lambda: modality_gap(A, A[:, :2]), "of one embedding space"),
         (lambda: alignment(A, A[:4]), "6 and 4 vectors"),
         (lambda: mean_cosine(A, A * np.nan), "row 0 of the second set is not finite"),
-        (lambda: uniformity(A[:1]), "at least two items"),
+        (lambda: uniformity(A[:1]), "at least two"),
         (lambda: hubness(A, A, k=0), "k is 0"),
         (lambda: effective_rank(A * 0), "all zeros"),
         (lambda: project({}), "nothing to project"),

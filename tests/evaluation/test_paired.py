@@ -13,7 +13,7 @@ from terralign.evaluation.average_precision import average_precision_statistic
 from terralign.evaluation.bootstrap import f1_statistic, mean_statistic
 from terralign.evaluation.metrics import classification_metrics, f1_metrics, multilabel_metrics
 from terralign.evaluation.paired import compare_outcomes, read_outcomes, write_outcomes
-from terralign.evaluation.ranking import retrieval_metrics
+from terralign.evaluation.ranking import map_metrics
 from terralign.evaluation.significance import Comparison, compare
 
 RNG = np.random.default_rng(0)
@@ -68,9 +68,7 @@ def test_queries_that_are_left_out_are_not_compared() -> None:
     vectors = RNG.normal(size=(3, 20, 8))
     labels = np.append(np.repeat(np.arange(6), 3), [6, 7])  # the last two find nothing
     found = [
-        retrieval_metrics(
-            one, one, query_labels=labels, gallery_labels=labels, exclude_self=True, num_bootstrap=2
-        )
+        map_metrics(one, one, labels, labels, exclude_self=True, num_bootstrap=2)
         for one in vectors[:2]
     ]
     compared = compare_outcomes([found[0].outcomes], [found[1].outcomes], "map@10")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fakes import input_spec
 from terralign.chips import make_layout
 from terralign.preprocess import (
     Photometric,
@@ -20,7 +21,7 @@ from terralign.preprocess import (
     scale_composite,
 )
 from terralign.preprocess.holes import has_holes, resample
-from terralign.preprocess.spec import InputSpec, valid_shares
+from terralign.preprocess.spec import valid_shares
 from terralign.sensors import SENSORS
 
 SPEC = rgb_spec(size=16, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
@@ -107,10 +108,7 @@ def test_what_lies_under_no_data_has_no_influence(dtype: type[np.generic]) -> No
     raw = rng.integers(1100, 4000, (2, 4, 40, 40)).astype(dtype)
     raw[:, :, :, :20] = 0 if dtype is np.uint16 else np.nan
     pixels = torch.from_numpy(raw)
-    spec = InputSpec(
-        sensors=(sensor.name,), bands=FOUR, ranges={sensor.name: ((0.0, 1.0),) * 4},
-        mean=(0.1,) * 4, std=(0.2,) * 4, size=16,
-    )  # fmt: skip
+    spec = input_spec(sensor.name, FOUR, mean=0.1, std=0.2, size=16)
     scaled = scale_bands(pixels, layout, spec)
     assert torch.equal(scaled.isnan()[:, 0], torch.from_numpy(np.arange(40) < 20).expand(2, 40, 40))
     assert make_ready(resize(scaled, spec), spec).isfinite().all()

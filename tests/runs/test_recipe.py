@@ -296,7 +296,7 @@ def test_a_misspelt_override_names_the_nearest_key(tmp_path: Path) -> None:
 
 
 def test_recipes_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'quikstart'; did you mean 'quickstart'"):
+    with pytest.raises(RecipeError, match=r"unknown recipe 'quikstart'; did you mean 'quickstart'"):
         load_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"cannot read recipe nowhere\.toml: No such file"):
         load_recipe("nowhere.toml")

@@ -23,6 +23,7 @@ import rasterio
 import torch
 from click.testing import CliRunner
 
+from fakes import metrics_of
 from small_run import SMALL_RECIPE, small_recipe, small_values
 from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
@@ -62,12 +63,6 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "results.json").read_text())["rows"])
 
 
-def _lines(path: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    times = ("samples_per_second", "seconds_waiting")
-    return [{k: v for k, v in row.items() if k not in times} for row in rows]
-
-
 # What a run leaves behind
 
 
@@ -84,7 +79,7 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
     assert kept["threads"] == 1
     assert {"terralign", "torch", "python", "device"} <= kept.keys()
     assert len(list((finished_run / "figures").glob("*.png"))) >= 2
-    assert len(_lines(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
+    assert len(metrics_of(finished_run / "patch" / "checkpoints" / "metrics.jsonl")) == 8
 
 
 def test_the_report_shows_samples_and_what_to_do_next(finished_run: Path) -> None:
@@ -101,10 +96,10 @@ def test_the_report_shows_samples_and_what_to_do_next(finished_run: Path) -> Non
 
 
 def test_one_log_holds_the_lines_of_all_stages(finished_run: Path) -> None:
-    lines = _lines(finished_run / "metrics.jsonl")
+    lines = metrics_of(finished_run / "metrics.jsonl")
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     assert stages == ["align/s1", "align/s2", "patch", "pretrain"]
-    own = _lines(finished_run / "align" / "s2" / "metrics.jsonl")
+    own = metrics_of(finished_run / "align" / "s2" / "metrics.jsonl")
     assert [line for line in lines if line["stage"] == "align/s2"] == [
         {"stage": "align/s2", **line} for line in own
     ]
@@ -579,7 +574,7 @@ def test_a_run_stopped_in_each_stage_goes_on_to_the_same_weights(
     assert _weights(tmp_path) == _weights(finished_run)
     for stage in ("patch/checkpoints", "align/s2", "align/s1", "pretrain"):
         path = Path(stage) / "metrics.jsonl"
-        assert _lines(tmp_path / path) == _lines(finished_run / path), stage
+        assert metrics_of(tmp_path / path) == metrics_of(finished_run / path), stage
 
 
 def test_measurements_are_kept_over_a_stop(

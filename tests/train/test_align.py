@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fakes import Changed, assert_resumes_exactly, metrics_of
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.errors import Interrupted, RecipeError
+from terralign.errors import RecipeError
 from terralign.preprocess import Spectral, ViewSpec
 from terralign.train import align as module
 from terralign.train.align import (
@@ -41,9 +39,6 @@ def _value(clip: ClipModel, student: SensorTower, source: AlignmentSource) -> fl
     return validation_value(clip, student, source.samples, source.prompts, source.class_names)
 
 
-TIMES = ("samples_per_second", "seconds_waiting")
-
-
 def _student(
     clip: ClipModel, samples: SyntheticSet, sensor: str = S2, **settings: Any
 ) -> SensorTower:
@@ -52,11 +47,6 @@ def _student(
 
 def _labelled(samples: SyntheticSet) -> AlignmentSource:
     return AlignmentSource(samples=samples, prompts=PLAIN, class_names=samples.labels.class_names)
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def _cosine_to_teacher(clip: ClipModel, student: SensorTower, samples: SyntheticSet) -> float:
@@ -106,7 +96,7 @@ def test_teacher_and_student_see_the_same_ground(
     )
     student = _student(tiny_clip, scenes)
     align(tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path)
-    assert max(row["loss"] for row in _lines(tmp_path)) < 1e-4
+    assert max(row["loss"] for row in metrics_of(tmp_path)) < 1e-4
 
 
 @pytest.mark.parametrize("num_views", [1, 2])
@@ -119,7 +109,7 @@ def test_each_epoch_sees_its_view(
     )
     student = _student(tiny_clip, scenes, bands=("B08", "B11"))
     align(tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path)
-    losses = [row["loss"] for row in _lines(tmp_path)]
+    losses = [row["loss"] for row in metrics_of(tmp_path)]
     first, second, third = (np.mean(losses[start : start + 5]) for start in (0, 5, 10))
     assert third == pytest.approx(first, rel=1e-4)
     assert (second == pytest.approx(first, rel=1e-4)) == (num_views == 1)
@@ -131,12 +121,12 @@ def test_batches_of_several_data_sets_are_named_in_the_log(
     settings = QUICK.model_copy(update={"losses": None, "epochs": 1})
     sources = [AlignmentSource(samples=scenes), _labelled(scenes)]
     align(tiny_clip, _student(tiny_clip, scenes), sources, settings, tmp_path / "two")
-    rows = _lines(tmp_path / "two")
+    rows = metrics_of(tmp_path / "two")
     name = scenes.name
     assert {row["source"] for row in rows} == {f"{name}, with labels", f"{name}, without labels"}
     assert all(("label" in row) == row["source"].endswith("with labels") for row in rows)
     align(tiny_clip, _student(tiny_clip, scenes), sources[:1], settings, tmp_path / "one")
-    assert not any("source" in row for row in _lines(tmp_path / "one"))
+    assert not any("source" in row for row in metrics_of(tmp_path / "one"))
 
 
 def test_without_labels_there_is_no_label_term(
@@ -145,7 +135,7 @@ def test_without_labels_there_is_no_label_term(
     settings = QUICK.model_copy(update={"losses": None, "epochs": 1})
     for name, source in (("free", AlignmentSource(samples=scenes)), ("with", _labelled(scenes))):
         align(tiny_clip, _student(tiny_clip, scenes), [source], settings, tmp_path / name)
-    free, labelled = _lines(tmp_path / "free")[0], _lines(tmp_path / "with")[0]
+    free, labelled = metrics_of(tmp_path / "free")[0], metrics_of(tmp_path / "with")[0]
     assert "label" not in free
     assert free["loss"] == pytest.approx(free["mse_normalised"], rel=1e-4)
     expected = sum(weight * labelled[name] for name, weight in DEFAULT_LOSSES.items())
@@ -155,19 +145,10 @@ def test_without_labels_there_is_no_label_term(
 def test_labels_never_reach_a_label_free_student(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
 ) -> None:
-    class _NoLabels:
-        labels = None
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(scenes, name)
-
-        def __len__(self) -> int:
-            return len(scenes)
-
     trained = []
-    for name, samples in (("has", scenes), ("none", _NoLabels())):
+    for name, samples in (("has", scenes), ("none", Changed(scenes, labels=None))):
         student = _student(tiny_clip, scenes)
-        source = AlignmentSource(samples=samples)  # type: ignore[arg-type]
+        source = AlignmentSource(samples=samples)
         align(tiny_clip, student, [source], QUICK, tmp_path / name)
         trained.append(student.tower_id())
     assert trained[0] == trained[1]
@@ -179,7 +160,7 @@ def test_of_two_sources_only_the_labelled_one_has_a_label_term(
     settings = QUICK.model_copy(update={"losses": {"cosine": 1.0, "label": 0.5}, "epochs": 1})
     sources = [AlignmentSource(samples=scenes), _labelled(scenes_val)]
     align(tiny_clip, _student(tiny_clip, scenes), sources, settings, tmp_path)
-    rows = _lines(tmp_path)
+    rows = metrics_of(tmp_path)
     assert len(rows) == 5 + 3
     assert sum("label" in row for row in rows) == 3
 
@@ -191,7 +172,6 @@ def test_resuming_is_exact(
     tiny_clip: ClipModel,
     scenes: SyntheticSet,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
     live: bool,
 ) -> None:
@@ -210,21 +190,7 @@ def test_resuming_is_exact(
         align(tiny_clip, student, [_labelled(scenes)], settings, folder)
         return hash_state(student.state_dict())
 
-    whole = run(tmp_path / "whole")
-    calls = iter(range(1000))
-    real = module.label_loss
-
-    def stopping(*args: Any, **options: Any) -> Any:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **options)
-
-    monkeypatch.setattr(module, "label_loss", stopping)
-    with pytest.raises(Interrupted, match=f"after step {step + 1} of {NUM_STEPS}"):
-        run(tmp_path / "stopped")
-    monkeypatch.undo()
-    assert run(tmp_path / "stopped") == whole
-    assert _lines(tmp_path / "stopped") == _lines(tmp_path / "whole")
+    assert_resumes_exactly(run, tmp_path, step, message=f"after step {step + 1} of {NUM_STEPS}")
 
 
 def test_stored_views_and_live_teacher_train_alike(
@@ -237,7 +203,7 @@ def test_stored_views_and_live_teacher_train_alike(
         changed = settings.model_copy(update={"live_teacher": live})
         folder = tmp_path / str(live)
         align(tiny_clip, student, [AlignmentSource(samples=scenes)], changed, folder)
-        losses.append([row["loss"] for row in _lines(folder)])
+        losses.append([row["loss"] for row in metrics_of(folder)])
         assert bool(list(folder.glob("views-*.npy"))) != live
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
@@ -291,7 +257,7 @@ def test_every_feature_loss_trains(
     before = student.tower_id()
     source = AlignmentSource(samples=scenes)
     align(tiny_clip, student, [source], settings, tmp_path, anchors=anchors)
-    row = _lines(tmp_path)[0]
+    row = metrics_of(tmp_path)[0]
     assert row["loss"] == pytest.approx(sum(w * row[n] for n, w in names.items()), rel=1e-4)
     assert student.tower_id() != before
 
@@ -306,7 +272,7 @@ def test_the_best_student_on_validation_is_kept(
         tiny_clip, student, [AlignmentSource(samples=scenes)], settings, tmp_path,
         validation=validation,
     )  # fmt: skip
-    values = [row["validation"] for row in _lines(tmp_path) if "validation" in row]
+    values = [row["validation"] for row in metrics_of(tmp_path) if "validation" in row]
     assert len(values) == 5
     assert found.best == pytest.approx(max(values), rel=1e-5)
     student.eval()

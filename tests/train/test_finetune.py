@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fakes import assert_resumes_exactly, losses_of
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import Labels
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import Interrupted, RecipeError
+from terralign.errors import RecipeError
 from terralign.preprocess import Photometric
 from terralign.sensors import SENSORS
-from terralign.train import finetune as module
 from terralign.train.finetune import (
     FinetuneSettings,
     PatchingTask,
@@ -48,11 +45,6 @@ GOLDEN = [
 ]  # fmt: skip
 
 
-def _losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
 def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {key for key, value in before.items() if not torch.equal(value, after[key])}
 
@@ -65,7 +57,7 @@ def test_finetuning_moves_the_tower_and_leaves_the_clip(
     theta_1 = finetune(tiny_clip, [task], QUICK, tmp_path)
     assert hash_state(tiny_clip.model.state_dict()) == before
     assert _changed(theta_0, theta_1) == set(theta_0)
-    losses = _losses(tmp_path)
+    losses = losses_of(tmp_path)
     assert len(losses) == NUM_STEPS
     assert losses[-1] < losses[0]
 
@@ -111,7 +103,7 @@ def test_golden_loss_curve_of_twenty_steps(tiny_clip: ClipModel, tmp_path: Path)
     names = ("red", "green", "blue")
     task = PatchingTask(samples=_Noise(), prompts=PLAIN, class_names=names)
     finetune(tiny_clip, [task], settings, tmp_path, seed=3)
-    assert _losses(tmp_path) == pytest.approx(GOLDEN, rel=1e-3)
+    assert losses_of(tmp_path) == pytest.approx(GOLDEN, rel=1e-3)
 
 
 @pytest.mark.parametrize("step", [0, 3, NUM_STEPS - 1])
@@ -121,7 +113,6 @@ def test_resuming_is_exact_with_every_part_of_a_run(
     many_label_task: PatchingTask,
     photos: SyntheticSet,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
     """Two tasks, calibration scalars, photometric draws, pictures to preserve on."""
@@ -132,24 +123,10 @@ def test_resuming_is_exact_with_every_part_of_a_run(
     )  # fmt: skip
     tasks = [task, many_label_task]
 
-    def run(folder: Path) -> dict[str, Tensor]:
-        return finetune(tiny_clip, tasks, settings, folder, preserve_on=photos)
+    def run(folder: Path) -> str:
+        return hash_state(finetune(tiny_clip, tasks, settings, folder, preserve_on=photos))
 
-    whole = run(tmp_path / "whole")
-    calls = iter(range(1000))
-    real = module.label_loss
-
-    def stopping(*args: Any, **options: Any) -> Tensor:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **options)
-
-    monkeypatch.setattr(module, "label_loss", stopping)
-    with pytest.raises(Interrupted, match=f"after step {step + 1} of {NUM_STEPS}"):
-        run(tmp_path / "stopped")
-    monkeypatch.undo()
-    assert _changed(run(tmp_path / "stopped"), whole) == set()
-    assert _losses(tmp_path / "stopped") == _losses(tmp_path / "whole")
+    assert_resumes_exactly(run, tmp_path, step, message=f"after step {step + 1} of {NUM_STEPS}")
 
 
 @pytest.mark.parametrize("parts", [3, 4])
@@ -163,7 +140,7 @@ def test_accumulation_gives_the_same_tower(
     one = finetune(tiny_clip, [task], settings, tmp_path / "one", preserve_on=photos)
     settings = settings.model_copy(update={"accumulate": parts})
     several = finetune(tiny_clip, [task], settings, tmp_path / "n", preserve_on=photos)
-    assert _losses(tmp_path / "n") == pytest.approx(_losses(tmp_path / "one"), rel=1e-4)
+    assert losses_of(tmp_path / "n") == pytest.approx(losses_of(tmp_path / "one"), rel=1e-4)
     for key, value in one.items():
         torch.testing.assert_close(several[key], value, rtol=1e-3, atol=1e-4)
 
@@ -269,7 +246,7 @@ def test_bfloat16_runs(tiny_clip: ClipModel, task: PatchingTask, tmp_path: Path)
     theta = finetune(tiny_clip, [task], settings, tmp_path / "bf16")
     assert {value.dtype for value in theta.values()} == {torch.float32}
     finetune(tiny_clip, [task], QUICK.model_copy(update={"epochs": 1}), tmp_path / "fp32")
-    assert _losses(tmp_path / "bf16") == pytest.approx(_losses(tmp_path / "fp32"), rel=0.05)
+    assert losses_of(tmp_path / "bf16") == pytest.approx(losses_of(tmp_path / "fp32"), rel=0.05)
 
 
 def test_multi_label_tasks_start_calibrated(
@@ -278,7 +255,7 @@ def test_multi_label_tasks_start_calibrated(
     finetune(tiny_clip, [many_label_task], QUICK, tmp_path / "calibrated")
     settings = QUICK.model_copy(update={"loss": "bce"})
     finetune(tiny_clip, [many_label_task], settings, tmp_path / "plain")
-    calibrated, plain = _losses(tmp_path / "calibrated")[0], _losses(tmp_path / "plain")[0]
+    calibrated, plain = losses_of(tmp_path / "calibrated")[0], losses_of(tmp_path / "plain")[0]
     assert calibrated < 0.75
     assert plain > calibrated
 

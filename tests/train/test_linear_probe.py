@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,12 @@ import torch.nn.functional as F
 from colours import colours_task
 from torch import Tensor
 
+from fakes import assert_resumes_exactly, losses_of
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, Interrupted, RecipeError
+from terralign.errors import DataError, RecipeError
 from terralign.evaluation.classification import evaluate_zero_shot
-from terralign.train import linear_probe as module
 from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
 from terralign.train.linear_probe import (
     LinearHead,
@@ -32,17 +29,9 @@ from terralign.train.linear_probe import (
 QUICK = LinearProbeSettings(epochs=2, probe_epochs=1, batch_size=8, lr=1e-3, probe_lr=1e-2)
 
 
-def _losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def _same(a: LinearProbeResult, b: LinearProbeResult) -> bool:
-    def name(result: LinearProbeResult) -> list[str]:
-        heads = [head.state_dict() for head in (*result.probe_heads, *result.heads)]
-        return [hash_state(state) for state in (*heads, result.finetuned)]
-
-    return name(a) == name(b)
+def _hash(result: LinearProbeResult) -> str:
+    heads = [head.state_dict() for head in (*result.probe_heads, *result.heads)]
+    return " ".join(hash_state(state) for state in (*heads, result.finetuned))
 
 
 def test_a_head_of_zero_shot_weights_is_zero_shot_classification(
@@ -81,7 +70,7 @@ def test_it_learns_what_it_is_not_shown(
     ]  # fmt: skip
     assert values[0] < values[1]
     assert values[2] > max(0.9, values[0])
-    assert _losses(tmp_path / "finetune")[-1] < _losses(tmp_path / "probe")[0]
+    assert losses_of(tmp_path / "finetune")[-1] < losses_of(tmp_path / "probe")[0]
     assert hash_state(tiny_clip.model.state_dict()) == before
     assert evaluate_linear_head(tuned, found.heads[0], train).value(metric) > 0.9
 
@@ -107,8 +96,8 @@ def test_both_parts_see_the_batches_of_fine_tuning(
     probe_then_finetune(tiny_clip, [task], settings, tmp_path)
     same = FinetuneSettings(epochs=2, batch_size=8, lr=1e-9)
     finetune(tiny_clip, [task], same, tmp_path / "tower")
-    both = _losses(tmp_path / "probe") + _losses(tmp_path / "finetune")
-    expected = _losses(tmp_path / "tower")
+    both = losses_of(tmp_path / "probe") + losses_of(tmp_path / "finetune")
+    expected = losses_of(tmp_path / "tower")
     assert both == pytest.approx(expected, rel=1e-4)
     assert expected[:5] != pytest.approx(expected[5:], rel=1e-4)
 
@@ -119,29 +108,12 @@ def test_resuming_is_exact_in_both_parts(
     task: PatchingTask,
     many_label_task: PatchingTask,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
-    def run(folder: Path) -> LinearProbeResult:
-        return probe_then_finetune(tiny_clip, [task, many_label_task], QUICK, folder)
+    def run(folder: Path) -> str:
+        return _hash(probe_then_finetune(tiny_clip, [task, many_label_task], QUICK, folder))
 
-    whole = run(tmp_path / "whole")
-    calls = iter(range(1000))
-    real = module.part_of
-
-    def stopping(*args: Any) -> Any:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(module, "part_of", stopping)
-    with pytest.raises(Interrupted, match=f"after step {step % 10 + 1} of 10"):
-        run(tmp_path / "stopped")
-    monkeypatch.undo()
-    assert _same(run(tmp_path / "stopped"), whole)
-    for part in ("probe", "finetune"):
-        assert _losses(tmp_path / "stopped" / part) == _losses(tmp_path / "whole" / part)
-    assert _same(run(tmp_path / "whole"), whole)
+    assert_resumes_exactly(run, tmp_path, step, message=f"after step {step % 10 + 1} of 10")
 
 
 @pytest.mark.parametrize(("within_budget", "num_steps"), [(True, 5), (False, 10)])
@@ -154,8 +126,8 @@ def test_the_budget_holds_both_parts_or_the_second(
 ) -> None:
     settings = QUICK.model_copy(update={"within_budget": within_budget})
     probe_then_finetune(tiny_clip, [task], settings, tmp_path)
-    assert len(_losses(tmp_path / "probe")) == 5
-    assert len(_losses(tmp_path / "finetune")) == num_steps
+    assert len(losses_of(tmp_path / "probe")) == 5
+    assert len(losses_of(tmp_path / "finetune")) == num_steps
 
 
 def test_frozen_batch_norms_and_named_parameters(

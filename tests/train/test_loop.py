@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -20,13 +19,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from fakes import metrics_of
 from terralign.datasets.batches import Plan
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
+    Batch,
     FitResult,
     LoopSettings,
-    Prepared,
     fit,
     learning_rate,
     parameter_groups,
@@ -52,14 +52,11 @@ class _Points:
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
-    def prepare(self, step: int) -> Prepared:
+    def prepare(self, step: int) -> Batch:
         self.prepared.append(step)
         indices = self.plan.batch(step).indices
         keys = [f"point-{index}" for index in indices]
-        return Prepared(keys=keys, inputs=(self.x[indices], self.y[indices]))
-
-
-TIMES = ("samples_per_second", "seconds_waiting")
+        return Batch(keys=keys, pixels=self.x[indices], targets=self.y[indices])
 
 
 def _network(dropout: float = 0.5) -> nn.Module:
@@ -70,23 +67,22 @@ def _network(dropout: float = 0.5) -> nn.Module:
         )
 
 
-class _Loss:
+class _Learner(nn.Module):
     """Mean squared error; `at` runs before the loss of its step (0-based) is computed."""
 
     def __init__(self, module: nn.Module, at: dict[int, Callable[[], None]] | None = None) -> None:
-        self.module, self.at, self.calls = module, at or {}, 0
+        super().__init__()
+        self.module, self.at, self.step, self.first = module, at or {}, -1, ""
 
-    def __call__(
-        self, inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        if part == 0:
-            act = self.at.get(self.calls)
-            self.calls += 1
-            if act is not None:
-                act()
-        x, y = (value.tensor_split(num_parts)[part] for value in inputs)
-        loss = F.mse_loss(self.module(x).float(), y)
-        return loss, {"error": float(loss.detach())}, len(x)
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        if batch.keys[0] != self.first:  # no part of the batch before
+            self.step, self.first = self.step + 1, batch.keys[0]
+        act = self.at.pop(self.step, None)
+        if act is not None:
+            act()
+        assert batch.targets is not None
+        loss = F.mse_loss(self.module(batch.pixels).float(), batch.targets)
+        return loss, {"error": float(loss.detach())}
 
 
 def _fit(
@@ -102,16 +98,10 @@ def _fit(
     module = module or _network()
     torch.manual_seed(torch.seed() % 2**31)  # whatever the state was before does not matter
     result = fit(
-        module, _Loss(module, at), batches or _Points(), settings, folder,
+        _Learner(module, at), batches or _Points(), settings, folder,
         identity={"what": identity}, seed=7, label="toy", validate=validate,
     )  # fmt: skip
     return {key: value.clone() for key, value in module.state_dict().items()}, result
-
-
-def _lines(folder: Path) -> list[dict[str, float]]:
-    """`metrics.jsonl` without its one figure about time."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -212,7 +202,7 @@ def test_an_uninterrupted_run_logs_every_step(
     uninterrupted: tuple[dict[str, Tensor], Path],
 ) -> None:
     weights, folder = uninterrupted
-    rows = _lines(folder)
+    rows = metrics_of(folder)
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert {"loss", "error", "lr", "gradient_norm"} <= rows[0].keys()
     assert not _equal(weights, _network().state_dict())
@@ -229,7 +219,7 @@ def test_stopping_at_any_step_and_resuming_reproduces_the_uninterrupted_run(
     resumed, result = _fit(tmp_path, batches=batches)
     assert result.resumed_at == step + 1
     assert _equal(resumed, weights)
-    assert _lines(tmp_path) == _lines(folder)
+    assert metrics_of(tmp_path) == metrics_of(folder)
     assert sorted(batches.prepared) == list(range(step + 1, NUM_STEPS))  # nothing done again
 
 
@@ -248,7 +238,7 @@ def test_a_crash_between_checkpoints_and_resuming_reproduces_the_uninterrupted_r
     resumed, result = _fit(tmp_path)
     assert result.resumed_at == step
     assert _equal(resumed, weights)
-    assert _lines(tmp_path) == _lines(folder)
+    assert metrics_of(tmp_path) == metrics_of(folder)
 
 
 @pytest.mark.usefixtures("every_step")
@@ -266,7 +256,7 @@ def test_lines_after_the_checkpoint_are_dropped(
     resumed, result = _fit(tmp_path / "run")
     assert result.resumed_at == 6
     assert _equal(resumed, weights)
-    assert _lines(tmp_path / "run") == _lines(folder)
+    assert metrics_of(tmp_path / "run") == metrics_of(folder)
 
 
 def test_a_complete_run_is_not_done_again(tmp_path: Path) -> None:
@@ -409,7 +399,9 @@ def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path: Path, part
     split, _ = _fit(tmp_path / "split", module=_network(dropout=0), settings=settings)
     for key, value in whole.items():
         torch.testing.assert_close(split[key], value, rtol=1e-4, atol=1e-5)
-    for one, other in zip(_lines(tmp_path / "whole"), _lines(tmp_path / "split"), strict=True):
+    for one, other in zip(
+        metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "split"), strict=True
+    ):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
@@ -440,7 +432,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
     finally:
         handle.remove()
     assert norms == pytest.approx([0.01] * NUM_STEPS, rel=1e-3)
-    assert min(row["gradient_norm"] for row in _lines(tmp_path)) > 0.01  # logged unclipped
+    assert min(row["gradient_norm"] for row in metrics_of(tmp_path)) > 0.01  # logged unclipped
 
 
 def test_the_best_weights_on_validation_are_kept(tmp_path: Path) -> None:
@@ -457,7 +449,7 @@ def test_the_best_weights_on_validation_are_kept(tmp_path: Path) -> None:
     kept, result = _fit(tmp_path, module=module, settings=settings, validate=validate)
     assert result.best == 0.9
     assert _equal(kept, seen[2])
-    validations = [row["validation"] for row in _lines(tmp_path) if "validation" in row]
+    validations = [row["validation"] for row in metrics_of(tmp_path) if "validation" in row]
     assert validations == [0.1, 0.2, 0.9, 0.3, 0.9, 0.1]
     # Called again, the complete stage gives the same weights without a validation.
     again, result = _fit(tmp_path, settings=settings, validate=lambda: 1.0)
@@ -483,14 +475,14 @@ def test_keeping_the_best_resumes_exactly(tmp_path: Path) -> None:
         with pytest.raises(Interrupted):
             run(folder, at={step: _stop})
         assert _equal(run(folder), whole)
-        assert _lines(folder) == _lines(tmp_path / "whole")
+        assert metrics_of(folder) == metrics_of(tmp_path / "whole")
 
 
 def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     module = _network()
     fit(
-        module, _Loss(module), _Points(), SETTINGS, tmp_path,
+        _Learner(module), _Points(), SETTINGS, tmp_path,
         identity={}, seed=0, label="toy", tensorboard=True,
     )  # fmt: skip
     assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fakes import assert_resumes_exactly, losses_of
 from terralign.datasets.synthetic import SyntheticSet
-from terralign.errors import DataError, Interrupted, RecipeError
-from terralign.train import pretrain as module
-from terralign.train.pretrain import PretrainSettings, contrastive_loss, pretrain
+from terralign.errors import DataError, RecipeError
+from terralign.train.pretrain import PretrainSettings, pretrain
 
 
 @pytest.fixture
@@ -23,50 +19,24 @@ def settings(tiny_clip_config: dict[str, Any]) -> PretrainSettings:
     return PretrainSettings(architecture=tiny_clip_config, epochs=4, batch_size=8, lr=2e-3)
 
 
-def test_the_contrastive_loss_by_hand() -> None:
-    images = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    texts = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    # cosines [[1, 0.6], [0, 0.8]], times 2
-    rows = math.log1p(math.exp(-0.8)) + math.log1p(math.exp(-1.6))
-    columns = math.log1p(math.exp(-2.0)) + math.log1p(math.exp(-0.4))
-    loss = contrastive_loss(images, texts, torch.tensor(2.0))
-    assert float(loss) == pytest.approx((rows + columns) / 4)
-
-
 def test_pretraining_learns_captions(
     photos: SyntheticSet, settings: PretrainSettings, tmp_path: Path
 ) -> None:
     clip = pretrain(photos, settings, tmp_path)
-    losses = [
-        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert len(losses) == 12
-    assert sum(losses[-3:]) < sum(losses[:3])
+    curve = losses_of(tmp_path)
+    assert len(curve) == 12
+    assert sum(curve[-3:]) < sum(curve[:3])
     assert not clip.model.training
     assert not any(value.requires_grad for value in clip.model.parameters())
     assert clip.logit_scale <= 100
 
 
 def test_pretraining_resumes_exactly(
-    photos: SyntheticSet,
-    settings: PretrainSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    photos: SyntheticSet, settings: PretrainSettings, tmp_path: Path
 ) -> None:
-    whole = pretrain(photos, settings, tmp_path / "whole")
-    calls = iter(range(100))
-    real = module.contrastive_loss
-
-    def stopping(*args: Any) -> Any:
-        if next(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    monkeypatch.setattr(module, "contrastive_loss", stopping)
-    with pytest.raises(Interrupted):
-        pretrain(photos, settings, tmp_path / "stopped")
-    monkeypatch.undo()
-    assert pretrain(photos, settings, tmp_path / "stopped").anchor_id() == whole.anchor_id()
+    assert_resumes_exactly(
+        lambda folder: pretrain(photos, settings, folder).anchor_id(), tmp_path, step=4
+    )
 
 
 def test_frozen_parameters_keep_their_start(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,11 @@ import torch
 from colours import colours_task
 from torch import Tensor
 
+from fakes import assert_resumes_exactly, losses_of
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.errors import Interrupted, ModelError, RecipeError
+from terralign.errors import ModelError, RecipeError
 from terralign.train import prompt_learning as module
 from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
 from terralign.train.prompt_learning import (
@@ -103,11 +101,6 @@ def test_it_learns_what_it_is_not_shown(tiny_clip: ClipModel, tmp_path: Path, co
     assert not token_embedding(tiny_clip)._forward_hooks
 
 
-def _losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
 @pytest.mark.parametrize("context", ["unified", "class-specific"])
 @pytest.mark.parametrize("step", [0, 6])
 def test_resuming_is_exact(
@@ -115,31 +108,17 @@ def test_resuming_is_exact(
     task: PatchingTask,
     many_label_task: PatchingTask,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     context: Any,
     step: int,
 ) -> None:
     """Two tasks, calibration scalars included."""
     settings = QUICK.model_copy(update={"context": context})
 
-    def run(folder: Path) -> LearnedPrompts:
-        return learn_prompts(tiny_clip, [task, many_label_task], settings, folder)
+    def run(folder: Path) -> str:
+        learned = learn_prompts(tiny_clip, [task, many_label_task], settings, folder)
+        return hash_state({"context": learned.context})
 
-    whole = run(tmp_path / "whole")
-    calls = iter(range(1000))
-    real = module.label_loss
-
-    def stopping(*args: Any, **options: Any) -> Tensor:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args, **options)
-
-    monkeypatch.setattr(module, "label_loss", stopping)
-    with pytest.raises(Interrupted, match=f"after step {step + 1} of 10"):
-        run(tmp_path / "stopped")
-    monkeypatch.undo()
-    assert torch.equal(run(tmp_path / "stopped").context, whole.context)
-    assert _losses(tmp_path / "stopped") == _losses(tmp_path / "whole")
+    assert_resumes_exactly(run, tmp_path, step, message=f"after step {step + 1} of 10")
 
 
 def test_it_starts_at_the_loss_of_fine_tuning_with_the_same_prompt(
@@ -155,8 +134,8 @@ def test_it_starts_at_the_loss_of_fine_tuning_with_the_same_prompt(
     finetune(
         tiny_clip, [same], FinetuneSettings(epochs=1, batch_size=8, lr=1e-9), tmp_path / "tower"
     )
-    losses = _losses(tmp_path / "prompts")
-    assert losses == pytest.approx(_losses(tmp_path / "tower"), rel=1e-4)
+    losses = losses_of(tmp_path / "prompts")
+    assert losses == pytest.approx(losses_of(tmp_path / "tower"), rel=1e-4)
     assert len(set(losses)) > 1
 
 

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from fakes import Changed
 from terralign.chips import PixelLayout
+from terralign.datasets.sample import SampleSet, Wrapped
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_module
@@ -31,27 +33,17 @@ from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
 S2, S1, L1C = "sentinel2-l2a", "sentinel1-grd", "sentinel2-l1c"
 
 
-class _OtherLayout:
-    """A set whose Sentinel-2 layout says something else."""
+class _OtherLayout(Changed):
+    """A set with another Sentinel-2 layout, and the bands of that."""
 
-    def __init__(self, samples: SyntheticSet, layout: PixelLayout) -> None:
-        self._samples, self._layout = samples, layout
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._samples, name)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def layouts(self) -> dict[str, PixelLayout]:
-        return {**self._samples.layouts, S2: self._layout}
+    def __init__(self, samples: SampleSet, layout: PixelLayout) -> None:
+        super().__init__(samples, layouts={**samples.layouts, S2: layout})
+        have = samples.layouts[S2].bands
+        self._order = [have.index(band) for band in layout.bands]
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        pixels = self._samples.read(indices)
-        have = self._samples.layouts[S2].bands
-        order = [have.index(band) for band in self._layout.bands]
-        return {**pixels, S2: pixels[S2][:, order]}
+        pixels = super().read(indices)
+        return {**pixels, S2: pixels[S2][:, self._order]}
 
 
 def test_an_inflated_student_starts_as_its_teacher(
@@ -125,7 +117,7 @@ def test_a_band_that_the_data_lack_is_an_error_or_zero(
 def test_data_of_two_stretches_are_refused(tiny_clip: ClipModel, scenes: SyntheticSet) -> None:
     layout = scenes.layouts[S2]
     composite = next(one for one in layout.sensor.composites if one != layout.composite)
-    data: Any = [scenes, _OtherLayout(scenes, replace(layout, composite=composite))]
+    data: list[SampleSet] = [scenes, _OtherLayout(scenes, replace(layout, composite=composite))]
     with pytest.raises(RecipeError, match="one tower keeps one stretch per sensor"):
         new_student("s2", tiny_clip, StudentSettings(), [S2], data, seed=0)
 
@@ -209,22 +201,17 @@ def test_a_sensor_without_data_in_another_unit_is_refused(
         new_student("s1", tiny_clip, StudentSettings(), [SENSORS[S1], linear], [scenes], seed=0)
 
 
-class _Masked:
+class _Masked(Wrapped):
     """A set in which bands of one sensor have no valid pixel."""
 
-    def __init__(self, samples: SyntheticSet, sensor: str, bands: tuple[str, ...]) -> None:
-        self._samples, self._sensor, self._bands = samples, sensor, bands
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._samples, name)
-
-    def __len__(self) -> int:
-        return len(self._samples)
+    def __init__(self, samples: SampleSet, sensor: str, bands: tuple[str, ...]) -> None:
+        super().__init__(samples)
+        self._sensor, self._bands = sensor, bands
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        pixels = dict(self._samples.read(indices))
+        pixels = super().read(indices)
         changed: Any = pixels[self._sensor].copy()
-        layout = self._samples.layouts[self._sensor]
+        layout = self.layouts[self._sensor]
         for band in self._bands:
             empty = 0 if layout.units == "dn" else np.nan
             changed[:, layout.bands.index(band)] = empty
@@ -235,7 +222,7 @@ class _Masked:
 def test_a_band_without_a_valid_pixel_is_an_error_or_not_measured(
     tiny_clip: ClipModel, scenes: SyntheticSet, backbone: str
 ) -> None:
-    data: Any = [_Masked(scenes, S2, ("B09",))]
+    data = [_Masked(scenes, S2, ("B09",))]
     settings = StudentSettings(backbone=backbone)
     with pytest.raises(SensorError, match=r'B09 has no valid pixel .* or set missing = "zero"'):
         new_student("s2", tiny_clip, settings, [S2], data, seed=0)
@@ -249,7 +236,7 @@ def test_a_band_without_a_valid_pixel_is_an_error_or_not_measured(
 def test_the_range_of_a_radar_band_is_never_guessed(
     tiny_clip: ClipModel, scenes: SyntheticSet
 ) -> None:
-    data: Any = [_Masked(scenes, S1, ("VH",))]
+    data = [_Masked(scenes, S1, ("VH",))]
     settings = StudentSettings(backbone="test_vit", missing="zero")
     with pytest.raises(SensorError, match=r"VH has no valid pixel .* its range is not known"):
         new_student("s1", tiny_clip, settings, [S1], data, seed=0)
@@ -443,7 +430,7 @@ class _Empty(_OtherLayout):
 def test_a_composite_without_a_valid_pixel_has_no_brightness(
     tiny_clip: ClipModel, scenes: SyntheticSet
 ) -> None:
-    empty: Any = _Empty(scenes, scenes.layouts[S2])
+    empty = _Empty(scenes, scenes.layouts[S2])
     settings = StudentSettings(missing="zero")
     with pytest.raises(SensorError, match=r"composite of 'synthetic-scenes' has no valid pixel"):
         new_student("s2", tiny_clip, settings, [S2], [scenes, empty], seed=0)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
+from fakes import Counted
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
@@ -26,28 +26,6 @@ from terralign.train.teacher import (
 )
 
 PLAN = ViewPlan(spec=ViewSpec(crop_scale=(0.5, 1.0)), num_views=2, seed=4)
-
-
-class _Counted:
-    """A set that counts how often each sample is read, and fails after some reads."""
-
-    def __init__(self, samples: SyntheticSet, fail_after: int | None = None) -> None:
-        self._samples, self._fail_after = samples, fail_after
-        self.calls = 0
-        self.reads = np.zeros(len(samples), dtype=np.int64)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._samples, name)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-        self.calls += 1
-        if self._fail_after is not None and self.calls > self._fail_after:
-            raise OSError("cable pulled")
-        np.add.at(self.reads, indices, 1)
-        return self._samples.read(indices)
 
 
 def _name(clip: ClipModel, samples: SyntheticSet, plan: ViewPlan) -> str:
@@ -96,7 +74,7 @@ def test_stored_views_are_not_computed_again(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
 ) -> None:
     first = stored_views(tiny_clip, scenes, PLAN, tmp_path)
-    counted = _Counted(scenes)
+    counted = Counted(scenes)
     again = stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
     assert counted.calls == 0
     assert isinstance(again, np.memmap)
@@ -115,10 +93,10 @@ def test_an_interrupted_computation_goes_on(
 ) -> None:
     monkeypatch.setattr(teacher, "SECONDS_BETWEEN_FLUSHES", -1.0)
     whole = stored_views(tiny_clip, scenes, PLAN, tmp_path / "whole", batch_size=16)
-    broken = _Counted(scenes, fail_after=fail_after)
+    broken = Counted(scenes, fail_after=fail_after)
     with pytest.raises(OSError, match="cable pulled"):
         stored_views(tiny_clip, broken, PLAN, tmp_path / "b", batch_size=16)  # type: ignore[arg-type]
-    counted = _Counted(scenes)
+    counted = Counted(scenes)
     resumed = stored_views(tiny_clip, counted, PLAN, tmp_path / "b", batch_size=16)  # type: ignore[arg-type]
     np.testing.assert_array_equal(resumed, whole)
     assert counted.calls == 6 - fail_after
@@ -145,7 +123,7 @@ def test_a_kill_at_the_very_end_costs_no_view(
             patched.setattr("terralign.train.teacher.write_json", _write)
         with pytest.raises(KeyboardInterrupt):
             stored_views(tiny_clip, scenes, PLAN, tmp_path, batch_size=16)
-    counted = _Counted(scenes)
+    counted = Counted(scenes)
     found = stored_views(tiny_clip, counted, PLAN, tmp_path, batch_size=16)  # type: ignore[arg-type]
     assert counted.calls == 0
     expected = stored_views(tiny_clip, scenes, PLAN, tmp_path / "whole", batch_size=16)
@@ -202,7 +180,7 @@ def test_a_disk_without_the_room_is_told_before_the_work(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("terralign.files._free_mb", lambda path: 0)
-    counted = _Counted(scenes)
+    counted = Counted(scenes)
     with pytest.raises(StorageError, match="free some space"):
         stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
     assert counted.calls == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from terralign.bench.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.bench.subject import (
     Job,
     Measured,
@@ -27,7 +28,6 @@ from terralign.evaluation.calibration import (
     top_label_curve,
 )
 from terralign.evaluation.embed import Route
-from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.evaluation.metrics import MetricResult, f1_metrics
 from terralign.evaluation.rows import PLAIN
 from terralign.evaluation.similarity import GalleryPenalty
@@ -145,8 +145,7 @@ def _zero_shot(subject: Subject, route: Route, variant: str) -> Measured:
 
 def _penalised(vectors: Floats, weights: Floats, penalty: GalleryPenalty) -> Floats:
     scores = cosines(vectors, weights).astype(np.float64)
-    queries, classes = np.arange(len(vectors)), np.arange(len(weights))
-    return np.asarray(scores - penalty.of(queries[:, None], classes[None]))
+    return np.asarray(scores - penalty.of(slice(None)))
 
 
 def _error_figure(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:

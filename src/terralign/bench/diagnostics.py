@@ -24,12 +24,12 @@ from terralign.evaluation.diagnostics import (
 )
 from terralign.evaluation.retrieval import TEXT
 
-VERSION = 1
+VERSION = 2
 HUB_DEPTH = 10
 NUM_POINTS = 400
 """Points of a modality in the picture."""
 MIN_ROWS = 10
-"""A modality of fewer vectors is not told apart by a line: there is nothing to validate on."""
+"""Modalities of fewer vectors have no separability: there is nothing to validate on."""
 
 
 def diagnostic_jobs(subject: Subject) -> Iterator[Job]:

@@ -10,10 +10,15 @@ import numpy as np
 from terralign.bench.classify import per_class
 from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, in_sentences
 from terralign.evaluation.embed import Route
-from terralign.evaluation.neighbours import DEFAULT_NEIGHBOURS, fit_neighbour_probe
-from terralign.evaluation.probes import DEFAULT_CS, few_shot, fit_linear_probe
+from terralign.evaluation.probes import (
+    DEFAULT_CS,
+    DEFAULT_NEIGHBOURS,
+    few_shot,
+    fit_linear_probe,
+    fit_neighbour_probe,
+)
 
-VERSION = 3
+VERSION = 4
 FEW_SHOT_VERSION = 3
 
 
@@ -49,10 +54,8 @@ def _probe(
         return _few_shot(subject, vectors, labels, num_classes, note)
     if task == "knn":
         neighbours = fit_neighbour_probe(
-            vectors[0], labels[0], vectors[1], labels[1],
-            num_classes=num_classes,
-            ks=[k for k in DEFAULT_NEIGHBOURS if k <= len(vectors[0])] or [len(vectors[0])],
-        )  # fmt: skip
+            vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes
+        )
         scores, chosen = neighbours.scores(vectors[2]), {"k": float(neighbours.k)}
     else:
         linear = fit_linear_probe(

@@ -1,10 +1,10 @@
 """Retrieval between all pairs of modalities: the same sample, and the same class.
 
-By class, a sample does not find itself in another modality: that its own place is the nearest says
+By class, a sample does not find itself in another modality: that its own place is the nearest shows
 that two sensors agree, which the instance level measures, and nothing about classes.
 
 Captions are texts as they are, of which a sample may have several: the protocol and its intervals
-are those of `evaluate/caption_recall.py`.
+are those of `evaluation/ranking.py`.
 
 Q queries, G gallery items, D embedding dimensions, N samples.
 """
@@ -12,45 +12,34 @@ Q queries, G gallery items, D embedding dimensions, N samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from terralign.bench.hubness import centre, csls_penalty, query_bank_penalty
 from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
 from terralign.datasets.sample import SampleSet
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Route
-from terralign.evaluation.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.evaluation.retrieval import TEXT, find_class, find_own, shared_captions
+from terralign.evaluation.retrieval import (
+    TEXT,
+    Side,
+    caption_side,
+    class_side,
+    find_class,
+    find_own,
+    image_side,
+    shared_captions,
+)
 from terralign.evaluation.rows import PLAIN
-from terralign.evaluation.similarity import GalleryPenalty, Similarities
+from terralign.evaluation.similarity import GalleryPenalty, similarity_blocks
 
-VERSION = 3
+VERSION = 4
 NUM_EXAMPLES = 6
 EXAMPLE_DEPTH = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Side:
-    """One modality. `vectors` (M, D); `labels` (M,) or (M, K) bool, None where there are none.
-
-    `keys`: names of the rows. `owners`: (M,) the sample that each belongs to, None where row k is
-    class k. `num_captions`: (N,) of each sample, where rows are captions.
-    """
-
-    vectors: Floats
-    labels: NDArray[Any] | None
-    keys: tuple[str, ...]
-    owners: NDArray[np.int64] | None = None
-    num_captions: NDArray[np.int64] | None = None
-
-    @property
-    def of_samples(self) -> bool:
-        """Whether row i is sample i."""
-        return self.owners is not None and self.num_captions is None
 
 
 def retrieval_jobs(subject: Subject) -> Iterator[Job]:
@@ -116,28 +105,15 @@ def _retrieve(
     return measured
 
 
-def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> _Side:
+def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> Side:
     samples = subject.samples
-    labels = None if samples.labels is None else samples.labels.values
-    own = np.arange(len(samples), dtype=np.int64)
     if name != TEXT:
-        vectors = subject.vectors(routes[name])
-        return _Side(vectors=vectors, labels=labels, keys=samples.keys, owners=own)
+        return image_side(samples, subject.vectors(routes[name]))
     if samples.captions is not None:
-        num_captions = np.array([len(texts) for texts in samples.captions], dtype=np.int64)
-        owners = np.repeat(own, num_captions)
-        return _Side(
-            vectors=_caption_vectors(subject, samples),
-            labels=None if labels is None else labels[owners],
-            keys=tuple(text for texts in samples.captions for text in texts),
-            owners=owners,
-            num_captions=num_captions,
-        )
-    classes = len(subject.labels.class_names)
+        return caption_side(samples, samples.captions, _caption_vectors(subject, samples))
     averaged = variant == "prompt-average"
     weights = subject.averaged_weights() if averaged else subject.class_weights()
-    each = np.eye(classes, dtype=np.bool_) if subject.labels.multi_label else np.arange(classes)
-    return _Side(vectors=weights, labels=each, keys=subject.class_names)
+    return class_side(subject.labels, weights)
 
 
 def _caption_vectors(subject: Subject, samples: SampleSet) -> Floats:
@@ -146,7 +122,7 @@ def _caption_vectors(subject: Subject, samples: SampleSet) -> Floats:
 
 
 def _penalty(
-    subject: Subject, routes: dict[str, Route], query: str, sides: list[_Side], variant: str
+    subject: Subject, routes: dict[str, Route], query: str, sides: list[Side], variant: str
 ) -> GalleryPenalty | None:
     vectors, gallery = sides[0].vectors, sides[1].vectors
     if variant == "csls":
@@ -162,32 +138,21 @@ def _penalty(
 
 
 def _measure(
-    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None, notes: list[str]
+    subject: Subject, query: Side, gallery: Side, penalty: GalleryPenalty | None, notes: list[str]
 ) -> Measured:
     settings: dict[str, Any] = {
         "penalty": penalty,
         "num_bootstrap": subject.suite.num_bootstrap,
         "seed": subject.suite.seed,
     }
-    vectors = query.vectors, gallery.vectors
     figures: list[dict[str, Any]] = []
     outcomes: dict[str, NDArray[Any]] = {}
-    if query.owners is not None and gallery.owners is not None:
-        found = find_own(
-            *vectors, query_captions=query.num_captions, gallery_captions=gallery.num_captions,
-            **settings,
-        )  # fmt: skip
-        figures += [figure(metric, level="instance") for metric in found.metrics]
-        outcomes |= found.outcomes
-    if query.labels is not None and gallery.labels is not None:
-        own_samples = query.of_samples and gallery.of_samples
-        found = find_class(
-            *vectors, query.labels, gallery.labels,
-            own_samples=own_samples, num_captions=query.num_captions, **settings,
-        )  # fmt: skip
-        figures += [figure(metric, level="class") for metric in found.metrics]
-        notes = [*notes, *found.notes]
-        outcomes |= found.outcomes
+    for level, find in (("instance", find_own), ("class", find_class)):
+        found = find(query, gallery, **settings)
+        if found is not None:
+            figures += [figure(metric, level=level) for metric in found.metrics]
+            notes = [*notes, *found.notes]
+            outcomes |= found.outcomes
     return Measured(
         figures=figures,
         details={"examples": _examples(subject, query, gallery, penalty)},
@@ -197,7 +162,7 @@ def _measure(
 
 
 def _examples(
-    subject: Subject, query: _Side, gallery: _Side, penalty: GalleryPenalty | None
+    subject: Subject, query: Side, gallery: Side, penalty: GalleryPenalty | None
 ) -> list[dict[str, Any]]:
     """A few queries, always the same, with what they find first.
 
@@ -206,29 +171,25 @@ def _examples(
     """
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
     chosen = np.sort(drawn[:NUM_EXAMPLES])
-    limited = None
-    if penalty is not None:
-        queries = None if penalty.queries is None else penalty.queries[chosen]
-        limited = GalleryPenalty(values=penalty.values, queries=queries)
-    tiles = Similarities(query.vectors[chosen], gallery.vectors, penalty=limited)
-    rows = slice(0, len(chosen))
-    similarity = np.concatenate(
-        [tile for _, tile in tiles.tiles(rows, tiles.unit_queries(rows))], axis=1
-    )
+    if penalty is not None and penalty.queries is not None:
+        penalty = replace(penalty, queries=penalty.queries[chosen])
+    blocks = similarity_blocks(query.vectors[chosen], gallery.vectors, penalty=penalty)
+    similarity = np.concatenate([block for _, block in blocks])
     if query.of_samples and gallery.of_samples and query.labels is not None:
         similarity[np.arange(len(chosen)), chosen] = -np.inf
+    keys = [_keys(subject, side) for side in (query, gallery)]
     examples = []
     for own, index in zip(similarity, chosen, strict=True):
         best = np.argsort(-own, kind="stable")[:EXAMPLE_DEPTH]
         best = best[own[best] > -np.inf]
         examples.append(
             {
-                "query": query.keys[index],
+                "query": keys[0][index],
                 "query_index": int(index) if query.of_samples else None,
                 "label": _names(subject, query, int(index)),
                 "results": [
                     {
-                        "key": gallery.keys[item],
+                        "key": keys[1][item],
                         "index": int(item) if gallery.of_samples else None,
                         "label": _names(subject, gallery, int(item)),
                         "cosine": float(own[item]),
@@ -241,16 +202,26 @@ def _examples(
     return examples
 
 
-def _names(subject: Subject, side: _Side, index: int) -> list[str]:
-    """Its classes; none of a caption, which says what it is itself."""
-    if side.labels is None or side.num_captions is not None:
+def _keys(subject: Subject, side: Side) -> tuple[str, ...]:
+    """The names of the rows of a side."""
+    if side.owners is None:
+        return subject.class_names
+    captions = subject.samples.captions
+    if side.captions and captions is not None:
+        return tuple(text for texts in captions for text in texts)
+    return subject.samples.keys
+
+
+def _names(subject: Subject, side: Side, index: int) -> list[str]:
+    """Its classes; none of a caption, which is text itself."""
+    if side.labels is None or side.captions:
         return []
     own = side.labels[index]
     names = subject.class_names
     return [names[k] for k in np.flatnonzero(own)] if side.labels.ndim == 2 else [names[int(own)]]
 
 
-def _right(query: _Side, gallery: _Side, index: int, item: int) -> bool:
+def _right(query: Side, gallery: Side, index: int, item: int) -> bool:
     """The same class where there are classes, else the same sample."""
     if query.labels is None or gallery.labels is None:
         assert query.owners is not None

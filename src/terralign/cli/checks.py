@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from terralign.datasets.facts import check_data_root, check_name
+from terralign.encoders.prompt_sets import load_prompts
 from terralign.encoders.sources import check_source, sensors_of
-from terralign.errors import DataError, RecipeError, SensorError, nearest
-from terralign.files import read_toml, shipped_names
-from terralign.sensors import SENSORS, Sensor, find_sensor
+from terralign.errors import DataError, SensorError
+from terralign.files import read_toml
+from terralign.sensors import Sensor, find_sensor
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import read_named
 
@@ -38,56 +39,41 @@ def check_data(data: str, data_root: Path | None) -> None:
 
 def check_prompts(name: str | None) -> None:
     """A prompt set by name, or that its TOML file can be read."""
-    if name is None or name == "openai-imagenet":
-        return
-    if name.endswith(".toml"):
-        read_toml(Path(name), what="prompt file", fault=RecipeError)
-    elif name not in (known := shipped_names("encoders/prompts")):
-        raise RecipeError(
-            f"unknown prompt set {name!r}; {nearest(name, [*known, 'openai-imagenet'])} "
-            "(or the path of a .toml file)"
-        )
+    if name is not None:
+        load_prompts(name)
 
 
 def check_sensor(name: str | None, model: str | None) -> Sensor | None:
     """The sensor of this name: a built-in one, one of the model's own, or that of a TOML file."""
     own = {} if model is None else sensors_of(model)
-    if name is None or name in own:
-        return own.get(name or "")
-    if name.endswith(".toml") or name in SENSORS:
-        return find_sensor(name)
-    raise SensorError(
-        f"unknown sensor {name!r}; {nearest(name, {**SENSORS, **own})} "
-        "(or the path of a .toml file)"
-    )
+    return None if name is None else find_sensor(name, own)
 
 
 def open_alone(
-    paths: Sequence[Path], sensor: Sensor | None, reading: Mapping[str, Any]
+    paths: Sequence[str], sensor: Sensor | None, reading: Mapping[str, Any]
 ) -> Scene | None:
     """The picture, GeoTIFF or product that is a command's only input; None for any others, which
     are opened, and reported, one by one."""
-    if len(paths) != 1 or not paths[0].exists():
+    if len(paths) != 1 or not Path(paths[0]).exists():
         return None
     from terralign.encoders.vectors import as_fault
     from terralign.scenes.inputs import find_inputs
     from terralign.scenes.scene import open_scene
 
+    path = Path(paths[0])
     names = ("bands", "dn_offset", "units", "composite")
     try:
-        if find_inputs(paths[0]) != [paths[0]]:
+        if find_inputs(path) != [path]:
             return None
-        return open_scene(paths[0], sensor=sensor, **{name: reading[name] for name in names})
+        return open_scene(path, sensor=sensor, **{name: reading[name] for name in names})
     except (DataError, SensorError, OSError) as error:
-        raise as_fault(str(paths[0]), error).as_error() from error
+        raise as_fault(str(path), error).as_error() from error
 
 
-def check_paths(paths: Sequence[Path]) -> None:
+def check_paths(paths: Sequence[str]) -> None:
     """Files, folders and patterns (`tiles/*.tif`), where none of them exists.
 
     Of several the command reports each."""
-    missing = [path for path in paths if not path.exists() and not glob.has_magic(str(path))]
+    missing = [path for path in paths if not Path(path).exists() and not glob.has_magic(path)]
     if missing and len(missing) == len(paths):
-        raise DataError(
-            f"{', '.join(map(str, missing[:3]))}{', ...' if missing[3:] else ''} not found"
-        )
+        raise DataError(f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''} not found")

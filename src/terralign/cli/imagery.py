@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from terralign.progress import beside_bars
 if TYPE_CHECKING:
     from terralign.encoders.answers import Classified
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.encoders.vectors import Embeddings, Fault
+    from terralign.encoders.vectors import Fault
     from terralign.scenes.scene import Scene
     from terralign.sensors import Sensor
 
@@ -40,39 +39,13 @@ MAX_LINES = 20
 """Windows of one scene that are printed; --json and --geojson have all."""
 
 
-class _Input(click.Path):
-    """A path that is not empty, as that of an unset variable is."""
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        context: click.Context | None,
-    ) -> Any:
-        if not str(value).strip():
-            self.fail("a path is empty; name a file or folder")
-        return super().convert(value, param, context)
-
-
-class _Window(click.ParamType):  # type: ignore[type-arg]
+def _window(context: click.Context, option: click.Parameter, value: str | None) -> int | str | None:
     """A number of pixels, or "whole"."""
-
-    name = "window"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> int | str:
-        if isinstance(value, int):
-            return value
-        if value == "whole":
-            return "whole"
-        try:
-            side = int(value)
-        except ValueError:
-            side = 0
-        if side < 1:
-            self.fail(f"{value!r} is neither a number of pixels, 1 or more, nor whole")
-        return side
+    if value is None or value == "whole":
+        return value
+    if not value.isdecimal() or not int(value):
+        raise click.BadParameter(f"{value!r} is neither a number of pixels, 1 or more, nor whole")
+    return int(value)
 
 
 _READING = [
@@ -98,7 +71,7 @@ _READING = [
     click.option("--tower", help="Default: the sensor's own, else RGB."),
     click.option(
         "--window",
-        type=_Window(),
+        callback=_window,
         metavar="PIXELS|whole",
         help="Side of the windows that larger rasters are cut into; default: the tower's input "
         "size. whole: resize instead.",
@@ -147,7 +120,7 @@ def _check_folder(path: Path, option: str) -> None:
 
 
 def _check(
-    model: str | None, files: Sequence[Path], reading: Mapping[str, Any], prompts: str | None = None
+    model: str | None, files: Sequence[str], reading: Mapping[str, Any], prompts: str | None = None
 ) -> Sensor | None:
     """Find slips in names and paths before torch is imported; returns the sensor named."""
     from terralign.cli.checks import check_paths, check_prompts, check_sensor
@@ -161,8 +134,8 @@ def _check(
 
 
 def _opened(
-    files: Sequence[Path], sensor: Sensor | None, reading: dict[str, Any], *, skip: bool = False
-) -> tuple[Sequence[Path] | Scene, dict[str, Any]]:
+    files: Sequence[str], sensor: Sensor | None, reading: dict[str, Any], *, skip: bool = False
+) -> tuple[Sequence[str] | Scene, dict[str, Any]]:
     """Inputs and how they are read: a single one is opened before torch is imported, so that what
     its declaration lacks is reported at once. `skip`: it is left to the command to report."""
     from terralign.cli.checks import open_alone
@@ -191,7 +164,7 @@ def _load(model: str, device: str | None) -> EmbeddingSpace:
 
 @main.command()
 @click.argument("model")
-@click.argument("files", nargs=-1, required=True, type=_Input(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--labels",
     "lists",
@@ -222,7 +195,7 @@ def _load(model: str, device: str | None) -> EmbeddingSpace:
 )
 def classify(
     model: str,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     lists: tuple[str, ...],
     names: tuple[str, ...],
     labels_file: Path | None,
@@ -245,79 +218,56 @@ def classify(
     inputs, reading = _opened(files, sensor, reading, skip=as_json)
     space = _load(model, device)
     from terralign.encoders.answers import feature_collection, geojson_row, write_geojson
+    from terralign.encoders.vectors import Fault
 
     rows = space.classify_each(inputs, labels, prompts=prompts, errors="skip", **reading)
     prompt_set = space.choose_prompts(prompts).name
-    values, features, faults, num_inputs = [], [], [], 0
-    alike = _Alike()
-    for group in _by_source(rows):
-        num_inputs += 1
-        if not isinstance(group, list):
-            faults.append(group)
-            values.append({"file": group.key, "error": group.error})
-            with beside_bars():
-                alike.report(group)
+    values: list[dict[str, Any]] = []
+    features, faults = [], []
+    for _, found in itertools.groupby(rows, _source_of):
+        group = list(found)
+        failed = [one for one in group if isinstance(one, Fault)]
+        faults += failed
+        values += [{"file": one.key, "error": one.error} for one in failed]
+        read = [one for one in group if not isinstance(one, Fault)]
+        if not read:
             continue
-        values.append(_as_json(group, prompt_set))
+        values.append(_as_json(read, prompt_set))
         if geojson is not None:
-            features += [geojson_row(one) for one in group]
+            features += [geojson_row(one) for one in read]
         if not as_json:
             with beside_bars():
-                _print(group, top)
+                _print(read, top)
     if as_json:
         click.echo(json.dumps(values))
     if geojson is not None and features:
         write_geojson(geojson, feature_collection(features))
         click.echo(f"{counted(len(features), 'feature')} written to {geojson}", err=True)
-    alike.close()
-    _exit_for(faults, num_inputs)
+    _end(faults, len(values) - len(faults))
 
 
-class _Alike:
-    """Reports faults, of those that differ in the input's name alone the first few."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-
-    def report(self, fault: Fault) -> None:
-        cause = fault.error.replace(shown(Path(fault.key)), "...")
-        self._counts[cause] += 1
-        if self._counts[cause] <= MAX_ALIKE:
-            _report(fault)
-
-    def close(self) -> None:
-        """Count those that were not reported."""
-        for cause, number in self._counts.items():
-            if number > MAX_ALIKE:
-                more = counted(number - MAX_ALIKE, "more input")
-                report(f"{more} failed for this reason: {cause}")
+def _source_of(row: Classified | Fault) -> int:
+    """The number of a row's source; of a fault -1."""
+    return getattr(row, "source_number", -1)
 
 
-def _report_all(faults: Sequence[Fault]) -> None:
-    alike = _Alike()
+def _end(faults: Sequence[Fault], num_read: int) -> None:
+    """Report faults, of those that differ in the input's name alone the first few, and exit."""
+    alike: dict[str, list[str]] = {}
     for fault in faults:
-        alike.report(fault)
-    alike.close()
-
-
-def _report(fault: Fault) -> None:
-    report(name_options(fault.error, click.get_current_context().command.params))
-
-
-def _by_source(rows: Iterator[Classified | Fault]) -> Iterator[list[Classified] | Fault]:
-    """Rows of one source as a list; faults alone."""
-    from terralign.encoders.vectors import Fault
-
-    def source(row: Classified | Fault) -> int:
-        return -1 if isinstance(row, Fault) else row.source_number
-
-    for _, group in itertools.groupby(rows, source):
-        found = list(group)
-        faults = [one for one in found if isinstance(one, Fault)]
-        if faults:
-            yield from faults
-        else:
-            yield [one for one in found if not isinstance(one, Fault)]
+        cause = fault.error.replace(shown(Path(fault.key)), "...")
+        alike.setdefault(cause, []).append(fault.error)
+    for cause, texts in alike.items():
+        for text in texts[:MAX_ALIKE]:
+            report(name_options(text, click.get_current_context().command.params))
+        if texts[MAX_ALIKE:]:
+            more = counted(len(texts) - MAX_ALIKE, "more input")
+            report(f"{more} failed for this reason: {cause}")
+    num_inputs = len(faults) + num_read
+    if faults and num_inputs > 1:
+        click.echo(f"terralign: {len(faults)} of {num_inputs} inputs failed", err=True)
+    if faults:
+        raise SystemExit(1)
 
 
 def _as_json(rows: list[Classified], prompts: str) -> dict[str, Any]:
@@ -387,16 +337,8 @@ def _likeliest(probabilities: dict[str, float], top: int) -> str:
     return ", ".join(shown)
 
 
-def _exit_for(faults: Sequence[Fault], num_inputs: int) -> None:
-    if not faults:
-        return
-    if num_inputs > 1:
-        click.echo(f"terralign: {len(faults)} of {num_inputs} inputs failed", err=True)
-    raise SystemExit(1)
-
-
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=_Input(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--model", required=True, help="A space, or any model that `classify` takes.")
 @click.option(
     "--out",
@@ -412,7 +354,7 @@ def _exit_for(faults: Sequence[Fault], num_inputs: int) -> None:
     "--out tiles.parquet"
 )
 def embed(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     model: str,
     out: Path,
     device: str | None,
@@ -433,7 +375,6 @@ def embed(
     check_parquet(out)
     inputs, reading = _opened(files, sensor, reading)
     found = _load(model, device).embed(inputs, errors="skip", **reading)
-    _report_all(found.faults)
     found.save(out)
     if as_json:
         click.echo(
@@ -453,11 +394,11 @@ def embed(
             f"{out}: {counted(len(found), 'vector')} of {found.dim} dimensions, towers: "
             f"{', '.join(found.tower_ids)}"
         )
-    _exit_for(found.faults, len(found.faults) + len({one.source for one in found.places}))
+    _end(found.faults, len({one.source for one in found.places}))
 
 
 @main.command()
-@click.argument("imagery", type=_Input(path_type=Path))
+@click.argument("imagery", type=click.Path())
 @click.argument("query")
 @click.option("--model", help="A space; default: the one that the vectors were made with.")
 @click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits.")
@@ -468,7 +409,7 @@ def embed(
 @json_option
 @example('terralign search tiles.parquet "solar panels beside a motorway"')
 def search(
-    imagery: Path,
+    imagery: str,
     query: str,
     model: str | None,
     k: int,
@@ -486,7 +427,7 @@ def search(
     _check_geojson(geojson)
     if not query.strip():
         raise click.UsageError("the query is empty; say what to search for")
-    is_vectors = imagery.suffix == ".parquet"
+    is_vectors = imagery.endswith(".parquet")
     if is_vectors:
         given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
         if given:
@@ -494,17 +435,17 @@ def search(
     elif model is None:
         raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
     sensor = _check(model, [imagery], reading, prompts)
-    inputs: Sequence[Path] | Scene = []
-    if not is_vectors:
+    if is_vectors:
+        from terralign.encoders.vectors import Embeddings
+
+        embeddings = Embeddings.load(imagery)
+        if not (model or embeddings.model):
+            raise click.UsageError(f"{imagery} does not name its model; give --model")
+        space = _load(model or embeddings.model, device)
+    else:
         inputs, reading = _opened([imagery], sensor, reading)
-    embeddings = _read_vectors(imagery) if is_vectors else None
-    source = model or (embeddings.model if embeddings is not None else "")
-    if not source:
-        raise click.UsageError(f"{imagery} does not say its model; name it with --model")
-    space = _load(source, device)
-    if embeddings is None:
+        space = _load(str(model), device)
         embeddings = space.embed(inputs, errors="skip", **reading)
-        _report_all(embeddings.faults)
     hits = space.search(embeddings, query, k=k, prompts=prompts)
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in hits]))
@@ -513,13 +454,4 @@ def search(
     if geojson is not None:
         hits.save_geojson(geojson)
         click.echo(f"{counted(len(hits), 'feature')} written to {geojson}", err=True)
-    _exit_for(
-        embeddings.faults,
-        len(embeddings.faults) + len({one.source for one in embeddings.places}),
-    )
-
-
-def _read_vectors(path: Path) -> Embeddings:
-    from terralign.encoders.vectors import Embeddings
-
-    return Embeddings.load(path)
+    _end(embeddings.faults, len({one.source for one in embeddings.places}))

@@ -16,12 +16,7 @@ from terralign.cli.app import (
     say_loading,
     threads,
 )
-from terralign.errors import SplitError, TerralignError, counted
-from terralign.sensors import RGB
-
-_LIKELY_SIZE = "224-shortest-bicubic"
-"""Data are opened before the model, so that slips are reported at once; pictures are opened again
-where the model's size is another."""
+from terralign.errors import counted
 
 
 @main.command()
@@ -73,43 +68,28 @@ def evaluate(
     check_source(model)
     check_data(data, data_root)
     check_prompts(prompts)
-    from terralign.datasets.catalog import open_dataset
+    from terralign.datasets.samples import Samples
 
-    samples = None
-    try:
-        samples = open_dataset(data, data_root=data_root, split=split, size=_LIKELY_SIZE)
-    except SplitError:
-        raise
-    except TerralignError:
-        pass  # perhaps for the size: a packed store of pictures has its own
+    samples = Samples.open(data, data_root=data_root, split=split)
     say_loading(model)
     from terralign.compute import choose_device
-    from terralign.datasets.composited import with_composite
-    from terralign.encoders.picture_size import picture_size
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.evaluation.classification import choose_class_names, evaluate_zero_shot
-    from terralign.evaluation.embed import require_rgb
-    from terralign.evaluation.retrieval import evaluate_retrieval
-    from terralign.scenes.pictures import as_picture_size
+    from terralign.evaluation.classification import choose_class_names
+    from terralign.training import evaluate as measure
 
-    chosen_device = choose_device(device)
-    space = EmbeddingSpace.load(model)
-    size = picture_size(space.input_spec())
-    if samples is None or (RGB in samples.layouts and size != as_picture_size(_LIKELY_SIZE)):
-        samples = open_dataset(data, data_root=data_root, split=split, size=size)
-    samples = with_composite(samples, composite)
-    if composite is not None:
-        sides = (query, gallery or "rgb") if retrieval else (tower,)
-        require_rgb(space, samples, sides)
+    space = EmbeddingSpace.load(model).to(choose_device(device))
     threads()
-    space.to(chosen_device)
-    if retrieval:
-        found = evaluate_retrieval(
-            space, samples, query=query, gallery=gallery or "rgb", prompts=prompts
-        )
-    else:
-        names = choose_class_names(samples, classes)
-        found = evaluate_zero_shot(space, samples, tower=tower, prompts=prompts, class_names=names)
+    found = measure(
+        space,
+        samples,
+        tower=tower,
+        prompts=prompts,
+        class_names=choose_class_names(samples, classes) if classes else None,
+        task="retrieval" if retrieval else "zero-shot",
+        query=query,
+        gallery=gallery,
+        composite=composite,
+    )
     if as_json:
         click.echo(json.dumps(found.to_json()))
         return

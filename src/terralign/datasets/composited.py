@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from terralign.datasets.sample import (
     SampleSet,
-    WrappedAsIs,
+    Wrapped,
 )
 from terralign.errors import SensorError
 from terralign.files import hash_json
 from terralign.sensors import Composite
 
 
-class Composited(WrappedAsIs):
+class Composited(Wrapped):
     """A `SampleSet` whose pixels of `sensor` have `composite` as their RGB recipe."""
 
     def __init__(self, samples: SampleSet, sensor: str, composite: Composite) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -27,7 +28,6 @@ WHOLE_BYTES = 64 * 1024
 """Contents up to this size are hashed whole at once."""
 MIDDLE_BYTES = 4096
 """Of larger ones this many bytes from the middle are hashed first."""
-CHUNK_BYTES = 1024 * 1024
 
 
 class Content(Protocol):
@@ -79,7 +79,7 @@ class Wrapped(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A file, or a folder of files: of a folder, its rasters stand for the sample.
+    """A file, or a folder of files, which is represented by its rasters.
 
     A folder's length and middle are those of its first raster by name.
     """
@@ -91,42 +91,35 @@ class FileContent:
         return str(self.path)
 
     def length(self) -> int:
-        try:
-            first = self._first()
-            return -1 if first is None else first.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return -1
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        with _naming(self.path):
+            files = self._files()
+            return files[0].stat().st_size if files else -1
 
     def middle(self) -> bytes:
-        try:
-            first = self._first()
-            if first is None:
+        with _naming(self.path):
+            files = self._files()
+            if not files:
                 return self.address.encode()
-            with open(first, "rb", buffering=0) as file:
-                return _middle_of(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        except (FileNotFoundError, NotADirectoryError):
-            return self.address.encode()
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+            with open(files[0], "rb", buffering=0) as file:
+                start, end = _middle_range(os.fstat(file.fileno()).st_size)
+                return os.pread(file.fileno(), end - start, start)
 
     def digest(self) -> bytes:
-        try:
-            files = rasters_of(self.path) if self.path.is_dir() else [self.path]
-            digests = [_digest_of(file, 0, file.stat().st_size) for file in files]
-        except (FileNotFoundError, NotADirectoryError):
-            digests = []
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        with _naming(self.path):
+            digests = [_digest_of(file) for file in self._files()]
         if len(digests) == 1:
             return digests[0]
         return _hash(b"".join(digests) or self.address.encode()).digest()
 
-    def _first(self) -> Path | None:
-        if not self.path.is_dir():
-            return self.path
-        return next(iter(rasters_of(self.path)), None)
+    def _files(self) -> list[Path]:
+        """The files that represent the sample; none where it is missing."""
+        if self.path.is_dir():
+            return rasters_of(self.path)
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [self.path]
 
 
 def rasters_of(folder: Path) -> list[Path]:
@@ -135,6 +128,14 @@ def rasters_of(folder: Path) -> list[Path]:
         names = sorted(entry.name for entry in entries if entry.is_file())
     rasters = [name for name in names if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES]
     return [folder / name for name in rasters or names]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,22 +174,6 @@ def _middle_range(size: int) -> tuple[int, int]:
     return start, start + MIDDLE_BYTES
 
 
-def _middle_of(file: int, begin: int, size: int) -> bytes:
-    start, end = _middle_range(size)
-    return os.pread(file, end - start, begin + start)
-
-
-def _digest_of(path: Path, begin: int, size: int) -> bytes:
-    total = _hash()
+def _digest_of(path: Path) -> bytes:
     with open(path, "rb", buffering=0) as file:
-        while size > 0:
-            chunk = os.pread(file.fileno(), min(CHUNK_BYTES, size), begin)
-            if not chunk:
-                break
-            total.update(chunk)
-            begin, size = begin + len(chunk), size - len(chunk)
-    return total.digest()
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"cannot read {path}: {error.strerror or error}")
+        return hashlib.file_digest(file, _hash).digest()

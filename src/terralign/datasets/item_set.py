@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -15,8 +16,9 @@ from PIL import Image
 
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
+from terralign.datasets.file_set import stack_pixels
 from terralign.datasets.fingerprint import fingerprint, hash_numbers
-from terralign.datasets.sample import Captions, Indexed, Labels
+from terralign.datasets.sample import Captions, Indexed, Labels, as_numbers
 from terralign.errors import DataError, first_line
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size, image_with_mask, resize_rgb
@@ -32,44 +34,31 @@ NUM_LOOKED_AT = 32
 """Items, evenly spaced, that a fingerprint holds the pixels of."""
 
 
-class ItemSet(Indexed):
-    """A data set of another library as a `SampleSet` of one sensor.
+_LOCK = threading.Lock()
+"""Items are asked for one at a time: data sets of other libraries need not be thread-safe."""
 
-    Items are asked for one at a time, since such data sets need not be thread-safe. Made by `open`.
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class ItemSet(Indexed):
+    """A data set of another library as a `SampleSet` of one sensor. Made by `open`.
+
+    `image`: the pixels of an item, in the bands of `layout`; `content`: a text that represents them
+    in the fingerprint; `size`: to what RGB pictures are resized and cropped.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        image: ImageOf,
-        layout: PixelLayout,
-        *,
-        name: str,
-        split: str,
-        identity: str,
-        labels: Labels | None,
-        prompts: tuple[str, ...] | None,
-        size: Size | None = None,
-    ) -> None:
-        self._dataset = dataset
-        self._image = image
-        self._identity = identity
-        self._size = size
-        self._lock = threading.Lock()
-        self.name: str = name
-        self.split: str = split
-        self.layouts: Mapping[str, PixelLayout] = {layout.sensor.name: layout}
-        self.keys: tuple[str, ...] = tuple(f"sample-{index:06d}" for index in range(len(dataset)))
-        self.labels: Labels | None = labels
-        self.captions: Captions | None = None
-        self.prompts: tuple[str, ...] | None = prompts
-        self.fingerprint: str = fingerprint(
-            name=name,
-            split=split,
-            keys=(),
-            layouts=self.layouts,
-            content=[identity, describe_size(size)],
-        )
+    dataset: Any
+    image: ImageOf
+    layout: PixelLayout
+    name: str
+    split: str
+    content: str
+    labels: Labels | None
+    prompts: tuple[str, ...] | None
+    captions: Captions | None = None
+    size: Size | None = None
+    layouts: Mapping[str, PixelLayout] = field(init=False)
+    keys: tuple[str, ...] = field(init=False)
+    fingerprint: str = field(init=False)
 
     @classmethod
     def open(
@@ -90,29 +79,28 @@ class ItemSet(Indexed):
         some = np.unique(np.linspace(0, len(dataset) - 1, NUM_LOOKED_AT).astype(np.int64))
         pixels = [hash_numbers(read_item(dataset, image, index, name)) for index in some.tolist()]
         classes = [] if labels is None else [hash_numbers(labels.values), *labels.class_names]
-        identity = f"{len(dataset)} {type(dataset).__name__} {[*pixels, *classes]}"
+        content = f"{len(dataset)} {type(dataset).__name__} {[*pixels, *classes]}"
         return cls(
-            dataset, image, layout,
-            name=name, split=split, identity=identity, labels=labels, prompts=prompts,
+            dataset=dataset, image=image, layout=layout,
+            name=name, split=split, content=content, labels=labels, prompts=prompts,
         )  # fmt: skip
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+    def __post_init__(self) -> None:
+        layouts = {self.layout.sensor.name: self.layout}
+        content = [self.content, describe_size(self.size)]
+        value = fingerprint(
+            name=self.name, split=self.split, keys=(), layouts=layouts, content=content
+        )
+        keys = tuple(f"sample-{index:06d}" for index in range(len(self.dataset)))
+        for name, one in (("layouts", layouts), ("keys", keys), ("fingerprint", value)):
+            object.__setattr__(self, name, one)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def at_size(self, size: Size) -> ItemSet:
         """The same samples, their pictures resized and cropped to `size`."""
-        [layout] = self.layouts.values()
-        return ItemSet(
-            self._dataset, self._image, layout,
-            name=self.name, split=self.split, identity=self._identity,
-            labels=self.labels, prompts=self.prompts, size=size,
-        )  # fmt: skip
+        return replace(self, size=size)
 
     def contents(self) -> Contents:
         """The samples' pixels, as they are before `size`."""
@@ -123,27 +111,21 @@ class ItemSet(Indexed):
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The sensor's name -> (B, C, H, W)."""
-        [(sensor, layout)] = self.layouts.items()
+        sensor = self.layout.sensor.name
         pixels = [self._pixels(index) for index in indices.tolist()]
-        if self._size is not None and sensor == "rgb" and layout.units == "dn":
-            pixels = [resize_rgb(one, self._size) for one in pixels]
-        for index, one in zip(indices.tolist(), pixels, strict=True):
-            if one.shape != pixels[0].shape:
-                raise DataError(
-                    f"data set {self.name!r}: sample {index} has pixels of shape {one.shape}, "
-                    f"sample {indices[0]} {pixels[0].shape}; samples of one data set must be of "
-                    "one size: give pictures a size (size=), cut other rasters to one size"
-                )
-        return {sensor: np.stack(pixels)}
+        if self.size is not None and sensor == "rgb" and self.layout.units == "dn":
+            pixels = [resize_rgb(one, self.size) for one in pixels]
+        names = [f"data set {self.name!r}: sample {index}" for index in indices.tolist()]
+        return {sensor: stack_pixels(names, pixels)}
 
     def _pixels(self, index: int) -> NDArray[Any]:
-        [layout] = self.layouts.values()
-        with self._lock:
-            pixels = read_item(self._dataset, self._image, index, self.name)
-        if pixels.ndim != 3 or len(pixels) != len(layout.bands):
+        bands = self.layout.bands
+        with _LOCK:
+            pixels = read_item(self.dataset, self.image, index, self.name)
+        if pixels.ndim != 3 or len(pixels) != len(bands):
             raise DataError(
                 f"data set {self.name!r}: sample {index} has pixels of shape {pixels.shape}; "
-                f"expected ({len(layout.bands)}, H, W) for {', '.join(layout.bands)}"
+                f"expected ({len(bands)}, H, W) for {', '.join(bands)}"
             )
         return pixels
 
@@ -165,16 +147,19 @@ def read_item(dataset: Any, get: Callable[[Any], Got], index: int, name: str) ->
 
 
 def describe_items(dataset: Any, image: ImageOf, *, needs: str) -> NDArray[Any]:
-    """The pixels of the first item; `DataError` says what a data set must provide."""
+    """The pixels of the first item; `DataError` with what a data set must provide."""
     name = type(dataset).__name__
     wanted = f"a data set must provide len(dataset), and dataset[i] that gives {needs}"
     streams = any(one.__name__ == "IterableDataset" for one in type(dataset).__mro__)
     if streams or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        hint = " (of an IterableDataset, give a list of its items)" if streams else ""
+        raise DataError(f"{name} cannot be indexed: {wanted}{hint}")
+    try:
+        num_items = len(dataset)
+    except Exception as error:  # another library's, of any kind
         raise DataError(
-            f"{name} cannot be indexed: {wanted}"
-            + (" (of an IterableDataset, give a list of its items)" if streams else "")
-        )
-    num_items = _count_items(dataset, wanted)
+            f"len({name}) fails ({type(error).__name__}: {first_line(error)}); {wanted}"
+        ) from error
     if not num_items:
         raise DataError(f"{name} has no sample")
     if num_items > MAX_ITEMS:
@@ -188,17 +173,6 @@ def describe_items(dataset: Any, image: ImageOf, *, needs: str) -> NDArray[Any]:
         raise DataError(f"{error}; {wanted}") from error
 
 
-def _count_items(dataset: Any, wanted: str) -> int:
-    """The data set's length; `DataError` where it is negative, past counting or raises."""
-    try:
-        return len(dataset)
-    except Exception as error:  # another library's, of any kind
-        raise DataError(
-            f"len({type(dataset).__name__}) fails ({type(error).__name__}: {first_line(error)}); "
-            f"{wanted}"
-        ) from error
-
-
 def tensor_of(item: Any, image_key: str) -> NDArray[Any]:
     """The (C, H, W) tensor of a dictionary, as an array."""
     if not isinstance(item, Mapping):
@@ -207,13 +181,7 @@ def tensor_of(item: Any, image_key: str) -> NDArray[Any]:
         raise DataError(
             f"an item has no {image_key!r}, but {', '.join(map(repr, item))} (image_key=)"
         )
-    value = item[image_key]
-    if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        exact = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
-        array: NDArray[Any] = exact.numpy()
-    else:
-        array = np.asarray(value)
+    array = as_numbers(item[image_key])
     if array.ndim != 3 or array.dtype.kind not in "iuf":
         raise DataError(
             f"{image_key!r} has shape {array.shape} and type {array.dtype}; expected numbers "

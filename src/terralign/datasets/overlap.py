@@ -3,37 +3,34 @@
 By key: two sets of one name have the same sample where they have the same key, unless its contents
 are known on both sides and differ.
 
-By content: a file under another name, in another folder, data set or tar, behind a link or as a
-copy; a row of an array; a sample of a packed store. Files are compared by their bytes and
-arrays by their numbers, never by their names. A set of files and a set of pixels (a store that
-was packed from them) are compared by the pixels that are read of both. Samples of several sensors
-are the same where all sensors that both sets have agree; where they have none in common, the files
-of their first sensors are compared. A folder of bands counts by its rasters. Synthetic samples are
-compared by what they are drawn from.
+By content: a file under another name, in another folder or data set, behind a link or as a copy; a
+row of an array; a sample of a packed store. Files are compared by their bytes and arrays by their
+numbers. A set of files and a set of pixels (a store that was packed from them) are compared by the
+pixels that are read of both. Samples of several sensors are the same where all sensors that both
+sets have agree; where they have none in common, the files of their first sensors are compared. A
+folder of bands counts by its rasters. Synthetic samples are compared by what they are drawn from.
 
 Not found: a picture that was saved again (in another format, or with other compression), resized,
 cropped or turned; a file against an array in which it was saved as other numbers; neighbouring or
 overlapping places.
 
-What it costs: the size of every sample. Of those whose size occurs on both sides at most
-`WHOLE_BYTES` are read, of larger ones `MIDDLE_BYTES` from the middle; only those that agree so far
-are read whole. Files against pixels cost one reading of the set of files. Memory holds 16 bytes per
-sample.
+Cost: the size of every sample. Of those whose size occurs on both sides at most `WHOLE_BYTES` are
+read, of larger ones `MIDDLE_BYTES` from the middle; only those that agree so far are read whole.
+Files against pixels cost one reading of the set of files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.content import ArrayContent, Content, Contents, Kind, Known, Wrapped
+from terralign.datasets.listing import read_each
 from terralign.datasets.sample import SampleSet
 from terralign.errors import RecipeError
 from terralign.progress import Progress
@@ -43,11 +40,8 @@ logger = logging.getLogger(__name__)
 Indices = NDArray[np.int64]
 View = tuple[str, bool]
 """A sensor, and whether its pixels are read to compare them rather than what they lie in."""
-Result = TypeVar("Result")
+Views = Sequence[View]
 
-NUM_THREADS = 16
-"""More than there are cores: a file on a cold disk is mostly waited for."""
-CHUNK = 256
 READ_AT_ONCE = 32
 NUM_EXAMPLES = 2
 
@@ -93,7 +87,7 @@ class Overlaps:
     def __init__(self) -> None:
         self._sides: dict[int, _Side] = {}
         self._found: dict[tuple[int, int], Overlap] = {}
-        self._repeated: dict[int, tuple[int, int, int]] = {}
+        self._copies: dict[int, dict[int, int]] = {}
         self.warned: set[int] = set()
 
     def find(self, first: SampleSet, second: SampleSet) -> Overlap:
@@ -104,17 +98,12 @@ class Overlaps:
             self._found[key] = _find(self._side(first), self._side(second))
         return self._found[key]
 
-    def find_repeated(self, samples: SampleSet) -> tuple[int, int, int]:
-        """How many samples of one set have the content of an earlier one; the last of them and its
-        earlier one, by index. Sets whose pixels would have to be read are not searched."""
-        if id(samples) not in self._repeated:
-            self._repeated[id(samples)] = _find_repeated(self._side(samples))
-        return self._repeated[id(samples)]
-
     def find_copies(self, samples: SampleSet) -> dict[int, int]:
         """Index of a sample of one set -> that of the first one with the same content, where there
         is an earlier one. Sets whose pixels would have to be read are not searched."""
-        return _find_copies(self._side(samples))
+        if id(samples) not in self._copies:
+            self._copies[id(samples)] = _find_copies(self._side(samples))
+        return self._copies[id(samples)]
 
     def _side(self, samples: SampleSet) -> _Side:
         # A side holds its set, so that no other set gets its id.
@@ -162,16 +151,16 @@ def keep_apart(
 
 
 def warn_of_repeated(overlaps: Overlaps, samples: SampleSet) -> None:
-    """Say once how many samples of a set occur in it before."""
-    is_new = id(samples) not in overlaps.warned
-    overlaps.warned.add(id(samples))
-    number, row, earlier = overlaps.find_repeated(samples)
-    if number and is_new:
+    """Warn once of samples that a set holds more than once."""
+    copies = overlaps.find_copies(samples)
+    if copies and id(samples) not in overlaps.warned:
+        row, earlier = next(reversed(copies.items()))
         logger.warning(
             "%s: %d of %d samples have the same content as another one of it, such as %r and %r; "
-            "each counts as a sample of its own",
-            title(samples), number, len(samples), samples.keys[earlier], samples.keys[row],
+            "each counts as a separate sample",
+            title(samples), len(copies), len(samples), samples.keys[earlier], samples.keys[row],
         )  # fmt: skip
+    overlaps.warned.add(id(samples))
 
 
 def _differing(sets: Iterable[SampleSet]) -> list[SampleSet]:
@@ -188,12 +177,11 @@ class _Side:
             self.base, part = self.base.within()
             rows = rows if part is None else part[rows]
         self.rows: Indices = rows
-        self.keys: tuple[str, ...] = samples.keys
         self.contents: Contents | None = (
             self.base.contents() if isinstance(self.base, Known) else None
         )
         self._sizes: dict[View, Indices] = {}
-        self._middles: dict[View, tuple[NDArray[np.uint64], NDArray[np.bool_]]] = {}
+        self._middles: dict[View, dict[int, int]] = {}
 
     @property
     def kinds(self) -> Mapping[str, Kind]:
@@ -207,38 +195,40 @@ class _Side:
         if view not in self._sizes:
             everything = np.arange(len(self.rows), dtype=np.int64)
             if self._is_read(view):
-                sizes = np.full(len(self.rows), self._read(view, everything[:1])[0].length())
+                sizes = [self._read(view, everything[:1])[0].length()] * len(everything)
             else:
-                sizes = np.array(
-                    self._each(everything, lambda index: self._content(view, index).length()),
-                    dtype=np.int64,
+                sizes = read_each(
+                    self._label(),
+                    lambda index: self._content(view, index).length(),
+                    everything.tolist(),
+                    unit="sample",
                 )
-            self._sizes[view] = sizes
+            self._sizes[view] = np.array(sizes, dtype=np.int64)
         return self._sizes[view]
 
     def middles(self, view: View, wanted: Indices) -> NDArray[np.uint64]:
         """(M,) hashes of the middles of these samples."""
-        if view not in self._middles:
-            self._middles[view] = (
-                np.zeros(len(self.rows), dtype=np.uint64),
-                np.zeros(len(self.rows), dtype=np.bool_),
-            )
-        values, have = self._middles[view]
-        missing = wanted[~have[wanted]]
+        known = self._middles.setdefault(view, {})
+        missing = [index for index in wanted.tolist() if index not in known]
         if self._is_read(view):
-            with self._progress(len(missing)) as progress:
+            with Progress(self._label(), total=len(missing), unit="sample") as progress:
                 for start in range(0, len(missing), READ_AT_ONCE):
                     part = missing[start : start + READ_AT_ONCE]
-                    values[part] = [_short_hash(one.middle()) for one in self._read(view, part)]
+                    contents = self._read(view, np.array(part, dtype=np.int64))
+                    found = [_short_hash(one.middle()) for one in contents]
+                    known.update(zip(part, found, strict=True))
                     progress.advance(len(part))
         else:
-            values[missing] = self._each(
-                missing, lambda index: _short_hash(self._content(view, index).middle())
+            found = read_each(
+                self._label(),
+                lambda index: _short_hash(self._content(view, index).middle()),
+                missing,
+                unit="sample",
             )
-        have[missing] = True
-        return values[wanted]
+            known.update(zip(missing, found, strict=True))
+        return np.array([known[index] for index in wanted.tolist()], dtype=np.uint64)
 
-    def digest(self, views: Sequence[View], index: int) -> bytes:
+    def digest(self, views: Views, index: int) -> bytes:
         """The hash of all that a sample is made of."""
         one = np.array([index], dtype=np.int64)
         contents = (
@@ -247,7 +237,7 @@ class _Side:
         )
         return b"".join(content.digest() for content in contents)
 
-    def address(self, views: Sequence[View], index: int) -> tuple[str, ...] | None:
+    def address(self, views: Views, index: int) -> tuple[str, ...] | None:
         """The places of a sample on disk; None where one of its parts has none that is known."""
         if any(self._is_read(view) for view in views):
             return None
@@ -268,23 +258,8 @@ class _Side:
             return [one for index in indices for one in self._read(view, index.reshape(1))]
         return [ArrayContent(one) for one in pixels]
 
-    def _progress(self, total: int) -> Progress:
-        return Progress(f"comparing samples of {title(self.samples)}", total=total, unit="sample")
-
-    def _each(self, indices: Indices, ask: Callable[[int], Result]) -> list[Result]:
-        """`ask` of each sample, many at a time where they lie in files."""
-        chunks = [
-            indices[start : start + CHUNK].tolist() for start in range(0, len(indices), CHUNK)
-        ]
-        results: list[Result] = []
-        with self._progress(len(indices)) as progress, ThreadPoolExecutor(NUM_THREADS) as pool:
-            try:
-                for part in pool.map(lambda chunk: [ask(one) for one in chunk], chunks):
-                    results += part
-                    progress.advance(len(part))
-            finally:
-                pool.shutdown(cancel_futures=True)
-        return results
+    def _label(self) -> str:
+        return f"comparing samples of {title(self.samples)}"
 
 
 def _short_hash(content: bytes) -> int:
@@ -323,8 +298,8 @@ def _find(first: _Side, second: _Side) -> Overlap:
     found = _find_by_content(first, second, views) if views else {}
     num_same_keys = 0
     if first.samples.name == second.samples.name:
-        there = {key: index for index, key in enumerate(first.keys)}
-        for index, key in enumerate(second.keys):
+        there = {key: index for index, key in enumerate(first.samples.keys)}
+        for index, key in enumerate(second.samples.keys):
             if key in there and index not in found:
                 if _is_known(first, second, views, there[key], index):
                     num_same_keys += "encoded" in first.kinds.values()  # rows may just be numbered
@@ -359,9 +334,36 @@ def _is_known(
 def _find_by_content(
     first: _Side, second: _Side, views: Sequence[tuple[View, View]]
 ) -> dict[int, int]:
-    """Index in `second` -> index in `first` of the same sample."""
+    """Index in `second` -> index in `first` of the same sample.
+
+    What lies in one place on disk is the same and is not read; the rest is compared whole.
+    """
+    own, others = [one for one, _ in views], [two for _, two in views]
     mine = np.arange(len(first.rows), dtype=np.int64)
-    others = np.arange(len(second.rows), dtype=np.int64)
+    left = np.arange(len(second.rows), dtype=np.int64)
+    mine, left = _narrow(first, second, views, mine, left)
+    by_address = {first.address(own, index): index for index in reversed(mine.tolist())}
+    by_address.pop(None, None)
+    addresses = {index: second.address(others, index) for index in left.tolist()}
+    found = {index: by_address[one] for index, one in addresses.items() if one in by_address}
+    left = np.array([index for index in addresses if index not in found], dtype=np.int64)
+    mine, left = _narrow(first, second, views, mine, left)
+    by_digest = {first.digest(own, index): index for index in reversed(mine.tolist())}
+    for index in left.tolist():
+        partner = by_digest.get(second.digest(others, index))
+        if partner is not None:
+            found[index] = partner
+    return found
+
+
+def _narrow(
+    first: _Side,
+    second: _Side,
+    views: Sequence[tuple[View, View]],
+    mine: Indices,
+    others: Indices,
+) -> tuple[Indices, Indices]:
+    """Of samples of both sides, those whose sizes and middles are found on the other side."""
     for one, two in views:
         sizes, other_sizes = first.sizes(one)[mine], second.sizes(two)[others]
         mine, others = mine[np.isin(sizes, other_sizes)], others[np.isin(other_sizes, sizes)]
@@ -370,46 +372,7 @@ def _find_by_content(
         mine, others = (
             mine[np.isin(middles, other_middles)], others[np.isin(other_middles, middles)],
         )  # fmt: skip
-    own_views, other_views = [one for one, _ in views], [two for _, two in views]
-    alike = _Alike(first, own_views, mine)
-    found = {}
-    for index in others.tolist():
-        partner = alike.find(second, other_views, index)
-        if partner is not None:
-            found[index] = partner
-    return found
-
-
-class _Alike:
-    """Samples of one side by where they lie and by their hashes, made as they are asked for."""
-
-    def __init__(self, side: _Side, views: Sequence[View], candidates: Indices) -> None:
-        self._side, self._views = side, views
-        self._by_middle: dict[tuple[int, ...], list[int]] = {}
-        self._by_address: dict[tuple[str, ...], int] = {}
-        self._by_digest: dict[bytes, int] = {}
-        for index, key in zip(
-            candidates.tolist(), _middles_of(side, views, candidates), strict=True
-        ):
-            self._by_middle.setdefault(key, []).append(index)
-            address = side.address(views, index)
-            if address is not None:
-                self._by_address.setdefault(address, index)
-
-    def find(self, side: _Side, views: Sequence[View], index: int) -> int | None:
-        """The candidate with the content of this sample of another side."""
-        address = side.address(views, index)
-        if address is not None and address in self._by_address:
-            return self._by_address[address]
-        [key] = _middles_of(side, views, np.array([index], dtype=np.int64))
-        for one in self._by_middle.pop(key, ()):
-            self._by_digest.setdefault(self._side.digest(self._views, one), one)
-        return self._by_digest.get(side.digest(views, index))
-
-
-def _middles_of(side: _Side, views: Sequence[View], indices: Indices) -> list[tuple[int, ...]]:
-    columns = [side.middles(view, indices).tolist() for view in views]
-    return list(zip(*columns, strict=True))
+    return mine, others
 
 
 def _overlap(
@@ -423,12 +386,6 @@ def _overlap(
         partners=np.array([found[row] for row in rows], dtype=np.int64),
         num_same_keys=num_same_keys,
     )
-
-
-def _find_repeated(side: _Side) -> tuple[int, int, int]:
-    copies = _find_copies(side)
-    last = next(reversed(copies.items()), (0, 0))
-    return len(copies), *last
 
 
 def _find_copies(side: _Side) -> dict[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import Packed, PackSettings, StoreSet, pack
-from terralign.datasets.store.identity import hash_samples
+from terralign.datasets.store.writing import hash_samples
 from terralign.errors import SplitError
 from terralign.scenes.pictures import Size, as_picture_size, describe_size
 
@@ -29,45 +29,33 @@ def pack_dataset(
 ) -> Packed:
     """Pack the data set `name` of the catalog, or of a TOML file, into the folder `store`.
 
-    `splits`: each must be there; left out, every split that the catalog lists and that is
-    there, the others being named (not `all`, nor one that overlaps others). Raises as `pack` and
-    `open_dataset` do.
+    `splits`: each must exist; left out, every split of the catalog that exists but `all` and those
+    that overlap others; missing ones are named. Raises as `pack` and `open_dataset` do.
     """
     settings = settings or PackSettings()
     facts = find_dataset(name).facts
-    opened: dict[str, SampleSet] = {}
-
-    def open_split(split: str) -> None:
-        opened[split] = open_dataset(
-            name, data_root=data_root, split=split, size=settings.size, to_pack=True
-        )
-
     if splits:
-        for split in splits:
-            open_split(split)
+        names = list(splits)
     elif not facts.has_splits:
-        open_split("all")
+        names = ["all"]
     else:
         others = {"all", *facts.alternative_splits}
         names = [one for one in facts.splits if one not in others] or list(facts.splits)
-        _open_those_there(name, names, open_split)
+    opened: dict[str, SampleSet] = {}
+    for split in names:
+        try:
+            opened[split] = open_dataset(
+                name, data_root=data_root, split=split, size=settings.size, to_pack=True
+            )
+        except SplitError as error:
+            if splits or (split == names[-1] and not opened):
+                raise
+            logger.warning("split %r is not packed: %s", split, error)
     return pack(opened, store, settings, has_splits=facts.has_splits, num_workers=num_workers)
 
 
-def _open_those_there(name: str, splits: Sequence[str], open_split: Callable[[str], None]) -> None:
-    faults: list[SplitError] = []
-    for split in splits:
-        try:
-            open_split(split)
-        except SplitError as error:
-            faults.append(error)
-            logger.warning("split %r is not packed: %s", split, error)
-    if len(faults) == len(splits):
-        raise faults[0]
-
-
 def pack_on_use(samples: SampleSet, stores: Path, *, size: Size | None) -> StoreSet:
-    """A split from its packed store below `stores`, which is made where it is not there.
+    """A split from its packed store below `stores`, which is made on first use.
 
     `size`: that at which the split was opened, for pictures; those that came in their own size keep
     it. A store is named by the hash of its data, so that other data never meets it.

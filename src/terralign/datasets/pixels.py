@@ -5,7 +5,6 @@ C bands, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,26 +107,9 @@ class _DecodeRasters:
         chip = self.pixels.read(file)
         if chip.layout != self.layout:
             raise DataError(
-                f"{file} and {self.first} differ in {_difference(chip.layout, self.layout)}; the "
-                "files of one data set must be alike: declare it for the whole data set, or "
-                "convert those that differ"
+                f"{file} has {chip.layout!r}, {self.first} has {self.layout!r}; the files of one "
+                "data set must be alike: declare it for the whole data set, or convert those that "
+                "differ"
             )
         check_sample(chip.pixels, self.layout, origin=str(file))
         return {self.layout.sensor.name: chip.pixels}
-
-
-def _difference(one: PixelLayout, other: PixelLayout) -> str:
-    """ "bands (B04 and B03)": the first thing in which two layouts of a sensor differ."""
-    for what, describe in _ASPECTS.items():
-        here, there = describe(one), describe(other)
-        if here != there:
-            return f"{what} ({here} and {there})"
-    return "composite"
-
-
-_ASPECTS: dict[str, Callable[[PixelLayout], str]] = {
-    "bands": lambda layout: ",".join(layout.bands),
-    "units": lambda layout: layout.units,
-    "DN offset": lambda layout: f"{layout.dn_offset:g}",
-    "scale and offset": lambda layout: f"{layout.dn_scale:g}, {layout.add:g}",
-}

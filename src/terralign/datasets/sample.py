@@ -152,6 +152,24 @@ class SampleSet(Protocol):
         ...
 
 
+def as_numbers(array: Any) -> NDArray[Any]:
+    """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
+
+    Masked numbers of a masked array become NaN.
+    """
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()
+        numbers: NDArray[Any] = tensor.numpy()
+        return numbers
+    if isinstance(array, np.ma.MaskedArray):
+        exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
+        return np.asarray(np.ma.filled(array.astype(exact), np.nan))
+    found: NDArray[Any] = np.asanyarray(array)
+    return found
+
+
 def require_labels(samples: SampleSet) -> Labels:
     """The labels of a set; `DataError` where it has none."""
     if samples.labels is None:
@@ -327,25 +345,18 @@ class Wrapped(Indexed):
         self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.fingerprint: str = samples.fingerprint
+        self.is_mapped: bool = is_mapped(samples)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.keys)
 
-    def within(self) -> tuple[SampleSet, None]:
-        """The set itself, all of whose samples these are."""
+    def within(self) -> tuple[SampleSet, NDArray[np.int64] | None]:
+        """The set itself; None: all of its samples."""
         return self._samples, None
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Sensor name -> (B, C, H, W) of these samples."""
         return self._samples.read(indices)
-
-
-class WrappedAsIs(Wrapped):
-    """A `Wrapped` set whose pixels and places are where those of the other set are."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        super().__init__(samples)
-        self.is_mapped: bool = is_mapped(samples)
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken."""
@@ -387,29 +398,18 @@ def _unit_words(layout: PixelLayout) -> str:
     return "DN" + (f", offset {layout.dn_offset:g}" if layout.sensor.offset_varies else "")
 
 
-class Subset(Indexed):
+class Subset(Wrapped):
     """The samples `indices` (M,) of a `SampleSet`, itself one."""
 
     def __init__(self, samples: SampleSet, indices: NDArray[np.int64]) -> None:
-        self._samples = samples
+        super().__init__(samples)
         self._indices = indices
-        labels, keys, captions = samples.labels, samples.keys, samples.captions
-        self.name: str = samples.name
-        self.split: str = samples.split
-        self.layouts: Mapping[str, PixelLayout] = samples.layouts
-        self.keys: tuple[str, ...] = tuple(keys[index] for index in indices)
-        self.labels: Labels | None = (
-            None if labels is None else replace(labels, values=labels.values[indices])
-        )
-        self.captions: Captions | None = (
-            None if captions is None else tuple(captions[index] for index in indices)
-        )
-        self.prompts: tuple[str, ...] | None = samples.prompts
-        self.is_mapped: bool = is_mapped(samples)
-        self.fingerprint: str = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
-
-    def __len__(self) -> int:
-        return len(self._indices)
+        self.keys = tuple(self.keys[index] for index in indices)
+        if self.labels is not None:
+            self.labels = replace(self.labels, values=self.labels.values[indices])
+        if self.captions is not None:
+            self.captions = tuple(self.captions[index] for index in indices)
+        self.fingerprint = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
 
     def within(self) -> tuple[SampleSet, NDArray[np.int64]]:
         """The whole set, and which of its samples these are."""
@@ -420,8 +420,7 @@ class Subset(Indexed):
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken."""
-        whole = self._samples
-        return whole.place(int(self._indices[index])) if isinstance(whole, Located) else NOWHERE
+        return super().place(int(self._indices[index]))
 
     def at_size(self, size: Size) -> SampleSet:
         """The same samples with RGB pictures of `size`."""

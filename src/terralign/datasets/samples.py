@@ -38,17 +38,17 @@ from terralign.datasets.sample import (
     Captions,
     Labels,
     SampleSet,
-    WrappedAsIs,
+    Wrapped,
+    as_numbers,
     is_sample_set,
     tell_unused,
 )
 from terralign.errors import DataError, SensorError, first_line, nearest
-from terralign.scenes.declared import declare_layout, units_of
-from terralign.scenes.file_layout import has_dn
+from terralign.scenes.declared import Declared, declare_layout, has_dn, units_of
 from terralign.scenes.pictures import Size
 from terralign.scenes.plausible import check_sample
 from terralign.scenes.products import is_product
-from terralign.sensors import SENSORS, Sensor, find_sensor
+from terralign.sensors import SENSORS, Sensor, as_sensor
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ ArrayLike = Any
 """A NumPy array or a torch tensor."""
 
 
-class Samples(WrappedAsIs):
+class Samples(Wrapped):
     """Samples with named bands, and labels or captions where they have them. A `SampleSet`.
 
     Made by `from_arrays`, `from_folder`, `from_torchgeo`, `from_torchvision` or `open`. RGB
@@ -71,9 +71,10 @@ class Samples(WrappedAsIs):
     """
 
     def __init__(
-        self, samples: SampleSet, *, resize: Callable[[Size], SampleSet] | None = None
+        self, samples: SampleSet, *, resize: Callable[..., SampleSet] | None = None
     ) -> None:
-        """`resize`: the same samples with RGB pictures of another size; None: they keep theirs."""
+        """`resize(size=)`: the same samples with RGB pictures of another size; None: they keep
+        theirs."""
         if not is_sample_set(samples):
             raise DataError(
                 f"Samples() wraps an open sample set, not a {type(samples).__name__}; use "
@@ -84,7 +85,7 @@ class Samples(WrappedAsIs):
 
     def at_size(self, size: Size) -> SampleSet:
         """The same samples with RGB pictures of `size`."""
-        return self if self._resize is None else Samples(self._resize(size))
+        return self if self._resize is None else Samples(self._resize(size=size))
 
     @classmethod
     def from_arrays(
@@ -176,8 +177,8 @@ class Samples(WrappedAsIs):
         root = Path(folder)
         if not root.is_dir():
             raise DataError(f"folder {root} not found; from_folder reads a folder of image files")
-        _require_list(bands)
-        found = find_sensor(sensor) if isinstance(sensor, str) else sensor
+        found = None if sensor is None else as_sensor(sensor)
+        Declared(sensor=found, bands=bands, units=units)  # checks them
         if is_product(root, sensor=found):
             raise DataError(
                 f"{root} is a product with one file per band, not a folder of samples; use "
@@ -210,7 +211,7 @@ class Samples(WrappedAsIs):
             pixels=pixels,
             prompts=_templates(prompts),
         )
-        samples = open_at(size)
+        samples = open_at(size=size)
         check_samples(samples)
         return cls(samples, resize=open_at if size is None and "rgb" in samples.layouts else None)
 
@@ -242,7 +243,7 @@ class Samples(WrappedAsIs):
         without DN. Samples are read one at a time, as the data set's `transforms` give them: these
         must not be random. Where it has no `targets`, all samples are read once for their labels.
         """
-        found = find_sensor(sensor) if isinstance(sensor, str) else sensor
+        found = as_sensor(sensor)
         image = partial(tensor_of, image_key=image_key)
         first = describe_items(dataset, image, needs=f"dictionaries with a tensor {image_key!r}")
         layout = declare_layout(
@@ -343,26 +344,15 @@ class Samples(WrappedAsIs):
         What `terralign evaluate --data` opens. `data_root`: the folder that holds the data sets'
         own folders. `size`: to what RGB pictures are resized and cropped.
         """
-        text = str(name_or_toml)
-        open_at = partial(
-            _open_dataset, text, None if data_root is None else Path(data_root), split
-        )
-        return cls(open_at(size), resize=open_at if size is None else None)
-
-
-def _open_dataset(name: str, data_root: Path | None, split: str, size: Size | None) -> SampleSet:
-    return open_dataset(name, data_root=data_root, split=split, size=size)
+        root = None if data_root is None else Path(data_root)
+        open_at = partial(open_dataset, str(name_or_toml), data_root=root, split=split)
+        return cls(open_at(size=size), resize=open_at if size is None else None)
 
 
 def _refuse(given: Mapping[str, Any], reason: str) -> None:
     for key, value in given.items():
         if value is not None:
             raise DataError(f"{key} {reason}; leave it out")
-
-
-def _require_list(bands: Sequence[str] | None) -> None:
-    if isinstance(bands, str):
-        raise DataError(f"bands = {bands!r} is one text; give a list of names, as in ['B04']")
 
 
 def _item_bands(dataset: Any, sensor: Sensor, num_channels: int) -> Sequence[str] | None:
@@ -465,10 +455,9 @@ def _keys_of(keys: Sequence[str] | None, num_samples: int) -> tuple[str, ...]:
     if keys is None:
         return tuple(f"sample-{number:06d}" for number in range(num_samples))
     given = _listed(keys, what="keys", wanted="a list of names, one per sample")
-    for number, one in enumerate(given):
-        if not isinstance(one, str | PurePath | Integral) or not str(one).strip():
-            raise DataError(f"keys[{number}] is {_described(one)}; expected a name for each sample")
-    found = tuple(map(str, given))
+    found = _texts(
+        [str(one) if isinstance(one, PurePath | Integral) else one for one in given], what="keys"
+    )
     if len(found) != num_samples:
         raise DataError(f"{len(found)} keys for {num_samples} samples")
     twice = _twice(found)
@@ -503,11 +492,8 @@ def _labels_of(
 ) -> Labels | None:
     """Labels from class numbers (N,), class names (N,) or (N, K) bool."""
     if labels is None:
-        if class_names is not None:
-            raise DataError("class_names has no effect without labels; leave it out")
+        _refuse({"class_names": class_names}, "has no effect without labels")
         return None
-    if isinstance(class_names, str):
-        raise DataError(f"class_names = {class_names!r} is one text; give a list of names")
     names = None if class_names is None else _texts(class_names, what="class_names")
     values = _label_values(labels)
     if len(values) != num_samples:
@@ -529,28 +515,22 @@ def _labels_of(
 
 def _label_values(labels: Any) -> NDArray[Any]:
     """(N,) or (N, K) numbers, or (N,) texts: all labels of one kind."""
-    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
-        if not hasattr(labels, "__array__") or not getattr(labels, "shape", ()):
-            raise DataError(
-                f"labels is {_described(labels)}; expected a list or an array, one label per sample"
-            )
+    if hasattr(labels, "__array__") and labels.shape:
         values = as_numbers(labels)
         if values.dtype.kind not in "UOT":  # neither texts nor objects of any kind
             return values
         labels = values.tolist()
-    if any(isinstance(one, str) for one in labels):
-        return np.array(_texts(labels, what="labels"))
-    missing = next((number for number, one in enumerate(labels) if one is None), None)
+    wanted = "a list or an array, one label per sample"
+    listed = _listed(labels, what="labels", wanted=wanted)
+    if any(isinstance(one, str) for one in listed):
+        return np.array(_texts(listed, what="labels"))
+    missing = next((number for number, one in enumerate(listed) if one is None), None)
     if missing is not None:
         raise DataError(
             f"labels[{missing}] is None; every sample needs a label: leave out those without"
         )
-    return _stacked(labels)
-
-
-def _stacked(labels: Sequence[Any]) -> NDArray[Any]:
     try:
-        return np.array([as_numbers(one) if hasattr(one, "shape") else one for one in labels])
+        return np.array([as_numbers(one) if hasattr(one, "shape") else one for one in listed])
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError("labels differ in length; give one class number or K bools each") from error
 
@@ -595,24 +575,6 @@ def _checked_values(
 # Arrays
 
 
-def as_numbers(array: Any) -> NDArray[Any]:
-    """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
-
-    Masked numbers of a masked array become NaN.
-    """
-    if hasattr(array, "detach"):
-        tensor = array.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
-            tensor = tensor.float()
-        numbers: NDArray[Any] = tensor.numpy()
-        return numbers
-    if isinstance(array, np.ma.MaskedArray):
-        exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
-        return np.asarray(np.ma.filled(array.astype(exact), np.nan))
-    found: NDArray[Any] = np.asanyarray(array)
-    return found
-
-
 def _declared_arrays(
     pixels: ArrayLike | Mapping[str, ArrayLike],
     sensor: str | Sensor | Mapping[str, Sensor] | None,
@@ -622,42 +584,11 @@ def _declared_arrays(
     composite: Any,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, PixelLayout]]:
     """Sensor name -> numbers (N, C, H, W), and what they mean."""
-    given: list[tuple[Sensor, Any]]
-    if isinstance(pixels, Mapping):
-        own = sensor if isinstance(sensor, Mapping) else {}
-        if sensor is not None and not isinstance(sensor, Mapping):
-            raise DataError("pixels are given by sensor; leave sensor out")
-        for key in pixels:
-            if not isinstance(key, str):
-                raise DataError(f"pixels name {key!r:.100} for a sensor; expected a sensor's name")
-        given = [(own.get(key) or find_sensor(key), one) for key, one in pixels.items()]
-        if not given:
-            raise DataError("pixels name no sensor")
-    else:
-        if sensor is None or isinstance(sensor, Mapping):
-            raise DataError("sensor is missing: name the one that made the pixels (sensor=)")
-        given = [(find_sensor(sensor) if isinstance(sensor, str) else sensor, pixels)]
-    for one, _ in given:
-        if not isinstance(one, Sensor):
-            raise DataError(
-                f"sensor = {_described(one)}; expected a sensor's name, its .toml file or a Sensor"
-            )
-    keys = list(pixels) if isinstance(pixels, Mapping) else [given[0][0].name]
     arrays: dict[str, NDArray[Any]] = {}
     layouts: dict[str, PixelLayout] = {}
-    for key, (one, array) in zip(keys, given, strict=True):
-        try:
-            numbers = as_numbers(array)
-        except (ValueError, TypeError) as error:  # ragged lists, sparse tensors
-            raise DataError(
-                f"pixels are no array ({first_line(error)}); expected numbers (N, C, H, W), all "
-                "samples of one size"
-            ) from error
-        if numbers.ndim != 4 or numbers.dtype.kind not in "iuf" or not numbers.size:
-            raise DataError(
-                f"pixels have shape {numbers.shape} and type {numbers.dtype}; expected numbers "
-                "(N, C, H, W) of at least one sample, channels first, and one pixel"
-            )
+    given = _by_sensor(pixels, sensor)
+    for key, one, array in given:
+        numbers = _pixel_numbers(array)
         layouts[one.name] = declare_layout(
             one,
             _of(key, bands),
@@ -674,6 +605,48 @@ def _declared_arrays(
             f"pixels of several sensors are of the same samples, in one order; found {shown}"
         )
     return arrays, layouts
+
+
+def _by_sensor(
+    pixels: ArrayLike | Mapping[str, ArrayLike],
+    sensor: str | Sensor | Mapping[str, Sensor] | None,
+) -> list[tuple[str, Sensor, ArrayLike]]:
+    """(key of keywords that are given by sensor, the sensor, its pixels)."""
+    if not isinstance(pixels, Mapping):
+        if sensor is None or isinstance(sensor, Mapping):
+            raise DataError("sensor is missing: name the one that made the pixels (sensor=)")
+        one = as_sensor(sensor)
+        if not isinstance(one, Sensor):
+            raise DataError(
+                f"sensor = {_described(one)}; expected a sensor's name, its .toml file or a Sensor"
+            )
+        return [(one.name, one, pixels)]
+    if sensor is not None and not isinstance(sensor, Mapping):
+        raise DataError("pixels are given by sensor; leave sensor out")
+    if not pixels:
+        raise DataError("pixels name no sensor")
+    for key in pixels:
+        if not isinstance(key, str):
+            raise DataError(f"pixels name {key!r:.100} for a sensor; expected a sensor's name")
+    custom = sensor or {}
+    return [(key, custom.get(key) or as_sensor(key), one) for key, one in pixels.items()]
+
+
+def _pixel_numbers(array: ArrayLike) -> NDArray[Any]:
+    """(N, C, H, W) numbers; `DataError` for anything else."""
+    try:
+        numbers = as_numbers(array)
+    except (ValueError, TypeError) as error:  # ragged lists, sparse tensors
+        raise DataError(
+            f"pixels are no array ({first_line(error)}); expected numbers (N, C, H, W), all "
+            "samples of one size"
+        ) from error
+    if numbers.ndim != 4 or numbers.dtype.kind not in "iuf" or not numbers.size:
+        raise DataError(
+            f"pixels have shape {numbers.shape} and type {numbers.dtype}; expected numbers "
+            "(N, C, H, W) of at least one sample, channels first, and one pixel"
+        )
+    return numbers
 
 
 def _of(sensor: str, value: Any) -> Any:
@@ -736,8 +709,8 @@ def _folder_classes(
 
 def _open_folder(
     root: Path,
-    size: Size | None,
     *,
+    size: Size | None,
     name: str,
     split: str,
     classes: Mapping[str, str] | None,
@@ -746,12 +719,6 @@ def _open_folder(
 ) -> SampleSet:
     read = pixels.at_size(size)
     return open_folder(
-        root,
-        name=name,
-        split=split,
-        classes=classes,
-        class_list=name,
-        pixels=read,
-        prompts=prompts,
-        locate=FilePlaces(root),
-    )
+        root, name=name, split=split, classes=classes, class_list=name,
+        pixels=read, prompts=prompts, locate=FilePlaces(root),
+    )  # fmt: skip

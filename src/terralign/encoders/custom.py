@@ -12,14 +12,13 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from terralign.encoders.sensor import SensorTower, TowerConfig
 from terralign.errors import ModelError, first_line
@@ -69,25 +68,22 @@ def measure_width(
     trial = _Trial(what=what, num_bands=num_bands, size=size)
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     cuda = [device] if device.type == "cuda" else []
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.enter_context(torch.inference_mode(False))
-        pictures = [_pictures(number, num_bands, size).to(device) for number in (2, 3)]
-        if any(isinstance(value, UninitializedParameter) for value in module.parameters()):
-            with _keeping_modes(module), torch.no_grad():
-                trial.run(module.eval(), pictures[0])
-        tried = stack.enter_context(_apart(module))
+    pictures = [_pictures(number, num_bands, size).to(device) for number in (2, 3)]
+    apart = torch.random.fork_rng(devices=cuda), torch.inference_mode(False)
+    with apart[0], apart[1], _keeping(module), torch.no_grad():  # makes lazy layers
+        width = trial.run(module.eval(), pictures[0]).shape[1]
+    apart = torch.random.fork_rng(devices=cuda), torch.inference_mode(False)
+    with apart[0], apart[1], _keeping(module, weights=True):
         with torch.no_grad():
-            tried.eval()
-            width = trial.run(tried, pictures[0]).shape[1]
-            first, again = (trial.run(tried, pictures[1], width=width) for _ in range(2))
+            module.eval()
+            first, again = (trial.run(module, pictures[1], width=width) for _ in range(2))
         if not _are_alike(first, again, share=1e-4):
             raise ModelError(
                 f"{what} gives other features for the same pixels each time, even in eval mode; "
                 "use self.training, or nn.Dropout, for what is random, and keep no count of calls"
             )
         if trained:
-            _try_training(trial, tried, pictures, width)
+            _try_training(trial, module, pictures, width)
             if _are_alike(first, first[:1].expand_as(first), share=1e-6):
                 logger.warning(
                     "%s gives the same features for different pixels; check that it uses them", what
@@ -174,36 +170,21 @@ def _are_alike(one: Tensor, other: Tensor, *, share: float) -> bool:
 
 
 @contextmanager
-def _apart(module: nn.Module) -> Iterator[nn.Module]:
-    """A copy to try; where a module cannot be copied, itself, put back afterwards as it was."""
-    try:
-        tried = _copied(module, what="")
-    except ModelError:  # as of torch's older weight_norm
-        tried = module
-    if tried is not module:
-        yield tried
-        return
-    numbers = {key: value.clone() for key, value in module.state_dict().items()}
-    trained = {one: one.requires_grad for one in module.parameters()}
-    try:
-        with _keeping_modes(module):
-            yield module
-    finally:
-        module.zero_grad(set_to_none=True)
-        module.load_state_dict(numbers)
-        for value, requires_grad in trained.items():
-            value.requires_grad_(requires_grad)
-
-
-@contextmanager
-def _keeping_modes(module: nn.Module) -> Iterator[None]:
-    """Every layer is in its own mode, train or eval, again afterwards."""
+def _keeping(module: nn.Module, *, weights: bool = False) -> Iterator[None]:
+    """Each layer's mode, and with `weights` all numbers and gradients, as before afterwards."""
     modes = {one: one.training for one in module.modules()}
+    numbers = {key: one.clone() for key, one in module.state_dict().items()} if weights else {}
+    trained = {one: (one.requires_grad, one.grad) for one in module.parameters()}
     try:
         yield
     finally:
         for part, mode in modes.items():
             part.training = mode
+        if weights:
+            module.load_state_dict(numbers)
+            for value, (requires_grad, grad) in trained.items():
+                value.requires_grad_(requires_grad)
+                value.grad = grad
 
 
 def _copied(module: nn.Module, *, what: str) -> nn.Module:

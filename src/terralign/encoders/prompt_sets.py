@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import ModelError, RecipeError, nearest
-from terralign.files import hash_json, read_shipped, read_toml, shipped_names
+from terralign.errors import ModelError, RecipeError
+from terralign.files import hash_json, shipped_names
+from terralign.toml_values import read_named
 
 OPENAI_IMAGENET = "openai-imagenet"
 """The templates (and class names) that OpenAI published for ImageNet; open_clip ships them."""
@@ -47,15 +48,7 @@ def load_prompts(name: str) -> PromptSet:
     if name == OPENAI_IMAGENET:
         templates = _openai_imagenet().OPENAI_IMAGENET_TEMPLATES
         return PromptSet(name=name, templates=tuple(template("{}") for template in templates))
-    if name.endswith(".toml"):
-        values = read_toml(Path(name), what="prompt file", fault=RecipeError)
-    elif name in prompt_set_names():
-        values = read_shipped("encoders/prompts", name)
-    else:
-        raise RecipeError(
-            f"unknown prompt set {name!r}; {nearest(name, prompt_set_names())} "
-            "(or the path of a .toml file)"
-        )
+    values = read_named("prompt set", name, others=[OPENAI_IMAGENET])
     templates = values.pop("templates", None)
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')

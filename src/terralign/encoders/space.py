@@ -62,7 +62,7 @@ from terralign.files import hash_file, read_json, write_json
 from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
 from terralign.scenes.declared import Declared
 from terralign.sensors import RGB as RGB
-from terralign.sensors import SENSORS, Sensor, describe_sensor, load_sensor, parse_sensor
+from terralign.sensors import SENSORS, Sensor, describe_sensor, find_sensor, parse_sensor
 
 FORMAT_VERSION = 1
 MAX_QUERY = 10_000
@@ -212,14 +212,7 @@ class EmbeddingSpace(Shown):
 
     def find_sensor(self, name: str) -> Sensor:
         """A built-in sensor, one that came with the space's towers, or the one of a TOML file."""
-        known = {**SENSORS, **self.sensors}
-        if name in known:
-            return known[name]
-        if name.endswith(".toml"):
-            return load_sensor(Path(name))
-        raise SensorError(
-            f"unknown sensor {name!r}; {nearest(name, known)} (or the path of a .toml file)"
-        )
+        return find_sensor(name, self.sensors)
 
     def tower_for(self, layout: PixelLayout) -> str:
         """The tower that pixels of this layout go through unless another is named."""

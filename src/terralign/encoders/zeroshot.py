@@ -50,65 +50,49 @@ def as_prompts(prompts: Prompts) -> PromptSet:
     return PromptSet(name="given", templates=templates)
 
 
-def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-    """(N, D) float32, L2-normalised embeddings of N texts, on the CPU.
-
-    A text that is longer than the text tower's context is cut to it, which one warning says.
-    `RecipeError` for a text that is empty.
-    """
-    rows, shortened = _embed(clip, texts, batch_size)
-    _warn_of_shortened(clip, [f"{_beginning(texts[i])} ({n} tokens)" for i, n in shortened.items()])
-    return rows
-
-
-def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
-    """(N, L) int64 tokens of N texts, with the warning of `embed_text`."""
-    tokens = clip.tokenizer(list(texts))
-    shortened = shortened_texts(clip.tokenizer, texts, tokens)
-    _warn_of_shortened(clip, [f"{_beginning(texts[i])} ({n} tokens)" for i, n in shortened.items()])
-    return tokens
-
-
 NUM_QUICK = 256
 """Up to so many texts are embedded without showing progress."""
 
 
-def _embed(
-    clip: ClipModel, texts: Sequence[str], batch_size: int = 256
-) -> tuple[Tensor, dict[int, int]]:
-    """The embeddings, and which texts were cut: index -> number of tokens."""
+def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+    """(N, D) float32, L2-normalised embeddings of N texts, on the CPU.
+
+    A text that is longer than the text tower's context is cut to it, with one warning for all.
+    `RecipeError` for a text that is empty.
+    """
     if not texts or any(not isinstance(text, str) for text in texts):
         raise RecipeError("encode_text takes a list of at least one string")
     empty = next((index for index, text in enumerate(texts) if not text.strip()), None)
     if empty is not None:
         raise RecipeError(f"text {empty + 1} of {len(texts)} is empty; leave it out")
     device = next(clip.model.parameters()).device
+    tokens = tokenize(clip, texts).to(device)
     rows: list[Tensor] = []
-    shortened: dict[int, int] = {}
     with torch.inference_mode(), ExitStack() as stack:
         progress = None
         if len(texts) > NUM_QUICK:
             progress = stack.enter_context(Progress("texts", total=len(texts), unit="text"))
-        for start in range(0, len(texts), batch_size):
-            part = list(texts[start : start + batch_size])
-            tokens = clip.tokenizer(part)
-            cut = shortened_texts(clip.tokenizer, part, tokens)
-            shortened.update({start + index: count for index, count in cut.items()})
-            tokens = tokens.to(device)
-            rows.append(cast(Any, clip.model).encode_text(tokens, normalize=True).float().cpu())
+        for start in range(0, len(tokens), batch_size):
+            part = tokens[start : start + batch_size]
+            rows.append(cast(Any, clip.model).encode_text(part, normalize=True).float().cpu())
             if progress is not None:
                 progress.advance(len(part))
-    return torch.cat(rows).clone(), shortened
+    return torch.cat(rows).clone()
 
 
-def _warn_of_shortened(clip: ClipModel, shortened: Sequence[str]) -> None:
-    """One warning: the first of them, how many more, and the limit."""
+def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
+    """(N, L) int64 tokens of N texts, with the warning of `embed_text`."""
+    tokens = clip.tokenizer(list(texts))
+    shortened = shortened_texts(clip.tokenizer, texts, tokens)
     if shortened:
+        index, num_tokens = next(iter(shortened.items()))
         more = f", and {len(shortened) - 1} more" if len(shortened) > 1 else ""
         logger.warning(
-            "longer than the %s tokens that the text tower takes, and cut to them: %s%s",
-            getattr(clip.tokenizer, "context_length", "few"), shortened[0], more,
+            "longer than the %d tokens that the text tower takes, and cut to them: %s "
+            "(%d tokens)%s",
+            tokens.shape[1], _beginning(texts[index]), num_tokens, more,
         )  # fmt: skip
+    return tokens
 
 
 def _beginning(text: str) -> str:
@@ -166,8 +150,8 @@ def zero_shot_weights(
 
     Equal to open_clip's `build_zero_shot_classifier` (transposed). Cached in memory, and as a file
     in `cache_dir`, by the hash of (text tower, class names, templates), so that a name can never
-    stand for other weights. A prompt that is longer than the text tower's context is cut to it,
-    which one warning says; `RecipeError` for an empty class name.
+    stand for other weights. A prompt that is longer than the text tower's context is cut to it
+    (see `embed_text`); `RecipeError` for an empty class name.
     """
     if not class_names or isinstance(class_names, str):
         raise RecipeError("zero-shot weights need a list of at least one class name")
@@ -182,29 +166,16 @@ def zero_shot_weights(
     if key in _cache:
         return _cache[key]
     path = cache_dir / f"zero-shot-{key}.safetensors" if cache_dir else None
-    shortened: dict[int, int] = {}
     if path and path.is_file():
-        kept = read_state_dict(path)
-        weights = kept["weights"]
-        shortened = dict(kept["shortened"].tolist()) if "shortened" in kept else {}
+        weights = read_state_dict(path)["weights"]
     else:
         texts = [
             template.replace("{}", name) for name in class_names for template in prompts.templates
         ]
-        embedded, shortened = _embed(clip, texts)
-        embedded = embedded.reshape(len(class_names), len(prompts.templates), -1)
+        embedded = embed_text(clip, texts).reshape(len(class_names), len(prompts.templates), -1)
         weights = F.normalize(embedded.mean(1), dim=-1)
         if path:
-            cut = torch.tensor(list(shortened.items()), dtype=torch.int64).reshape(-1, 2)
-            write_state_dict(path, {"weights": weights} | ({"shortened": cut} if shortened else {}))
-    _warn_of_shortened(
-        clip,
-        [
-            f"class {class_names[i // len(prompts.templates)]!r} in "
-            f"{prompts.templates[i % len(prompts.templates)]!r} ({num_tokens} tokens)"
-            for i, num_tokens in shortened.items()
-        ],
-    )
+            write_state_dict(path, {"weights": weights})
     if len(_cache) >= 64:
         _cache.pop(next(iter(_cache)))
     _cache[key] = weights

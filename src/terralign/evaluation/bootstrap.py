@@ -77,9 +77,14 @@ def bias_corrected_interval(value: float, resampled: Floats) -> tuple[float, flo
     return percentile_interval(value, np.clip(resampled - 2 * bias, 0, 1))
 
 
-def mean_statistic(values: Floats) -> Statistic:
-    """Means (R, M) of values (N, M) over samples."""
-    return lambda counts: np.asarray(counts @ values / len(values))
+def mean_statistic(values: Floats, sizes: NDArray[np.int64] | None = None) -> Statistic:
+    """Means (R, M) of values (N, M) over samples.
+
+    With `sizes` (N,), `values` are sums over so many queries of each sample, and means are over
+    queries.
+    """
+    weights = np.ones(len(values), dtype=np.int64) if sizes is None else sizes
+    return lambda counts: np.asarray(counts @ values / (counts @ weights)[:, None])
 
 
 def class_mean_statistic(values: Floats, labels: NDArray[Any], num_classes: int) -> Statistic:

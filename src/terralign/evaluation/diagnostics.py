@@ -1,4 +1,4 @@
-"""Diagnostics of an embedding space on plain arrays: exact, in blocks, in bounded memory.
+"""Diagnostics of an embedding space on plain arrays, in blocks.
 
 N samples, Q queries, G gallery items, D embedding dimensions. Vectors are any finite non-zero
 floating-point rows and are L2-normalised here.
@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import skew
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from terralign.errors import DataError
 from terralign.evaluation.bootstrap import Floats
-from terralign.evaluation.similarity import BLOCK, Similarities, row_norms, row_slices
+from terralign.evaluation.similarity import row_norms, row_slices, similarity_blocks
+
+NUM_FOLDS = 5
+MAX_SEPARATED = 2000
+"""Vectors of a modality that `linear_separability` looks at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,36 +51,31 @@ class Projection:
     explained: tuple[float, float]
 
 
-def linear_separability(
-    a: Floats, b: Floats, *, num_folds: int = 5, max_samples: int = 2000, seed: int = 0
-) -> float:
-    """How well a line parts two modalities: cross-validated balanced accuracy, 0-1, chance 0.5.
+def linear_separability(a: Floats, b: Floats, *, seed: int = 0) -> float:
+    """How well a plane separates two modalities: balanced accuracy on held-out folds, 0-1.
 
     `a`: (Na, D), `b`: (Nb, D). Logistic regression (C = 1) on L2-normalised, then standardised
-    vectors. At most `max_samples` rows of each are used, drawn by `seed`. Where there are as many
-    rows of both, row i of `a` and of `b` are in the same fold: samples that are seen by both
-    sensors would otherwise be known by their other half. Raises `DataError`.
+    vectors; chance is 0.5. At most `MAX_SEPARATED` rows of each are used, drawn by `seed`. Where
+    there are as many rows of both, row i of `a` and of `b` are in the same fold: samples that are
+    seen by both sensors would otherwise be known by their other half. Raises `DataError`.
     """
-    if num_folds < 2:
-        raise DataError(f"num_folds is {num_folds}; expected at least 2")
     _check_dims(a, b)
     parts, folds = [], []
     for vectors, name in ((a, "a"), (b, "b")):
         norms = row_norms(vectors, name=name)
-        if len(norms) < num_folds:
-            raise DataError(f"{name} has {len(norms)} rows; {num_folds} folds need one each")
-        chosen = np.random.default_rng(seed).permutation(len(norms))[:max_samples]
+        if len(norms) < NUM_FOLDS:
+            raise DataError(f"{name} has {len(norms)} rows; {NUM_FOLDS} folds need one each")
+        chosen = np.random.default_rng(seed).permutation(len(norms))[:MAX_SEPARATED]
         parts.append(vectors[chosen] / norms[chosen, None])
-        folds.append(np.arange(len(chosen)) % num_folds)
-    features, fold = np.concatenate(parts), np.concatenate(folds)
-    modality = np.repeat([0, 1], [len(part) for part in parts])
-    accuracies = []
-    for held_out in range(num_folds):
-        test = fold == held_out
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=5000))
-        model.fit(features[~test], modality[~test])
-        accuracies.append(balanced_accuracy_score(modality[test], model.predict(features[test])))
-    return float(np.mean(accuracies))
+        folds.append(np.arange(len(chosen)) % NUM_FOLDS)
+    accuracies = cross_val_score(
+        make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=5000)),
+        np.concatenate(parts),
+        np.repeat([0, 1], [len(part) for part in parts]),
+        scoring="balanced_accuracy",
+        cv=PredefinedSplit(np.concatenate(folds)),
+    )
+    return float(accuracies.mean())
 
 
 def modality_gap(a: Floats, b: Floats) -> float:
@@ -95,15 +93,15 @@ def modality_gap(a: Floats, b: Floats) -> float:
     return float(np.linalg.norm(centroids[0] - centroids[1]))
 
 
-def alignment(a: Floats, b: Floats, *, power: float = 2.0) -> float:
-    """Mean distance to `power` between row i of `a` and of `b`, (N, D) each; 0 is the best.
+def alignment(a: Floats, b: Floats) -> float:
+    """Mean squared distance between row i of `a` and of `b`, (N, D) each; 0 is the best.
 
     Wang & Isola 2020 (arXiv 2005.10242), section 4: pairs are views of the same sample. Raises
     `DataError`.
     """
     total = 0.0
     for one, two in _unit_pairs(a, b):
-        total += float((np.linalg.norm(one - two, axis=1) ** power).sum())
+        total += float((np.linalg.norm(one - two, axis=1) ** 2).sum())
     return total / len(a)
 
 
@@ -116,51 +114,39 @@ def mean_cosine(before: Floats, after: Floats) -> float:
     return total / len(before)
 
 
-def uniformity(vectors: Floats, *, t: float = 2.0, block: int = BLOCK) -> float:
+def uniformity(vectors: Floats, *, t: float = 2.0) -> float:
     """Log of the mean over pairs i != j of exp(-t |x_i - x_j|^2); lower is more evenly spread.
 
-    Wang & Isola 2020 (arXiv 2005.10242), section 4. `vectors`: (N, D), N at least 2. Exact, over
-    all pairs, in blocks. Raises `DataError`.
+    Wang & Isola 2020 (arXiv 2005.10242), section 4. `vectors`: (N, D), N at least 2, of which all
+    pairs count. Raises `DataError`.
     """
-    tiles = Similarities(vectors, vectors, exclude_self=True, block=block)
     total = 0.0
-    for rows in tiles.query_slices():
-        for _, similarity in tiles.tiles(rows, tiles.unit_queries(rows)):
-            total += float(np.exp(2 * t * (similarity - 1)).sum())
+    for _, similarity in similarity_blocks(vectors, vectors, exclude_self=True):
+        total += float(np.exp(2 * t * (similarity - 1)).sum(dtype=np.float64))
     num = len(vectors)
     return float(np.log(total / (num * (num - 1))))
 
 
-def hubness(
-    query: Floats, gallery: Floats, *, k: int = 10, exclude_self: bool = False, block: int = BLOCK
-) -> Hubness:
+def hubness(query: Floats, gallery: Floats, *, k: int = 10) -> Hubness:
     """Skewness of the k-occurrence N_k (Radovanovic et al. 2010, JMLR 11, section 2).
 
-    `query`: (Q, D), `gallery`: (G, D). `exclude_self`: query i and gallery item i are the same,
-    which no query may find. Gallery items that tie for the last of a query's k places share them
-    evenly. Exact, in blocks. Raises `DataError`.
+    `query`: (Q, D), `gallery`: (G, D). Gallery items that tie for the last of a query's k places
+    share them evenly. Raises `DataError`.
     """
     if k < 1:
         raise DataError(f"k is {k}; expected at least 1")
-    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block)
-    depth = min(k, tiles.num_candidates)
+    depth = min(k, len(gallery))
     counts = np.zeros(len(gallery))
-    for rows in tiles.query_slices():
-        units = tiles.unit_queries(rows)
-        top = tiles.top(rows, units, depth)
-        lowest = top.lowest[:, None]
-        num_above = np.count_nonzero(top.values > lowest, axis=1)
-        share = (depth - num_above) / top.tied
-        for columns, similarity in tiles.tiles(rows, units):
-            counts[columns] += np.count_nonzero(similarity > lowest, axis=0)
-            counts[columns] += share @ (similarity == lowest)
-    moved = counts - counts.mean()
-    spread = float(np.sqrt(np.mean(moved**2)))
-    flat = spread <= 1e-9 * counts.mean()
+    for _, similarity in similarity_blocks(query, gallery):
+        lowest = np.partition(similarity, -depth, axis=1)[:, -depth, None]
+        above, tied = similarity > lowest, similarity == lowest
+        share = (depth - np.count_nonzero(above, axis=1)) / np.count_nonzero(tied, axis=1)
+        counts += np.count_nonzero(above, axis=0) + share @ tied
+    flat = counts.std() <= 1e-9 * counts.mean()
     return Hubness(
         k=depth,
         counts=counts,
-        skewness=0.0 if flat else float(np.mean(moved**3)) / spread**3,
+        skewness=0.0 if flat else float(skew(counts)),
         share_never_found=float(np.mean(counts == 0)),
     )
 
@@ -188,7 +174,7 @@ def project(groups: Mapping[str, Floats]) -> Projection:
 
     `groups`: name (such as text, rgb, sentinel2) -> (N, D). So a few class names count as much as
     many images. Every axis points to where its largest loading is positive, so that the same
-    vectors always make the same picture. Raises `DataError`.
+    vectors always make the same figure. Raises `DataError`.
     """
     if not groups:
         raise DataError("there is nothing to project; give at least one group of vectors")
@@ -232,7 +218,7 @@ def _unit_pairs(a: Floats, b: Floats) -> Iterator[tuple[Floats, Floats]]:
     yield from zip(_unit_blocks(a, norms[0]), _unit_blocks(b, norms[1]), strict=True)
 
 
-def _check_dims(a: NDArray[Any], b: NDArray[Any]) -> None:
+def _check_dims(a: Floats, b: Floats) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise DataError(
             f"the two sets are {a.shape} and {b.shape}; expected (N, D) vectors of one embedding "

@@ -73,16 +73,12 @@ class ClassScore:
 class MetricResult:
     """The metrics of one evaluation.
 
-    `num_classes_without_positives`: classes without a single (positive) sample; they are left out
-    of macro means. `num_queries_left_out`: queries to which no gallery item is relevant.
-    `notes`: what a reader has to know, one sentence each. `outcomes`: what two models are compared
-    by, see `paired.py`.
+    `notes`: what a reader has to know, one sentence each, such as how many classes or queries are
+    left out. `outcomes`: what two models are compared by, see `paired.py`.
     """
 
     metrics: tuple[Metric, ...]
     per_class: tuple[ClassScore, ...] = ()
-    num_classes_without_positives: int = 0
-    num_queries_left_out: int = 0
     notes: tuple[str, ...] = ()
     outcomes: Outcomes = field(default_factory=dict, repr=False, compare=False)
 
@@ -296,14 +292,13 @@ def check_label_sets(labels: NDArray[Any], shape: tuple[int, ...], *, name: str 
         raise DataError("labels has no positive at all; expected at least one")
 
 
-def check_scores(scores: Floats, *, dims: int = 2) -> None:
-    """Raise `DataError` unless scores are finite floating-point numbers with `dims` axes."""
-    if scores.ndim != dims or not np.issubdtype(scores.dtype, np.floating):
-        expected = "(N, K)" if dims == 2 else "(N,)"
-        raise DataError(f"scores is {_describe(scores)}; expected {expected} floating-point")
+def check_scores(scores: Floats) -> None:
+    """Raise `DataError` unless scores are (N, K) finite floating-point numbers."""
+    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
+        raise DataError(f"scores is {_describe(scores)}; expected (N, K) floating-point")
     if not scores.size:
         raise DataError(f"scores is empty ({scores.shape}); there is nothing to measure")
-    bad = np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(axis=1))
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
     if bad.size:
         raise DataError(f"scores has NaN or infinite values in {bad.size} rows, first row {bad[0]}")
 
@@ -328,7 +323,6 @@ def _with_classes(
             )
             for k in range(len(counts))
         ),
-        num_classes_without_positives=num_empty,
         notes=(*([empty] if num_empty else []), *notes),
         outcomes=outcomes,
     )

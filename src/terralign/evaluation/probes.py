@@ -1,9 +1,8 @@
-"""Linear probes of frozen embeddings, on all training samples and on a few per class.
+"""Probes of frozen embeddings: linear, by nearest neighbours, and linear on a few per class.
 
 N training samples, Q samples to be scored, D embedding dimensions, K classes. A probe is fitted on
-training samples, its C is chosen on validation samples, and it then scores any
-vectors: give the scores of test samples to `metrics.classification_metrics` or
-`metrics.multilabel_metrics`. The probe by nearest neighbours is in `neighbours.py`.
+training samples, its C or k is chosen on validation samples, and it then scores any vectors: give
+the scores of test samples to `metrics.classification_metrics` or `metrics.multilabel_metrics`.
 """
 
 from __future__ import annotations
@@ -12,17 +11,18 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
 
 from terralign.errors import DataError
 from terralign.evaluation.bootstrap import Floats
-from terralign.evaluation.metrics import check_labels, top1_accuracy
+from terralign.evaluation.metrics import check_label_sets, check_labels, top1_accuracy
 from terralign.evaluation.similarity import row_norms
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_CS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Inverse strengths of the L2 penalty that are tried."""
 
-DEFAULT_SHOTS = (1, 2, 4, 8, 16)
+DEFAULT_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+
+TEMPERATURE = 0.07
+"""Of a neighbour's vote exp(cosine / temperature), as in DINO (Caron et al. 2021, 2104.14294)."""
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
@@ -39,29 +42,41 @@ MAX_ITERATIONS = 2000
 NEVER = -1e9
 """The logit of a class that no training sample has."""
 
-Features = Literal["unit", "standard"]
-"""What a linear probe sees: L2-normalised vectors, or each dimension at mean 0 and spread 1."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearProbe:
-    """A fitted linear probe: logits = features @ weights.T + bias.
+    """A fitted linear probe: logits = L2-normalised vectors @ weights.T + bias.
 
-    `weights`: (K, D), `bias`: (K,). `shift`, `scale`: (D,) of the features "standard", None for
-    "unit". `c`: the chosen one; `validation`: accuracy or macro mAP of every C tried.
+    `weights`: (K, D), `bias`: (K,). `c`: the chosen one; `validation`: accuracy or macro mAP of
+    every C tried.
     """
 
     weights: Floats
     bias: Floats
-    shift: Floats | None
-    scale: Floats | None
     c: float
     validation: Mapping[float, float]
 
     def scores(self, vectors: Floats) -> Floats:
         """Logits (Q, K) float64 of vectors (Q, D)."""
-        features = _features(vectors, self.shift, self.scale)
-        return np.asarray(features @ self.weights.T + self.bias)
+        return np.asarray(_unit(vectors) @ self.weights.T + self.bias)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighbourProbe:
+    """A k-NN probe over `train` (N, D) with `labels` (N,), its k chosen on validation samples."""
+
+    train: Floats
+    labels: NDArray[np.int64]
+    num_classes: int
+    k: int
+    validation: Mapping[int, float]
+
+    def scores(self, vectors: Floats) -> Floats:
+        """Shares of the votes (Q, K) float64, 0-1, of vectors (Q, D)."""
+        votes = neighbour_scores(
+            self.train, self.labels, vectors, num_classes=self.num_classes, ks=(self.k,)
+        )
+        return votes[self.k]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +101,6 @@ def fit_linear_probe(
     validation_labels: NDArray[Any],
     *,
     num_classes: int,
-    features: Features = "unit",
     cs: Sequence[float] = DEFAULT_CS,
 ) -> LinearProbe:
     """Logistic regression with the C that is best on validation samples.
@@ -96,29 +110,26 @@ def fit_linear_probe(
     equally good Cs the smallest is taken; the probe is not fitted anew on validation samples. A
     class that no training sample has is scored `NEVER`. Raises `DataError`.
     """
-    if not cs or min(cs) <= 0:
-        raise DataError(f"cs is {tuple(cs)}; expected at least one C, each more than 0")
-    labels = _check_targets(train, train_labels, num_classes, name="train_labels")
-    held_out = _check_targets(validation, validation_labels, num_classes, name="validation_labels")
-    if labels.ndim != held_out.ndim:
-        raise DataError("train_labels and validation_labels must both be single- or multi-label")
-    shift, scale = _standardisation(train) if features == "standard" else (None, None)
-    seen, unseen = _features(train, shift, scale), _features(validation, shift, scale)
-    values: dict[float, float] = {}
-    best: tuple[float, Floats, Floats] | None = None
-    models: dict[int, LogisticRegression] = {}
-    for c in sorted(set(cs)):
-        if labels.ndim == 1:
-            weights, bias = _fit_softmax(models, seen, labels, num_classes, c)
+    for labels, number, name in (
+        (train_labels, len(train), "train_labels"),
+        (validation_labels, len(validation), "validation_labels"),
+    ):
+        if train_labels.ndim == 2:
+            check_label_sets(labels, (number, num_classes), name=name)
         else:
-            weights, bias = _fit_one_by_one(models, seen, labels, c)
-        values[c] = _judge(unseen @ weights.T + bias, held_out)
-        if best is None or values[c] > values[best[0]]:
-            best = c, weights, bias
-    assert best is not None
-    return LinearProbe(
-        c=best[0], weights=best[1], bias=best[2], shift=shift, scale=scale, validation=values
-    )
+            check_labels(labels, number, num_classes, name=name)
+    seen, unseen = _unit(train), _unit(validation)
+    problems, other_bias = _problems(train_labels, num_classes)
+    models = [_regression() for _ in problems]  # each starts from the C before
+    probes, values = {}, {}
+    for c in sorted(set(cs)):
+        weights, bias = np.zeros((num_classes, seen.shape[1])), other_bias.copy()
+        for model, (targets, classes) in zip(models, problems, strict=True):
+            weights[classes], bias[classes] = _fit(model, seen, targets, c)
+        probes[c] = weights, bias
+        values[c] = _judge(unseen @ weights.T + bias, validation_labels)
+    best = max(values, key=lambda c: (values[c], -c))
+    return LinearProbe(weights=probes[best][0], bias=probes[best][1], c=best, validation=values)
 
 
 def few_shot(
@@ -130,25 +141,18 @@ def few_shot(
     test_labels: NDArray[Any],
     *,
     num_classes: int,
-    shots: Sequence[int] = DEFAULT_SHOTS,
-    num_seeds: int = 5,
+    shots: Sequence[int],
+    num_seeds: int,
     seed: int = 0,
-    features: Features = "unit",
     cs: Sequence[float] = DEFAULT_CS,
 ) -> tuple[FewShot, ...]:
     """Linear probes on `shots` training samples of each class, for `num_seeds` draws of them.
 
     Single-label. `seed`: what is drawn depends on it. A draw's samples for few shots are among its
-    samples for more. C is chosen on all
-    validation samples: give few of them where labels are meant to be scarce altogether. Raises
-    `DataError`.
+    samples for more. C is chosen on all validation samples: give few of them where labels are meant
+    to be scarce altogether. Raises `DataError`.
     """
-    if not shots or min(shots) < 1 or num_seeds < 1:
-        raise DataError(
-            f"shots is {tuple(shots)}, num_seeds {num_seeds}; expected numbers of 1 or more"
-        )
     labels = check_labels(train_labels, len(train), num_classes, name="train_labels")
-    right = check_labels(test_labels, len(test), num_classes, name="test_labels")
     sizes = np.bincount(labels, minlength=num_classes)
     results = []
     for number in sorted(set(shots)):
@@ -161,10 +165,9 @@ def few_shot(
                 validation,
                 validation_labels,
                 num_classes=num_classes,
-                features=features,
                 cs=cs,
             )
-            values.append(_judge(probe.scores(test), right))
+            values.append(top1_accuracy(probe.scores(test), test_labels))
         results.append(
             FewShot(
                 shots=number,
@@ -177,6 +180,59 @@ def few_shot(
     return tuple(results)
 
 
+def fit_neighbour_probe(
+    train: Floats,
+    train_labels: NDArray[Any],
+    validation: Floats,
+    validation_labels: NDArray[Any],
+    *,
+    num_classes: int,
+    ks: Sequence[int] = DEFAULT_NEIGHBOURS,
+) -> NeighbourProbe:
+    """The k-NN probe with the k that has the best top-1 accuracy on validation samples.
+
+    Ks above the number of training samples stand for all of these; of equally good ones the
+    smallest is taken. Raises `DataError`.
+    """
+    ks = sorted({min(k, len(train)) for k in ks})
+    votes = neighbour_scores(train, train_labels, validation, num_classes=num_classes, ks=ks)
+    values = {k: top1_accuracy(votes[k], validation_labels) for k in ks}
+    return NeighbourProbe(
+        train=train,
+        labels=train_labels,
+        num_classes=num_classes,
+        k=max(values, key=lambda k: (values[k], -k)),
+        validation=values,
+    )
+
+
+def neighbour_scores(
+    train: Floats,
+    train_labels: NDArray[Any],
+    query: Floats,
+    *,
+    num_classes: int,
+    ks: Sequence[int],
+) -> dict[int, Floats]:
+    """For each k: shares of the votes (Q, K) float64 that the k nearest give to each class.
+
+    `train`: (N, D) with labels (N,) integers; `query`: (Q, D). A neighbour's vote weighs
+    exp(cosine / `TEMPERATURE`), relative to the nearest one's, which is 1. Raises `DataError`.
+    """
+    labels = check_labels(train_labels, len(train), num_classes, name="train_labels")
+    index = NearestNeighbors(n_neighbors=max(ks), metric="cosine").fit(_unit(train))
+    distances, items = index.kneighbors(_unit(query))
+    weights = np.exp((distances[:, :1] - distances) / TEMPERATURE).astype(np.float64)
+    places = np.arange(len(query))[:, None] * num_classes + labels[items]
+    scores = {}
+    for k in ks:
+        votes = np.bincount(
+            places[:, :k].ravel(), weights[:, :k].ravel(), minlength=len(query) * num_classes
+        ).reshape(len(query), num_classes)
+        scores[k] = votes / votes.sum(axis=1, keepdims=True)
+    return scores
+
+
 def _draw_shots(
     labels: NDArray[np.int64], num_classes: int, shots: int, seed: int | tuple[int, ...]
 ) -> NDArray[np.int64]:
@@ -186,98 +242,56 @@ def _draw_shots(
     return np.sort(np.concatenate(drawn))
 
 
-def _fit_softmax(
-    models: dict[int, LogisticRegression],
-    features: Floats,
-    labels: NDArray[np.int64],
-    num_classes: int,
-    c: float,
-) -> tuple[Floats, Floats]:
-    """Weights (K, D) and bias (K,) of one regression over all classes."""
+def _problems(
+    labels: NDArray[Any], num_classes: int
+) -> tuple[list[tuple[NDArray[Any], NDArray[np.int64]]], Floats]:
+    """Targets (N,) of each regression, with the classes its logits are of; the bias (K,) of others.
+
+    One regression over all classes for labels (N,), one per class for labels (N, K).
+    """
+    if labels.ndim == 2:
+        always = labels.all(axis=0)
+        known = np.flatnonzero(labels.any(axis=0) & ~always)
+        return [(labels[:, k], np.array([k])) for k in known], np.where(always, -NEVER, NEVER)
     present = np.unique(labels)
-    weights, bias = np.zeros((num_classes, features.shape[1])), np.full(num_classes, NEVER)
     if len(present) == 1:
         raise DataError(
             f"all {len(labels)} training samples are of class {present[0]}; a probe needs two"
         )
-    own, offset = _fit(models, 0, features, labels, c)
-    if len(present) == 2:  # one logit, of the second class against the first
-        own, offset = np.concatenate([0 * own, own]), np.append(0.0, offset)
-    weights[present], bias[present] = own, offset
-    return weights, bias
-
-
-def _fit_one_by_one(
-    models: dict[int, LogisticRegression], features: Floats, labels: NDArray[np.bool_], c: float
-) -> tuple[Floats, Floats]:
-    """Weights (K, D) and bias (K,) of one regression for each class."""
-    num_classes = labels.shape[1]
-    weights, bias = np.zeros((num_classes, features.shape[1])), np.zeros(num_classes)
-    for k in range(num_classes):
-        if labels[:, k].all() or not labels[:, k].any():
-            bias[k] = -NEVER if labels[0, k] else NEVER
-            continue
-        own, offset = _fit(models, k, features, labels[:, k], c)
-        weights[k], bias[k] = own[0], offset[0]
-    return weights, bias
-
-
-def _fit(
-    models: dict[int, LogisticRegression],
-    key: int,
-    features: Floats,
-    labels: NDArray[Any],
-    c: float,
-) -> tuple[Floats, Floats]:
-    """Coefficients and intercepts at C; `models` keep those of the last C to start from."""
-    model = models.setdefault(key, _regression())
-    model.set_params(C=c)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        # Few shots of many classes: scikit-learn asks whether the labels are numbers to regress.
-        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-        model.fit(features, labels)
-    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        logger.warning("a probe with C = %g was stopped after %d steps", c, MAX_ITERATIONS)
-    return model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+    bias = np.full(num_classes, NEVER)
+    bias[present] = 0
+    # Of two classes there is one logit, of the second against the first, which stays at 0.
+    return [(labels, present if len(present) > 2 else present[1:])], bias
 
 
 def _regression() -> LogisticRegression:
     return LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
 
 
+def _fit(
+    model: LogisticRegression, features: Floats, targets: NDArray[Any], c: float
+) -> tuple[Floats, Floats]:
+    """Coefficients and intercepts at C."""
+    model.set_params(C=c)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        # Few shots of many classes: scikit-learn asks whether the labels are numbers to regress.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        model.fit(features, targets)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        logger.warning("a probe with C = %g was stopped after %d steps", c, MAX_ITERATIONS)
+    return model.coef_, model.intercept_
+
+
 def _judge(scores: Floats, labels: NDArray[Any]) -> float:
     """Top-1 accuracy, ties at their expected value, or macro mAP."""
     if labels.ndim == 1:
         return top1_accuracy(scores, labels)
-    known = np.flatnonzero(labels.any(axis=0))
-    if not known.size:
+    known = labels.any(axis=0)
+    if not known.any():
         raise DataError("validation_labels has no positive at all; mAP needs at least one")
-    return float(np.mean([average_precision_score(labels[:, k], scores[:, k]) for k in known]))
+    return float(average_precision_score(labels[:, known], scores[:, known], average="macro"))
 
 
-def _features(vectors: Floats, shift: Floats | None, scale: Floats | None) -> Floats:
-    norms = row_norms(vectors, name="vectors")
-    if shift is None or scale is None:
-        return np.asarray(vectors / norms[:, None])
-    return np.asarray((vectors - shift) / scale)
-
-
-def _standardisation(train: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (D,) float64; 1 where a dimension never changes."""
-    spread = train.std(axis=0, dtype=np.float64)
-    return train.mean(axis=0, dtype=np.float64), np.where(spread > 0, spread, 1.0)
-
-
-def _check_targets(
-    vectors: Floats, labels: NDArray[Any], num_classes: int, *, name: str
-) -> NDArray[Any]:
-    """Labels (N,) int64 or (N, K) bool, or a `DataError`."""
-    if labels.ndim == 1:
-        return check_labels(labels, len(vectors), num_classes, name=name)
-    if labels.shape != (len(vectors), num_classes) or labels.dtype != np.bool_:
-        raise DataError(
-            f"{name} is {labels.shape} {labels.dtype}; expected ({len(vectors)},) integers or "
-            f"({len(vectors)}, {num_classes}) bool"
-        )
-    return labels
+def _unit(vectors: Floats) -> Floats:
+    return np.asarray(vectors / row_norms(vectors)[:, None])

@@ -1,14 +1,12 @@
-"""Retrieval metrics: exact, in blocks, with ties at their expected value.
+"""Retrieval metrics over the whole gallery, in blocks, with ties at their expected value.
 
-Q queries, G gallery items, D embedding dimensions, K classes, B a block's rows.
-
-Similarity is the cosine as `similarity.py` computes it: equal vectors tie exactly, and no result
-depends on the block size or on the order of the gallery.
+Q queries, G gallery items, D embedding dimensions, K classes, B a block's queries, M cut-offs k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,117 +22,66 @@ from terralign.evaluation.metrics import (
     hit_probability,
     measure,
 )
-from terralign.evaluation.similarity import (
-    BLOCK,
-    GalleryPenalty,
-    Nearest,
-    Similarities,
-    row_slices,
-)
+from terralign.evaluation.similarity import GalleryPenalty, Indices, similarity_blocks
 
 DEFAULT_KS = (1, 5, 10, 20, 50)
 """The cut-offs that the paper reports (arXiv 2402.09816)."""
 
 
-def retrieval_metrics(
+def recall_metrics(
     query: Floats,
     gallery: Floats,
     *,
-    target: NDArray[np.int64] | None = None,
-    query_labels: NDArray[Any] | None = None,
-    gallery_labels: NDArray[Any] | None = None,
+    query_owners: Indices | None = None,
+    gallery_owners: Indices | None = None,
     ks: Sequence[int] = DEFAULT_KS,
-    exclude_self: bool = False,
     penalty: GalleryPenalty | None = None,
-    block: int = BLOCK,
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> MetricResult:
-    """Rank the gallery for every query by cosine similarity.
+    """`recall@k`: the share of queries with an item of their own sample among the first k.
 
-    `query`: (Q, D), `gallery`: (G, D), any floating-point vectors; they are L2-normalised here.
-    `exclude_self`: query i and gallery item i are the same item, which no query may find.
-    `penalty`: rank by penalised cosines instead, see `hubness.py`. Memory beyond the inputs is
-    some 6 * block * block * 8 bytes. Intervals resample queries; the gallery stays. Raises
-    `DataError`. Exactly one of these is given:
-
-    `target`: (Q,) the gallery item paired with each query. Gives `recall@k`, the share of queries
-    whose pair is among the first k. A pair that `a` items outrank and `t` others tie with has a
-    rank that is uniform over a + 1 to a + t + 1, so it counts clip((k - a) / (t + 1), 0, 1).
-    Chance: min(1, k / G).
-
-    `query_labels`, `gallery_labels`: (Q,) and (G,) integers, relevant means the same class; or
-    (Q, K) and (G, K) bool, relevant means at least one class in common. Gives `map@k`, the mean
-    over queries of
-
-        AP@k = sum over i <= k of relevant_i * precision_i / min(k, R),
-
-    R the number of relevant items in the gallery; queries with R = 0 are left out and counted. In
-    a group of n tied items, r of them relevant, that begins after s items, p of them relevant,
-    the item at rank s + j adds its expected value r / n * (p + 1 + (j - 1) * (r - 1) / (n - 1)) /
-    (s + j) (McSherry & Najork 2008). Chance: the same over one group of all G items,
-    `random_average_precision`.
+    `query`: (Q, D), `gallery`: (G, D), ranked by cosine. `query_owners`: (Q,), `gallery_owners`:
+    (G,) the samples that rows belong to, by default row i to sample i. A sample may own several
+    rows, as an image has several captions; the best-ranked one counts (the protocol of
+    CLIP_benchmark, RemoteCLIP and others). Other samples' equal rows, such as the same caption, tie
+    with it: `hit_probability`. Chance: the same where all items tie. `penalty`: rank by penalised
+    cosines instead. Intervals resample samples with all their queries, which are not independent;
+    the gallery stays. `outcomes` are what each sample adds to the mean. Raises `DataError`.
     """
     ks = _check_ks(ks)
-    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
-    if (target is None) == (query_labels is None and gallery_labels is None):
-        raise DataError("give either target (instance-level) or query_labels and gallery_labels")
-    if target is not None:
-        hits = _recall(tiles, target, ks)
-        chances = [min(1.0, k / tiles.num_candidates) for k in ks]
-        return MetricResult(
-            metrics=measure(
-                [f"recall@{k}" for k in ks],
-                mean_statistic(hits),
-                chances,
-                len(hits),
-                num_bootstrap=num_bootstrap,
-                seed=seed,
-            ),
-            outcomes=by_column([f"recall@{k}" for k in ks], hits),
-        )
-    relevance = _relevance(tiles, query_labels, gallery_labels)
-    precisions, num_relevant = _average_precision(tiles, relevance, ks)
-    kept = num_relevant > 0
-    num_left_out = int(len(kept) - kept.sum())
-    note = f"{num_left_out} of {len(kept)} queries have no relevant gallery item and are left out."
+    query_owners = _check_owners(query_owners, len(query), "query_owners")
+    gallery_owners = _check_owners(gallery_owners, len(gallery), "gallery_owners")
+    above, tied, own = (np.empty(len(query), dtype=np.int64) for _ in range(3))
+    for rows, similarity in similarity_blocks(query, gallery, penalty=penalty):
+        right = query_owners[rows, None] == gallery_owners
+        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+        if np.isneginf(best).any():
+            lost = rows.start + int(np.argmin(best))
+            raise DataError(f"query {lost} has no item of its own sample in the gallery")
+        at_best = similarity == best
+        above[rows] = np.count_nonzero(similarity > best, axis=1)
+        own[rows] = np.count_nonzero(at_best & right, axis=1)
+        tied[rows] = np.count_nonzero(at_best, axis=1) - own[rows]
+    num_right = np.bincount(gallery_owners, minlength=query_owners.max() + 1)[query_owners]
+    none = np.zeros_like(above)
+    chances = [
+        float(hit_probability(none, len(gallery) - num_right, k, num_right).mean()) for k in ks
+    ]
+    names = [f"recall@{k}" for k in ks]
+    hits = np.stack([hit_probability(above, tied, k, own) for k in ks], axis=1)
+    sums, sizes = _sum_by_owner(hits, query_owners)
+    metrics = measure(
+        names, mean_statistic(sums, sizes), chances, len(sums),
+        num_bootstrap=num_bootstrap, seed=seed,
+    )  # fmt: skip
     return MetricResult(
-        metrics=measure(
-            [f"map@{k}" for k in ks],
-            mean_statistic(precisions[kept]),
-            [
-                float(random_average_precision(num_relevant[kept], tiles.num_candidates, k).mean())
-                for k in ks
-            ],
-            int(kept.sum()),
-            num_bootstrap=num_bootstrap,
-            seed=seed,
-        ),
-        num_queries_left_out=num_left_out,
-        notes=(note,) if num_left_out else (),
-        outcomes=by_column([f"map@{k}" for k in ks], precisions),
+        metrics=tuple(replace(metric, num_samples=len(query)) for metric in metrics),
+        outcomes=_by_column(names, sums * (len(sums) / len(query))),
     )
 
 
-def recall_per_query(
-    query: Floats,
-    gallery: Floats,
-    target: NDArray[np.int64],
-    *,
-    ks: Sequence[int] = DEFAULT_KS,
-    exclude_self: bool = False,
-    penalty: GalleryPenalty | None = None,
-    block: int = BLOCK,
-) -> Floats:
-    """Each query's share in `recall@k` of `retrieval_metrics`: (Q, M) float64, a column per k.
-
-    The ks are taken in rising order. For comparing two models on the same queries.
-    """
-    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
-    return _recall(tiles, target, _check_ks(ks))
-
-
-def average_precision_per_query(
+def map_metrics(
     query: Floats,
     gallery: Floats,
     query_labels: NDArray[Any],
@@ -143,151 +90,89 @@ def average_precision_per_query(
     ks: Sequence[int] = DEFAULT_KS,
     exclude_self: bool = False,
     penalty: GalleryPenalty | None = None,
-    block: int = BLOCK,
-) -> Floats:
-    """Each query's AP@k of `retrieval_metrics`: (Q, M) float64, a column per k in rising order.
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> MetricResult:
+    """`map@k`: the mean over queries of the average precision of the k nearest items.
 
-    NaN for queries that no gallery item is relevant to. For comparing two models on the same
-    queries.
+    `query`: (Q, D), `gallery`: (G, D), ranked by cosine. `query_labels`, `gallery_labels`: (Q,) and
+    (G,) integers, relevant means the same class; or (Q, K) and (G, K) bool, relevant means at least
+    one class in common. `exclude_self`, `penalty`: see `similarity_blocks`.
+
+        AP@k = sum over i <= k of relevant_i * precision_i / min(k, R),
+
+    R the number of relevant items in the gallery; queries with R = 0 are left out and counted. In
+    a group of n tied items, r of them relevant, that begins after s items, p of them relevant,
+    the item at rank s + j adds its expected value r / n * (p + 1 + (j - 1) * (r - 1) / (n - 1)) /
+    (s + j) (McSherry & Najork 2008). Chance: the same over one group of all G items,
+    `random_average_precision`. Intervals resample queries; the gallery stays. Raises `DataError`.
     """
-    tiles = Similarities(query, gallery, exclude_self=exclude_self, block=block, penalty=penalty)
-    relevance = _relevance(tiles, query_labels, gallery_labels)
-    precisions, _ = _average_precision(tiles, relevance, _check_ks(ks))
-    return precisions
-
-
-def by_column(names: Sequence[str], values: Floats) -> Outcomes:
-    """Outcomes of values (N, M), a column for each name."""
-    return {name: values[:, column].copy() for column, name in enumerate(names)}
-
-
-class _Relevance:
-    """Which gallery items are relevant to which queries, tile by tile."""
-
-    def __init__(
-        self,
-        query_labels: NDArray[Any],
-        gallery_labels: NDArray[Any],
-        num_queries: int,
-        num_gallery: int,
-    ) -> None:
-        self.sets = query_labels.ndim == 2
-        if self.sets:
-            for name, labels, count in (
-                ("query_labels", query_labels, num_queries),
-                ("gallery_labels", gallery_labels, num_gallery),
-            ):
-                wanted = (count, query_labels.shape[1])
-                if labels.shape != wanted or labels.dtype != np.bool_:
-                    raise DataError(
-                        f"{name} is {labels.shape} {labels.dtype}; expected {wanted} bool"
-                    )
-            self.query, self.gallery = query_labels, gallery_labels
-        else:
-            highest = np.iinfo(np.int64).max
-            self.query = check_labels(query_labels, num_queries, highest, name="query_labels")
-            self.gallery = check_labels(gallery_labels, num_gallery, highest, name="gallery_labels")
-
-    def count(self, rows: slice, tiles: Similarities) -> NDArray[np.int64]:
-        """(B,) how many gallery items that queries `rows` may find are relevant to them."""
-        count = np.zeros(rows.stop - rows.start, dtype=np.int64)
-        for columns in row_slices(len(self.gallery), tiles.block):
-            count += np.count_nonzero(self._tile(rows, columns), axis=1)
-        if tiles.exclude_self:
-            own = np.arange(rows.start, rows.stop)
-            count -= self.pairs(own, own[:, None])[:, 0]
-        return count
-
-    def pairs(self, queries: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(B, W) bool, True where each of a query's own items (B, W) is relevant to it."""
-        if not self.sets:
-            return np.asarray(self.query[queries, None] == self.gallery[items])
-        relevant = np.empty(items.shape, dtype=np.bool_)
-        for row, (labels, own) in enumerate(zip(self.query[queries], items, strict=True)):
-            relevant[row] = self.gallery[own[:, None], np.flatnonzero(labels)].any(axis=1)
-        return relevant
-
-    def _tile(self, rows: slice, columns: slice) -> NDArray[np.bool_]:
-        """(B, B') bool, True where the gallery item is relevant to the query."""
-        if self.sets:
-            common = (
-                self.query[rows].astype(np.float32) @ self.gallery[columns].astype(np.float32).T
-            )
-            return np.asarray(common > 0)
-        return np.asarray(self.query[rows, None] == self.gallery[None, columns])
-
-
-def _relevance(
-    tiles: Similarities, query_labels: NDArray[Any] | None, gallery_labels: NDArray[Any] | None
-) -> _Relevance:
-    if query_labels is None or gallery_labels is None:
-        missing = "query_labels" if query_labels is None else "gallery_labels"
-        raise DataError(f"{missing} is missing; class-level retrieval needs both sides' labels")
-    return _Relevance(query_labels, gallery_labels, len(tiles.query), len(tiles.gallery))
-
-
-def _recall(tiles: Similarities, target: NDArray[np.int64], ks: Sequence[int]) -> Floats:
-    """Probability (Q, M) that each query's pair is among the first k, a column per k."""
-    target = check_labels(target, len(tiles.query), len(tiles.gallery), name="target")
-    if tiles.exclude_self:
-        own = np.flatnonzero(target == np.arange(len(target)))
-        if own.size:
-            raise DataError(
-                f"target[{own[0]}] is the query itself, which exclude_self rules out "
-                f"({own.size} such targets)"
-            )
-    above = np.empty(len(target), dtype=np.int64)
-    tied = np.full(len(target), -1, dtype=np.int64)  # the pair ties with itself
-    for rows in tiles.query_slices():
-        units = tiles.unit_queries(rows)
-        pair = tiles.pairs(rows, units, target[rows])[:, 0]
-        above[rows], num_tied = tiles.count(rows, units, pair)
-        tied[rows] += num_tied
-    return np.stack([hit_probability(above, tied, k) for k in ks], axis=1)
-
-
-def _average_precision(
-    tiles: Similarities, relevance: _Relevance, ks: Sequence[int]
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Expected AP@k (Q, M), NaN where nothing is relevant; numbers of relevant items (Q,)."""
-    depth = min(max(ks), tiles.num_candidates)
-    precisions = np.full((len(tiles.query), len(ks)), np.nan)
-    num_relevant = np.zeros(len(tiles.query), dtype=np.int64)
-    for rows in tiles.query_slices():
-        num_relevant[rows] = relevance.count(rows, tiles)
-        for near in tiles.nearest(rows, tiles.unit_queries(rows), depth):
-            hits = relevance.pairs(near.queries, near.items) & (near.similarity > -np.inf)
-            sums = np.cumsum(_expected_gains(near, hits), axis=1)
-            for column, k in enumerate(ks):
-                best = np.maximum(np.minimum(k, num_relevant[near.queries]), 1)
-                precisions[near.queries, column] = sums[:, min(k, depth) - 1] / best
-    precisions[num_relevant == 0] = np.nan
-    if not num_relevant.any():
+    ks = _check_ks(ks)
+    query_labels, gallery_labels = _check_relevance(
+        query_labels, gallery_labels, len(query), len(gallery)
+    )
+    num_candidates = len(gallery) - exclude_self
+    depth = min(max(ks), num_candidates)
+    precisions = np.empty((len(query), len(ks)))
+    num_relevant = np.empty(len(query), dtype=np.int64)
+    blocks = similarity_blocks(query, gallery, exclude_self=exclude_self, penalty=penalty)
+    for rows, similarity in blocks:
+        relevant = _relevant(query_labels[rows], gallery_labels) & (similarity > -np.inf)
+        num_relevant[rows] = np.count_nonzero(relevant, axis=1)
+        gains = np.cumsum(_expected_gains(similarity, relevant, depth), axis=1)
+        for column, k in enumerate(ks):
+            best = np.maximum(np.minimum(k, num_relevant[rows]), 1)
+            precisions[rows, column] = gains[:, min(k, depth) - 1] / best
+    kept = num_relevant > 0
+    if not kept.any():
         raise DataError("no query has a relevant item in the gallery; check the labels")
-    return precisions, num_relevant
+    precisions[~kept] = np.nan
+    num_left_out = int(np.count_nonzero(~kept))
+    note = f"{num_left_out} of {len(kept)} queries have no relevant gallery item and are left out."
+    names = [f"map@{k}" for k in ks]
+    metrics = measure(
+        names,
+        mean_statistic(precisions[kept]),
+        [float(random_average_precision(num_relevant[kept], num_candidates, k).mean()) for k in ks],
+        len(kept) - num_left_out,
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
+    return MetricResult(
+        metrics=metrics,
+        notes=(note,) if num_left_out else (),
+        outcomes=_by_column(names, precisions),
+    )
 
 
-def _expected_gains(near: Nearest, hits: NDArray[np.bool_]) -> Floats:
-    """Expected relevant_i * precision_i at each rank i, (B, depth).
+def outcomes_by_owner(outcomes: Outcomes, query_owners: Indices) -> Outcomes:
+    """What each sample adds to the means over queries (Q,) that it owns, as in `recall_metrics`."""
+    sums, _ = _sum_by_owner(np.stack([*outcomes.values()], axis=1), query_owners)
+    return _by_column([*outcomes], sums * (len(sums) / len(query_owners)))
 
-    `hits`: (B, W) whether the nearest items are relevant. Of those that share the lowest of the
-    `depth` values, which ones are among the first `depth` is arbitrary, so they are counted.
+
+def _expected_gains(similarity: Floats, relevant: NDArray[np.bool_], depth: int) -> Floats:
+    """Expected relevant_i * precision_i at each of the first ranks i, (B, depth).
+
+    `similarity`, `relevant`: (B, G). Of the items that share the lowest of the `depth` highest
+    similarities, which ones are among the first `depth` is arbitrary, so they are counted.
     """
-    first_held = near.similarity.shape[1] - near.depth
-    best = np.argpartition(near.similarity, first_held, axis=1)[:, first_held:]
-    values = np.take_along_axis(near.similarity, best, axis=1)
-    best = np.take_along_axis(best, np.argsort(-values, axis=1), axis=1)
-    values = np.take_along_axis(near.similarity, best, axis=1)
-    tied = near.similarity == values[:, -1:]
-    num_tied = np.count_nonzero(tied, axis=1, keepdims=True)
-    tied_hits = np.count_nonzero(tied & hits, axis=1, keepdims=True)
-    hits = np.take_along_axis(hits, best, axis=1)
-    ranks = np.arange(values.shape[1])
+    first_held = similarity.shape[1] - depth
+    best = np.argpartition(similarity, first_held, axis=1)[:, first_held:]
+    values = np.take_along_axis(similarity, best, axis=1)
+    order = np.argsort(-values, axis=1)
+    best = np.take_along_axis(best, order, axis=1)
+    values = np.take_along_axis(values, order, axis=1)
+    at_lowest = similarity == values[:, -1:]
+    num_tied = np.count_nonzero(at_lowest, axis=1, keepdims=True)
+    tied_hits = np.count_nonzero(at_lowest & relevant, axis=1, keepdims=True)
+    hits = np.take_along_axis(relevant, best, axis=1)
+    ranks = np.arange(depth)
     first = np.ones(values.shape, dtype=bool)
     first[:, 1:] = values[:, 1:] != values[:, :-1]
     last = np.roll(first, -1, axis=1)  # the first rank always starts a group: so it wraps right
     starts = np.maximum.accumulate(np.where(first, ranks, 0), axis=1)
-    ends = np.where(last, ranks + 1, values.shape[1])
+    ends = np.where(last, ranks + 1, depth)
     ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
 
     found = np.concatenate([np.zeros((len(hits), 1), dtype=np.int64), hits.cumsum(axis=1)], 1)
@@ -300,7 +185,50 @@ def _expected_gains(near: Nearest, hits: NDArray[np.bool_]) -> Floats:
     return np.asarray(group_hits / sizes * (before + 1 + inside) / (ranks + 1))
 
 
+def _relevant(query_labels: NDArray[Any], gallery_labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(B, G) bool: whether items are of the class of the queries, or share one with them."""
+    if query_labels.ndim == 2:
+        return np.asarray(query_labels @ gallery_labels.T > 0)
+    return np.asarray(query_labels[:, None] == gallery_labels)
+
+
+def _sum_by_owner(values: Floats, owners: Indices) -> tuple[Floats, Indices]:
+    """Sums (S, M) of values (Q, M) over the queries of each sample, and their numbers (S,)."""
+    _, members = np.unique(owners, return_inverse=True)
+    sums = [np.bincount(members, weights=column) for column in values.T]
+    return np.stack(sums, axis=1), np.bincount(members)
+
+
+def _by_column(names: Sequence[str], values: Floats) -> Outcomes:
+    return {name: values[:, column].copy() for column, name in enumerate(names)}
+
+
 def _check_ks(ks: Sequence[int]) -> tuple[int, ...]:
     if not ks or min(ks) < 1:
         raise DataError(f"ks is {tuple(ks)}; expected at least one k, each 1 or more")
     return tuple(sorted(set(ks)))
+
+
+def _check_owners(owners: Indices | None, number: int, name: str) -> Indices:
+    if owners is None:
+        return np.arange(number)
+    return check_labels(owners, number, np.iinfo(np.int64).max, name=name)
+
+
+def _check_relevance(
+    query_labels: NDArray[Any], gallery_labels: NDArray[Any], num_queries: int, num_gallery: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Classes as int64, or sets of classes as float32 for their product, or a `DataError`."""
+    sides = (
+        (query_labels, num_queries, "query_labels"),
+        (gallery_labels, num_gallery, "gallery_labels"),
+    )
+    if query_labels.ndim != 2:
+        highest = np.iinfo(np.int64).max
+        first, second = (check_labels(own, num, highest, name=name) for own, num, name in sides)
+        return first, second
+    for labels, number, name in sides:
+        shape = (number, query_labels.shape[1])
+        if labels.shape != shape or labels.dtype != np.bool_:
+            raise DataError(f"{name} is {labels.shape} {labels.dtype}; expected {shape} bool")
+    return query_labels.astype(np.float32), gallery_labels.astype(np.float32)

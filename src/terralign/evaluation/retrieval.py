@@ -1,34 +1,70 @@
-"""Retrieval between any two of text, RGB and the aligned sensors, over the samples of one set."""
+"""Retrieval between any two of text, RGB and the aligned sensors, over the samples of one set.
+
+N samples, M rows of a side, K classes, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Captions, SampleSet
+from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
 from terralign.evaluation.bootstrap import Floats
-from terralign.evaluation.caption_recall import (
-    Counts,
-    captions_find_images,
-    images_find_captions,
-    outcomes_per_image,
-)
 from terralign.evaluation.classification import choose_prompts
 from terralign.evaluation.embed import Embed, choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult
-from terralign.evaluation.ranking import retrieval_metrics
+from terralign.evaluation.ranking import map_metrics, outcomes_by_owner, recall_metrics
 from terralign.evaluation.result import Evaluation
 
 TEXT = "text"
 OWN_SAMPLE = "by class a query does not find its own sample"
-NO_CLASS_REPEATS = "no two samples share a class, so that there is no figure by class"
+NO_CLASS_REPEATS = "no two samples share a class, so that there is no metric by class"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """One modality of the samples of a set, as queries or as the gallery.
+
+    `vectors`: (M, D). `owners`: (M,) the sample that each row belongs to, None where row k is class
+    k. `labels`: (M,) classes or (M, K) bool, None without. `captions`: whether rows are captions.
+    """
+
+    vectors: Floats
+    owners: NDArray[np.int64] | None = None
+    labels: NDArray[Any] | None = None
+    captions: bool = False
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether row i is sample i, as one of its sensors shows it."""
+        return self.owners is not None and not self.captions
+
+
+def image_side(samples: SampleSet, vectors: Floats) -> Side:
+    """The samples themselves, `vectors` (N, D)."""
+    labels = None if samples.labels is None else samples.labels.values
+    return Side(vectors=vectors, owners=np.arange(len(samples)), labels=labels)
+
+
+def caption_side(samples: SampleSet, captions: Captions, vectors: Floats) -> Side:
+    """All captions of the samples in their order, `vectors` (M, D)."""
+    owners = np.repeat(np.arange(len(samples)), [len(texts) for texts in captions])
+    labels = None if samples.labels is None else samples.labels.values[owners]
+    return Side(vectors=vectors, owners=owners, labels=labels, captions=True)
+
+
+def class_side(labels: Labels, weights: Floats) -> Side:
+    """The names of the classes, `weights` (K, D)."""
+    num_classes = len(labels.class_names)
+    own = np.eye(num_classes, dtype=np.bool_) if labels.multi_label else np.arange(num_classes)
+    return Side(vectors=weights, labels=own)
 
 
 def evaluate_retrieval(
@@ -46,10 +82,10 @@ def evaluate_retrieval(
     query's default is the data's own sensor, or text where the data has captions and no labels.
     Two image modalities of the same samples: `recall@k`, the right answer being the same
     sample; with labels, also class-level `map@k`, for which the query's own sample does not count:
-    finding it says that two sensors agree, and nothing about classes. Text: the captions as they
+    finding it shows that two sensors agree, and nothing about classes. Text: the captions as they
     are where the set has them, else one prompted query per class name (`map@k`). Of several
     captions each is a query for its sample; a sample finds text where its best-ranked caption is
-    among the first k (`recall@k`, see `caption_recall.py`). The same modality twice: class-level,
+    among the first k (`recall@k`, see `ranking.py`). The same modality twice: class-level,
     the query itself left out. `embed`: how to get the vectors of a route, where they were computed
     before.
     """
@@ -59,7 +95,9 @@ def evaluate_retrieval(
     query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
     of_names = TEXT in (query, gallery) and samples.captions is None
     chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
-    sides = [_Side(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)]
+    sides = [
+        _modality(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)
+    ]
     result = _rank(samples, *sides)
     notes = dict.fromkeys(note for side in sides for note in side.no_data)
     return Evaluation(
@@ -77,58 +115,44 @@ def evaluate_retrieval(
     )
 
 
-class _Side:
-    """The vectors of one modality, and how they belong to the samples.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Modality:
+    """A side, what it is called, and how much of its pixels was valid."""
 
-    `vectors` (M, D). `owners`: (M,) the sample that each row belongs to, None where row k is class
-    k. `captions`: the texts, where rows are captions, in the samples' order.
-    """
+    side: Side
+    name: str
+    note: str
+    sensor: str | None = None
+    valid_share: float = 1.0
+    no_data: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        space: EmbeddingSpace,
-        samples: SampleSet,
-        name: str,
-        *,
-        prompts: PromptSet | None,
-        embed: Embed,
-    ) -> None:
-        self.captions: Captions | None = None
-        self.sensor: str | None = None
-        self.valid_share, self.no_data = 1.0, list[str]()
-        self.owners: NDArray[np.int64] | None = np.arange(len(samples), dtype=np.int64)
-        if name != TEXT:
-            route = choose_route(space, samples, name)
-            self.name, self.note = route.tower, route.note
-            self.sensor = route.layout.sensor.name
-            embedded = embed(route)
-            self.vectors: NDArray[Any] = embedded.vectors.numpy()
-            self.valid_share, self.no_data = embedded.valid_share, embedded.notes
-            return
-        self.name = TEXT
-        if samples.captions is not None:
-            self.note = "captions"
-            self.captions = samples.captions
-            self.vectors = embed_captions(space, samples.captions)
-            self.owners = np.repeat(self.owners, [len(texts) for texts in self.captions])
-            return
-        if samples.labels is None:
-            raise DataError(f"data set {samples.name!r} has neither captions nor class names")
-        self.owners = None
-        self.note = "class names"
-        self.vectors = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
 
-    @property
-    def of_samples(self) -> bool:
-        """Whether row k is sample k, as one of its sensors shows it."""
-        return self.owners is not None and self.captions is None
-
-    @property
-    def num_captions(self) -> Counts | None:
-        """How many captions each sample has, (N,), where rows are captions."""
-        if self.captions is None:
-            return None
-        return np.array([len(texts) for texts in self.captions], dtype=np.int64)
+def _modality(
+    space: EmbeddingSpace,
+    samples: SampleSet,
+    name: str,
+    prompts: PromptSet | None,
+    embed: Embed,
+) -> _Modality:
+    if name != TEXT:
+        route = choose_route(space, samples, name)
+        embedded = embed(route)
+        return _Modality(
+            side=image_side(samples, embedded.vectors.numpy()),
+            name=route.tower,
+            note=route.note,
+            sensor=route.layout.sensor.name,
+            valid_share=embedded.valid_share,
+            no_data=tuple(embedded.notes),
+        )
+    if samples.captions is not None:
+        vectors = embed_captions(space, samples.captions)
+        side = caption_side(samples, samples.captions, vectors)
+        return _Modality(side=side, name=TEXT, note="captions")
+    if samples.labels is None:
+        raise DataError(f"data set {samples.name!r} has neither captions nor class names")
+    weights = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
+    return _Modality(side=class_side(samples.labels, weights), name=TEXT, note="class names")
 
 
 def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
@@ -138,96 +162,61 @@ def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
     return np.asarray(space.encode_text(list(places)).numpy()[rows])
 
 
-def _rank(samples: SampleSet, query: _Side, gallery: _Side) -> MetricResult:
-    if query.owners is None and gallery.owners is None:
+def _rank(samples: SampleSet, query: _Modality, gallery: _Modality) -> MetricResult:
+    if query.side.owners is None and gallery.side.owners is None:
         raise DataError("text finds text: name an image modality for the query or the gallery")
-    same = query.name == gallery.name
-    labels = samples.labels
-    instance: MetricResult | None = None
-    if query.owners is not None and gallery.owners is not None and not same:
-        instance = find_own(
-            query.vectors, gallery.vectors,
-            query_captions=query.num_captions, gallery_captions=gallery.num_captions,
-        )  # fmt: skip
-        captions = query.captions or gallery.captions
-        if captions is not None:
-            instance = replace(instance, notes=shared_captions(captions))
-    if labels is None:
-        if instance is None:
+    sides = query.side, gallery.side
+    if query.name == gallery.name:
+        if query.side.labels is None:
             raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
-        return instance
-    classes = np.arange(len(labels.class_names), dtype=np.int64)
-    own = np.eye(len(classes), dtype=np.bool_) if labels.multi_label else classes
-    judged = (
-        own if query.owners is None else labels.values[query.owners],
-        own if gallery.owners is None else labels.values[gallery.owners],
-    )
-    vectors = query.vectors, gallery.vectors
-    if same:
-        return retrieval_metrics(
-            *vectors, query_labels=judged[0], gallery_labels=judged[1], exclude_self=True
-        )
-    own_samples = query.of_samples and gallery.of_samples
-    by_class = find_class(
-        *vectors, *judged, own_samples=own_samples, num_captions=query.num_captions
-    )
-    if instance is None:
-        return by_class
-    return MetricResult(
+        vectors, labels = query.side.vectors, query.side.labels
+        return map_metrics(vectors, vectors, labels, labels, exclude_self=True)
+    instance, by_class = find_own(*sides), find_class(*sides)
+    if instance is not None and samples.captions is not None and any(s.captions for s in sides):
+        instance = replace(instance, notes=shared_captions(samples.captions))
+    if instance is None or by_class is None:
+        found = instance or by_class
+        assert found is not None  # the owners of both sides are known, or the labels of both
+        return found
+    return replace(
+        by_class,
         metrics=instance.metrics + by_class.metrics,
-        per_class=(),
-        num_classes_without_positives=by_class.num_classes_without_positives,
-        num_queries_left_out=by_class.num_queries_left_out,
         notes=instance.notes + by_class.notes,
         outcomes=instance.outcomes | by_class.outcomes,
     )
 
 
-def find_own(
-    query: Floats,
-    gallery: Floats,
-    *,
-    query_captions: Counts | None = None,
-    gallery_captions: Counts | None = None,
-    **settings: Any,
-) -> MetricResult:
-    """`recall@k` of two modalities of N samples, the right answer being what is of the same one.
+def find_own(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
+    """`recall@k`, the right answer being what is of the same sample; None where a side has classes.
 
-    `query`, `gallery`: (N, D), row k of sample k; or one row a caption, with how many captions each
-    sample has in `query_captions` or `gallery_captions` (N,). `settings`: `penalty`,
-    `num_bootstrap` and `seed` of `retrieval_metrics`.
+    `settings`: `penalty`, `num_bootstrap` and `seed` of `recall_metrics`.
     """
-    if query_captions is not None:
-        return captions_find_images(query, gallery, query_captions, **settings)
-    if gallery_captions is not None:
-        return images_find_captions(query, gallery, gallery_captions, **settings)
-    return retrieval_metrics(query, gallery, target=np.arange(len(query)), **settings)
+    if query.owners is None or gallery.owners is None:
+        return None
+    return recall_metrics(
+        query.vectors, gallery.vectors,
+        query_owners=query.owners, gallery_owners=gallery.owners, **settings,
+    )  # fmt: skip
 
 
-def find_class(
-    query: Floats,
-    gallery: Floats,
-    query_labels: NDArray[Any],
-    gallery_labels: NDArray[Any],
-    *,
-    own_samples: bool,
-    num_captions: Counts | None = None,
-    **settings: Any,
-) -> MetricResult:
-    """`map@k`, the right answer being what is of the same class, see `retrieval_metrics`.
+def find_class(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
+    """`map@k`, the right answer being what is of the same class; None without labels.
 
-    `own_samples`: row k of both is sample k, which does not find itself; without figures, but with
-    a note, where no class has two samples. `num_captions`: of each sample (N,), where queries are
-    captions: outcomes are those of the samples then. `settings` as in `find_own`.
+    Where both sides are samples, one does not find itself: there are no metrics, but a note, where
+    no class has two samples. Outcomes are those of samples where queries are captions. `settings`
+    as in `find_own`.
     """
-    if own_samples and not _classes_repeat(query_labels):
+    if query.labels is None or gallery.labels is None:
+        return None
+    own_samples = query.of_samples and gallery.of_samples
+    if own_samples and not _classes_repeat(query.labels):
         return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
-    found = retrieval_metrics(
-        query, gallery, query_labels=query_labels, gallery_labels=gallery_labels,
+    found = map_metrics(
+        query.vectors, gallery.vectors, query.labels, gallery.labels,
         exclude_self=own_samples, **settings,
     )  # fmt: skip
-    if num_captions is not None:
-        found = replace(found, outcomes=outcomes_per_image(found.outcomes, num_captions))
+    if query.captions and query.owners is not None:
+        found = replace(found, outcomes=outcomes_by_owner(found.outcomes, query.owners))
     return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found
 
 
@@ -238,13 +227,13 @@ def _classes_repeat(labels: NDArray[Any]) -> bool:
 
 
 def shared_captions(captions: Captions) -> tuple[str, ...]:
-    """A note on captions that stand with several samples, where there are such."""
+    """A note on captions that several samples share, if any."""
     owners = Counter(text for texts in captions for text in set(texts))
     num_shared = sum(owners[text] > 1 for texts in captions for text in texts)
     if not num_shared:
         return ()
     total = sum(len(texts) for texts in captions)
     return (
-        f"{num_shared:,} of {total:,} captions stand with several images; "
+        f"{num_shared:,} of {total:,} captions belong to several images; "
         "only the image a caption is from counts as right.",
     )

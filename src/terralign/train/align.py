@@ -33,15 +33,16 @@ from terralign.preprocess import (
     scale_bands,
 )
 from terralign.train.finetune import select_trainable, train_mode
-from terralign.train.loop import FitResult, Prepared, fit
+from terralign.train.loop import Batch, FitResult, fit
 from terralign.train.losses import (
     LOSSES,
-    Calibration,
+    Calibrations,
     Context,
     label_loss,
     start_calibration,
 )
 from terralign.train.settings import AlignSettings as AlignSettings
+from terralign.train.settings import LabelLoss
 from terralign.train.student import student_layout
 from terralign.train.student_validation import validation_value
 from terralign.train.teacher import (
@@ -124,35 +125,34 @@ class _PairBatches:
 
     def first_bands_of(self, source: int) -> Tensor:
         """Ready bands (B, C, H, W) of the first batch of source number `source`."""
-        bands: Tensor = self.prepare(self._plan.first_step_of(source)).inputs[1]
-        return bands
+        return self.prepare(self._plan.first_step_of(source)).pixels
 
-    def prepare(self, step: int) -> Prepared:
-        batch = self._plan.batch(step)
-        samples, layout = self._samples[batch.source], self._layouts[batch.source]
-        view = self._views.stored(batch.view)
-        raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
-        views = draw_views(
-            self._settings.views, seed=self._views.seed, view=view, indices=batch.indices
-        )
+    def prepare(self, step: int) -> Batch:
+        chosen = self._plan.batch(step)
+        samples, layout = self._samples[chosen.source], self._layouts[chosen.source]
+        source, indices = self._sources[chosen.source], chosen.indices
+        view = self._views.stored(chosen.view)
+        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+        views = draw_views(self._settings.views, seed=self._views.seed, view=view, indices=indices)
         bands = apply_views(scale_bands(raw, layout, self._spec), views, self._spec.size)
         bands = augment_spectral(
-            bands, self._settings.spectral,
-            seed=self._seed, view=batch.view, indices=batch.indices,
-        )  # fmt: skip
-        if self._stored is not None:
-            target = torch.from_numpy(
-                self._stored[batch.source][view, batch.indices].astype(np.float32)
-            )
+            bands, self._settings.spectral, seed=self._seed, view=chosen.view, indices=indices
+        )
+        if self._stored is None:
+            targets = teacher_pictures(self._clip, samples, self._views, view, indices)
         else:
-            target = teacher_pictures(self._clip, samples, self._views, view, batch.indices)
+            stored = self._stored[chosen.source][view, indices]
+            targets = torch.from_numpy(stored.astype(np.float32))
         labels = None
-        if self._sources[batch.source].labelled:
-            labels = torch.from_numpy(require_labels(samples).values[batch.indices])
-        return Prepared(
-            keys=keys_of(samples, batch.indices),
-            inputs=(batch.source, make_ready(bands, self._spec), target, labels),
-            source=self._sources[batch.source].title if len(self._sources) > 1 else "",
+        if source.labelled:
+            labels = torch.from_numpy(require_labels(samples).values[indices])
+        return Batch(
+            keys=keys_of(samples, indices),
+            pixels=make_ready(bands, self._spec),
+            labels=labels,
+            targets=targets,
+            source=chosen.source,
+            title=source.title if len(self._sources) > 1 else "",
         )
 
 
@@ -194,12 +194,8 @@ def align(
     device = next(clip.model.parameters()).device
     depends = align_depends(clip, student, sources, settings, anchors, validation, seed=seed)
     batches = _PairBatches(clip, student, sources, settings, views_folder or folder, cache, seed)
-    learner = _Learner(student, sources, clip, settings, batches).to(device)
+    learner = _Learner(clip, student, sources, settings, batches, anchors).to(device)
     select_trainable(student, settings.trainable, settings.frozen)
-    loss_function = _AlignmentLoss(
-        learner, clip, losses, anchors=None if anchors is None else anchors.to(device),
-        live=settings.live_teacher, device=device,
-    )  # fmt: skip
     frozen = settings.batch_norm == "frozen"
 
     def validate() -> float:
@@ -210,7 +206,7 @@ def align(
         )
 
     return fit(
-        learner, loss_function, batches, settings, folder,
+        learner, batches, settings, folder,
         identity=depends, seed=seed, label=f"align {student.config.name}",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
         validate=validate if validation is not None else None,
@@ -274,79 +270,65 @@ class _Learner(nn.Module):
 
     def __init__(
         self,
+        clip: ClipModel,
         student: SensorTower,
         sources: Sequence[AlignmentSource],
-        clip: ClipModel,
         settings: AlignSettings,
         batches: _PairBatches,
+        anchors: Tensor | None,
     ) -> None:
         super().__init__()
+        device = next(clip.model.parameters()).device
         self.student = student
-        self.weights: dict[int, Tensor] = {}
+        losses = _losses(settings, sources)
+        self._label_weight = losses.pop("label", 0.0)
+        self._feature_losses = losses
+        self._teacher = clip if settings.live_teacher else None
+        self._scale = clip.logit_scale
+        self._context = Context(
+            scale=clip.logit_scale, anchors=None if anchors is None else anchors.to(device)
+        )
+        self._weights: dict[int, Tensor] = {}
         calibrations = {}
         for number, source in enumerate(sources):
             if source.prompts is None:
                 continue
             labels = require_labels(source.samples)
             names = source.class_names or labels.class_names
-            self.weights[number] = zero_shot_weights(clip, names, source.prompts)
-            loss = settings.label_loss or (
-                "calibrated_bce" if labels.multi_label else "cross_entropy"
-            )
-            if labels.multi_label == (loss == "cross_entropy"):
-                raise RecipeError(f"label_loss {loss!r} does not fit {source.samples.name}")
-            if loss == "calibrated_bce":
-                calibrations[str(number)] = start_calibration(
-                    student, batches.first_bands_of(number), self.weights[number], labels.values,
+            self._weights[number] = zero_shot_weights(clip, names, source.prompts).to(device)
+            if _label_loss_of(source, settings) == "calibrated_bce":
+                calibrations[number] = start_calibration(
+                    student, batches.first_bands_of(number), self._weights[number], labels.values,
                     scale=clip.logit_scale,
                 )  # fmt: skip
-        self.calibrations = nn.ModuleDict(calibrations)
+        self.calibrations = Calibrations(calibrations)
 
-
-class _AlignmentLoss:
-    """The weighted sum of feature losses and label loss of one part of a batch."""
-
-    def __init__(
-        self,
-        learner: _Learner,
-        clip: ClipModel,
-        losses: dict[str, float],
-        *,
-        anchors: Tensor | None,
-        live: bool,
-        device: torch.device,
-    ) -> None:
-        self._learner, self._clip, self._live, self._device = learner, clip, live, device
-        self._feature_losses = {name: w for name, w in losses.items() if name != "label"}
-        self._label_weight = losses.get("label", 0.0)
-        self._context = Context(scale=clip.logit_scale, anchors=anchors)
-        self._weights = {number: w.to(device) for number, w in learner.weights.items()}
-
-    def __call__(
-        self, inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        source, bands, target, labels = inputs
-        bands = bands.tensor_split(num_parts)[part].to(self._device)
-        target = target.tensor_split(num_parts)[part].to(self._device)
-        if self._live:
-            target = teacher_features(self._clip, target)
-        features = self._learner.student(bands).float()
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.targets is not None
+        targets = batch.targets
+        if self._teacher is not None:
+            targets = teacher_features(self._teacher, targets)
+        features = self.student(batch.pixels).float()
         total = features.new_zeros(())
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, weight in self._feature_losses.items():
-            value = LOSSES[name](features, target, self._context)
-            figures[name] = float(value.detach())
+            value = LOSSES[name](features, targets, self._context)
+            metrics[name] = float(value.detach())
             total = total + weight * value
-        if labels is not None and self._label_weight:
-            calibrations = self._learner.calibrations
-            key = str(source)
-            calibration = calibrations[key] if key in calibrations else None  # noqa: SIM401
-            labels = labels.tensor_split(num_parts)[part].to(self._device)
+        if batch.labels is not None and self._label_weight:
             value = label_loss(
-                features, self._weights[source], labels,
-                scale=self._context.scale,
-                calibration=calibration if isinstance(calibration, Calibration) else None,
+                features, self._weights[batch.source], batch.labels,
+                scale=self._scale, calibration=self.calibrations.of(batch.source),
             )  # fmt: skip
-            figures["label"] = float(value.detach())
+            metrics["label"] = float(value.detach())
             total = total + self._label_weight * value
-        return total, figures, len(bands)
+        return total, metrics
+
+
+def _label_loss_of(source: AlignmentSource, settings: AlignSettings) -> LabelLoss:
+    """The label loss that is set, or the one that suits the labels of a source."""
+    multi_label = require_labels(source.samples).multi_label
+    loss = settings.label_loss or ("calibrated_bce" if multi_label else "cross_entropy")
+    if multi_label == (loss == "cross_entropy"):
+        raise RecipeError(f"label_loss {loss!r} does not fit {source.samples.name}")
+    return loss

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.datasets.batches import Batch, Plan, keep_in_memory, keys_of
+from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
@@ -31,8 +33,8 @@ from terralign.preprocess import (
     scale_composite,
 )
 from terralign.train.interpolate import on_cpu
-from terralign.train.loop import Prepared, fit
-from terralign.train.losses import Calibration, label_loss, start_calibration
+from terralign.train.loop import Batch, fit
+from terralign.train.losses import Calibrations, label_loss, start_calibration
 from terralign.train.settings import FinetuneSettings as FinetuneSettings
 from terralign.train.settings import LabelLoss as LabelLoss
 
@@ -100,15 +102,6 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-class _Student(nn.Module):
-    """The tower that is trained, and the scalars that are dropped afterwards."""
-
-    def __init__(self, visual: nn.Module, calibrations: dict[str, Calibration]) -> None:
-        super().__init__()
-        self.visual = visual
-        self.calibrations = nn.ModuleDict(calibrations)
-
-
 class PictureBatches:
     """Stage 1's batches: augmented composites, ready for the tower, with labels."""
 
@@ -137,42 +130,87 @@ class PictureBatches:
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
-    def first_step_of(self, source: int) -> int:
-        """The first step whose batch is of task number `source`."""
-        return self._plan.first_step_of(source)
+    def first_pictures_of(self, source: int) -> Tensor:
+        """Ready pixels (B, 3, size, size) of the first batch of task number `source`."""
+        return self.prepare(self._plan.first_step_of(source)).pixels
 
-    def prepare(self, step: int) -> Prepared:
-        batch = self._plan.batch(step)
-        samples = self._tasks[batch.source]
+    def prepare(self, step: int) -> Batch:
+        chosen = self._plan.batch(step)
+        samples = self._tasks[chosen.source]
         unlabelled = None
         if self._preserve_on is not None:
-            unlabelled = self._pictures(self._preserve_on, self._preserve_plan.batch(step))
-        return Prepared(
-            keys=keys_of(samples, batch.indices),
-            inputs=(
-                batch.source,
-                self._pictures(samples, batch),
-                torch.from_numpy(require_labels(samples).values[batch.indices]),
-                unlabelled,
-            ),
-            source=samples.name if len(self._tasks) > 1 else "",
+            others = self._preserve_plan.batch(step)
+            unlabelled = self._pictures(self._preserve_on, others.view, others.indices)
+        return Batch(
+            keys=keys_of(samples, chosen.indices),
+            pixels=self._pictures(samples, chosen.view, chosen.indices),
+            labels=torch.from_numpy(require_labels(samples).values[chosen.indices]),
+            unlabelled=unlabelled,
+            source=chosen.source,
+            title=samples.name if len(self._tasks) > 1 else "",
         )
 
-    def _pictures(self, samples: SampleSet, batch: Batch) -> Tensor:
+    def _pictures(self, samples: SampleSet, view: int, indices: NDArray[np.int64]) -> Tensor:
         """(B, 3, size, size) augmented and ready."""
         layout = optical_layout(samples)
         settings = self._settings
-        draw: dict[str, Any] = {
-            "seed": self._seed,
-            "view": batch.view,
-            "indices": batch.indices,
-        }
-        raw = torch.from_numpy(samples.read(batch.indices)[layout.sensor.name])
+        draw: dict[str, Any] = {"seed": self._seed, "view": view, "indices": indices}
+        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
         pictures = scale_composite(raw, layout)
         pictures = apply_views(pictures, draw_views(settings.views, **draw), self._spec.size)
         if settings.photometric is not None:
             pictures = augment_photometric(pictures.clamp(0, 1), settings.photometric, **draw)
         return make_ready(pictures, self._spec)
+
+
+class _Learner(nn.Module):
+    """The tower that is trained, and the scalars that are dropped afterwards."""
+
+    def __init__(
+        self,
+        clip: ClipModel,
+        tasks: Sequence[PatchingTask],
+        settings: FinetuneSettings,
+        batches: PictureBatches,
+    ) -> None:
+        super().__init__()
+        losses = [label_loss_of(task, settings) for task in tasks]
+        self._clip, self._settings = clip, settings
+        device = next(clip.model.parameters()).device
+        self._weights = [task.weights(clip).to(device) for task in tasks]
+        self.visual = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
+        self.calibrations = Calibrations(
+            {
+                number: start_calibration(
+                    clip.visual, batches.first_pictures_of(number), self._weights[number],
+                    require_labels(task.samples).values, scale=clip.logit_scale,
+                )
+                for number, (task, loss) in enumerate(zip(tasks, losses, strict=True))
+                if loss == "calibrated_bce"
+            }
+        )  # fmt: skip
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.labels is not None
+        settings = self._settings
+        features = self.visual(batch.pixels)
+        loss = label_loss(
+            features, self._weights[batch.source], batch.labels,
+            scale=self._clip.logit_scale,
+            calibration=self.calibrations.of(batch.source),
+            label_smoothing=settings.label_smoothing,
+        )  # fmt: skip
+        metrics = {"label": float(loss.detach())}
+        if settings.preserve:
+            kept = _moved(self._clip, batch.pixels, features).mean()
+            metrics["preserve"] = float(kept.detach())
+            loss = loss + settings.preserve * kept
+        if batch.unlabelled is not None:
+            moved = _moved(self._clip, batch.unlabelled, self.visual(batch.unlabelled))
+            kept = moved.sum() / max(1, len(batch.unlabelled)) * batch.unlabelled_share
+            metrics["preserve_unlabelled"] = float(kept.detach())
+            loss = loss + settings.preserve_unlabelled * kept
+        return loss, metrics
 
 
 def finetune(
@@ -197,58 +235,17 @@ def finetune(
             "preserve_unlabelled (a weight) and preserve_on (its pictures) need one another; "
             "give both or neither"
         )
-    losses = [label_loss_of(task, settings) for task in tasks]
-    device = next(clip.model.parameters()).device
     batches = PictureBatches(clip, tasks, settings, seed, preserve_on)
-    tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
-    calibrations = {
-        str(number): _calibration(clip, task, batches, number)
-        for number, (task, loss) in enumerate(zip(tasks, losses, strict=True))
-        if loss == "calibrated_bce"
-    }
-    student = _Student(tower, calibrations).to(device)
-    select_trainable(student.visual, settings.trainable, settings.frozen)
+    learner = _Learner(clip, tasks, settings, batches).to(next(clip.model.parameters()).device)
+    select_trainable(learner.visual, settings.trainable, settings.frozen)
     frozen = settings.batch_norm == "frozen"
-    weights = [task.weights(clip).to(device) for task in tasks]
-    scale = clip.logit_scale
-
-    def loss_function(
-        inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        source, pixels, labels, unlabelled = inputs
-        pixels = pixels.tensor_split(num_parts)[part].to(device)
-        labels = labels.tensor_split(num_parts)[part].to(device)
-        features = student.visual(pixels)
-        calibration = (
-            student.calibrations[str(source)] if losses[source] == "calibrated_bce" else None
-        )
-        loss = label_loss(
-            features, weights[source], labels, scale=scale,
-            calibration=cast(Calibration | None, calibration),
-            label_smoothing=settings.label_smoothing,
-        )  # fmt: skip
-        figures = {"label": float(loss.detach())}
-        if settings.preserve:
-            kept = _moved(clip, pixels, features).mean()
-            figures["preserve"] = float(kept.detach())
-            loss = loss + settings.preserve * kept
-        if unlabelled is not None:
-            pictures = unlabelled.tensor_split(num_parts)[part].to(device)
-            # The loop weighs parts by their labelled samples; this term has its own share.
-            share = len(inputs[2]) * len(pictures) / len(unlabelled) / len(labels)
-            moved = _moved(clip, pictures, student.visual(pictures))
-            kept = moved.sum() / max(1, len(pictures)) * share
-            figures["preserve_unlabelled"] = float(kept.detach())
-            loss = loss + settings.preserve_unlabelled * kept
-        return loss, figures, len(labels)
-
     fit(
-        student, loss_function, batches, settings, folder,
+        learner, batches, settings, folder,
         identity=finetune_depends(clip, tasks, settings, preserve_on=preserve_on, seed=seed),
         seed=seed, label=label, tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
-    return on_cpu(student.visual.state_dict())
+    return on_cpu(learner.visual.state_dict())
 
 
 def finetune_depends(
@@ -295,17 +292,6 @@ def label_loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
     return loss
 
 
-def _calibration(
-    clip: ClipModel, task: PatchingTask, batches: PictureBatches, source: int
-) -> Calibration:
-    """Start at the base rate of the labels and the mean cosine of a batch of training samples."""
-    pixels = batches.prepare(batches.first_step_of(source)).inputs[1]
-    return start_calibration(
-        clip.visual, pixels, task.weights(clip), require_labels(task.samples).values,
-        scale=clip.logit_scale,
-    )  # fmt: skip
-
-
 def reestimate_batch_norm(
     module: nn.Module, pixels: Sequence[Tensor], *, momentum: float | None = None
 ) -> None:
@@ -343,4 +329,4 @@ def training_pictures(
     """Ready pixels (B, 3, H, W) of the first batches of training, for `reestimate_batch_norm`."""
     batches = PictureBatches(clip, tasks, settings, seed)
     total = min(num_batches, batches.steps_per_epoch)
-    return [batches.prepare(step).inputs[1] for step in range(max(1, math.floor(total)))]
+    return [batches.prepare(step).pixels for step in range(max(1, math.floor(total)))]

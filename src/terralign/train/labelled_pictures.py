@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from terralign.train.finetune import (
     PictureBatches,
     label_loss_of,
 )
-from terralign.train.loop import LoopSettings, Prepared
+from terralign.train.loop import Batch, LoopSettings
 from terralign.train.losses import Calibration, start_calibration
 
 
@@ -63,8 +62,8 @@ class LabelledPictures:
         """Batches in one epoch, all tasks together."""
         return self._batches.steps_per_epoch
 
-    def prepare(self, step: int) -> Prepared:
-        """Inputs: (task number, pictures (B, 3, size, size), labels, None)."""
+    def prepare(self, step: int) -> Batch:
+        """Labelled pictures (B, 3, size, size)."""
         return self._batches.prepare(self.first + step)
 
     def calibration(self, number: int, weights: Tensor) -> Calibration | None:
@@ -72,20 +71,10 @@ class LabelledPictures:
         mean cosine of its first batch to `weights` (K, D); None where its loss needs none."""
         if self.losses[number] != "calibrated_bce":
             return None
-        pixels = self._batches.prepare(self._batches.first_step_of(number)).inputs[1]
         return start_calibration(
-            self._clip.visual, pixels, weights, require_labels(self.tasks[number].samples).values,
+            self._clip.visual,
+            self._batches.first_pictures_of(number),
+            weights,
+            require_labels(self.tasks[number].samples).values,
             scale=self._clip.logit_scale,
-        )  # fmt: skip
-
-
-def part_of(
-    inputs: tuple[int, Tensor, Tensor, None], part: int, num_parts: int, device: torch.device
-) -> tuple[int, Tensor, Tensor]:
-    """(task number, pictures, labels) of one part of a batch, on `device`."""
-    source, pixels, labels, _ = inputs
-    return (
-        source,
-        pixels.tensor_split(num_parts)[part].to(device),
-        labels.tensor_split(num_parts)[part].to(device),
-    )
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.train.finetune import PatchingTask, select_trainable, train_mode
 from terralign.train.interpolate import on_cpu
-from terralign.train.labelled_pictures import LabelledPictures, PictureSettings, part_of
-from terralign.train.loop import LoopSettings, fit
+from terralign.train.labelled_pictures import LabelledPictures, PictureSettings
+from terralign.train.loop import Batch, LoopSettings, fit
 
 
 class LinearProbeSettings(PictureSettings):
@@ -97,11 +97,30 @@ class LinearProbeResult:
     finetuned: StateDict
 
 
-class _HeadsAndTower(nn.Module):
-    def __init__(self, visual: nn.Module, heads: nn.ModuleList) -> None:
+class _Learner(nn.Module):
+    """The heads, beside a tower that is frozen or trained with them."""
+
+    def __init__(
+        self, visual: nn.Module, heads: nn.ModuleList, label_smoothing: float, *, frozen: bool
+    ) -> None:
         super().__init__()
-        self.visual = visual
+        if not frozen:
+            self.visual = visual
+        self._tower = (visual,)  # in a tuple it is none of this module's own
+        self._frozen = frozen
         self.heads = heads
+        self._label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.labels is not None
+        with torch.set_grad_enabled(not self._frozen):
+            features = self._tower[0](batch.pixels)
+        logits = self.heads[batch.source](features)
+        if batch.labels.ndim == 1:
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._label_smoothing)
+        else:
+            loss = F.binary_cross_entropy_with_logits(logits, batch.labels.float())
+        return loss, {"label": float(loss.detach())}
 
 
 def probe_then_finetune(
@@ -131,8 +150,7 @@ def probe_then_finetune(
         "theta_0": clip.anchor_id(),
     }
     fit(
-        heads,
-        _HeadLoss(clip.visual, heads, settings.label_smoothing, frozen_tower=True),
+        _Learner(clip.visual, heads, settings.label_smoothing, frozen=True),
         pictures,
         _probe_settings(settings),
         folder / "probe",
@@ -141,13 +159,12 @@ def probe_then_finetune(
     )  # fmt: skip
     probe_heads = tuple(_kept(head) for head in heads)
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
-    both = _HeadsAndTower(tower, heads).to(device)
-    select_trainable(both.visual, settings.trainable, settings.frozen)
+    both = _Learner(tower, heads, settings.label_smoothing, frozen=False).to(device)
+    select_trainable(tower, settings.trainable, settings.frozen)
     pictures.first = settings.probe_epochs * pictures.steps_per_epoch
     frozen = settings.batch_norm == "frozen"
     fit(
         both,
-        _HeadLoss(both.visual, heads, settings.label_smoothing, frozen_tower=False),
         pictures,
         settings.model_copy(update={"epochs": tower_epochs}),
         folder / "finetune",
@@ -158,7 +175,7 @@ def probe_then_finetune(
     return LinearProbeResult(
         probe_heads=probe_heads,
         heads=tuple(_kept(head) for head in heads),
-        finetuned=on_cpu(both.visual.state_dict()),
+        finetuned=on_cpu(tower.state_dict()),
     )
 
 
@@ -194,30 +211,6 @@ def _kept(head: nn.Module) -> LinearHead:
     copied = LinearHead(source.weight.detach().cpu(), scale=float(source.scale))
     copied.load_state_dict(on_cpu(source.state_dict()))
     return copied.eval().requires_grad_(False)
-
-
-class _HeadLoss:
-    """The label loss of the heads' logits for one part of a batch."""
-
-    def __init__(
-        self, visual: nn.Module, heads: nn.ModuleList, label_smoothing: float, *, frozen_tower: bool
-    ) -> None:
-        self._visual, self._heads = visual, heads
-        self._label_smoothing, self._frozen_tower = label_smoothing, frozen_tower
-
-    def __call__(
-        self, inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        device = next(self._heads.parameters()).device
-        source, pixels, labels = part_of(inputs, part, num_parts, device)
-        with torch.set_grad_enabled(not self._frozen_tower):
-            features = self._visual(pixels)
-        logits = self._heads[source](features)
-        if labels.ndim == 1:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self._label_smoothing)
-        else:
-            loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-        return loss, {"label": float(loss.detach())}, len(labels)
 
 
 def evaluate_linear_head(clip: ClipModel, head: LinearHead, samples: SampleSet) -> MetricResult:

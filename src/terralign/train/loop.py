@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,34 +44,61 @@ class Batches(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def prepare(self, step: int) -> Prepared:
+    def prepare(self, step: int) -> Batch:
         """The batch of this step, decoded and augmented; called by a background thread."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A batch ready for its step: `inputs` is what the loss function takes.
+class Batch:
+    """Samples ready for a step, or a part of them. B samples, C bands, D embedding, K classes.
 
-    `source`: what to call the data set it is of, where batches of several alternate.
+    `pixels`: (B, C, H, W), for the tower that is trained. `labels`: (B,) int64 or (B, K) bool.
+    `targets`: what the tower's embeddings are compared with: embeddings (B, D), pictures of the
+    same samples (B, 3, H, W), or tokens of their captions (B, L). `unlabelled`: (U, 3, H, W) other
+    pictures. `source`: the number of the data set; `title` names it where batches of several
+    alternate. `unlabelled_share`: what a mean over `unlabelled` weighs in the loss of this part, so
+    that all parts together give the mean over the whole batch's.
     """
 
     keys: Sequence[str]
-    inputs: Any
-    source: str = ""
+    pixels: Tensor
+    labels: Tensor | None = None
+    targets: Tensor | None = None
+    unlabelled: Tensor | None = None
+    source: int = 0
+    title: str = ""
+    unlabelled_share: float = 1.0
 
+    def __len__(self) -> int:
+        return len(self.keys)
 
-class LossFunction(Protocol):
-    """The mean loss per sample of part `part` of `num_parts` of a batch, and figures to log."""
+    def split(self, num_parts: int) -> list[Batch]:
+        """The batch in parts of nearly equal size."""
+        tensors = {name: one.tensor_split(num_parts) for name, one in self._tensors().items()}
+        numbers = np.array_split(np.arange(len(self)), num_parts)
+        parts = []
+        for part, own in enumerate(numbers):
+            values: dict[str, Any] = {name: split[part] for name, split in tensors.items()}
+            if self.unlabelled is not None:
+                num_others, others = len(self.unlabelled), len(values["unlabelled"])
+                values["unlabelled_share"] = len(self) * others / num_others / len(own)
+            parts.append(replace(self, keys=[self.keys[number] for number in own], **values))
+        return parts
 
-    def __call__(
-        self, inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]: ...
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        moved: dict[str, Any] = {name: one.to(device) for name, one in self._tensors().items()}
+        return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: one for name, one in values.items() if isinstance(one, Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
-    """`module` holds the weights to go on with; `best` is the validation value, if any."""
+    """The learner holds the weights to use; `best` is the validation value, if any."""
 
     num_steps: int
     resumed_at: int
@@ -125,8 +153,7 @@ def parameter_groups(
 
 
 def fit(
-    module: nn.Module,
-    loss_function: LossFunction,
+    learner: nn.Module,
     batches: Batches,
     settings: LoopSettings,
     folder: Path,
@@ -138,13 +165,14 @@ def fit(
     validate: Callable[[], float] | None = None,
     tensorboard: bool = False,
 ) -> FitResult:
-    """Train `module` in place, or go on where an earlier call stopped.
+    """Train `learner` in place, or resume where an earlier call stopped.
 
-    `folder` takes `last.pt`, `best.pt` and `metrics.jsonl`. `identity`: everything that the result
-    depends on (settings, data, initial weights); a checkpoint of another one is refused.
-    `set_mode` puts the module into training mode (and keeps batch norms frozen, say).
-    `validate`: higher is better. Raises `Interrupted` after saving, on SIGINT and SIGTERM, and
-    `TrainingError` for a loss that is not finite.
+    Called with a `Batch`, the learner returns the mean loss over its samples, and metrics to log.
+    Its parameters are trained and kept. `folder` takes `last.pt`, `best.pt` and `metrics.jsonl`.
+    `identity`: everything that the result depends on (settings, data, initial weights); a
+    checkpoint of another one is refused. `set_mode` puts the learner into training mode (and keeps
+    batch norms frozen, say). `validate`: higher is better. Raises `Interrupted` after saving, on
+    SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
     """
     num_steps = settings.epochs * batches.steps_per_epoch
     _check_settings(settings, num_steps, validate is not None)
@@ -152,20 +180,20 @@ def fit(
         folder,
         identity=hash_json({"seed": seed, "loop": settings.values_of(LoopSettings), **identity}),
     )
-    device = next(module.parameters()).device
+    device = next(learner.parameters()).device
     optimizer = torch.optim.AdamW(
-        parameter_groups(module, settings.weight_decay, settings.decay),
+        parameter_groups(learner, settings.weight_decay, settings.decay),
         lr=settings.lr,
         betas=settings.betas,
     )
     torch.manual_seed(seed)
-    first, best = restore(checkpoints, module, optimizer)
+    first, best = restore(checkpoints, learner, optimizer)
     validate_every = settings.validate_every or batches.steps_per_epoch
 
     def save(step: int) -> None:
-        checkpoints.write(checkpoints.last, training_state(step, best, module, optimizer))
+        checkpoints.write(checkpoints.last, training_state(step, best, learner, optimizer))
 
-    set_mode(module)
+    set_mode(learner)
     with (
         closing(
             MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
@@ -178,26 +206,26 @@ def fit(
     ):
         for step in range(first, num_steps):
             asked = time.monotonic()
-            prepared = next(stream)
+            batch = next(stream)
             start = time.monotonic()
             rate = learning_rate(step, num_steps=num_steps, settings=settings)
             figures = _train_step(
-                module, loss_function, optimizer, prepared, settings, rate, device=device,
+                learner, optimizer, batch, settings, rate, device=device,
                 where=f"{label}: step {step + 1} of {num_steps}", checkpoints=checkpoints,
             )  # fmt: skip
-            figures["samples_per_second"] = len(prepared.keys) / (time.monotonic() - start)
+            figures["samples_per_second"] = len(batch) / (time.monotonic() - start)
             figures["seconds_waiting"] = start - asked
-            log.write(step + 1, {"lr": rate, **figures}, source=prepared.source)
-            of_source = f" ({prepared.source})" if prepared.source else ""
+            log.write(step + 1, {"lr": rate, **figures}, source=batch.title)
+            of_source = f" ({batch.title})" if batch.title else ""
             progress.advance(note=f"loss {figures['loss']:.4g}{of_source}")
             done = step + 1
             if validate and settings.keep == "best" and done % validate_every == 0:
                 value = validate()
-                set_mode(module)
+                set_mode(learner)
                 log.write(done, {"validation": value})
                 if best is None or value > best:
                     best = value
-                    checkpoints.write(checkpoints.best, {"model": detached(module)})
+                    checkpoints.write(checkpoints.best, {"model": detached(learner)})
             number = stopped()
             if done == num_steps or number is not None or checkpoints.due():
                 save(done)
@@ -210,7 +238,7 @@ def fit(
     if settings.keep == "best":
         kept = checkpoints.read(checkpoints.best)
         if kept is not None:
-            module.load_state_dict(kept["model"])
+            learner.load_state_dict(kept["model"])
     return FitResult(num_steps=num_steps, resumed_at=first, best=best)
 
 
@@ -229,10 +257,9 @@ def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool
 
 
 def _train_step(
-    module: nn.Module,
-    loss_function: LossFunction,
+    learner: nn.Module,
     optimizer: torch.optim.Optimizer,
-    prepared: Prepared,
+    batch: Batch,
     settings: LoopSettings,
     rate: float,
     *,
@@ -245,26 +272,25 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     figures: dict[str, float] = {}
-    num_parts = min(settings.accumulate, len(prepared.keys))
-    for part in range(num_parts):
+    for part in batch.split(min(settings.accumulate, len(batch))):
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
         ):
-            loss, parts, count = loss_function(prepared.inputs, part, num_parts)
-        share = count / len(prepared.keys)
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+            loss, of_part = learner(part.to(device))
+        share = len(part) / len(batch)
+        (loss * share).backward()
         total += float(loss.detach()) * share
-        for name, value in parts.items():
+        for name, value in of_part.items():
             figures[name] = figures.get(name, 0.0) + value * share
-    trainable = [value for value in module.parameters() if value.requires_grad]
+    trainable = [value for value in learner.parameters() if value.requires_grad]
     limit = settings.clip_norm if settings.clip_norm is not None else math.inf
     norm = float(nn.utils.clip_grad_norm_(trainable, limit))
     if not (math.isfinite(total) and math.isfinite(norm)):
         last = checkpoints.last if checkpoints.last.is_file() else "none yet"
-        keys = ", ".join(list(prepared.keys)[:8])
+        keys = ", ".join(batch.keys[:8])
         raise TrainingError(
             f"{where}: the loss is {total} and the gradient's norm {norm}; batch: {keys}"
-            f"{', ...' if len(prepared.keys) > 8 else ''}; last good checkpoint: {last}. "
+            f"{', ...' if len(batch) > 8 else ''}; last good checkpoint: {last}. "
             "Lower the learning rate, or look at these samples"
         )
     optimizer.step()

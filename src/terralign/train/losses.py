@@ -6,9 +6,9 @@ weight that suits one reduction does not suit another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 class Context:
     """What feature losses may use: exp(logit_scale), and anchors (K, D), L2-normalised texts."""
 
-    scale: float
+    scale: float | Tensor
     anchors: Tensor | None = None
 
 
@@ -89,6 +89,17 @@ class Calibration(nn.Module):
 
     def forward(self, cosines: Tensor) -> Tensor:
         return self.log_scale.exp() * cosines + self.bias
+
+
+class Calibrations(nn.ModuleDict):
+    """The calibrations of several data sets, by number."""
+
+    def __init__(self, found: Mapping[int, Calibration]) -> None:
+        super().__init__({str(number): one for number, one in found.items()})
+
+    def of(self, source: int) -> Calibration | None:
+        """That of data set number `source`; None where its loss has none."""
+        return cast(Calibration, self[str(source)]) if str(source) in self else None
 
 
 def start_calibration(

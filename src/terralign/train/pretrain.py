@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
@@ -20,9 +19,12 @@ from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
 from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
-from terralign.train.loop import Prepared, fit
-from terralign.train.losses import cosines
+from terralign.train.loop import Batch, fit
+from terralign.train.losses import Context, infonce
 from terralign.train.settings import PretrainSettings as PretrainSettings
+
+MAX_LOG_SCALE = math.log(100)
+"""Of logit_scale, as in CLIP."""
 
 
 class _CaptionBatches:
@@ -44,23 +46,33 @@ class _CaptionBatches:
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
-    def prepare(self, step: int) -> Prepared:
-        batch = self._plan.batch(step)
+    def prepare(self, step: int) -> Batch:
+        chosen = self._plan.batch(step)
         layout = optical_layout(self._samples)
-        raw = torch.from_numpy(self._samples.read(batch.indices)[layout.sensor.name])
-        views = draw_views(self._views, seed=self._seed, view=batch.view, indices=batch.indices)
+        raw = torch.from_numpy(self._samples.read(chosen.indices)[layout.sensor.name])
+        views = draw_views(self._views, seed=self._seed, view=chosen.view, indices=chosen.indices)
         pictures = apply_views(scale_composite(raw, layout), views, self._spec.size)
-        return Prepared(
-            keys=keys_of(self._samples, batch.indices),
-            inputs=(make_ready(pictures, self._spec), self._tokens[batch.indices]),
+        return Batch(
+            keys=keys_of(self._samples, chosen.indices),
+            pixels=make_ready(pictures, self._spec),
+            targets=self._tokens[chosen.indices],
         )
 
 
-def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy over the batch; images, texts (B, D); averaged over B."""
-    logits = logit_scale * cosines(images, texts)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+class _Learner(nn.Module):
+    """The whole CLIP."""
+
+    def __init__(self, clip: ClipModel) -> None:
+        super().__init__()
+        self.model = clip.model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        model = cast(Any, self.model)
+        images = model.encode_image(batch.pixels).float()
+        texts = model.encode_text(batch.targets).float()
+        scale = model.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
+        loss = infonce(images, texts, Context(scale=scale))
+        return loss, {"logit_scale": float(model.logit_scale.detach().exp())}
 
 
 def pretrain(
@@ -85,26 +97,14 @@ def pretrain(
     for name, value in model.named_parameters():
         value.requires_grad_(not any(fnmatch.fnmatchcase(name, one) for one in settings.freeze))
     batches = _CaptionBatches(clip, samples, settings, seed)
-    greatest = math.log(100)
-
-    def loss_function(
-        inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        pictures, tokens = (value.to(device) for value in inputs)
-        scale = cast(nn.Parameter, model.logit_scale)
-        images = cast(Any, model).encode_image(pictures).float()
-        texts = cast(Any, model).encode_text(tokens).float()
-        loss = contrastive_loss(images, texts, scale.clamp(max=greatest).exp())
-        return loss, {"logit_scale": float(scale.detach().exp())}, len(pictures)
-
     fit(
-        model, loss_function, batches, settings, folder,
+        _Learner(clip), batches, settings, folder,
         identity=pretrain_depends(samples, settings, seed=seed),
         seed=seed, label="pretrain", tensorboard=tensorboard,
     )  # fmt: skip
     model.eval().requires_grad_(False)
     with torch.no_grad():
-        cast(nn.Parameter, model.logit_scale).clamp_(max=greatest)
+        cast(nn.Parameter, model.logit_scale).clamp_(max=MAX_LOG_SCALE)
     return clip
 
 

@@ -25,9 +25,9 @@ from terralign.evaluation.classification import score_classes
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult
 from terralign.train.finetune import PatchingTask
-from terralign.train.labelled_pictures import LabelledPictures, PictureSettings, part_of
-from terralign.train.loop import fit
-from terralign.train.losses import Calibration, label_loss
+from terralign.train.labelled_pictures import LabelledPictures, PictureSettings
+from terralign.train.loop import Batch, fit
+from terralign.train.losses import Calibrations, label_loss
 
 DEFAULT_NUM_TOKENS = 16
 """CoOp's."""
@@ -174,13 +174,46 @@ def _insert(clip: ClipModel, names: list[str], num_tokens: int) -> tuple[Tensor,
     return one, start, ((torch.cat(kept, 1) == one) & (differs == expected)).all(1)
 
 
-class _Context(nn.Module):
+class _Learner(nn.Module):
     """What is trained: the context tokens, and the scalars that are dropped afterwards."""
 
-    def __init__(self, context: Tensor, calibrations: dict[str, Calibration]) -> None:
+    def __init__(
+        self,
+        clip: ClipModel,
+        pictures: LabelledPictures,
+        settings: PromptLearningSettings,
+        seed: int,
+    ) -> None:
         super().__init__()
-        self.context = nn.Parameter(context)
-        self.calibrations = nn.ModuleDict(calibrations)
+        self._clip, self._smoothing = clip, settings.label_smoothing
+        names = [task.class_names for task in pictures.tasks]
+        every = tuple(dict.fromkeys(name for some in names for name in some))
+        specific = settings.context == "class-specific"
+        self.class_names = every if specific else None
+        self._rows = [[every.index(name) for name in some] for some in names]
+        start = _initial_context(clip, settings, len(every) if specific else None, seed)
+        self._texts = [_Texts(clip, some, start.shape[-2], settings.suffix) for some in names]
+        self.context = nn.Parameter(start)
+        with torch.no_grad():
+            found = [pictures.calibration(n, self.weights_of(n)) for n in range(len(names))]
+        self.calibrations = Calibrations({n: one for n, one in enumerate(found) if one is not None})
+
+    def weights_of(self, number: int) -> Tensor:
+        """W (K, D) of task `number` with the context as it is now."""
+        own = self.context if self.class_names is None else self.context[self._rows[number]]
+        return self._texts[number].embed(own)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.labels is not None
+        with torch.no_grad():
+            features = self._clip.visual(batch.pixels)
+        loss = label_loss(
+            features, self.weights_of(batch.source), batch.labels,
+            scale=self._clip.logit_scale,
+            calibration=self.calibrations.of(batch.source),
+            label_smoothing=self._smoothing,
+        )  # fmt: skip
+        return loss, {"label": float(loss.detach())}
 
 
 def learn_prompts(
@@ -200,36 +233,7 @@ def learn_prompts(
     their context.
     """
     pictures = LabelledPictures(clip, tasks, settings, seed=seed)
-    device = next(clip.model.parameters()).device
-    names = [task.class_names for task in tasks]
-    every = tuple(dict.fromkeys(name for some in names for name in some))
-    rows = [[every.index(name) for name in some] for some in names]
-    specific = settings.context == "class-specific"
-    start = _initial_context(clip, settings, len(every) if specific else None, seed)
-    texts = [_Texts(clip, some, start.shape[-2], settings.suffix) for some in names]
-
-    def weights_of(context: Tensor, number: int) -> Tensor:
-        return texts[number].embed(context[rows[number]] if specific else context)
-
-    with torch.no_grad():
-        found = [pictures.calibration(n, weights_of(start, n)) for n in range(len(tasks))]
-    calibrations = {str(n): one for n, one in enumerate(found) if one is not None}
-    learner = _Context(start, calibrations).to(device)
-
-    def loss_function(
-        inputs: Any, part: int, num_parts: int
-    ) -> tuple[Tensor, dict[str, float], int]:
-        source, pixels, labels = part_of(inputs, part, num_parts, device)
-        with torch.no_grad():
-            features = clip.visual(pixels)
-        loss = label_loss(
-            features, weights_of(learner.context, source), labels,
-            scale=clip.logit_scale,
-            calibration=cast(Calibration | None, dict(learner.calibrations).get(str(source))),
-            label_smoothing=settings.label_smoothing,
-        )  # fmt: skip
-        return loss, {"label": float(loss.detach())}, len(labels)
-
+    learner = _Learner(clip, pictures, settings, seed).to(next(clip.model.parameters()).device)
     identity = {
         "stage": "prompt-learning",
         "settings": settings.model_dump(mode="json"),
@@ -237,12 +241,12 @@ def learn_prompts(
         "clip": clip.anchor_id(),
     }
     fit(
-        learner, loss_function, pictures, settings, folder,
+        learner, pictures, settings, folder,
         identity=identity, seed=seed, label=label, tensorboard=tensorboard,
     )  # fmt: skip
     return LearnedPrompts(
         context=learner.context.detach().cpu().clone(),
-        class_names=every if specific else None,
+        class_names=learner.class_names,
         suffix=settings.suffix,
         text_id=clip.text_id(),
     )

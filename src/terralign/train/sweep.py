@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.batches import read_ahead
@@ -23,7 +22,7 @@ from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.errors import DataError, RecipeError
-from terralign.evaluation.metrics import hit_probability, multilabel_metrics
+from terralign.evaluation.metrics import hit_probability, multilabel_metrics, rank_labels
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress
 from terralign.train.finetune import PatchingTask
@@ -193,7 +192,8 @@ class Tally:
                 f"to {rows.stop - 1}"
             )
         own = self._labels.values[rows]
-        self._kept[rows] = scores if self._labels.multi_label else _top1_hits(scores, own)
+        multi_label = self._labels.multi_label
+        self._kept[rows] = scores if multi_label else hit_probability(*rank_labels(scores, own), 1)
         self._num_added = rows.stop
 
     def value(self) -> float:
@@ -205,13 +205,6 @@ class Tally:
             )
             return result.value("macro_map")
         return float(np.ones(len(self._kept), np.int64) @ self._kept / len(self._kept))
-
-
-def _top1_hits(scores: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.floating[Any]]:
-    """(B,) probability that the label has the best of scores (B, K), ties broken at random."""
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    tied = np.count_nonzero(scores == own, axis=1) - 1
-    return hit_probability(np.count_nonzero(scores > own, axis=1), tied, 1)
 
 
 def within_bound(

@@ -9,18 +9,31 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Captions, Labels
+from terralign.datasets.sample import Captions, Labels, tell_unused
 from terralign.errors import DataError, nearest
 
 LabelForm = Literal["single", "list", "separated", "columns"]
 """One value; a list; a text with a separator between values; or a column of 0 and 1 per class."""
+
+
+class LabelSettings(Protocol):
+    """Where the labels are: their form, the column of every form but "columns", and what stands
+    between the values of "separated"."""
+
+    @property
+    def form(self) -> LabelForm: ...
+    @property
+    def column(self) -> str | None: ...
+    @property
+    def separator(self) -> str | None: ...
+
 
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
@@ -110,29 +123,34 @@ class Columns:
 
     def labels(
         self,
-        form: LabelForm,
-        column: str | None,
-        classes: Mapping[str, str],
+        settings: LabelSettings | None,
+        classes: Mapping[str, str] | None,
         *,
-        separator: str | None = None,
         class_list: str,
-    ) -> Labels:
-        """The labels in a column, or in one column per class.
+        name: str,
+        split: str,
+    ) -> Labels | None:
+        """The labels in a column, or in one column per class; None without `settings`.
 
-        `classes`: value -> class. A value outside them is an error that names its sample.
-        `separator`: between the values of "separated"; spaces around them and empty ones do not
-        count.
+        `classes`: value -> class. A value outside them is an error that names its sample; classes
+        that no sample of the data set `name` has in this `split` are named in a warning. Spaces
+        around separated values and empty ones do not count.
         """
+        if settings is None or classes is None:
+            return None
         values: NDArray[Any]
-        if column is None:
+        if settings.column is None:
             values = self._flags(classes)
-        elif form == "single":
-            values = _indices(self.texts(column), classes, self.name_of)
-        elif separator is None:
-            values = self._several(self._lists(column), classes)
+        elif settings.form == "single":
+            values = _indices(self.texts(settings.column), classes, self.name_of)
+        elif settings.separator is None:
+            values = self._several(self._lists(settings.column), classes)
         else:
-            values = self._several(pc.split_pattern(self.texts(column), separator), classes, True)
-        return Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
+            lists = pc.split_pattern(self.texts(settings.column), settings.separator)
+            values = self._several(lists, classes, trimmed=True)
+        labels = Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
+        tell_unused(labels, name=name, split=split)
+        return labels
 
     def _flags(self, classes: Mapping[str, str]) -> NDArray[np.bool_]:
         """(N, K) from one column of 0 or 1, or false or true, per class."""

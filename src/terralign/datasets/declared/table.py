@@ -63,7 +63,6 @@ from terralign.datasets.declared.footprints import read_footprints
 from terralign.datasets.file_set import Decode, PathSet
 from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
-from terralign.datasets.sample import tell_unused
 from terralign.errors import DataError, first_line, nearest
 from terralign.files import MAX_JSON_BYTES, hash_file, read_text
 from terralign.scenes.pictures import Size, describe_size
@@ -198,14 +197,7 @@ def open_table(
         pixels = pixels_of(sensor, settings, size=size, origin=f"{path}: sensors.{sensor.name}")
         paths = files[sensor.name] = _paths(columns, settings.column)
         layouts[sensor.name], decoders[sensor.name] = pixels.open(root / paths[0])
-    given, labels = declaration.columns, None
-    if declaration.labels is not None and declaration.classes is not None:
-        form, column, separator = declaration.labels.model_dump().values()
-        labels = columns.labels(
-            form, column, declaration.classes, separator=separator, class_list=path.name
-        )
-        tell_unused(labels, name=declaration.name, split=split)
-    footprints = None
+    given, footprints = declaration.columns, None
     if (place := given.footprint) is not None:
         footprints = read_footprints(table_path, place, columns.arrays[place], table.geo)
     return PathSet(
@@ -221,7 +213,13 @@ def open_table(
             hash_file(table_path),
             *(_sizes(root, paths) for paths in files.values()),
         ],
-        labels=labels,
+        labels=columns.labels(
+            declaration.labels,
+            declaration.classes,
+            class_list=path.name,
+            name=declaration.name,
+            split=split,
+        ),
         captions=None if given.captions is None else columns.captions(given.captions),
         prompts=declaration.prompts,
         dates=None if given.date is None else columns.times(given.date),

@@ -72,7 +72,7 @@ from terralign.datasets.declared.members import KINDS, PICTURES, TIFFS, MemberDe
 from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, is_new
-from terralign.datasets.sample import Captions, Indexed, Labels, Place, tell_unused
+from terralign.datasets.sample import Captions, Indexed, Labels, Place
 from terralign.errors import DataError, first_line, nearest
 from terralign.files import decode_text
 from terralign.progress import Progress
@@ -219,16 +219,7 @@ def open_tars(
     tars = find_tars(root, declaration.patterns(split, path), path)
     decoders = _decoders(declaration, path, data_root, size)
     listing = _list_samples(declaration, tars, root, decoders)
-    columns, labels = listing.columns(), None
-    if declaration.labels is not None and declaration.classes is not None:
-        labels = columns.labels(
-            declaration.labels.form,
-            declaration.labels.column,
-            declaration.classes,
-            separator=declaration.labels.separator,
-            class_list=path.name,
-        )
-        tell_unused(labels, name=declaration.name, split=split)
+    columns = listing.columns()
     captions, date = declaration.captions, declaration.date
     layouts = {
         sensor: decoder.read(listing.first[decoder.member], listing.name_of(0))[0]
@@ -249,7 +240,13 @@ def open_tars(
             layouts=layouts,
             content=[describe_size(size) if "rgb" in layouts else None, *listing.members],
         ),
-        labels=labels,
+        labels=columns.labels(
+            declaration.labels,
+            declaration.classes,
+            class_list=path.name,
+            name=declaration.name,
+            split=split,
+        ),
         captions=None if captions is None else columns.captions(captions.column),
         prompts=declaration.prompts,
         dates=None if date is None else columns.times(date.column),

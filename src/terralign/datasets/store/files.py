@@ -1,4 +1,4 @@
-"""What a packed store is made of: its manifest, its shards, its table of samples.
+"""What a packed store consists of: its manifest, its shards, its table of samples.
 
     STORE/manifest.json               what the numbers mean, and a checksum of every file
     STORE/samples.parquet             one row per sample: key, split, labels, footprint, date, place
@@ -276,14 +276,14 @@ def map_shard(
         with pa.memory_map(str(path)) as mapped:  # stays mapped when closed: no file is kept open
             memory = mapped.read_buffer()
     except (SafetensorError, OSError, ValueError) as error:
-        reason = "it is not there" if not path.is_file() else first_line(error)
+        reason = "not found" if not path.is_file() else first_line(error)
         raise DataError(
-            f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` tells which "
-            "shards are; delete those and pack again: only they are made anew"
+            f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` lists the "
+            "shards that are; delete those and pack again"
         ) from error
     tensors = {}
-    there = {name: one for name, one in (optional or {}).items() if name in header}
-    for name, (dtype, shape) in {**expected, **there}.items():
+    found_too = {name: one for name, one in (optional or {}).items() if name in header}
+    for name, (dtype, shape) in {**expected, **found_too}.items():
         entry = header.get(name) or {"dtype": None, "shape": ()}
         found = (_DTYPES.get(entry["dtype"]), tuple(entry["shape"]))
         if found[0] != dtype or len(found[1]) != len(shape) or any(

@@ -1,6 +1,6 @@
 """Reading a packed store: batches are gathered from memory-mapped shards, without decoding.
 
-See `files` for what a store is made of and `writing` for how it is made. B samples, C bands, H W
+See `files` for what a store consists of and `writing` for how it is made. B samples, C bands, H W
 pixels.
 """
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
+from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.sample import Captions, Indexed, Labels, Place, require_whole_split
 from terralign.datasets.store.files import (
     TABLE,
@@ -56,7 +57,7 @@ class StoreSet(Indexed):
             require_whole_split(manifest.name, split)
         elif split not in manifest.splits:
             raise SplitError(
-                f"store {store} has no split {split!r}; there: {', '.join(manifest.splits)}"
+                f"store {store} has no split {split!r}; it has {', '.join(manifest.splits)}"
             )
         self.name: str = manifest.name
         self.split: str = split
@@ -109,8 +110,7 @@ class StoreSet(Indexed):
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W) as packed."""
-        if not len(indices):
-            raise DataError(f"store {self._store}: no index was given to read")
+        require_indices(self.name, indices)
         if indices.min() < 0 or indices.max() >= len(self):
             raise DataError(f"store {self._store} has {len(self)} samples in {self.split!r}")
         shards = np.searchsorted(self._first, indices, side="right") - 1
@@ -145,8 +145,7 @@ class StoreSet(Indexed):
                 [valid] = unpack_bits(tensors[f"{name}.valid"].array[row : row + 1], shape)
                 pixels = mark_invalid(pixels, valid, self.layouts[name])
             return ArrayContent(pixels)
-        offsets = tensors[f"{name}.offsets"].array
-        return ArrayContent(tensors[f"{name}.bytes"].array[offsets[row] : offsets[row + 1]])
+        return ArrayContent(self._encoded(name, shard, row))
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken, as far as its source knew."""
@@ -190,61 +189,45 @@ class StoreSet(Indexed):
         for shard, part in parts:
             self._tensors(shard)[name].advise(rows[part])
         pixels = np.empty((len(rows), *stored.shape), stored.dtype)
+        valid: NDArray[np.bool_] | None = None
         for shard, part in parts:
-            array = self._tensors(shard)[name].array
+            tensors = self._tensors(shard)
             if len(part) == 1:  # one copy rather than two
-                pixels[part[0]] = array[rows[part[0]]]
+                pixels[part[0]] = tensors[name].array[rows[part[0]]]
             else:
-                pixels[part] = array[rows[part]]
-        pixels = self._marked(name, stored.shape, pixels, rows, parts)
+                pixels[part] = tensors[name].array[rows[part]]
+            if f"{name}.valid" in tensors:
+                valid = np.ones(pixels.shape, dtype=np.bool_) if valid is None else valid
+                bits = tensors[f"{name}.valid"].array[rows[part]]
+                valid[part] = unpack_bits(bits, stored.shape)
+        if valid is not None:
+            pixels = mark_invalid(pixels, valid, self.layouts[name])
         size = self._resizing(name, stored)
         return pixels if size is None else np.stack([resize_rgb(one, size) for one in pixels])
-
-    def _marked(
-        self,
-        name: str,
-        shape: tuple[int, int, int],
-        pixels: NDArray[Any],
-        rows: NDArray[np.int64],
-        parts: list[tuple[int, NDArray[np.int64]]],
-    ) -> NDArray[Any]:
-        """The pixels (B, C, H, W) with what has no data marked, in shards that keep a mask."""
-        masks = [
-            (part, tensors[f"{name}.valid"].array)
-            for shard, part in parts
-            if f"{name}.valid" in (tensors := self._tensors(shard))
-        ]
-        if not masks:
-            return pixels
-        valid = np.ones(pixels.shape, dtype=np.bool_)
-        for part, bits in masks:
-            valid[part] = unpack_bits(bits[rows[part]], shape)
-        return mark_invalid(pixels, valid, self.layouts[name])
 
     def _read_encoded(
         self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]
     ) -> NDArray[Any]:
         pictures: dict[int, Picture] = {}
+        names: dict[int, str] = {}
         for shard, part in parts:
-            tensors = self._tensors(shard)
-            content, offsets = tensors[f"{name}.bytes"].array, tensors[f"{name}.offsets"].array
             for position in part.tolist():
-                row = rows[position]
-                start, end = int(offsets[row]), int(offsets[row + 1])
-                if not 0 <= start < end <= len(content):
-                    raise DataError(f"{self._store / self._shards[shard].file} has wrong offsets")
-                key = self.keys[int(self._first[shard] + row)]
-                pictures[position] = decode_rgb_bytes(
-                    content[start:end].tobytes(), f"{key} in {self._store}", self._size
-                )
-        first = pictures[0]
-        for position, picture in pictures.items():
-            if picture.shape != first.shape:
-                raise DataError(
-                    f"store {self._store}: sample {position} of the batch is "
-                    f"{picture.shape[1:]}, the first {first.shape[1:]}; pass size="
-                )
-        return np.stack([pictures[position] for position in range(len(rows))])
+                row = int(rows[position])
+                key = self.keys[int(self._first[shard]) + row]
+                names[position] = f"{key} in {self._store}"
+                content = self._encoded(name, shard, row).tobytes()
+                pictures[position] = decode_rgb_bytes(content, names[position], self._size)
+        order = range(len(rows))
+        return stack_pixels([names[one] for one in order], [pictures[one] for one in order])
+
+    def _encoded(self, name: str, shard: int, row: int) -> NDArray[np.uint8]:
+        """The bytes of one picture file."""
+        tensors = self._tensors(shard)
+        content, offsets = tensors[f"{name}.bytes"].array, tensors[f"{name}.offsets"].array
+        start, end = int(offsets[row]), int(offsets[row + 1])
+        if not 0 <= start < end <= len(content):
+            raise DataError(f"{self._store / self._shards[shard].file} has wrong offsets")
+        return content[start:end]
 
 
 _COLUMNS: dict[str, pa.DataType] = {
@@ -287,19 +270,17 @@ def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
     num_classes = len(manifest.labels.class_names)
     column = table["labels"].combine_chunks()
     counts = column.value_lengths().to_numpy(zero_copy_only=False)
-    values_there = column.flatten()
-    if values_there.null_count:
+    flat = column.flatten()
+    if flat.null_count:
         raise DataError(f"{store / TABLE} is damaged: column 'labels' has empty entries")
-    flat = values_there.to_numpy(zero_copy_only=False).astype(np.int64)
-    if len(flat) and not 0 <= flat.min() <= flat.max() < num_classes:
+    values: NDArray[Any] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+    if len(values) and not 0 <= values.min() <= values.max() < num_classes:
         raise DataError(f"{store / TABLE} has labels outside its {num_classes} classes")
-    values: NDArray[Any]
     if manifest.labels.multi_label:
-        values = np.zeros((len(table), num_classes), dtype=bool)
-        values[np.repeat(np.arange(len(table)), counts), flat] = True
-    elif (counts == 1).all():
-        values = flat
-    else:
+        hot = np.zeros((len(table), num_classes), dtype=bool)
+        hot[np.repeat(np.arange(len(table)), counts), values] = True
+        values = hot
+    elif (counts != 1).any():
         raise DataError(f"{store / TABLE} is damaged: a sample has no label, or several")
     return Labels(
         values=values,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +47,13 @@ def plan_shards(sizes: Mapping[str, Sequence[int]], shard_bytes: int) -> list[Sh
     return shards
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
     """`kept`: indices of the samples that `tensors` hold; `skipped`: key and reason of others."""
 
-    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
-    kept: list[int] = field(default_factory=list)
-    skipped: list[list[str]] = field(default_factory=list)
-
-    def skip_on_error(self, keep: Callable[[], None], key: str) -> None:
-        """Run `keep`; where its sample cannot be read, note that instead."""
-        try:
-            keep()
-        except DataError as error:
-            self.skipped.append([key, str(error)])
+    tensors: dict[str, NDArray[Any]]
+    kept: list[int]
+    skipped: list[list[str]]
 
 
 def read_pixels(
@@ -72,14 +64,13 @@ def read_pixels(
     Raises `DataError` for a sample that cannot be read (unless `skip`), or of another shape or type
     than `sensors` says.
     """
-    content = Content()
     shapes = {name: one.shape or () for name, one in sensors.items()}
     tensors = {
         name: np.empty((shard.end - shard.start, *shapes[name]), one.dtype)
         for name, one in sensors.items()
     }
-
     valid: dict[str, NDArray[np.bool_]] = {}
+    kept: list[int] = []
 
     def keep(indices: NDArray[np.int64]) -> None:
         pixels = samples.read(indices)
@@ -93,28 +84,19 @@ def read_pixels(
                     f"shape {found.shape[1:]}; the first sample is {tensor.dtype} of shape "
                     f"{shapes[name]}, and all must be alike (pictures: --size or --images encoded)"
                 )
-        first = len(content.kept)
+        rows = slice(len(kept), len(kept) + len(indices))
         for name, tensor in tensors.items():
-            tensor[first : first + len(indices)] = pixels[name]
+            tensor[rows] = pixels[name]
             if not masks[name].all() and name not in valid:
                 valid[name] = np.ones(tensor.shape, dtype=np.bool_)
             if name in valid:
-                valid[name][first : first + len(indices)] = masks[name]
-        content.kept.extend(indices.tolist())
+                valid[name][rows] = masks[name]
+        kept.extend(indices.tolist())
 
-    for start in range(shard.start, shard.end, READ_AT_ONCE):
-        indices = np.arange(start, min(start + READ_AT_ONCE, shard.end), dtype=np.int64)
-        try:
-            keep(indices)
-        except DataError:
-            if not skip:
-                raise
-            for index in indices:
-                content.skip_on_error(partial(keep, index.reshape(1)), samples.keys[index])
-    content.tensors = {name: tensor[: len(content.kept)] for name, tensor in tensors.items()}
-    for name, mask in valid.items():
-        content.tensors[f"{name}.valid"] = pack_bits(mask[: len(content.kept)])
-    return content
+    skipped = _read(samples, shard, keep, at_once=READ_AT_ONCE, skip=skip)
+    content = {name: tensor[: len(kept)] for name, tensor in tensors.items()}
+    content |= {f"{name}.valid": pack_bits(mask[: len(kept)]) for name, mask in valid.items()}
+    return Content(tensors=content, kept=kept, skipped=skipped)
 
 
 def _as_stored(
@@ -141,21 +123,44 @@ def read_encoded(samples: SampleSet, shard: Shard, files: Sequence[Path], *, ski
 
     `files`: of all samples. Tensors: `rgb.bytes`, one file after another, and `rgb.offsets`.
     """
-    content = Content()
+    kept: list[int] = []
     contents: list[bytes] = []
 
-    def keep(index: int) -> None:
-        decode_rgb(files[index])
-        contents.append(files[index].read_bytes())
-        content.kept.append(index)
+    def keep(indices: NDArray[np.int64]) -> None:
+        file = files[indices[0]]
+        decode_rgb(file)
+        contents.append(file.read_bytes())
+        kept.extend(indices.tolist())
 
-    for index in range(shard.start, shard.end):
-        if skip:
-            content.skip_on_error(partial(keep, index), samples.keys[index])
-        else:
-            keep(index)
-    content.tensors = {
+    skipped = _read(samples, shard, keep, at_once=1, skip=skip)
+    tensors: dict[str, NDArray[Any]] = {
         "rgb.bytes": np.frombuffer(b"".join(contents), dtype=np.uint8),
         "rgb.offsets": np.cumsum([0, *map(len, contents)], dtype=np.int64),
     }
-    return content
+    return Content(tensors=tensors, kept=kept, skipped=skipped)
+
+
+def _read(
+    samples: SampleSet,
+    shard: Shard,
+    keep: Callable[[NDArray[np.int64]], None],
+    *,
+    at_once: int,
+    skip: bool,
+) -> list[list[str]]:
+    """`keep` all samples of a shard, some at once; with `skip` the key and the reason of those that
+    cannot be read."""
+    skipped: list[list[str]] = []
+    for start in range(shard.start, shard.end, at_once):
+        indices = np.arange(start, min(start + at_once, shard.end), dtype=np.int64)
+        try:
+            keep(indices)
+        except DataError:
+            if not skip:
+                raise
+            for index in indices:
+                try:
+                    keep(index.reshape(1))
+                except DataError as error:
+                    skipped.append([samples.keys[index], str(error)])
+    return skipped

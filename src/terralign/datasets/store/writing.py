@@ -1,41 +1,49 @@
 """Packing a data set: decoded once, into shards that are memory-mapped from then on.
 
 Shards are made in parallel, each written beside and renamed. Whatever stops the work, the same call
-goes on with the shards that are missing, and the store is the same, byte for byte. See
-`files` for the format.
+makes the shards that are missing, and the store is the same, byte for byte. See `files` for the
+format.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 import itertools
+import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from terralign.datasets.batches import read_ahead
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.sample import NOWHERE, Located, SampleSet
 from terralign.datasets.store.files import (
+    MANIFEST,
     SHARDS,
     TABLE,
     Images,
     Manifest,
     StoredFile,
+    StoredLabels,
     StoredSensor,
+    StoredShard,
     describe_stored,
     is_store,
     read_manifest,
 )
-from terralign.datasets.store.finish import finish_store
-from terralign.datasets.store.identity import difference, identity_of
 from terralign.datasets.store.shards import Shard, plan_shards, read_encoded, read_pixels
 from terralign.errors import DataError
 from terralign.files import (
@@ -43,16 +51,21 @@ from terralign.files import (
     check_free_space,
     claimed,
     hash_file,
+    hash_json,
     read_json,
     write_json,
 )
 from terralign.progress import Progress
 from terralign.scenes.pictures import as_picture_size
+from terralign.scenes.places import Bounds
 
 logger = logging.getLogger(__name__)
 
 PLAN, PARTS = ".pack.json", ".parts"
 SHARD_BYTES = 256 * 2**20
+
+Part = dict[str, Any]
+"""What was noted of a shard: `kept` and `skipped` samples, `places`, `num_bytes`, `sha256`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +86,7 @@ class PackSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """A finished store. `complete_before`: nothing had to be done."""
+    """A finished store. `complete_before`: there was nothing to do."""
 
     store: Path
     manifest: Manifest
@@ -88,30 +101,22 @@ def pack(
     has_splits: bool = True,
     num_workers: int | None = None,
 ) -> Packed:
-    """Pack splits of one data set into the folder `store`, or go on where an earlier call stopped.
+    """Pack splits of one data set into the folder `store`, or resume where an earlier call stopped.
 
-    Shards of a finished store that are missing or cut short are made anew; one that is whole is
-    only looked at, so that several processes may do so at once.
+    A store that lacks files is made anew; one that is complete is only looked at, so that several
+    processes may do so at once.
 
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
     that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
     read, or a folder that holds something else, and `StorageError` where the disk is too small.
     """
-    settings = settings or PackSettings()
-    work = _Packing(dict(splits), Path(store), settings, has_splits)
-    if is_store(work.store):
-        manifest = work.require_same()
-        if not work.broken(manifest):
-            return Packed(store=work.store, manifest=manifest, complete_before=True)
-    with claimed(work.store):
-        workers = num_workers or len(os.sched_getaffinity(0))
-        work.remove_partial_files()
-        if is_store(work.store):
-            manifest = work.require_same()
-            mended = work.mend(manifest, workers)
-            return Packed(store=work.store, manifest=manifest, complete_before=not mended)
-        work.begin()
-        return Packed(store=work.store, manifest=work.run(workers), complete_before=False)
+    work = _Packing(dict(splits), Path(store), settings or PackSettings(), has_splits)
+    manifest = work.find_complete()
+    if manifest is None:
+        with claimed(work.store):
+            work.begin()
+            made = work.run(num_workers or len(os.sched_getaffinity(0)))
+    return Packed(store=work.store, manifest=manifest or made, complete_before=manifest is not None)
 
 
 class _Packing:
@@ -124,16 +129,19 @@ class _Packing:
             raise DataError("there is nothing to pack: name at least one split with samples")
         self.splits, self.store = splits, store
         self.settings, self.has_splits = settings, has_splits
-        first = next(iter(splits.values()))
+        self.first = first = next(iter(splits.values()))
         for samples in splits.values():
             if samples.layouts != first.layouts or _label_names(samples) != _label_names(first):
                 raise DataError(
                     f"splits {first.split!r} and {samples.split!r} of {first.name!r} differ in "
-                    "their sensors or classes; pack them into stores of their own"
+                    "their sensors or classes; pack them into separate stores"
                 )
-        self.first, self._skip = first, settings.skip_damaged
         _warn_of_shared_samples(splits)
-        self.identity = identity_of(splits, asdict(settings))
+        self.identity: dict[str, Any] = {
+            "source": {split: hash_samples(samples) for split, samples in splits.items()},
+            "packing": asdict(settings),
+        }
+        self.encoded: dict[str, tuple[Path, ...]] = {}
         if settings.images == "encoded":
             if settings.size is not None:
                 raise DataError(
@@ -144,27 +152,43 @@ class _Packing:
         self.sensors = self._describe_sensors()
         self._check_size()
 
-    def require_same(self) -> Manifest:
-        """The manifest of the complete store, which must be of the same data and settings."""
+    # The folder
+
+    def find_complete(self) -> Manifest | None:
+        """The manifest of a store that is complete, and of the same data and settings."""
+        if not is_store(self.store):
+            return None
         manifest = read_manifest(self.store)
         kept = manifest.model_dump(include={"source", "packing"})
-        fault = difference(kept, self.identity)
-        if fault is None and manifest.num_skipped and not self._skip:
+        fault = _difference(kept, self.identity)
+        if fault is None and manifest.num_skipped and not self.settings.skip_damaged:
             fault = f"the data without {manifest.num_skipped} damaged samples"
         if fault is not None:
             raise DataError(f"{self.store} holds {fault}; choose another folder")
-        if not _is_there(self.store, manifest.table):
-            raise DataError(
-                f"{self.store / TABLE} is missing or cut short, and is only made with the whole "
-                f"store; delete {self.store} and pack again"
+        missing = [
+            one.file for one in (manifest.table, *manifest.shards) if not self._is_whole(one)
+        ]
+        if missing:
+            logger.warning(
+                "%s is made anew: %s missing or cut short", self.store, ", ".join(missing[:3])
             )
-        return manifest
+        return None if missing else manifest
+
+    def _is_whole(self, file: StoredFile) -> bool:
+        path = self.store / file.file
+        return path.is_file() and path.stat().st_size == file.num_bytes
 
     def begin(self) -> None:
         """Claim an empty folder for this work, or check that it is this work's."""
-        plan = self.store / PLAN
+        plan, manifest = self.store / PLAN, self.store / MANIFEST
+        for folder in (self.store, self.store / SHARDS, self.store / PARTS):
+            for path in folder.glob(".*.partial"):  # of a killed process
+                path.unlink()
+        if manifest.is_file():  # of an incomplete store
+            write_json(plan, self.identity)
+            manifest.unlink()
         if plan.is_file():
-            fault = difference(read_json(plan), self.identity)
+            fault = _difference(read_json(plan), self.identity)
             if fault is not None:
                 raise DataError(
                     f"{self.store} is a packing in progress of {fault}; "
@@ -177,37 +201,11 @@ class _Packing:
                 f"{self.store} holds other files ({', '.join(sorted(others)[:3])}) and no store; "
                 "choose an empty folder"
             )
-        check_free_space(self.store, self._num_bytes())
+        check_free_space(self.store, sum(map(sum, self._sizes().values())))
         write_json(plan, self.identity)
 
-    def remove_partial_files(self) -> None:
-        """Those that a killed process was writing, of which nobody else knows."""
-        for folder in (self.store, self.store / SHARDS, self.store / PARTS):
-            for path in folder.glob(".*.partial"):
-                path.unlink()
-
-    def broken(self, manifest: Manifest) -> list[Shard]:
-        """The shards of a finished store that are missing or cut short."""
-        broken = {one.file for one in manifest.shards if not _is_there(self.store, one)}
-        return [one for one in self._plan_shards() if one.file in broken] if broken else []
-
-    def mend(self, manifest: Manifest, num_workers: int) -> int:
-        """Make the broken shards of a finished store anew; their number."""
-        written = {one.file: one for one in manifest.shards}
-        broken = self.broken(manifest)
-        made = read_ahead(self._make_shard, broken, depth=num_workers, num_threads=num_workers)
-        for shard, part in zip(broken, made, strict=True):
-            logger.warning("made %s anew", shard.file)
-            if part["sha256"] != written[shard.file].sha256:
-                raise DataError(
-                    f"{self.store / shard.file} was made anew and differs from before: its source "
-                    "has changed; pack into another folder"
-                )
-        shutil.rmtree(self.store / PARTS, ignore_errors=True)
-        return len(broken)
-
     def run(self, num_workers: int) -> Manifest:
-        shards = self._plan_shards()
+        shards = plan_shards(self._sizes(), self.settings.shard_bytes)
         parts = {shard.number: self._finished(shard) for shard in shards}
         todo = [shard for shard in shards if parts[shard.number] is None]
         total = sum(shard.end - shard.start for shard in shards)
@@ -217,11 +215,7 @@ class _Packing:
             for shard, part in zip(todo, made, strict=True):
                 parts[shard.number] = part
                 progress.advance(shard.end - shard.start)
-        finished = [(shard, parts[shard.number] or {}) for shard in shards]
-        manifest = finish_store(
-            self.store, self.splits, finished, sensors=self.sensors, settings=asdict(self.settings),
-            source=self.identity["source"], has_splits=self.has_splits,
-        )  # fmt: skip
+        manifest = self._finish([(shard, parts[shard.number] or {}) for shard in shards])
         shutil.rmtree(self.store / PARTS)
         (self.store / PLAN).unlink()
         return manifest
@@ -229,10 +223,10 @@ class _Packing:
     # Planning
 
     def _describe_sensors(self) -> dict[str, StoredSensor]:
-        if self.settings.images == "encoded":
+        if self.encoded:
             layout = self.first.layouts["rgb"]
             return {"rgb": describe_stored(layout, images="encoded", pixels=None)}
-        pixels = self._probe(self.first)
+        pixels = self._probe()
         for name in self.first.layouts:
             if np.issubdtype(pixels[name].dtype, np.floating) and np.isnan(pixels[name]).any():
                 pixels[name] = self._of_whole_numbers(name, pixels[name])
@@ -241,9 +235,20 @@ class _Packing:
             for name, layout in self.first.layouts.items()
         }
 
+    def _probe(self) -> dict[str, NDArray[Any]]:
+        """The first sample that can be read."""
+        samples = self.first
+        for index in range(len(samples)):
+            try:
+                return samples.read(np.array([index], dtype=np.int64))
+            except DataError:
+                if not self.settings.skip_damaged:
+                    raise
+        raise DataError(f"no sample of {samples.name!r} {samples.split!r} can be read")
+
     def _of_whole_numbers(self, sensor: str, pixels: NDArray[Any]) -> NDArray[Any]:
         """The first pixels, or others in whole numbers: a sample of whole numbers that lacks data
-        comes in floating point, and says nothing of the type of the rest."""
+        comes in floating point, which is not the type of the rest."""
         for index in np.linspace(0, len(self.first) - 1, 16).astype(np.int64):
             try:
                 other = self.first.read(index.reshape(1))[sensor]
@@ -262,60 +267,43 @@ class _Packing:
                 "their own, or in tars, are resized; leave it out"
             )
 
-    def _probe(self, samples: SampleSet) -> dict[str, NDArray[Any]]:
-        """The first sample that can be read."""
-        for index in range(len(samples)):
-            try:
-                return samples.read(np.array([index], dtype=np.int64))
-            except DataError:
-                if not self._skip:
-                    raise
-        raise DataError(f"no sample of {samples.name!r} {samples.split!r} can be read")
-
-    def _sample_bytes(self) -> int:
-        return sum(
+    def _sizes(self) -> dict[str, list[int]]:
+        """Split -> bytes of each sample."""
+        if self.encoded:
+            return {
+                split: file_sizes(files, named_by="the data set")
+                for split, files in self.encoded.items()
+            }
+        num_bytes = sum(
             int(np.prod(one.shape)) * np.dtype(one.dtype).itemsize
             for one in self.sensors.values()
-            if one.shape is not None and one.dtype is not None
+            if one.shape is not None
         )
-
-    def _num_bytes(self) -> int:
-        if self.settings.images == "encoded":
-            return sum(_size_of(path) for files in self.encoded.values() for path in files)
-        return self._sample_bytes() * sum(len(samples) for samples in self.splits.values())
-
-    def _plan_shards(self) -> list[Shard]:
-        sizes = {
-            split: [_size_of(path) for path in self.encoded[split]]
-            if self.settings.images == "encoded"
-            else [self._sample_bytes()] * len(samples)
-            for split, samples in self.splits.items()
-        }
-        return plan_shards(sizes, self.settings.shard_bytes)
+        return {split: [num_bytes] * len(samples) for split, samples in self.splits.items()}
 
     # One shard
 
     def _part_path(self, shard: Shard) -> Path:
         return self.store / PARTS / f"{shard.number:05d}.json"
 
-    def _finished(self, shard: Shard) -> dict[str, Any] | None:
+    def _finished(self, shard: Shard) -> Part | None:
         """What an earlier call noted of a shard that it finished; None where it did not."""
         path = self._part_path(shard)
         if not path.is_file():
             return None
-        part: dict[str, Any] = read_json(path)
+        part: Part = read_json(path)
         file = self.store / shard.file
         whole = not part["kept"] or (file.is_file() and file.stat().st_size == part["num_bytes"])
-        return part if whole and (self._skip or not part["skipped"]) else None
+        return part if whole and (self.settings.skip_damaged or not part["skipped"]) else None
 
-    def _make_shard(self, shard: Shard) -> dict[str, Any]:
-        samples = self.splits[shard.split]
-        if self.settings.images == "encoded":
-            content = read_encoded(samples, shard, self.encoded[shard.split], skip=self._skip)
+    def _make_shard(self, shard: Shard) -> Part:
+        samples, skip = self.splits[shard.split], self.settings.skip_damaged
+        if self.encoded:
+            content = read_encoded(samples, shard, self.encoded[shard.split], skip=skip)
         else:
-            content = read_pixels(samples, shard, self.sensors, skip=self._skip)
+            content = read_pixels(samples, shard, self.sensors, skip=skip)
         kept = content.kept
-        part = {"kept": kept, "skipped": content.skipped, "num_bytes": 0, "sha256": ""}
+        part: Part = {"kept": kept, "skipped": content.skipped, "num_bytes": 0, "sha256": ""}
         if kept:
             path = self.store / shard.file
             with atomic_path(path) as partial_path:
@@ -329,15 +317,98 @@ class _Packing:
         write_json(self._part_path(shard), part)
         return part
 
+    # The end
 
-def _warn_of_shared_samples(splits: Mapping[str, SampleSet]) -> None:
-    for one, other in itertools.combinations(splits, 2):
-        shared = set(splits[one].keys) & set(splits[other].keys)
-        if shared:
-            logger.warning(
-                "splits %r and %r share %d keys (such as %s): what is trained on one may not be "
-                "measured on the other", one, other, len(shared), min(shared),
-            )  # fmt: skip
+    def _finish(self, parts: Sequence[tuple[Shard, Part]]) -> Manifest:
+        """Write the table, then the manifest, with which the store is complete."""
+        first, settings = self.first, self.settings
+        shards = tuple(
+            StoredShard(
+                file=shard.file,
+                num_bytes=part["num_bytes"],
+                sha256=part["sha256"],
+                split=shard.split,
+                num_samples=len(part["kept"]),
+            )
+            for shard, part in parts
+            if part["kept"]
+        )
+        skipped = [entry for _, part in parts for entry in part["skipped"]]
+        for key, reason in skipped:
+            logger.warning("left out %s: %s", key, reason)
+        path = self.store / TABLE
+        with atomic_path(path) as partial_path:
+            pq.write_table(_sample_table(self.splits, parts), partial_path, compression="zstd")
+        labels = first.labels
+        manifest = Manifest(
+            name=first.name,
+            sensors=self.sensors,
+            splits={
+                split: sum(one.num_samples for one in shards if one.split == split)
+                for split in self.splits
+            },
+            has_splits=self.has_splits,
+            labels=None
+            if labels is None
+            else StoredLabels(
+                class_names=labels.class_names,
+                class_list=labels.class_list,
+                multi_label=labels.multi_label,
+            ),
+            captions=first.captions is not None,
+            prompts=first.prompts,
+            image_size=settings.size if settings.images == "pixels" else None,
+            num_skipped=len(skipped),
+            source=self.identity["source"],
+            packing=asdict(settings),
+            table=StoredFile(file=TABLE, num_bytes=path.stat().st_size, sha256=hash_file(path)),
+            shards=shards,
+        )
+        sealed = manifest.model_copy(update={"checksum": manifest.hash_of_rest()})
+        write_json(self.store / MANIFEST, sealed.model_dump(mode="json"))
+        return sealed
+
+
+# Identity
+
+
+def hash_samples(samples: SampleSet) -> str:
+    """Name of all that a store keeps of a split: its fingerprint, and what its samples carry.
+
+    A fingerprint stands for samples and pixels. Classes may be renamed, labels corrected and
+    prompts rewritten while those stay.
+    """
+    labels = samples.labels
+    return hash_json(
+        {
+            "fingerprint": samples.fingerprint,
+            "labels": labels
+            and [
+                list(labels.class_names),
+                labels.class_list,
+                labels.multi_label,
+                hashlib.sha256(labels.values.tobytes()).hexdigest(),
+            ],
+            "captions": samples.captions,
+            "prompts": samples.prompts,
+        }
+    )
+
+
+def _difference(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """What differs between two identities, in words; None where one can resume the other.
+
+    Whether damaged samples are left out makes no difference to shards in which none are.
+    """
+    for part in ("source", "packing"):
+        for key in {**kept.get(part, {}), **wanted[part]}:
+            one, other = kept.get(part, {}).get(key), wanted[part].get(key)
+            if one != other and key != "skip_damaged":
+                what = f"split {key!r}" if part == "source" else key
+                return (
+                    f"other data or settings ({what}: {json.dumps(one)}, not {json.dumps(other)})"
+                )
+    return None
 
 
 def _label_names(samples: SampleSet) -> object:
@@ -354,13 +425,73 @@ def _picture_files(samples: SampleSet) -> tuple[Path, ...]:
     return samples.files
 
 
-def _is_there(store: Path, file: StoredFile) -> bool:
-    path = store / file.file
-    return path.is_file() and path.stat().st_size == file.num_bytes
+def _warn_of_shared_samples(splits: Mapping[str, SampleSet]) -> None:
+    for one, other in itertools.combinations(splits, 2):
+        shared = set(splits[one].keys) & set(splits[other].keys)
+        if shared:
+            logger.warning(
+                "splits %r and %r share %d keys (such as %s): what is trained on one may not be "
+                "measured on the other", one, other, len(shared), min(shared),
+            )  # fmt: skip
 
 
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} is not there") from error
+# The table
+
+
+def _sample_table(splits: Mapping[str, SampleSet], parts: Sequence[tuple[Shard, Part]]) -> pa.Table:
+    """One row per sample, in the order of the shards.
+
+    Columns: key, split, labels (class indices), captions, west, south, east, north (degrees,
+    WGS84; west is greater than east across the antimeridian), datetime (UTC), and geometry
+    (GeoParquet 1.1, the footprint's bounds, see `footprint`) where any is known.
+    """
+    rows = [(splits[shard.split], index) for shard, part in parts for index in part["kept"]]
+    names = [shard.split for shard, part in parts for _ in part["kept"]]
+    places = [place for _, part in parts for place in part["places"]]
+    columns: dict[str, pa.Array] = {
+        "key": pa.array([samples.keys[index] for samples, index in rows], pa.string()),
+        "split": pa.array(names, pa.string()).dictionary_encode(),
+    }
+    first = next(iter(splits.values()))
+    if first.labels is not None:
+        labels = [_labels_of(samples, index) for samples, index in rows]
+        columns["labels"] = pa.array(labels, pa.list_(pa.int32()))
+    if first.captions is not None:
+        captions = [list((samples.captions or ())[index]) for samples, index in rows]
+        columns["captions"] = pa.array(captions, pa.list_(pa.string()))
+    for position, side in enumerate(("west", "south", "east", "north")):
+        columns[side] = pa.array([box and box[position] for box, _ in places], pa.float64())
+    times = [when and _as_utc(dt.datetime.fromisoformat(when)) for _, when in places]
+    columns["datetime"] = pa.array(times, pa.timestamp("us", tz="UTC"))
+    shapes = [box and footprint(tuple(box)) for box, _ in places]
+    if not any(shapes):
+        return pa.table(columns)
+    geometries = [shape and shapely.to_wkb(shape) for shape in shapes]
+    columns["geometry"] = pa.array(geometries, pa.binary())
+    kinds = sorted({shape.geom_type for shape in shapes if shape is not None})
+    geo = {  # without a crs it is longitude and latitude of WGS84
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": kinds}},
+    }
+    return pa.table(columns).replace_schema_metadata({"geo": json.dumps(geo)})
+
+
+def footprint(bounds: Bounds) -> shapely.Geometry:
+    """The box of WGS84 bounds; cut in two at the antimeridian where west is greater than east."""
+    west, south, east, north = bounds
+    if west <= east:
+        return shapely.box(west, south, east, north)
+    parts = [(west, south, 180.0, north), (-180.0, south, east, north)]
+    return shapely.MultiPolygon([shapely.box(*part) for part in parts])
+
+
+def _labels_of(samples: SampleSet, index: int) -> list[int]:
+    assert samples.labels is not None
+    values = samples.labels.values[index]
+    found: list[int] = np.flatnonzero(values).tolist() if values.ndim else [int(values)]
+    return found
+
+
+def _as_utc(time: dt.datetime) -> dt.datetime:
+    return time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC)

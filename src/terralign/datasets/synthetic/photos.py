@@ -51,7 +51,6 @@ SKIES: dict[str, Rgb] = {
     "white": (225, 228, 232),
     "pink": (235, 170, 165),
 }
-# What a view shows: its colour, and the texture of the ground towards the horizon.
 VIEWS: dict[str, tuple[Rgb, str]] = {
     "evergreen forest": ((28, 84, 40), "trunks"),
     "algae-covered lake": ((88, 135, 70), "waves"),
@@ -66,6 +65,7 @@ VIEWS: dict[str, tuple[Rgb, str]] = {
     "sand dunes": ((225, 190, 120), "waves"),
     "shallow water": ((75, 190, 200), "waves"),
 }
+"""What a view shows: its colour, and the texture of the ground towards the horizon."""
 TEXTURES = ("trunks", "waves", "rows", "grid", "grains", "smooth")
 
 CLASS_NAMES: tuple[str, ...] = (

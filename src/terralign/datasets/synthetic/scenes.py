@@ -19,7 +19,6 @@ Letters: B batch, S material slots of a scene (3), K materials, C bands, H W pix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -40,83 +39,66 @@ from terralign.sensors import SENSORS
 
 Array = NDArray[np.float32]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Material:
-    """One land cover.
-
-    `reflectance`: 12 surface reflectances in the order of Sentinel-2 L2A's bands. `sigma0_db`: VV
-    and VH. `grain`, `rows`, `patches`: relative brightness variation from pixel to pixel, in
-    parallel rows, and in broad patches. `spread`: how much its spectrum varies between scenes.
-    """
-
-    name: str
-    reflectance: tuple[float, ...]
-    sigma0_db: tuple[float, float]
-    grain: float
-    rows: float
-    patches: float
-    spread: float
-
-
-def _material(
-    name: str, percent: str, sigma0_db: tuple[float, float], texture: tuple[float, ...]
-) -> Material:
-    grain, rows, patches, spread = texture
-    return Material(
-        name=name,
-        reflectance=tuple(float(value) / 100 for value in percent.split()),
-        sigma0_db=sigma0_db,
-        grain=grain,
-        rows=rows,
-        patches=patches,
-        spread=spread,
-    )
-
+Material = tuple[str, tuple[float, float], tuple[float, float, float, float]]
+"""One land cover: surface reflectance in Sentinel-2 L2A's bands, in per cent; sigma0 of VV and VH,
+in dB; relative brightness variation from pixel to pixel, in parallel rows and in broad patches, and
+how much its spectrum varies between scenes."""
 
 # Per cent reflectance:  B01  B02  B03  B04   B05  B06  B07  B08  B8A  B09  B11  B12
 # fmt: off
-MATERIALS: tuple[Material, ...] = (
-    _material("evergreen forest",
-              "           2.2  2.5  4.0  2.6   5.8 15.0 18.5 20.0 21.0 20.5  9.5  4.2",
-              (-10.0, -15.5), (0.16, 0.00, 0.10, 1.0)),
-    _material("algae-covered lake",
-              "           2.6  2.8  4.2  2.5   4.8  4.6  4.4  3.8  3.4  3.0  0.9  0.6",
-              (-21.0, -28.0), (0.12, 0.00, 0.12, 1.0)),
-    _material("green crop field",
-              "           3.0  3.6  6.8  4.2  10.0 30.0 38.0 41.0 42.5 41.5 19.0  9.0",
-              (-11.0, -17.0), (0.05, 0.08, 0.08, 1.0)),
-    _material("artificial turf",
-              "           3.4  4.0  6.8  4.6   5.8  8.5 12.0 15.0 16.5 17.0 20.0 15.0",
-              (-15.0, -23.0), (0.04, 0.08, 0.06, 1.0)),
-    _material("snow",
-              "          86.0 88.0 88.0 87.0  86.0 85.0 84.0 82.0 80.0 72.0 10.0  7.0",
-              (-14.0, -21.0), (0.03, 0.00, 0.08, 0.7)),
-    _material("salt flat",
-              "          44.0 48.0 53.0 56.0  57.0 58.0 59.0 59.0 59.0 55.0 52.0 43.0",
-              (-17.0, -25.0), (0.03, 0.00, 0.08, 0.7)),
-    _material("bare soil",
-              "           5.5  7.0 10.0 14.5  17.0 19.0 20.5 22.0 23.5 24.5 32.0 29.0",
-              (-12.5, -20.0), (0.08, 0.05, 0.10, 1.0)),
-    _material("brick roofs",
-              "           5.8  7.2  9.8 15.5  17.5 18.0 18.5 18.5 18.0 18.0 20.0 19.0",
-              ( -5.0, -12.0), (0.12, 0.05, 0.06, 1.0)),
-    _material("deep water",
-              "           4.4  4.0  3.4  2.4   1.8  1.2  1.0  0.9  0.8  0.7  0.3  0.2",
-              (-17.0, -25.0), (0.05, 0.00, 0.10, 1.2)),
-    _material("asphalt",
-              "           3.4  3.5  3.5  3.4   3.6  3.9  4.2  4.5  4.7  4.8  6.0  5.8",
-              (-19.0, -27.0), (0.07, 0.00, 0.10, 1.2)),
-    _material("sand dunes",
-              "          10.0 13.0 18.5 24.5  27.0 29.0 31.0 33.0 34.0 34.0 43.0 40.0",
-              (-22.0, -29.0), (0.03, 0.10, 0.08, 1.0)),
-    _material("shallow water",
-              "           8.5 10.0 10.5  5.5   3.2  1.5  1.2  1.0  0.9  0.8  0.3  0.2",
-              (-18.0, -26.0), (0.04, 0.03, 0.12, 1.0)),
-)
+MATERIALS: dict[str, Material] = {
+    "evergreen forest": (
+        "           2.2  2.5  4.0  2.6   5.8 15.0 18.5 20.0 21.0 20.5  9.5  4.2",
+        (-10.0, -15.5), (0.16, 0.00, 0.10, 1.0),
+    ),
+    "algae-covered lake": (
+        "           2.6  2.8  4.2  2.5   4.8  4.6  4.4  3.8  3.4  3.0  0.9  0.6",
+        (-21.0, -28.0), (0.12, 0.00, 0.12, 1.0),
+    ),
+    "green crop field": (
+        "           3.0  3.6  6.8  4.2  10.0 30.0 38.0 41.0 42.5 41.5 19.0  9.0",
+        (-11.0, -17.0), (0.05, 0.08, 0.08, 1.0),
+    ),
+    "artificial turf": (
+        "           3.4  4.0  6.8  4.6   5.8  8.5 12.0 15.0 16.5 17.0 20.0 15.0",
+        (-15.0, -23.0), (0.04, 0.08, 0.06, 1.0),
+    ),
+    "snow": (
+        "          86.0 88.0 88.0 87.0  86.0 85.0 84.0 82.0 80.0 72.0 10.0  7.0",
+        (-14.0, -21.0), (0.03, 0.00, 0.08, 0.7),
+    ),
+    "salt flat": (
+        "          44.0 48.0 53.0 56.0  57.0 58.0 59.0 59.0 59.0 55.0 52.0 43.0",
+        (-17.0, -25.0), (0.03, 0.00, 0.08, 0.7),
+    ),
+    "bare soil": (
+        "           5.5  7.0 10.0 14.5  17.0 19.0 20.5 22.0 23.5 24.5 32.0 29.0",
+        (-12.5, -20.0), (0.08, 0.05, 0.10, 1.0),
+    ),
+    "brick roofs": (
+        "           5.8  7.2  9.8 15.5  17.5 18.0 18.5 18.5 18.0 18.0 20.0 19.0",
+        ( -5.0, -12.0), (0.12, 0.05, 0.06, 1.0),
+    ),
+    "deep water": (
+        "           4.4  4.0  3.4  2.4   1.8  1.2  1.0  0.9  0.8  0.7  0.3  0.2",
+        (-17.0, -25.0), (0.05, 0.00, 0.10, 1.2),
+    ),
+    "asphalt": (
+        "           3.4  3.5  3.5  3.4   3.6  3.9  4.2  4.5  4.7  4.8  6.0  5.8",
+        (-19.0, -27.0), (0.07, 0.00, 0.10, 1.2),
+    ),
+    "sand dunes": (
+        "          10.0 13.0 18.5 24.5  27.0 29.0 31.0 33.0 34.0 34.0 43.0 40.0",
+        (-22.0, -29.0), (0.03, 0.10, 0.08, 1.0),
+    ),
+    "shallow water": (
+        "           8.5 10.0 10.5  5.5   3.2  1.5  1.2  1.0  0.9  0.8  0.3  0.2",
+        (-18.0, -26.0), (0.04, 0.03, 0.12, 1.0),
+    ),
+}
 # fmt: on
 
-CLASS_NAMES: tuple[str, ...] = tuple(material.name for material in MATERIALS)
+CLASS_NAMES: tuple[str, ...] = tuple(MATERIALS)
 
 LOOK_ALIKES: tuple[tuple[str, str], ...] = (
     ("evergreen forest", "algae-covered lake"),
@@ -134,10 +116,12 @@ PRESENCE = 0.1
 _SENTINEL2 = SENSORS["sentinel2-l2a"]
 _WAVELENGTH = np.array([band.center_nm for band in _SENTINEL2.bands], dtype=np.float32)
 _RESOLUTION = np.array([band.gsd_m for band in _SENTINEL2.bands], dtype=np.float32)
-_REFLECTANCE = np.array([material.reflectance for material in MATERIALS], dtype=np.float32)
-_SIGMA0_DB = np.array([material.sigma0_db for material in MATERIALS], dtype=np.float32)
-_SPREAD = np.array([material.spread for material in MATERIALS], dtype=np.float32)
-_TEXTURE = np.array([(one.grain, one.rows, one.patches) for one in MATERIALS], dtype=np.float32)
+_PERCENT, _SIGMA0, _VARIATION = zip(*MATERIALS.values(), strict=True)
+_REFLECTANCE = np.array(
+    [[float(value) / 100 for value in text.split()] for text in _PERCENT], dtype=np.float32
+)
+_SIGMA0_DB = np.array(_SIGMA0, dtype=np.float32)
+_TEXTURE, _SPREAD = np.split(np.array(_VARIATION, dtype=np.float32), [3], axis=1)
 
 _HAZE = 0.22 * (_WAVELENGTH / 492.4) ** -1.3
 """(C,) reflectance of thin haze, falling with the wavelength as aerosol scattering does
@@ -258,7 +242,7 @@ def _scene_spectra(keys: Keys, materials: NDArray[np.int64]) -> Array:
     place = np.log(_WAVELENGTH / 560.0)
     bends = np.stack([np.ones_like(place), place, place**2])
     drawn = normals(keys, "spectra", NUM_SLOTS * 3).reshape(-1, NUM_SLOTS, 3)
-    drawn = drawn * np.array([0.14, 0.28, 0.10], dtype=np.float32) * _SPREAD[materials][..., None]
+    drawn = drawn * np.array([0.14, 0.28, 0.10], dtype=np.float32) * _SPREAD[materials]
     factor = np.exp(drawn @ bends.astype(np.float32))
     return np.ascontiguousarray((_REFLECTANCE[materials] * factor).transpose(0, 2, 1))
 

@@ -14,12 +14,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, make_layout
 from terralign.datasets.content import ArrayContent, Contents
-from terralign.datasets.sample import Captions, Indexed, Labels
+from terralign.datasets.sample import Captions, Indexed, Labels, require_split
 from terralign.datasets.synthetic import photos, scenes
 from terralign.datasets.synthetic.draws import MAX_SIZE, Keys, sample_keys
-from terralign.errors import DataError, SplitError, nearest
+from terralign.errors import DataError
 from terralign.files import hash_json
 from terralign.sensors import SENSORS
 
@@ -47,17 +47,13 @@ class SyntheticSet(Indexed):
     name: str
     split: str
     layouts: Mapping[str, PixelLayout]
+    keys: tuple[str, ...]
     labels: Labels
     captions: Captions | None
     prompts: tuple[str, ...]
     fingerprint: str
     sample_keys: Keys
     render: Callable[[Keys], Pixels]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """One name per sample: `train-000017`."""
-        return tuple(f"{self.split}-{index:06d}" for index in range(len(self)))
 
     def __len__(self) -> int:
         return len(self.sample_keys)
@@ -70,18 +66,7 @@ class SyntheticSet(Indexed):
         )
 
     def read(self, indices: NDArray[np.int64]) -> Pixels:
-        """Pixels of these samples: sensor name -> (B, C, H, W) in the layout's band order.
-
-        Raises `DataError` where an index is outside [0, N).
-        """
-        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
-        outside = (indices < 0) | (indices >= len(self))
-        if outside.any():
-            wrong = int(indices[outside][0])
-            raise DataError(
-                f"{self.name} has {len(self)} samples in split {self.split!r}; "
-                f"index {wrong} was asked for, expected 0 to {len(self) - 1}"
-            )
+        """Pixels of these samples: sensor name -> (B, C, H, W) in the layout's band order."""
         keys = self.sample_keys[indices]
         if len(keys) == 0:
             return {name: one[:0] for name, one in self.render(self.sample_keys[:1]).items()}
@@ -101,13 +86,11 @@ def open_synthetic_photos(
     name = "synthetic-photos"
     keys, fingerprint = _samples(name, split, num_samples, seed, size, {})
     rgb = SENSORS["rgb"]
-    layout = PixelLayout(
-        sensor=rgb, bands=rgb.band_names, units="dn", composite=rgb.composite("as-is")
-    )
     return SyntheticSet(
         name=name,
         split=split,
-        layouts={rgb.name: layout},
+        layouts={rgb.name: make_layout(rgb, rgb.band_names, units="dn", composite="as-is")},
+        keys=_names(split, len(keys)),
         labels=Labels(
             values=photos.photo_labels(keys),
             class_names=photos.CLASS_NAMES,
@@ -144,14 +127,12 @@ def open_synthetic_scenes(
         name=name,
         split=split,
         layouts={
-            optical.name: PixelLayout(
-                sensor=optical,
-                bands=optical.band_names,
-                units="dn",
-                composite=optical.composite("paper-l2a"),
+            optical.name: make_layout(
+                optical, optical.band_names, units="dn", composite="paper-l2a"
             ),
-            radar.name: PixelLayout(sensor=radar, bands=radar.band_names, units="physical"),
+            radar.name: make_layout(radar, radar.band_names, units="physical"),
         },
+        keys=_names(split, len(keys)),
         labels=Labels(values=draw_labels(keys), class_names=scenes.CLASS_NAMES, class_list=name),
         captions=None,
         prompts=photos.VIEW_PROMPTS,
@@ -159,6 +140,11 @@ def open_synthetic_scenes(
         sample_keys=keys,
         render=partial(scenes.render_scenes, size=size),
     )
+
+
+def _names(split: str, num_samples: int) -> tuple[str, ...]:
+    """One name per sample: `train-000017`."""
+    return tuple(f"{split}-{index:06d}" for index in range(num_samples))
 
 
 def _samples(
@@ -170,17 +156,11 @@ def _samples(
     more: Mapping[str, bool],
 ) -> tuple[Keys, str]:
     """The keys of one split and the fingerprint of everything that decides its samples."""
-    if split not in NUM_SAMPLES:
-        raise SplitError(f"{name} has no split {split!r}; {nearest(split, NUM_SAMPLES)}")
+    require_split(name, split, NUM_SAMPLES)
     if num_samples is None:
         num_samples = NUM_SAMPLES[split]
-    for what, value, least, most in (
-        ("num_samples", num_samples, 1, 10_000_000),
-        ("seed", seed, 0, 2**32 - 1),
-        ("size", size, MIN_SIZE, MAX_SIZE),
-    ):
-        if not least <= value <= most:
-            raise DataError(f"{name}: {what} is {value}; expected {least} to {most}")
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise DataError(f"{name}: size is {size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
     fingerprint = hash_json(
         {
             "generator_version": GENERATOR_VERSION,
