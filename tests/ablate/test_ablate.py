@@ -17,8 +17,7 @@ from click.testing import CliRunner
 import terralign.runs.run as run_module
 from small_run import SMALL_RECIPE
 from terralign.ablate import differences as differences_module
-from terralign.ablate.baselines import check_settings
-from terralign.ablate.runs import run_study
+from terralign.ablate.runs import method_settings, run_study
 from terralign.ablate.study import Study, load_study, parse_study, plan_study, study_names
 from terralign.ablate.summary import mean_and_spread, study_report, summarise
 from terralign.cli import main
@@ -311,7 +310,7 @@ def test_a_setting_that_a_method_does_not_have_is_refused(folder: Path) -> None:
     )
     [planned] = plan_study(_study(folder, text))
     with pytest.raises(RecipeError, match="unknown key 'tokens'; did you mean 'num_tokens'"):
-        check_settings(planned)
+        method_settings(planned)
 
 
 # Studies as data
@@ -369,7 +368,7 @@ def test_shipped_studies_plan_and_are_described(name: str) -> None:
     planned = plan_study(study)
     assert len(planned) == len(study.seeds) * len(study.all_variants())
     for one in planned:
-        check_settings(one)
+        method_settings(one)
     recipes = [one.recipe.model_dump_json() for one in planned if one.variant.method == "recipe"]
     assert len(set(recipes)) == len(recipes)
     assert f"| `{name}` |" in (ROOT / "docs" / "ablations.md").read_text()

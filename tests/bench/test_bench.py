@@ -745,9 +745,9 @@ def test_faults_of_the_command_line() -> None:
         assert runner.invoke(main, ["bench", *words]).exit_code == 2
     context = main.commands["bench"].make_context(
         "bench",
-        ["micro", "--models", "a", "x=b", "--data-root", "d", "--models", "c", "--out", "b"],
+        ["micro", "--models", "a", "x=b", "c", "--data-root", "d", "--out", "b"],
     )
-    assert context.params["models"] == ("a", "x=b", "c")
+    assert (*context.params["models"], *context.params["more"]) == ("a", "x=b", "c")
     assert context.params["suite"] == "micro"
 
 

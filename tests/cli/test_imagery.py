@@ -334,7 +334,7 @@ def test_the_offset_that_is_applied_is_logged_once(
         open_scene(named, sensor=S2)
         open_scene(plain, sensor=S2, dn_offset=0)
     assert [record.getMessage() for record in caplog.records if "DN" in record.getMessage()] == [
-        f"{named}: DN offset -1000, by its name",
+        f"{named}: DN offset -1000, as its metadata or name states",
         f"{plain}: DN offset 0, as declared",
     ]
 

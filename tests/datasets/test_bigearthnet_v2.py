@@ -157,7 +157,7 @@ def test_patches_that_the_table_lists_but_are_not_there(v2: Path) -> None:
         ({"labels": [["Pastures"], ["Town"], ["Pastures"]]}, rf"'Town', a label of {PATCHES[1]}"),
         ({"s1_name": None}, "has no column s1_name; download"),
         ({"split": ["train", None, "train"]}, "column split has empty entries"),
-        ({"labels": ["Pastures", "Pastures", "Pastures"]}, "is damaged or not the table"),
+        ({"labels": ["Pastures", "Pastures", "Pastures"]}, "is not a readable Parquet file"),
         ({"patch_id": ["../../etc_1_1", *PATCHES[1:]]}, r"'../../etc_1_1' in column patch_id"),
         ({"patch_id": [PATCHES[1], *PATCHES[1:]]}, "names a patch twice"),
     ],
@@ -175,7 +175,7 @@ def test_a_damaged_table_and_a_missing_band_are_told(v2: Path) -> None:
         samples.read(np.array([1]))
     table = v2 / "bigearthnet_v2" / "metadata.parquet"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"metadata.parquet is damaged"):
+    with pytest.raises(DataError, match=r"metadata.parquet is not a readable Parquet"):
         open_bigearthnet_v2(v2, "all")
 
 

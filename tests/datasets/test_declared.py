@@ -115,7 +115,7 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
         ('"harbours/images"', '"elsewhere"', r"root: .*elsewhere not found; looked in"),
         ('"test.txt"', '"../test.txt"', r"splits.test: '../test.txt' leads outside"),
         ('"test.txt"', '"gone.txt"', r"splits.test: gone.txt not found; looked in"),
-        ("test =", "val =", r"no split 'test'; .*harbours.toml declares train, val"),
+        ("test =", "val =", r"no split 'test' in .*harbours.toml; splits: all, train, val"),
         ('sensor = "rgb"', 'sensor = "rgb"\ndn_offset = 0', r"dn_offset has no effect on"),
         ("[classes]", "[classes", r"is not valid TOML"),
     ],

@@ -285,7 +285,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"pixels": {3: numbers()}, "sensor": None}, "pixels name 3 for a sensor"),
     ({"pixels": numbers()[..., :0]}, r"shape \(6, 4, 8, 0\).*one pixel"),
     ({"sensor": 3}, r"sensor = 3 \(int\); expected a sensor's name"),
-    ({"name": "../x"}, r"name = '\.\./x': results and folders are called by it"),
+    ({"name": "../x"}, r"name = '\.\./x': results and folders are named by it"),
     ({"name": "a\nb"}, r"name = 'a\\nb': results"),
     ({"name": 3}, "name = 3: results"),
 ]

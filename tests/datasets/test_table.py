@@ -290,7 +290,7 @@ def test_rows_of_no_declared_split_are_named_once(
         ('form = "single"', 'form = "list"', r"'crop' is of type string; expected lists"),
         ('split = "fold"', "", r"\[splits\] and columns.split have an effect only together"),
         ('["a", "b"]', '["a", "d"]', r"splits.train: no row of .*samples.csv has 'd' in column"),
-        ("train =", "training =", r"has no split 'train'; .* declares training, test"),
+        ("train =", "training =", r"has no split 'train' in .*toml; splits: all, training, test"),
         ("2 = ", "3 = ", r"row 1 has label '2', which is none of \[classes\]"),
         ("001 = ", "1 = ", r"row 2 has label '001', which is none of"),
         ('key = "id"', 'key = "fold"', r"row 4 has 'c' in column 'fold', as row 2 has"),

@@ -339,7 +339,7 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ('root = "shards"', 'root = "../x"', r"root: '../x' leads outside"),
         ('root = "shards"', 'root = "y"', r"root: y not found; looked in"),
         ('root = "shards"', 'root = "shards"\nshards = "a"', r"give either shards or \[splits\]"),
-        ("train =", "training =", r"has no split 'train'; .* declares training, test"),
+        ("train =", "training =", r"has no split 'train' in .*toml; splits: all, training, test"),
     ],
 )
 def test_every_mistake_is_one_clear_line(root: Path, old: str, new: str, message: str) -> None:

@@ -15,10 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from terralign.ablate.baselines import check_settings, run_baseline
 from terralign.ablate.differences import Differences
 from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
 from terralign.ablate.summary import study_report, summarise
+from terralign.baselines.run import baseline_settings, run_baseline
 from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
 from terralign.errors import (
     DataError,
@@ -35,6 +35,7 @@ from terralign.runs.data import named_data
 from terralign.runs.folder import is_untouched, keep_recipe
 from terralign.runs.run import run_recipe
 from terralign.toml_values import keep_toml
+from terralign.train.settings import PictureSettings
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def run_study(
     """
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
-        check_settings(one)
+        method_settings(one)
     check_data_root(data_root)
     with claimed(folder):
         progress = _Study(
@@ -100,6 +101,16 @@ def run_study(
             )
             progress.run(one)
         return progress.result()
+
+
+def method_settings(one: Planned) -> PictureSettings | None:
+    """The settings of a variant's method, checked; None for the recipe's own stages."""
+    if one.variant.method == "recipe":
+        return None
+    try:
+        return baseline_settings(one.variant.method, one.recipe, one.variant.settings)
+    except RecipeError as error:
+        raise RecipeError(f"variant {one.variant.name}, {error}") from error
 
 
 def _keep_study(study: Study, overrides: Sequence[str], path: Path) -> None:
@@ -209,16 +220,14 @@ class _Study:
         folder = self._folder(one)
         folder.mkdir(parents=True, exist_ok=True)
         keep_recipe(one.recipe, folder, self.data_root)
-        if one.variant.method != "recipe":
-            return run_baseline(
-                one, folder,
-                data_root=self.data_root, device=self.device, stores=self.stores, cache=self.cache,
-            )  # fmt: skip
-        result = run_recipe(
-            one.recipe, folder,
-            data_root=self.data_root, device=self.device, stores=self.stores, cache=self.cache,
-        )  # fmt: skip
-        return list(result.rows)
+        settings = method_settings(one)
+        places: dict[str, Any] = {
+            "data_root": self.data_root, "device": self.device,
+            "stores": self.stores, "cache": self.cache,
+        }  # fmt: skip
+        if settings is None:
+            return list(run_recipe(one.recipe, folder, **places).rows)
+        return run_baseline(one.variant.method, settings, one.recipe, folder, **places)
 
     def _write(self) -> None:
         result = self.result()

@@ -13,27 +13,9 @@ from terralign.cli.app import data_root_option, device_option, example, json_opt
 logger = logging.getLogger(__name__)
 
 
-class _SeveralModels(click.Command):
-    """`--models A B C` is `--models A --models B --models C`."""
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        within = False
-        for word in args:
-            if word == "--models":
-                within = True
-            elif word.startswith("-"):
-                within = False
-                spread.append(word)
-            else:
-                spread += ["--models", word] if within else [word]
-        if args and args[-1] == "--models":
-            spread.append("--models")  # click reports that its value is missing
-        return super().parse_args(context, spread)
-
-
-@main.command(cls=_SeveralModels)
+@main.command()
 @click.argument("suite")
+@click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--models", multiple=True, required=True, metavar="[NAME=]MODEL...",
     help="The models; the others are compared with the first.",
@@ -55,6 +37,7 @@ class _SeveralModels(click.Command):
 @example("terralign bench micro --models data/micro-clip runs/m/model --data-root data --out b")
 def bench(
     suite: str,
+    more: tuple[str, ...],
     models: tuple[str, ...],
     out: Path,
     data_root: Path | None,
@@ -90,7 +73,7 @@ def bench(
     chosen_device = choose_device(device)
     threads()
     result = run_bench(
-        loaded, models, out, data_root,
+        loaded, (*models, *more), out, data_root,
         prompts=prompts, reference=reference, device=chosen_device,
     )  # fmt: skip
     page = None

@@ -6,18 +6,23 @@ torch is imported for a model alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.store import is_store, read_manifest
 from terralign.encoders.prompt_sets import load_prompts, prompt_set_names
+from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
 from terralign.files import read_shipped, read_toml, shipped_names
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.versions import versions
+
+if TYPE_CHECKING:
+    from terralign.preprocess import InputSpec
 
 LISTS = ("datasets", "sensors", "recipes", "suites", "studies", "prompts")
 """What there is a list of."""
@@ -47,7 +52,7 @@ def about(what: str | None = None) -> dict[str, Any]:
         return _about_store(path)
     if path.exists() or ":" in what:
         return _about_space(what)
-    names = [*LISTS, *(name for kind in _KINDS for name in _names(kind))]
+    names = [*LISTS, *(name for kind in LISTS for name in _list(kind))]
     hint = nearest(what, names)
     near = f"; {hint}" if hint.startswith("did you mean") else "."
     raise TerralignError(f"nothing is called {what!r}, and no such path exists{near} {_TAKES}")
@@ -55,25 +60,21 @@ def about(what: str | None = None) -> dict[str, Any]:
 
 def dataset_table() -> str:
     """The data sets, a line each."""
-    rows = [("name", "sensors", "labels", "classes", "size", "splits")]
-    for name in DATASETS:
-        facts = read_facts(name)
-        rows.append(
-            (
-                name,
-                ", ".join(facts.sensors),
-                facts.labels,
-                facts.class_list or "-",
-                facts.size.split(",")[0].split(" at ")[0].split(";")[0] or "-",
-                "yes" if facts.has_splits else "no",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", "terralign info NAME describes one; --json has all values."])
+    names = list(DATASETS)
+    facts = [read_facts(name) for name in names]
+    table = Table.of_rows(
+        len(names),
+        [
+            ("name", lambda row: names[row]),
+            ("sensors", lambda row: ", ".join(facts[row].sensors)),
+            ("labels", lambda row: facts[row].labels),
+            ("classes", lambda row: facts[row].class_list or "-"),
+            ("size", lambda row: re.split(r",| at |;", facts[row].size)[0] or "-"),
+            ("splits", lambda row: "yes" if facts[row].has_splits else "no"),
+        ],
+        max_rows=len(names),
+    )
+    return f"{table.text()}\n\nterralign info NAME describes one; --json has all values."
 
 
 # By name
@@ -92,20 +93,11 @@ def _list(kind: str) -> dict[str, Any]:
             for sensor in SENSORS.values()
         }
     if kind == "prompts":
-        return {name: counted(len(_templates(name)), "template") for name in _names("prompts")}
-    return {name: str(read_shipped(kind, name).get("note", "")) for name in _names(kind)}
-
-
-def _names(kind: str) -> list[str]:
-    if kind == "prompts":
-        return prompt_set_names()
-    known: dict[str, Mapping[str, Any]] = {"datasets": DATASETS, "sensors": SENSORS}
-    return list(known[kind]) if kind in known else shipped_names(kind)
-
-
-def _named(name: str) -> dict[str, dict[str, Any]]:
-    """What bears this name, by kind."""
-    return {kind: describe(name) for kind, describe in _KINDS.items() if name in _names(kind)}
+        return {
+            name: counted(len(load_prompts(name).templates), "template")
+            for name in prompt_set_names()
+        }
+    return {name: str(read_shipped(kind, name).get("note", "")) for name in shipped_names(kind)}
 
 
 def _about_dataset(facts: DatasetFacts) -> dict[str, Any]:
@@ -181,25 +173,33 @@ def _about_study(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _about_prompts(templates: list[str]) -> dict[str, Any]:
-    return {"kind": "prompt set", "templates": templates}
-
-
-def _templates(name: str) -> list[str]:
-    return list(load_prompts(name).templates)
+def _about_prompts(templates: Sequence[str]) -> dict[str, Any]:
+    return {"kind": "prompt set", "templates": list(templates)}
 
 
 def _data_of(tables: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(one.get("data")) for one in tables))
 
 
-_KINDS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "datasets": lambda name: _about_dataset(read_facts(name)),
-    "sensors": lambda name: _about_sensor(SENSORS[name]),
-    "recipes": lambda name: _about_recipe(read_shipped("recipes", name)),
-    "suites": lambda name: _about_suite(read_shipped("suites", name)),
-    "studies": lambda name: _about_study(read_shipped("studies", name)),
-    "prompts": lambda name: _about_prompts(_templates(name)),
+def _named(name: str) -> dict[str, dict[str, Any]]:
+    """What bears this name, by kind."""
+    found: dict[str, dict[str, Any]] = {}
+    if name in DATASETS:
+        found["datasets"] = _about_dataset(read_facts(name))
+    if name in SENSORS:
+        found["sensors"] = _about_sensor(SENSORS[name])
+    for kind, describe in _SHIPPED.items():
+        if name in shipped_names(kind):
+            found[kind] = describe(read_shipped(kind, name))
+    if name in prompt_set_names():
+        found["prompts"] = _about_prompts(load_prompts(name).templates)
+    return found
+
+
+_SHIPPED: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "recipes": _about_recipe,
+    "suites": _about_suite,
+    "studies": _about_study,
 }
 
 
@@ -213,17 +213,14 @@ def _about_toml(path: Path) -> dict[str, Any]:
         return _about_dataset(find_dataset(str(path)).facts)
     if "bands" in values:
         return _about_sensor(parse_sensor(values, origin=str(path)))
-    for key, kind, check, describe in (
-        ("entries", "suite", _check_suite, _about_suite),
-        ("recipe", "study", _check_study, _about_study),
-        ("base", "recipe", _check_recipe, _about_recipe),
-    ):
+    for key, kind in (("entries", "suites"), ("recipe", "studies"), ("base", "recipes")):
         if key in values:
+            about = _SHIPPED[kind](values)
             try:
-                check(str(path))
+                _load(kind, str(path))
             except TerralignError as error:
-                return {"kind": kind, "not valid": str(error)}
-            return describe(values)
+                return {"kind": about["kind"], "not valid": str(error)}
+            return about
     if "templates" in values:
         return _about_prompts(list(values["templates"]))
     raise TerralignError(
@@ -232,28 +229,17 @@ def _about_toml(path: Path) -> dict[str, Any]:
     )
 
 
-def _check_suite(path: str) -> None:
-    from terralign.bench.suite import load_suite
-
-    load_suite(path, data_root=_data_root())
-
-
-def _check_study(path: str) -> None:
+def _load(kind: str, path: str) -> None:
+    """Raise what is wrong with a suite, study or recipe."""
     from terralign.ablate.study import load_study
-
-    load_study(path, data_root=_data_root())
-
-
-def _check_recipe(path: str) -> None:
+    from terralign.bench.suite import load_suite
     from terralign.runs.recipe import load_recipe
 
-    load_recipe(path, data_root=_data_root())
-
-
-def _data_root() -> Path | None:
-    """`info` has no --data-root, but its variable holds here as for every command."""
-    given = os.environ.get("TERRALIGN_DATA")
-    return Path(given) if given else None
+    given = os.environ.get("TERRALIGN_DATA")  # as for commands with --data-root
+    loaders: dict[str, Callable[..., object]] = {
+        "suites": load_suite, "studies": load_study, "recipes": load_recipe,
+    }  # fmt: skip
+    loaders[kind](path, data_root=Path(given) if given else None)
 
 
 def _about_store(store: Path) -> dict[str, Any]:
@@ -283,23 +269,14 @@ def _about_space(source: str) -> dict[str, Any]:
     from terralign.encoders.space import EmbeddingSpace
 
     space = EmbeddingSpace.load(source, skip_custom=True)
-    towers: dict[str, dict[str, Any]] = {}
-    for name in space.tower_names:
-        spec = space.input_spec(name)
-        towers[name] = {
-            "tower_id": space.tower_id(name),
-            "sensors": list(spec.sensors),
-            "bands": list(spec.bands),
-            "size": spec.size,
-            "missing bands": spec.missing,
-        }
+    towers = {
+        name: {"tower_id": space.tower_id(name), **_about_input(space.input_spec(name))}
+        for name in space.tower_names
+    }
     for config in space.skipped:
         towers[config.name] = {
             "custom encoder": config.describe_encoder(),
-            "sensors": list(config.input.sensors),
-            "bands": list(config.input.bands),
-            "size": config.input.size,
-            "missing bands": config.input.missing,
+            **_about_input(config.input),
         }
     return {
         "kind": "model",
@@ -310,4 +287,13 @@ def _about_space(source: str) -> dict[str, Any]:
         "prompts": space.prompts.name if space.prompts else "none",
         "towers": towers,
         "provenance": space.provenance or "none",
+    }
+
+
+def _about_input(spec: InputSpec) -> dict[str, Any]:
+    return {
+        "sensors": list(spec.sensors),
+        "bands": list(spec.bands),
+        "size": spec.size,
+        "missing bands": spec.missing,
     }

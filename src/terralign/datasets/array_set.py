@@ -5,55 +5,28 @@ N samples, M rows, C bands, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
 from terralign.datasets.content import ArrayContent, Contents
-from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.sample import Captions, Indexed, Labels
-from terralign.scenes.pictures import Size, describe_size, resize_rgb
+from terralign.datasets.split import Split
+from terralign.scenes.pictures import Size, resize_rgb
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class ArraySet(Indexed):
+class ArraySet(Split):
     """Samples that are rows of arrays in memory (or memory-mapped). See `SampleSet`.
 
-    `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. `size`:
-    RGB pictures are resized and cropped to it as those in files are (see `resize_rgb`).
-    `content`: JSON values that represent the pixels in the fingerprint.
+    `arrays`: sensor name -> (M, C, H, W); `rows`: (N,) int64, which of the M are samples. RGB
+    pictures are resized as those in files are (see `resize_rgb`).
     """
 
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
     arrays: Mapping[str, NDArray[Any]]
     rows: NDArray[np.int64]
-    content: Sequence[Any]
-    labels: Labels | None = None
-    captions: Captions | None = None
-    prompts: tuple[str, ...] | None = None
-    size: Size | None = None
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        size = [] if self.size is None else [describe_size(self.size)]
-        value = fingerprint(
-            name=self.name,
-            split=self.split,
-            keys=self.keys,
-            layouts=self.layouts,
-            content=[*self.content, *size],
-        )
-        object.__setattr__(self, "fingerprint", value)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def at_size(self, size: Size) -> ArraySet:
         """The same samples with RGB pictures of `size`, where they are 8-bit numbers."""

@@ -11,7 +11,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import Labels, Place, tell_unused
+from terralign.datasets.sample import Labels, Place, warn_unused
 from terralign.errors import DataError
 from terralign.files import read_lines
 from terralign.scenes.pictures import describe_size
@@ -192,7 +192,7 @@ def make_file_set(
             class_names=tuple(classes.values()),
             class_list=class_list,
         )
-        tell_unused(labels, name=name, split=split)
+        warn_unused(labels, name=name, split=split)
     return FileSet(
         name=name,
         split=split,

@@ -26,8 +26,8 @@ class DatasetFacts(BaseModel):
     class_list: str | None = None
     """Where class names come from; None where it has no labels."""
     splits: dict[str, int | None] = Field(min_length=1)
-    """Split -> its number of samples as published, None where that depends on what is there. A
-    data root need not hold all of them."""
+    """Split -> its number of samples as published, None where that depends on the files at
+    hand. A data root need not hold all of them."""
     alternative_splits: tuple[str, ...] = ()
     """Those that overlap the others, packed only when they are named."""
     has_splits: bool = True
@@ -52,7 +52,7 @@ class DatasetFacts(BaseModel):
     @field_validator("splits", mode="before")
     @classmethod
     def _nothing_is_none(cls, splits: dict[str, Any]) -> dict[str, Any]:
-        """TOML has no None: an entry writes `""` for a number that depends on what is there."""
+        """TOML has no None: an entry writes `""` for a number that depends on the files at hand."""
         return {name: None if number == "" else number for name, number in splits.items()}
 
     def about(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def check_name(name: str, data_root: Path | None) -> None:
 
 
 def needs_root(name: str) -> DataError:
-    """What to say of a data set that lies in files where no data root was given."""
+    """The error about a data set in files where no data root was given."""
     return DataError(
         f"data set {name!r} lies in files; give the folder that holds it (data_root=); "
         f"see `terralign info {name}`"

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
 from terralign.datasets.content import Contents, FileContent
-from terralign.datasets.fingerprint import fingerprint
-from terralign.datasets.sample import NOWHERE, Captions, Indexed, Labels, Place
+from terralign.datasets.sample import NOWHERE, Place
+from terralign.datasets.split import Split
 from terralign.errors import DataError
 from terralign.scenes.places import Bounds, geotiff_bounds, product_datetime
 
@@ -29,34 +28,18 @@ Decode = Callable[[Path], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class FileSet(Indexed):
+class FileSet(Split):
     """One split of a data set of files. See `SampleSet`.
 
     `files`: each sample's file or folder, in order. `locate`: where and when that sample was
     taken, from its file; None where the format does not say. `more_files`: of sensors that have
     files of their own, sensor -> each sample's file or folder; `files` are those of the first.
-    `content`: JSON values that represent the pixels in the fingerprint.
     """
 
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
     files: tuple[Path, ...]
     decode: Decode
-    content: Sequence[Any]
-    labels: Labels | None = None
-    captions: Captions | None = None
-    prompts: tuple[str, ...] | None = None
     locate: Callable[[Path], Place] | None = None
     more_files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint_of(self))
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""
@@ -81,34 +64,19 @@ class FileSet(Indexed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class PathSet(Indexed):
+class PathSet(Split):
     """One split of a data set with a file per sensor, such as a table lists. See `SampleSet`.
 
     `files`: sensor name -> N paths relative to `root`: texts, since there may be millions.
     `decoders`: sensor name -> how its files are read. `dates`: in UTC; `bounds_of`: sample -> its
-    WGS84 bounds; left out, both are those of the files. `content`: as of `FileSet`.
+    WGS84 bounds; left out, both are those of the files.
     """
 
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
     root: Path
     files: Mapping[str, Sequence[str]]
     decoders: Mapping[str, Decode]
-    content: Sequence[Any]
-    labels: Labels | None = None
-    captions: Captions | None = None
-    prompts: tuple[str, ...] | None = None
     dates: Sequence[dt.datetime | None] | None = None
     bounds_of: Callable[[int], Bounds | None] | None = None
-    fingerprint: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint_of(self))
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def file(self, sensor: str, index: int) -> Path:
         """The file of a sample's sensor."""
@@ -139,16 +107,6 @@ class PathSet(Indexed):
             bounds=found.bounds if self.bounds_of is None else self.bounds_of(index),
             datetime=found.datetime if self.dates is None else self.dates[index],
         )
-
-
-def _fingerprint_of(samples: FileSet | PathSet) -> str:
-    return fingerprint(
-        name=samples.name,
-        split=samples.split,
-        keys=samples.keys,
-        layouts=samples.layouts,
-        content=samples.content,
-    )
 
 
 def require_indices(name: str, indices: NDArray[np.int64]) -> None:

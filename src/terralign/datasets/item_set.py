@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,11 +17,12 @@ from PIL import Image
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.file_set import stack_pixels
-from terralign.datasets.fingerprint import fingerprint, hash_numbers
-from terralign.datasets.sample import Captions, Indexed, Labels, as_numbers
+from terralign.datasets.fingerprint import hash_numbers
+from terralign.datasets.sample import Labels, as_numbers
+from terralign.datasets.split import Split
 from terralign.errors import DataError, first_line
 from terralign.progress import Progress
-from terralign.scenes.pictures import Size, describe_size, image_with_mask, resize_rgb
+from terralign.scenes.pictures import Size, image_with_mask, resize_rgb
 from terralign.sensors import SENSORS
 
 ImageOf = Callable[[Any], NDArray[Any]]
@@ -39,26 +40,14 @@ _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class ItemSet(Indexed):
+class ItemSet(Split):
     """A data set of another library as a `SampleSet` of one sensor. Made by `open`.
 
-    `image`: the pixels of an item, in the bands of `layout`; `content`: a text that represents them
-    in the fingerprint; `size`: to what RGB pictures are resized and cropped.
+    `image`: the pixels of an item, in the bands of the layout.
     """
 
     dataset: Any
     image: ImageOf
-    layout: PixelLayout
-    name: str
-    split: str
-    content: str
-    labels: Labels | None
-    prompts: tuple[str, ...] | None
-    captions: Captions | None = None
-    size: Size | None = None
-    layouts: Mapping[str, PixelLayout] = field(init=False)
-    keys: tuple[str, ...] = field(init=False)
-    fingerprint: str = field(init=False)
 
     @classmethod
     def open(
@@ -79,24 +68,17 @@ class ItemSet(Indexed):
         some = np.unique(np.linspace(0, len(dataset) - 1, NUM_LOOKED_AT).astype(np.int64))
         pixels = [hash_numbers(read_item(dataset, image, index, name)) for index in some.tolist()]
         classes = [] if labels is None else [hash_numbers(labels.values), *labels.class_names]
-        content = f"{len(dataset)} {type(dataset).__name__} {[*pixels, *classes]}"
         return cls(
-            dataset=dataset, image=image, layout=layout,
-            name=name, split=split, content=content, labels=labels, prompts=prompts,
-        )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        layouts = {self.layout.sensor.name: self.layout}
-        content = [self.content, describe_size(self.size)]
-        value = fingerprint(
-            name=self.name, split=self.split, keys=(), layouts=layouts, content=content
+            dataset=dataset,
+            image=image,
+            layouts={layout.sensor.name: layout},
+            name=name,
+            split=split,
+            keys=tuple(f"sample-{index:06d}" for index in range(len(dataset))),
+            content=[type(dataset).__name__, *pixels, *classes],
+            labels=labels,
+            prompts=prompts,
         )
-        keys = tuple(f"sample-{index:06d}" for index in range(len(self.dataset)))
-        for name, one in (("layouts", layouts), ("keys", keys), ("fingerprint", value)):
-            object.__setattr__(self, name, one)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def at_size(self, size: Size) -> ItemSet:
         """The same samples, their pictures resized and cropped to `size`."""
@@ -111,15 +93,16 @@ class ItemSet(Indexed):
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The sensor's name -> (B, C, H, W)."""
-        sensor = self.layout.sensor.name
+        [(sensor, layout)] = self.layouts.items()
         pixels = [self._pixels(index) for index in indices.tolist()]
-        if self.size is not None and sensor == "rgb" and self.layout.units == "dn":
+        if self.size is not None and sensor == "rgb" and layout.units == "dn":
             pixels = [resize_rgb(one, self.size) for one in pixels]
         names = [f"data set {self.name!r}: sample {index}" for index in indices.tolist()]
         return {sensor: stack_pixels(names, pixels)}
 
     def _pixels(self, index: int) -> NDArray[Any]:
-        bands = self.layout.bands
+        [layout] = self.layouts.values()
+        bands = layout.bands
         with _LOCK:
             pixels = read_item(self.dataset, self.image, index, self.name)
         if pixels.ndim != 3 or len(pixels) != len(bands):

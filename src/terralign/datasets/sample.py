@@ -31,7 +31,7 @@ class Labels:
     """The labels of N samples over K classes.
 
     `values`: (N,) int64 class indices, or (N, K) bool where a sample may carry several labels.
-    `class_names`: as prompts say them. `class_list`: the name of the list they come from.
+    `class_names`: as used in prompts. `class_list`: the name of the list they come from.
     """
 
     values: NDArray[np.int64] | NDArray[np.bool_]
@@ -44,7 +44,7 @@ class Labels:
         return self.values.ndim == 2
 
 
-def tell_unused(labels: Labels, *, name: str, split: str) -> None:
+def warn_unused(labels: Labels, *, name: str, split: str) -> None:
     """Warn of classes that no sample of a split has."""
     num_classes = len(labels.class_names)
     counts = _class_counts(labels)

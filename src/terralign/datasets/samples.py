@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from numbers import Integral
@@ -41,7 +42,7 @@ from terralign.datasets.sample import (
     Wrapped,
     as_numbers,
     is_sample_set,
-    tell_unused,
+    warn_unused,
 )
 from terralign.errors import DataError, SensorError, first_line, nearest
 from terralign.scenes.declared import Declared, declare_layout, has_dn, units_of
@@ -167,7 +168,7 @@ class Samples(Wrapped):
         """The pictures or GeoTIFFs of a folder, one sample a file, at any depth.
 
         `sensor`: of GeoTIFFs, as `bands`, `units`, `dn_offset` and `composite`, where the files do
-        not say it themselves (see `read_geotiff`); pictures are "rgb". `labels`: "folders" takes
+        not state it themselves (see `open_scene`); pictures are "rgb". `labels`: "folders" takes
         the folders at the top as classes, None takes no labels, "auto" takes the folders where
         there are any. `class_names`: folder -> class name, or names in the order of the sorted
         folders; left out, the folders' names as words ("SeaLake" is "sea lake"). `size`: to what
@@ -376,7 +377,7 @@ def _item_bands(dataset: Any, sensor: Sensor, num_channels: int) -> Sequence[str
     if num_channels > 3:
         raise DataError(
             f"{type(whole).__name__} has {num_channels} channels and does not name them as bands "
-            f"of {sensor.name!r} ({', '.join(sensor.band_names)}); say which they are, in the data "
+            f"of {sensor.name!r} ({', '.join(sensor.band_names)}); name them in the data "
             "set's order (bands=)"
         )
     return None
@@ -386,7 +387,7 @@ def _item_bands(dataset: Any, sensor: Sensor, num_channels: int) -> Sequence[str
 
 
 def as_words(name: str) -> str:
-    """A folder's or class's name as a prompt says it: "SeaLake" and "sea_lake" are "sea lake".
+    """A folder's or class's name as words for a prompt: "SeaLake" and "sea_lake" are "sea lake".
 
     A word in capitals alone stays as it is.
     """
@@ -397,7 +398,7 @@ def as_words(name: str) -> str:
 def _checked_name(name: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[\w][\w .-]*", name):
         raise DataError(
-            f"name = {name!r}: results and folders are called by it; use letters, digits, - _ . "
+            f"name = {name!r}: results and folders are named by it; use letters, digits, - _ . "
             "and spaces"
         )
     return name
@@ -442,13 +443,8 @@ def _described(value: Any) -> str:
 
 
 def _twice(names: Sequence[str]) -> str | None:
-    """The first name that comes a second time."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+    """The first name that occurs more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _keys_of(keys: Sequence[str] | None, num_samples: int) -> tuple[str, ...]:
@@ -509,7 +505,7 @@ def _labels_of(
         raise DataError(f"class_names has {twice!r} twice; every class needs its own")
     checked = _checked_values(values, len(names))
     found = Labels(values=checked, class_names=names, class_list=name)
-    tell_unused(found, name=name, split=split)
+    warn_unused(found, name=name, split=split)
     return found
 
 

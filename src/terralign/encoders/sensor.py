@@ -11,7 +11,7 @@ import copy
 import difflib
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,7 +30,6 @@ from terralign.encoders.clip.weights import (
     check_shapes,
     hash_module,
     load_weights,
-    read_checkpoint,
     read_shapes,
     read_state_dict,
     shared_prefix,
@@ -298,7 +297,7 @@ def load_initial_weights(
     does not fit is a `ModelError`.
     """
     own = tower.backbone.state_dict()
-    state, left_out = _unwrap(read_checkpoint(path), path, own)
+    state, left_out = _unwrap(read_state_dict(path), path, own)
     first = f"{cast(Any, tower.backbone).pretrained_cfg['first_conv']}.weight"
     if first in state:
         state[first] = _pick_bands(state[first], bands, tower.config.input.bands, path)
@@ -328,7 +327,7 @@ def initial_size(path: Path) -> int | None:
 
     None where it has none, or not one per square patch of a square picture.
     """
-    state, _ = _unwrap(read_checkpoint(path), path)
+    state, _ = _unwrap(read_state_dict(path), path)
     positions, filters = state.get("pos_embed"), state.get("patch_embed.proj.weight")
     if positions is None or filters is None or positions.ndim != 3 or filters.ndim != 4:
         return None
@@ -339,17 +338,8 @@ def initial_size(path: Path) -> int | None:
     return side * int(filters.shape[-1])
 
 
-def _unwrap(loaded: Any, path: Path, own: Iterable[str] = ()) -> tuple[StateDict, list[str]]:
+def _unwrap(loaded: StateDict, path: Path, own: Iterable[str] = ()) -> tuple[StateDict, list[str]]:
     """The weights of a backbone with names `own`, and what was left out as pretraining's alone."""
-    for key in ("state_dict", "model_state_dict", "model", "teacher", "student"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise ModelError(f"{path} holds no state dict")
-    wrong = next((key for key in loaded if not isinstance(key, str)), None)
-    if wrong is not None:
-        raise ModelError(f"{path} is no state dict: its key {wrong!r} is not a name")
     prefix = shared_prefix(loaded)
     if any(key.startswith(prefix) for key in own):
         prefix = ""
@@ -365,8 +355,6 @@ def _unwrap(loaded: Any, path: Path, own: Iterable[str] = ()) -> tuple[StateDict
         name = next((plain.removeprefix(p) for p in _PREFIXES if plain.startswith(p)), plain)
         if name.startswith(_PRETRAINING_ONLY):
             left_out.append(key)
-        elif not isinstance(value, Tensor):
-            raise ModelError(f"{path} is no state dict: {key!r} is not a tensor")
         elif name in state:
             raise ModelError(f"{path} has {name!r} under several prefixes, one of them in {key!r}")
         else:

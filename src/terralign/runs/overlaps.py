@@ -9,6 +9,7 @@ import numpy as np
 
 from terralign.datasets.overlap import Overlaps, keep_apart, title, warn_of_repeated
 from terralign.datasets.sample import SampleSet
+from terralign.evaluation.rows import Row
 from terralign.runs.data import RunData
 from terralign.runs.recipe import AlignRecipe, Recipe
 
@@ -47,8 +48,14 @@ class RunOverlaps:
             warn_of_repeated(self._overlaps, samples)
         self.notes = list(dict.fromkeys(notes))
 
-    def note(self, samples: SampleSet, model: str, towers: Sequence[str | None]) -> str | None:
-        """What a row says of `samples` that the model, or one of the `towers`, was trained on."""
+    def noted(
+        self, rows: list[Row], samples: SampleSet, model: str, towers: Sequence[str | None]
+    ) -> list[Row]:
+        """Rows of `samples`, with a note where `model` or one of `towers` was trained on them."""
+        note = self._note(samples, model, towers)
+        return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
+
+    def _note(self, samples: SampleSet, model: str, towers: Sequence[str | None]) -> str | None:
         sets = self._pretrained()
         if model != "base":
             sets += self._of_stage_1()

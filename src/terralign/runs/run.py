@@ -359,8 +359,7 @@ class _Run:
             role=entry.role,
             cache=self.cache,
         )
-        note = self.overlaps.note(samples, model, names)
-        return rows if note is None else [row.model_copy(update={"note": note}) for row in rows]
+        return self.overlaps.noted(rows, samples, model, names)
 
     def _evaluation(
         self,

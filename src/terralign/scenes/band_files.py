@@ -20,11 +20,15 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import open_for_windows, open_raster, require_small_blocks
+from terralign.scenes.geotiff import (
+    grid_of,
+    open_for_windows,
+    open_raster,
+    require_small_blocks,
+)
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
-from terralign.scenes.read import grid_of
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import Sensor
 

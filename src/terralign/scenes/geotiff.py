@@ -19,7 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
-from terralign.chips import Window
+from terralign.chips import Grid, Window
 from terralign.errors import DataError, first_line, shown
 
 _warnings_lock = threading.Lock()
@@ -84,6 +84,16 @@ def as_rasterio_window(window: Window | None) -> RasterioWindow | None:
     if window is None:
         return None
     return RasterioWindow(window.column, window.row, window.width, window.height)
+
+
+def grid_of(source: Any) -> Grid:
+    """The pixel grid of an open rasterio dataset."""
+    return Grid(
+        crs=source.crs.to_string() if source.crs else None,
+        transform=tuple(source.transform)[:6],
+        height=source.height,
+        width=source.width,
+    )
 
 
 _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")

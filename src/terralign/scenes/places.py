@@ -23,7 +23,7 @@ from shapely.geometry.polygon import orient
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
-from terralign.scenes.geotiff import open_geotiff
+from terralign.scenes.geotiff import grid_of, open_geotiff
 
 logger = logging.getLogger(__name__)
 
@@ -240,13 +240,7 @@ def geotiff_bounds(path: Path | str) -> Bounds | None:
     with open_geotiff(Path(path)) as source:
         if source.crs is None or not _is_mapped(source.crs, shown(Path(path))):
             return None
-        grid = Grid(
-            crs=source.crs.to_string(),
-            transform=tuple(source.transform)[:6],
-            height=source.height,
-            width=source.width,
-        )
-        return wgs84_bounds(grid.bounds, source.crs, origin=shown(path))
+        return wgs84_bounds(grid_of(source).bounds, source.crs, origin=shown(path))
 
 
 def product_datetime(name: str) -> dt.datetime | None:

@@ -61,16 +61,6 @@ def read_image(path: Path | str) -> Chip:
     )
 
 
-def grid_of(source: Any) -> Grid:
-    """The pixel grid of an open rasterio dataset."""
-    return Grid(
-        crs=source.crs.to_string() if source.crs else None,
-        transform=tuple(source.transform)[:6],
-        height=source.height,
-        width=source.width,
-    )
-
-
 def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[Any]) -> None:
     """Raise `DataError` where pixels of these bands take more memory than `MAX_CHIP_BYTES`."""
     num_bytes = len(bands) * grid.height * grid.width * dtype.itemsize

@@ -22,7 +22,12 @@ from terralign.errors import SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
-from terralign.scenes.geotiff import open_for_windows, open_geotiff, require_small_blocks
+from terralign.scenes.geotiff import (
+    grid_of,
+    open_for_windows,
+    open_geotiff,
+    require_small_blocks,
+)
 from terralign.scenes.inputs import find_inputs as find_inputs
 from terralign.scenes.orientation import is_south_up, reversed_rows, warn_unless_north_up
 from terralign.scenes.pictures import picture_shape
@@ -30,13 +35,12 @@ from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
 from terralign.scenes.products import Product, find_product
 from terralign.scenes.read import (
-    grid_of,
     kind_of,
     read_image,
     read_pixels,
     require_fit,
 )
-from terralign.sensors import SENSORS, Sensor, as_sensor, sentinel2_dn_offset, shorten
+from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -326,26 +330,14 @@ _logged: set[tuple[float, str]] = set()
 
 
 def _log_offset(scene: Scene, declared: Declared) -> None:
-    """Log a DN offset that varies between products and what said it, once for each such pair."""
+    """Log a DN offset that varies between products and where it is from, once for each pair."""
     layout = scene.layout
     if layout.units != "dn" or not layout.sensor.offset_varies or layout.stated_scale is not None:
         return
-    reason = "as declared" if declared.dn_offset is not None else "by its metadata"
-    if declared.dn_offset is None and layout.dn_offset in _offsets_of_names(scene):
-        reason = "by its name"
-    if (layout.dn_offset, reason) not in _logged:
-        _logged.add((layout.dn_offset, reason))
-        logger.info("%s: DN offset %g, %s", shown(scene.path), layout.dn_offset, reason)
-
-
-def _offsets_of_names(scene: Scene) -> Iterator[float]:
-    """The DN offsets that the names of a scene and of the folders around it say."""
-    path = scene.path.absolute()
-    for name in (path.name, *(one.name for one in path.parents[:3])):
-        try:
-            yield sentinel2_dn_offset(product_name=name)
-        except UnknownOffsetError:
-            continue
+    stated = "as its metadata or name states" if declared.dn_offset is None else "as declared"
+    if (layout.dn_offset, stated) not in _logged:
+        _logged.add((layout.dn_offset, stated))
+        logger.info("%s: DN offset %g, %s", shown(scene.path), layout.dn_offset, stated)
 
 
 def _samples(scene: Scene) -> Iterator[Chip]:

@@ -36,7 +36,7 @@ from terralign.train.interpolate import on_cpu
 from terralign.train.loop import Batch, fit
 from terralign.train.losses import Calibrations, label_loss, start_calibration
 from terralign.train.settings import FinetuneSettings as FinetuneSettings
-from terralign.train.settings import LabelLoss as LabelLoss
+from terralign.train.settings import LabelLoss, PictureSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,26 +103,32 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 class PictureBatches:
-    """Stage 1's batches: augmented composites, ready for the tower, with labels."""
+    """Stage 1's batches: augmented composites, ready for the tower, with labels.
+
+    `first_step`: the number of the step that `prepare(0)` gives.
+    """
 
     def __init__(
         self,
         clip: ClipModel,
         tasks: Sequence[PatchingTask],
-        settings: FinetuneSettings,
+        settings: PictureSettings,
         seed: int,
+        *,
         preserve_on: SampleSet | None = None,
+        preserve_batch_size: int = 1,
     ) -> None:
         self._tasks = [keep_in_memory(task.samples) for task in tasks]
         self._preserve_on = keep_in_memory(preserve_on) if preserve_on is not None else None
         self._spec = clip.input_spec
         self._settings = settings
         self._seed = seed
+        self.first_step = 0
         sizes = [len(task.samples) for task in tasks]
         self._plan = Plan(sizes, batch_size=settings.batch_size, seed=seed)
         self._preserve_plan = Plan(
             [len(preserve_on) if preserve_on is not None else 1],
-            batch_size=settings.preserve_batch_size,
+            batch_size=preserve_batch_size,
             seed=seed + 1,
         )
 
@@ -132,9 +138,12 @@ class PictureBatches:
 
     def first_pictures_of(self, source: int) -> Tensor:
         """Ready pixels (B, 3, size, size) of the first batch of task number `source`."""
-        return self.prepare(self._plan.first_step_of(source)).pixels
+        return self._prepare(self._plan.first_step_of(source)).pixels
 
     def prepare(self, step: int) -> Batch:
+        return self._prepare(self.first_step + step)
+
+    def _prepare(self, step: int) -> Batch:
         chosen = self._plan.batch(step)
         samples = self._tasks[chosen.source]
         unlabelled = None
@@ -174,21 +183,11 @@ class _Learner(nn.Module):
         batches: PictureBatches,
     ) -> None:
         super().__init__()
-        losses = [label_loss_of(task, settings) for task in tasks]
         self._clip, self._settings = clip, settings
         device = next(clip.model.parameters()).device
         self._weights = [task.weights(clip).to(device) for task in tasks]
         self.visual = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
-        self.calibrations = Calibrations(
-            {
-                number: start_calibration(
-                    clip.visual, batches.first_pictures_of(number), self._weights[number],
-                    require_labels(task.samples).values, scale=clip.logit_scale,
-                )
-                for number, (task, loss) in enumerate(zip(tasks, losses, strict=True))
-                if loss == "calibrated_bce"
-            }
-        )  # fmt: skip
+        self.calibrations = start_calibrations(clip, tasks, settings, batches, self._weights)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         assert batch.labels is not None
@@ -235,7 +234,10 @@ def finetune(
             "preserve_unlabelled (a weight) and preserve_on (its pictures) need one another; "
             "give both or neither"
         )
-    batches = PictureBatches(clip, tasks, settings, seed, preserve_on)
+    batches = PictureBatches(
+        clip, tasks, settings, seed,
+        preserve_on=preserve_on, preserve_batch_size=settings.preserve_batch_size,
+    )  # fmt: skip
     learner = _Learner(clip, tasks, settings, batches).to(next(clip.model.parameters()).device)
     select_trainable(learner.visual, settings.trainable, settings.frozen)
     frozen = settings.batch_norm == "frozen"
@@ -274,7 +276,7 @@ def _moved(clip: ClipModel, pictures: Tensor, features: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(features.float(), before.float(), dim=-1)
 
 
-def label_loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
+def label_loss_of(task: PatchingTask, settings: PictureSettings) -> LabelLoss:
     """The loss that is set, or the one that suits the task's labels; `RecipeError` where it does
     not fit them."""
     labels = require_labels(task.samples)
@@ -290,6 +292,28 @@ def label_loss_of(task: PatchingTask, settings: FinetuneSettings) -> LabelLoss:
     if labels.multi_label and settings.label_smoothing:
         raise RecipeError("label_smoothing has no effect on multi-label data; leave it out")
     return loss
+
+
+def start_calibrations(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: PictureSettings,
+    batches: PictureBatches,
+    weights: Sequence[Tensor],
+) -> Calibrations:
+    """Calibrations of the tasks whose loss is calibrated BCE, each begun at the base rate of its
+    labels and at the mean cosine of its first batch to its `weights` (K, D)."""
+    losses = [label_loss_of(task, settings) for task in tasks]
+    return Calibrations(
+        {
+            number: start_calibration(
+                clip.visual, batches.first_pictures_of(number), weights[number],
+                require_labels(task.samples).values, scale=clip.logit_scale,
+            )
+            for number, (task, loss) in enumerate(zip(tasks, losses, strict=True))
+            if loss == "calibrated_bce"
+        }
+    )  # fmt: skip
 
 
 def reestimate_batch_norm(

@@ -94,16 +94,25 @@ class PretrainSettings(LoopSettings):
 # Stage 1
 
 
-class FinetuneSettings(LoopSettings):
-    """Stage 1's gradients. Default rate, decay and clipping are the paper's (as reported)."""
+class PictureSettings(LoopSettings):
+    """Training on labelled pictures, whatever is trained."""
 
-    lr: float = Field(default=1e-5, gt=0)
-    weight_decay: float = Field(default=0.5, ge=0)
     loss: LabelLoss | None = None
     """None: cross-entropy for single-label tasks, calibrated BCE for multi-label ones; "bce" is
     the paper's for these."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of the cross-entropy; refused for multi-label tasks, where it would do nothing."""
+    views: ViewSpec = ViewSpec()
+    """Geometric augmentation, drawn anew in every epoch."""
+    photometric: Photometric | None = None
+    """Colour augmentation; None: off. `{}` in a recipe takes the paper's."""
+
+
+class FinetuneSettings(PictureSettings):
+    """Stage 1's gradients. Default rate, decay and clipping are the paper's (as reported)."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.5, ge=0)
     preserve: float = Field(default=0.0, ge=0)
     """Weight of a term that keeps what the tower knew: 1 - cos between the embeddings of the
     fine-tuned and the zero-shot tower, averaged over the patching pictures. 0: off (the
@@ -118,10 +127,6 @@ class FinetuneSettings(LoopSettings):
     """Of those, names of parameters that stay as they are, with wildcards."""
     batch_norm: Literal["frozen", "train"] = "frozen"
     """Running statistics of batch norms: kept, or updated (and re-estimated for each alpha)."""
-    views: ViewSpec = ViewSpec()
-    """Geometric augmentation, drawn anew in every epoch."""
-    photometric: Photometric | None = None
-    """Colour augmentation; None: off. `{}` in a recipe takes the paper's."""
 
 
 DEFAULT_ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from terralign.datasets.sample import Captions, Labels, tell_unused
+from terralign.datasets.sample import Captions, Labels, warn_unused
 from terralign.errors import DataError, nearest
 
 LabelForm = Literal["single", "list", "separated", "columns"]
@@ -149,7 +149,7 @@ class Columns:
             lists = pc.split_pattern(self.texts(settings.column), settings.separator)
             values = self._several(lists, classes, trimmed=True)
         labels = Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
-        tell_unused(labels, name=name, split=split)
+        warn_unused(labels, name=name, split=split)
         return labels
 
     def _flags(self, classes: Mapping[str, str]) -> NDArray[np.bool_]:

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from terralign.chips import Units
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import require_whole_split
-from terralign.errors import DataError, SplitError
+from terralign.datasets.sample import require_split, require_whole_split
+from terralign.errors import DataError
 from terralign.scenes.pictures import Size
 from terralign.sensors import Sensor, find_sensor
 from terralign.toml_paths import TomlPaths
@@ -105,11 +105,7 @@ class Declaration(BaseModel):
         if self.splits is None:
             require_whole_split(self.name, split)
             return None
-        if split != "all" and split not in self.splits:
-            raise SplitError(
-                f"data set {self.name!r} has no split {split!r}; {path} declares "
-                f"{', '.join(self.splits)}"
-            )
+        require_split(self.name, split, ("all", *self.splits), where=str(path))
         return self.splits.get(split)
 
 

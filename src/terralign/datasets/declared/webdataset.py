@@ -57,7 +57,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from terralign.chips import PixelLayout
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.declared.columns import Columns
 from terralign.datasets.declared.declaration import (
@@ -70,9 +69,9 @@ from terralign.datasets.declared.declaration import (
 )
 from terralign.datasets.declared.members import KINDS, PICTURES, TIFFS, MemberDecoder, kind_of
 from terralign.datasets.file_set import require_indices, stack_pixels
-from terralign.datasets.fingerprint import fingerprint
 from terralign.datasets.image_files import LeftOut, is_new
-from terralign.datasets.sample import Captions, Indexed, Labels, Place
+from terralign.datasets.sample import Place
+from terralign.datasets.split import Split
 from terralign.errors import DataError, first_line, nearest
 from terralign.files import decode_text
 from terralign.progress import Progress
@@ -233,13 +232,7 @@ def open_tars(
         tars=tars,
         tar_of=np.array(listing.tar_of, dtype=np.int64),
         decoders=decoders,
-        fingerprint=fingerprint(
-            name=declaration.name,
-            split=split,
-            keys=listing.keys,
-            layouts=layouts,
-            content=[describe_size(size) if "rgb" in layouts else None, *listing.members],
-        ),
+        content=[describe_size(size) if "rgb" in layouts else None, *listing.members],
         labels=columns.labels(
             declaration.labels,
             declaration.classes,
@@ -366,7 +359,7 @@ def _plain(value: Any, what: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class TarSet(Indexed):
+class TarSet(Split):
     """One split of a data set in tars, to be packed. See `SampleSet`.
 
     `tar_of`: (N,) int64, the number of each sample's tar. Samples come in the order of the tars: a
@@ -374,22 +367,11 @@ class TarSet(Indexed):
     anew.
     """
 
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
     tars: Sequence[Path]
     tar_of: NDArray[np.int64]
     decoders: Mapping[str, MemberDecoder]
-    fingerprint: str
-    labels: Labels | None = None
-    captions: Captions | None = None
-    prompts: tuple[str, ...] | None = None
     dates: Sequence[dt.datetime | None] | None = None
     _at: Any = field(init=False, default_factory=threading.local)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""

@@ -5,9 +5,9 @@ resolution, and Sentinel-1 in VV and VH, sigma0 in dB, at 10 m. See `bigearthnet
 `bigearthnet_v2`. N patches, K classes, C bands, 120x120 pixels at 10 m.
 
 The DN carry no offset in either version. Those of version 1 were made in 2017 and 2018, long before
-baseline 04.00. Version 2 was made anew from the L1C products of those years with sen2cor 2.11,
-whose name (`N9999`) says nothing; but its DN come down to 35 over land in B02, and to 50 in B8A,
-where with ESA's offset of 1000 they could not, and its band means are those of version 1.
+baseline 04.00. Version 2 was made from the L1C products of those years with sen2cor 2.11; its
+baseline (`N9999`) does not state an offset, but its DN come down to 35 over land in B02, and to 50
+in B8A, where with ESA's offset of 1000 they could not, and its band means are those of version 1.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.datasets.file_set import FileSet
@@ -33,6 +32,7 @@ from terralign.datasets.listing import (
     read_each,
     require_all,
 )
+from terralign.datasets.parquet import open_parquet, require_small
 from terralign.datasets.published.bigearthnet import (
     COVERED,
     SIDE,
@@ -45,7 +45,7 @@ from terralign.datasets.published.bigearthnet import (
 from terralign.datasets.published.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
 from terralign.datasets.published.geotiffs import read_bands
 from terralign.datasets.sample import Place, require_split
-from terralign.errors import DataError, first_line
+from terralign.errors import DataError
 from terralign.scenes.places import geotiff_bounds
 
 TABLE = "metadata.parquet"
@@ -78,11 +78,11 @@ def open_bigearthnet_v2(
 
     `radar`: each patch with its Sentinel-1 partner. `split`: `train`, `val`, `test` as published,
     or `all`. The 19 classes are those of the table. The 5 of CORINE's level 1 are made from the
-    reference maps, from one pixel on as the 19 were: the 19 do not tell them, because a patch's
-    only road or quarry has no class among them.
+    reference maps, from one pixel on as the 19 were. They do not follow from the 19, because the
+    only road or quarry of a patch has no class among these.
 
     Raises `DataError`: a table that is missing, damaged or lacks a column, patches or partners
-    that are not there, a class outside the nomenclature.
+    that are missing, a class outside the nomenclature.
     """
     name = set_name("bigearthnet-v2", num_classes, radar=radar)
     what = f"{TABLE} beside {OPTICAL_FOLDER}"
@@ -122,26 +122,10 @@ def _has_table(folder: Path) -> bool:
 
 def _read_table(path: Path) -> pa.Table:
     """The columns of `_SCHEMA`, without nulls."""
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in _SCHEMA.names if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(
-                    f"{path} has no column {', '.join(missing)}; download metadata.parquet of "
-                    "BigEarthNet v2 again"
-                )
-            groups = range(file.num_row_groups)
-            num_bytes = sum(file.metadata.row_group(one).total_byte_size for one in groups)
-            if num_bytes > MAX_TABLE_BYTES:
-                raise DataError(
-                    f"{path} needs {num_bytes / 2**30:.1f} GiB of memory; the table of "
-                    "BigEarthNet v2 needs a twentieth of one: download it again"
-                )
-            table = file.read(columns=_SCHEMA.names).select(_SCHEMA.names).cast(_SCHEMA)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} is damaged or not the table of BigEarthNet v2: {first_line(error)}"
-        ) from error
+    names, todo = _SCHEMA.names, "download metadata.parquet of BigEarthNet v2 again"
+    with open_parquet(path, names, todo=todo) as file:
+        require_small(file, range(file.num_row_groups), names, MAX_TABLE_BYTES, path)
+        table = file.read(columns=names).select(names).cast(_SCHEMA)
     empty = [name for name in table.column_names if table[name].null_count]
     if empty:
         raise DataError(f"{path}: column {', '.join(empty)} has empty entries")

@@ -72,7 +72,7 @@ ARCHIVES: dict[str, CaptionedArchive] = {
 
 
 class _Foreign(BaseModel):
-    """Values of a file that others made: what is needed is checked, the rest passed over."""
+    """Values of a file from elsewhere: what is needed is checked, the rest ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 

@@ -12,8 +12,8 @@ One sample is a window of a cell: 224 x 224 pixels of 10 m, of which a cell has 
 Cells come from products of many processing baselines. They are given one meaning: the DN of all
 samples carry +1000 (the layout's offset is -1000). 1000 is added, exactly, to the DN of products
 from before baseline 04.00, DN 0 staying what it is, no data; the few above 64,535, which is a
-reflectance of 6.4, become 65,535. A product whose name (`N9999`) does not say its baseline is not
-guessed.
+reflectance of 6.4, become 65,535. A product whose name (`N9999`) does not state its baseline is
+refused.
 
 What it costs to open: two short columns of every part. Windows of one cell that are read one after
 another read the cell once, so reading in order (`terralign pack`) is cheap, at random is not.
@@ -31,15 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terralign.chips import Window, make_layout
 from terralign.datasets.file_set import FileSet
+from terralign.datasets.parquet import open_parquet, require_small
 from terralign.datasets.published.geotiffs import require_form, window_bounds
 from terralign.datasets.sample import Place, require_split
-from terralign.errors import DataError, SensorError, SplitError, first_line
+from terralign.errors import DataError, SensorError, SplitError
 from terralign.scenes.geotiff import open_geotiff_bytes
 from terralign.scenes.places import product_datetime
 from terralign.scenes.resolution import read_enlarged
@@ -61,7 +60,10 @@ MAX_ROW_BYTES = 64 * 1024**2
 """A row whose bands take more than this is refused before they are read; real ones have 10 MB."""
 
 MAX_NAMES_BYTES = 64 * 1024**2
-"""The same of the names in a part."""
+"""The same for the names in a part."""
+
+NAMES = ["product_id", "grid_cell"]
+DOWNLOAD = "download the part of Core-S2L2A again"
 
 SPLITS = ("train", "val", "all")
 VAL_PERIOD = 10
@@ -72,19 +74,18 @@ def open_majortom_s2l2a(data_root: Path, split: str, *, leave_out_unknown: bool 
     """The cells in the parts that are in `data_root/Core-S2L2A/images`, in windows.
 
     `split`: `train`, `val` (see `VAL_PERIOD`: the authors publish no split) or `all`.
-    `leave_out_unknown`: cells of products whose name does not say the DN offset are left out, and
+    `leave_out_unknown`: cells of products whose name does not state the DN offset are left out, and
     counted in the log; otherwise one of them is an error.
 
-    Raises `DataError`: no parts, a part that is damaged or has other columns, a cell that is there
-    twice, an unknown split or nothing in it
-    (`SplitError`).
+    Raises `DataError`: no parts, a part that is damaged or has other columns, a cell in two parts,
+    an unknown split or nothing in it (`SplitError`).
     """
     name = "majortom-core-s2l2a-known" if leave_out_unknown else "majortom-core-s2l2a"
     require_split(name, split, SPLITS)
     folder = data_root / FOLDER / "images"
     parts = sorted(folder.glob("*.parquet"))
     if not parts:
-        raise DataError(f"{folder} has no part_*.parquet; download some parts of Core-S2L2A there")
+        raise DataError(f"{folder} has no part_*.parquet; download parts of Core-S2L2A into it")
     cells = [cell for part in parts for cell in _list_cells(part) if _is_in(cell, split)]
     cells = _with_known_offset(cells, leave_out_unknown=leave_out_unknown)
     if not cells:
@@ -136,52 +137,18 @@ def _window(row: int, column: int) -> Window:
 
 
 def _list_cells(part: Path) -> list[_Cell]:
-    with _open_part(part) as file:
-        metadata = file.metadata
-        missing = {"product_id", "grid_cell", *SENSOR.band_names} - set(file.schema_arrow.names)
-        if missing:
+    with open_parquet(part, [*NAMES, *SENSOR.band_names], todo=DOWNLOAD) as file:
+        num_groups, num_rows = file.metadata.num_row_groups, file.metadata.num_rows
+        if num_groups != num_rows:
             raise DataError(
-                f"{part} has no column {', '.join(sorted(missing))}; expected a part of Core-S2L2A"
+                f"{part} has {num_rows} rows in {num_groups} row groups; expected one row in each, "
+                "as published: download the part as it is"
             )
-        if metadata.num_row_groups != metadata.num_rows:
-            raise DataError(
-                f"{part} has {metadata.num_rows} rows in {metadata.num_row_groups} row groups; "
-                "expected one row in each, as published: download the part as it is"
-            )
-        groups = range(metadata.num_row_groups)
-        _require_small(file, groups, ("product_id", "grid_cell"), MAX_NAMES_BYTES, part)
-        table = file.read(columns=["product_id", "grid_cell"])
-    rows = zip(table["product_id"].to_pylist(), table["grid_cell"].to_pylist(), strict=True)
-    return [_Cell(part, group, str(one), str(cell)) for group, (one, cell) in enumerate(rows)]
-
-
-@contextmanager
-def _open_part(part: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(part) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{part} is not a readable Parquet file ({first_line(error)}); download it again"
-        ) from error
-
-
-def _require_small(
-    file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], limit: int, origin: object
-) -> None:
-    """Raise `DataError` where columns of row groups say that they need more memory than `limit`."""
-    num_bytes = 0
-    for group in groups:
-        row_group = file.metadata.row_group(group)
-        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-        num_bytes += sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns
-        )
-    if num_bytes > limit:
-        raise DataError(
-            f"{origin}: {', '.join(columns)} take {num_bytes / 2**20:.0f} MiB, more than the "
-            f"limit of {limit / 2**20:.0f} MiB"
-        )
+        require_small(file, range(num_groups), NAMES, MAX_NAMES_BYTES, part)
+        rows = file.read(columns=NAMES).to_pylist()
+    return [
+        _Cell(part, group, *(str(row[name]) for name in NAMES)) for group, row in enumerate(rows)
+    ]
 
 
 def _is_in(cell: _Cell, split: str) -> bool:
@@ -231,14 +198,8 @@ def _decode(windows: Windows, file: Path) -> dict[str, NDArray[Any]]:
     for band, channel in zip(SENSOR.bands, pixels, strict=True):
         factor, origin = round((band.gsd_m or GSD_M) / GSD_M), f"{cell}, {band.name}"
         with _open_band(contents[band.name], CELL_SIDE // factor, origin) as source:
-            read_enlarged(
-                source,
-                channel,
-                factor=factor,
-                top=window.row,
-                left=window.column,
-                origin=origin,
-            )
+            top, left = window.row, window.column
+            read_enlarged(source, channel, factor=factor, top=top, left=left, origin=origin)
     if _dn_offset(cell) == 0:
         pixels = _with_offset(pixels)
     return {SENSOR.name: pixels}
@@ -255,13 +216,13 @@ def _with_offset(pixels: NDArray[np.uint16]) -> NDArray[np.uint16]:
 @lru_cache(maxsize=4)
 def _read_bands(cell: _Cell, bands: tuple[str, ...]) -> Mapping[str, bytes]:
     """Band -> the bytes of its GeoTIFF; a few cells are kept, whose windows follow one another."""
-    with _open_part(cell.part) as file:
-        _require_small(file, [cell.group], bands, MAX_ROW_BYTES, cell)
-        row: dict[str, bytes] = file.read_row_group(cell.group, columns=list(bands)).to_pylist()[0]
+    with open_parquet(cell.part, bands, todo=DOWNLOAD) as file:
+        require_small(file, [cell.group], bands, MAX_ROW_BYTES, cell)
+        [row] = file.read_row_group(cell.group, columns=list(bands)).to_pylist()
     for band in bands:
         if not isinstance(row[band], bytes):
-            raise DataError(f"{cell}: {band} holds no bytes; download the part again")
-    return row
+            raise DataError(f"{cell}: {band} holds no bytes; {DOWNLOAD}")
+    return dict(row)
 
 
 @contextmanager

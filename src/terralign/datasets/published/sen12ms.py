@@ -5,8 +5,8 @@
     ROIs1158_spring/lc_1/ROIs1158_spring_lc_1_p30.tif       land cover; band 1 is IGBP
 
 All are 256x256 pixels at 10 m, from four seasons of 2016 and 2017: the DN carry no offset. The
-bands on disk are in the product's order, B8A after B08. A file says where it lies, but not when it
-was taken beyond its season.
+bands on disk are in the product's order, B8A after B08. A file states where it lies, but of when it
+was taken only the season.
 
 Labels are made as Schmitt and Wu (2021) made them, from the share of a patch that each IGBP class
 covers, summed over the simplified classes. Their own label files are pickles, which are not read.
@@ -76,7 +76,7 @@ def open_sen12ms(data_root: Path, split: str, *, multi_label: bool = True) -> Fi
     which is the list published for training: the validation scenes are in it; `all`. The lists
     lie beside the seasons' folders; each is needed only for the splits that it bounds.
 
-    Raises `DataError`: no patches, a list or listed scene that is not there, a patch of which one
+    Raises `DataError`: no patches, a list or listed scene that is missing, a patch of which one
     of its three files is missing, a land-cover file that is damaged or has an unknown code.
     """
     name = "sen12ms" if multi_label else "sen12ms-single"

@@ -77,7 +77,7 @@ def open_ssl4eo_s12(
     split) or `all`. A location or season that one of the sensors lacks is left out, and counted in
     the log. Opening lists the folders and reads none of their files.
 
-    Raises `DataError`: an archive that is not there, an unknown split or nothing in it
+    Raises `DataError`: a missing archive, an unknown split or nothing in it
     (`SplitError`).
     """
     name = "ssl4eo-s12" if len(sensors) > 1 else f"ssl4eo-s12-{sensors[0].split('-')[1]}"
@@ -125,15 +125,15 @@ def _find_samples(root: Path, split: str, sensors: Sequence[str]) -> dict[str, d
 
 
 def _list_locations(folder: Path, split: str) -> set[str]:
-    there = {name for name in list_names(folder, "folders") if _LOCATION.fullmatch(name)}
-    if not there:
+    found = {name for name in list_names(folder, "folders") if _LOCATION.fullmatch(name)}
+    if not found:
         raise DataError(
             f"{folder} holds no locations (0000000, 0000001, ...); unpack the archive there, or "
             "take the data set of another sensor"
         )
     if split == "all":
-        return there
-    return {name for name in there if (name[-1] == VAL_DIGIT) == (split == "val")}
+        return found
+    return {name for name in found if (name[-1] == VAL_DIGIT) == (split == "val")}
 
 
 def _by_season(location: Path) -> dict[str, Path]:
@@ -199,7 +199,7 @@ def _read_bands(sensor: Sensor, folder: Path) -> NDArray[Any]:
 
 
 def _spell(band: str) -> str:
-    """`B01` -> `B1`, as the files are called; `B8A`, `B11` and `VV` stay."""
+    """`B01` -> `B1`, as the files are named; `B8A`, `B11` and `VV` stay."""
     return re.sub(r"^B0", "B", band)
 
 

@@ -118,7 +118,7 @@ def photo_labels(keys: Keys) -> NDArray[np.int64]:
 
 
 def photo_captions(keys: Keys) -> tuple[str, ...]:
-    """One caption per picture, in one of several wordings; all that it says is in the picture."""
+    """One caption per picture, in one of several wordings; all it names is in the picture."""
     drawn = zip(
         photo_labels(keys).tolist(),
         _is_view(keys).tolist(),

@@ -79,7 +79,7 @@ def _refuse_other_formats(path: Path) -> None:
                 )
 
 
-_WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net")
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net", "teacher", "student")
 """Under what training programs keep the weights, beside the state of their optimisers."""
 
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)

@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from colours import colours_task
 from torch import Tensor
 
+from colours import colours_task
 from fakes import assert_resumes_exactly, losses_of
-from terralign.encoders.clip.load import ClipModel
-from terralign.encoders.clip.weights import hash_state
-from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import DataError, RecipeError
-from terralign.evaluation.classification import evaluate_zero_shot
-from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
-from terralign.train.linear_probe import (
+from terralign.baselines.linear_probe import (
     LinearHead,
     LinearProbeResult,
     LinearProbeSettings,
     evaluate_linear_head,
     probe_then_finetune,
 )
+from terralign.encoders.clip.load import ClipModel
+from terralign.encoders.clip.weights import hash_state
+from terralign.encoders.space import EmbeddingSpace
+from terralign.errors import DataError, RecipeError
+from terralign.evaluation.classification import evaluate_zero_shot
+from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
 
 QUICK = LinearProbeSettings(epochs=2, probe_epochs=1, batch_size=8, lr=1e-3, probe_lr=1e-2)
 

@@ -24,10 +24,10 @@ from terralign.errors import ModelError, RecipeError
 from terralign.evaluation.classification import score_classes
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult
-from terralign.train.finetune import PatchingTask
-from terralign.train.labelled_pictures import LabelledPictures, PictureSettings
+from terralign.train.finetune import PatchingTask, PictureBatches, start_calibrations
 from terralign.train.loop import Batch, fit
-from terralign.train.losses import Calibrations, label_loss
+from terralign.train.losses import label_loss
+from terralign.train.settings import PictureSettings
 
 DEFAULT_NUM_TOKENS = 16
 """CoOp's."""
@@ -180,13 +180,14 @@ class _Learner(nn.Module):
     def __init__(
         self,
         clip: ClipModel,
-        pictures: LabelledPictures,
+        tasks: Sequence[PatchingTask],
         settings: PromptLearningSettings,
+        batches: PictureBatches,
         seed: int,
     ) -> None:
         super().__init__()
         self._clip, self._smoothing = clip, settings.label_smoothing
-        names = [task.class_names for task in pictures.tasks]
+        names = [task.class_names for task in tasks]
         every = tuple(dict.fromkeys(name for some in names for name in some))
         specific = settings.context == "class-specific"
         self.class_names = every if specific else None
@@ -195,8 +196,8 @@ class _Learner(nn.Module):
         self._texts = [_Texts(clip, some, start.shape[-2], settings.suffix) for some in names]
         self.context = nn.Parameter(start)
         with torch.no_grad():
-            found = [pictures.calibration(n, self.weights_of(n)) for n in range(len(names))]
-        self.calibrations = Calibrations({n: one for n, one in enumerate(found) if one is not None})
+            weights = [self.weights_of(number) for number in range(len(tasks))]
+        self.calibrations = start_calibrations(clip, tasks, settings, batches, weights)
 
     def weights_of(self, number: int) -> Tensor:
         """W (K, D) of task `number` with the context as it is now."""
@@ -232,8 +233,9 @@ def learn_prompts(
     training is complete. `clip` is left as it is. Class-specific: classes of the same name share
     their context.
     """
-    pictures = LabelledPictures(clip, tasks, settings, seed=seed)
-    learner = _Learner(clip, pictures, settings, seed).to(next(clip.model.parameters()).device)
+    batches = PictureBatches(clip, tasks, settings, seed)
+    learner = _Learner(clip, tasks, settings, batches, seed)
+    learner.to(next(clip.model.parameters()).device)
     identity = {
         "stage": "prompt-learning",
         "settings": settings.model_dump(mode="json"),
@@ -241,7 +243,7 @@ def learn_prompts(
         "clip": clip.anchor_id(),
     }
     fit(
-        learner, pictures, settings, folder,
+        learner, batches, settings, folder,
         identity=identity, seed=seed, label=label, tensorboard=tensorboard,
     )  # fmt: skip
     return LearnedPrompts(

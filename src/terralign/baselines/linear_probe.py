@@ -26,10 +26,16 @@ from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import DataError, RecipeError
 from terralign.evaluation.embed import choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult, classification_metrics, multilabel_metrics
-from terralign.train.finetune import PatchingTask, select_trainable, train_mode
+from terralign.train.finetune import (
+    PatchingTask,
+    PictureBatches,
+    select_trainable,
+    start_calibrations,
+    train_mode,
+)
 from terralign.train.interpolate import on_cpu
-from terralign.train.labelled_pictures import LabelledPictures, PictureSettings
 from terralign.train.loop import Batch, LoopSettings, fit
+from terralign.train.settings import PictureSettings
 
 
 class LinearProbeSettings(PictureSettings):
@@ -141,9 +147,9 @@ def probe_then_finetune(
     as it is.
     """
     tower_epochs = settings.tower_epochs
-    pictures = LabelledPictures(clip, tasks, settings, seed=seed)
+    batches = PictureBatches(clip, tasks, settings, seed)
     device = next(clip.model.parameters()).device
-    heads = nn.ModuleList(_first_head(clip, pictures, n) for n in range(len(tasks))).to(device)
+    heads = _first_heads(clip, tasks, settings, batches).to(device)
     identity = {
         "settings": settings.model_dump(mode="json"),
         "tasks": [task.identity() for task in tasks],
@@ -151,7 +157,7 @@ def probe_then_finetune(
     }
     fit(
         _Learner(clip.visual, heads, settings.label_smoothing, frozen=True),
-        pictures,
+        batches,
         _probe_settings(settings),
         folder / "probe",
         identity={"stage": "linear-probe", **identity},
@@ -161,11 +167,11 @@ def probe_then_finetune(
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
     both = _Learner(tower, heads, settings.label_smoothing, frozen=False).to(device)
     select_trainable(tower, settings.trainable, settings.frozen)
-    pictures.first = settings.probe_epochs * pictures.steps_per_epoch
+    batches.first_step = settings.probe_epochs * batches.steps_per_epoch
     frozen = settings.batch_norm == "frozen"
     fit(
         both,
-        pictures,
+        batches,
         settings.model_copy(update={"epochs": tower_epochs}),
         folder / "finetune",
         identity={"stage": "probed-finetune", "heads": hash_module(heads), **identity},
@@ -179,23 +185,31 @@ def probe_then_finetune(
     )
 
 
-def _first_head(clip: ClipModel, pictures: LabelledPictures, number: int) -> LinearHead:
-    """The zero-shot classifier of a task; for calibrated BCE with the scale and bias of its start,
-    which the head can then change by itself."""
-    weights = pictures.tasks[number].weights(clip)
-    calibration = pictures.calibration(number, weights)
-    if calibration is None:
-        return LinearHead(weights, scale=clip.logit_scale)
-    scale, bias = calibration.log_scale.detach().exp(), calibration.bias.detach()
-    return LinearHead(weights, scale=float(scale), bias=float(bias))
+def _first_heads(
+    clip: ClipModel,
+    tasks: Sequence[PatchingTask],
+    settings: LinearProbeSettings,
+    batches: PictureBatches,
+) -> nn.ModuleList:
+    """The zero-shot classifier of each task; for calibrated BCE with the scale and bias of its
+    start, which the head can then change by itself."""
+    weights = [task.weights(clip) for task in tasks]
+    calibrations = start_calibrations(clip, tasks, settings, batches, weights)
+    heads = nn.ModuleList()
+    for number, own in enumerate(weights):
+        scale, bias = clip.logit_scale, 0.0
+        if (calibration := calibrations.of(number)) is not None:
+            scale = float(calibration.log_scale.detach().exp())
+            bias = float(calibration.bias.detach())
+        heads.append(LinearHead(own, scale=scale, bias=bias))
+    return heads
 
 
 def _probe_settings(settings: LinearProbeSettings) -> LoopSettings:
     """The loop of the first part: the same batches, without warm-up."""
-    same = {name: getattr(settings, name) for name in LoopSettings.model_fields}
     return LoopSettings.model_validate(
         {
-            **same,
+            **settings.values_of(LoopSettings),
             "epochs": settings.probe_epochs,
             "lr": settings.probe_lr,
             "weight_decay": settings.probe_weight_decay,

@@ -8,17 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from colours import colours_task
 from torch import Tensor
 
+from colours import colours_task
 from fakes import assert_resumes_exactly, losses_of
-from terralign.encoders.clip.load import ClipModel, new_clip
-from terralign.encoders.clip.weights import hash_state
-from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
-from terralign.errors import ModelError, RecipeError
-from terralign.train import prompt_learning as module
-from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
-from terralign.train.prompt_learning import (
+from terralign.baselines import prompt_learning as module
+from terralign.baselines.prompt_learning import (
     LearnedPrompts,
     PromptLearningSettings,
     evaluate_learned_prompts,
@@ -26,6 +21,11 @@ from terralign.train.prompt_learning import (
     place_context,
     token_embedding,
 )
+from terralign.encoders.clip.load import ClipModel, new_clip
+from terralign.encoders.clip.weights import hash_state
+from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
+from terralign.errors import ModelError, RecipeError
+from terralign.train.finetune import FinetuneSettings, PatchingTask, finetune
 
 QUICK = PromptLearningSettings(epochs=1, batch_size=8, lr=0.02, num_tokens=4)
 NAMES = ("forest", "annual crop", "x-ray lab")
