@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.bench.compare import PairedTests
+from terralign.bench.data import BenchData
 from terralign.bench.examples import choose_blocks, find_examples, galleries
 from terralign.bench.pictures import keep_pictures
-from terralign.bench.subject import BenchData
 from terralign.bench.suite import parse_suite
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import DataError, StorageError, TerralignError
