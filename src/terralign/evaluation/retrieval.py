@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.encoders.protocols import TextEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
@@ -155,11 +156,11 @@ def _modality(
     return _Modality(side=class_side(samples.labels, weights), name=TEXT, note="class names")
 
 
-def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
+def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
     """(T, D), one row per caption; equal texts are embedded once, so that they tie exactly."""
     places: dict[str, int] = {}
     rows = [places.setdefault(text, len(places)) for texts in captions for text in texts]
-    return np.asarray(space.encode_text(list(places)).numpy()[rows])
+    return np.asarray(encoder.encode_text(list(places)).numpy()[rows])
 
 
 def _rank(samples: SampleSet, query: _Modality, gallery: _Modality) -> MetricResult:

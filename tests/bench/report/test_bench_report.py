@@ -294,7 +294,7 @@ def test_the_best_is_compared_with_the_others_by_the_values_of_their_samples(cop
         for row in _rows():
             if row["measurement"] in ("b" * 16, "c" * 16):
                 name = copy / "measurements" / row["measurement"]
-                kept = {"where": {}, "samples": "s", "rows": [row], "details": {}}
+                kept = {"samples": "s", "has_outcomes": True, "rows": [row], "details": {}}
                 write_json(name.with_suffix(".json"), kept)
                 values = torch.ones(56, dtype=torch.float64)
                 values[: wrong if row["tower"] == "s2" else 0] = 0

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from terralign.bench.data import BenchData
 from terralign.bench.report import report_bench
 from terralign.bench.report.examples import read_picture_index
 from terralign.bench.report.pictures import PICTURE_SIZE, keep_pictures
-from terralign.bench.subject import BenchData
 from terralign.bench.suite import Suite, parse_suite
 from terralign.evaluation.chip_views import MAX_SIDE, sample_views
 from terralign.evaluation.rows import Row

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from terralign.bench.data import BenchData
 from terralign.bench.report.examples import PICTURES, read_picture_index
-from terralign.bench.subject import BenchData
 from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.sample import SampleSet
 from terralign.errors import TerralignError

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from terralign.bench.data import BenchData
 from terralign.bench.report.document import write_bench_report
 from terralign.bench.report.pictures import keep_pictures
 from terralign.bench.report.results import BenchResults, read_bench
-from terralign.bench.subject import BenchData
 from terralign.bench.suite import parse_suite
 from terralign.evaluation.rows import PLAIN
 from terralign.files import claimed
