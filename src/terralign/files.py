@@ -66,7 +66,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
-    """What a failed write says: OSErrors of the disk, and the libraries' own wrapping of them.
+    """A failed write: OSErrors of the disk, and the libraries' own wrapping of them.
 
     None for a fault of something else, such as an input that is missing.
     """
@@ -190,7 +190,7 @@ def read_toml(
 def parse_toml(
     text: str, *, name: str, fault: type[TerralignError] = StorageError
 ) -> dict[str, Any]:
-    """The values of a TOML text. `name`: what it is and where it is from, as `fault` says it."""
+    """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -78,7 +78,7 @@ def _num_bands(stems: Iterable[str], sensor: Sensor) -> int:
 def find_product(folder: Path, sensor: Sensor | None) -> Product:
     """The bands of a product's folder, each in its native resolution where it comes in several.
 
-    `sensor`: may be left out where standard names or ESA's metadata say it. Raises `DataError`
+    `sensor`: may be left out where standard names or ESA's metadata state it. Raises `DataError`
     where no bands are found, where the folder holds files of several products or a band twice, or
     is no folder that is read; `SensorError` where the sensor is unknown or another than stated.
     """
