@@ -56,14 +56,14 @@ def test_csls_of_several_labels_ranks_the_samples_of_a_class_by_its_whole_formul
     assert abs(macro(scores) - macro(class_scores(subject, ROUTE))) > 1e-3
 
 
-def test_csls_of_one_label_says_the_class_that_its_whole_formula_says() -> None:
+def test_csls_of_one_label_predicts_the_class_that_its_whole_formula_predicts() -> None:
     generator = np.random.default_rng(1)
     vectors = _unit(generator, NUM_SAMPLES, NUM_DIMS)
     weights = _unit(generator, NUM_CLASSES, NUM_DIMS)
     subject = _subject(vectors, weights, generator.integers(0, NUM_CLASSES, NUM_SAMPLES))
-    said = class_scores(subject, ROUTE, "csls").argmax(axis=1)
-    np.testing.assert_array_equal(said, _csls(vectors, weights).argmax(axis=1))
-    assert (said != class_scores(subject, ROUTE).argmax(axis=1)).any()
+    predicted = class_scores(subject, ROUTE, "csls").argmax(axis=1)
+    np.testing.assert_array_equal(predicted, _csls(vectors, weights).argmax(axis=1))
+    assert (predicted != class_scores(subject, ROUTE).argmax(axis=1)).any()
 
 
 def test_qb_norm_has_no_ranking_of_samples_and_is_skipped_with_the_reason() -> None:
