@@ -6,12 +6,14 @@ N samples, D embedding dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from terralign.bench.subject import Job, Measured, Subject
+from terralign.bench.text import ClassText
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.diagnostics import (
     alignment,
@@ -35,21 +37,18 @@ MIN_ROWS = 10
 def diagnostic_jobs(subject: Subject) -> Iterator[Job]:
     """One job: all modalities together."""
     has_names = subject.model.space is not None and subject.samples.labels is not None
-    where: dict[str, Any] = {"task": "diagnostics"}
+    text = subject.text() if has_names else None
     identity: dict[str, Any] = {"towers": [route.tower for route in subject.routes]}
-    if has_names:
-        where |= subject.text_keys()
-        identity["text"] = subject.text_identity()
     yield Job(
-        where=where,
-        identity=identity,
+        where={"task": "diagnostics", **(text.keys() if text else {})},
+        identity=identity | ({"text": text.identity()} if text else {}),
         version=VERSION,
-        run=lambda: _diagnose(subject, has_names),
+        run=partial(_diagnose, subject, text),
     )
 
 
-def _diagnose(subject: Subject, has_names: bool) -> Measured:
-    groups: dict[str, Floats] = {TEXT: subject.class_weights()} if has_names else {}
+def _diagnose(subject: Subject, text: ClassText | None) -> Measured:
+    groups: dict[str, Floats] = {TEXT: text.weights()} if text else {}
     groups |= {route.tower: subject.vectors(route) for route in subject.routes}
     figures: list[dict[str, Any]] = []
     for name, vectors in groups.items():

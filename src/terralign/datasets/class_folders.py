@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from terralign.datasets.file_set import FileSet
+from terralign.datasets.file_set import FileSet, place_of_files
 from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
@@ -217,12 +218,11 @@ def open_folder(
     pixels: Pixels,
     split_list: Path | None = None,
     prompts: tuple[str, ...] | None = None,
-    locate: Callable[[Path], Place] | None = None,
 ) -> FileSet:
     """The images below `root`, or those that `split_list` names.
 
     `classes`: folder -> class name; every folder needs a class and every class a folder. None:
-    images at any depth, without labels. `locate`: where and when a file was taken.
+    images at any depth, without labels.
     """
     suffixes, whole = pixels.suffixes, split_list is None
     if classes is None:
@@ -240,5 +240,9 @@ def open_folder(
         pixels=pixels,
         root=root,
         prompts=prompts,
-        locate=locate,
+        locate=partial(_place_of, root),
     )
+
+
+def _place_of(root: Path, file: Path) -> Place:
+    return place_of_files([file], root)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.encoders.protocols import TextEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError
@@ -132,11 +133,11 @@ def _text_side(space: EmbeddingSpace, samples: SampleSet, prompts: PromptSet | N
     return class_side(samples.labels, weights.numpy())
 
 
-def embed_captions(space: EmbeddingSpace, captions: Captions) -> NDArray[Any]:
+def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
     """(T, D), one row per caption; equal texts are embedded once, so that they tie exactly."""
     places: dict[str, int] = {}
     rows = [places.setdefault(text, len(places)) for texts in captions for text in texts]
-    return np.asarray(space.encode_text(list(places)).numpy()[rows])
+    return np.asarray(encoder.encode_text(list(places)).numpy()[rows])
 
 
 def _rank(samples: SampleSet, query: Side, gallery: Side, *, towers: Sequence[str]) -> MetricResult:

@@ -32,7 +32,7 @@ from terralign.datasets.declared.declaration import (
     sensor_of,
     sensors_of,
 )
-from terralign.datasets.file_set import FilePlaces, FileSet, PathSet
+from terralign.datasets.file_set import FileSet, PathSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
 from terralign.scenes.pictures import Size
@@ -112,7 +112,6 @@ def open_declared_folder(
         pixels=pixels,
         split_list=split_list,
         prompts=declaration.prompts,
-        locate=FilePlaces(first_root),
     )
     if len(folders) == 1:
         return samples
