@@ -50,26 +50,26 @@ def diagnostic_jobs(subject: Subject) -> Iterator[Job]:
 def _diagnose(subject: Subject, text: ClassText | None) -> Measured:
     groups: dict[str, Floats] = {TEXT: text.weights()} if text else {}
     groups |= {route.tower: subject.vectors(route) for route in subject.routes}
-    figures: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
     for name, vectors in groups.items():
-        figures.append(_one(name, "effective_rank", effective_rank(vectors), vectors))
+        values.append(_one(name, "effective_rank", effective_rank(vectors), vectors))
         if len(vectors) > 1:
-            figures.append(_one(name, "uniformity", uniformity(vectors), vectors))
+            values.append(_one(name, "uniformity", uniformity(vectors), vectors))
     for (a, one), (b, two) in combinations(groups.items(), 2):
-        figures.append(_pair(a, b, "modality_gap", modality_gap(one, two), two))
+        values.append(_pair(a, b, "modality_gap", modality_gap(one, two), two))
         if min(len(one), len(two)) >= MIN_ROWS:
             apart = linear_separability(one, two, seed=subject.suite.seed)
-            figures.append(_pair(a, b, "linear_separability", apart, two) | {"chance": 0.5})
+            values.append(_pair(a, b, "linear_separability", apart, two) | {"chance": 0.5})
         if TEXT not in (a, b):
-            figures.append(_pair(a, b, "alignment", alignment(one, two), two))
+            values.append(_pair(a, b, "alignment", alignment(one, two), two))
         for query, gallery in ((a, b), (b, a)):
             hubs = hubness(groups[query], groups[gallery], k=HUB_DEPTH)
             count = groups[query]
-            figures.append(_pair(query, gallery, "hubness_skewness", hubs.skewness, count))
+            values.append(_pair(query, gallery, "hubness_skewness", hubs.skewness, count))
             never = hubs.share_never_found
-            figures.append(_pair(query, gallery, "share_never_found", never, count))
+            values.append(_pair(query, gallery, "share_never_found", never, count))
     return Measured(
-        figures=figures,
+        values=values,
         details={"projection": _picture(subject, groups)},
         note=f"cosines; hubness at k = {HUB_DEPTH}",
     )
