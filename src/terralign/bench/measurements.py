@@ -13,7 +13,7 @@ samples, their labels, words, settings, and the version of the code that measure
 - `examples`: per query {"query", "query_index", "label", "results": [{"key", "index", "cosine",
   "right"}]}; for text queries `query` is the class name or caption and `query_index` is None
 - `sensors`: of retrieval, tower -> the sensor whose pixels it saw
-- `projection`: {"explained", "points": modality -> {"xy", "labels", "keys"}}
+- `projection`: {"explained", "points": modality -> {"xy"}}
 - `chosen`: hyper-parameter -> value chosen on validation data
 - `per_seed`: shots -> values of the seeds
 """

@@ -1,4 +1,4 @@
-"""Robustness: the zero-shot figure under each condition of `degrade.py`, on the same samples."""
+"""Robustness: the zero-shot metrics under each condition of `degrade.py`, on the same samples."""
 
 from __future__ import annotations
 

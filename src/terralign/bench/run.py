@@ -71,7 +71,7 @@ JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
 class BenchResult:
     """A finished bench. `rows`: all of the folder.
 
-    Of this call: `num_measured`, measurements made; `num_failed`, rows that say what failed.
+    Of this call: `num_measured`, measurements made; `num_failed`, rows of what failed.
     """
 
     folder: Path
@@ -338,7 +338,7 @@ def _merged(before: list[Row], rows: list[Row], known: Collection[str]) -> list[
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
-    """What a row's measurement asks of its model, whatever the figure."""
+    """What a row's measurement asks of its model, whatever the metric."""
     return row.model_copy(update={"metric": None, "level": None, "reference": None}).question
 
 
