@@ -214,23 +214,22 @@ class _Bench:
     def _entry(self, model: BenchModel, entry: SuiteEntry, prompts: str | None) -> None:
         where = {"model": model.name, "model_id": model.model_id, "entry": entry.title,
                  "split": entry.split, "role": entry.role}  # fmt: skip
-        try:
-            subject = self._subject(model, entry, prompts)
-        except Exception as error:
-            self.rows.append(_failed(where, error))
-            return
+        with self._reported(where):
+            self._measure(self._subject(model, entry, prompts), prompts)
+
+    def _measure(self, subject: Subject, prompts: str | None) -> None:
         rows_before = len(self.rows)
         for tower, reason in subject.reasons.items():
             self._skip({**subject.base_row, "tower": tower}, reason)
         if "qb-norm" in self.suite.variants and "qb-norm" not in subject.variants:
             self._skip({**subject.base_row, "variant": "qb-norm"}, NO_BANK)
-        for task in entry.tasks if subject.routes else ():
+        for task in subject.entry.tasks if subject.routes else ():
             asked = prompts if task not in FITTED else None
             with self._reported({**subject.base_row, "task": task}):
                 for job in list(JOBS[task](subject)):
                     with self._reported({**subject.base_row, **job.where}):
                         self._job(subject, job, asked)
-        if model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
+        if subject.model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
             where = {**subject.base_row, "task": "diagnostics", "metric": "mean_cosine"}
             with self._reported(where):
                 self._moved(subject, prompts)

@@ -136,11 +136,8 @@ def load_suite(
 ) -> Suite:
     """A shipped suite by name, or a TOML file, with `KEY=VALUE` overrides applied.
 
-    Paths are looked for as those of recipes are (see `load_recipe`). Raises `RecipeError`, which names
-    the error.
-
-    Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
-    reported.
+    Paths are looked for as those of recipes are (see `load_recipe`). Raises `RecipeError`, also for
+    unknown keys, data sets and prompt sets, and fitting or choosing on the split that is reported.
     """
     values = read_named("suite", name_or_path)
     paths = TomlPaths.named(name_or_path, data_root)
