@@ -153,8 +153,8 @@ def multilabel_metrics(
     scikit-learn's `average_precision_score`: sum over thresholds of (change of recall) *
     precision, tied scores sharing one threshold. Chance is its mean over all orders of the samples
     (of all pairs for micro), `random_average_precision`, averaged for macro over the classes with
-    positives; it lies above the share of positives, which is what equal scores give. Intervals:
-    `bias_corrected_interval`. Classes with 1 to `FEW_POSITIVES` - 1 positives are noted.
+    positives; it is higher than the share of positives, which is the value of equal scores.
+    Intervals: `bias_corrected_interval`. Classes with 1 to `FEW_POSITIVES` - 1 positives are noted.
 
     A resample costs a few passes over N * K numbers (some 10 ms for 100,000 x 19): more than
     counting hits, hence fewer resamples than for accuracy. One that lost all positives of a class
