@@ -71,9 +71,9 @@ def bench(
 
     loaded = load_suite(suite, overrides=overrides, data_root=data_root)
     from terralign.bench.report import report_bench
-    from terralign.bench.rows import format_bench_table
     from terralign.bench.run import run_bench
     from terralign.compute import choose_device
+    from terralign.report.comparison import format_table
 
     chosen_device = choose_device(device)
     threads()
@@ -98,7 +98,7 @@ def bench(
             )
         )
     else:
-        click.echo(format_bench_table(result.rows))
+        click.echo(format_table(result.rows))
         number = result.num_measured
         click.echo(
             f"{number} new measurement{'' if number == 1 else 's'}; rows: {out / 'results.json'}"
