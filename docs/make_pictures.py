@@ -33,22 +33,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from terralign.bench.compare import PairedTests
-from terralign.bench.report import report_bench
-from terralign.bench.report.document import STYLE
-from terralign.bench.report.examples import choose_blocks, example_html, find_examples
-from terralign.bench.report.markup import html_table
-from terralign.bench.report.plans import report_tables
-from terralign.bench.report.results import read_bench
-from terralign.bench.report.sections import entry_pictures
+from terralign.bench.report import read_bench
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
-from terralign.evaluation.canvas import DARK, LIGHT, png_bytes
 from terralign.evaluation.chip_views import sample_views
-from terralign.evaluation.figures import comparison_figure
-from terralign.evaluation.page import columns_html, escape_html, page_html, picture_html
-from terralign.evaluation.report import comparison_bars
-from terralign.evaluation.rows import PLAIN, read_rows
-from terralign.evaluation.table import table_lines
+from terralign.evaluation.rows import read_rows
+from terralign.report.canvas import DARK, LIGHT, png_bytes
+from terralign.report.document import Document, Gallery, Plots, Section
+from terralign.report.figures import comparison_figure
+from terralign.report.render import write_document
 from terralign.runs.recipe import load_recipe
 from terralign.runs.run import run_recipe
 
@@ -82,10 +74,9 @@ def main() -> None:
 
 def draw_run(run: Path) -> None:
     """Accuracy before and after patching and alignment, in a light and in a dark version."""
-    rows = read_rows(run / "results.json")
-    bars = comparison_bars(table_lines(rows, metrics=("top1",)))
+    rows = [row for row in read_rows(run / "results.json") if row.metric == "top1"]
     for name, theme in (("quickstart", LIGHT), ("quickstart-dark", DARK)):
-        write(name, Image.open(io.BytesIO(png_bytes(comparison_figure(bars, theme=theme)))))
+        write(name, Image.open(io.BytesIO(png_bytes(comparison_figure(rows, theme)))))
 
 
 def draw_scenes() -> None:
@@ -105,38 +96,31 @@ def draw_scenes() -> None:
 
 def draw_bench(folder: Path, data_root: Path | None) -> None:
     """The table of classification, two figures and the first examples of a bench report."""
-    report_bench(folder, data_root)
-    bench = read_bench(folder)
-    table = report_tables(bench.rows, PairedTests(folder, bench.num_bootstrap)).main[0]
-    plain = [
-        row
-        for row in bench.rows
-        if row.status == "measured" and row.reference is None and row.variant == PLAIN
-    ]
-    own = [row for row in plain if row.entry == ENTRY]
-    pictures, _ = entry_pictures(own, bench.details)
-    wanted = [one for one in pictures if one.name == "confusion" or "recall" in one.caption][:2]
-    drawn = [(picture_html(one, png := png_bytes(one.draw(LIGHT)), png), png) for one in wanted]
-    [block] = choose_blocks(find_examples(own, bench.details), limit=1)
-    body = [
-        f"<h1>Bench: {escape_html(str(bench.suite('name')))}</h1>",
-        f"<h2>{escape_html(table.title)}</h2>",
-        f"<p class=small>{escape_html(table.explanation)}</p>{html_table(table)}",
-        f"<h2>{ENTRY}</h2>{columns_html(drawn)}",
-        f"<h3>{escape_html(block.title)}</h3>",
-        example_html(block, bench.pictures.get(ENTRY, {}), bench.folder),
-    ]
-    write("bench-report", trimmed(screenshot(page_html("bench", body, style=STYLE))))
+    report = read_bench(folder, data_root)
+    document = report.document()
+    tables = next(one for one in document.sections if one.title.startswith("Zero-shot"))
+    entry = next(one for one in document.sections if one.title == ENTRY)
+    plots = [plot for one in entry.blocks if isinstance(one, Plots) for plot in one.plots]
+    wanted = [p for p in plots if p.name.endswith("confusion") or "recall" in p.caption][:2]
+    gallery = next(one for one in entry.blocks if isinstance(one, Gallery))
+    excerpt = Document(
+        title=document.title,
+        sections=(
+            tables,
+            Section(title=ENTRY, blocks=(Plots(plots=tuple(wanted)), gallery)),
+        ),
+    )
+    with tempfile.TemporaryDirectory() as page:
+        write("bench-report", trimmed(screenshot(write_document(excerpt, Path(page)))))
 
 
-def screenshot(page: str) -> Image.Image:
+def screenshot(source: Path) -> Image.Image:
     """A page as Chromium shows it, light, `PAGE_SIZE` pixels."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"no browser found: install one of {', '.join(BROWSERS)}")
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "page.html", Path(folder) / "page.png"
-        source.write_text(page, encoding="utf-8")
+        target = Path(folder) / "page.png"
         width, height = PAGE_SIZE
         subprocess.run(
             [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,15 @@ def logger_as_it_was() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def warned_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is warned of or logged once in a process is so once in each test."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("terralign.scenes."):
+            for once in {"_warned", "_logged"} & vars(module).keys():
+                monkeypatch.setattr(module, once, set())
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real pixels that `TERRALIGN_DATA` names; skips where it is missing."""
@@ -35,7 +45,7 @@ def real_data() -> Path:
         pytest.skip("TERRALIGN_DATA is not set: no real data to test on")
     path = Path(folder)
     if not path.is_dir():
-        pytest.skip(f"TERRALIGN_DATA names {folder}, which is not there")
+        pytest.skip(f"TERRALIGN_DATA names {folder}, which does not exist")
     return path
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import terralign.runs.run as run_module
 from fake_world import FakeWorld
 from fake_world.models import (
     STUDENT,
@@ -35,7 +34,8 @@ from terralign.datasets.catalog import find_dataset
 from terralign.encoders.clip.weights import read_state_dict
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
-from terralign.evaluation import canvas
+from terralign.report import canvas
+from terralign.report.run import RunReport
 from terralign.runs.recipe import Recipe, load_recipe, recipe_names
 from terralign.sensors import SENSORS
 
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports with all their figures, in few pixels: drawing them sharp takes longest of all."""
-    monkeypatch.setattr(canvas, "RESOLUTIONS", (20,))
+    monkeypatch.setattr(canvas, "DPI", 20)
 
 
 def invoke(*words: str) -> str:
@@ -300,7 +300,7 @@ def check_entry(entry: SuiteEntry, rows: list[dict[str, Any]], world: FakeWorld)
 @pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a study without their reports, whose figures take longer than the runs."""
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(RunReport, "write", lambda *_: None)
 
 
 def shrink_study(planned: list[Planned]) -> list[str]:

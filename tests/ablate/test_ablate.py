@@ -19,11 +19,13 @@ from small_run import SMALL_RECIPE
 from terralign.ablate import differences as differences_module
 from terralign.ablate.runs import method_settings, run_study
 from terralign.ablate.study import Study, load_study, parse_study, plan_study, study_names
-from terralign.ablate.summary import mean_and_spread, summarise, table_text
+from terralign.ablate.summary import mean_and_spread, study_report, summarise
 from terralign.cli import main
 from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.evaluation.rows import Row
 from terralign.files import hash_file
+from terralign.report.render import markdown
+from terralign.report.run import RunReport
 from terralign.train import patch as patch_module
 from terralign.train import sweep as sweep_module
 from terralign.train import tower as tower_module
@@ -47,7 +49,7 @@ limit = 24
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, and no reports of runs, whose figures take longer than these runs."""
-    monkeypatch.setattr(run_module, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(RunReport, "write", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -408,17 +410,17 @@ def test_mean_and_spread_are_those_of_the_statistics_module() -> None:
 
 def test_the_table_has_mean_spread_and_the_best(folder: Path) -> None:
     study = _study(folder, 'variants = [{ name = "a" }, { name = "b" }, { name = "c" }]')
-    rows = [_row("a", 0, 0.5), _row("a", 1, 0.6), _row("b", 0, 0.7), _row("b", 1, 0.8)]
+    rows = [_row("a", 0, 0.5), _row("a", 1, 0.6), _row("b", 0, 0.65), _row("b", 1, 0.75)]
     summary = summarise([*rows, _row("c", 0, 0.75)])
     found = {entry["variant"]: (entry["mean"], entry["num_seeds"]) for entry in summary}
     assert found == {
-        "a": (pytest.approx(0.55), 2), "b": (pytest.approx(0.75), 2), "c": (0.75, 1),
+        "a": (pytest.approx(0.55), 2), "b": (pytest.approx(0.7), 2), "c": (0.75, 1),
     }  # fmt: skip
-    text = table_text(study, summary[:2], [], [])
-    assert "top1 patched (n 50, chance 10.0, interval ±10.0)" in text
-    assert "| a | 55.0 ± 7.1 (2) |" in text
-    assert "| b | **75.0** ± 7.1 (2) |" in text
-    assert "| c | 75.0 (65.0–85.0) |" in table_text(study, summary[2:], [], [])
+    text = markdown(study_report(study, summary[:2], [], []))
+    assert "top-1 patched (n 50, chance 10.0)" in text
+    assert "| a | 55.0‡ (45.0–65.0; ± 7.1 over 2 seeds) |" in text
+    assert "| b | **70.0** (60.0–80.0; ± 7.1 over 2 seeds) |" in text
+    assert "| c | 75.0 (65.0–85.0) |" in markdown(study_report(study, summary[2:], [], []))
 
 
 def test_variants_are_compared_with_the_reference_on_the_same_samples(
@@ -438,7 +440,7 @@ def test_variants_are_compared_with_the_reference_on_the_same_samples(
     assert found["low"] <= found["difference"] <= found["high"]
     assert found["p_value"] is None  # of 24 samples
     assert f"| lr=0.001 | {100 * expected:+.1f} (" in first.table
-    assert "| against `lr=0.002` | top1 patched |" in first.table
+    assert "### Against lr=0.002\n\n| variant | top-1 patched (n 24) |" in first.table
 
     compared = _counted(monkeypatch, differences_module, "compare_outcomes")
     run_study(study, tmp_path, device="cpu", seeds=[0])

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from terralign.bench.classify import class_scores
-from terralign.bench.subject import Skipped, Subject
-from terralign.datasets.sample import Labels
-from terralign.evaluation.embed import Route
-from terralign.evaluation.metrics import Floats, multilabel_metrics
+from terralign.bench.data import Skipped
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.metrics import multilabel_metrics
 
 NUM_SAMPLES, NUM_CLASSES, NUM_DIMS = 40, 14, 6
-ROUTE = cast(Route, None)
+
+
+def _no_bank() -> Any:
+    raise AssertionError("only qb-norm has a bank of queries")
+
+
+single_label = partial(class_scores, multi_label=False, bank=_no_bank)
+several_labels = partial(class_scores, multi_label=True, bank=_no_bank)
 
 
 def _unit(generator: np.random.Generator, *shape: int) -> Floats:
     vectors = generator.normal(size=shape) + 0.7
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-
-def _subject(vectors: Floats, weights: Floats, values: Any) -> Subject:
-    names = tuple(f"class {k}" for k in range(len(weights)))
-    labels = Labels(values=values, class_names=names, class_list="made up")
-    given = {"vectors": lambda route: vectors, "class_weights": lambda: weights, "labels": labels}
-    return cast(Subject, SimpleNamespace(**given))
 
 
 def _csls(vectors: Floats, weights: Floats) -> Floats:
@@ -45,29 +44,25 @@ def test_csls_of_several_labels_ranks_the_samples_of_a_class_by_its_whole_formul
     weights = _unit(generator, NUM_CLASSES, NUM_DIMS)
     labels = generator.random((NUM_SAMPLES, NUM_CLASSES)) < 0.3
     labels[0] = True
-    subject = _subject(vectors, weights, labels)
-    scores, whole = class_scores(subject, ROUTE, "csls"), _csls(vectors, weights)
+    scores, whole = several_labels(vectors, weights, "csls"), _csls(vectors, weights)
     assert scores == pytest.approx(whole / 2, abs=1e-6)
 
     def macro(scores: Floats) -> float:
         return multilabel_metrics(scores, labels, num_bootstrap=2).metric("macro_map").value
 
     assert macro(scores) == pytest.approx(average_precision_score(labels, whole, average="macro"))
-    assert abs(macro(scores) - macro(class_scores(subject, ROUTE))) > 1e-3
+    assert abs(macro(scores) - macro(several_labels(vectors, weights, "plain"))) > 1e-3
 
 
-def test_csls_of_one_label_says_the_class_that_its_whole_formula_says() -> None:
+def test_csls_of_one_label_predicts_the_class_that_its_whole_formula_does() -> None:
     generator = np.random.default_rng(1)
     vectors = _unit(generator, NUM_SAMPLES, NUM_DIMS)
     weights = _unit(generator, NUM_CLASSES, NUM_DIMS)
-    subject = _subject(vectors, weights, generator.integers(0, NUM_CLASSES, NUM_SAMPLES))
-    said = class_scores(subject, ROUTE, "csls").argmax(axis=1)
-    np.testing.assert_array_equal(said, _csls(vectors, weights).argmax(axis=1))
-    assert (said != class_scores(subject, ROUTE).argmax(axis=1)).any()
+    predicted = single_label(vectors, weights, "csls").argmax(axis=1)
+    np.testing.assert_array_equal(predicted, _csls(vectors, weights).argmax(axis=1))
+    assert (predicted != single_label(vectors, weights, "plain").argmax(axis=1)).any()
 
 
 def test_qb_norm_has_no_ranking_of_samples_and_is_skipped_with_the_reason() -> None:
-    vectors, weights = np.eye(3), np.eye(3)
-    subject = _subject(vectors, weights, np.eye(3, dtype=np.bool_))
     with pytest.raises(Skipped, match="penalises the scores of some samples"):
-        class_scores(subject, ROUTE, "qb-norm")
+        several_labels(np.eye(3), np.eye(3), "qb-norm")

@@ -30,7 +30,7 @@ def keep(folder: Path, letter: str, outcomes: dict[str, Any], **changes: Any) ->
     )  # fmt: skip
     second = row.model_copy(update={"variant": "other"})
     values = {
-        "where": {}, "samples": "same", "details": {},
+        "samples": "same", "details": {}, "has_outcomes": bool(outcomes),
         "rows": [one.model_dump(mode="json") for one in (row, second)],
     }  # fmt: skip
     write_json(folder / "measurements" / f"{name}.json", values | changes)

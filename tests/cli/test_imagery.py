@@ -325,7 +325,6 @@ def test_an_opened_scene_is_embedded_like_its_path(space: EmbeddingSpace, tmp_pa
 def test_the_offset_that_is_applied_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terralign.scenes.scene._logged", set())
     monkeypatch.setattr(logging.getLogger("terralign"), "propagate", True)
     caplog.set_level(logging.INFO, logger="terralign")
     named = write_geotiff(tmp_path / NEW_PRODUCT / "scene.tif", dn(32) + 1000, S2.band_names)

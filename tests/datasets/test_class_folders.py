@@ -17,7 +17,6 @@ from terralign.datasets.class_folders import open_folder, read_split_list
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
-from terralign.scenes import band_names
 from terralign.scenes.pictures import PictureSize, decode_rgb
 from terralign.sensors import SENSORS
 
@@ -207,9 +206,8 @@ MS = Pixels(sensor=SENSORS["sentinel2-l2a"], bands=("B04", "B03"), dn_offset=-10
 
 
 def test_bands_beside_those_of_the_sensor_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(band_names, "_warned", set())
     pixels = np.full((3, 4, 4), 900, dtype=np.uint16)
     for number, folder in enumerate(("Sea", "Bog")):
         geotiff(tmp_path / folder / "a.tif", pixels + number)

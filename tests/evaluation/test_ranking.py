@@ -212,7 +212,7 @@ CLASSES = np.arange(3)
         (EYE[0], {"target": CLASSES}, r"query is \(3,\)"),
         (EYE[:0], {"target": CLASSES[:0]}, "query is empty"),
         (EYE, {"labels": (CLASSES, CLASSES + 3)}, "no query has a relevant item"),
-        (EYE, {"labels": (EYE > 0, CLASSES)}, r"gallery_labels is \(3,\) int64; expected \(3, 3\)"),
+        (EYE, {"labels": (EYE > 0, CLASSES)}, r"gallery_labels is \(3,\); expected"),
     ],
 )
 def test_unusable_input_is_refused(query: np.ndarray, settings: Any, message: str) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from small_run import small_values
 from terralign.cli import main
 from terralign.errors import RecipeError
+from terralign.evaluation.rows import Row
 from terralign.runs.recipe import Recipe, parse_recipe, recipe_text
 from terralign.runs.run import run_recipe
 
@@ -55,7 +56,7 @@ def _values(data: Path, finished_run: Path, name: str, **task: Any) -> dict[str,
     return values
 
 
-def _run(values: dict[str, Any], data: Path, folder: Path) -> list[dict[str, Any]]:
+def _run(values: dict[str, Any], data: Path, folder: Path) -> list[Row]:
     recipe = parse_recipe(values, origin="test")
     return list(run_recipe(recipe, folder, data_root=data, device="cpu").rows)
 

@@ -15,17 +15,11 @@ from rasterio.enums import ColorInterp
 
 from imagery import read_chip
 from terralign.errors import DataError
-from terralign.scenes import band_names
 from terralign.sensors import SENSORS
 
 L2A, S1, RGB = (SENSORS[name] for name in ("sentinel2-l2a", "sentinel1-grd", "rgb"))
 LANDSAT = SENSORS["landsat-oli-l2"]
 GEE = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(band_names, "_warned", set())
 
 
 def write(

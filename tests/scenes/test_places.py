@@ -14,7 +14,6 @@ from shapely.geometry import shape
 
 from terralign.chips import Grid
 from terralign.errors import DataError
-from terralign.scenes import places
 from terralign.scenes.places import geotiff_bounds, wgs84_bounds, wgs84_footprint
 
 
@@ -124,9 +123,8 @@ LOCAL = 'LOCAL_CS["a field",UNIT["metre",1]]'
     ("crs", "reason"), [(LOCAL, "is a local one"), ("EPSG:9999999", "is not known")]
 )
 def test_without_a_place_on_the_globe_there_is_none_and_a_warning(
-    crs: str, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    crs: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(places, "_warned", set())
     for _ in range(3):
         found = wgs84_footprint(grid(crs, (0, 0), 10, 64, 64), origin="scene.tif")
         assert found is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,11 @@ from rasterio import Affine
 from imagery import read_chip
 from terralign.chips import PixelLayout, make_layout
 from terralign.errors import DataError, NumbersError, SensorError
-from terralign.scenes import plausible
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
 
 RNG = np.random.default_rng(0)
 MINE = replace(SENSORS["landsat-oli-l2"], name="mine", dn_scale=1e-4, add=0.0, composites=())
-
-
-@pytest.fixture(autouse=True)
-def _nothing_warned_of() -> Iterator[None]:
-    """Each test meets its warnings for the first time."""
-    before = set(plausible._warned)
-    plausible._warned.clear()
-    yield
-    plausible._warned.clear()
-    plausible._warned.update(before)
 
 
 def layout_of(sensor: Sensor, **how: Any) -> PixelLayout:

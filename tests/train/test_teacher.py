@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_stored_views_are_not_computed_again(
 ) -> None:
     first = stored_views(tiny_clip, scenes, PLAN, tmp_path)
     counted = Counted(scenes)
-    again = stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
+    again = stored_views(tiny_clip, counted, PLAN, tmp_path)
     assert counted.calls == 0
     assert isinstance(again, np.memmap)
     np.testing.assert_array_equal(first, again)
@@ -179,10 +180,10 @@ def test_embeddings_that_do_not_fit_float16_are_refused(
 def test_a_disk_without_the_room_is_told_before_the_work(
     tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terralign.files._free_mb", lambda path: 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
     counted = Counted(scenes)
     with pytest.raises(StorageError, match="free some space"):
-        stored_views(tiny_clip, counted, PLAN, tmp_path)  # type: ignore[arg-type]
+        stored_views(tiny_clip, counted, PLAN, tmp_path)
     assert counted.calls == 0
 
 

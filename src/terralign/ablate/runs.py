@@ -17,7 +17,7 @@ from typing import Any
 
 from terralign.ablate.differences import Differences
 from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
-from terralign.ablate.summary import summarise, table_text
+from terralign.ablate.summary import study_report, summarise
 from terralign.baselines.run import baseline_settings, run_baseline
 from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
 from terralign.errors import (
@@ -30,6 +30,7 @@ from terralign.errors import (
 )
 from terralign.evaluation.rows import Row, read_rows
 from terralign.files import claimed, read_json, read_text, write_json, write_text
+from terralign.report.render import markdown
 from terralign.runs.data import named_data
 from terralign.runs.folder import is_untouched, keep_recipe
 from terralign.runs.run import run_recipe
@@ -268,7 +269,7 @@ class _Study:
             summary=tuple(summary),
             differences=tuple(differences),
             failures=tuple(failures),
-            table=table_text(study, summary, differences, failures),
+            table=markdown(study_report(study, summary, differences, failures)),
             complete_before=self.complete_before,
         )
 

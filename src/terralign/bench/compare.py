@@ -1,8 +1,8 @@
 """Models against each other on the same samples: paired bootstrap, moved embeddings.
 
-A bench compares every model with its reference, and its report the best figure of a column with
-the others. Both are made from the values of every sample that a measurement keeps, and are kept
-themselves: what was compared is not compared again.
+A bench compares every model with its reference, and its report the best value of a column with
+the others. Both use the values of every sample that a measurement keeps, and are kept themselves:
+what was compared is not compared again.
 """
 
 from __future__ import annotations
@@ -10,26 +10,32 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from terralign.bench.store import Kept, Store
-from terralign.bench.subject import Subject
+from terralign.bench.measurements import Measurement, read_measurement
+from terralign.bench.subject import Job, Measured, Subject
 from terralign.encoders.space import RGB
 from terralign.errors import DataError, ModelError
 from terralign.evaluation.diagnostics import mean_cosine
 from terralign.evaluation.paired import compare_outcomes, compared_metrics
-from terralign.evaluation.rows import Row, check_rows
+from terralign.evaluation.rows import Row
 from terralign.evaluation.significance import MIN_SAMPLES, Comparison
-from terralign.files import read_json
+from terralign.train.stage import Stage, run_stage
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
+MOVED = "mean cosine of the same samples before and after"
 
 
 def compare_rows(
-    store: Store, own: Kept, reference: Kept, name: str, *, num_bootstrap: int, through: str = ""
+    own: Measurement,
+    reference: Measurement,
+    name: str,
+    *,
+    num_bootstrap: int,
+    through: str = "",
+    cache: Path | None = None,
 ) -> list[Row]:
     """Rows of the differences of one measurement to the same one of the model `name`.
 
@@ -37,14 +43,10 @@ def compare_rows(
     tower, where it lacks the one that is compared with it. Nothing is compared where the samples or
     what was asked of them differ.
     """
-    told = f" (the {through} tower of {name})" if through else ""
+    tower = f" (the {through} tower of {name})" if through else ""
     rows = []
-    by_metric = _first_rows(own)
-    for metric, found in compare_kept(store, reference, own, num_bootstrap).items():
-        row = by_metric.get(metric)
-        if row is None:
-            continue
-        note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{told}"
+    for metric, found in compare(reference, own, num_bootstrap, cache=cache).items():
+        note = f"{found.value_b:.6g} - {found.value_a:.6g}, paired bootstrap{tower}"
         if found.reported_p_value is None:
             note += f"; no p-value with fewer than {MIN_SAMPLES} samples"
         changed = {
@@ -57,141 +59,116 @@ def compare_rows(
             "reference": name,
             "note": note,
         }
-        rows.append(row.model_copy(update=changed))
+        rows.append(own.first_rows[metric].model_copy(update=changed))
     return rows
 
 
 class PairedTests:
-    """p-values of the differences between any two figures of a bench folder.
+    """p-values of the differences between any two values of a bench folder.
 
-    A pair is compared where it is asked for first, and its comparison kept in the folder.
+    A pair is compared when it is first asked for, and its comparison kept in the folder.
     `num_bootstrap`: of the suite.
     """
 
     def __init__(self, folder: Path, num_bootstrap: int) -> None:
-        self._store, self._num_bootstrap = Store(folder, ""), num_bootstrap
-        self._kept: dict[str, Kept | None] = {}
+        self._folder, self._num_bootstrap = folder / "measurements", num_bootstrap
+        self._read: dict[str, Measurement | None] = {}
 
     def __call__(self, one: Row, two: Row) -> float | None:
         """Two-sided; None where the two cannot be compared, or on too few samples.
 
-        Not every figure has the values of its samples: the spread of few-shot's seeds has none.
+        Not every row has the values of its samples: the spread of few-shot's seeds has none.
         """
-        kept = [self._measurement(row) for row in (one, two)]
-        if kept[0] is None or kept[1] is None or one.metric != two.metric:
+        a, b = self._measurement(one), self._measurement(two)
+        if a is None or b is None or one.metric != two.metric:
             return None
-        found = compare_kept(self._store, kept[0], kept[1], self._num_bootstrap)
-        own = found.get(str(one.metric))
-        return None if own is None else own.reported_p_value
+        found = compare(a, b, self._num_bootstrap).get(str(one.metric))
+        return None if found is None else found.reported_p_value
 
-    def _measurement(self, row: Row) -> Kept | None:
-        """What was kept of a row's measurement, if its values are those of this very row."""
+    def _measurement(self, row: Row) -> Measurement | None:
+        """The row's measurement, if its outcomes are those of this very row."""
         if row.measurement is None:
             return None
-        if row.measurement not in self._kept:
-            self._kept[row.measurement] = _read_kept(self._store.folder, row.measurement)
-        kept = self._kept[row.measurement]
-        first = None if kept is None else _first_rows(kept).get(str(row.metric))
-        return kept if first is not None and first.variant == row.variant else None
+        if row.measurement not in self._read:
+            self._read[row.measurement] = _read(self._folder / f"{row.measurement}.json")
+        found = self._read[row.measurement]
+        first = None if found is None else found.first_rows.get(str(row.metric))
+        return found if first is not None and first.variant == row.variant else None
 
 
-def _read_kept(folder: Path, name: str) -> Kept | None:
-    path = folder / f"{name}.json"
+def _read(path: Path) -> Measurement | None:
     if not path.is_file() or not path.with_suffix(".safetensors").is_file():
         return None
-    values = read_json(path)
     try:
-        return Kept(
-            name=name,
-            where=values["where"],
-            rows=check_rows(values["rows"]),
-            samples=values["samples"],
-            has_outcomes=True,
-            made_now=False,
-        )
+        return read_measurement(path)
     except (DataError, KeyError, TypeError):
         logger.warning("%s is no measurement of a bench; it is not compared", path)
         return None
 
 
-def _first_rows(kept: Kept) -> dict[str, Row]:
-    """Metric -> its first row: the plain one, which the values of the samples belong to."""
-    return {str(row.metric): row for row in reversed(kept.rows)}
-
-
-def compare_kept(store: Store, a: Kept, b: Kept, num_bootstrap: int) -> dict[str, Comparison]:
+def compare(
+    a: Measurement, b: Measurement, num_bootstrap: int, *, cache: Path | None = None
+) -> dict[str, Comparison]:
     """Metric -> measurement b against a; empty where they are not of the same samples.
 
-    `num_bootstrap`: of the suite; a comparison takes twice as many. A damaged file of values is
+    `num_bootstrap`: of the suite; a comparison takes twice as many. A damaged file of outcomes is
     warned about, and not compared.
     """
     if not (a.has_outcomes and b.has_outcomes and a.rows and b.rows) or a.samples != b.samples:
         return {}
-    first, second = sorted((a, b), key=lambda one: one.name)
-    identity = {"code": VERSION, "a": first.name, "b": second.name, "num": num_bootstrap}
-    rows = store.compared(identity)
-    if rows is None:
-        try:
-            old, new = store.outcomes(first), store.outcomes(second)
-        except ModelError as error:
-            logger.warning("not compared: %s; delete it with the .json beside it, run again", error)
-            return {}
-        told = _first_rows(first).keys() & _first_rows(second).keys()
+    first, second = sorted((a, b), key=lambda one: one.path.stem)
+
+    def make() -> dict[str, Any]:
+        old, new = first.outcomes, second.outcomes
         settings = {"seed": first.rows[0].seed, "num_bootstrap": 2 * num_bootstrap}
-        compared = {
+        shared = first.first_rows.keys() & second.first_rows.keys()
+        found = {
             metric: compare_outcomes([old], [new], metric, **settings)
             for metric in compared_metrics(old)
-            if metric in told
+            if metric in shared
         }
-        rows = [{"metric": metric, **asdict(own)} for metric, own in compared.items() if own]
-        store.keep_comparison(identity, rows)
-    found = {
-        row["metric"]: Comparison(**{k: v for k, v in row.items() if k != "metric"}) for row in rows
-    }
-    return found if first is a else {metric: own.turned() for metric, own in found.items()}
+        return {"comparisons": {metric: asdict(one) for metric, one in found.items() if one}}
+
+    stage = Stage.named_by_identity(
+        "a comparison",
+        {"code": VERSION, "a": first.path.stem, "b": second.path.stem, "num": num_bootstrap},
+        first.path.parent,
+        prefix="compare-",
+        cache=cache,
+    )
+    try:
+        note = run_stage(stage, make, renew=True)
+    except ModelError as error:
+        logger.warning("not compared: %s; delete it with the .json beside it, run again", error)
+        return {}
+    found = {metric: Comparison(**one) for metric, one in note["comparisons"].items()}
+    return found if first is a else {metric: one.turned() for metric, one in found.items()}
 
 
-def moved_rows(store: Store, own: Subject, reference: Subject) -> list[Row]:
+def moved_job(own: Subject, reference: Subject) -> Job | None:
     """How far a model moved the RGB embeddings of the reference, where they share a text tower.
 
     The mean cosine between before and after patching, of the same samples.
     """
-    if own.model.space is None or reference.model.space is None:
-        return []
     before, after = reference.model.space, own.model.space
     routes = [next((r for r in one.routes if r.tower == RGB), None) for one in (reference, own)]
-    if before.clip.text_id() != after.clip.text_id() or None in routes:
-        return []
-    identity = {
-        "code": VERSION,
-        "moved": [before.space_id, after.space_id],
-        "samples": [reference.samples.fingerprint, own.samples.fingerprint],
-    }
-    rows = store.compared(identity)
-    if rows is None:
+    if before is None or after is None or None in routes:
+        return None
+    if before.clip.text_id() != after.clip.text_id():
+        return None
+
+    def run() -> Measured:
         vectors = [
-            torch.nn.functional.normalize(
-                one.embeddings.get(one.model.encoder, one.samples, route).vectors, dim=-1
-            ).numpy()
+            one.vectors(route)
             for one, route in zip((reference, own), routes, strict=True)
             if route is not None
         ]
-        row = Row(
-            model=own.model.name,
-            model_id=own.model.model_id,
-            dataset=own.samples.name,
-            split=own.samples.split,
-            task="diagnostics",
-            tower=RGB,
-            metric="mean_cosine",
-            value=mean_cosine(*vectors),
-            num_samples=len(own.samples),
-            seed=own.suite.seed,
-            versions=store.versions,
-            note="between the embeddings before and after, of the same samples",
-        )
-        rows = [row.model_dump(mode="json")]
-        store.keep_comparison(identity, rows)
-    names = {"model": own.model.name, "role": own.entry.role, "entry": own.entry.title}
-    told = f"against {reference.model.name}: mean cosine of the same samples before and after"
-    return [row.model_copy(update={**names, "note": told}) for row in check_rows(rows)]
+        value = {"value": mean_cosine(*vectors), "num_samples": len(own.samples)}
+        return Measured(values=[value], note=f"against {reference.model.name}: {MOVED}")
+
+    return Job(
+        where={"task": "diagnostics", "tower": RGB, "metric": "mean_cosine"},
+        identity={"moved_from": [reference.model.name, before.space_id]},
+        version=VERSION,
+        run=run,
+    )

@@ -1,4 +1,4 @@
-"""Samples made worse on purpose: a band dropped, noise, an offset left in, L1C told to be L2A.
+"""Samples made worse on purpose: a band dropped, noise, an offset left in, L1C declared as L2A.
 
 B batch, C bands, H W pixels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
-from terralign.datasets.sample import Captions, Labels, SampleSet
+from terralign.datasets.sample import SampleSet, Wrapped
 from terralign.files import hash_json
 from terralign.sensors import SENSORS
 
@@ -50,34 +50,26 @@ class Condition:
 
     @property
     def identity(self) -> list[str]:
-        """What tells it from others."""
+        """What distinguishes it from others."""
         return [self.title, self.sensor, *(["black"] if self.black else [])]
 
 
-class Degraded:
+class Degraded(Wrapped):
     """A `SampleSet` whose pixels went through a condition; labels and order stay."""
 
     def __init__(self, samples: SampleSet, condition: Condition, *, seed: int = 0) -> None:
-        self._samples, self._condition, self._seed = samples, condition, seed
-        self.name: str = samples.name
-        self.split: str = samples.split
-        self.keys: tuple[str, ...] = samples.keys
-        self.labels: Labels | None = samples.labels
-        self.captions: Captions | None = samples.captions
-        self.prompts: tuple[str, ...] | None = samples.prompts
-        self.fingerprint: str = hash_json(
-            {"of": samples.fingerprint, "condition": [*condition.identity, seed]}
-        )
-        self._layout = samples.layouts[condition.sensor]
-        self._channels = list(range(len(self._layout.bands)))
-        layout = self._layout
+        super().__init__(samples)
+        self._condition, self._seed = condition, seed
+        changed = {"condition": [*condition.identity, seed]}
+        self.fingerprint = hash_json({"of": samples.fingerprint, **changed})
+        if condition.kind != "as is":
+            self.pixels_id = hash_json({"of": self.pixels_id, **changed})
+        self._layout = layout = samples.layouts[condition.sensor]
+        self._channels = list(range(len(layout.bands)))
         if condition.kind == "level":
-            layout = as_l2a(self._layout)
+            layout = as_l2a(layout)
             self._channels = [self._layout.bands.index(band) for band in layout.bands]
         self.layouts: Mapping[str, PixelLayout] = {layout.sensor.name: layout}
-
-    def __len__(self) -> int:
-        return len(self._samples)
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         """Pixels of the one sensor."""
@@ -140,7 +132,7 @@ def conditions(
 
 
 def as_l2a(layout: PixelLayout) -> PixelLayout:
-    """The layout of L1C pixels, told to be L2A: its bands without B10, its RGB recipe."""
+    """The layout of L1C pixels declared as L2A: its bands without B10, its RGB recipe."""
     sensor = SENSORS[L2A]
     bands = tuple(band for band in layout.bands if band in sensor.band_names)
     recipe = sensor.composite()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from terralign.bench.suite import Suite, suite_text
-from terralign.errors import RecipeError, StorageError
-from terralign.files import hash_json, read_json, write_json, write_text
+from terralign.encoders.clip.weights import read_shapes
+from terralign.errors import ModelError, RecipeError, StorageError
+from terralign.files import hash_json, read_json, set_aside, write_json, write_text
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import keep_toml
-from terralign.versions import versions
-
-logger = logging.getLogger(__name__)
 
 
 def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> None:
@@ -54,26 +50,32 @@ def known_models(folder: Path) -> dict[str, dict[str, Any]]:
     return _read_names(folder / "models.json")
 
 
-def keep_versions(folder: Path, device: str) -> str:
-    """The name of the versions that measure now; `versions.json` says what it stands for."""
-    path = folder / "versions.json"
-    now = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
+def keep_versions(folder: Path, measured: Mapping[str, str]) -> None:
+    """Keep in `versions.json` what the name of the versions that measured, their hash, is."""
+    path, name = folder / "versions.json", hash_json(measured)
     known = _read_names(path)
-    name = hash_json(now)
     if name not in known:
-        write_json(path, {**known, name: now})
-    return name
+        write_json(path, {**known, name: dict(measured)})
 
 
 def _read_names(path: Path) -> dict[str, dict[str, Any]]:
     """Name -> what it stands for; empty where there is no such file."""
     if not path.is_file():
         return {}
-    told = f"{path} is damaged; put back a whole copy, or delete it: it is written anew"
+    fault = f"{path} is damaged; put back a whole copy, or delete it: it is written anew"
     try:
         known = read_json(path)
     except StorageError as error:
-        raise StorageError(f"{error}. {told}") from error
+        raise StorageError(f"{error}. {fault}") from error
     if not isinstance(known, dict) or not all(isinstance(one, dict) for one in known.values()):
-        raise StorageError(told)
+        raise StorageError(fault)
     return known
+
+
+def set_damaged_aside(path: Path) -> None:
+    """Rename a damaged safetensors file, with a warning, so that its stage makes it again."""
+    try:
+        if path.is_file():
+            read_shapes(path)
+    except ModelError as error:
+        set_aside(path, error)

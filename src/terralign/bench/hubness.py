@@ -10,6 +10,8 @@ Q queries, G gallery items, M bank queries, D embedding dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import logsumexp
 
@@ -22,9 +24,26 @@ from terralign.evaluation.similarity import (
     unit_rows,
 )
 
+TRANSDUCTIVE = ("centred", "csls")
+"""Variants that see all queries at once."""
+
 CSLS_NEIGHBOURS = 10
 INVERSE_TEMPERATURE = 20.0
 """The papers' own settings."""
+
+
+def correct(
+    query: Floats, gallery: Floats, variant: str, bank: Callable[[], Floats]
+) -> tuple[Floats, Floats, GalleryPenalty | None]:
+    """What a suite's variant makes of vectors (Q, D) and (G, D), and what it subtracts from their
+    cosines. `bank`: the vectors (M, D) of qb-norm's queries."""
+    if variant == "centred":
+        return centre(query), centre(gallery), None
+    if variant == "csls":
+        return query, gallery, csls_penalty(query, gallery)
+    if variant == "qb-norm":
+        return query, gallery, query_bank_penalty(query, gallery, bank())
+    return query, gallery, None
 
 
 def centre(vectors: Floats) -> Floats:

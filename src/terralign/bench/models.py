@@ -6,33 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
 
-from torch import Tensor
-
-from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet, optical_layout
+from terralign.datasets.sample import SampleSet
 from terralign.encoders.ms_clip import load_ms_clip
 from terralign.encoders.picture_size import picture_size
+from terralign.encoders.protocols import ImageEncoder
 from terralign.encoders.sources import MS_CLIP, TIMM
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.encoders.timm_encoder import load_timm_encoder
 from terralign.errors import RecipeError, SensorError
-from terralign.evaluation.embed import Route, choose_route
+from terralign.evaluation.embed import Route, route_through
 from terralign.preprocess import InputSpec
 from terralign.scenes.pictures import PictureSize
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class Encoder(Protocol):
-    """What measurements need of a model's image side."""
-
-    @property
-    def tower_names(self) -> tuple[str, ...]: ...
-    def tower_id(self, name: str) -> str: ...
-    def input_spec(self, name: str = RGB) -> InputSpec: ...
-    def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +28,7 @@ class BenchModel:
 
     name: str
     source: str
-    encoder: Encoder
+    encoder: ImageEncoder
     space: EmbeddingSpace | None
     model_id: str
 
@@ -133,12 +120,8 @@ def find_routes(
 
 def _route(model: BenchModel, samples: SampleSet, name: str) -> Route:
     spec = model.encoder.input_spec(name)
-    # A route is found by the towers' specifications alone, which every encoder has.
-    route = choose_route(cast(EmbeddingSpace, model.encoder), samples, name)
-    if name == RGB:
-        optical_layout(samples)
-        return route
-    absent = [band for band in spec.bands if band not in route.layout.bands]
+    route = route_through(model.encoder, samples, name)
+    absent = [] if name == RGB else [band for band in spec.bands if band not in route.layout.bands]
     if absent and (spec.missing == "error" or len(absent) == len(spec.bands)):
         raise SensorError(
             f"tower {name!r} needs {', '.join(absent)}; {samples.name} has "

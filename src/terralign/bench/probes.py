@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from terralign.bench.classify import per_class
-from terralign.bench.subject import Job, Measured, Part, Skipped, Subject, figure, in_sentences
+from terralign.bench.data import Part, Skipped
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
 from terralign.evaluation.embed import Route
 from terralign.evaluation.probes import (
     DEFAULT_CS,
@@ -24,9 +25,10 @@ FEW_SHOT_VERSION = 3
 
 def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:
     """A job for each tower. `task`: linear-probe, knn or few-shot."""
-    if subject.labels.multi_label and task != "linear-probe":
+    labels = subject.data.labels
+    if labels.multi_label and task != "linear-probe":
         raise Skipped(f"{task} is for one label per sample; this set has several")
-    fit, chosen, reported, text = subject.fitting_parts()
+    fit, chosen, reported, note = subject.data.fitting_parts()
     identity: dict[str, Any] = {
         "parts": [part.describe() for part in (fit, chosen, reported)],
         "cs": list(DEFAULT_CS),
@@ -36,20 +38,20 @@ def probe_jobs(subject: Subject, task: str) -> Iterator[Job]:
         identity |= {"shots": list(subject.entry.shots), "seeds": subject.entry.num_seeds}
     for route in subject.routes:
         yield Job(
-            where={"task": task, "tower": route.tower, "class_list": subject.labels.class_list},
+            where={"task": task, "tower": route.tower, "class_list": labels.class_list},
             identity=identity,
             version=FEW_SHOT_VERSION if task == "few-shot" else VERSION,
-            run=lambda route=route: _probe(subject, route, task, (fit, chosen, reported), text),  # type: ignore[misc]
+            run=partial(_probe, subject, route, task, (fit, chosen, reported), note),
         )
 
 
 def _probe(
-    subject: Subject, route: Route, task: str, parts: tuple[Part, Part, Part], text: str
+    subject: Subject, route: Route, task: str, parts: tuple[Part, Part, Part], note: str
 ) -> Measured:
     vectors = [subject.part_vectors(route, part) for part in parts]
     labels = [part.labels for part in parts]
     num_classes = len(subject.class_names)
-    note = f"{route.note}. {len(parts[0].rows)} samples: {text}"
+    note = f"{route.note}. {len(parts[0].rows)} samples: {note}"
     if task == "few-shot":
         return _few_shot(subject, vectors, labels, num_classes, note)
     if task == "knn":
@@ -63,16 +65,16 @@ def _probe(
         )
         scores, chosen = linear.scores(vectors[2]), {"C": linear.c}
     result = subject.score(scores, labels[2])
-    told = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
+    settings = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
     return Measured(
-        figures=[figure(metric) for metric in result.metrics],
+        values=[metric.to_row() for metric in result.metrics],
         details={
-            "per_class": per_class(result, subject.class_names),
+            "per_class": result.class_values(subject.class_names),
             "class_names": list(subject.class_names),
             "chosen": chosen,
         },
         outcomes=result.outcomes,
-        note=in_sentences([note, told, *result.notes]),
+        note=in_sentences([note, settings, *result.notes]),
     )
 
 
@@ -87,7 +89,7 @@ def _few_shot(
         seed=subject.suite.seed,
     )
     note = f"{note}. C is chosen on {np.size(labels[1], 0)} labelled validation samples"
-    figures = []
+    values = []
     for one in found:
         plural = "" if one.shots == 1 else "s"
         short = (
@@ -95,7 +97,7 @@ def _few_shot(
             if one.num_short_classes
             else ""
         )
-        figures.append(
+        values.append(
             {
                 "metric": "few_shot_top1",
                 "value": one.mean,
@@ -109,7 +111,7 @@ def _few_shot(
             }
         )
     return Measured(
-        figures=figures,
+        values=values,
         details={"per_seed": {str(one.shots): list(one.values) for one in found}},
         note=note,
     )

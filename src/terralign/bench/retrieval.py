@@ -12,18 +12,21 @@ Q queries, G gallery items, D embedding dimensions, N samples.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from terralign.bench.hubness import centre, csls_penalty, query_bank_penalty
-from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
-from terralign.datasets.sample import SampleSet
+from terralign.bench.data import Skipped
+from terralign.bench.hubness import TRANSDUCTIVE, correct
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
+from terralign.bench.text import ClassText
+from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Route
+from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.retrieval import (
     TEXT,
     Side,
@@ -44,19 +47,17 @@ EXAMPLE_DEPTH = 5
 
 def retrieval_jobs(subject: Subject) -> Iterator[Job]:
     """A job for each ordered pair of modalities and variant."""
-    routes = {route.tower: route for route in subject.routes}
-    samples = subject.samples
+    space, samples = subject.space(), subject.samples
     has_text = samples.labels is not None or samples.captions is not None
-    names = [*([TEXT] if has_text else []), *routes]
-    _ = subject.space
+    names = [*([TEXT] if has_text else []), *(route.tower for route in subject.routes)]
     pairs = [(a, b) for a, b in product(names, names) if a != b]
     if not pairs:
         raise Skipped(f"{samples.name} has one modality that the model takes, and no words")
     for query, gallery in pairs:
         captions = TEXT in (query, gallery) and samples.captions is not None
-        of_names = TEXT in (query, gallery) and not captions
+        text = subject.text() if TEXT in (query, gallery) and not captions else None
         for variant in subject.variants:
-            without_meaning = {"prompt-average": not of_names, "qb-norm": query == TEXT}
+            without_meaning = {"prompt-average": text is None, "qb-norm": query == TEXT}
             if variant != PLAIN and not captions and without_meaning.get(variant):
                 continue
             identity: dict[str, Any] = {"pair": [query, gallery]}
@@ -66,96 +67,81 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
                 "gallery_tower": gallery,
                 "variant": variant,
             }
-            if of_names:
-                identity["text"] = subject.text_identity(variant)
-                where |= subject.text_keys(variant)
+            if text is not None:
+                identity["text"] = text.identity(variant)
+                where |= text.keys(variant)
             if variant == "qb-norm":
-                identity["bank"] = subject.bank().fingerprint
-            yield Job(
-                where=where,
-                identity=identity,
-                version=VERSION,
-                run=lambda q=query, g=gallery, v=variant: _retrieve(subject, routes, q, g, v),  # type: ignore[misc]
-            )
+                identity["bank"] = subject.data.bank().fingerprint
+            pair = _Pair(
+                subject=subject, space=space, text=text,
+                query=query, gallery=gallery, variant=variant,
+            )  # fmt: skip
+            yield Job(where=where, identity=identity, version=VERSION, run=partial(_retrieve, pair))
 
 
-def _retrieve(
-    subject: Subject, routes: dict[str, Route], query: str, gallery: str, variant: str
-) -> Measured:
-    notes = [
-        note
-        for name in (query, gallery)
-        if name in routes
-        for note in subject.notes_of(routes[name])
-    ]
-    if TEXT in (query, gallery) and subject.samples.captions is not None:
-        if variant == "prompt-average":
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """What finds what. `text`: the words of the classes where one side is them."""
+
+    subject: Subject
+    space: EmbeddingSpace
+    text: ClassText | None
+    query: str
+    gallery: str
+    variant: str
+
+    @property
+    def routes(self) -> dict[str, Route]:
+        """Those of the modalities that are towers."""
+        routes = {route.tower: route for route in self.subject.routes}
+        return {name: routes[name] for name in (self.query, self.gallery) if name in routes}
+
+    def side(self, name: str) -> Side:
+        """One of the two modalities."""
+        samples = self.subject.samples
+        if name != TEXT:
+            return image_side(samples, self.subject.vectors(self.routes[name]))
+        if self.text is not None:
+            return class_side(self.subject.data.labels, self.text.weights(self.variant))
+        assert samples.captions is not None
+        vectors = self.subject.embeddings.captions(self.space, samples)
+        return caption_side(samples, samples.captions, vectors)
+
+    def bank(self) -> Floats:
+        """The vectors of qb-norm's bank of queries."""
+        bank = self.subject.data.bank()
+        if self.query == TEXT:
+            return self.subject.embeddings.captions(self.space, bank)
+        return self.subject.vectors(self.routes[self.query], bank)
+
+
+def _retrieve(pair: _Pair) -> Measured:
+    subject, routes = pair.subject, pair.routes
+    notes = [note for route in routes.values() for note in subject.notes_of(route)]
+    captions = subject.samples.captions
+    if TEXT in (pair.query, pair.gallery) and captions is not None:
+        if pair.variant == "prompt-average":
             raise Skipped("captions are embedded as they are: there are no prompts to average")
-        notes += ["captions", *shared_captions(subject.samples.captions)]
-    sides = [_side(subject, routes, name, variant) for name in (query, gallery)]
-    if variant == "centred":
-        sides = [replace(side, vectors=centre(side.vectors)) for side in sides]
-    penalty = _penalty(subject, routes, query, sides, variant)
-    if variant in ("centred", "csls"):
+        notes += ["captions", *shared_captions(captions)]
+    query, gallery = pair.side(pair.query), pair.side(pair.gallery)
+    queries, items, penalty = correct(query.vectors, gallery.vectors, pair.variant, pair.bank)
+    query, gallery = replace(query, vectors=queries), replace(gallery, vectors=items)
+    if pair.variant in TRANSDUCTIVE:
         notes.append("transductive: it sees all queries at once")
-    measured = _measure(subject, sides[0], sides[1], penalty, notes)
-    measured.details["sensors"] = {
-        name: routes[name].layout.sensor.name for name in (query, gallery) if name in routes
-    }
-    return measured
-
-
-def _side(subject: Subject, routes: dict[str, Route], name: str, variant: str) -> Side:
-    samples = subject.samples
-    if name != TEXT:
-        return image_side(samples, subject.vectors(routes[name]))
-    if samples.captions is not None:
-        return caption_side(samples, samples.captions, _caption_vectors(subject, samples))
-    averaged = variant == "prompt-average"
-    weights = subject.averaged_weights() if averaged else subject.class_weights()
-    return class_side(subject.labels, weights)
-
-
-def _caption_vectors(subject: Subject, samples: SampleSet) -> Floats:
-    """(T, D) of all captions of a set."""
-    return np.asarray(subject.embeddings.captions(subject.space, samples).numpy())
-
-
-def _penalty(
-    subject: Subject, routes: dict[str, Route], query: str, sides: list[Side], variant: str
-) -> GalleryPenalty | None:
-    vectors, gallery = sides[0].vectors, sides[1].vectors
-    if variant == "csls":
-        return csls_penalty(vectors, gallery)
-    if variant != "qb-norm":
-        return None
-    bank = subject.bank()
-    if query == TEXT:
-        queries = _caption_vectors(subject, bank)
-    else:
-        queries = subject.vectors(routes[query], bank)
-    return query_bank_penalty(vectors, gallery, queries)
-
-
-def _measure(
-    subject: Subject, query: Side, gallery: Side, penalty: GalleryPenalty | None, notes: list[str]
-) -> Measured:
-    settings: dict[str, Any] = {
-        "penalty": penalty,
-        "num_bootstrap": subject.suite.num_bootstrap,
-        "seed": subject.suite.seed,
-    }
-    figures: list[dict[str, Any]] = []
-    outcomes: dict[str, NDArray[Any]] = {}
+    values: list[dict[str, Any]] = []
+    outcomes: Outcomes = {}
     for level, find in (("instance", find_own), ("class", find_class)):
-        found = find(query, gallery, **settings)
+        found = find(query, gallery, penalty=penalty, **subject.resampling)
         if found is not None:
-            figures += [figure(metric, level=level) for metric in found.metrics]
-            notes = [*notes, *found.notes]
+            values += [metric.to_row() | {"level": level} for metric in found.metrics]
+            notes += found.notes
             outcomes |= found.outcomes
     return Measured(
-        figures=figures,
-        details={"examples": _examples(subject, query, gallery, penalty)},
+        values=values,
+        details={
+            "examples": _examples(subject, query, gallery, penalty),
+            "sensors": {name: route.layout.sensor.name for name, route in routes.items()},
+        },
         outcomes=outcomes,
         note=in_sentences(notes),
     )
@@ -167,7 +153,7 @@ def _examples(
     """A few queries, always the same, with what they find first.
 
     Where classes judge two modalities of the samples, the query's own one is left out, as it is
-    from the figures by class.
+    from the values by class.
     """
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(query.vectors))
     chosen = np.sort(drawn[:NUM_EXAMPLES])

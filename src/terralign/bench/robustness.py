@@ -1,17 +1,19 @@
-"""Robustness: the zero-shot figure under each condition of `degrade.py`, on the same samples."""
+"""Robustness: the zero-shot metrics under each condition of `degrade.py`, on the same samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from terralign.bench.classify import cosines
+from terralign.bench.data import Skipped
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
-from terralign.bench.subject import Job, Measured, Skipped, Subject, figure, in_sentences
-from terralign.datasets.sample import SampleSet
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
+from terralign.bench.text import ClassText
+from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.space import RGB
 from terralign.evaluation.embed import Route
@@ -21,7 +23,7 @@ VERSION = 3
 
 def robustness_jobs(subject: Subject) -> Iterator[Job]:
     """A job for each tower and condition."""
-    _ = subject.space, subject.labels
+    text = subject.text()
     samples = limit_samples(subject.samples, subject.entry.robustness_limit)
     for route in subject.routes:
         spec = subject.model.encoder.input_spec(route.tower)
@@ -36,19 +38,21 @@ def robustness_jobs(subject: Subject) -> Iterator[Job]:
                     "task": "robustness",
                     "tower": route.tower,
                     "variant": condition.title,
-                    **subject.text_keys(),
+                    **text.keys(),
                 },
                 identity={
-                    "text": subject.text_identity(),
+                    "text": text.identity(),
                     "samples": samples.fingerprint,
                     "condition": condition.identity,
                 },
                 version=VERSION,
-                run=lambda r=route, c=condition: _under(subject, samples, r, c),  # type: ignore[misc]
+                run=partial(_under, subject, text, samples, route, condition),
             )
 
 
-def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condition) -> Measured:
+def _under(
+    subject: Subject, text: ClassText, samples: SampleSet, route: Route, condition: Condition
+) -> Measured:
     layout = route.layout
     worse = Degraded(samples, condition, seed=subject.suite.seed)
     if condition.kind == "level":
@@ -56,13 +60,12 @@ def _under(subject: Subject, samples: SampleSet, route: Route, condition: Condit
         if route.tower == RGB and layout.composite is None:
             raise Skipped("the data lack a band of L2A's RGB recipe")
     changed = Route(tower=route.tower, layout=layout, note=route.note)
-    embedded = subject.embeddings.get(subject.model.encoder, worse, changed).vectors.numpy()
+    embedded = subject.embeddings.images(subject.model.encoder, worse, changed).vectors.numpy()
     norms = np.linalg.norm(embedded, axis=1, keepdims=True)
-    scores = cosines(embedded / norms, subject.class_weights())
-    labels: Any = samples.labels.values if samples.labels is not None else None
-    result = subject.score(scores, labels)
+    scores = cosines(embedded / norms, text.weights())
+    result = subject.score(scores, require_labels(samples).values)
     return Measured(
-        figures=[figure(metric) for metric in result.metrics],
+        values=[metric.to_row() for metric in result.metrics],
         outcomes=result.outcomes,
         note=in_sentences([route.note, condition.title, *result.notes]),
     )

@@ -1,32 +1,36 @@
 """Running a bench: every model on every entry of a suite, each measurement kept in the folder.
 
 A bench folder holds `suite.toml` (resolved), `models.json`, `versions.json`, `results.json`
-(`{"rows": [...]}`), `results.parquet`, `measurements/` and the caches `embeddings/`, `pixels/` and
-`text/`. The same call again measures nothing; more models and other prompts add their rows.
+(`{"rows": [...]}`), `results.parquet`, `measurements/` and the caches `embeddings/` and `text/`.
+The same call again measures nothing; more models and other prompts add their rows.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from terralign.bench.classify import decision_jobs, zero_shot_jobs
-from terralign.bench.compare import compare_rows, moved_rows
+from terralign.bench.compare import compare_rows, moved_job
+from terralign.bench.data import NO_BANK, BenchData, Skipped
 from terralign.bench.diagnostics import diagnostic_jobs
 from terralign.bench.embeddings import Embeddings
 from terralign.bench.folder import keep_models, keep_suite, keep_versions, known_models
+from terralign.bench.measurements import Measurement, Measurements
 from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
 from terralign.bench.retrieval import retrieval_jobs
 from terralign.bench.robustness import robustness_jobs
-from terralign.bench.store import Kept, Store, base_row
-from terralign.bench.subject import NO_BANK, BenchData, Job, Skipped, Subject
+from terralign.bench.subject import Job, Subject
 from terralign.bench.suite import FITTED, Suite, SuiteEntry
 from terralign.datasets.catalog import cannot_open, check_data_root, find_dataset
 from terralign.datasets.facts import needs_root
@@ -40,9 +44,10 @@ from terralign.errors import (
     first_line,
     nearest,
 )
-from terralign.evaluation.rows import Row, read_rows
-from terralign.files import atomic_path, claimed, read_json, write_json
+from terralign.evaluation.rows import COLUMNS, Row, read_rows
+from terralign.files import atomic_path, claimed, write_json
 from terralign.progress import Progress
+from terralign.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +57,9 @@ _Key = tuple[str, str | None, str]
 JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
     "zero-shot": zero_shot_jobs,
     "retrieval": retrieval_jobs,
-    "linear-probe": lambda subject: probe_jobs(subject, "linear-probe"),
-    "knn": lambda subject: probe_jobs(subject, "knn"),
-    "few-shot": lambda subject: probe_jobs(subject, "few-shot"),
+    "linear-probe": partial(probe_jobs, task="linear-probe"),
+    "knn": partial(probe_jobs, task="knn"),
+    "few-shot": partial(probe_jobs, task="few-shot"),
     "robustness": robustness_jobs,
     "decisions": decision_jobs,
     "diagnostics": diagnostic_jobs,
@@ -66,7 +71,7 @@ JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
 class BenchResult:
     """A finished bench. `rows`: all of the folder.
 
-    Of this call: `num_measured`, measurements made; `num_failed`, rows that say what failed.
+    Of this call: `num_measured`, measurements made; `num_failed`, rows of what failed.
     """
 
     folder: Path
@@ -84,11 +89,13 @@ def run_bench(
     prompts: Sequence[str] = (),
     reference: str | None = None,
     device: str = "cpu",
+    cache: Path | None = None,
 ) -> BenchResult:
     """Measure `models` (`NAME=SOURCE` or `SOURCE`) by `suite` into the folder `out`.
 
     `prompts`: prompt sets to measure with instead of the entries' own. `reference`: the name of the
-    model that the others are compared with; None: the first. A model or an entry that fails is a
+    model that the others are compared with; None: the first. `cache`: a folder of embeddings and
+    measurements, which benches that have some in common share. A model or an entry that fails is a
     row with its reason, and does not end the bench. Raises `RecipeError` for a folder of another
     suite, with the difference, and for names that do not fit; `DataError` where the data of an
     entry lie in files and there is no data root.
@@ -104,13 +111,22 @@ def run_bench(
     _check_data(suite, data_root)
     with claimed(out):
         keep_suite(suite, out, data_root)
-        _rows_before(out)
-        versions = keep_versions(out, device)
+        before = _rows_before(out)
+        measuring = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
+        keep_versions(out, measuring)
         order = {first: named[first]} | named  # the reference is measured first
-        bench = _Bench(suite, out, data_root, versions, first, list(prompts) or [None])
+        bench = _Bench(
+            suite,
+            out,
+            BenchData(data_root),
+            Measurements(out, measuring, cache),
+            reference=first,
+            prompts=list(prompts) or [None],
+        )
         bench.run(order, device)
-        rows = _merged(out, bench.rows)
-        _write(out, rows)
+        rows = _merged(before, bench.rows, known_models(out))
+        if rows != before or not (out / "results.parquet").is_file():
+            _write(out, rows)
         return BenchResult(
             folder=out,
             rows=tuple(rows),
@@ -136,19 +152,19 @@ class _Bench:
         self,
         suite: Suite,
         out: Path,
-        data_root: Path | None,
-        versions: str,
+        data: BenchData,
+        measurements: Measurements,
+        *,
         reference: str,
         prompts: Sequence[str | None],
     ) -> None:
         self.suite, self.out, self.reference, self.prompts = suite, out, reference, prompts
-        self.data = BenchData(data_root)
-        self.embeddings = Embeddings(out)
-        self.store = Store(out, versions)
+        self.data, self.measurements = data, measurements
+        self.embeddings = Embeddings(out / "embeddings", measurements.cache)
         self.rows: list[Row] = []
         self.num_measured = 0
         self._checked = False
-        self._references: dict[_Key, Kept] = {}
+        self._references: dict[_Key, Measurement] = {}
         self._reference_model: BenchModel | None = None
 
     def run(self, named: dict[str, str], device: str) -> None:
@@ -157,17 +173,16 @@ class _Bench:
         with Progress("bench", total=total, unit="entry") as progress:
             for name, source in named.items():
                 model = self._load(name, source, device)
-                if model is not None:
-                    self._check_data(model)
-                for entry in self.suite.entries if model is not None else ():
+                if model is None:
+                    continue
+                self._check_data(model)
+                for entry in self.suite.entries:
                     for prompts in self.prompts:
-                        assert model is not None
                         self._entry(model, entry, prompts)
                         progress.advance(note=f"{name}, {entry.title}")
                     self.embeddings.forget()
                 if name == self.reference:
                     self._reference_model = model
-                _write(self.out, _merged(self.out, self.rows))
 
     def _check_data(self, model: BenchModel) -> None:
         """Open all data sets, once; a warning names all that cannot be opened, or, where that is
@@ -199,29 +214,25 @@ class _Bench:
     def _entry(self, model: BenchModel, entry: SuiteEntry, prompts: str | None) -> None:
         where = {"model": model.name, "model_id": model.model_id, "entry": entry.title,
                  "split": entry.split, "role": entry.role}  # fmt: skip
-        try:
-            subject = self._subject(model, entry, prompts)
-        except Exception as error:
-            self.rows.append(_failed(where, error))
-            return
-        where, rows_before = base_row(subject), len(self.rows)
+        with self._reported(where):
+            self._measure(self._subject(model, entry, prompts), prompts)
+
+    def _measure(self, subject: Subject, prompts: str | None) -> None:
+        rows_before = len(self.rows)
         for tower, reason in subject.reasons.items():
-            self._skip({**where, "tower": tower}, reason)
+            self._skip({**subject.base_row, "tower": tower}, reason)
         if "qb-norm" in self.suite.variants and "qb-norm" not in subject.variants:
-            self._skip({**where, "variant": "qb-norm"}, NO_BANK)
-        for task in entry.tasks:
-            try:
-                jobs = list(JOBS[task](subject)) if subject.routes else []
-            except Skipped as reason:
-                self._skip({**where, "task": task}, str(reason))
-                continue
-            except Exception as error:
-                self.rows.append(_failed({**where, "task": task}, error))
-                continue
-            for job in jobs:
-                self._job(subject, job, prompts if task not in FITTED else None)
-        if model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
-            self._moved(subject, prompts)
+            self._skip({**subject.base_row, "variant": "qb-norm"}, NO_BANK)
+        for task in subject.entry.tasks if subject.routes else ():
+            asked = prompts if task not in FITTED else None
+            with self._reported({**subject.base_row, "task": task}):
+                for job in list(JOBS[task](subject)):
+                    with self._reported({**subject.base_row, **job.where}):
+                        self._job(subject, job, asked)
+        if subject.model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
+            where = {**subject.base_row, "task": "diagnostics", "metric": "mean_cosine"}
+            with self._reported(where):
+                self._moved(subject, prompts)
 
     def _subject(self, model: BenchModel, entry: SuiteEntry, prompts: str | None) -> Subject:
         return Subject(
@@ -230,40 +241,39 @@ class _Bench:
         )  # fmt: skip
 
     def _job(self, subject: Subject, job: Job, prompts: str | None) -> None:
-        try:
-            kept = self.store.measured(subject, job)
-        except Skipped as reason:
-            self._skip({**base_row(subject), **job.where}, str(reason))
-            return
-        except Exception as error:
-            self.rows.append(_failed({**base_row(subject), **job.where}, error))
-            return
-        self.num_measured += kept.made_now
-        self.rows += kept.rows
+        found = self.measurements.measure(subject, job)
+        self.num_measured += found.made_now
+        self.rows += found.rows
         if subject.model.name == self.reference:
-            self._references[_key(subject, job, prompts)] = kept
+            self._references[_key(subject, job, prompts)] = found
             return
         for tower in (None, RGB):
-            found = self._references.get(_key(subject, job, prompts, tower))
-            if found is not None:
+            reference = self._references.get(_key(subject, job, prompts, tower))
+            if reference is not None:
                 self.rows += compare_rows(
-                    self.store,
-                    kept,
                     found,
+                    reference,
                     self.reference,
                     num_bootstrap=self.suite.num_bootstrap,
                     through=tower or "",
+                    cache=self.measurements.cache,
                 )
                 return
 
     def _moved(self, subject: Subject, prompts: str | None) -> None:
-        if self._reference_model is None:
-            return
-        try:
+        if self._reference_model is not None:
             before = self._subject(self._reference_model, subject.entry, prompts)
-            self.rows += moved_rows(self.store, subject, before)
+            if (job := moved_job(subject, before)) is not None:
+                self.rows += self.measurements.measure(subject, job).rows
+
+    @contextmanager
+    def _reported(self, where: dict[str, Any]) -> Iterator[None]:
+        """What is skipped or fails within is a row, and does not end the bench."""
+        try:
+            yield
+        except Skipped as reason:
+            self._skip(where, str(reason))
         except Exception as error:
-            where = {**base_row(subject), "task": "diagnostics", "metric": "mean_cosine"}
             self.rows.append(_failed(where, error))
 
     def _skip(self, where: dict[str, Any], reason: str) -> None:
@@ -273,7 +283,7 @@ class _Bench:
 
 
 def _embeds_rgb(row: Row) -> bool:
-    """Whether this figure is of all samples' RGB embeddings, which a bench keeps.
+    """Whether this value is of all samples' RGB embeddings, which a bench keeps.
 
     Robustness has those of changed pixels, and of fewer samples.
     """
@@ -283,10 +293,10 @@ def _embeds_rgb(row: Row) -> bool:
 
 def _key(subject: Subject, job: Job, prompts: str | None, tower: str | None = None) -> _Key:
     """What two models are compared on; `tower`: asked of this one instead of the job's own."""
-    told = {key: value for key, value in job.where.items() if key != "prompts_hash"}
-    if tower is not None and told.get("tower") is not None and told["task"] != "robustness":
-        told["tower"] = tower
-    return (subject.entry.title, prompts, repr(sorted(told.items())))
+    where = {key: value for key, value in job.where.items() if key != "prompts_hash"}
+    if tower is not None and where.get("tower") is not None and where["task"] != "robustness":
+        where["tower"] = tower
+    return (subject.entry.title, prompts, repr(sorted(where.items())))
 
 
 def _failed(where: dict[str, Any], error: Exception) -> Row:
@@ -294,23 +304,22 @@ def _failed(where: dict[str, Any], error: Exception) -> Row:
     if not isinstance(error, TerralignError):
         reason = f"unexpected {type(error).__name__}: {first_line(error)}"
         logger.debug("what failed unexpectedly", exc_info=error)
-    told = " ".join(str(where[key]) for key in ("model", "entry", "task", "tower") if key in where)
-    logger.warning("%s failed: %s", told, reason)
+    what = " ".join(str(where[key]) for key in ("model", "entry", "task", "tower") if key in where)
+    logger.warning("%s failed: %s", what, reason)
     return Row.model_validate({**where, "status": "failed", "note": reason})
 
 
-def _merged(out: Path, rows: list[Row]) -> list[Row]:
-    """The rows of this call, and those of earlier calls that it did not ask again.
+def _merged(before: list[Row], rows: list[Row], known: Collection[str]) -> list[Row]:
+    """The rows of this call, and those `before` it that it did not ask again.
 
-    A row on what failed or was skipped is told anew by each call that asks for it. What is skipped
-    now has no figures of before. A name that no model was ever loaded by is forgotten: it was
-    mistyped, or is called otherwise now.
+    A row on what failed or was skipped is made anew by each call that asks for it. What is skipped
+    now keeps no values from earlier. A name that no model was ever loaded by, as it is not `known`,
+    is forgotten: it was mistyped, or has changed.
     """
     skipped = {_measurement(row) for row in rows if row.status == "skipped"}
-    before = [row for row in _rows_before(out) if _measurement(row) not in skipped]
+    before = [row for row in before if _measurement(row) not in skipped]
     asked = {row.question for row in rows}
     tried = {(row.model, entry) for row in rows for entry in (row.entry, None)}
-    known = known_models(out)
     kept = [
         row
         for row in before
@@ -328,7 +337,7 @@ def _merged(out: Path, rows: list[Row]) -> list[Row]:
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
-    """What a row's measurement asks of its model, whatever the figure."""
+    """What a row's measurement asks of its model, whatever the metric."""
     return row.model_copy(update={"metric": None, "level": None, "reference": None}).question
 
 
@@ -347,16 +356,12 @@ def _rows_before(out: Path) -> list[Row]:
 
 
 def _write(out: Path, rows: list[Row]) -> None:
-    """`results.json` and `results.parquet`; files that say the same already stay."""
-    path = out / "results.json"
-    table = out / "results.parquet"
+    """`results.json`, and the same rows as `results.parquet`."""
     values = [row.model_dump(mode="json") for row in rows]
-    if path.is_file() and table.is_file() and read_json(path) == {"rows": values}:
-        return
-    write_json(path, {"rows": values})
-    kinds = {"value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
-             "chance": pa.float64(), "valid_share": pa.float64(), "p_value": pa.float64(),
-             "num_samples": pa.int64(), "seed": pa.int64()}  # fmt: skip
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in Row.model_fields])
-    with atomic_path(table) as partial:
-        pq.write_table(pa.Table.from_pylist(values, schema=schema), partial)
+    write_json(out / "results.json", {"rows": values})
+    numbers = {"num_samples": pa.int64(), "seed": pa.int64()} | dict.fromkeys(
+        ("value", "low", "high", "chance", "valid_share", "p_value"), pa.float64()
+    )
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in COLUMNS])
+    with atomic_path(out / "results.parquet") as partial_path:
+        pq.write_table(pa.Table.from_pylist(values, schema=schema), partial_path)

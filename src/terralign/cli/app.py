@@ -115,7 +115,7 @@ def threads() -> None:
 
 def print_run(result: Any, as_json: bool) -> None:
     """What `run_recipe` did, as a table or as JSON."""
-    from terralign.evaluation.table import format_table
+    from terralign.report.comparison import format_table
 
     if as_json:
         click.echo(

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 @click.option("--prompts", multiple=True, help="A prompt set in place of the suite's; repeatable.")
 @click.option("--reference", help="The model to compare with; default: the first.")
 @click.option(
+    "--shared", type=click.Path(path_type=Path),
+    help="Folder for common results, so that benches share them.",
+)  # fmt: skip
+@click.option(
     "--report/--no-report", default=True,
     help="Write report.html, report.md and tables.tex (default), or the rows alone.",
 )  # fmt: skip
@@ -44,6 +48,7 @@ def bench(
     overrides: tuple[str, ...],
     prompts: tuple[str, ...],
     reference: str | None,
+    shared: Path | None,
     report: bool,
     device: str | None,
     as_json: bool,
@@ -66,15 +71,15 @@ def bench(
 
     loaded = load_suite(suite, overrides=overrides, data_root=data_root)
     from terralign.bench.report import report_bench
-    from terralign.bench.rows import format_bench_table
     from terralign.bench.run import run_bench
     from terralign.compute import choose_device
+    from terralign.report.comparison import format_table
 
     chosen_device = choose_device(device)
     threads()
     result = run_bench(
         loaded, (*models, *more), out, data_root,
-        prompts=prompts, reference=reference, device=chosen_device,
+        prompts=prompts, reference=reference, device=chosen_device, cache=shared,
     )  # fmt: skip
     page = None
     if report:
@@ -93,7 +98,7 @@ def bench(
             )
         )
     else:
-        click.echo(format_bench_table(result.rows))
+        click.echo(format_table(result.rows))
         number = result.num_measured
         click.echo(
             f"{number} new measurement{'' if number == 1 else 's'}; rows: {out / 'results.json'}"

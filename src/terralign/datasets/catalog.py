@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,71 +51,57 @@ class DatasetEntry:
     in_order: bool = False
 
 
+def _pictures(open_one: Callable[..., SampleSet], *name: str) -> Open:
+    """Opens RGB pictures at a size."""
+    return lambda root, split, size: open_one(*name, root, split, size=size)
+
+
+def _rasters(open_one: Callable[..., SampleSet], **options: Any) -> Open:
+    """Opens samples that keep their size."""
+    return lambda root, split, size: open_one(root, split, **options)
+
+
 DATASETS: dict[str, Open] = {
-    # EuroSAT
-    "eurosat-rgb": lambda root, split, size: open_scene_classes(
-        "eurosat-rgb", root, split, size=size
-    ),
+    # Scenes in class folders
+    "eurosat-rgb": _pictures(open_scene_classes, "eurosat-rgb"),
     "eurosat-ms": lambda root, split, size: open_scene_classes("eurosat-ms", root, split),
-    # RGB scenes
-    "aid": lambda root, split, size: open_scene_classes("aid", root, split, size=size),
-    "resisc45": lambda root, split, size: open_scene_classes("resisc45", root, split, size=size),
-    "ucmerced": lambda root, split, size: open_scene_classes("ucmerced", root, split, size=size),
-    "patternnet": lambda root, split, size: open_scene_classes(
-        "patternnet", root, split, size=size
-    ),
+    "aid": _pictures(open_scene_classes, "aid"),
+    "resisc45": _pictures(open_scene_classes, "resisc45"),
+    "ucmerced": _pictures(open_scene_classes, "ucmerced"),
+    "patternnet": _pictures(open_scene_classes, "patternnet"),
     # RGB scenes with captions
-    "rsicd": lambda root, split, size: open_captioned("rsicd", root, split, size=size),
-    "rsitmd": lambda root, split, size: open_captioned("rsitmd", root, split, size=size),
-    "ucm-captions": lambda root, split, size: open_captioned(
-        "ucm-captions", root, split, size=size
-    ),
+    "rsicd": _pictures(open_captioned, "rsicd"),
+    "rsitmd": _pictures(open_captioned, "rsitmd"),
+    "ucm-captions": _pictures(open_captioned, "ucm-captions"),
     # Photos: supported tasks
-    "tiny-imagenet": lambda root, split, size: open_tiny_imagenet(root, split, size=size),
-    "imagenet": lambda root, split, size: open_imagenet(root, split, size=size),
-    "cifar10": lambda root, split, size: open_cifar("cifar10", root, split, size=size),
-    "cifar100": lambda root, split, size: open_cifar("cifar100", root, split, size=size),
+    "tiny-imagenet": _pictures(open_tiny_imagenet),
+    "imagenet": _pictures(open_imagenet),
+    "cifar10": _pictures(open_cifar, "cifar10"),
+    "cifar100": _pictures(open_cifar, "cifar100"),
     # BigEarthNet
-    "bigearthnet-mini": lambda root, split, size: open_bigearthnet_mini(root, split),
-    "bigearthnet-mini-43": lambda root, split, size: open_bigearthnet_mini(
-        root, split, num_classes=43
-    ),
-    "bigearthnet-mini-5": lambda root, split, size: open_bigearthnet_mini(
-        root, split, num_classes=5
-    ),
-    "bigearthnet-19": lambda root, split, size: open_bigearthnet_v1(root, split),
-    "bigearthnet-43": lambda root, split, size: open_bigearthnet_v1(root, split, num_classes=43),
-    "bigearthnet-5": lambda root, split, size: open_bigearthnet_v1(root, split, num_classes=5),
-    "bigearthnet-mm-19": lambda root, split, size: open_bigearthnet_v1(root, split, radar=True),
-    "bigearthnet-mm-43": lambda root, split, size: open_bigearthnet_v1(
-        root, split, num_classes=43, radar=True
-    ),
-    "bigearthnet-mm-5": lambda root, split, size: open_bigearthnet_v1(
-        root, split, num_classes=5, radar=True
-    ),
-    "bigearthnet-v2-19": lambda root, split, size: open_bigearthnet_v2(root, split),
-    "bigearthnet-v2-5": lambda root, split, size: open_bigearthnet_v2(root, split, num_classes=5),
-    "bigearthnet-v2-mm-19": lambda root, split, size: open_bigearthnet_v2(root, split, radar=True),
-    "bigearthnet-v2-mm-5": lambda root, split, size: open_bigearthnet_v2(
-        root, split, num_classes=5, radar=True
-    ),
+    "bigearthnet-mini": _rasters(open_bigearthnet_mini),
+    "bigearthnet-mini-43": _rasters(open_bigearthnet_mini, num_classes=43),
+    "bigearthnet-mini-5": _rasters(open_bigearthnet_mini, num_classes=5),
+    "bigearthnet-19": _rasters(open_bigearthnet_v1),
+    "bigearthnet-43": _rasters(open_bigearthnet_v1, num_classes=43),
+    "bigearthnet-5": _rasters(open_bigearthnet_v1, num_classes=5),
+    "bigearthnet-mm-19": _rasters(open_bigearthnet_v1, radar=True),
+    "bigearthnet-mm-43": _rasters(open_bigearthnet_v1, num_classes=43, radar=True),
+    "bigearthnet-mm-5": _rasters(open_bigearthnet_v1, num_classes=5, radar=True),
+    "bigearthnet-v2-19": _rasters(open_bigearthnet_v2),
+    "bigearthnet-v2-5": _rasters(open_bigearthnet_v2, num_classes=5),
+    "bigearthnet-v2-mm-19": _rasters(open_bigearthnet_v2, radar=True),
+    "bigearthnet-v2-mm-5": _rasters(open_bigearthnet_v2, num_classes=5, radar=True),
     # SEN12MS
-    "sen12ms": lambda root, split, size: open_sen12ms(root, split),
-    "sen12ms-single": lambda root, split, size: open_sen12ms(root, split, multi_label=False),
-    # Sentinel-2 without labels
-    "s2-l2a": lambda root, split, size: open_s2_l2a(root, split),
+    "sen12ms": _rasters(open_sen12ms),
+    "sen12ms-single": _rasters(open_sen12ms, multi_label=False),
     # Sentinel-1 and -2 without labels
-    "ssl4eo-s12": lambda root, split, size: open_ssl4eo_s12(root, split),
-    "ssl4eo-s12-l2a": lambda root, split, size: open_ssl4eo_s12(
-        root, split, sensors=("sentinel2-l2a",)
-    ),
-    "ssl4eo-s12-l1c": lambda root, split, size: open_ssl4eo_s12(
-        root, split, sensors=("sentinel2-l1c",)
-    ),
-    "majortom-core-s2l2a": lambda root, split, size: open_majortom_s2l2a(root, split),
-    "majortom-core-s2l2a-known": lambda root, split, size: open_majortom_s2l2a(
-        root, split, leave_out_unknown=True
-    ),
+    "s2-l2a": _rasters(open_s2_l2a),
+    "ssl4eo-s12": _rasters(open_ssl4eo_s12),
+    "ssl4eo-s12-l2a": _rasters(open_ssl4eo_s12, sensors=("sentinel2-l2a",)),
+    "ssl4eo-s12-l1c": _rasters(open_ssl4eo_s12, sensors=("sentinel2-l1c",)),
+    "majortom-core-s2l2a": _rasters(open_majortom_s2l2a),
+    "majortom-core-s2l2a-known": _rasters(open_majortom_s2l2a, leave_out_unknown=True),
     # The synthetic world
     "synthetic-photos": lambda root, split, size: open_synthetic_photos(
         split, size=as_picture_size(size or 32).side
@@ -125,7 +111,7 @@ DATASETS: dict[str, Open] = {
         split, multi_label=True
     ),
 }
-"""The data sets by name; `entries/*.toml` says what each is. Any other is declared in a TOML file
+"""The data sets by name; `entries/*.toml` describes each. Any other is declared in a TOML file
 (see `declared`)."""
 
 
@@ -133,7 +119,7 @@ def find_dataset(name_or_toml: str, *, data_root: Path | None = None) -> Dataset
     """The data set of this name, in this packed store, or declared in this TOML file.
 
     `data_root`: where the sensors of a declaration are looked for, after its own folder.
-    `DataError`, with the nearest name, where there is none.
+    `DataError`, with the nearest name, where none has it.
     """
     if name_or_toml in DATASETS:
         return DatasetEntry(facts=read_facts(name_or_toml), open=DATASETS[name_or_toml])
@@ -179,22 +165,19 @@ def cannot_open(faults: Mapping[str, TerralignError]) -> TerralignError:
     """One fault of several data sets (name -> what is wrong with it), which names them all."""
     if len(faults) == 1:
         ((name, fault),) = faults.items()
-        told, hint = str(fault), f"`terralign info {name}`"
-        return type(fault)(told if hint in told or name not in DATASETS else f"{told}; see {hint}")
+        text, hint = str(fault), f"`terralign info {name}`"
+        return type(fault)(text if hint in text or name not in DATASETS else f"{text}; see {hint}")
     in_files = [name for name, fault in faults.items() if str(fault) == str(needs_root(name))]
-    told_of = [
+    parts = [
         f"{name} ({fault}{f'; see `terralign info {name}`' if name in DATASETS else ''})"
         for name, fault in faults.items()
         if name not in in_files
     ]
     if in_files:
         commands = ", ".join(f"`terralign info {name}`" for name in in_files)
-        told_of.insert(
-            0,
-            f"{', '.join(in_files)} (they lie in files: give the folder that holds them with "
-            f"data_root=; see {commands})",
-        )
-    return DataError(f"{len(faults)} data sets cannot be opened: {'; '.join(told_of)}")
+        hint = f"they lie in files: give the folder that holds them with data_root=; see {commands}"
+        parts.insert(0, f"{', '.join(in_files)} ({hint})")
+    return DataError(f"{len(faults)} data sets cannot be opened: {'; '.join(parts)}")
 
 
 def open_dataset(
@@ -209,7 +192,7 @@ def open_dataset(
 
     `data_root`: the folder that holds the data sets' own folders; the built-in synthetic ones need
     none. `size`: to what RGB image files are resized and cropped, as the side alone where CLIP's
-    way is meant (see `PictureSize`); None keeps their own size, which must then be the same for
+    way is used (see `PictureSize`); None keeps their own size, which must then be the same for
     all. Other data sets keep theirs. `to_pack`: the samples are only packed.
 
     Raises `DataError`: an unknown name (with the nearest one), a data root that is missing, a

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from terralign.datasets.file_set import FileSet
+from terralign.datasets.file_set import FileSet, place_of_files
 from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
@@ -30,18 +31,18 @@ def list_class_files(
     A folder without a class or the reverse raises. Where the samples are the `whole` of the data
     set `name`, so do folders without any image, and files that are left out are named in one
     warning: those of other endings than `suffixes`, and images beside the class folders. Hidden
-    folders and files are passed over; links are followed.
+    folders and files are skipped; links are followed.
     """
     if not root.is_dir():
         raise DataError(f"{root} not found; it should hold one folder per class")
     wanted = list(classes)
-    there, left_out = set(), LeftOut(root)
+    found, left_out = set(), LeftOut(root)
     for path in root.iterdir():
         if path.name[0] != "." and path.is_dir():
-            there.add(path.name)
+            found.add(path.name)
         else:
             left_out.add(path)
-    extra, missing = sorted(there - set(wanted)), [name for name in wanted if name not in there]
+    extra, missing = sorted(found - set(wanted)), [name for name in wanted if name not in found]
     if extra:
         raise DataError(f"{root} has folders without a class: {_some(extra)}; name their classes")
     if missing:
@@ -217,12 +218,11 @@ def open_folder(
     pixels: Pixels,
     split_list: Path | None = None,
     prompts: tuple[str, ...] | None = None,
-    locate: Callable[[Path], Place] | None = None,
 ) -> FileSet:
     """The images below `root`, or those that `split_list` names.
 
     `classes`: folder -> class name; every folder needs a class and every class a folder. None:
-    images at any depth, without labels. `locate`: where and when a file was taken.
+    images at any depth, without labels.
     """
     suffixes, whole = pixels.suffixes, split_list is None
     if classes is None:
@@ -240,5 +240,9 @@ def open_folder(
         pixels=pixels,
         root=root,
         prompts=prompts,
-        locate=locate,
+        locate=partial(_place_of, root),
     )
+
+
+def _place_of(root: Path, file: Path) -> Place:
+    return place_of_files([file], root)

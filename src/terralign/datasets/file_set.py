@@ -144,13 +144,3 @@ def place_of_files(files: Sequence[Path], root: Path) -> Place:
         bounds=next((one for one in bounds if one is not None), None),
         datetime=next((one for one in times if one is not None), None),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FilePlaces:
-    """A sample's file below `root` -> where and when it was taken."""
-
-    root: Path
-
-    def __call__(self, file: Path) -> Place:
-        return place_of_files([file], self.root)

@@ -55,15 +55,13 @@ def title(samples: SampleSet) -> str:
 class Overlap:
     """The samples of `second` that `first` has too.
 
-    `rows` (M,): which of `second`; `partners` (M,): the same samples in `first`. `num_same_keys`:
-    samples that have one key in both and are known to be different, which are not among them.
+    `rows` (M,): which of `second`; `partners` (M,): the same samples in `first`.
     """
 
     first: SampleSet
     second: SampleSet
     rows: Indices
     partners: Indices
-    num_same_keys: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,7 +93,10 @@ class Overlaps:
         be read."""
         key = (id(first), id(second))
         if key not in self._found:
-            self._found[key] = _find(self._side(first), self._side(second))
+            found = _find(self._side(first), self._side(second))
+            rows = np.array(sorted(found), dtype=np.int64)
+            partners = np.array([found[row] for row in sorted(found)], dtype=np.int64)
+            self._found[key] = Overlap(first=first, second=second, rows=rows, partners=partners)
         return self._found[key]
 
     def find_copies(self, samples: SampleSet) -> dict[int, int]:
@@ -129,12 +130,6 @@ def keep_apart(
     for second in _differing(judging):
         for first in _differing(training):
             found = overlaps.find(first, second)
-            if found.num_same_keys:
-                logger.warning(
-                    "%s and %s have %d keys in common whose files differ; they are taken for "
-                    "different samples",
-                    title(first), title(second), found.num_same_keys,
-                )  # fmt: skip
             if not len(found):
                 continue
             text = f"{found.describe()}: {chosen} is chosen on samples that are trained on"
@@ -285,27 +280,22 @@ def _views(first: _Side, second: _Side) -> list[tuple[View, View]]:
     return pairs
 
 
-def _find(first: _Side, second: _Side) -> Overlap:
+def _find(first: _Side, second: _Side) -> dict[int, int]:
+    """Index in `second` -> index in `first` of the same sample."""
     if _are_one(first, second):
-        there = {row: index for index, row in enumerate(first.rows.tolist())}
-        found = {
-            index: there[row] for index, row in enumerate(second.rows.tolist()) if row in there
-        }
-        return _overlap(first, second, found)
+        indices = {row: index for index, row in enumerate(first.rows.tolist())}
+        rows = enumerate(second.rows.tolist())
+        return {index: indices[row] for index, row in rows if row in indices}
     if not len(first.rows) or not len(second.rows):
-        return _overlap(first, second, {})
+        return {}
     views = _views(first, second)
     found = _find_by_content(first, second, views) if views else {}
-    num_same_keys = 0
     if first.samples.name == second.samples.name:
-        there = {key: index for index, key in enumerate(first.samples.keys)}
+        indices = {key: index for index, key in enumerate(first.samples.keys)}
         for index, key in enumerate(second.samples.keys):
-            if key in there and index not in found:
-                if _is_known(first, second, views, there[key], index):
-                    num_same_keys += "encoded" in first.kinds.values()  # rows may just be numbered
-                else:
-                    found[index] = there[key]
-    return _overlap(first, second, found, num_same_keys)
+            if key in indices and not _is_known(first, second, views, indices[key], index):
+                found.setdefault(index, indices[key])
+    return found
 
 
 def _are_one(first: _Side, second: _Side) -> bool:
@@ -373,19 +363,6 @@ def _narrow(
             mine[np.isin(middles, other_middles)], others[np.isin(other_middles, middles)],
         )  # fmt: skip
     return mine, others
-
-
-def _overlap(
-    first: _Side, second: _Side, found: Mapping[int, int], num_same_keys: int = 0
-) -> Overlap:
-    rows = sorted(found)
-    return Overlap(
-        first=first.samples,
-        second=second.samples,
-        rows=np.array(rows, dtype=np.int64),
-        partners=np.array([found[row] for row in rows], dtype=np.int64),
-        num_same_keys=num_same_keys,
-    )
 
 
 def _find_copies(side: _Side) -> dict[int, int]:

@@ -198,6 +198,12 @@ def is_mapped(samples: SampleSet) -> bool:
     return bool(getattr(samples, "is_mapped", False))
 
 
+def pixels_id(samples: SampleSet) -> str:
+    """The name of a set's pixels alone, which sets of other labels may share; by default its
+    fingerprint."""
+    return str(getattr(samples, "pixels_id", samples.fingerprint))
+
+
 @runtime_checkable
 class Resizable(Protocol):
     """A `SampleSet` whose RGB pictures can be opened at another size."""
@@ -345,6 +351,7 @@ class Wrapped(Indexed):
         self.captions: Captions | None = samples.captions
         self.prompts: tuple[str, ...] | None = samples.prompts
         self.fingerprint: str = samples.fingerprint
+        self.pixels_id: str = pixels_id(samples)
         self.is_mapped: bool = is_mapped(samples)
 
     def __len__(self) -> int:
@@ -409,7 +416,9 @@ class Subset(Wrapped):
             self.labels = replace(self.labels, values=self.labels.values[indices])
         if self.captions is not None:
             self.captions = tuple(self.captions[index] for index in indices)
-        self.fingerprint = hash_json({"of": samples.fingerprint, "indices": indices.tolist()})
+        chosen = {"indices": indices.tolist()}
+        self.fingerprint = hash_json({"of": samples.fingerprint, **chosen})
+        self.pixels_id = hash_json({"of": pixels_id(samples), **chosen})
 
     def within(self) -> tuple[SampleSet, NDArray[np.int64]]:
         """The whole set, and which of its samples these are."""

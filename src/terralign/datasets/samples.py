@@ -22,7 +22,6 @@ from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.checked import check_samples
 from terralign.datasets.class_folders import open_folder
-from terralign.datasets.file_set import FilePlaces
 from terralign.datasets.fingerprint import hash_numbers
 from terralign.datasets.image_files import RASTER_SUFFIXES, list_images
 from terralign.datasets.item_set import (
@@ -716,5 +715,5 @@ def _open_folder(
     read = pixels.at_size(size)
     return open_folder(
         root, name=name, split=split, classes=classes, class_list=name,
-        pixels=read, prompts=prompts, locate=FilePlaces(root),
+        pixels=read, prompts=prompts,
     )  # fmt: skip

@@ -17,7 +17,8 @@ class Split(Indexed):
     """One split of a data set; those that derive from it read its pixels. See `SampleSet`.
 
     `content`: JSON values that represent the pixels in the fingerprint. `size`: to what the set
-    resizes and crops RGB pictures, None where it does not.
+    resizes and crops RGB pictures, None where it does not. `pixels_of`: the name of the pixels,
+    where sets of other labels share them; None: `name`.
     """
 
     name: str
@@ -29,18 +30,21 @@ class Split(Indexed):
     captions: Captions | None = None
     prompts: tuple[str, ...] | None = None
     size: Size | None = None
+    pixels_of: str | None = None
     fingerprint: str = field(init=False)
+    pixels_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         size = [] if self.size is None else [describe_size(self.size)]
-        value = fingerprint(
-            name=self.name,
-            split=self.split,
-            keys=self.keys,
-            layouts=self.layouts,
-            content=[*self.content, *size],
-        )
-        object.__setattr__(self, "fingerprint", value)
+        for key, name in (("fingerprint", self.name), ("pixels_id", self.pixels_of or self.name)):
+            value = fingerprint(
+                name=name,
+                split=self.split,
+                keys=self.keys,
+                layouts=self.layouts,
+                content=[*self.content, *size],
+            )
+            object.__setattr__(self, key, value)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -47,6 +47,11 @@ class TimmEncoder:
         """The one tower."""
         return (self.sensor,)
 
+    @property
+    def dim(self) -> int:
+        """D, the length of an embedding."""
+        return self.tower.config.embed_dim
+
     def tower_id(self, name: str) -> str:
         """The name of its weights."""
         return self.model_id

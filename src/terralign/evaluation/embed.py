@@ -13,6 +13,7 @@ from terralign.chips import PixelLayout
 from terralign.datasets.batches import read_ahead
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.pixels import seen_shares
+from terralign.encoders.protocols import ImageEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError
 from terralign.progress import Progress
@@ -66,18 +67,21 @@ def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = 
                 f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
             )
         return _tower_route(space, name, layout)
-    if tower == RGB:
-        return _rgb_route(samples)
     if tower is None:
         own = next(iter(layouts.values()))
         name = space.tower_for(own)
-        if name != RGB:
-            return _tower_route(space, name, own)
+        return _rgb_route(samples) if name == RGB else _tower_route(space, name, own)
+    return route_through(space, samples, tower)
+
+
+def route_through(encoder: ImageEncoder, samples: SampleSet, tower: str) -> Route:
+    """How to embed samples through the tower of this name. Raises `SensorError`."""
+    if tower == RGB:
         return _rgb_route(samples)
-    spec = space.input_spec(tower)
+    layouts, spec = samples.layouts, encoder.input_spec(tower)
     for sensor, layout in layouts.items():
         if sensor in spec.sensors:
-            return _tower_route(space, tower, layout)
+            return _tower_route(encoder, tower, layout)
     raise SensorError(
         f"tower {tower!r} takes {', '.join(spec.sensors)}; data set {samples.name!r} has "
         f"{', '.join(layouts)}"
@@ -97,8 +101,8 @@ def require_rgb(space: EmbeddingSpace, samples: SampleSet, towers: Sequence[str 
         )
 
 
-def _tower_route(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> Route:
-    spec = space.input_spec(tower)
+def _tower_route(encoder: ImageEncoder, tower: str, layout: PixelLayout) -> Route:
+    spec = encoder.input_spec(tower)
     absent = [band for band in spec.bands if band not in layout.bands]
     note = f"the {tower} tower on {layout.sensor.name}"
     if absent and spec.missing == "zero":
@@ -116,7 +120,7 @@ def _rgb_route(samples: SampleSet) -> Route:
 
 
 def embed_samples(
-    space: EmbeddingSpace, samples: SampleSet, route: Route, *, batch_size: int = 128
+    encoder: ImageEncoder, samples: SampleSet, route: Route, *, batch_size: int = 128
 ) -> Embedded:
     """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU."""
     starts = range(0, len(samples), batch_size)
@@ -127,23 +131,18 @@ def embed_samples(
         return torch.from_numpy(samples.read(indices)[sensor])
 
     label = f"embed {samples.name} {samples.split} with {route.tower}"
-    spec = space.input_spec(route.tower)
+    spec = encoder.input_spec(route.tower)
     rows, shares = [], []
     with Progress(label, total=len(samples), unit="sample") as progress:
         for pixels in read_ahead(read, starts):
-            rows.append(space.encode_layout(pixels, route.layout, tower=route.tower))
+            rows.append(encoder.encode_layout(pixels, route.layout, tower=route.tower))
             shares.append(seen_shares(spec, pixels, route.layout, tower=route.tower))
             progress.advance(len(pixels))
     if not rows:
-        return Embedded(vectors=torch.zeros(0, space.dim))
-    return gather_embedded(rows, shares)
-
-
-def gather_embedded(vectors: Sequence[Tensor], shares: Sequence[Tensor]) -> Embedded:
-    """Batches of vectors (B, D) and of shares of valid numbers (B,) as one."""
-    share = torch.cat(list(shares)).double()
+        return Embedded(vectors=torch.zeros(0, encoder.dim))
+    share = torch.cat(shares).double()
     return Embedded(
-        vectors=torch.cat(list(vectors)),
+        vectors=torch.cat(rows),
         valid_share=float(share.mean()),
         num_empty=int((share == 0).sum()),
     )

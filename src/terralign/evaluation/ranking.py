@@ -18,6 +18,7 @@ from terralign.evaluation.bootstrap import Floats, mean_statistic
 from terralign.evaluation.metrics import (
     MetricResult,
     Outcomes,
+    check_label_sets,
     check_labels,
     hit_probability,
     measure,
@@ -52,24 +53,11 @@ def recall_metrics(
     ks = _check_ks(ks)
     query_owners = _check_owners(query_owners, len(query), "query_owners")
     gallery_owners = _check_owners(gallery_owners, len(gallery), "gallery_owners")
-    above, tied, own = (np.empty(len(query), dtype=np.int64) for _ in range(3))
-    for rows, similarity in similarity_blocks(query, gallery, penalty=penalty):
-        right = query_owners[rows, None] == gallery_owners
-        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
-        if np.isneginf(best).any():
-            lost = rows.start + int(np.argmin(best))
-            raise DataError(f"query {lost} has no item of its own sample in the gallery")
-        at_best = similarity == best
-        above[rows] = np.count_nonzero(similarity > best, axis=1)
-        own[rows] = np.count_nonzero(at_best & right, axis=1)
-        tied[rows] = np.count_nonzero(at_best, axis=1) - own[rows]
-    num_right = np.bincount(gallery_owners, minlength=query_owners.max() + 1)[query_owners]
-    none = np.zeros_like(above)
-    chances = [
-        float(hit_probability(none, len(gallery) - num_right, k, num_right).mean()) for k in ks
-    ]
-    names = [f"recall@{k}" for k in ks]
+    above, tied, own, num_right = _rank_own(query, gallery, query_owners, gallery_owners, penalty)
     hits = np.stack([hit_probability(above, tied, k, own) for k in ks], axis=1)
+    num_wrong, none = len(gallery) - num_right, np.zeros_like(above)
+    chances = [float(hit_probability(none, num_wrong, k, num_right).mean()) for k in ks]
+    names = [f"recall@{k}" for k in ks]
     sums, sizes = _sum_by_owner(hits, query_owners)
     metrics = measure(
         names, mean_statistic(sums, sizes), chances, len(sums),
@@ -108,9 +96,13 @@ def map_metrics(
     `random_average_precision`. Intervals resample queries; the gallery stays. Raises `DataError`.
     """
     ks = _check_ks(ks)
-    query_labels, gallery_labels = _check_relevance(
-        query_labels, gallery_labels, len(query), len(gallery)
-    )
+    query_labels = _check_relevance(query_labels, len(query), "query_labels")
+    gallery_labels = _check_relevance(gallery_labels, len(gallery), "gallery_labels")
+    if query_labels.shape[1:] != gallery_labels.shape[1:]:
+        raise DataError(
+            f"query_labels is {query_labels.shape}, gallery_labels is {gallery_labels.shape}; "
+            "expected classes on both sides, or sets of the same classes"
+        )
     num_candidates = len(gallery) - exclude_self
     depth = min(max(ks), num_candidates)
     precisions = np.empty((len(query), len(ks)))
@@ -149,6 +141,30 @@ def outcomes_by_owner(outcomes: Outcomes, query_owners: Indices) -> Outcomes:
     """What each sample adds to the means over queries (Q,) that it owns, as in `recall_metrics`."""
     sums, _ = _sum_by_owner(np.stack([*outcomes.values()], axis=1), query_owners)
     return _by_column([*outcomes], sums * (len(sums) / len(query_owners)))
+
+
+def _rank_own(
+    query: Floats,
+    gallery: Floats,
+    query_owners: Indices,
+    gallery_owners: Indices,
+    penalty: GalleryPenalty | None,
+) -> tuple[Indices, Indices, Indices, Indices]:
+    """Of each query (Q,): how many items outrank its best own one, how many others' items and how
+    many of its own tie there, and how many are its own in all."""
+    above, tied, own, num_right = (np.empty(len(query), dtype=np.int64) for _ in range(4))
+    for rows, similarity in similarity_blocks(query, gallery, penalty=penalty):
+        queries, items = np.nonzero(query_owners[rows, None] == gallery_owners)
+        count = num_right[rows] = np.bincount(queries, minlength=len(similarity))
+        if not count.all():
+            lost = rows.start + int(np.argmin(count))
+            raise DataError(f"query {lost} has no item of its own sample in the gallery")
+        values = similarity[queries, items]
+        best = np.maximum.reduceat(values, np.cumsum(count) - count)
+        own[rows] = np.bincount(queries, weights=values == best[queries])
+        above[rows] = np.count_nonzero(similarity > best[:, None], axis=1)
+        tied[rows] = np.count_nonzero(similarity == best[:, None], axis=1) - own[rows]
+    return above, tied, own, num_right
 
 
 def _expected_gains(similarity: Floats, relevant: NDArray[np.bool_], depth: int) -> Floats:
@@ -215,20 +231,9 @@ def _check_owners(owners: Indices | None, number: int, name: str) -> Indices:
     return check_labels(owners, number, np.iinfo(np.int64).max, name=name)
 
 
-def _check_relevance(
-    query_labels: NDArray[Any], gallery_labels: NDArray[Any], num_queries: int, num_gallery: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Classes as int64, or sets of classes as float32 for their product, or a `DataError`."""
-    sides = (
-        (query_labels, num_queries, "query_labels"),
-        (gallery_labels, num_gallery, "gallery_labels"),
-    )
-    if query_labels.ndim != 2:
-        highest = np.iinfo(np.int64).max
-        first, second = (check_labels(own, num, highest, name=name) for own, num, name in sides)
-        return first, second
-    for labels, number, name in sides:
-        shape = (number, query_labels.shape[1])
-        if labels.shape != shape or labels.dtype != np.bool_:
-            raise DataError(f"{name} is {labels.shape} {labels.dtype}; expected {shape} bool")
-    return query_labels.astype(np.float32), gallery_labels.astype(np.float32)
+def _check_relevance(labels: NDArray[Any], number: int, name: str) -> NDArray[Any]:
+    """Classes (N,) as int64, or sets of classes (N, K) as float32 for their product."""
+    if labels.ndim == 2:
+        check_label_sets(labels, (number, labels.shape[1]), name=name)
+        return labels.astype(np.float32)
+    return check_labels(labels, number, np.iinfo(np.int64).max, name=name)

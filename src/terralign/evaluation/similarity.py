@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from terralign.errors import DataError
 from terralign.evaluation.bootstrap import Floats
 
-BLOCK = 2**23
+BLOCK = 2**24
 """Similarities in a block."""
 
 ROW_CHUNK = 4096

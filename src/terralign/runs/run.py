@@ -34,13 +34,13 @@ from terralign.evaluation.classification import (
     evaluate_zero_shot,
 )
 from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
-from terralign.evaluation.report import write_report
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.evaluation.shown import ShownSamples, show_samples
-from terralign.evaluation.table import row_notes
 from terralign.files import claimed, read_json, write_json, write_text
+from terralign.report.document import Gallery
+from terralign.report.figures import Sweep
+from terralign.report.run import RunReport
 from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe, keep_threads
@@ -52,6 +52,7 @@ from terralign.runs.recipe import (
     recipe_hash,
     recipe_text,
 )
+from terralign.runs.shown import show_samples
 from terralign.scenes.pictures import Size
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
@@ -377,7 +378,7 @@ class _Run:
         prompts = self.data.prompts(samples, entry.prompts)
         return evaluate_entry(space, samples, entry, tower=tower, prompts=prompts, embed=embed)
 
-    def _shown(self, space: EmbeddingSpace) -> ShownSamples | None:
+    def _shown(self, space: EmbeddingSpace) -> Gallery | None:
         """Samples of the entry that most towers are measured on, with what is predicted for them.
 
         None where nothing is classified.
@@ -453,22 +454,24 @@ class _Run:
             shown = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
             notes.append(f"Alpha was chosen on {shown}.")
         notes += self.overlaps.notes
-        notes += row_notes(figures)
-        write_report(
-            self.folder,
+        RunReport(
             title=f"terralign run: {self.recipe.name}",
             rows=figures,
-            sweep=[asdict(point) for point in patched.points] if patched else [],
-            chosen_alpha=patched.choice.alpha if patched else None,
-            max_supported_drop=(
-                self.recipe.patch.settings.max_supported_drop if self.recipe.patch else None
-            ),
+            sweep=self._sweep(patched),
             curves=curves,
             recipe_text=recipe_text(self.recipe, self.paths),
-            versions={
-                key: str(value) for key, value in read_json(self.folder / "versions.json").items()
-            },
+            versions=read_json(self.folder / "versions.json"),
             notes=notes,
             shown=self._shown(space),
             next_steps=self._next_steps(space),
+        ).write(self.folder)
+
+    def _sweep(self, patched: PatchResult | None) -> Sweep | None:
+        if patched is None:
+            return None
+        assert self.recipe.patch is not None
+        return Sweep(
+            points=[asdict(point) for point in patched.points],
+            chosen=patched.choice.alpha,
+            max_supported_drop=self.recipe.patch.settings.max_supported_drop,
         )

@@ -32,7 +32,7 @@ from terralign.datasets.declared.declaration import (
     sensor_of,
     sensors_of,
 )
-from terralign.datasets.file_set import FilePlaces, FileSet, PathSet
+from terralign.datasets.file_set import FileSet, PathSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
 from terralign.scenes.pictures import Size
@@ -47,7 +47,7 @@ class FolderSensor(PixelSettings):
 
 
 class FolderDeclaration(PixelSettings, Declaration):
-    """What the TOML file of a folder says; the pixels' settings are those of GeoTIFFs."""
+    """The TOML file of a folder; the pixels' settings are those of GeoTIFFs."""
 
     reader: Literal["folder"]
     """How it lies on disk: one folder per class, or images without labels."""
@@ -112,7 +112,6 @@ def open_declared_folder(
         pixels=pixels,
         split_list=split_list,
         prompts=declaration.prompts,
-        locate=FilePlaces(first_root),
     )
     if len(folders) == 1:
         return samples

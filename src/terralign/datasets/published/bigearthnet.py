@@ -71,6 +71,7 @@ def open_bigearthnet_mini(data_root: Path, split: str, *, num_classes: NumClasse
         keys=patch_keys(rows),
         rows=rows,
         content=[hash_file(path)],
+        pixels_of="bigearthnet-mini",
         labels=make_labels(labels_from_pixels(codes[rows], num_classes), num_classes),
     )
 
@@ -169,6 +170,7 @@ def make_patch_set(
             *(partners[patch].name for patch in keys if radar),
             *sampled_sizes(patches),
         ],
+        pixels_of=name.removesuffix(f"-{len(labels.class_names)}"),
         labels=labels,
         locate=locate,
     )

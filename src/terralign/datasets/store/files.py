@@ -36,7 +36,6 @@ from terralign.toml_values import explain
 MANIFEST = "manifest.json"
 TABLE = "samples.parquet"
 SHARDS = "shards"
-FORMAT = "terralign-store"
 VERSION = 1
 
 Images = Literal["pixels", "encoded"]
@@ -198,7 +197,7 @@ def is_store(path: Path) -> bool:
 
 
 def read_manifest(store: Path) -> Manifest:
-    """Read and check a store's manifest; `DataError` says what is wrong."""
+    """Read and check a store's manifest; `DataError` names the first fault."""
     path = store / MANIFEST
     if not path.is_file():
         raise DataError(f"{store} is no packed store: it has no {MANIFEST}")
@@ -226,23 +225,22 @@ class MappedTensor:
     array: NDArray[Any]
 
     def advise(self, rows: NDArray[np.int64]) -> None:
-        """Ask the system to fetch these rows (along the first axis) from disk, all at once."""
+        """Ask the system to fetch these rows (along the first axis) from disk, all at once.
+
+        By the system's own call: Python's is of its own maps only, each of which keeps a file open.
+        """
         stride = self.array.nbytes // len(self.array)
         start = self.array.ctypes.data
         for row in rows.tolist():
             first = start + row * stride
             aligned = first - first % mmap.PAGESIZE
-            _madvise(aligned, first + stride - aligned, mmap.MADV_WILLNEED)
+            size = ctypes.c_size_t(first + stride - aligned)
+            _libc().madvise(ctypes.c_void_p(aligned), size, ctypes.c_int(mmap.MADV_WILLNEED))
 
 
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _madvise(address: int, num_bytes: int, advice: int) -> None:
-    """The system's own call: Python's is of its own maps only, each of which keeps a file open."""
-    _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), ctypes.c_int(advice))
 
 
 def pack_bits(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -290,7 +288,7 @@ def map_shard(
             want not in (-1, got) for got, want in zip(found[1], shape, strict=True)
         ):  # fmt: skip
             raise DataError(
-                f"shard {path}: {name} is {found[0]} of shape {found[1]}; the manifest says "
+                f"shard {path}: {name} is {found[0]} of shape {found[1]}; the manifest has "
                 f"{dtype} of shape {shape}"
             )
         start = 8 + header_bytes + entry["data_offsets"][0]

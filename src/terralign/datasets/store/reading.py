@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.file_set import require_indices, stack_pixels
-from terralign.datasets.sample import Captions, Indexed, Labels, Place, require_whole_split
+from terralign.datasets.sample import (
+    Captions,
+    Indexed,
+    Labels,
+    Place,
+    require_split,
+    require_whole_split,
+)
 from terralign.datasets.store.files import (
     TABLE,
     Manifest,
@@ -30,7 +37,7 @@ from terralign.datasets.store.files import (
     read_manifest,
     unpack_bits,
 )
-from terralign.errors import DataError, SplitError, first_line
+from terralign.errors import DataError, first_line
 from terralign.files import hash_json
 from terralign.scenes.pictures import (
     Picture,
@@ -53,12 +60,10 @@ class StoreSet(Indexed):
         self._store = Path(store)
         self._size = None if size is None else as_picture_size(size)
         self._manifest = manifest = read_manifest(self._store)
-        if not manifest.has_splits:
+        if manifest.has_splits:
+            require_split(manifest.name, split, manifest.splits, where=str(store))
+        else:
             require_whole_split(manifest.name, split)
-        elif split not in manifest.splits:
-            raise SplitError(
-                f"store {store} has no split {split!r}; it has {', '.join(manifest.splits)}"
-            )
         self.name: str = manifest.name
         self.split: str = split
         self.layouts: Mapping[str, PixelLayout] = {
@@ -75,13 +80,17 @@ class StoreSet(Indexed):
         self.captions: Captions | None = (
             tuple(map(tuple, table["captions"].to_pylist())) if manifest.captions else None
         )
+        pixels = {
+            "store": [shard.sha256 for shard in self._shards],
+            "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
+            "size": describe_size(size),
+        }
+        self.pixels_id: str = hash_json(pixels)
         self.fingerprint: str = hash_json(
             {
-                "store": [shard.sha256 for shard in self._shards],
+                **pixels,
                 "table": manifest.table.sha256,
-                "sensors": {key: one.model_dump() for key, one in manifest.sensors.items()},
                 "labels": manifest.labels and manifest.labels.model_dump(),
-                "size": describe_size(size),
             }
         )
         self._maps: dict[int, dict[str, MappedTensor]] = {}

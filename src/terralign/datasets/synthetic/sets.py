@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class SyntheticSet(Indexed):
     captions: Captions | None
     prompts: tuple[str, ...]
     fingerprint: str
+    pixels_id: str
     sample_keys: Keys
     render: Callable[[Keys], Pixels]
 
@@ -84,7 +86,7 @@ def open_synthetic_photos(
     Labels: the shape and its colour, or what the view shows. Raises `DataError`.
     """
     name = "synthetic-photos"
-    keys, fingerprint = _samples(name, split, num_samples, seed, size, {})
+    keys, values = _samples(name, split, num_samples, seed, size)
     rgb = SENSORS["rgb"]
     return SyntheticSet(
         name=name,
@@ -98,7 +100,8 @@ def open_synthetic_photos(
         ),
         captions=tuple((text,) for text in photos.photo_captions(keys)),
         prompts=photos.SHAPE_PROMPTS,
-        fingerprint=fingerprint,
+        fingerprint=hash_json(values),
+        pixels_id=hash_json(values),
         sample_keys=keys,
         render=partial(photos.render_photos, size=size),
     )
@@ -120,7 +123,7 @@ def open_synthetic_scenes(
     neither stage has a use for any. Raises `DataError`.
     """
     name = "synthetic-scenes"
-    keys, fingerprint = _samples(name, split, num_samples, seed, size, {"multi_label": multi_label})
+    keys, values = _samples(name, split, num_samples, seed, size)
     optical, radar = SENSORS["sentinel2-l2a"], SENSORS["sentinel1-grd"]
     draw_labels = scenes.multi_labels if multi_label else scenes.single_labels
     return SyntheticSet(
@@ -136,7 +139,8 @@ def open_synthetic_scenes(
         labels=Labels(values=draw_labels(keys), class_names=scenes.CLASS_NAMES, class_list=name),
         captions=None,
         prompts=photos.VIEW_PROMPTS,
-        fingerprint=fingerprint,
+        fingerprint=hash_json({**values, "multi_label": multi_label}),
+        pixels_id=hash_json(values),
         sample_keys=keys,
         render=partial(scenes.render_scenes, size=size),
     )
@@ -153,23 +157,19 @@ def _samples(
     num_samples: int | None,
     seed: int,
     size: int,
-    more: Mapping[str, bool],
-) -> tuple[Keys, str]:
-    """The keys of one split and the fingerprint of everything that decides its samples."""
+) -> tuple[Keys, dict[str, Any]]:
+    """The keys of one split, and everything that decides its pixels."""
     require_split(name, split, NUM_SAMPLES)
     if num_samples is None:
         num_samples = NUM_SAMPLES[split]
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DataError(f"{name}: size is {size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
-    fingerprint = hash_json(
-        {
-            "generator_version": GENERATOR_VERSION,
-            "name": name,
-            "split": split,
-            "num_samples": num_samples,
-            "seed": seed,
-            "size": size,
-            **more,
-        }
-    )
-    return sample_keys(name, seed, split, np.arange(num_samples, dtype=np.int64)), fingerprint
+    values = {
+        "generator_version": GENERATOR_VERSION,
+        "name": name,
+        "split": split,
+        "num_samples": num_samples,
+        "seed": seed,
+        "size": size,
+    }
+    return sample_keys(name, seed, split, np.arange(num_samples, dtype=np.int64)), values

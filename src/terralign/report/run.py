@@ -1,0 +1,175 @@
+"""The report of a run: results, samples, figures, what to do next, what was run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from terralign.evaluation.rows import ROLES, Role, Row
+from terralign.report.comparison import comparison_table, primary_rows, row_notes
+from terralign.report.document import (
+    Block,
+    Code,
+    Document,
+    Gallery,
+    Notes,
+    Plot,
+    Plots,
+    Section,
+    Text,
+)
+from terralign.report.figures import Sweep, alpha_figure, comparison_figure, loss_figure
+from terralign.report.render import write_document
+from terralign.report.tables import Table, text_table
+
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Stage -> rows of its `metrics.jsonl`."""
+
+BEGINNING = 10
+"""Steps at which a curve that begins at 0 has its lowest loss."""
+CHART_METRICS = ("top1", "macro_map", "recall@1")
+LEGEND = (
+    "Per cent, with 95 % bootstrap intervals. base, finetuned, patched: the RGB tower, on the "
+    "sensor's composite; aligned: the tower named. q → g: query tower → gallery tower. chance: "
+    "what a ranking at random gives on average. n: samples."
+)
+ROLE_MEANINGS: dict[Role, str] = {
+    "patching": "the task that the RGB tower was fine-tuned for, on samples it was not trained on",
+    "supported": "what the base model is good at; patching may cost it no more than the bound",
+    "alignment": "data of the sensors that towers were aligned on, other samples",
+    "unseen": "data that neither stage was trained on",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """What a run's report shows.
+
+    `sweep`: None where nothing was patched. `notes`: on the run; those of rows are added. `shown`:
+    samples with what models predict for them. `next_steps`: (what for, command).
+    """
+
+    title: str
+    rows: Sequence[Row]
+    curves: Curves
+    recipe_text: str
+    versions: Mapping[str, str]
+    notes: Sequence[str] = ()
+    sweep: Sweep | None = None
+    shown: Gallery | None = None
+    next_steps: Sequence[tuple[str, str]] = ()
+
+    def write(self, folder: Path) -> Path:
+        """Write `report.html`, `report.md`, `figures/`, `samples/` and `alpha-sweep.csv`.
+
+        Returns the path of the page.
+        """
+        if self.sweep is not None:
+            self.sweep.write_csv(folder / "alpha-sweep.csv")
+        return write_document(self.document(), folder)
+
+    def document(self) -> Document:
+        """The report as a value."""
+        sections = [Section(title="Results", blocks=tuple(self._results()))]
+        if self.shown is not None:
+            about = Text(text=self.shown.legend, small=True)
+            sections.append(Section(title=self.shown.title, blocks=(about, self.shown)))
+        if plots := self._plots():
+            sections.append(Section(title="Figures", blocks=(Plots(plots=tuple(plots)),)))
+        if self.next_steps:
+            steps = (Code(title=title, text=text, language="sh") for title, text in self.next_steps)
+            sections.append(Section(title="What next", blocks=tuple(steps)))
+        sections.append(Section(title="What was run", blocks=tuple(self._what_was_run())))
+        return Document(title=self.title, sections=tuple(sections))
+
+    def _results(self) -> list[Block]:
+        notes = [*self.notes, *_meaning_of_alpha(self.sweep), *row_notes(self.rows)]
+        present = [role for role in ROLES if any(row.role == role for row in self.rows)]
+        notes += [f"{role}: {ROLE_MEANINGS[role]}." for role in present]
+        table = comparison_table(primary_rows(self.rows), "Results")
+        tables: list[Table] = [] if table is None else [table]
+        return [Text(text=LEGEND, small=True), *tables, Notes(items=tuple(notes))]
+
+    def _plots(self) -> list[Plot]:
+        plots = []
+        chart = [row for row in self.rows if row.metric in CHART_METRICS]
+        if chart:
+            plots.append(
+                Plot(
+                    name="comparison",
+                    caption="Main results, with 95 % intervals and chance. Compare bars under one "
+                    "heading: elsewhere the data, the metric or the sensor are others.",
+                    draw=partial(comparison_figure, chart),
+                )
+            )
+        if self.sweep is not None:
+            plots.append(
+                Plot(
+                    name="alpha-curve",
+                    caption="Interpolation of the weights, from the base model (alpha 0) to the "
+                    "fine-tuned one (alpha 1): patching against supported accuracy on validation "
+                    "data. Right is what is kept, up is what is gained.",
+                    draw=partial(alpha_figure, self.sweep),
+                )
+            )
+        if any(row.get("loss") is not None for stage in self.curves.values() for row in stage):
+            caption = _loss_caption(self.curves)
+            plots.append(
+                Plot(name="losses", caption=caption, draw=partial(loss_figure, self.curves))
+            )
+        return plots
+
+    def _what_was_run(self) -> list[Block]:
+        every = comparison_table(self.rows, "All metrics")
+        versions = [(name, str(version)) for name, version in self.versions.items()]
+        recipe = Code(
+            title="The resolved recipe", text=self.recipe_text, language="toml", folded=True
+        )
+        tables: list[Table] = [] if every is None else [replace(every, folded=True)]
+        return [*tables, recipe, text_table("Versions", ("software", "version"), versions)]
+
+
+def _meaning_of_alpha(sweep: Sweep | None) -> list[str]:
+    """What an alpha at an end of the curve means for the models, which are then two the same."""
+    if sweep is None or sweep.chosen not in (0, 1):
+        return []
+    if sweep.chosen == 0:
+        return ["Alpha is 0: patched is the base model, and the same values are shown twice."]
+    if len(sweep.points) < 3:
+        return []
+    return [
+        "Alpha is 1: patched is the fine-tuned model, and the same values are shown twice. "
+        "Here fine-tuning cost the supported tasks less than the bound, so nothing had to be "
+        "taken back; the curve shows what smaller alphas give."
+    ]
+
+
+def _loss_caption(curves: Curves) -> str:
+    """What the curves are of, and why one begins at 0 where one does."""
+    caption = "Training loss of each stage."
+    losses = {
+        stage: [row["loss"] for row in rows if row.get("loss") is not None]
+        for stage, rows in curves.items()
+    }
+    if any(row.get("source") for rows in curves.values() for row in rows):
+        caption += (
+            " Batches of several data sets alternate, and each has its own line: with labels the "
+            "loss has one more term, and is no measure of the other's."
+        )
+    at_zero = [
+        stage
+        for stage, values in losses.items()
+        if values
+        and min(values[:BEGINNING]) < 0.01 * max(values)
+        and values.index(min(values)) < BEGINNING
+    ]
+    if at_zero:
+        caption += (
+            f" {' and '.join(at_zero)} begin{'s' if len(at_zero) == 1 else ''} at 0, since a tower "
+            "that is inflated from the RGB tower starts as a copy of its teacher: without labels "
+            "it has no distance to it before the first step."
+        )
+    return caption
