@@ -163,7 +163,7 @@ YES = np.array([[True, False]])
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: choose_thresholds(np.zeros((1, 2)), ~YES & YES), "no positive at all"),
         (lambda: choose_thresholds(np.zeros((1, 3)), YES), r"labels is \(1, 2\) bool"),
@@ -175,6 +175,6 @@ YES = np.array([[True, False]])
         (lambda: top_label_curve(np.full((1, 2), 0.5), np.array([2])), "expected 0 to 1"),
     ],
 )
-def test_unusable_input_is_refused(call: object, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_unusable_input_is_refused(call: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         call()  # type: ignore[operator]

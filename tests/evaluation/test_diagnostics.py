@@ -133,7 +133,7 @@ A = np.ones((6, 3))
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: linear_separability(A, A[:3]), "b has 3 rows"),
         (lambda: linear_separability(A, A[:, :2]), "of one embedding space"),
@@ -148,6 +148,6 @@ A = np.ones((6, 3))
         (lambda: project({"a": A, "b": A[:, :2]}), "dimensions"),
     ],
 )
-def test_unusable_input_is_refused(call: object, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_unusable_input_is_refused(call: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         call()  # type: ignore[operator]

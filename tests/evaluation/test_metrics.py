@@ -305,7 +305,7 @@ SETS = np.ones((3, 2), dtype=bool)
 
 
 @pytest.mark.parametrize(
-    ("scores", "labels", "told"),
+    ("scores", "labels", "message"),
     [
         (GOOD, np.array([0, 1]), r"labels is \(2,\) int64; expected \(3,\)"),
         (GOOD, np.array([0, 1, 2]), r"labels\[2\] is 2; expected 0 to 1"),
@@ -318,14 +318,14 @@ SETS = np.ones((3, 2), dtype=bool)
     ],
 )
 def test_unusable_classification_input_is_refused(
-    scores: np.ndarray, labels: np.ndarray, told: str
+    scores: np.ndarray, labels: np.ndarray, message: str
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         classification_metrics(scores, labels)
 
 
 @pytest.mark.parametrize(
-    ("scores", "labels", "told"),
+    ("scores", "labels", "message"),
     [
         (GOOD, SETS[:2], r"labels is \(2, 2\) bool; expected \(N, K\) bool, \(3, 2\) here"),
         (GOOD, SETS.astype(int), "int64; expected"),
@@ -334,9 +334,9 @@ def test_unusable_classification_input_is_refused(
     ],
 )
 def test_unusable_multilabel_input_is_refused(
-    scores: np.ndarray, labels: np.ndarray, told: str
+    scores: np.ndarray, labels: np.ndarray, message: str
 ) -> None:
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         multilabel_metrics(scores, labels)
 
 

@@ -30,7 +30,6 @@ from terralign.scenes.pictures import (
     picture_shape,
     resize_rgb,
 )
-from terralign.scenes.read import read_image
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -164,7 +163,7 @@ def deep_png(path: Path, channels: int) -> Path:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_png_of_16_bits_is_refused_whatever_its_channels(tmp_path: Path, channels: int) -> None:
     path = deep_png(tmp_path / "deep.png", channels)
-    for read in (decode_rgb, read_image):
+    for read in (decode_rgb, read_chip):
         with pytest.raises(
             DataError, match=r"deep.png has 16 bits per channel.*convert it to an 8"
         ):
@@ -340,7 +339,7 @@ def test_a_transparent_colour_is_no_data(tmp_path: Path, mode: str) -> None:
 
 def test_a_chip_of_a_picture_has_its_alpha_as_its_mask(tmp_path: Path) -> None:
     half_transparent()[0].save(tmp_path / "a.png")
-    chip = read_image(tmp_path / "a.png")
+    chip = read_chip(tmp_path / "a.png")
     assert not chip.valid[:, :, :30].any()
     assert chip.valid[:, :, 30:].all()
 

@@ -18,7 +18,6 @@ from rasterio.enums import ColorInterp
 from imagery import read_chip
 from terralign.chips import make_layout
 from terralign.errors import DataError, SensorError
-from terralign.scenes.read import read_image
 from terralign.sensors import SENSORS
 
 L1C, L2A, S1 = (SENSORS[name] for name in ("sentinel2-l1c", "sentinel2-l2a", "sentinel1-grd"))
@@ -278,7 +277,7 @@ def test_a_picture_is_of_no_other_sensor(tmp_path: Path) -> None:
         read_chip(path, sensor=L2A)
     with pytest.raises(DataError, match="leave out bands"):
         read_chip(path, bands=["red"])
-    assert read_image(path).pixels.shape == (3, 4, 4)
+    assert read_chip(path).pixels.shape == (3, 4, 4)
 
 
 def test_a_composite_needs_its_bands() -> None:

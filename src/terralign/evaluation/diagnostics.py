@@ -174,7 +174,7 @@ def project(groups: Mapping[str, Floats]) -> Projection:
 
     `groups`: name (such as text, rgb, sentinel2) -> (N, D). So a few class names count as much as
     many images. Every axis points to where its largest loading is positive, so that the same
-    vectors always make the same figure. Raises `DataError`.
+    vectors always have the same projection. Raises `DataError`.
     """
     if not groups:
         raise DataError("there is nothing to project; give at least one group of vectors")

@@ -59,6 +59,17 @@ class Metric:
     num_samples: int
     chance: float
 
+    def to_row(self) -> dict[str, Any]:
+        """The keys of a `Row` that it fills."""
+        return {
+            "metric": self.name,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "num_samples": self.num_samples,
+            "chance": self.chance,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScore:
@@ -89,6 +100,13 @@ class MetricResult:
                 return metric
         known = [metric.name for metric in self.metrics]
         raise DataError(f"no metric {name!r} in this result; {nearest(name, known)}")
+
+    def class_values(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Class name -> its value and number of samples, as plain values."""
+        return {
+            names[one.index]: {"value": one.value, "num_samples": one.num_samples}
+            for one in self.per_class
+        }
 
     def value(self, name: str) -> float:
         """The value of the metric called `name`, a fraction of 1."""
@@ -135,8 +153,8 @@ def multilabel_metrics(
     scikit-learn's `average_precision_score`: sum over thresholds of (change of recall) *
     precision, tied scores sharing one threshold. Chance is its mean over all orders of the samples
     (of all pairs for micro), `random_average_precision`, averaged for macro over the classes with
-    positives; it lies above the share of positives, which is what equal scores give. Intervals:
-    `bias_corrected_interval`. Classes with 1 to `FEW_POSITIVES` - 1 positives are noted.
+    positives; it is higher than the share of positives, which is the value of equal scores.
+    Intervals: `bias_corrected_interval`. Classes with 1 to `FEW_POSITIVES` - 1 positives are noted.
 
     A resample costs a few passes over N * K numbers (some 10 ms for 100,000 x 19): more than
     counting hits, hence fewer resamples than for accuracy. One that lost all positives of a class

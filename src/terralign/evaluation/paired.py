@@ -4,7 +4,7 @@ N samples or queries, K classes, S seeds.
 
 `MetricResult.outcomes` holds, for each metric that is a mean over samples, its values (N,) under
 the metric's name, NaN where a query is left out; beside `top1` the `labels` (N,). Of several labels
-it holds `labels` (N, K) and the `scores` or the `decisions` (N, K) that figures are made from.
+it holds `labels` (N, K) and the `scores` or the `decisions` (N, K) that metrics are computed from.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.significance import NUM_BOOTSTRAP, Comparison, compare, mean_of
 
 NO_METRICS = ("labels", "decisions", "scores")
-"""Names of outcomes that figures are made from."""
+"""Names of outcomes that metrics are computed from."""
 
 
 def compare_outcomes(
@@ -100,7 +100,7 @@ def _statistic(outcomes: Outcomes, metric: str) -> Statistic | None:
 
 
 def _same_samples(every: Sequence[Outcomes], metric: str) -> bool:
-    """Whether the outcomes of a metric belong to the same samples, as far as they tell."""
+    """Whether the outcomes of a metric belong to the same samples, as far as can be seen."""
     first = every[0]
     for one in every[1:]:
         if ("labels" in first) != ("labels" in one):

@@ -191,8 +191,8 @@ def fit_neighbour_probe(
 ) -> NeighbourProbe:
     """The k-NN probe with the k that has the best top-1 accuracy on validation samples.
 
-    Ks above the number of training samples stand for all of these; of equally good ones the
-    smallest is taken. Raises `DataError`.
+    A k above the number of training samples means all of them; of equally good ones the smallest
+    is taken. Raises `DataError`.
     """
     ks = sorted({min(k, len(train)) for k in ks})
     votes = neighbour_scores(train, train_labels, validation, num_classes=num_classes, ks=ks)

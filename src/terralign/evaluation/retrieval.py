@@ -6,6 +6,7 @@ N samples, M rows of a side, K classes, D embedding dimensions.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,67 +94,43 @@ def evaluate_retrieval(
     get = embed or (lambda route: embed_samples(space, samples, route))
     own = choose_route(space, samples, query if query != TEXT else None)
     only_captions = samples.captions is not None and samples.labels is None
-    query = query or (TEXT if only_captions and gallery != TEXT else own.tower)
-    of_names = TEXT in (query, gallery) and samples.captions is None
+    names = (query or (TEXT if only_captions and gallery != TEXT else own.tower), gallery)
+    of_names = TEXT in names and samples.captions is None
     chosen = choose_prompts(samples, prompts, own=space.prompts) if of_names else None
+    routes = {name: choose_route(space, samples, name) for name in names if name != TEXT}
+    embedded = {name: get(route) for name, route in routes.items()}
     sides = [
-        _modality(space, samples, name, prompts=chosen, embed=get) for name in (query, gallery)
+        _text_side(space, samples, chosen)
+        if name == TEXT
+        else image_side(samples, embedded[name].vectors.numpy())
+        for name in names
     ]
-    result = _rank(samples, *sides)
-    notes = dict.fromkeys(note for side in sides for note in side.no_data)
+    towers = [TEXT if name == TEXT else routes[name].tower for name in names]
+    result = _rank(samples, *sides, towers=towers)
+    text = "class names" if samples.captions is None else "captions"
+    notes = dict.fromkeys(note for one in embedded.values() for note in one.notes)
     return Evaluation(
         task="retrieval",
         dataset=samples.name,
         split=samples.split,
         space_id=space.space_id,
-        tower=f"{sides[0].name} -> {sides[1].name}",
-        note=f"{sides[0].note} finds {sides[1].note}",
+        tower=" -> ".join(towers),
+        note=" finds ".join(text if name == TEXT else routes[name].note for name in names),
         prompts=chosen.describe() if chosen is not None else None,
         class_names=None,
         result=replace(result, notes=(*result.notes, *notes)),
-        valid_share=min(side.valid_share for side in sides),
-        sensor=" and ".join(sorted({side.sensor for side in sides if side.sensor})) or None,
+        valid_share=min((one.valid_share for one in embedded.values()), default=1.0),
+        sensor=" and ".join(sorted({one.layout.sensor.name for one in routes.values()})) or None,
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Modality:
-    """A side, what it is called, and how much of its pixels was valid."""
-
-    side: Side
-    name: str
-    note: str
-    sensor: str | None = None
-    valid_share: float = 1.0
-    no_data: tuple[str, ...] = ()
-
-
-def _modality(
-    space: EmbeddingSpace,
-    samples: SampleSet,
-    name: str,
-    prompts: PromptSet | None,
-    embed: Embed,
-) -> _Modality:
-    if name != TEXT:
-        route = choose_route(space, samples, name)
-        embedded = embed(route)
-        return _Modality(
-            side=image_side(samples, embedded.vectors.numpy()),
-            name=route.tower,
-            note=route.note,
-            sensor=route.layout.sensor.name,
-            valid_share=embedded.valid_share,
-            no_data=tuple(embedded.notes),
-        )
+def _text_side(space: EmbeddingSpace, samples: SampleSet, prompts: PromptSet | None) -> Side:
     if samples.captions is not None:
-        vectors = embed_captions(space, samples.captions)
-        side = caption_side(samples, samples.captions, vectors)
-        return _Modality(side=side, name=TEXT, note="captions")
+        return caption_side(samples, samples.captions, embed_captions(space, samples.captions))
     if samples.labels is None:
         raise DataError(f"data set {samples.name!r} has neither captions nor class names")
-    weights = space.zero_shot_weights(samples.labels.class_names, prompts).numpy()
-    return _Modality(side=class_side(samples.labels, weights), name=TEXT, note="class names")
+    weights = space.zero_shot_weights(samples.labels.class_names, prompts)
+    return class_side(samples.labels, weights.numpy())
 
 
 def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
@@ -163,17 +140,16 @@ def embed_captions(encoder: TextEncoder, captions: Captions) -> NDArray[Any]:
     return np.asarray(encoder.encode_text(list(places)).numpy()[rows])
 
 
-def _rank(samples: SampleSet, query: _Modality, gallery: _Modality) -> MetricResult:
-    if query.side.owners is None and gallery.side.owners is None:
+def _rank(samples: SampleSet, query: Side, gallery: Side, *, towers: Sequence[str]) -> MetricResult:
+    if query.owners is None and gallery.owners is None:
         raise DataError("text finds text: name an image modality for the query or the gallery")
-    sides = query.side, gallery.side
-    if query.name == gallery.name:
-        if query.side.labels is None:
-            raise DataError(f"data set {samples.name!r} has no labels to judge {query.name} by")
-        vectors, labels = query.side.vectors, query.side.labels
-        return map_metrics(vectors, vectors, labels, labels, exclude_self=True)
-    instance, by_class = find_own(*sides), find_class(*sides)
-    if instance is not None and samples.captions is not None and any(s.captions for s in sides):
+    if towers[0] == towers[1]:
+        if query.labels is None:
+            raise DataError(f"data set {samples.name!r} has no labels to judge {towers[0]} by")
+        vectors = query.vectors
+        return map_metrics(vectors, vectors, query.labels, query.labels, exclude_self=True)
+    instance, by_class = find_own(query, gallery), find_class(query, gallery)
+    if instance is not None and samples.captions is not None and TEXT in towers:
         instance = replace(instance, notes=shared_captions(samples.captions))
     if instance is None or by_class is None:
         found = instance or by_class

@@ -6,8 +6,8 @@ C bands, H W pixels throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,11 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import (
-    grid_of,
-    open_for_windows,
-    open_raster,
-    require_small_blocks,
-)
+from terralign.scenes.geotiff import grid_of, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
+from terralign.scenes.read import Reader
 from terralign.scenes.resolution import read_enlarged
 from terralign.sensors import Sensor
 
@@ -68,7 +64,7 @@ def describe_product(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """What the header of one band's file says."""
+    """The header of one band's file."""
 
     file: BandFile
     grid: Grid
@@ -188,28 +184,32 @@ class BandFiles:
     bands: dict[str, _Band]
     dtype: np.dtype[Any]
 
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
+    @contextmanager
+    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
+        """What reads windows of the layout's bands."""
+        bands = [self.bands[name] for name in layout.bands]
+        with ExitStack() as stack:
+            sources = [stack.enter_context(open_raster(band.path)) for band in bands]
+            yield lambda window: self._read(window, layout, bands, sources)
+
+    def _read(
+        self, window: Window, layout: PixelLayout, bands: Sequence[_Band], sources: Sequence[Any]
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pixels and valid of a window, or of all, (C, H, W); `grid`: the finest band's."""
         nodata = layout.sensor.nodata if layout.units == "dn" else None
         nothing = nodata if np.issubdtype(self.dtype, np.integer) else math.nan
-        area = window or Window(row=0, column=0, height=grid.height, width=grid.width)
-        shape = (len(layout.bands), area.height, area.width)
+        shape = (len(bands), window.height, window.width)
         pixels = np.full(shape, nothing, dtype=self.dtype)
-        for name, channel in zip(layout.bands, pixels, strict=True):
-            band = self.bands[name]
-            with open_for_windows(band.path, hold=window is not None) as source:
-                read_enlarged(
-                    source,
-                    channel,
-                    factor=band.factor,
-                    top=area.row,
-                    left=area.column,
-                    origin=band.origin,
-                    shift=band.shift,
-                    mask_index=band.mask_index,
-                )
+        for band, source, channel in zip(bands, sources, pixels, strict=True):
+            read_enlarged(
+                source,
+                channel,
+                factor=band.factor,
+                top=window.row,
+                left=window.column,
+                origin=band.origin,
+                shift=band.shift,
+                mask_index=band.mask_index,
+            )
         valid: NDArray[np.bool_] = np.isfinite(pixels)
         if nodata is not None:
             valid &= pixels != nodata

@@ -1,11 +1,10 @@
-"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and the masks of theirs that it knows."""
+"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and their masks."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
-from rasterio.windows import Window as RasterioWindow
 
-from terralign.chips import Grid, Window
+from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
 
 _warnings_lock = threading.Lock()
@@ -79,13 +77,6 @@ def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
         yield source
 
 
-def as_rasterio_window(window: Window | None) -> RasterioWindow | None:
-    """A window as rasterio takes it; None for None."""
-    if window is None:
-        return None
-    return RasterioWindow(window.column, window.row, window.width, window.height)
-
-
 def grid_of(source: Any) -> Grid:
     """The pixel grid of an open rasterio dataset."""
     return Grid(
@@ -103,17 +94,11 @@ _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 @contextmanager
 def open_raster(path: Path) -> Iterator[Any]:
     """An open GeoTIFF or JPEG 2000 file, by these two drivers of GDAL only, as `open_geotiff`."""
-    source = _raster_opened(path)
-    with source:
-        yield source
-
-
-def _raster_opened(path: Path) -> Any:
-    """The dataset of `open_raster`, which the caller closes."""
     jpeg2000 = first_bytes(path, 12).startswith(_JP2)
     _require_utf8(path)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
-    return _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind)
+    with _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind) as source:
+        yield source
 
 
 MAX_BLOCK_BYTES = 1024**3
@@ -130,46 +115,6 @@ def require_small_blocks(path: Path, source: Any) -> None:
                 f"limit of {MAX_BLOCK_BYTES / 2**20:.0f} MiB; write it in tiles "
                 "(gdal_translate -co TILED=YES)"
             )
-
-
-_MAX_HELD = 32
-_held = threading.local()
-
-
-@contextmanager
-def open_for_windows(path: Path, *, hold: bool) -> Iterator[Any]:
-    """A dataset of `open_raster`; with `hold`, it stays open for this thread's next window."""
-    if hold:
-        yield _held_raster(path)
-        return
-    with open_raster(path) as source:
-        yield source
-
-
-def _held_raster(path: Path) -> Any:
-    """An open dataset of `open_raster` that this thread keeps for its next window.
-
-    A tile is decoded once for all windows that it holds. The last `_MAX_HELD` files stay open; one
-    that was changed, or was opened before a fork, is opened anew.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    key = (os.getpid(), str(path.absolute()), status.st_size, status.st_mtime_ns)
-    files: OrderedDict[tuple[object, ...], Any] | None = getattr(_held, "files", None)
-    if files is None:
-        files = _held.files = OrderedDict()
-    if key in files:
-        files.move_to_end(key)
-        return files[key]
-    source = _raster_opened(path)
-    for other in [one for one in files if one[:2] == key[:2]]:
-        files.pop(other).close()
-    while len(files) >= _MAX_HELD:
-        files.popitem(last=False)[1].close()
-    files[key] = source
-    return source
 
 
 def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -> Any:
@@ -198,7 +143,7 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
 
 
 def read_mask_file(path: Path) -> NDArray[np.bool_]:
-    """(H, W), True where a mask in a file of its own (`.msk`) is not 0."""
+    """(H, W), True where a mask in a separate file (`.msk`) is not 0."""
     with open_geotiff(path) as file:
         return _read(lambda: file.read(1), shown(path))
 

@@ -5,22 +5,21 @@ C bands, H W pixels throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterioWindow
 
-from terralign.chips import Chip, Grid, Window, make_layout
+from terralign.chips import Grid, PixelLayout, Window
 from terralign.errors import DataError, first_line, shown
 from terralign.scenes.file_layout import FileLayout
-from terralign.scenes.geotiff import (
-    as_rasterio_window,
-    first_bytes,
-    valid_by_file,
-)
+from terralign.scenes.geotiff import first_bytes, open_geotiff, valid_by_file
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -47,20 +46,6 @@ def kind_of(path: Path) -> Literal["tiff", "picture"]:
     )
 
 
-def read_image(path: Path | str) -> Chip:
-    """Read a picture as a chip of sensor `rgb`: DN 0-255, `valid` False where it is transparent.
-
-    Greyscale, palette and CMYK are converted to RGB. An orientation stored in EXIF is not applied:
-    CLIP's own evaluation does not apply it either.
-    """
-    pixels, valid = decode_with_mask(path)
-    return Chip(
-        pixels=pixels,
-        valid=np.repeat(valid[None], 3, axis=0),
-        layout=make_layout(SENSORS["rgb"], SENSORS["rgb"].band_names, units="dn"),
-    )
-
-
 def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[Any]) -> None:
     """Raise `DataError` where pixels of these bands take more memory than `MAX_CHIP_BYTES`."""
     num_bytes = len(bands) * grid.height * grid.width * dtype.itemsize
@@ -72,22 +57,71 @@ def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[An
         )
 
 
-def read_pixels(
-    path: Path, source: Any, described: FileLayout, *, window: Window | None = None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels (C, H, W) as an open GeoTIFF has them, all or a window, and `valid`, the same shape.
+Reader = Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]]
+"""Pixels and valid, (C, H, W), of a window; `DataError` where the file is damaged."""
 
-    `valid` is as `scenes.scene.open_scene` says. `DataError` where the file is damaged.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureSource:
+    """A picture as sensor `rgb`: DN 0-255, `valid` False where it is transparent.
+
+    Greyscale, palette and CMYK are converted to RGB. An orientation stored in EXIF is not applied:
+    CLIP's own evaluation does not apply it either.
     """
-    layout, indexes = described.layout, described.indexes
-    part = as_rasterio_window(window)
-    try:
-        pixels = source.read(indexes, window=part)
-        valid = valid_by_file(source, pixels, indexes=indexes, window=part)
-        if layout.sensor == SENSORS["rgb"] and described.dtype == np.uint8:
-            valid[:] = source.dataset_mask(window=part) > 0  # as pictures of data sets are masked
-    except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{shown(path)} is damaged: {first_line(error)}") from error
-    if layout.units == "dn" and layout.sensor.nodata is not None:
-        valid &= pixels != layout.sensor.nodata
-    return pixels, valid
+
+    path: Path
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of 8 bits."""
+        return np.dtype(np.uint8)
+
+    @contextmanager
+    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
+        """What reads windows of the layout's bands."""
+        decoded, mask = decode_with_mask(self.path)
+        pixels = decoded[[SENSORS["rgb"].band_names.index(name) for name in layout.bands]]
+        valid = np.repeat(mask[None], len(pixels), axis=0)
+
+        def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+            rows = slice(window.row, window.row + window.height)
+            columns = slice(window.column, window.column + window.width)
+            return pixels[:, rows, columns], valid[:, rows, columns]
+
+        yield read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeotiffSource:
+    """A GeoTIFF with all bands."""
+
+    path: Path
+    described: FileLayout
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that holds all bands."""
+        return self.described.dtype
+
+    @contextmanager
+    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
+        """What reads windows of the layout's bands."""
+        known = self.described.layout.bands
+        indexes = tuple(self.described.indexes[known.index(name)] for name in layout.bands)
+        with open_geotiff(self.path) as source:
+            yield lambda window: self._read(source, window, layout, indexes)
+
+    def _read(
+        self, source: Any, window: Window, layout: PixelLayout, indexes: tuple[int, ...]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        part = RasterioWindow(window.column, window.row, window.width, window.height)
+        try:
+            pixels = source.read(indexes, window=part)
+            valid = valid_by_file(source, pixels, indexes=indexes, window=part)
+            if layout.sensor == SENSORS["rgb"] and self.dtype == np.uint8:
+                valid[:] = source.dataset_mask(window=part) > 0  # as pictures are masked
+        except (RasterioError, OSError, ValueError) as error:
+            raise DataError(f"{shown(self.path)} is damaged: {first_line(error)}") from error
+        if layout.units == "dn" and layout.sensor.nodata is not None:
+            valid &= pixels != layout.sensor.nodata
+        return pixels, valid

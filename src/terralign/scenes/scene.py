@@ -10,6 +10,7 @@ import datetime as dt
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,25 +22,15 @@ from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
 from terralign.errors import SensorError, UnknownOffsetError, shown
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.declared import Declared
-from terralign.scenes.file_layout import FileLayout, describe_geotiff, is_rgb
-from terralign.scenes.geotiff import (
-    grid_of,
-    open_for_windows,
-    open_geotiff,
-    require_small_blocks,
-)
+from terralign.scenes.file_layout import describe_geotiff, is_rgb
+from terralign.scenes.geotiff import grid_of, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
 from terralign.scenes.orientation import is_south_up, reversed_rows, warn_unless_north_up
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
 from terralign.scenes.products import Product, find_product
-from terralign.scenes.read import (
-    kind_of,
-    read_image,
-    read_pixels,
-    require_fit,
-)
+from terralign.scenes.read import GeotiffSource, PictureSource, Reader, kind_of, require_fit
 from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
 logger = logging.getLogger(__name__)
@@ -65,10 +56,8 @@ class PixelSource(Protocol):
         """The type that holds the numbers of all bands."""
         ...
 
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Pixels and valid, (C, H, W), of the layout's bands; `grid`: the file's."""
+    def opened(self, layout: PixelLayout) -> AbstractContextManager[Reader]:
+        """The files, open: what reads windows of the layout's bands."""
         ...
 
 
@@ -123,17 +112,19 @@ class Scene:
         the scene, the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
         `SensorError` for bands that the scene does not have.
         """
-        layout = self.layout if bands is None else self._layout_of(bands)
-        grid = self.grid if window is None else self.grid.window(window)
+        whole = Window(row=0, column=0, height=self.height, width=self.width)
+        layout = self._layout_of(bands)
+        with self.source.opened(layout) as reader:
+            return self._chip(window or whole, layout, reader)
+
+    def _chip(self, window: Window, layout: PixelLayout, reader: Reader) -> Chip:
+        grid = self.grid.window(window)
         require_fit(self.path, grid, layout.bands, self.source.dtype)
-        if not self.is_reversed:
-            pixels, valid = self.source.read(window, layout, self.grid)
-        else:
-            stored = reversed_rows(self.grid)
-            if window is not None:
-                window = replace(window, row=stored.height - window.row - window.height)
-            found = self.source.read(window, layout, stored)
-            pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in found)
+        if self.is_reversed:
+            window = replace(window, row=self.height - window.row - window.height)
+        pixels, valid = reader(window)
+        if self.is_reversed:
+            pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
 
     def read_windows(
@@ -141,24 +132,27 @@ class Scene:
     ) -> Iterator[Chip]:
         """A chip of each window, in their order, as `read` gives it.
 
-        Windows of one row that follow one another, as `cut_windows` makes them, are read together,
-        which takes much less time for small ones.
+        Files stay open from the first to the last. Windows of one row that follow one another, as
+        `cut_windows` makes them, are read together, which takes much less time for small ones.
         """
-        layout = self.layout if bands is None else self._layout_of(bands)
+        layout = self._layout_of(bands)
         pixel_bytes = len(layout.bands) * self.source.dtype.itemsize
-        for strip, members in _strips(windows, MAX_STRIP_BYTES // pixel_bytes):
-            chip = self.read(strip, bands=bands)
-            for window in members:
-                first = window.column - strip.column
-                columns = slice(first, first + window.width)
-                yield replace(
-                    chip,
-                    pixels=chip.pixels[:, :, columns].copy(),
-                    valid=chip.valid[:, :, columns].copy(),
-                    grid=self.grid.window(window),
-                )
+        with self.source.opened(layout) as reader:
+            for strip, members in _strips(windows, MAX_STRIP_BYTES // pixel_bytes):
+                chip = self._chip(strip, layout, reader)
+                for window in members:
+                    first = window.column - strip.column
+                    columns = slice(first, first + window.width)
+                    yield replace(
+                        chip,
+                        pixels=chip.pixels[:, :, columns].copy(),
+                        valid=chip.valid[:, :, columns].copy(),
+                        grid=self.grid.window(window),
+                    )
 
-    def _layout_of(self, bands: Sequence[str]) -> PixelLayout:
+    def _layout_of(self, bands: Sequence[str] | None) -> PixelLayout:
+        if bands is None:
+            return self.layout
         names = self.sensor.resolve(bands)
         missing = [name for name in names if name not in self.bands]
         if missing:
@@ -293,7 +287,7 @@ def _open_picture(path: Path, declared: Declared) -> Scene:
         grid=Grid(crs=None, transform=identity, height=height, width=width),
         datetime=None,
         is_picture=True,
-        source=_PictureSource(path=path),
+        source=PictureSource(path=path),
     )
 
 
@@ -307,7 +301,7 @@ def _open_geotiff(path: Path, declared: Declared) -> Scene:
             grid=grid_of(source),
             datetime=_datetime_of([path.name, path.absolute().parent.name]),
             is_picture=source.crs is None and is_rgb(source),
-            source=_FileSource(path=path, described=described),
+            source=GeotiffSource(path=path, described=described),
         )
 
 
@@ -340,15 +334,19 @@ def _log_offset(scene: Scene, declared: Declared) -> None:
         logger.info("%s: DN offset %g, %s", shown(scene.path), layout.dn_offset, stated)
 
 
-def _samples(scene: Scene) -> Iterator[Chip]:
+def _samples(scene: Scene) -> list[Chip]:
     """Chips spread evenly over a scene; the whole of a small one."""
     if scene.height * scene.width <= MAX_CHECKED_WHOLE:
-        yield scene.read()
-        return
-    for row in _spread(scene.height):
-        for column in _spread(scene.width):
-            size = min(SAMPLE_SIDE, scene.height), min(SAMPLE_SIDE, scene.width)
-            yield scene.read(Window(row=row, column=column, height=size[0], width=size[1]))
+        return [scene.read()]
+    height, width = min(SAMPLE_SIDE, scene.height), min(SAMPLE_SIDE, scene.width)
+    with scene.source.opened(scene.layout) as reader:
+        return [
+            scene._chip(
+                Window(row=row, column=column, height=height, width=width), scene.layout, reader
+            )
+            for row in _spread(scene.height)
+            for column in _spread(scene.width)
+        ]
 
 
 def _spread(length: int) -> list[int]:
@@ -359,49 +357,6 @@ def _spread(length: int) -> list[int]:
 
 def _datetime_of(names: Iterable[str]) -> dt.datetime | None:
     return next((when for name in names if (when := product_datetime(name))), None)
-
-
-# Where pixels come from
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _PictureSource:
-    path: Path
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8)
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        chip = read_image(self.path).select_bands(layout.bands)
-        if window is None:
-            return chip.pixels, chip.valid
-        rows = slice(window.row, window.row + window.height)
-        columns = slice(window.column, window.column + window.width)
-        return chip.pixels[:, rows, columns], chip.valid[:, rows, columns]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _FileSource:
-    """A GeoTIFF with all bands."""
-
-    path: Path
-    described: FileLayout
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.described.dtype
-
-    def read(
-        self, window: Window | None, layout: PixelLayout, grid: Grid
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        known = self.described.layout.bands
-        indexes = tuple(self.described.indexes[known.index(name)] for name in layout.bands)
-        described = replace(self.described, layout=layout, indexes=indexes)
-        with open_for_windows(self.path, hold=window is not None) as source:
-            return read_pixels(self.path, source, described, window=window)
 
 
 def _open_product(path: Path, declared: Declared) -> Scene:
