@@ -18,7 +18,8 @@ from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.diagnostics import (
     alignment,
     effective_rank,
-    hubness,
+    hubness_skewness,
+    k_occurrences,
     linear_separability,
     modality_gap,
     project,
@@ -63,11 +64,12 @@ def _diagnose(subject: Subject, text: ClassText | None) -> Measured:
         if TEXT not in (a, b):
             figures.append(_pair(a, b, "alignment", alignment(one, two), two))
         for query, gallery in ((a, b), (b, a)):
-            hubs = hubness(groups[query], groups[gallery], k=HUB_DEPTH)
-            count = groups[query]
-            figures.append(_pair(query, gallery, "hubness_skewness", hubs.skewness, count))
-            never = hubs.share_never_found
-            figures.append(_pair(query, gallery, "share_never_found", never, count))
+            found = k_occurrences(groups[query], groups[gallery], k=HUB_DEPTH)
+            for metric, value in (
+                ("hubness_skewness", hubness_skewness(found)),
+                ("share_never_found", float(np.mean(found == 0))),
+            ):
+                figures.append(_pair(query, gallery, metric, value, groups[query]))
     return Measured(
         figures=figures,
         details={"projection": _picture(subject, groups)},
@@ -94,10 +96,10 @@ def _picture(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(subject.samples))
     rows = np.sort(drawn[:NUM_POINTS])
     shown = {name: vectors if name == TEXT else vectors[rows] for name, vectors in groups.items()}
-    plane = project(shown)
+    projected, explained = project(shown)
     labels = subject.samples.labels
     points = {}
-    for name, xy in plane.points.items():
+    for name, xy in projected.items():
         if name == TEXT:
             names: Any = list(subject.class_names)
             keys = names
@@ -110,4 +112,4 @@ def _picture(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
             )
             keys = [subject.samples.keys[row] for row in rows]
         points[name] = {"xy": np.round(xy, 6).tolist(), "labels": names, "keys": keys}
-    return {"explained": list(plane.explained), "points": points}
+    return {"explained": list(explained), "points": points}
