@@ -37,11 +37,11 @@ from torch.utils.data import DataLoader, Dataset
 from terralign.chips import PixelLayout
 from terralign.datasets.batches import Plan, read_ahead, stream_batches
 from terralign.datasets.file_set import FileSet
-from terralign.datasets.published.bigearthnet import read_band
+from terralign.datasets.pixels import Pixels as Files
+from terralign.datasets.published import geotiffs
 from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.synthetic import open_synthetic_scenes
-from terralign.scenes.read import read_geotiff
 from terralign.sensors import SENSORS
 
 SENSOR = SENSORS["sentinel2-l2a"]
@@ -106,16 +106,23 @@ def _native_side(gsd_m: float | None, side: int) -> int:
 
 def read_scene(path: Path) -> dict[str, NDArray[Any]]:
     """One GeoTIFF of all bands, as the reader of folders does."""
-    chip = read_geotiff(path, sensor=SENSOR, bands=SENSOR.band_names, dn_offset=0.0, units="dn")
-    return {SENSOR.name: chip.pixels}
+    files = Files(sensor=SENSOR, bands=SENSOR.band_names, dn_offset=0.0, units="dn")
+    return {SENSOR.name: files.read(path).pixels}
 
 
 def read_bands(folder: Path, side: int) -> dict[str, NDArray[Any]]:
     """A folder of bands, brought to one grid, as the readers of BigEarthNet do."""
-    pixels = np.empty((len(SENSOR.bands), side, side), dtype=np.uint16)
-    for band, channel in zip(SENSOR.bands, pixels, strict=True):
-        read_band(folder / f"{band.name}.tif", _native_side(band.gsd_m, side), channel)
-    return {SENSOR.name: pixels}
+    bands = [
+        geotiffs.read_bands(
+            folder / f"{band.name}.tif",
+            count=1,
+            side=_native_side(band.gsd_m, side),
+            dtypes=("uint16",),
+            out_side=side,
+        )
+        for band in SENSOR.bands
+    ]
+    return {SENSOR.name: np.concatenate(bands)}
 
 
 def write_tar(path: Path, scenes: Pixels, suffix: str) -> None:
@@ -271,7 +278,7 @@ class Forms:
         )
         files = partial(
             FileSet, name="scenes", split="train", layouts={SENSOR.name: layout},
-            keys=tuple(keys), fingerprint="scenes",
+            keys=tuple(keys), content=[],
         )  # fmt: skip
         whole = files(files=tuple(tiffs / f"{key}.tif" for key in keys), decode=read_scene)
         apart = files(

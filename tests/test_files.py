@@ -129,7 +129,7 @@ def test_json_never_holds_numbers_that_json_does_not_know(tmp_path: Path) -> Non
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", [b"{", b"", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
 def test_damaged_json_names_the_file(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text)
@@ -188,16 +188,24 @@ NAMES = ["[classes]", 'River = "Fluß"', 'Forest = "森林"']
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_text_is_read_as_it_was_meant(tmp_path: Path, end: str, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("rest", ["", "\x1a"])
+def test_text_is_read_as_it_was_meant(tmp_path: Path, end: str, encoding: str, rest: str) -> None:
     path = tmp_path / "a.toml"
-    path.write_bytes("".join(line + end for line in NAMES).encode(encoding))
+    path.write_bytes("".join([*(line + end for line in NAMES), rest]).encode(encoding))
     assert read_text(path) == "\n".join(NAMES) + "\n"
     assert read_lines(path) == NAMES
     assert read_toml(path) == {"classes": {"River": "Fluß", "Forest": "森林"}}
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\x00\ufeff")))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_json_with_a_mark_of_either_byte_order_is_read(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes('\ufeff{"a": "é"}'.encode(encoding))
+    assert read_json(path) == {"a": "é"}
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\r\x00\ufeff\x1a")))
 def test_decoding_undoes_encoding(text: str) -> None:
     assert decode_text(text.encode()) == text
 
@@ -205,9 +213,13 @@ def test_decoding_undoes_encoding(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'a = 1\r\nb = "caf\xe9"\r\n', "line 2 has the byte 0xe9; save it as UTF-8"),
-        ("a = 1\n".encode("utf-16-le"), "zero bytes: no text, or UTF-16; save it as UTF-8"),
-        (b"\xff\xfea\x00b", "line 1 has the byte 0xff"),
+        (
+            b'a = 1\r\nb = "caf\xe9"\r\n',
+            "line 2 has the byte 0xe9, 'é' in Windows-1252; save it as UTF-8",
+        ),
+        ("a = 1\n".encode("utf-16-le"), "zero bytes: no text, or UTF-16 without a byte order mark"),
+        (b"\xff\xfea\x00b", "begins as UTF-16-LE text and is damaged"),
+        ('a = "é"\n'.encode("utf-16-be"), "is not UTF-8 text; save it as UTF-8"),
     ],
 )
 def test_text_of_another_encoding_is_refused_with_its_line(
@@ -219,6 +231,23 @@ def test_text_of_another_encoding_is_refused_with_its_line(
         read_toml(path, what="recipe")
     assert str(caught.value).startswith(f"cannot read recipe {path}: ")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("name = “mine”", "line 2 holds U+201C LEFT DOUBLE QUOTATION MARK: write a plain quote"),
+        ("name\u00a0= 1", "line 2 holds U+00A0 NO-BREAK SPACE: write a plain space"),
+        ("name = −1", "line 2 holds U+2212 MINUS SIGN: write a plain character"),
+        ("\ufeffname = 1", "line 2 holds U+FEFF ZERO WIDTH NO-BREAK SPACE: write a plain space"),
+    ],
+)
+def test_typographic_letters_in_toml_are_named(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f'note = "“quoted”"\n{line}\n', encoding="utf-8")
+    with pytest.raises(StorageError, match="is not valid TOML") as caught:
+        read_toml(path)
+    assert str(caught.value).endswith(said)
 
 
 def test_a_zero_byte_anywhere_is_no_text() -> None:

@@ -207,9 +207,9 @@ def _check_offset(sensor: Sensor, dn_offset: float) -> None:
 class Chip:
     """A piece of one scene.
 
-    `pixels`: (C, H, W), numbers as `layout` says. `valid`: (C, H, W) bool, True where a pixel may
-    be used; elsewhere the pixels are marked by `mark_invalid`, whatever was given, so that neither
-    can be used without the other. `datetime`: acquisition, None where unknown.
+    `pixels`: (C, H, W), numbers as `layout` defines them. `valid`: (C, H, W) bool, True where a
+    pixel may be used; elsewhere the pixels are marked by `mark_invalid`, whatever was given, so
+    that neither can be used without the other. `datetime`: acquisition, None where unknown.
     """
 
     pixels: NDArray[np.generic]

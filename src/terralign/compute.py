@@ -40,9 +40,9 @@ def choose_threads(requested: int | None = None) -> int:
     """
     if requested is not None:
         return max(1, requested)
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdigit() and int(told) > 0:
-        return int(told)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
     return max(1, available_cores() - 1)
 
 

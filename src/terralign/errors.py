@@ -106,7 +106,7 @@ def counted(number: int, unit: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says, cut to a length fit for one line.
+    """The first line of another library's error, cut to a length fit for one line.
 
     GDAL's errors that only point to an earlier one give that one's text.
     """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -35,6 +38,14 @@ MAX_JSON_BYTES = 256 * 1024 * 1024
 
 MAX_TEXT_BYTES = 16 * 1024 * 1024
 """Any other text file larger than this is refused."""
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 @contextmanager
@@ -66,7 +77,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
-    """What a failed write says: OSErrors of the disk, and the libraries' own wrapping of them.
+    """A failed write: OSErrors of the disk, and the libraries' own wrapping of them.
 
     None for a fault of something else, such as an input that is missing.
     """
@@ -133,22 +144,35 @@ def read_text(
 
 
 def decode_text(data: bytes) -> str:
-    """Text of UTF-8, with or without a byte order mark; line ends (CRLF, CR) become LF.
+    """Text of UTF-8, or of UTF-8, UTF-16 or UTF-32 with a byte order mark.
 
+    Line ends (CRLF, CR) become LF; a Ctrl-Z at the end, as DOS programs leave it, is dropped.
     `ValueError` names the line and the byte that are not UTF-8.
     """
+    encoding = "utf-8"
+    for mark, marked in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            data, encoding = data[len(mark) :], marked
+            break
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        before = data[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        num_lines = before.count(b"\n")
-        raise ValueError(
-            f"it is not UTF-8 text: line {num_lines + 1} has the byte "
-            f"0x{data[error.start]:02x}; save it as UTF-8"
-        ) from error
+        raise ValueError(_not_decoded(data, encoding, error.start)) from error
     if "\0" in text:
-        raise ValueError("it holds zero bytes: no text, or UTF-16; save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise ValueError("it holds zero bytes: no text, or UTF-16 without a byte order mark")
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\x1a")
+
+
+def _not_decoded(data: bytes, encoding: str, position: int) -> str:
+    if encoding != "utf-8":
+        return f"it begins as {encoding.upper()} text and is damaged; save it as UTF-8"
+    byte = data[position : position + 1]
+    if b"\0" in data:
+        return "it is not UTF-8 text; save it as UTF-8"
+    line = data[:position].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+    letter = byte.decode("cp1252", errors="ignore")
+    meant = f", {letter!r} in Windows-1252" if letter else ""
+    return f"it is not UTF-8 text: line {line} has the byte 0x{byte.hex()}{meant}; save it as UTF-8"
 
 
 def read_lines(
@@ -190,11 +214,27 @@ def read_toml(
 def parse_toml(
     text: str, *, name: str, fault: type[TerralignError] = StorageError
 ) -> dict[str, Any]:
-    """The values of a TOML text. `name`: what it is and where it is from, as `fault` says it."""
+    """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise fault(f"{name} is not valid TOML: {error}") from error
+        raise fault(f"{name} is not valid TOML: {error}{_typographic(text, str(error))}") from error
+
+
+def _typographic(text: str, error: str) -> str:
+    """Names a character that word processors and web pages put in place of a plain one."""
+    place = re.search(r"at line (\d+)", error)
+    lines = text.split("\n")
+    numbers = [int(place[1])] if place else range(1, len(lines) + 1)
+    for number in numbers:
+        for letter in lines[number - 1] if number <= len(lines) else "":
+            quote = letter in "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u2032\u2033"
+            space = letter == "\ufeff" or (letter != " " and unicodedata.category(letter) == "Zs")
+            if quote or space or letter in "\u200b\u2013\u2014\u2212":
+                named = f"U+{ord(letter):04X} {unicodedata.name(letter, '')}".strip()
+                plain = "quote" if quote else "space" if space else "character"
+                return f"; line {number} holds {named}: write a plain {plain}"
+    return ""
 
 
 def shipped_names(folder: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Progress of long work: a bar with rate and time left on a terminal, else a line now and then.
 
-Both go to stderr; results go to stdout. Within a run they say which stage it is, and how long the
+Both go to stderr; results go to stdout. Within a run they name the stage, and how long the
 training that is left will take.
 """
 
@@ -35,7 +35,7 @@ class Stage:
 
 
 class Stages:
-    """The stages of a run in their order; `within` says which one is at work."""
+    """The stages of a run in their order; `within` sets the current one."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = tuple(stages)

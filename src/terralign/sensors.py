@@ -127,7 +127,7 @@ class Sensor:
         return names
 
     def composite(self, name: str | None = None) -> Composite:
-        """The RGB recipe called `name`, or the default one; `SensorError` if there is none."""
+        """The RGB recipe called `name`, or the default one; `SensorError` without any."""
         if not self.composites:
             raise SensorError(
                 f"sensor {self.name!r} makes no RGB composite; "
@@ -317,7 +317,7 @@ _PLAIN = TypeAdapter(Sensor)
 
 
 def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor:
-    """A sensor from plain values (TOML or JSON); `SensorError` says what is wrong and where."""
+    """A sensor from plain values (TOML or JSON); `SensorError` names what is wrong and where."""
     try:
         sensor = _PLAIN.validate_python(dict(values))
     except ValidationError as error:
@@ -374,7 +374,7 @@ def sentinel2_dn_offset(
     In this order: `metadata_add_offset` (the product's own BOA_ADD_OFFSET / RADIO_ADD_OFFSET),
     `declared` (the data set's declaration, for archives that removed the offset already), then the
     processing baseline in a standard `product_name` (`..._N0400_...`). A date decides nothing, and
-    `N9999` (reprocessed by a third party) says nothing: it raises `SensorError`.
+    `N9999` (reprocessed by a third party) states nothing: it raises `SensorError`.
     """
     if metadata_add_offset is not None:
         return float(metadata_add_offset)

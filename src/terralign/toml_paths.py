@@ -2,7 +2,7 @@
 
 Once read they are absolute, so that no working directory matters. Where a file is kept in a run's
 folder, they are written relative to the data root or to that folder; in identities only the last
-name counts, since what a path leads to has an identity of its own.
+name counts, since what a path leads to has its own identity.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class TomlPaths:
         return cls(folder=Path.cwd(), data_root=data_root)
 
     def find(self, written: str | Path) -> Path | None:
-        """The file or folder, absolute; None where there is none."""
+        """The file or folder, absolute; None where it is not found."""
         for base in (self.folder, self.data_root):
             if base is not None and _exists(base / written):
                 return Path(os.path.abspath(base / written))
         return None
 
     def not_found(self, written: str | Path) -> str:
-        """What to say of a path that was not found, with the places that were searched."""
+        """The error text for a path that was not found, with the places that were searched."""
         if Path(written).is_absolute():
             return f"{written} not found"
         places = [] if self.folder is None else [str(self.folder)]

@@ -139,7 +139,7 @@ def _step_into(current: Any, part: str, override: str) -> Any:
 
 
 def without_none(value: Any) -> Any:
-    """Plain values without the keys whose value is None, which TOML cannot say."""
+    """Plain values without the keys whose value is None, which TOML lacks."""
     if isinstance(value, dict):
         return {key: without_none(one) for key, one in value.items() if one is not None}
     if isinstance(value, list):
@@ -195,11 +195,11 @@ def keep_toml(
         ) from error
     if difference:
         first = sorted(difference, key=lambda one: not one.startswith("name: "))
-        told = "; ".join(first[:MAX_DIFFERENCES])
+        listed = "; ".join(first[:MAX_DIFFERENCES])
         left_out = len(first) - MAX_DIFFERENCES
         raise RecipeError(
             f"{folder} holds a {kind} of another {what}; choose another folder. "
-            f"Different: {told}{f'; and {left_out} more' if left_out > 0 else ''}"
+            f"Different: {listed}{f'; and {left_out} more' if left_out > 0 else ''}"
         )
 
 

@@ -400,7 +400,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a sensor or a list of them, each by name, .toml file or definition (Sensor)",
     ),
 }
-"""Argument -> what it must be where it is given, and how an error says it."""
+"""Argument -> what it must be where it is given, and the error's words for it."""
 
 
 def _check_arguments(*, seed: object, **others: object) -> None:

@@ -74,7 +74,7 @@ def test_a_file_has_one_name_a_line(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (b"forest\n\nriver\nforest\n", r"lines 1 and 4 are both 'forest'"),
-        ("wald\nfl\u00fcsse\n".encode("cp1252"), "line 2 has the byte 0xfc"),
+        ("wald\nfl\u00fcsse\n".encode("cp1252"), "line 2 has the byte 0xfc, 'ü' in Windows-1252"),
         (b"\n \n", "names no class"),
         (b'"forest\nriver\n', "line 1.*quotes are not balanced"),
         (b'"a","b"\n', "line 1: one name a line"),

@@ -15,6 +15,7 @@ from terralign.datasets.published.corine import (
     labels_from_pixels,
     nomenclature,
 )
+from terralign.datasets.sample import pixels_id
 from terralign.errors import DataError
 
 
@@ -192,6 +193,13 @@ def test_mini_splits_are_disjoint_and_whole(mini: Path) -> None:
     rows = {split: open_bigearthnet_mini(mini, split).rows for split in ("train", "val", "test")}
     assert {split: len(part) for split, part in rows.items()} == {"train": 6, "val": 2, "test": 2}
     assert sorted(np.concatenate(list(rows.values()))) == list(range(10))
+
+
+def test_mini_of_every_nomenclature_has_the_same_pixels(mini: Path) -> None:
+    sets = [open_bigearthnet_mini(mini, "val", num_classes=num) for num in (43, 19, 5)]
+    assert len({one.fingerprint for one in sets}) == 3
+    assert len({pixels_id(one) for one in sets}) == 1
+    assert pixels_id(sets[0]) != pixels_id(open_bigearthnet_mini(mini, "test", num_classes=43))
 
 
 def test_mini_pairs_optical_and_radar(mini: Path) -> None:

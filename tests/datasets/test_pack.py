@@ -259,7 +259,7 @@ def test_a_shard_that_is_not_as_the_manifest_says(store: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["sensors"]["sentinel1-grd"]["shape"] = [2, 24, 12]
     (store / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"sentinel1-grd is float32 of shape .*the manifest says"):
+    with pytest.raises(DataError, match=r"sentinel1-grd is float32 of shape .*the manifest has"):
         StoreSet(store, "train").read(np.array([0]))
 
 

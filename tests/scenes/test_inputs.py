@@ -13,6 +13,7 @@ from band_folders import NAME, write_band, write_product
 from terralign.errors import DataError
 from terralign.scenes import inputs
 from terralign.scenes.scene import find_inputs
+from terralign.sensors import Band, Sensor
 
 
 def test_a_file_and_a_product_are_themselves(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_what_cannot_be_read_is_skipped(
 ) -> None:
     """Simulated, since root may read any folder."""
 
-    def is_product(folder: Path) -> bool:
+    def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
         if folder.name == "locked":
             raise PermissionError(errno.EACCES, "Permission denied")
         return False
@@ -108,3 +109,11 @@ def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "d").mkdir()
     with pytest.raises(DataError, match="holds more than 2 inputs"):
         find_inputs(tmp_path)
+
+
+def test_a_custom_sensor_makes_products(tmp_path: Path) -> None:
+    mine = Sensor(name="mine", bands=(Band(name="pan"), Band(name="swir9")), unit="reflectance")
+    for name in ("s_pan.tif", "s_swir9.tif"):
+        (tmp_path / name).touch()
+    assert find_inputs(tmp_path, sensor=mine) == [tmp_path]
+    assert len(find_inputs(tmp_path)) == 2

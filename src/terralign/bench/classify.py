@@ -13,7 +13,7 @@ import numpy as np
 
 from terralign.bench.data import Part, Skipped, labels_id
 from terralign.bench.hubness import TRANSDUCTIVE, correct, csls_penalty
-from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences, per_class
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
 from terralign.bench.text import ClassText
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.calibration import (
@@ -92,16 +92,6 @@ def cosines(vectors: Floats, weights: Floats) -> Floats:
     return np.asarray(vectors @ weights.T, dtype=np.float32)
 
 
-def curve_json(curve: ReliabilityCurve) -> dict[str, Any]:
-    """A reliability curve as plain values."""
-    return {
-        "edges": curve.edges.tolist(),
-        "confidence": [None if np.isnan(v) else float(v) for v in curve.confidence],
-        "accuracy": [None if np.isnan(v) else float(v) for v in curve.accuracy],
-        "count": curve.count.tolist(),
-    }
-
-
 def _zero_shot(subject: Subject, text: ClassText, route: Route, variant: str) -> Measured:
     labels, names = subject.data.labels, text.class_names
     scores = class_scores(
@@ -112,9 +102,9 @@ def _zero_shot(subject: Subject, text: ClassText, route: Route, variant: str) ->
         bank=lambda: subject.vectors(route, subject.data.bank()),
     )
     result = subject.score(scores, labels.values)
-    figures = [figure(metric) for metric in result.metrics]
+    values = [metric.to_row() for metric in result.metrics]
     details: dict[str, Any] = {
-        "per_class": per_class(result, names),
+        "per_class": result.class_values(names),
         "class_names": list(names),
     }
     if not labels.multi_label:
@@ -126,17 +116,17 @@ def _zero_shot(subject: Subject, text: ClassText, route: Route, variant: str) ->
             logits = text.space.clip.logit_scale * scores.astype(np.float64)
             chances = np.exp(logits - logits.max(axis=1, keepdims=True))
             curve = top_label_curve(chances / chances.sum(axis=1, keepdims=True), labels.values)
-            details["reliability"] = curve_json(curve)
-            figures.append(_error_figure(curve, len(scores)))
+            details["reliability"] = curve.to_json()
+            values.append(_error_row(curve, len(scores)))
     note = [*subject.notes_of(route), *result.notes]
     if variant in TRANSDUCTIVE:
         note.append("transductive: it sees all reported samples at once")
     return Measured(
-        figures=figures, details=details, outcomes=result.outcomes, note=in_sentences(note)
+        values=values, details=details, outcomes=result.outcomes, note=in_sentences(note)
     )
 
 
-def _error_figure(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:
+def _error_row(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:
     return {
         "metric": "expected_calibration_error",
         "value": curve.expected_calibration_error,
@@ -185,20 +175,20 @@ def _decisions(
         )
     one = "one threshold for all classes"
     return Measured(
-        figures=[
-            *(figure(metric) for metric in result.metrics),
-            *(figure(metric, variant=one) for metric in overall.metrics),
-            _error_figure(curve, len(scores)),
+        values=[
+            *(metric.to_row() for metric in result.metrics),
+            *(metric.to_row() | {"variant": one} for metric in overall.metrics),
+            _error_row(curve, len(scores)),
         ],
         details={
-            "per_class": per_class(result, names),
+            "per_class": result.class_values(names),
             "class_names": list(names),
             "thresholds": {
                 "per_class": thresholds.per_class.tolist(),
                 "overall": thresholds.overall,
             },
             "platt": {"scale": platt.scale, "bias": platt.bias},
-            "reliability": curve_json(curve),
+            "reliability": curve.to_json(),
         },
         outcomes=result.outcomes,
         note=in_sentences([*notes, *result.notes]),

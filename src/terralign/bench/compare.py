@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from terralign.bench.measurements import Measurement, Measurements, read_measurement
-from terralign.bench.subject import Subject
+from terralign.bench.measurements import Measurement, read_measurement
+from terralign.bench.subject import Job, Measured, Subject
 from terralign.encoders.space import RGB
 from terralign.errors import DataError, ModelError
 from terralign.evaluation.diagnostics import mean_cosine
@@ -24,6 +24,7 @@ from terralign.train.stage import Stage, run_stage
 logger = logging.getLogger(__name__)
 
 VERSION = 3
+MOVED = "mean cosine of the same samples before and after"
 
 
 def compare_rows(
@@ -143,47 +144,30 @@ def compare(
     return found if first is a else {metric: one.turned() for metric, one in found.items()}
 
 
-def moved_rows(kept: Measurements, own: Subject, reference: Subject) -> list[Row]:
+def moved_job(own: Subject, reference: Subject) -> Job | None:
     """How far a model moved the RGB embeddings of the reference, where they share a text tower.
 
     The mean cosine between before and after patching, of the same samples.
     """
-    if own.model.space is None or reference.model.space is None:
-        return []
     before, after = reference.model.space, own.model.space
     routes = [next((r for r in one.routes if r.tower == RGB), None) for one in (reference, own)]
-    if before.clip.text_id() != after.clip.text_id() or None in routes:
-        return []
+    if before is None or after is None or None in routes:
+        return None
+    if before.clip.text_id() != after.clip.text_id():
+        return None
 
-    def make() -> dict[str, Any]:
+    def run() -> Measured:
         vectors = [
             one.vectors(route)
             for one, route in zip((reference, own), routes, strict=True)
             if route is not None
         ]
-        return {"value": mean_cosine(*vectors), "versions": kept.versions}
+        value = {"value": mean_cosine(*vectors), "num_samples": len(own.samples)}
+        return Measured(values=[value], note=f"against {reference.model.name}: {MOVED}")
 
-    stage = Stage.named_by_identity(
-        "a comparison",
-        {
-            "code": VERSION,
-            "moved": [before.space_id, after.space_id],
-            "samples": [reference.samples.fingerprint, own.samples.fingerprint],
-        },
-        kept.folder,
-        prefix="compare-",
-        cache=kept.cache,
+    return Job(
+        where={"task": "diagnostics", "tower": RGB, "metric": "mean_cosine"},
+        identity={"moved_from": [reference.model.name, before.space_id]},
+        version=VERSION,
+        run=run,
     )
-    note = run_stage(stage, make, renew=True)
-    row = Row(
-        **own.base_row,
-        task="diagnostics",
-        tower=RGB,
-        metric="mean_cosine",
-        value=note["value"],
-        num_samples=len(own.samples),
-        seed=own.suite.seed,
-        versions=kept.keep_versions(note["versions"]),
-        note=f"against {reference.model.name}: mean cosine of the same samples before and after",
-    )
-    return [row]

@@ -1,4 +1,4 @@
-"""Samples made worse on purpose: a band dropped, noise, an offset left in, L1C told to be L2A.
+"""Samples made worse on purpose: a band dropped, noise, an offset left in, L1C declared as L2A.
 
 B batch, C bands, H W pixels.
 """
@@ -50,7 +50,7 @@ class Condition:
 
     @property
     def identity(self) -> list[str]:
-        """What tells it from others."""
+        """What distinguishes it from others."""
         return [self.title, self.sensor, *(["black"] if self.black else [])]
 
 
@@ -132,7 +132,7 @@ def conditions(
 
 
 def as_l2a(layout: PixelLayout) -> PixelLayout:
-    """The layout of L1C pixels, told to be L2A: its bands without B10, its RGB recipe."""
+    """The layout of L1C pixels declared as L2A: its bands without B10, its RGB recipe."""
     sensor = SENSORS[L2A]
     bands = tuple(band for band in layout.bands if band in sensor.band_names)
     recipe = sensor.composite()

@@ -1,4 +1,4 @@
-"""Diagnostics of the space on one entry: its modalities, their gaps, their hubs, a picture.
+"""Diagnostics of the space on one entry: its modalities, their gaps, their hubs, a projection.
 
 N samples, D embedding dimensions.
 """
@@ -30,7 +30,7 @@ from terralign.evaluation.retrieval import TEXT
 VERSION = 2
 HUB_DEPTH = 10
 NUM_POINTS = 400
-"""Points of a modality in the picture."""
+"""Points of a modality in the projection."""
 MIN_ROWS = 10
 """Modalities of fewer vectors have no separability: there is nothing to validate on."""
 
@@ -51,65 +51,43 @@ def diagnostic_jobs(subject: Subject) -> Iterator[Job]:
 def _diagnose(subject: Subject, text: ClassText | None) -> Measured:
     groups: dict[str, Floats] = {TEXT: text.weights()} if text else {}
     groups |= {route.tower: subject.vectors(route) for route in subject.routes}
-    figures: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
+
+    def add(metric: str, value: float, num_samples: int, *towers: str, **more: float) -> None:
+        keys = ("tower",) if len(towers) == 1 else ("query_tower", "gallery_tower")
+        where = dict(zip(keys, towers, strict=True))
+        row = {"metric": metric, "value": value, "num_samples": num_samples}
+        values.append({**where, **row, **more})
+
     for name, vectors in groups.items():
-        figures.append(_one(name, "effective_rank", effective_rank(vectors), vectors))
+        add("effective_rank", effective_rank(vectors), len(vectors), name)
         if len(vectors) > 1:
-            figures.append(_one(name, "uniformity", uniformity(vectors), vectors))
+            add("uniformity", uniformity(vectors), len(vectors), name)
     for (a, one), (b, two) in combinations(groups.items(), 2):
-        figures.append(_pair(a, b, "modality_gap", modality_gap(one, two), two))
+        add("modality_gap", modality_gap(one, two), len(two), a, b)
         if min(len(one), len(two)) >= MIN_ROWS:
             apart = linear_separability(one, two, seed=subject.suite.seed)
-            figures.append(_pair(a, b, "linear_separability", apart, two) | {"chance": 0.5})
+            add("linear_separability", apart, len(two), a, b, chance=0.5)
         if TEXT not in (a, b):
-            figures.append(_pair(a, b, "alignment", alignment(one, two), two))
+            add("alignment", alignment(one, two), len(two), a, b)
         for query, gallery in ((a, b), (b, a)):
             found = k_occurrences(groups[query], groups[gallery], k=HUB_DEPTH)
-            for metric, value in (
-                ("hubness_skewness", hubness_skewness(found)),
-                ("share_never_found", float(np.mean(found == 0))),
-            ):
-                figures.append(_pair(query, gallery, metric, value, groups[query]))
+            never, num_queries = float(np.mean(found == 0)), len(groups[query])
+            add("hubness_skewness", hubness_skewness(found), num_queries, query, gallery)
+            add("share_never_found", never, num_queries, query, gallery)
     return Measured(
-        figures=figures,
-        details={"projection": _picture(subject, groups)},
+        values=values,
+        details={"projection": _projection(subject, groups)},
         note=f"cosines; hubness at k = {HUB_DEPTH}",
     )
 
 
-def _one(name: str, metric: str, value: float, vectors: Floats) -> dict[str, Any]:
-    return {"tower": name, "metric": metric, "value": value, "num_samples": len(vectors)}
-
-
-def _pair(a: str, b: str, metric: str, value: float, vectors: Floats) -> dict[str, Any]:
-    return {
-        "query_tower": a,
-        "gallery_tower": b,
-        "metric": metric,
-        "value": value,
-        "num_samples": len(vectors),
-    }
-
-
-def _picture(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
+def _projection(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
     """The same samples of every modality on one plane, at most `NUM_POINTS` of each."""
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(subject.samples))
     rows = np.sort(drawn[:NUM_POINTS])
-    shown = {name: vectors if name == TEXT else vectors[rows] for name, vectors in groups.items()}
-    projected, explained = project(shown)
-    labels = subject.samples.labels
-    points = {}
-    for name, xy in projected.items():
-        if name == TEXT:
-            names: Any = list(subject.class_names)
-            keys = names
-        else:
-            single = labels is not None and not labels.multi_label
-            names = (
-                [subject.class_names[int(labels.values[row])] for row in rows]
-                if labels is not None and single
-                else None
-            )
-            keys = [subject.samples.keys[row] for row in rows]
-        points[name] = {"xy": np.round(xy, 6).tolist(), "labels": names, "keys": keys}
+    projected, explained = project(
+        {name: vectors if name == TEXT else vectors[rows] for name, vectors in groups.items()}
+    )
+    points = {name: {"xy": np.round(xy, 6).tolist()} for name, xy in projected.items()}
     return {"explained": list(explained), "points": points}

@@ -50,13 +50,12 @@ def known_models(folder: Path) -> dict[str, dict[str, Any]]:
     return _read_names(folder / "models.json")
 
 
-def keep_versions(folder: Path, measured: Mapping[str, str]) -> str:
-    """The name of the versions that measured; `versions.json` holds what it stands for."""
+def keep_versions(folder: Path, measured: Mapping[str, str]) -> None:
+    """Keep in `versions.json` what the name of the versions that measured, their hash, is."""
     path, name = folder / "versions.json", hash_json(measured)
     known = _read_names(path)
     if name not in known:
         write_json(path, {**known, name: dict(measured)})
-    return name
 
 
 def _read_names(path: Path) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ samples, their labels, words, settings, and the version of the code that measure
 - `examples`: per query {"query", "query_index", "label", "results": [{"key", "index", "cosine",
   "right"}]}; for text queries `query` is the class name or caption and `query_index` is None
 - `sensors`: of retrieval, tower -> the sensor whose pixels it saw
-- `projection`: {"explained", "points": modality -> {"xy", "labels", "keys"}}
+- `projection`: {"explained", "points": modality -> {"xy"}}
 - `chosen`: hyper-parameter -> value chosen on validation data
 - `per_seed`: shots -> values of the seeds
 """
@@ -79,21 +79,12 @@ class Measurements:
     def __init__(self, out: Path, versions: Mapping[str, str], cache: Path | None) -> None:
         self.out, self.cache, self.versions = out, cache, dict(versions)
 
-    @property
-    def folder(self) -> Path:
-        """Where they are kept."""
-        return self.out / "measurements"
-
-    def keep_versions(self, measured: Mapping[str, str]) -> str:
-        """The name of versions that measured, now or earlier, kept in `versions.json`."""
-        return keep_versions(self.out, measured)
-
     def measure(self, subject: Subject, job: Job) -> Measurement:
         """The measurement of a job: read, or made and kept. Raises as the job does."""
         stage = Stage.named_by_identity(
             "a measurement",
             _depends(subject, job),
-            self.folder,
+            self.out / "measurements",
             suffixes=(".safetensors",),
             cache=self.cache,
         )
@@ -111,7 +102,7 @@ class Measurements:
                 "versions": hash_json(self.versions),
                 "measurement": stage.identity,
             }
-            made = [Row.model_validate({**shared, **one}) for one in found.figures]
+            made = [Row.model_validate({**shared, **one}) for one in found.values]
             return {
                 "versions": self.versions,
                 "samples": _samples_id(subject),
@@ -122,7 +113,7 @@ class Measurements:
 
         set_damaged_aside(stage.note.with_suffix(".safetensors"))
         note = run_stage(stage, make, renew=True)
-        self.keep_versions(note["versions"])
+        keep_versions(self.out, note["versions"])
         # A name or a role is how this bench names things: the values do not depend on it.
         names = {"model": subject.model.name, "role": subject.entry.role,
                  "entry": subject.entry.title}  # fmt: skip

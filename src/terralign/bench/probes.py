@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.data import Part, Skipped
-from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences, per_class
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
 from terralign.evaluation.embed import Route
 from terralign.evaluation.probes import (
     DEFAULT_CS,
@@ -67,9 +67,9 @@ def _probe(
     result = subject.score(scores, labels[2])
     settings = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
     return Measured(
-        figures=[figure(metric) for metric in result.metrics],
+        values=[metric.to_row() for metric in result.metrics],
         details={
-            "per_class": per_class(result, subject.class_names),
+            "per_class": result.class_values(subject.class_names),
             "class_names": list(subject.class_names),
             "chosen": chosen,
         },
@@ -89,7 +89,7 @@ def _few_shot(
         seed=subject.suite.seed,
     )
     note = f"{note}. C is chosen on {np.size(labels[1], 0)} labelled validation samples"
-    figures = []
+    values = []
     for one in found:
         plural = "" if one.shots == 1 else "s"
         short = (
@@ -97,7 +97,7 @@ def _few_shot(
             if one.num_short_classes
             else ""
         )
-        figures.append(
+        values.append(
             {
                 "metric": "few_shot_top1",
                 "value": one.mean,
@@ -111,7 +111,7 @@ def _few_shot(
             }
         )
     return Measured(
-        figures=figures,
+        values=values,
         details={"per_seed": {str(one.shots): list(one.values) for one in found}},
         note=note,
     )

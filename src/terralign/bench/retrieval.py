@@ -21,7 +21,7 @@ import numpy as np
 
 from terralign.bench.data import Skipped
 from terralign.bench.hubness import TRANSDUCTIVE, correct
-from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
 from terralign.bench.text import ClassText
 from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.bootstrap import Floats
@@ -128,16 +128,16 @@ def _retrieve(pair: _Pair) -> Measured:
     query, gallery = replace(query, vectors=queries), replace(gallery, vectors=items)
     if pair.variant in TRANSDUCTIVE:
         notes.append("transductive: it sees all queries at once")
-    figures: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
     outcomes: Outcomes = {}
     for level, find in (("instance", find_own), ("class", find_class)):
         found = find(query, gallery, penalty=penalty, **subject.resampling)
         if found is not None:
-            figures += [figure(metric, level=level) for metric in found.metrics]
+            values += [metric.to_row() | {"level": level} for metric in found.metrics]
             notes += found.notes
             outcomes |= found.outcomes
     return Measured(
-        figures=figures,
+        values=values,
         details={
             "examples": _examples(subject, query, gallery, penalty),
             "sensors": {name: route.layout.sensor.name for name, route in routes.items()},

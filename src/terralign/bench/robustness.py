@@ -1,4 +1,4 @@
-"""Robustness: the zero-shot figure under each condition of `degrade.py`, on the same samples."""
+"""Robustness: the zero-shot metrics under each condition of `degrade.py`, on the same samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from terralign.bench.classify import cosines
 from terralign.bench.data import Skipped
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
-from terralign.bench.subject import Job, Measured, Subject, figure, in_sentences
+from terralign.bench.subject import Job, Measured, Subject, in_sentences
 from terralign.bench.text import ClassText
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
@@ -65,7 +65,7 @@ def _under(
     scores = cosines(embedded / norms, text.weights())
     result = subject.score(scores, require_labels(samples).values)
     return Measured(
-        figures=[figure(metric) for metric in result.metrics],
+        values=[metric.to_row() for metric in result.metrics],
         outcomes=result.outcomes,
         note=in_sentences([route.note, condition.title, *result.notes]),
     )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from terralign.bench.classify import decision_jobs, zero_shot_jobs
-from terralign.bench.compare import compare_rows, moved_rows
+from terralign.bench.compare import compare_rows, moved_job
 from terralign.bench.data import NO_BANK, BenchData, Skipped
 from terralign.bench.diagnostics import diagnostic_jobs
 from terralign.bench.embeddings import Embeddings
@@ -44,8 +44,8 @@ from terralign.errors import (
     first_line,
     nearest,
 )
-from terralign.evaluation.rows import Row, read_rows
-from terralign.files import atomic_path, claimed, read_json, write_json
+from terralign.evaluation.rows import COLUMNS, Row, read_rows
+from terralign.files import atomic_path, claimed, write_json
 from terralign.progress import Progress
 from terralign.versions import versions
 
@@ -71,7 +71,7 @@ JOBS: dict[str, Callable[[Subject], Iterator[Job]]] = {
 class BenchResult:
     """A finished bench. `rows`: all of the folder.
 
-    Of this call: `num_measured`, measurements made; `num_failed`, rows that say what failed.
+    Of this call: `num_measured`, measurements made; `num_failed`, rows of what failed.
     """
 
     folder: Path
@@ -125,7 +125,8 @@ def run_bench(
         )
         bench.run(order, device)
         rows = _merged(before, bench.rows, known_models(out))
-        _write(out, rows)
+        if rows != before or not (out / "results.parquet").is_file():
+            _write(out, rows)
         return BenchResult(
             folder=out,
             rows=tuple(rows),
@@ -213,23 +214,22 @@ class _Bench:
     def _entry(self, model: BenchModel, entry: SuiteEntry, prompts: str | None) -> None:
         where = {"model": model.name, "model_id": model.model_id, "entry": entry.title,
                  "split": entry.split, "role": entry.role}  # fmt: skip
-        try:
-            subject = self._subject(model, entry, prompts)
-        except Exception as error:
-            self.rows.append(_failed(where, error))
-            return
+        with self._reported(where):
+            self._measure(self._subject(model, entry, prompts), prompts)
+
+    def _measure(self, subject: Subject, prompts: str | None) -> None:
         rows_before = len(self.rows)
         for tower, reason in subject.reasons.items():
             self._skip({**subject.base_row, "tower": tower}, reason)
         if "qb-norm" in self.suite.variants and "qb-norm" not in subject.variants:
             self._skip({**subject.base_row, "variant": "qb-norm"}, NO_BANK)
-        for task in entry.tasks if subject.routes else ():
+        for task in subject.entry.tasks if subject.routes else ():
             asked = prompts if task not in FITTED else None
             with self._reported({**subject.base_row, "task": task}):
                 for job in list(JOBS[task](subject)):
                     with self._reported({**subject.base_row, **job.where}):
                         self._job(subject, job, asked)
-        if model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
+        if subject.model.name != self.reference and any(map(_embeds_rgb, self.rows[rows_before:])):
             where = {**subject.base_row, "task": "diagnostics", "metric": "mean_cosine"}
             with self._reported(where):
                 self._moved(subject, prompts)
@@ -263,7 +263,8 @@ class _Bench:
     def _moved(self, subject: Subject, prompts: str | None) -> None:
         if self._reference_model is not None:
             before = self._subject(self._reference_model, subject.entry, prompts)
-            self.rows += moved_rows(self.measurements, subject, before)
+            if (job := moved_job(subject, before)) is not None:
+                self.rows += self.measurements.measure(subject, job).rows
 
     @contextmanager
     def _reported(self, where: dict[str, Any]) -> Iterator[None]:
@@ -282,7 +283,7 @@ class _Bench:
 
 
 def _embeds_rgb(row: Row) -> bool:
-    """Whether this figure is of all samples' RGB embeddings, which a bench keeps.
+    """Whether this value is of all samples' RGB embeddings, which a bench keeps.
 
     Robustness has those of changed pixels, and of fewer samples.
     """
@@ -336,7 +337,7 @@ def _merged(before: list[Row], rows: list[Row], known: Collection[str]) -> list[
 
 
 def _measurement(row: Row) -> tuple[Any, ...]:
-    """What a row's measurement asks of its model, whatever the figure."""
+    """What a row's measurement asks of its model, whatever the metric."""
     return row.model_copy(update={"metric": None, "level": None, "reference": None}).question
 
 
@@ -355,16 +356,12 @@ def _rows_before(out: Path) -> list[Row]:
 
 
 def _write(out: Path, rows: list[Row]) -> None:
-    """`results.json` and `results.parquet`; files that say the same already stay."""
-    path = out / "results.json"
-    table = out / "results.parquet"
+    """`results.json`, and the same rows as `results.parquet`."""
     values = [row.model_dump(mode="json") for row in rows]
-    if path.is_file() and table.is_file() and read_json(path) == {"rows": values}:
-        return
-    write_json(path, {"rows": values})
-    kinds = {"value": pa.float64(), "low": pa.float64(), "high": pa.float64(),
-             "chance": pa.float64(), "valid_share": pa.float64(), "p_value": pa.float64(),
-             "num_samples": pa.int64(), "seed": pa.int64()}  # fmt: skip
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in Row.model_fields])
-    with atomic_path(table) as partial:
-        pq.write_table(pa.Table.from_pylist(values, schema=schema), partial)
+    write_json(out / "results.json", {"rows": values})
+    numbers = {"num_samples": pa.int64(), "seed": pa.int64()} | dict.fromkeys(
+        ("value", "low", "high", "chance", "valid_share", "p_value"), pa.float64()
+    )
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in COLUMNS])
+    with atomic_path(out / "results.parquet") as partial_path:
+        pq.write_table(pa.Table.from_pylist(values, schema=schema), partial_path)

@@ -26,7 +26,6 @@ from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.evaluation.embed import Route
 from terralign.evaluation.metrics import (
-    Metric,
     MetricResult,
     Outcomes,
     classification_metrics,
@@ -41,11 +40,11 @@ NO_TEXT = "the model is an image encoder without text: it has probes only"
 class Measured:
     """What one measurement gives.
 
-    `figures`: keys of `Row`, one dict per value. `details`: plain values, see
+    `values`: keys of `Row`, one dict per value. `details`: plain values, see
     `bench/measurements.py`. `outcomes`: what models are compared by (`evaluation/paired.py`).
     """
 
-    figures: list[dict[str, Any]]
+    values: list[dict[str, Any]]
     details: dict[str, Any] = field(default_factory=dict)
     outcomes: Outcomes = field(default_factory=dict)
     note: str = ""
@@ -173,27 +172,6 @@ class Subject:
         if labels.ndim == 2:
             return multilabel_metrics(scores, labels.astype(np.bool_), **self.slow_resampling)
         return classification_metrics(scores, labels, **self.resampling)
-
-
-def figure(metric: Metric, **more: Any) -> dict[str, Any]:
-    """A metric as keys of a row."""
-    return {
-        "metric": metric.name,
-        "value": metric.value,
-        "low": metric.low,
-        "high": metric.high,
-        "num_samples": metric.num_samples,
-        "chance": metric.chance,
-        **more,
-    }
-
-
-def per_class(result: MetricResult, names: tuple[str, ...]) -> dict[str, Any]:
-    """Class name -> value and number of samples."""
-    return {
-        names[one.index]: {"value": one.value, "num_samples": one.num_samples}
-        for one in result.per_class
-    }
 
 
 def in_sentences(parts: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 Nothing is fitted or chosen on the samples that are reported: probes are fitted on `fit`, and what
 is free (C, k, thresholds) is chosen on `validation`. Where one of them is left out, its samples are
-a fixed part of another split, and the rows say so.
+a fixed part of another split, which the rows note.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ class Suite(_Strict):
     """Resamples of every interval; average precision and F1 are slower and use a fifth."""
     allow_shared_samples: bool = False
     """Measure although what is fitted or chosen on shares samples with what is reported; the rows
-    say so."""
+    note it."""
     variants: tuple[Variant, ...] = ()
-    """Remedies at query time, measured beside the plain figures."""
+    """Hubness corrections at query time, measured beside the plain metrics."""
     average_prompts: tuple[str, ...] = ("satellite", "satellite-centered", "plain")
     """The prompt sets whose zero-shot weights the variant prompt-average averages."""
     entries: tuple[SuiteEntry, ...] = Field(min_length=1)
@@ -136,11 +136,8 @@ def load_suite(
 ) -> Suite:
     """A shipped suite by name, or a TOML file, with `KEY=VALUE` overrides applied.
 
-    Paths are looked for as those of recipes are (see `load_recipe`). `RecipeError` says what is
-    wrong with it.
-
-    Refused: unknown keys, data sets and prompt sets, and fitting or choosing on the split that is
-    reported.
+    Paths are looked for as those of recipes are (see `load_recipe`). Raises `RecipeError`, also for
+    unknown keys, data sets and prompt sets, and fitting or choosing on the split that is reported.
     """
     values = read_named("suite", name_or_path)
     paths = TomlPaths.named(name_or_path, data_root)

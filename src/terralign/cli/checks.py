@@ -63,7 +63,7 @@ def open_alone(
     path = Path(paths[0])
     names = ("bands", "dn_offset", "units", "composite")
     try:
-        if find_inputs(path) != [path]:
+        if find_inputs(path, sensor=sensor) != [path]:
             return None
         return open_scene(path, sensor=sensor, **{name: reading[name] for name in names})
     except (DataError, SensorError, OSError) as error:

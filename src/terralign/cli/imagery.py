@@ -52,7 +52,7 @@ _READING = [
     click.option(
         "--sensor",
         help="Sensor of the rasters: a name, one of the model's, or a TOML. May be left out where "
-        "a product's name says it.",
+        "a product's name states it.",
     ),
     click.option(
         "--bands",
@@ -62,7 +62,7 @@ _READING = [
     click.option(
         "--dn-offset",
         type=float,
-        help="Added to Sentinel-2 DN: 0 or -1000. Needed where name and metadata do not say it.",
+        help="Added to Sentinel-2 DN: 0 or -1000. Needed where name and metadata do not state it.",
     ),
     click.option(
         "--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are."

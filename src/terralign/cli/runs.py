@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,36 +82,18 @@ def run(
     )
 
 
-def _single_stage(stage: str, base: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """The options that `patch` and `align` share; `base`: the option that each has of its own."""
-
-    def wrap(function: Command) -> Command:
-        options: list[Callable[[Command], Command]] = [
-            click.option(
-                "--recipe",
-                required=True,
-                help="A name or a TOML; its settings count.",
-            ),
-            base,
-            click.option(
-                "--out", required=True, type=click.Path(path_type=Path), help="Run folder."
-            ),
-            data_root_option,
-            set_option,
-            device_option,
-            json_option,
-        ]
-
-        @functools.wraps(function)
-        def call(**arguments: Any) -> None:
-            _run_stage(stage, **arguments)
-
-        wrapped: Command = call
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        return wrapped
-
-    return wrap
+def _stage_options(function: Command) -> Command:
+    """The options that `patch` and `align` share."""
+    for option in (
+        json_option,
+        device_option,
+        set_option,
+        data_root_option,
+        click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder."),
+        click.option("--recipe", required=True, help="A name or a TOML; its settings count."),
+    ):
+        function = option(function)
+    return function
 
 
 def _run_stage(
@@ -143,31 +123,30 @@ def _run_stage(
 
 
 @main.command()
-@_single_stage(
-    "patch", click.option("--base", help="The model to start from, in place of the recipe's.")
-)
+@click.option("--base", help="The model to start from, in place of the recipe's.")
+@_stage_options
 @example("terralign patch --recipe micro-real --data-root data --out runs/patched")
-def patch() -> None:
+def patch(**arguments: Any) -> None:
     """Run stage 1 alone: patch a CLIP on satellite RGB.
 
     Fine-tunes the RGB tower, chooses alpha, saves the patched space and measures it.
     """
+    _run_stage("patch", **arguments)
 
 
 @main.command()
-@_single_stage(
-    "align",
-    click.option(
-        "--base",
-        required=True,
-        help="The space to add towers to, such as the model folder that `patch` wrote.",
-    ),
+@click.option(
+    "--base",
+    required=True,
+    help="The space to add towers to, such as the model folder that `patch` wrote.",
 )
+@_stage_options
 @example(
     "terralign align --recipe micro-real --base runs/patched/model --data-root data --out runs/a"
 )
-def align() -> None:
+def align(**arguments: Any) -> None:
     """Run stage 2 alone: align sensor towers to a space.
 
     The space is the one that --base names; the recipe's towers are added to it and measured.
     """
+    _run_stage("align", **arguments)

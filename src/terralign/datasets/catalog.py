@@ -119,7 +119,7 @@ def find_dataset(name_or_toml: str, *, data_root: Path | None = None) -> Dataset
     """The data set of this name, in this packed store, or declared in this TOML file.
 
     `data_root`: where the sensors of a declaration are looked for, after its own folder.
-    `DataError`, with the nearest name, where there is none.
+    `DataError`, with the nearest name, where none has it.
     """
     if name_or_toml in DATASETS:
         return DatasetEntry(facts=read_facts(name_or_toml), open=DATASETS[name_or_toml])
@@ -192,7 +192,7 @@ def open_dataset(
 
     `data_root`: the folder that holds the data sets' own folders; the built-in synthetic ones need
     none. `size`: to what RGB image files are resized and cropped, as the side alone where CLIP's
-    way is meant (see `PictureSize`); None keeps their own size, which must then be the same for
+    way is used (see `PictureSize`); None keeps their own size, which must then be the same for
     all. Other data sets keep theirs. `to_pack`: the samples are only packed.
 
     Raises `DataError`: an unknown name (with the nearest one), a data root that is missing, a

@@ -16,8 +16,8 @@ from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 def check_samples(samples: SampleSet) -> None:
     """Raise `NumbersError` where the numbers of a split cannot be what its layouts declare.
 
-    Samples that cannot be read are passed over here: whoever needs them meets them. RGB digital
-    numbers of 8 bits, which pictures are decoded to, may be any, and are not looked at further.
+    Samples that cannot be read are skipped here, and are errors where they are used. RGB digital
+    numbers of 8 bits, which pictures are decoded to, may be any, and are not checked further.
     """
     if not len(samples):
         return

@@ -31,18 +31,18 @@ def list_class_files(
     A folder without a class or the reverse raises. Where the samples are the `whole` of the data
     set `name`, so do folders without any image, and files that are left out are named in one
     warning: those of other endings than `suffixes`, and images beside the class folders. Hidden
-    folders and files are passed over; links are followed.
+    folders and files are skipped; links are followed.
     """
     if not root.is_dir():
         raise DataError(f"{root} not found; it should hold one folder per class")
     wanted = list(classes)
-    there, left_out = set(), LeftOut(root)
+    found, left_out = set(), LeftOut(root)
     for path in root.iterdir():
         if path.name[0] != "." and path.is_dir():
-            there.add(path.name)
+            found.add(path.name)
         else:
             left_out.add(path)
-    extra, missing = sorted(there - set(wanted)), [name for name in wanted if name not in there]
+    extra, missing = sorted(found - set(wanted)), [name for name in wanted if name not in found]
     if extra:
         raise DataError(f"{root} has folders without a class: {_some(extra)}; name their classes")
     if missing:

@@ -1,4 +1,4 @@
-"""The image files below a folder, and what is passed over there: named in one warning."""
+"""The image files below a folder, and what is skipped there: named in one warning."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ACCOMPANYING = frozenset(
 
 _NAMES = re.compile(r"(thumbs\.db|desktop\.ini|readme|licen[cs]e|copying|notice)\b", re.IGNORECASE)
 
-_said: set[tuple[Path, str]] = set()
+_warned: set[tuple[Path, str]] = set()
 
 
 class LeftOut:
-    """Files that were passed over while the folder `root` was listed.
+    """Files that were skipped while the folder `root` was listed.
 
     Hidden files, and those that belong to a layout or to a system, are not noted.
     """
@@ -75,12 +75,12 @@ class LeftOut:
             )  # fmt: skip
 
 
-def is_new(place: Path, said: str) -> bool:
+def is_new(place: Path, text: str) -> bool:
     """Whether a warning about a file or folder is the first of its text in this process."""
-    key = (place, said)
-    if key in _said:
+    key = (place, text)
+    if key in _warned:
         return False
-    _said.add(key)
+    _warned.add(key)
     return True
 
 
@@ -91,7 +91,7 @@ def list_images(
 ) -> list[Path]:
     """The image files below `folder`, at any depth, sorted by their paths.
 
-    Hidden files and folders are passed over; links are followed. `left_out` takes what is no image.
+    Hidden files and folders are skipped; links are followed. `left_out` takes what is no image.
     Raises `DataError` for a folder that cannot be listed, a link that leads nowhere, and one to a
     folder that holds it.
     """

@@ -1,4 +1,4 @@
-"""Packing a data set by its name: which of its splits are there, and how they are opened."""
+"""Packing a data set by its name: which of its splits exist, and how they are opened."""
 
 from __future__ import annotations
 

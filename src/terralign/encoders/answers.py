@@ -1,4 +1,4 @@
-"""What a space says of imagery: classes with probabilities, and hits of a search.
+"""Results for imagery: classes with probabilities, and hits of a search.
 
 N chips or windows, K classes.
 """
@@ -27,7 +27,7 @@ from terralign.errors import DataError, StorageError, counted, nearest
 from terralign.files import write_text
 
 GENERATOR = "terralign"
-"""Stands in GeoJSON files, so that no other file is overwritten."""
+"""Marks GeoJSON files, so that no other file is overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

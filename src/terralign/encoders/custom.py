@@ -35,7 +35,7 @@ other architectures by more."""
 
 
 def make_encoder(encoder: Encoder, *, what: str) -> nn.Module:
-    """A module of its own from what a user gave; `ModelError` calls it `what`."""
+    """A new module from what a user gave; `ModelError` calls it `what`."""
     if isinstance(encoder, nn.Module):
         return _copied(encoder, what=what)
     if not callable(encoder):

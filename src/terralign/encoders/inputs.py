@@ -179,7 +179,7 @@ def expand(path: Path, declared: Declared) -> list[Path]:
         if not found:
             raise DataError(f"no file matches {shown(path)}")
         return [one for name in found for one in expand(name, declared)]
-    found = find_inputs(path)
+    found = find_inputs(path, sensor=declared.sensor)
     if declared.sensor is None or declared.sensor == SENSORS["rgb"] or found == [path]:
         return found
     rasters = [one for one in found if one.is_dir() or one.suffix.lower() in _RASTERS]

@@ -57,8 +57,8 @@ def load_ms_clip(path: Path, *, model_cfg: dict[str, Any] | None = None) -> Embe
     """The space of a checkpoint: its text tower and the tower `sentinel2` over ten bands.
 
     A space needs an RGB tower too: it is the same tower with the filters of red, green and blue
-    alone, the other bands at their mean. That is not how its authors used it, and `provenance` says
-    so. `model_cfg`: open_clip's, of ViT-B/16 unless given. `ModelError` where the file is none.
+    alone, the other bands at their mean. That is not how its authors used it, and `provenance`
+    states it. `model_cfg`: open_clip's, of ViT-B/16 unless given. `ModelError` for another file.
     """
     state, temperature = _read(path)
     config = model_cfg or open_clip.get_model_config(ARCHITECTURE)

@@ -39,7 +39,7 @@ class PromptSet:
 
 
 def prompt_set_names() -> list[str]:
-    """The names `load_prompts` knows."""
+    """The names that `load_prompts` takes."""
     return sorted([*shipped_names("encoders/prompts"), OPENAI_IMAGENET])
 
 

@@ -288,7 +288,7 @@ _PRETRAINING_ONLY = (
 def load_initial_weights(
     tower: SensorTower, path: Path, *, bands: tuple[str, ...]
 ) -> dict[str, list[str]]:
-    """Start a timm tower from a self-supervised checkpoint; say what did not load.
+    """Start a timm tower from a self-supervised checkpoint; return what did not load.
 
     Reads SSL4EO-S12's MoCo, DINO and MAE checkpoints and torchgeo's conversions of them (plain
     timm state dicts). `bands`: canonical names of the checkpoint's input channels, in order; the

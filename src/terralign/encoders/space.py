@@ -205,7 +205,7 @@ class EmbeddingSpace(Shown):
         return torch.stack(vectors) if vectors else torch.zeros(0, self.dim)
 
     def _declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
-        """What a caller says of pixels, with the sensor found by its name."""
+        """What a caller declares of pixels, with the sensor found by its name."""
         if isinstance(sensor, str | Path):
             sensor = self.find_sensor(str(sensor))
         return Declared(sensor=sensor, **others)

@@ -83,7 +83,7 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One input that could not be read; `error` is one line that names it and says why."""
+    """One input that could not be read; `error` is one line that names it and the reason."""
 
     key: str
     error: str

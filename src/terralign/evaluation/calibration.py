@@ -63,6 +63,15 @@ class ReliabilityCurve:
     accuracy: Floats
     count: NDArray[np.int64]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, None in an empty bin."""
+        return {
+            "edges": self.edges.tolist(),
+            "confidence": [None if np.isnan(v) else float(v) for v in self.confidence],
+            "accuracy": [None if np.isnan(v) else float(v) for v in self.accuracy],
+            "count": self.count.tolist(),
+        }
+
     @property
     def expected_calibration_error(self) -> float:
         """Mean over predictions of |accuracy - confidence| of their bin (Guo et al. 2017)."""

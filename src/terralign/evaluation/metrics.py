@@ -59,6 +59,17 @@ class Metric:
     num_samples: int
     chance: float
 
+    def to_row(self) -> dict[str, Any]:
+        """The keys of a `Row` that it fills."""
+        return {
+            "metric": self.name,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "num_samples": self.num_samples,
+            "chance": self.chance,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassScore:
@@ -89,6 +100,13 @@ class MetricResult:
                 return metric
         known = [metric.name for metric in self.metrics]
         raise DataError(f"no metric {name!r} in this result; {nearest(name, known)}")
+
+    def class_values(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Class name -> its value and number of samples, as plain values."""
+        return {
+            names[one.index]: {"value": one.value, "num_samples": one.num_samples}
+            for one in self.per_class
+        }
 
     def value(self, name: str) -> float:
         """The value of the metric called `name`, a fraction of 1."""

@@ -67,15 +67,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as `terralign evaluate --json` prints them."""
         metrics = self.result.metrics
-        per_class = None
-        if self.result.per_class and self.class_names:
-            per_class = {
-                self.class_names[score.index]: {
-                    "value": score.value,
-                    "num_samples": score.num_samples,
-                }
-                for score in self.result.per_class
-            }
+        per_class = self.result.class_values(self.class_names) if self.class_names else {}
         return {
             "task": self.task,
             "dataset": self.dataset,
@@ -89,7 +81,7 @@ class Evaluation:
             "metrics": {metric.name: metric.value for metric in metrics},
             "intervals": {metric.name: [metric.low, metric.high] for metric in metrics},
             "chance": {metric.name: metric.chance for metric in metrics},
-            "per_class": per_class,
+            "per_class": per_class or None,
             "notes": list(self.result.notes),
         }
 
@@ -110,12 +102,7 @@ class Evaluation:
                     "dataset": self.dataset,
                     "split": self.split,
                     "task": self.task,
-                    "metric": metric.name,
-                    "value": metric.value,
-                    "low": metric.low,
-                    "high": metric.high,
-                    "num_samples": metric.num_samples,
-                    "chance": metric.chance,
+                    **metric.to_row(),
                     "valid_share": self.valid_share,
                 }
             )

@@ -32,7 +32,7 @@ def parts_of(
 
 
 def new_pixels(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of `shape` on the device of `like`, in its dtype unless told otherwise; not filled.
+    """A tensor of `shape` on the device of `like`, in its dtype by default; not filled.
 
     Large ones come from NumPy, which asks the system for huge pages where torch does not: they are
     there several times sooner.

@@ -113,7 +113,7 @@ def to_physical(pixels: Tensor, layout: PixelLayout) -> tuple[Tensor, Tensor]:
 def _make_physical(numbers: Tensor, source: torch.dtype, layout: PixelLayout) -> Tensor | None:
     """Turn raw float32 `numbers`, once of dtype `source`, into physical ones, in place.
 
-    Numbers without data become NaN. Returns the mask that is True there, None where there are none.
+    Numbers without data become NaN. Returns the mask that is True there, None without any.
     """
     sensor = layout.sensor
     invalid = torch.isfinite(numbers).logical_not_() if source.is_floating_point else None
@@ -176,7 +176,7 @@ def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
 
 
 def layout_composite(layout: PixelLayout) -> Composite:
-    """The layout's RGB recipe, else its sensor's first; `SensorError` where there is none."""
+    """The layout's RGB recipe, else its sensor's first; `SensorError` without one."""
     return layout.composite or layout.sensor.composite()
 
 

@@ -64,7 +64,7 @@ def describe_product(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """What the header of one band's file says."""
+    """The header of one band's file."""
 
     file: BandFile
     grid: Grid

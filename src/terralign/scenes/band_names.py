@@ -157,7 +157,7 @@ Chosen = tuple[tuple[str, ...], tuple[int, ...]]
 def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     """The bands of a file that names them; those that measure nothing are left out, and logged.
 
-    `DataError` says what the file calls its bands where that is not enough.
+    `DataError` lists what the file calls its bands where that is not enough.
     """
     there = f"{shown(path)} has {len(found.texts)} band(s)"
     folder = "; of a product with a file per band, give the folder" if len(found.texts) == 1 else ""

@@ -18,7 +18,7 @@ from terralign.sensors import RGB, SENSORS, Sensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declared:
-    """What a caller says of pixels; None: nothing. See `EmbeddingSpace.embed`."""
+    """What a caller declares of pixels; None: nothing. See `EmbeddingSpace.embed`."""
 
     sensor: Sensor | None = None
     bands: Sequence[str] | None = None
@@ -69,7 +69,7 @@ def declare_layout(
     composite: str | None = None,
     shape: Sequence[int] | None = None,
 ) -> PixelLayout:
-    """How pixels of `shape` (..., C, H, W) are to be read, from what a caller says of them.
+    """How pixels of `shape` (..., C, H, W) are to be read, from what a caller declares.
 
     Nothing is guessed: `SensorError` where the channels are not those bands, and where Sentinel-2
     DN come without `dn_offset`.

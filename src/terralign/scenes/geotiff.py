@@ -1,4 +1,4 @@
-"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and the masks of theirs that it knows."""
+"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and their masks."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
 
 
 def read_mask_file(path: Path) -> NDArray[np.bool_]:
-    """(H, W), True where a mask in a file of its own (`.msk`) is not 0."""
+    """(H, W), True where a mask in a separate file (`.msk`) is not 0."""
     with open_geotiff(path) as file:
         return _read(lambda: file.read(1), shown(path))
 

@@ -11,6 +11,7 @@ from typing import Literal
 from terralign.errors import DataError, shown
 from terralign.scenes.pictures import PICTURE_SUFFIXES
 from terralign.scenes.products import is_product
+from terralign.sensors import Sensor
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +32,25 @@ _ACCOMPANYING = (
 """Endings of files that accompany images, and are not counted among what is left out."""
 
 
-def find_inputs(path: Path | str) -> list[Path]:
+def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]:
     """A file itself; a folder that is one product itself; of another folder, the pictures, GeoTIFFs
     and product folders below it, sorted.
 
-    Hidden and temporary files are left out, others that are no input are counted in one line of
-    the log. Links to folders are followed, to each folder once. Folders that cannot be read, or lie
-    deeper than `MAX_DEPTH`, are skipped and counted in a warning. `DataError` where nothing is
-    found, or too much.
+    `sensor`: makes a folder a product by its bands, as built-in sensors do. Hidden and temporary
+    files are left out, others that are no input are counted in one line of the log. Links to
+    folders are followed, to each folder once. Folders that cannot be read, or lie deeper than
+    `MAX_DEPTH`, are skipped and counted in a warning. `DataError` where nothing is found, or too
+    much.
     """
     path = Path(path)
     try:
         if not path.exists():
             raise DataError(f"{shown(path)} not found")
-        if not path.is_dir() or is_product(path):
+        if not path.is_dir() or is_product(path, sensor=sensor):
             return [path]
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    found, left_out, skipped = _below(path)
+    found, left_out, skipped = _below(path, sensor)
     if path in skipped:
         raise DataError(f"{shown(path)} cannot be listed: {skipped[path]}")
     if skipped:
@@ -76,7 +78,7 @@ def find_inputs(path: Path | str) -> list[Path]:
     return sorted(found)
 
 
-def _below(root: Path) -> tuple[list[Path], Counter[str], dict[Path, str]]:
+def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str], dict[Path, str]]:
     """The inputs; endings of other files and how many; what was skipped and why."""
     found: list[Path] = []
     left_out: Counter[str] = Counter()
@@ -95,7 +97,7 @@ def _below(root: Path) -> tuple[list[Path], Counter[str], dict[Path, str]]:
             if entry.name.startswith(".") or entry.name.lower().endswith(_TEMPORARY):
                 continue
             try:
-                kind = _kind_of(entry, seen)
+                kind = _kind_of(entry, sensor, seen)
             except OSError as error:
                 skipped[entry] = error.strerror or str(error)
                 continue
@@ -116,7 +118,7 @@ def _below(root: Path) -> tuple[list[Path], Counter[str], dict[Path, str]]:
 
 
 def _kind_of(
-    entry: Path, seen: set[tuple[int, int]]
+    entry: Path, sensor: Sensor | None, seen: set[tuple[int, int]]
 ) -> Literal["input", "folder", "seen", "other"]:
     """What an entry of a folder is; folders are noted in `seen`. `OSError` where it is unknown."""
     if not entry.is_dir():
@@ -126,7 +128,7 @@ def _kind_of(
     if identity in seen:
         return "seen"
     seen.add(identity)
-    return "input" if is_product(entry) else "folder"
+    return "input" if is_product(entry, sensor=sensor) else "folder"
 
 
 def _identity(folder: Path) -> tuple[int, int]:

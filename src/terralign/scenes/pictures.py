@@ -333,7 +333,7 @@ def _decode(
     masked: Path | bytes | None,
     path: Path | None = None,
 ) -> tuple[Image.Image, _Mask]:
-    """`masked`: a TIFF with a mask of its own; `path`: beside which a mask may be (`.msk`)."""
+    """`masked`: a TIFF with its own mask; `path`: beside which a mask may be (`.msk`)."""
     try:
         picture, valid = _to_rgb(image)
         mask = _mask_of(masked, path, what)

@@ -209,7 +209,7 @@ def box(bounds: Bounds) -> dict[str, Any]:
 def is_geographic(crs: Any) -> bool:
     """Whether a reference system, whatever rasterio takes for one, counts in degrees.
 
-    False for one that is unknown, of which `wgs84_bounds` says so.
+    False for one that is unknown, which `wgs84_bounds` refuses.
     """
     try:
         return bool(_parse_crs(crs).is_geographic)

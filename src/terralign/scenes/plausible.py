@@ -246,7 +246,7 @@ class _Judge:
             )
 
     def fractions(self, dtype: np.dtype[Any], raw: NDArray[np.float64], *, where: str = "") -> None:
-        """Fractions below 2 are no DN, unless the sensor's own scale says so."""
+        """Fractions below 2 are no DN, unless the sensor's own scale is of that size."""
         floating = np.issubdtype(dtype, np.floating)
         if self.layout.units != "dn" or not floating or self.layout.dn_scale > 0.01:
             return

@@ -65,18 +65,18 @@ class FileBands:
 
 
 def stated_offset(file: FileBands, *, declared: float | None) -> float | None:
-    """What metadata say must be added to a GeoTIFF's DN; None where they say nothing.
+    """What metadata say must be added to a GeoTIFF's DN; None where they do not state it.
 
     Asked in turn: the product's metadata XML (beside the file, or in the
     product's folder where the file lies in its `GRANULE`), the item `BOA_ADD_OFFSET` (L2A) or
     `RADIO_ADD_OFFSET` (L1C) of the bands or the file, and the bands' own scale and offset, where
     the scale is the sensor's (see `stated_scale` for another). A sensor other than Sentinel-2's is
-    asked for the last only. Earth Engine's `BOA_ADD_OFFSET_B4` is not believed: its harmonised
+    looked up for the last only. Earth Engine's `BOA_ADD_OFFSET_B4` is ignored: its harmonised
     images keep it although their pixels were shifted.
 
     Raises `DataError` where metadata are damaged, where the file's bands have different offsets,
-    and where two of these disagree; `SensorError` where `declared` says something else, or nothing
-    and all there is comes from Earth Engine.
+    and where two of these disagree; `SensorError` where `declared` differs, or is None
+    and only Earth Engine states one.
     """
     path = file.path
     found = [*_from_xml(file), *_from_items(file), *_from_scale(file)]

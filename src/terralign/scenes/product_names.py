@@ -9,7 +9,7 @@ SSL4EO deliver bands, and Sentinel Hub's EO Browser exports them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from terralign.errors import DataError
@@ -78,7 +78,7 @@ def eo_browser_day(name: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedBand:
-    """What a file's name says: `band` (canonical), `gsd_m` in metres where it says so, and
+    """What a file's name states: `band` (canonical), `gsd_m` in metres where it does, and
     `product`, what the names of the other bands begin with too."""
 
     product: str
@@ -100,20 +100,24 @@ def band_of_name(stem: str, sensor: Sensor) -> NamedBand | None:
     """
     text = stem.removesuffix("(Raw)").rstrip("_ ")
     sized = _RESOLUTION.fullmatch(text)
-    gsd_m = int(sized[2]) if sized else None
-    text = sized[1] if sized else text
-    for start in (0, *(match.end() for match in _SEPARATOR.finditer(text))):
-        band = band_meant(text[start:], sensor)
-        product = text[:start].rstrip("_.- ")
+    for product, ending in _endings(text):
+        band = band_meant(ending, sensor)
         if band is not None and not _OF_A_BAND.search(product):
-            return NamedBand(product=product, band=band.name, gsd_m=gsd_m)
+            return NamedBand(
+                product=product, band=band.name, gsd_m=int(sized[2]) if sized else None
+            )
     return None
+
+
+def _endings(stem: str) -> Iterator[tuple[str, str]]:
+    """A name without its resolution, cut in two at its beginning and at each separator."""
+    sized = _RESOLUTION.fullmatch(stem)
+    text = sized[1] if sized else stem
+    for start in (0, *(match.end() for match in _SEPARATOR.finditer(text))):
+        yield text[:start].rstrip("_.- "), text[start:]
 
 
 def is_auxiliary_name(stem: str) -> bool:
     """Whether a file's name without its ending is, or ends in, what accompanies bands: masks,
     quality, classes, angles, previews."""
-    sized = _RESOLUTION.fullmatch(stem)
-    text = sized[1] if sized else stem
-    starts = (0, *(match.end() for match in _SEPARATOR.finditer(text)))
-    return any(is_auxiliary(text[start:]) or _PREVIEW.fullmatch(text[start:]) for start in starts)
+    return any(is_auxiliary(end) or _PREVIEW.fullmatch(end) for _, end in _endings(stem))

@@ -54,7 +54,7 @@ def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
     """Whether a folder is one product: of ESA, one with the files of two bands or more, or one with
     the name of a standard product and the file of a band.
 
-    Decided by names alone. `sensor`: whose bands count; none: any built-in one's but `rgb`'s.
+    Decided by names alone. The bands of any built-in sensor but `rgb` count, and those of `sensor`.
     """
     if not folder.is_dir():
         return False
@@ -66,8 +66,8 @@ def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
     except DataError:
         return False
     least = 1 if is_named else 2
-    known = [one for one in SENSORS.values() if one.name != "rgb"] if sensor is None else [sensor]
-    return any(_num_bands(rasters, one) >= least for one in known)
+    known = {**SENSORS, sensor.name: sensor} if sensor else SENSORS
+    return any(_num_bands(rasters, one) >= least for one in known.values() if one.name != "rgb")
 
 
 def _num_bands(stems: Iterable[str], sensor: Sensor) -> int:
@@ -78,7 +78,7 @@ def _num_bands(stems: Iterable[str], sensor: Sensor) -> int:
 def find_product(folder: Path, sensor: Sensor | None) -> Product:
     """The bands of a product's folder, each in its native resolution where it comes in several.
 
-    `sensor`: may be left out where standard names or ESA's metadata say it. Raises `DataError`
+    `sensor`: may be left out where standard names or ESA's metadata state it. Raises `DataError`
     where no bands are found, where the folder holds files of several products or a band twice, or
     is no folder that is read; `SensorError` where the sensor is unknown or another than stated.
     """

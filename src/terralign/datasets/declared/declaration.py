@@ -1,4 +1,4 @@
-"""What every declared data set says, whatever its reader: name, classes, prompts, sensors."""
+"""What every declared data set has, whatever its reader: name, classes, prompts, sensors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PixelSettings(BaseModel):
 
 
 class Declaration(BaseModel):
-    """What the TOML file of a data set says; each reader adds its own keys."""
+    """The TOML file of a data set; each reader adds its own keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -47,7 +47,7 @@ class FolderSensor(PixelSettings):
 
 
 class FolderDeclaration(PixelSettings, Declaration):
-    """What the TOML file of a folder says; the pixels' settings are those of GeoTIFFs."""
+    """The TOML file of a folder; the pixels' settings are those of GeoTIFFs."""
 
     reader: Literal["folder"]
     """How it lies on disk: one folder per class, or images without labels."""

@@ -37,7 +37,7 @@ READERS: dict[str, tuple[type[Declaration], type[BaseModel], Callable[..., Sampl
 
 
 def read_declaration(path: Path) -> Declaration:
-    """Read and check a data set's TOML file; `DataError` says what is wrong and where."""
+    """Read and check a data set's TOML file; `DataError` names the first fault and its place."""
     values = read_toml(path, what="data set file", fault=DataError)
     declaration, sensor, _ = READERS[_reader_of(values, path)]
     sensors = values.get("sensors")

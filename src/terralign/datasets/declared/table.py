@@ -128,7 +128,7 @@ class TableColumns(BaseModel):
 
 
 class TableDeclaration(Declaration):
-    """What the TOML file of a table says."""
+    """The TOML file of a table."""
 
     reader: Literal["table"]
     table: str = Field(min_length=1)

@@ -159,7 +159,7 @@ class TarLabels(TarText):
 
 
 class TarDeclaration(Declaration):
-    """What the TOML file of tars says."""
+    """The TOML file of tars."""
 
     reader: Literal["shards"]
     root: str = Field(min_length=1)
@@ -422,7 +422,7 @@ class TarSet(Split):
 def find_tars(root: Path, patterns: Sequence[str], path: Path) -> list[Path]:
     """The tars below `root` that patterns name, in their order, each once.
 
-    `*`, `?` and `[...]` match what is there, sorted; `{000..009}` names every number of a range,
+    `*`, `?` and `[...]` match files that exist, sorted; `{000..009}` names every number of a range,
     and one that is missing is an error, as is a pattern that matches nothing. `path`: the
     declaration's file, for errors.
     """

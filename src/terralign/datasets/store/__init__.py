@@ -1,6 +1,6 @@
 """The packed store: a data set decoded once, and read from memory-mapped files from then on.
 
-`files` says what lies in a store's folder, `writing` makes one and `reading` opens it.
+`files` describes a store's folder, `writing` makes one and `reading` opens it.
 """
 
 from terralign.datasets.store.files import is_store as is_store

@@ -197,7 +197,7 @@ def is_store(path: Path) -> bool:
 
 
 def read_manifest(store: Path) -> Manifest:
-    """Read and check a store's manifest; `DataError` says what is wrong."""
+    """Read and check a store's manifest; `DataError` names the first fault."""
     path = store / MANIFEST
     if not path.is_file():
         raise DataError(f"{store} is no packed store: it has no {MANIFEST}")
@@ -288,7 +288,7 @@ def map_shard(
             want not in (-1, got) for got, want in zip(found[1], shape, strict=True)
         ):  # fmt: skip
             raise DataError(
-                f"shard {path}: {name} is {found[0]} of shape {found[1]}; the manifest says "
+                f"shard {path}: {name} is {found[0]} of shape {found[1]}; the manifest has "
                 f"{dtype} of shape {shape}"
             )
         start = 8 + header_bytes + entry["data_offsets"][0]

@@ -62,7 +62,7 @@ def read_pixels(
     """The decoded pixels of a shard: sensor -> (n, C, H, W).
 
     Raises `DataError` for a sample that cannot be read (unless `skip`), or of another shape or type
-    than `sensors` says.
+    than in `sensors`.
     """
     shapes = {name: one.shape or () for name, one in sensors.items()}
     tensors = {

@@ -155,7 +155,7 @@ def load_clip(source: str) -> ClipModel:
     - `ARCHITECTURE:TAG` as open_clip names them (`ViT-B-32-quickgelu:openai`),
     - `ARCHITECTURE:FILE` for a local state dict (`.pt`, loaded safely, or `.safetensors`).
 
-    `ModelError` where it is not there, damaged, or its activation does not fit its tag.
+    `ModelError` where it is not found, damaged, or its activation does not fit its tag.
     """
     if Path(source).is_dir():
         return _load_folder(Path(source))
@@ -276,7 +276,7 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
 def _published_preprocess(architecture: str) -> dict[str, Any]:
     """Preprocessing of an architecture's published weights where all agree, else open_clip's own.
 
-    A file of weights says nothing of it (SigLIP, for one, does not use OpenAI's mean).
+    A file of weights does not state it (SigLIP, for one, does not use OpenAI's mean).
     """
     default = asdict(PreprocessCfg())
     tags = open_clip.list_pretrained_tags_by_model(architecture)
@@ -353,7 +353,7 @@ def _finish(
         source=source,
         text_config=text_config,
     )
-    _ = clip.input_spec  # unusable preprocessing is told at once
+    _ = clip.input_spec  # unusable preprocessing is reported at once
     return clip
 
 

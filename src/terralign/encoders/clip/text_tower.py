@@ -33,7 +33,7 @@ MAX_LAYERS = 1000
 Tokenizer = Callable[[list[str]], Tensor]
 
 _WORDS = {"model_type", "hidden_act", "activation_function", "feed_forward_proj"}
-"""What a configuration may say in words; others name code, kernels or files."""
+"""Keys of a configuration whose values may be words; others name code, kernels or files."""
 
 _TOKENIZER_FILES = [
     "tokenizer.json",
@@ -201,7 +201,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         raise ValueError(f"{kind!r} is not a tokenizer of transformers")
     outside = {key for key in config if key.endswith("_file") or key == "auto_map"}
     write_json(config_path, {key: config[key] for key in config.keys() - outside})
-    # Older tokenizers say what they are by the model beside them.
+    # Older tokenizers are identified by the model beside them.
     if (source / _HUB_CONFIG).is_file():
         model_type = read_json(source / _HUB_CONFIG).get("model_type")
         write_json(target / _HUB_CONFIG, {"model_type": model_type} if model_type else {})

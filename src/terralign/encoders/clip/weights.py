@@ -38,7 +38,7 @@ def read_checkpoint(path: Path) -> Any:
 
     `.safetensors`: the state dict. Anything else: `torch.load(weights_only=True)` (training
     arguments in an `argparse.Namespace` are let through, they are plain values). `ModelError`
-    says what is wrong with a missing, truncated or unsafe file.
+    names what is wrong with a missing, truncated or unsafe file.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,7 +166,7 @@ def fit_names(state: StateDict, expected: Mapping[str, tuple[int, ...]], *, what
 
 
 def shared_prefix(keys: Iterable[str]) -> str:
-    """The longest beginning of all names that ends with a dot; "" where there is none."""
+    """The longest beginning of all names that ends with a dot; "" without one."""
     names = sorted(keys)
     if not names:
         return ""
@@ -278,7 +278,7 @@ def check_shapes(
 ) -> None:
     """Raise `ModelError` where a key is missing, left over or of another shape.
 
-    It says what the weights are instead, where their names show it.
+    It names what the weights are instead, where their names show it.
     """
     missing = sorted(expected.keys() - given.keys())
     left_over = sorted(given.keys() - expected.keys())
