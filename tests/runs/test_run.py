@@ -359,7 +359,7 @@ def test_a_rate_that_a_pretrained_transformer_does_not_bear_is_warned_of(
     ("change", "error", "said"),
     [
         ({"data": "eurosat-rgb", "split": "test"}, DataError, "lies in files"),
-        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "did you mean 'test'"),
+        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "splits: train, val, test"),
         (
             {"data": "synthetic-scenes", "split": "test", "classes": "openai-imagenet"},
             RecipeError,
