@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from terralign.datasets.catalog import DATASETS
 from terralign.evaluation.rows import Row
 from terralign.report.bench_tables import bench_tables
 from terralign.report.reported import load_reported, reported_table
-from terralign.report.tables import Cell, PairedTest
+from terralign.report.tables import Cell, PairedTest, adjust_holm
 
 
 def row(model: str, value: float, **changes: Any) -> Row:
@@ -118,13 +119,13 @@ def test_several_prompt_sets_are_told_apart_and_other_variants_stand_apart() -> 
         "eurosat, prompts satellite (unseen)", "eurosat, prompts plain (unseen)",
     ]  # fmt: skip
     assert [table.title for table in tables.more] == [
-        "Hubness correction", "Robustness: eurosat",
+        "Hubness correction", "Robustness",
     ]  # fmt: skip
     variants = [line.labels[0] for line in tables.more[0].lines]
-    assert variants == ["plain", "csls"]
+    assert variants == ["plain", "csls", "plain"]  # of the other prompts
 
 
-def test_hubness_corrections_of_retrieval_stand_below_the_plain_figures_of_their_pair() -> None:
+def test_hubness_corrections_stand_below_the_plain_values_of_their_pair() -> None:
     def found(model: str, value: float, query: str, metric: str, **changes: Any) -> Row:
         keys = {"tower": None, "query_tower": query, "gallery_tower": "s2", "prompts": None}
         return row(model, value, task="retrieval", metric=metric, **(keys | changes))
@@ -143,27 +144,27 @@ def test_hubness_corrections_of_retrieval_stand_below_the_plain_figures_of_their
         found("b", 0.9, "rgb", "recall@5", variant="csls"),
         found("a", 0.1, "rgb", "recall@1", variant="csls", entry="two"),
     ]
-    tables = [one for one in bench_tables(rows).more if one.title.startswith("Hubness")]
-    assert [one.title for one in tables] == [
-        "Hubness correction in retrieval: eurosat", "Hubness correction in retrieval: two",
-    ]  # fmt: skip
-    columns = [(column.heading, column.metric) for column in tables[0].columns]
-    assert columns == [(m, k) for m in ("a", "b") for k in ("recall@1", "mAP@10")]
-    assert [heading for heading, _ in tables[0].groups] == [
-        "rgb → s2, n 500",
-        "text → s2, prompts plain, n 500, chance 10.0",
-        "text → s2, prompts satellite, n 500, chance 10.0",
+    (table,) = [one for one in bench_tables(rows).more if one.title == "Hubness correction"]
+    assert [column.metric for column in table.columns] == ["recall@1", "mAP@10"]
+    groups = dict(table.groups)
+    assert list(groups) == [
+        "eurosat (unseen): a, rgb → s2, n 500",
+        "eurosat (unseen): b, rgb → s2, n 500",
+        "eurosat (unseen): a, text → s2, prompts plain, n 500, chance 10.0",
+        "eurosat (unseen): a, text → s2, prompts satellite, n 500, chance 10.0",
+        "two (unseen): a, rgb → s2, n 500, chance 10.0",
     ]
     first = {
         line.labels[0]: [(cell.value, cell.mark) if cell else None for cell in line.cells]
-        for line in tables[0].groups[0][1]
+        for line in groups["eurosat (unseen): b, rgb → s2, n 500"]
     }
     assert first == {
-        "plain": [("20.0", ""), ("20.0", ""), ("30.0", ""), ("30.0", "")],
-        "csls": [("30.0", "best"), ("30.0", "best"), ("40.0", "best"), ("40.0", "best")],
-        "chance": [("2.0", ""), ("10.0", ""), ("2.0", ""), ("10.0", "")],
+        "plain": [("30.0", ""), ("30.0", "")],
+        "csls": [("40.0", "best"), ("40.0", "best")],
+        "chance": [("2.0", ""), ("10.0", "")],
     }
-    assert [line.labels[0] for line in tables[0].groups[2][1]] == ["plain", "centred"]
+    last = groups["eurosat (unseen): a, text → s2, prompts satellite, n 500, chance 10.0"]
+    assert [line.labels[0] for line in last] == ["plain", "centred"]
 
 
 def test_cosines_before_and_after_stand_in_one_table_of_all_entries() -> None:
@@ -246,3 +247,18 @@ def test_published_figures_are_of_data_sets_that_there_are() -> None:
     reported = load_reported()
     assert {name for one in reported.figures for name in one.data} <= set(DATASETS)
     assert set(reported.sources) == {one.source for one in reported.figures}
+
+
+def test_holm_rejects_what_its_steps_reject() -> None:
+    assert adjust_holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert adjust_holm([0.9, 0.8]) == [1, 1]
+    assert adjust_holm([]) == []
+    p_values = np.random.default_rng(9).random(12) ** 4
+    adjusted = np.array(adjust_holm(list(p_values)))
+    for level in (0.01, 0.05, 0.2, 0.6):
+        rejected = set()
+        for step, place in enumerate(np.argsort(p_values)):  # step by step, as it is defined
+            if p_values[place] > level / (12 - step):
+                break
+            rejected.add(int(place))
+        assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected

@@ -44,6 +44,8 @@ from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
 from terralign.versions import versions
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -359,7 +361,7 @@ def test_a_rate_that_a_pretrained_transformer_does_not_bear_is_warned_of(
     ("change", "error", "said"),
     [
         ({"data": "eurosat-rgb", "split": "test"}, DataError, "lies in files"),
-        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "did you mean 'test'"),
+        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "splits: train, val, test"),
         (
             {"data": "synthetic-scenes", "split": "test", "classes": "openai-imagenet"},
             RecipeError,

@@ -45,11 +45,9 @@ NOTES = {
     "is compared with its RGB tower.",
     "moved": "Between the RGB embeddings of the same samples by the reference and by the model, "
     "the mean: 1 where patching moved none. Of models that share the reference's text tower.",
-    "corrections": "Zero-shot classification without (plain) and with each correction; centred "
-    "and csls see all reported samples at once.",
-    "retrieval-corrections": "Retrieval without (plain) and with each correction, query → gallery; "
-    "the best of each model is marked. centred and csls see all queries at once; qb-norm takes "
-    "queries of another split.",
+    "corrections": "Zero-shot classification and retrieval without (plain) and with each "
+    "correction. centred and csls see all samples or queries at once; qb-norm takes queries of "
+    "another split.",
     "robustness": "Zero-shot classification with what can go wrong with the pixels.",
     "diagnostics": "Describes the space; neither end of these is the better one.",
 }
@@ -74,13 +72,7 @@ def bench_tables(rows: Sequence[Row], test: PairedTest = lambda one, two: None) 
         return [table for table in made if table is not None]
 
     main = tables(_main_plans(names, values))
-    more = tables(
-        [
-            *_difference_plans(names, measured),
-            *_correction_plans(names, values),
-            *_entry_plans(values),
-        ]
-    )
+    more = tables([*_difference_plans(names, measured), *_more_plans(names, values)])
     folded = tuple(replace(table, folded=True) for table in more)
     return BenchTables(main=tuple(main), more=folded)
 
@@ -205,80 +197,64 @@ def _adjusted(rows: Sequence[Row], family: Callable[[Row], tuple[str, str]]) -> 
     }
 
 
-def _correction_plans(names: Names, values: Sequence[Row]) -> list[tuple[Plan, list[Row]]]:
-    """Hubness corrections: of classification, and of retrieval for each entry."""
-    plans = [
-        (
-            Plan(
-                title="Hubness correction",
-                heads=("variant",),
-                note=NOTES["corrections"],
-                group=lambda row: f"{row.model}, {row.tower}",
-                line=lambda row: (row.variant,),
-                column=lambda row: (names.role(row), metric_text(row.metric)),
-            ),
-            _with_variants(values, ZERO_SHOT, SCORES),
-        )
+def _more_plans(names: Names, values: Sequence[Row]) -> list[tuple[Plan, list[Row]]]:
+    """Hubness corrections, robustness, diagnostics."""
+
+    def subject(row: Row) -> str:
+        of = ", ".join(one for one in (row.model, row.towers, names.prompts(row)) if one)
+        return f"{row.entry} ({row.role}): {of}"
+
+    corrections = Plan(
+        title="Hubness correction",
+        heads=("variant",),
+        note=NOTES["corrections"],
+        group=subject,
+        line=lambda row: (row.variant,),
+        column=_by_metric,
+        about="group",
+        order=tuple(map(metric_text, (*SCORES, *CORRECTED))),
+    )
+    robustness = Plan(
+        title="Robustness",
+        heads=("condition",),
+        note=NOTES["robustness"],
+        group=names.role,
+        line=lambda row: (row.variant,),
+        column=lambda row: (f"{row.model}, {row.tower}", metric_text(row.metric)),
+        marked=False,
+        about="group",
+    )
+    diagnostics = Plan(
+        title="Diagnostics of the space",
+        heads=("model", "of"),
+        note=NOTES["diagnostics"],
+        legend="Shares and separability in per cent, the others as they are; no intervals.",
+        group=names.role,
+        line=lambda row: (row.model, subject_text(row)),
+        column=_by_metric,
+        marked=False,
+        about="group",
+    )
+    conditions = [row for row in values if row.task == "robustness" and row.metric in SCORES]
+    diagnosed = [row for row in values if row.task == "diagnostics" and row.metric != MOVED]
+    return [
+        (corrections, _with_variants(values)),
+        (robustness, conditions),
+        (diagnostics, diagnosed),
     ]
 
-    def pair(row: Row) -> str:
-        return ", ".join(one for one in (row.towers, names.prompts(row)) if one)
 
-    found = _with_variants(values, ("retrieval",), CORRECTED)
-    for entry in dict.fromkeys(row.entry for row in found):
-        plan = Plan(
-            title=f"Hubness correction in retrieval: {entry}",
-            heads=("variant",),
-            note=NOTES["retrieval-corrections"],
-            group=pair,
-            line=lambda row: (row.variant,),
-            column=lambda row: (row.model, metric_text(row.metric)),
-            about="group",
-            order=tuple(map(metric_text, CORRECTED)),
-        )
-        plans.append((plan, [row for row in found if row.entry == entry]))
-    return plans
-
-
-def _with_variants(
-    values: Sequence[Row], tasks: Sequence[str], metrics: Sequence[str]
-) -> list[Row]:
-    """These metrics of these tasks by every variant, where there are others than the plain one."""
+def _with_variants(values: Sequence[Row]) -> list[Row]:
+    """Classification and retrieval by every variant, where there are others than the plain one."""
 
     def subject(row: Row) -> tuple[str | None, ...]:
         return row.model, row.entry, row.towers
 
-    chosen = [row for row in values if row.task in tasks and row.metric in metrics]
+    chosen = [
+        row
+        for row in values
+        if (row.task in ZERO_SHOT and row.metric in SCORES)
+        or (row.task == "retrieval" and row.metric in CORRECTED)
+    ]
     several = {subject(row) for row in chosen if row.variant != PLAIN}
     return [row for row in chosen if subject(row) in several]
-
-
-def _entry_plans(values: Sequence[Row]) -> list[tuple[Plan, list[Row]]]:
-    """Robustness and diagnostics of each entry."""
-    plans = []
-    for entry in dict.fromkeys(row.entry for row in values):
-        own = [row for row in values if row.entry == entry]
-        robustness = Plan(
-            title=f"Robustness: {entry}",
-            heads=("condition",),
-            note=NOTES["robustness"],
-            group=lambda row: "",
-            line=lambda row: (row.variant,),
-            column=lambda row: (f"{row.model}, {row.tower}", metric_text(row.metric)),
-            marked=False,
-        )
-        diagnostics = Plan(
-            title=f"Diagnostics of the space: {entry}",
-            heads=("model", "of"),
-            note=NOTES["diagnostics"],
-            legend="Shares and separability in per cent, the others as they are; no intervals.",
-            group=lambda row: "",
-            line=lambda row: (row.model, subject_text(row)),
-            column=_by_metric,
-            marked=False,
-            about="group",
-        )
-        conditions = [row for row in own if row.task == "robustness" and row.metric in SCORES]
-        diagnosed = [row for row in own if row.task == "diagnostics" and row.metric != MOVED]
-        plans += [(robustness, conditions), (diagnostics, diagnosed)]
-    return plans

@@ -117,7 +117,7 @@ def confusion_figure(
     if num <= MAX_NUMBERED:
         for row, column in np.argwhere(shares >= 0.5):
             share = shares[row, column]
-            color = theme.text if share < 50 else theme.background
+            color = theme.text if share < 65 else theme.background
             style: dict[str, Any] = {"ha": "center", "va": "center", "size": FONT_SIZE}
             axes.text(column, row, f"{share:.0f}", color=color, **style)
     return figure

@@ -26,10 +26,9 @@ from terralign.report.document import Plot
 from terralign.report.tables import ZERO_SHOT, Table, text_table
 
 Details = Mapping[str, Mapping[str, Any]]
-"""Measurement -> its details, as `bench/store.py` describes them."""
+"""Measurement -> its details, as `bench/measurements.py` describes them."""
 
 SCORES = ("top1", "macro_map")
-MAX_PROJECTIONS = 4
 TEXT, RGB = "text", "rgb"
 BETWEEN_SENSORS = "between sensors"
 CURVES = {"recall": "recall@k (the same sample)", "map": "mAP@k (the same class)"}
@@ -191,19 +190,18 @@ class EntryFigures:
             for row in self._rows
             if row.task == "diagnostics" and (kept := self._kept(row, "projection"))
         }
-        for number, (row, kept) in enumerate(list(found.values())[:MAX_PROJECTIONS], start=1):
+        for number, (row, kept) in enumerate(found.values(), start=1):
             points = {
                 name: np.array(one["xy"], dtype=np.float64).reshape(-1, 2)
                 for name, one in kept["points"].items()
             }
             first, second = (float(share) for share in kept["explained"])
-            more = f"; {len(found) - MAX_PROJECTIONS} more models have one"
             prompts = f", prompts {row.prompts}" if row.prompts else ""
             if len(points) > 1:
                 yield Plot(
                     name=f"projection-{number}",
                     caption=f"The space of {row.model}{prompts}: {', '.join(points)} on their "
-                    f"common plane{more if len(found) > MAX_PROJECTIONS else ''}.",
+                    "common plane.",
                     draw=partial(projection_figure, points, (first, second)),
                 )
 

@@ -36,7 +36,6 @@ from terralign.report.canvas import (
 )
 from terralign.report.comparison import MODELS, by_heading
 
-MAX_CURVE_POINTS = 1500
 SMALL_SHARE = 0.1
 """Below it a bar is too short to compare with chance by eye, and the factor is written out."""
 
@@ -239,9 +238,7 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme 
 
 def _draw_loss(axes: Axes, points: np.ndarray[Any, Any], color: str) -> None:
     """One line of (N, 2) steps and losses; where it is long, pale under its moving average."""
-    size = -(-len(points) // MAX_CURVE_POINTS)
-    thinned = [points[i : i + size].mean(axis=0) for i in range(0, len(points), size)]
-    steps, losses = np.array(thinned).T
+    steps, losses = points.T
     window = len(losses) // 25
     axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35 if window > 1 else 1)
     if window > 1:

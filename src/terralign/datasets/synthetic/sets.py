@@ -7,21 +7,20 @@ the Earth; see `photos` and `scenes` for what they draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout, make_layout
+from terralign.chips import make_layout
 from terralign.datasets.content import ArrayContent, Contents
-from terralign.datasets.sample import Captions, Indexed, Labels, require_split
+from terralign.datasets.sample import Labels, require_split
+from terralign.datasets.split import Split
 from terralign.datasets.synthetic import photos, scenes
 from terralign.datasets.synthetic.draws import MAX_SIZE, Keys, sample_keys
 from terralign.errors import DataError
-from terralign.files import hash_json
 from terralign.sensors import SENSORS
 
 GENERATOR_VERSION = 1
@@ -38,27 +37,15 @@ Pixels = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class SyntheticSet(Indexed):
+class SyntheticSet(Split):
     """One split of a synthetic data set: a `SampleSet`.
 
     `sample_keys`: (N,) uint64, from which everything about a sample is drawn. `render` turns (B,)
     of them into pixels, sensor name -> (B, C, H, W).
     """
 
-    name: str
-    split: str
-    layouts: Mapping[str, PixelLayout]
-    keys: tuple[str, ...]
-    labels: Labels
-    captions: Captions | None
-    prompts: tuple[str, ...]
-    fingerprint: str
-    pixels_id: str
     sample_keys: Keys
     render: Callable[[Keys], Pixels]
-
-    def __len__(self) -> int:
-        return len(self.sample_keys)
 
     def contents(self) -> Contents:
         """What each sample is drawn from, at any size."""
@@ -86,7 +73,7 @@ def open_synthetic_photos(
     Labels: the shape and its colour, or what the view shows. Raises `DataError`.
     """
     name = "synthetic-photos"
-    keys, values = _samples(name, split, num_samples, seed, size)
+    keys = _sample_keys(name, split, num_samples, seed, size)
     rgb = SENSORS["rgb"]
     return SyntheticSet(
         name=name,
@@ -100,8 +87,7 @@ def open_synthetic_photos(
         ),
         captions=tuple((text,) for text in photos.photo_captions(keys)),
         prompts=photos.SHAPE_PROMPTS,
-        fingerprint=hash_json(values),
-        pixels_id=hash_json(values),
+        content=[GENERATOR_VERSION, seed, size],
         sample_keys=keys,
         render=partial(photos.render_photos, size=size),
     )
@@ -123,11 +109,11 @@ def open_synthetic_scenes(
     neither stage has a use for any. Raises `DataError`.
     """
     name = "synthetic-scenes"
-    keys, values = _samples(name, split, num_samples, seed, size)
+    keys = _sample_keys(name, split, num_samples, seed, size)
     optical, radar = SENSORS["sentinel2-l2a"], SENSORS["sentinel1-grd"]
     draw_labels = scenes.multi_labels if multi_label else scenes.single_labels
     return SyntheticSet(
-        name=name,
+        name=f"{name}-multilabel" if multi_label else name,
         split=split,
         layouts={
             optical.name: make_layout(
@@ -137,10 +123,9 @@ def open_synthetic_scenes(
         },
         keys=_names(split, len(keys)),
         labels=Labels(values=draw_labels(keys), class_names=scenes.CLASS_NAMES, class_list=name),
-        captions=None,
         prompts=photos.VIEW_PROMPTS,
-        fingerprint=hash_json({**values, "multi_label": multi_label}),
-        pixels_id=hash_json(values),
+        content=[GENERATOR_VERSION, seed, size],
+        pixels_of=name,
         sample_keys=keys,
         render=partial(scenes.render_scenes, size=size),
     )
@@ -151,25 +136,10 @@ def _names(split: str, num_samples: int) -> tuple[str, ...]:
     return tuple(f"{split}-{index:06d}" for index in range(num_samples))
 
 
-def _samples(
-    name: str,
-    split: str,
-    num_samples: int | None,
-    seed: int,
-    size: int,
-) -> tuple[Keys, dict[str, Any]]:
-    """The keys of one split, and everything that decides its pixels."""
+def _sample_keys(name: str, split: str, num_samples: int | None, seed: int, size: int) -> Keys:
+    """What the samples of one split are drawn from."""
     require_split(name, split, NUM_SAMPLES)
-    if num_samples is None:
-        num_samples = NUM_SAMPLES[split]
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DataError(f"{name}: size is {size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
-    values = {
-        "generator_version": GENERATOR_VERSION,
-        "name": name,
-        "split": split,
-        "num_samples": num_samples,
-        "seed": seed,
-        "size": size,
-    }
-    return sample_keys(name, seed, split, np.arange(num_samples, dtype=np.int64)), values
+    number = NUM_SAMPLES[split] if num_samples is None else num_samples
+    return sample_keys(name, seed, split, np.arange(number, dtype=np.int64))
