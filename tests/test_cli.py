@@ -36,6 +36,8 @@ from terralign.errors import Interrupted
 from terralign.runs.run import RunResult
 from terralign.sensors import SENSORS
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 COMMANDS = sorted(main.commands)
 
 

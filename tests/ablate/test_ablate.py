@@ -30,6 +30,8 @@ from terralign.train import patch as patch_module
 from terralign.train import sweep as sweep_module
 from terralign.train import tower as tower_module
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 ROOT = Path(__file__).parent.parent.parent
 
 TINY = (

@@ -44,6 +44,8 @@ from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
 from terralign.versions import versions
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
