@@ -101,6 +101,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def figures_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are saved as blank pictures: drawing them is half of the time of a small run."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save_blank(figure: Figure, out: Any, **options: Any) -> None:
+        Image.new("RGB", (8, 8)).save(out, format="PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save_blank)
+
+
 @pytest.fixture(scope="session")
 def fake_world(tmp_path_factory: pytest.TempPathFactory) -> FakeWorld:
     """A data root in official layouts; data sets are written when a test first adds them."""

@@ -36,6 +36,8 @@ from terralign.errors import Interrupted
 from terralign.runs.run import RunResult
 from terralign.sensors import SENSORS
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 COMMANDS = sorted(main.commands)
 
 
@@ -699,7 +701,10 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
         (["run", "quickstart", "--set", "patch.lr"], "expected KEY=VALUE"),
         (["evaluate", "MODEL", "--data", "eurosat"], "did you mean 'eurosat-"),
         (["evaluate", "MODEL", "--data", "aid"], "lies in files"),
-        (["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tst"], "'test'"),
+        (
+            ["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tst"],
+            "splits: train, val, test",
+        ),
         (["evaluate", "MODEL", "--data", "synthetic-photos", "--tower", "s2"], "tower 's2' takes"),
         (["evaluate", "MODEL", "--data", "synthetic-scenes", "--tower", "s3"], "no tower 's3'"),
         (["evaluate", "MODEL", "--data", "synthetic-scenes", "--prompts", "x"], "prompt set 'x'"),

@@ -200,6 +200,7 @@ def _write_named_blocks(folder: Path) -> None:
             (folder / name).write_text(text)
 
 
+@pytest.mark.usefixtures("figures_undrawn")
 def test_the_recipe_for_your_own_sensor_runs(working_folder: Path) -> None:
     _write_named_blocks(working_folder)
     text = (working_folder / "planet.toml").read_text()

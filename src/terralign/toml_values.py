@@ -5,11 +5,18 @@ from __future__ import annotations
 import operator
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from terralign.errors import RecipeError, StorageError, first_line, nearest
 from terralign.files import read_shipped, read_text, read_toml, shipped_names, write_text
@@ -44,11 +51,31 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """How pydantic calls an unknown key, of a model and of a dataclass."""
 
 
+class Holding(BaseModel):
+    """A table of a file whose keys are its own and those of `settings`, a model that it holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or isinstance(values.get("settings"), BaseModel):
+            return values
+        own = cls.model_fields.keys() - {"settings"}
+        held = {key: value for key, value in values.items() if key not in own}
+        return {**{key: value for key, value in values.items() if key in own}, "settings": held}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {**values.pop("settings", {}), **values}
+
+
 def explain(error: ValidationError, model: type[Any]) -> str:
     """One fault of a validation, in one line: a misspelt key before what is missing for it."""
     faults = error.errors()
     first = next((one for one in faults if one["type"] in _UNKNOWN), faults[0])
-    place = [part for part in first["loc"] if isinstance(part, int | str)]
+    place = _as_written(model, [part for part in first["loc"] if isinstance(part, int | str)])
     where = ".".join(str(part) for part in place)
     if first["type"] in _UNKNOWN:
         fields = _fields_at(model, place[:-1])
@@ -65,34 +92,58 @@ def explain(error: ValidationError, model: type[Any]) -> str:
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 
 
+def _as_written(model: type[Any], place: Sequence[int | str]) -> list[int | str]:
+    """A place in a model as a file writes it: without the `settings` of tables that hold them."""
+    written: list[int | str] = []
+    current: type[Any] | None = model
+    within = False
+    for part in place:
+        if part == "settings" and not within and _held_by(current) is not None:
+            within = True
+            continue
+        written.append(part)
+        within = False
+        current = _table_at(current, part)
+    return written
+
+
 def _fields_at(model: type[Any], place: Sequence[Any]) -> list[str]:
-    """The keys of the table at `place` of a model, as a recipe writes them."""
+    """The keys of the table at `place` of a model, as a file writes them."""
     current: type[Any] | None = model
     for part in place:
-        if isinstance(part, int):
-            continue
-        annotation = get_type_hints(current, include_extras=False).get(part)
-        current = None if annotation is None else _model_in(annotation)
-        if current is None:
-            return []
+        current = _table_at(current, part)
     return list(_fields_of(current))
+
+
+def _table_at(table: type[Any] | None, key: int | str) -> type[Any] | None:
+    """The table under a key of a table; an entry of a list is the table of all its entries."""
+    if table is None or isinstance(key, int):
+        return table
+    annotation = get_type_hints(table).get(key)
+    if annotation is None:
+        return None if (held := _held_by(table)) is None else _table_at(held, key)
+    return _model_in(annotation)
+
+
+def _held_by(table: type[Any] | None) -> type[Any] | None:
+    if table is None or not issubclass(table, Holding):
+        return None
+    return _model_in(get_type_hints(table)["settings"])
 
 
 def _fields_of(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = getattr(model, "model_fields", None) or getattr(
         model, "__dataclass_fields__", {}
     )
+    if (held := _held_by(model if isinstance(model, type) else None)) is not None:
+        return {**_fields_of(held), **{key: found[key] for key in found if key != "settings"}}
     return found
 
 
 def _model_in(annotation: Any) -> type[Any] | None:
     if isinstance(annotation, type) and _fields_of(annotation):
         return annotation
-    for argument in get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
-    return None
+    return next((found for one in get_args(annotation) if (found := _model_in(one))), None)
 
 
 def apply_override(

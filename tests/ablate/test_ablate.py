@@ -30,6 +30,8 @@ from terralign.train import patch as patch_module
 from terralign.train import sweep as sweep_module
 from terralign.train import tower as tower_module
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 ROOT = Path(__file__).parent.parent.parent
 
 TINY = (
@@ -329,7 +331,11 @@ def test_overrides_hold_for_all_variants_but_not_for_what_they_vary(folder: Path
     )
     planned = plan_study(study, overrides=["patch.weight_decay=0.2", "patch.batch_size=4"])
     found = [
-        (one.variant.name, one.recipe.patch.batch_size, one.recipe.align[0].losses)
+        (
+            one.variant.name,
+            one.recipe.patch.settings.batch_size,
+            one.recipe.align[0].settings.losses,
+        )
         for one in planned
         if one.recipe.patch is not None
     ]
@@ -337,8 +343,9 @@ def test_overrides_hold_for_all_variants_but_not_for_what_they_vary(folder: Path
     assert found == [
         ("reference", 8, cosine), ("batch-size=16", 16, cosine), ("losses=paper", 8, "paper"),
     ]  # fmt: skip
-    assert {one.recipe.patch and one.recipe.patch.lr for one in planned} == {5e-4}
-    assert {one.recipe.patch and one.recipe.patch.weight_decay for one in planned} == {0.2}
+    settings = [one.recipe.patch.settings for one in planned if one.recipe.patch is not None]
+    assert {one.lr for one in settings} == {5e-4}
+    assert {one.weight_decay for one in settings} == {0.2}
 
 
 @pytest.mark.parametrize(

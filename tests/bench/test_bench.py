@@ -35,9 +35,9 @@ from terralign.errors import RecipeError, StorageError
 from terralign.evaluation.calibration import choose_thresholds
 from terralign.evaluation.classification import evaluate_zero_shot
 from terralign.evaluation.embed import choose_route, embed_samples
+from terralign.evaluation.paired import MIN_SAMPLES
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import COLUMNS, Row, check_rows, read_rows
-from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import read_json, write_json
 from terralign.preprocess import scale_composite
 from terralign.preprocess.spec import layout_composite

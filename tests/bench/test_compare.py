@@ -12,9 +12,8 @@ import torch
 
 from terralign.bench.compare import PairedTests
 from terralign.encoders.clip.weights import write_state_dict
-from terralign.evaluation.paired import compare_outcomes
+from terralign.evaluation.paired import MIN_SAMPLES, compare_outcomes
 from terralign.evaluation.rows import Row
-from terralign.evaluation.significance import MIN_SAMPLES
 from terralign.files import write_json
 
 NUM = 40

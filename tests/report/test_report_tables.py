@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from terralign.datasets.catalog import DATASETS
 from terralign.evaluation.rows import Row
 from terralign.report.bench_tables import bench_tables
 from terralign.report.reported import load_reported, reported_table
-from terralign.report.tables import Cell, PairedTest
+from terralign.report.tables import Cell, PairedTest, adjust_holm
 
 
 def row(model: str, value: float, **changes: Any) -> Row:
@@ -246,3 +247,18 @@ def test_published_figures_are_of_data_sets_that_there_are() -> None:
     reported = load_reported()
     assert {name for one in reported.figures for name in one.data} <= set(DATASETS)
     assert set(reported.sources) == {one.source for one in reported.figures}
+
+
+def test_holm_rejects_what_its_steps_reject() -> None:
+    assert adjust_holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert adjust_holm([0.9, 0.8]) == [1, 1]
+    assert adjust_holm([]) == []
+    p_values = np.random.default_rng(9).random(12) ** 4
+    adjusted = np.array(adjust_holm(list(p_values)))
+    for level in (0.01, 0.05, 0.2, 0.6):
+        rejected = set()
+        for step, place in enumerate(np.argsort(p_values)):  # step by step, as it is defined
+            if p_values[place] > level / (12 - step):
+                break
+            rejected.add(int(place))
+        assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected

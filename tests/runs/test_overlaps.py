@@ -20,6 +20,8 @@ from terralign.evaluation.rows import Row
 from terralign.runs.recipe import Recipe, parse_recipe, recipe_text
 from terralign.runs.run import run_recipe
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -287,7 +287,9 @@ def test_an_override_without_a_place_is_refused(override: str, said: str) -> Non
 def test_a_misspelt_override_names_the_nearest_key(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     path.write_text(tomli_w.dumps(VALUES))
-    assert load_recipe(str(path), overrides=["patch.lr=0.5"]).patch.lr == 0.5  # type: ignore[union-attr]
+    changed = load_recipe(str(path), overrides=["patch.lr=0.5"])
+    assert changed.patch is not None
+    assert changed.patch.settings.lr == 0.5
     with pytest.raises(RecipeError, match=r"unknown key 'patch\.epoch'; did you mean 'epochs'"):
         load_recipe(str(path), overrides=["patch.epoch=2"])
 
@@ -379,3 +381,29 @@ def test_single_stages_that_are_not_there() -> None:
     bare = {key: value for key, value in VALUES.items() if key != "patch"}
     with pytest.raises(RecipeError, match="has no patch stage"):
         single_stage(parse_recipe(bare, origin="x"), "patch")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("patch.lrr", r"unknown key 'patch\.lrr'; did you mean 'lr'\?"),
+        ("patch.supportd", r"unknown key 'patch\.supportd'; did you mean 'supported'\?"),
+        ("patch.settings", r"unknown key 'patch\.settings'"),
+        ("patch.views.flipz", r"unknown key 'patch\.views\.flipz'; did you mean 'flips'\?"),
+    ],
+)
+def test_the_settings_that_a_table_holds_are_named_as_the_file_has_them(
+    key: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("quickstart", overrides=[f"{key}=1"])
+    with pytest.raises(RecipeError, match=r"patch\.lr: .*greater than 0"):
+        load_recipe("quickstart", overrides=["patch.lr=-1"])
+
+
+def test_a_recipe_is_written_flat(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    values = tomllib.loads(recipe_text(recipe))
+    assert values["patch"]["lr"] == recipe.patch.settings.lr  # type: ignore[union-attr]
+    assert "settings" not in values["patch"]
+    assert parse_recipe(values, origin="written") == recipe

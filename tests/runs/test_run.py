@@ -44,6 +44,8 @@ from terralign.train import align as align_module
 from terralign.train import finetune as finetune_module
 from terralign.versions import versions
 
+pytestmark = pytest.mark.usefixtures("figures_undrawn")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -359,7 +361,7 @@ def test_a_rate_that_a_pretrained_transformer_does_not_bear_is_warned_of(
     ("change", "error", "said"),
     [
         ({"data": "eurosat-rgb", "split": "test"}, DataError, "lies in files"),
-        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "did you mean 'test'"),
+        ({"data": "synthetic-scenes", "split": "tset"}, DataError, "splits: train, val, test"),
         (
             {"data": "synthetic-scenes", "split": "test", "classes": "openai-imagenet"},
             RecipeError,
@@ -453,10 +455,10 @@ def test_several_tasks_are_patched_as_the_recipe_says(
     tasks = {(row.task, row.model) for row in found.rows}
     assert len(tasks) == 6
     folders = sorted(path.name for path in (tmp_path / "patch").glob("task-*"))
-    assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes"]
+    assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes-multilabel"]
     header = (tmp_path / "alpha-sweep.csv").read_text().splitlines()[0]
     assert "synthetic-scenes/val" in header
-    assert "synthetic-scenes/val#1" in header
+    assert "synthetic-scenes-multilabel/val" in header
     assert (tmp_path / "figures" / "alpha-curve.png").is_file()
 
 

@@ -28,6 +28,7 @@ from terralign.compute import choose_device
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
+from terralign.encoders.picture_size import picture_size
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError
 from terralign.evaluation.classification import choose_class_names
@@ -38,7 +39,7 @@ from terralign.files import write_json
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe
 from terralign.runs.overlaps import RunOverlaps
-from terralign.runs.recipe import EvaluateRecipe, PatchRecipe, Recipe, recipe_hash
+from terralign.runs.recipe import EvaluateRecipe, Recipe, recipe_hash
 from terralign.runs.run import evaluate_entry, run_recipe
 from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
@@ -67,7 +68,7 @@ def baseline_settings(method: str, recipe: Recipe, given: Mapping[str, Any]) -> 
     else:
         shared |= {"trainable", "frozen", "batch_norm"}
     try:
-        return kind.model_validate({**recipe.patch.model_dump(include=shared), **given})
+        return kind.model_validate({**recipe.patch.settings.model_dump(include=shared), **given})
     except ValidationError as error:
         raise RecipeError(f"{method}: {explain(error, kind)}") from error
 
@@ -97,12 +98,11 @@ def run_baseline(
     keep_recipe(bare, start)
     base = run_recipe(bare, start, data_root=data_root, device=device, stores=stores, cache=cache)
     space = EmbeddingSpace.load(start / "model").to(choose_device(device))
-    data = RunData(recipe, data_root, stores)
-    data.size = space.input_spec().size
+    data = RunData(recipe, data_root, stores, picture_size(space.input_spec()))
     data.choose_own_prompts(space.prompts)
     overlaps = RunOverlaps(recipe, data)
     overlaps.check()
-    stage = _Stage(recipe, recipe.patch, space.clip, data, overlaps, folder, cache)
+    stage = _Stage(recipe, space.clip, data, overlaps, folder, cache)
     if recipe.base.pretrain is None and method != "coop":
         warn_of_patch_rate(space.clip.visual, settings.lr, source=space.clip.source)
     rows = [*base.rows, *METHODS[method](stage, settings)]
@@ -118,15 +118,11 @@ class _Stage:
     """What stage 1 has: its recipe, its theta_0, its data."""
 
     recipe: Recipe
-    settings: PatchRecipe
     clip: ClipModel
     data: RunData
     overlaps: RunOverlaps
     folder: Path
     cache: Path | None
-
-    def tasks(self) -> list[PatchingTask]:
-        return self.data.patching_tasks(self.settings)[0]
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
         return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
@@ -196,7 +192,11 @@ class _Stage:
 
 def _coop(stage: _Stage, settings: Any) -> list[Row]:
     prompts = learn_prompts(
-        stage.clip, stage.tasks(), settings, stage.folder / "coop", seed=stage.recipe.seed
+        stage.clip,
+        stage.data.patching.tasks,
+        settings,
+        stage.folder / "coop",
+        seed=stage.recipe.seed,
     )
     rows: list[Row] = []
     for entry in stage.recipe.evaluate:
@@ -214,7 +214,7 @@ def _coop(stage: _Stage, settings: Any) -> list[Row]:
 
 
 def _probed(stage: _Stage, settings: Any) -> list[Row]:
-    tasks = stage.tasks()
+    tasks = stage.data.patching.tasks
     result = probe_then_finetune(
         stage.clip, tasks, settings, stage.folder / "lp-ft", seed=stage.recipe.seed
     )

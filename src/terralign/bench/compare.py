@@ -17,9 +17,8 @@ from terralign.bench.subject import Job, Measured, Subject
 from terralign.encoders.space import RGB
 from terralign.errors import DataError, ModelError
 from terralign.evaluation.diagnostics import mean_cosine
-from terralign.evaluation.paired import compare_outcomes, compared_metrics
+from terralign.evaluation.paired import MIN_SAMPLES, Comparison, compare_outcomes, compared_metrics
 from terralign.evaluation.rows import Row
-from terralign.evaluation.significance import MIN_SAMPLES, Comparison
 from terralign.train.stage import Stage, run_stage
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.diagnostics import (
     alignment,
     effective_rank,
-    hubness,
+    hubness_skewness,
+    k_occurrences,
     linear_separability,
     modality_gap,
     project,
@@ -70,10 +71,10 @@ def _diagnose(subject: Subject, text: ClassText | None) -> Measured:
         if TEXT not in (a, b):
             add("alignment", alignment(one, two), len(two), a, b)
         for query, gallery in ((a, b), (b, a)):
-            hubs = hubness(groups[query], groups[gallery], k=HUB_DEPTH)
-            num_queries = len(groups[query])
-            add("hubness_skewness", hubs.skewness, num_queries, query, gallery)
-            add("share_never_found", hubs.share_never_found, num_queries, query, gallery)
+            found = k_occurrences(groups[query], groups[gallery], k=HUB_DEPTH)
+            never, num_queries = float(np.mean(found == 0)), len(groups[query])
+            add("hubness_skewness", hubness_skewness(found), num_queries, query, gallery)
+            add("share_never_found", never, num_queries, query, gallery)
     return Measured(
         values=values,
         details={"projection": _projection(subject, groups)},
@@ -85,8 +86,8 @@ def _projection(subject: Subject, groups: dict[str, Floats]) -> dict[str, Any]:
     """The same samples of every modality on one plane, at most `NUM_POINTS` of each."""
     drawn = np.random.default_rng(subject.suite.seed).permutation(len(subject.samples))
     rows = np.sort(drawn[:NUM_POINTS])
-    plane = project(
+    projected, explained = project(
         {name: vectors if name == TEXT else vectors[rows] for name, vectors in groups.items()}
     )
-    points = {name: {"xy": np.round(xy, 6).tolist()} for name, xy in plane.points.items()}
-    return {"explained": list(plane.explained), "points": points}
+    points = {name: {"xy": np.round(xy, 6).tolist()} for name, xy in projected.items()}
+    return {"explained": list(explained), "points": points}

@@ -81,7 +81,7 @@ def retrieval_jobs(subject: Subject) -> Iterator[Job]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pair:
-    """What finds what. `text`: the words of the classes where one side is them."""
+    """A query and a gallery modality. `text`: of the classes, where one side is their names."""
 
     subject: Subject
     space: EmbeddingSpace

@@ -45,7 +45,7 @@ class RankedScores:
         found = np.cumsum(weights, axis=1)
         seen = np.cumsum(counts[:, self.rows], axis=1)[:, self.ends]
         precision = found[:, self.lasts] / np.maximum(seen, 1)
-        sums = (weights[:, None] @ precision[:, :, None])[:, 0, 0]
+        sums = np.array([own @ at_it for own, at_it in zip(weights, precision, strict=True)])
         total = found[:, -1]
         return np.where(total > 0, sums / np.maximum(total, 1), np.nan)
 

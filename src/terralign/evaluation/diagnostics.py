@@ -7,7 +7,6 @@ floating-point rows and are L2-normalised here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import skew
@@ -23,32 +22,6 @@ from terralign.evaluation.similarity import row_norms, row_slices, similarity_bl
 NUM_FOLDS = 5
 MAX_SEPARATED = 2000
 """Vectors of a modality that `linear_separability` looks at."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hubness:
-    """How unevenly gallery items are found.
-
-    `counts`: (G,) float64, N_k, how many queries have an item among their k nearest. `skewness`:
-    of N_k, 0 where all items are found alike, above 1 where hubs are strong. `share_never_found`:
-    of the items, fraction of 1.
-    """
-
-    k: int
-    counts: Floats
-    skewness: float
-    share_never_found: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Projection:
-    """Vectors of several groups on the plane of their largest common spread.
-
-    `points`: group -> (N, 2) float64. `explained`: shares of the variance on the two axes.
-    """
-
-    points: dict[str, Floats]
-    explained: tuple[float, float]
 
 
 def linear_separability(a: Floats, b: Floats, *, seed: int = 0) -> float:
@@ -127,8 +100,8 @@ def uniformity(vectors: Floats, *, t: float = 2.0) -> float:
     return float(np.log(total / (num * (num - 1))))
 
 
-def hubness(query: Floats, gallery: Floats, *, k: int = 10) -> Hubness:
-    """Skewness of the k-occurrence N_k (Radovanovic et al. 2010, JMLR 11, section 2).
+def k_occurrences(query: Floats, gallery: Floats, *, k: int = 10) -> Floats:
+    """N_k (G,): how many queries have each gallery item among their k nearest.
 
     `query`: (Q, D), `gallery`: (G, D). Gallery items that tie for the last of a query's k places
     share them evenly. Raises `DataError`.
@@ -142,13 +115,16 @@ def hubness(query: Floats, gallery: Floats, *, k: int = 10) -> Hubness:
         above, tied = similarity > lowest, similarity == lowest
         share = (depth - np.count_nonzero(above, axis=1)) / np.count_nonzero(tied, axis=1)
         counts += np.count_nonzero(above, axis=0) + share @ tied
+    return counts
+
+
+def hubness_skewness(counts: Floats) -> float:
+    """Skewness of N_k (Radovanovic et al. 2010, JMLR 11, section 2).
+
+    0 where all items are found alike, above 1 where hubs are strong.
+    """
     flat = counts.std() <= 1e-9 * counts.mean()
-    return Hubness(
-        k=depth,
-        counts=counts,
-        skewness=0.0 if flat else float(skew(counts)),
-        share_never_found=float(np.mean(counts == 0)),
-    )
+    return 0.0 if flat else float(skew(counts))
 
 
 def effective_rank(vectors: Floats) -> float:
@@ -169,8 +145,9 @@ def effective_rank(vectors: Floats) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def project(groups: Mapping[str, Floats]) -> Projection:
-    """The principal plane of several groups together, each group weighing the same.
+def project(groups: Mapping[str, Floats]) -> tuple[dict[str, Floats], tuple[float, float]]:
+    """Points (N, 2) of several groups on their joint principal plane, each group weighing the same,
+    and the shares of the variance on its two axes.
 
     `groups`: name (such as text, rgb, sentinel2) -> (N, D). So a few class names count as much as
     many images. Every axis points to where its largest loading is positive, so that the same
@@ -193,15 +170,13 @@ def project(groups: Mapping[str, Floats]) -> Projection:
     plane = plane * np.sign(np.take_along_axis(plane, np.abs(plane).argmax(axis=0)[None], axis=0))
     values = np.clip(values, 0, None)
     total = max(float(values.sum()), np.finfo(float).tiny)
-    return Projection(
-        points={
-            name: np.concatenate(
-                [(unit - first) @ plane for unit in _unit_blocks(vectors, norms[name])]
-            )
-            for name, vectors in groups.items()
-        },
-        explained=(float(values[-1]) / total, float(values[-2]) / total),
-    )
+    points = {
+        name: np.concatenate(
+            [(unit - first) @ plane for unit in _unit_blocks(vectors, norms[name])]
+        )
+        for name, vectors in groups.items()
+    }
+    return points, (float(values[-1]) / total, float(values[-2]) / total)
 
 
 def _unit_blocks(vectors: Floats, norms: Floats) -> Iterator[Floats]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from terralign.datasets.catalog import cannot_open, find_dataset, open_dataset
@@ -13,7 +15,7 @@ from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, TerralignError
 from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.runs.checks import check_figures_differ
-from terralign.runs.recipe import AlignData, PatchRecipe, Recipe
+from terralign.runs.recipe import AlignData, Recipe, SupportedData, TaskData
 from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource
 from terralign.train.finetune import PatchingTask
@@ -42,16 +44,26 @@ def named_data(recipe: Recipe) -> list[Asked]:
     return list(dict.fromkeys(asked))
 
 
-class RunData:
-    """Opens what a recipe names. `size`: that of RGB pictures, known once the base model is.
-    `own_prompts`: those of the run's space, for data that name none; all models get the same.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchingData:
+    """The data of stage 1; of a recipe without it, none. `preserve_on`: pictures whose labels are
+    not used."""
 
-    `stores`: where packed stores are made, where the recipe asks for them.
+    tasks: tuple[PatchingTask, ...] = ()
+    validation: tuple[PatchingTask, ...] = ()
+    supported: tuple[PatchingTask, ...] = ()
+    preserve_on: SampleSet | None = None
+
+
+class RunData:
+    """Opens what a recipe names.
+
+    `size`: that of RGB pictures. `stores`: where packed stores are made, where the recipe asks for
+    them. `own_prompts`: those of the run's space, for data that name none; all models get the same.
     """
 
-    def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path) -> None:
-        self.recipe, self.data_root, self.stores = recipe, data_root, stores
-        self.size: Size | None = None
+    def __init__(self, recipe: Recipe, data_root: Path | None, stores: Path, size: Size) -> None:
+        self.recipe, self.data_root, self.stores, self.size = recipe, data_root, stores, size
         self.own_prompts: PromptSet | None = None
         self._sets: dict[Asked, SampleSet] = {}
 
@@ -73,11 +85,8 @@ class RunData:
 
     def choose_own_prompts(self, base: PromptSet | None) -> None:
         """The run's space has those of the first patching task; unpatched, those of its base."""
-        self.own_prompts = base
-        if self.recipe.patch is not None:
-            task = self.recipe.patch.tasks[0]
-            samples = self.open(task.data, task.train)
-            self.own_prompts = choose_prompts(samples, task.prompts)
+        tasks = self.patching.tasks
+        self.own_prompts = tasks[0].prompts if tasks else base
 
     def prompts(self, samples: SampleSet, named: str | None) -> PromptSet:
         """The prompts that every model is measured with."""
@@ -94,9 +103,7 @@ class RunData:
                 faults.setdefault(asked[0], error)
         if faults:
             raise cannot_open(faults)
-        if recipe.patch is not None:
-            self.patching_tasks(recipe.patch)
-            self.preserve_on(recipe.patch)
+        _ = self.patching
         for tower in recipe.align:
             for source in (*tower.data, *([tower.validation] if tower.validation else [])):
                 self.source(source)
@@ -106,37 +113,34 @@ class RunData:
                 choose_class_names(samples, entry.classes)
         check_figures_differ(recipe, self.open)
 
-    def patching_tasks(
-        self, recipe: PatchRecipe
-    ) -> tuple[list[PatchingTask], list[PatchingTask], list[PatchingTask]]:
-        """The training data, validation data and supported tasks of stage 1."""
-        training, validation = [], []
-        for one in recipe.tasks:
-            samples = self.open(one.data, one.train, one.limit, one.composite)
-            training.append(self._task(samples, one.prompts, one.classes))
-            samples = self.open(one.data, one.validation, one.validation_limit, one.composite)
-            validation.append(self._task(samples, one.prompts, one.classes))
-        supported = [
-            self._task(
-                self.open(one.data, one.validation, one.validation_limit, one.composite),
-                one.prompts,
-                one.classes,
-            )
-            for one in recipe.supported
-        ]
-        return training, validation, supported
-
-    def _task(self, samples: SampleSet, prompts: str | None, classes: str | None) -> PatchingTask:
-        return PatchingTask(
-            samples=samples,
-            prompts=choose_prompts(samples, prompts),
-            class_names=choose_class_names(samples, classes),
+    @cached_property
+    def patching(self) -> PatchingData:
+        """The data of stage 1."""
+        recipe = self.recipe.patch
+        if recipe is None:
+            return PatchingData()
+        kept = recipe.preserve_on
+        return PatchingData(
+            tasks=tuple(self._task(one, one.train, one.limit) for one in recipe.tasks),
+            validation=tuple(map(self._judge, recipe.tasks)),
+            supported=tuple(map(self._judge, recipe.supported)),
+            preserve_on=(
+                None
+                if kept is None
+                else self.open(kept.data, kept.split, kept.limit, kept.composite)
+            ),
         )
 
-    def preserve_on(self, recipe: PatchRecipe) -> SampleSet | None:
-        """The pictures of stage 1 whose labels are not used."""
-        one = recipe.preserve_on
-        return None if one is None else self.open(one.data, one.split, one.limit, one.composite)
+    def _judge(self, one: TaskData | SupportedData) -> PatchingTask:
+        return self._task(one, one.validation, one.validation_limit)
+
+    def _task(self, one: TaskData | SupportedData, split: str, limit: int | None) -> PatchingTask:
+        samples = self.open(one.data, split, limit, one.composite)
+        return PatchingTask(
+            samples=samples,
+            prompts=choose_prompts(samples, one.prompts),
+            class_names=choose_class_names(samples, one.classes),
+        )
 
     def source(self, data: AlignData) -> AlignmentSource:
         """A data set of stage 2."""

@@ -31,8 +31,8 @@ class RunOverlaps:
         recipe, notes = self._recipe, []
         allowed = recipe.allow_shared_samples
         if recipe.patch is not None:
-            _, validation, supported = self._data.patching_tasks(recipe.patch)
-            judging = [task.samples for task in (*validation, *supported)]
+            patching = self._data.patching
+            judging = [task.samples for task in (*patching.validation, *patching.supported)]
             notes += keep_apart(
                 self._overlaps, self._of_stage_1(), judging, chosen="alpha", allowed=allowed
             )
@@ -86,12 +86,9 @@ class RunOverlaps:
 
     def _of_stage_1(self) -> list[SampleSet]:
         """What stage 1, and the base before it, is trained on."""
-        patch, sets = self._recipe.patch, self._pretrained()
-        if patch is not None:
-            sets += [task.samples for task in self._data.patching_tasks(patch)[0]]
-            preserved = self._data.preserve_on(patch)
-            sets += [] if preserved is None else [preserved]
-        return sets
+        patching = self._data.patching
+        preserved = [] if patching.preserve_on is None else [patching.preserve_on]
+        return [*self._pretrained(), *(task.samples for task in patching.tasks), *preserved]
 
     def _of_tower(self, tower: AlignRecipe) -> list[SampleSet]:
         return [self._data.source(one).samples for one in tower.data]

@@ -22,7 +22,7 @@ from terralign.evaluation.rows import Role
 from terralign.files import hash_json, shipped_names
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.toml_values import apply_override, explain, read_named, without_none
+from terralign.toml_values import Holding, apply_override, explain, read_named, without_none
 from terralign.train.settings import (
     AlignSettings,
     PatchSettings,
@@ -93,9 +93,10 @@ class UnlabelledData(_Strict):
     limit: int | None = Field(default=None, ge=1)
 
 
-class PatchRecipe(PatchSettings):
-    """Stage 1: its data and its settings."""
+class PatchRecipe(Holding):
+    """Stage 1: its data and its settings, whose keys stand beside those of the data."""
 
+    settings: PatchSettings = PatchSettings()
     preserve_on: UnlabelledData | None = None
     """Pictures on which `preserve_unlabelled` keeps the tower's embeddings."""
 
@@ -120,9 +121,10 @@ class AlignData(_Strict):
     """At most this many samples, always the same."""
 
 
-class AlignRecipe(AlignSettings):
+class AlignRecipe(Holding):
     """Stage 2 for one tower: its sensors, student, data and settings."""
 
+    settings: AlignSettings = AlignSettings()
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """The tower's name in the space."""
     sensors: tuple[str, ...] = Field(min_length=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from terralign.compute import choose_device
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
-from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import RGB, EmbeddingSpace
@@ -53,11 +53,11 @@ from terralign.runs.recipe import (
     recipe_text,
 )
 from terralign.runs.shown import show_samples
+from terralign.scenes.pictures import Size
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.train.align import AlignSettings
-from terralign.train.patch import PatchResult, PatchSettings, patch
-from terralign.train.pretrain import pretrain, pretrain_depends
+from terralign.train.patch import PatchResult, patch
+from terralign.train.pretrain import PretrainSettings, pretrain, pretrain_depends
 from terralign.train.rates import warn_of_patch_rate
 from terralign.train.stage import Stage, run_stage
 from terralign.train.tower import make_tower
@@ -126,6 +126,9 @@ def evaluate_entry(
 class _Run:
     """One run in progress: its folder, its opened data, its vectors so far."""
 
+    data: RunData
+    overlaps: RunOverlaps
+
     def __init__(
         self,
         recipe: Recipe,
@@ -138,8 +141,7 @@ class _Run:
         self.cache = cache
         self.recipe, self.folder, self.data_root, self.device = recipe, folder, data_root, device
         self.paths = TomlPaths.beside(folder / "recipe.toml", data_root)
-        self.data = RunData(recipe, data_root, stores or folder / "stores")
-        self.overlaps = RunOverlaps(recipe, self.data)
+        self.stores = stores or folder / "stores"
         self._vectors: dict[str, Embedded] = {}
         self._models: dict[str, EmbeddingSpace] = {}
         self.stages = progress.Stages([])
@@ -147,17 +149,12 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
-        if self.recipe.base.pretrain is not None:
-            self.data.size = self.recipe.base.pretrain.image_size
-            self.data.open_everything()
-            self.overlaps.check()
-            self.stages = self._stages()
-        base = self._base()
-        self.data.size = picture_size(base.input_spec())
-        if self.recipe.base.pretrain is None:
-            self.data.open_everything()
-            self.overlaps.check()
-            self.stages = self._stages()
+        if (settings := self.recipe.base.pretrain) is None:
+            base = self._existing_base()
+            self._open(picture_size(base.input_spec()))
+        else:
+            self._open(settings.image_size)
+            base = self._pretrained_base(settings)
         check_towers(self.recipe, base, self.data.open)
         self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
@@ -173,6 +170,14 @@ class _Run:
         write_json(self.folder / "results.json", {"rows": [row.to_json() for row in rows], **notes})
         return rows
 
+    def _open(self, size: Size) -> None:
+        """Open all data, with RGB pictures of `size`, and find what they share."""
+        self.data = RunData(self.recipe, self.data_root, self.stores, size)
+        self.data.open_everything()
+        self.overlaps = RunOverlaps(self.recipe, self.data)
+        self.overlaps.check()
+        self.stages = self._stages()
+
     # Stages
 
     def _stages(self) -> progress.Stages:
@@ -182,33 +187,32 @@ class _Run:
             samples = len(self.data.open(base.data, base.split, base.limit))
             stages.append(progress.Stage(name="pretrain", samples=base.epochs * samples))
         if recipe.patch is not None:
-            tasks, _, _ = self.data.patching_tasks(recipe.patch)
-            samples = sum(len(task.samples) for task in tasks)
-            stages.append(progress.Stage(name="patch", samples=recipe.patch.epochs * samples))
+            samples = sum(len(task.samples) for task in self.data.patching.tasks)
+            epochs = recipe.patch.settings.epochs
+            stages.append(progress.Stage(name="patch", samples=epochs * samples))
         for tower in recipe.align:
             sources = map(self.data.source, tower.data)
             samples = sum(len(one.samples) * one.repeats for one in sources)
-            stages.append(
-                progress.Stage(name=f"align {tower.name}", samples=tower.epochs * samples)
-            )
+            epochs = tower.settings.epochs
+            stages.append(progress.Stage(name=f"align {tower.name}", samples=epochs * samples))
         return progress.Stages(
             [*stages, progress.Stage(name="evaluate"), progress.Stage(name="report")]
         )
 
-    def _base(self) -> EmbeddingSpace:
-        recipe, settings = self.recipe.base, self.recipe.base.pretrain
-        if settings is None:
-            assert recipe.model is not None
-            found = TomlPaths(folder=None, data_root=self.data_root).find(recipe.model)
-            if found is None and not Path(recipe.model).exists() and ":" not in recipe.model:
-                root = self.data_root
-                places = "beside the recipe" + (f" and in the data root {root}" if root else "")
-                hint = "" if root else "; give the data root to look there too (data_root=)"
-                raise ModelError(
-                    f"base.model: {recipe.model} not found; looked {places}{hint}. It may also be "
-                    "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
-                )
-            return EmbeddingSpace.load(found or recipe.model).to(self.device)
+    def _existing_base(self) -> EmbeddingSpace:
+        model, root = self.recipe.base.model, self.data_root
+        assert model is not None
+        found = TomlPaths(folder=None, data_root=root).find(model)
+        if found is None and not Path(model).exists() and ":" not in model:
+            places = "beside the recipe" + (f" and in the data root {root}" if root else "")
+            hint = "" if root else "; give the data root to look there too (data_root=)"
+            raise ModelError(
+                f"base.model: {model} not found; looked {places}{hint}. It may also be "
+                "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
+            )
+        return EmbeddingSpace.load(found or model).to(self.device)
+
+    def _pretrained_base(self, settings: PretrainSettings) -> EmbeddingSpace:
         samples = self.data.open(settings.data, settings.split, settings.limit)
         settings = settings.model_copy(update={"data": samples.name})
         folder, seed = self.folder / "base", self.recipe.seed
@@ -219,7 +223,10 @@ class _Run:
                     samples, settings, self.folder / "pretrain",
                     seed=seed, device=self.device, tensorboard=self.recipe.tensorboard,
                 )  # fmt: skip
-            save_clip(clip, folder)
+            partial = self.folder / ".base.partial"
+            save_clip(clip, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
             return {}
 
         stage = Stage(
@@ -233,21 +240,18 @@ class _Run:
         recipe = self.recipe.patch
         if recipe is None:
             return None
-        settings = PatchSettings.model_validate(
-            {name: getattr(recipe, name) for name in PatchSettings.model_fields}
-        )
-        training, validation, supported = self.data.patching_tasks(recipe)
+        patching, settings = self.data.patching, recipe.settings
         if self.recipe.base.pretrain is None:
-            warn_of_patch_rate(base.clip.visual, recipe.lr, source=base.clip.source)
+            warn_of_patch_rate(base.clip.visual, settings.lr, source=base.clip.source)
         with self.stages.within("patch"):
             return patch(
                 base.clip,
-                training,
+                patching.tasks,
                 settings,
                 self.folder / "patch",
-                validation=validation,
-                supported=supported,
-                preserve_on=self.data.preserve_on(recipe),
+                validation=patching.validation,
+                supported=patching.supported,
+                preserve_on=patching.preserve_on,
                 allow_shared_samples=True,  # checked when they were opened
                 seed=self.recipe.seed,
                 tensorboard=self.recipe.tensorboard,
@@ -260,8 +264,11 @@ class _Run:
                 "the base's towers (%s) belong to its RGB tower and are not kept, now that it is "
                 "patched; align them again", ", ".join(base.towers),
             )  # fmt: skip
+        clip = base.clip
+        if patched is not None:
+            clip = clip.with_visual(patched.patched, source="patched")
         space = EmbeddingSpace(
-            self._with_visual(base.clip, patched.patched if patched else None, "patched"),
+            clip,
             towers=base.towers if patched is None else {},
             sensors=base.sensors,
             prompts=self.data.own_prompts,
@@ -274,15 +281,13 @@ class _Run:
         return space
 
     def _align_one(self, clip: ClipModel, recipe: AlignRecipe) -> SensorTower:
-        settings = AlignSettings.model_validate(
-            {name: getattr(recipe, name) for name in AlignSettings.model_fields}
-        )
+        settings = recipe.settings
         return make_tower(
             recipe.name, clip, recipe.student, [find_sensor(name) for name in recipe.sensors],
             [self.data.source(one) for one in recipe.data], settings,
             self.folder / "align" / recipe.name,
             views_folder=self.folder / "teacher",
-            anchors=self._anchors(clip) if "kl" in (recipe.losses or ()) else None,
+            anchors=self._anchors(clip) if "kl" in (settings.losses or ()) else None,
             validation=self.data.source(recipe.validation) if recipe.validation else None,
             root=self.data_root,
             pretrained=self.recipe.base.pretrain is None,
@@ -295,11 +300,7 @@ class _Run:
             raise RecipeError(
                 "the kl loss takes its anchors from the patching tasks; there is none"
             )
-        tasks, _, _ = self.data.patching_tasks(self.recipe.patch)
-        return torch.cat([task.weights(clip) for task in tasks])
-
-    def _with_visual(self, clip: ClipModel, state: StateDict | None, source: str) -> ClipModel:
-        return clip if state is None else clip.with_visual(state, source=source)
+        return torch.cat([task.weights(clip) for task in self.data.patching.tasks])
 
     def _provenance(self, base: EmbeddingSpace, patched: PatchResult | None) -> dict[str, Any]:
         model = self.recipe.base.model
@@ -319,7 +320,7 @@ class _Run:
     ) -> list[Row]:
         models: dict[str, EmbeddingSpace] = {"base": base}
         if patched is not None:
-            finetuned = self._with_visual(base.clip, patched.finetuned, "finetuned")
+            finetuned = base.clip.with_visual(patched.finetuned, source="finetuned")
             models["finetuned"] = EmbeddingSpace(finetuned)
             models["patched"] = EmbeddingSpace(space.clip)
         self._models = models
@@ -448,8 +449,8 @@ class _Run:
         if patched is not None:
             notes.append(f"Stage 1: {patched.choice.reason}.")
         if self.recipe.patch is not None:
-            _, validation, supported = self.data.patching_tasks(self.recipe.patch)
-            sets = [task.samples for task in (*validation, *supported)]
+            patching = self.data.patching
+            sets = [task.samples for task in (*patching.validation, *patching.supported)]
             shown = ", ".join(f"{one.name}/{one.split} (n = {len(one):,})" for one in sets)
             notes.append(f"Alpha was chosen on {shown}.")
         notes += self.overlaps.notes
@@ -472,5 +473,5 @@ class _Run:
         return Sweep(
             points=[asdict(point) for point in patched.points],
             chosen=patched.choice.alpha,
-            max_supported_drop=self.recipe.patch.max_supported_drop,
+            max_supported_drop=self.recipe.patch.settings.max_supported_drop,
         )
