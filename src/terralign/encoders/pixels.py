@@ -8,11 +8,17 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
 from terralign.errors import DataError, SensorError
-from terralign.preprocess import InputSpec
+from terralign.preprocess import (
+    InputSpec,
+    make_ready,
+    resize,
+    scale_bands,
+    scale_composite,
+)
 from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
 from terralign.scenes.declared import Declared, declare_layout, units_of
 from terralign.scenes.pictures import PictureSize, resize_rgb
@@ -101,6 +107,17 @@ def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: 
     if tower == RGB:
         return valid_shares(pixels, layout, layout_composite(layout).bands, together=True)
     return valid_shares(pixels, layout, spec.bands)
+
+
+def encode_pixels(
+    module: nn.Module, pixels: Tensor, layout: PixelLayout, spec: InputSpec, *, is_rgb: bool
+) -> Tensor:
+    """(B, D) float32 outputs of a tower, on the CPU, of one batch of raw pixels (B, C, H, W) on the
+    tower's device. `is_rgb`: it takes the composite."""
+    scaled = scale_composite(pixels, layout) if is_rgb else scale_bands(pixels, layout, spec)
+    with torch.inference_mode():
+        embedded: Tensor = module(make_ready(resize(scaled, spec), spec))
+    return embedded.float().cpu().clone()
 
 
 def resize_pictures(pixels: Tensor, size: PictureSize) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from terralign.chips import Chip, PixelLayout, Units
 from terralign.encoders.answers import (
@@ -35,7 +35,7 @@ from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, Reading, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
-from terralign.encoders.pixels import Pixels
+from terralign.encoders.pixels import Pixels, encode_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
@@ -59,7 +59,7 @@ from terralign.errors import (
     nearest,
 )
 from terralign.files import hash_file, read_json, write_json
-from terralign.preprocess import InputSpec, make_ready, resize, scale_bands, scale_composite
+from terralign.preprocess import InputSpec
 from terralign.scenes.declared import Declared
 from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, find_sensor, parse_sensor
@@ -235,17 +235,9 @@ class EmbeddingSpace(Shown):
 
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
         """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of raw pixels."""
-        spec = self.input_spec(tower)
-        pixels = pixels.to(self.device)
-        if tower == RGB:
-            scaled = scale_composite(pixels, layout)
-            module: nn.Module = self.clip.visual
-        else:
-            scaled = scale_bands(pixels, layout, spec)
-            module = self._tower(tower)
-        with torch.inference_mode():
-            embedded: Tensor = module(make_ready(resize(scaled, spec), spec))
-        return embedded.float().cpu().clone()
+        module = self.clip.visual if tower == RGB else self._tower(tower)
+        spec, pixels = self.input_spec(tower), pixels.to(self.device)
+        return encode_pixels(module, pixels, layout, spec, is_rgb=tower == RGB)
 
     # Classifying
 
@@ -287,18 +279,17 @@ class EmbeddingSpace(Shown):
         `inputs`: a file (picture, GeoTIFF), a product's folder with a file per band, a folder or
         pattern (`tiles/*.tif`) of these, a `Scene`, a `Chip`, a Pillow image, `Samples`, numbers
         (N, C, H, W) or (C, H, W), or a list of them. `sensor`: a name, `Sensor` or TOML; may be
-        left out for pictures, products and chips, which say it. `bands`: the channels' names in
+        left out for pictures, products and chips, which state it. `bands`: the channels' names in
         order, any known spelling; may be left out where a file names them, and where C is the
         sensor's full list in its order. `units`: "dn" (digital numbers; for `rgb` 0-255) or
         "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity 0-1); left out, whole numbers
-        are DN.
-        `dn_offset`: what is added to Sentinel-2 DN (0 or -1000) where name and metadata do not
-        say it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default the
-        first aligned tower that takes these pixels, else the RGB tower. `window`: a raster larger
-        than the tower's input is cut into windows of that size, or of `window` pixels; "whole"
-        resizes it instead. Pictures, chips and numbers in memory are resized as CLIP does, unless
-        `window` is a number. `errors`: "skip" embeds the rest
-        and lists what could not be read in `Embeddings.faults`.
+        are DN. `dn_offset`: what is added to Sentinel-2 DN (0 or -1000) where name and metadata do
+        not state it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default
+        the first aligned tower that takes these pixels, else the RGB tower. `window`: a raster
+        larger than the tower's input is cut into windows of that size, or of `window` pixels;
+        "whole" resizes it instead. Pictures, chips and numbers in memory are resized as CLIP does,
+        unless `window` is a number. `errors`: "skip" embeds the rest and lists what could not be
+        read in `Embeddings.faults`.
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
         """

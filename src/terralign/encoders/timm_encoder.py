@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
-import torch
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
+from terralign.encoders.pixels import encode_pixels
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_initial_weights
 from terralign.encoders.space import RGB
 from terralign.errors import ModelError, first_line
-from terralign.preprocess import (
-    InputSpec,
-    make_ready,
-    resize,
-    rgb_spec,
-    scale_bands,
-    scale_composite,
-)
+from terralign.preprocess import InputSpec, rgb_spec
 from terralign.sensors import Sensor, find_sensor
 
 """How a model's name says that it is of this kind: `timm:NAME`, `timm:NAME[@SENSOR]:FILE`."""
@@ -67,15 +60,9 @@ class TimmEncoder:
 
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
         """(B, D) float32 features, not normalised, on the CPU, of one batch of raw pixels."""
-        spec = self.tower.config.input
         pixels = pixels.to(next(self.tower.parameters()).device)
-        if self.sensor == RGB:
-            scaled = scale_composite(pixels, layout)
-        else:
-            scaled = scale_bands(pixels, layout, spec)
-        with torch.inference_mode():
-            features: Tensor = self.tower(make_ready(resize(scaled, spec), spec))
-        return features.float().cpu().clone()
+        spec = self.tower.config.input
+        return encode_pixels(self.tower, pixels, layout, spec, is_rgb=self.sensor == RGB)
 
 
 def load_timm_encoder(text: str) -> TimmEncoder:
