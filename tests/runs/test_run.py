@@ -455,10 +455,10 @@ def test_several_tasks_are_patched_as_the_recipe_says(
     tasks = {(row.task, row.model) for row in found.rows}
     assert len(tasks) == 6
     folders = sorted(path.name for path in (tmp_path / "patch").glob("task-*"))
-    assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes"]
+    assert folders == ["task-1-synthetic-scenes", "task-2-synthetic-scenes-multilabel"]
     header = (tmp_path / "alpha-sweep.csv").read_text().splitlines()[0]
     assert "synthetic-scenes/val" in header
-    assert "synthetic-scenes/val#1" in header
+    assert "synthetic-scenes-multilabel/val" in header
     assert (tmp_path / "figures" / "alpha-curve.png").is_file()
 
 

@@ -356,7 +356,7 @@ def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
         for n, (one, check) in enumerate(zip(tasks, checks, strict=True))
     ]
     theta_0 = tiny_clip.visual.state_dict()
-    names = {"synthetic-scenes/val", "synthetic-scenes/val#1"}
+    names = {"synthetic-scenes/val", "synthetic-scenes-multilabel/val"}
 
     joint = _patch(tiny_clip, tmp_path / "joint", tasks, checks, supported)
     assert set(joint.points[0].patching) == names

@@ -26,8 +26,8 @@ from terralign.evaluation.average_precision import (
     average_precision_statistic,
     random_average_precision,
 )
-from terralign.evaluation.bootstrap import Floats as Floats
 from terralign.evaluation.bootstrap import (
+    Floats,
     Statistic,
     bias_corrected_interval,
     class_mean_statistic,

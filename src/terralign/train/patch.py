@@ -92,24 +92,19 @@ def _default(name: str) -> object:
     return PatchSettings.model_fields[name].default
 
 
+@dataclass
 class _Patching:
     """What the three ways of patching have in common."""
 
-    def __init__(
-        self,
-        clip: ClipModel,
-        settings: PatchSettings,
-        folder: Path,
-        supported: Sequence[PatchingTask],
-        preserve_on: SampleSet | None,
-        seed: int,
-        tensorboard: bool,
-        cache: Path | None,
-    ) -> None:
-        self.clip, self.settings, self.folder = clip, settings, folder
-        self.supported, self.seed, self.tensorboard = supported, seed, tensorboard
-        self.preserve_on, self.cache = preserve_on, cache
-        self.baseline: dict[str, float] | None = None
+    clip: ClipModel
+    settings: PatchSettings
+    folder: Path
+    supported: Sequence[PatchingTask]
+    preserve_on: SampleSet | None
+    seed: int
+    tensorboard: bool
+    cache: Path | None
+    baseline: dict[str, float] | None = None
 
     def train(self, start: ClipModel, tasks: Sequence[PatchingTask], folder: Path) -> StateDict:
         weights = folder / "finetuned.safetensors"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet, optical_layout
@@ -148,13 +148,19 @@ def new_student(
     _check_units(declared, layouts)
     path = _initial_path(settings, root)
     composites: dict[str, Composite] = {}
+    pixels = [samples.read(_spread(len(samples))) for samples in data]
+    raw = [
+        torch.from_numpy(one[layout.sensor.name])
+        for one, layout in zip(pixels, layouts, strict=True)
+    ]
     if settings.backbone == INFLATE:
         composites = _composites(declared, layouts)
-        measured = _measure(data, layouts, bands, settings)
-        spec = _inflated_input(clip, declared, bands, composites, measured, data, settings)
+        measured = _measure(raw, layouts, bands, settings)
+        brightness = _brightness(data, pixels)
+        spec = _inflated_input(clip, declared, bands, composites, measured, brightness, settings)
     else:
         size = settings.size or (initial_size(path) if path is not None else None)
-        measured = _measure(data, layouts, bands, settings, any_range=scaling == "ssl4eo-s1")
+        measured = _measure(raw, layouts, bands, settings, any_range=scaling == "ssl4eo-s1")
         spec = _timm_input(
             declared, bands, measured, settings, scaling, size=size or clip.input_spec.size
         )
@@ -255,18 +261,20 @@ def _composites(sensors: Sequence[Sensor], layouts: Sequence[PixelLayout]) -> di
 
 
 def _measure(
-    data: Sequence[SampleSet],
+    raw: Sequence[Tensor],
     layouts: Sequence[PixelLayout],
     bands: tuple[str, ...],
     settings: StudentSettings,
     *,
     any_range: bool = False,
 ) -> dict[str, _Measured]:
-    """Each band over the training data. `any_range`: whether ranges come from elsewhere."""
+    """Each band over the training data, of which `raw` are samples (B, C, H, W) per data set.
+
+    `any_range`: whether ranges come from elsewhere.
+    """
     values: dict[str, list[NDArray[np.float32]]] = {band: [] for band in bands}
-    for samples, layout in zip(data, layouts, strict=True):
-        raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
-        physical, valid = to_physical(raw, layout)
+    for own, layout in zip(raw, layouts, strict=True):
+        physical, valid = to_physical(own, layout)
         for band in set(bands) & set(layout.bands):
             channel = layout.bands.index(band)
             values[band].append(physical[:, channel][valid[:, channel]].numpy())
@@ -306,13 +314,14 @@ def _spread(size: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, size - 1, min(size, NUM_MEASURED)).astype(np.int64))
 
 
-def _brightness(data: Sequence[SampleSet]) -> float:
-    """The mean of the composites (0-1) of the training data, over valid pixels."""
+def _brightness(
+    data: Sequence[SampleSet], pixels: Sequence[dict[str, NDArray[np.generic]]]
+) -> float:
+    """The mean of the composites (0-1) of `pixels` of each data set, over valid pixels."""
     means = []
-    for samples in data:
+    for samples, own in zip(data, pixels, strict=True):
         layout = optical_layout(samples)
-        raw = torch.from_numpy(samples.read(_spread(len(samples)))[layout.sensor.name])
-        picture = scale_composite(raw, layout)
+        picture = scale_composite(torch.from_numpy(own[layout.sensor.name]), layout)
         if bool(picture.isnan().all()):
             raise SensorError(
                 f"the {layout_composite(layout).name} composite of {samples.name!r} has no valid "
@@ -333,12 +342,11 @@ def _inflated_input(
     bands: tuple[str, ...],
     composites: dict[str, Composite],
     measured: dict[str, _Measured],
-    data: Sequence[SampleSet],
+    brightness: float,
     settings: StudentSettings,
 ) -> InputSpec:
     rgb = clip.input_spec
     visible = next(iter(composites.values())).bands if composites else ()
-    brightness = _brightness(data)
 
     def other(band: str) -> tuple[float, float]:
         one = measured[band]
