@@ -275,7 +275,7 @@ def test_frequent_errors_come_first_and_are_shares_of_the_right_class() -> None:
 def test_reliability_is_in_per_cent_with_its_error_and_bins_of_few_are_pale() -> None:
     figure = reliability_figure({"raw": CURVE}, {"raw": 0})
     upper, lower = figure.axes
-    _, joined, pale = upper.lines
+    joined, pale, _ = upper.lines
     assert joined.get_xydata().tolist() == [[20, 30]]
     assert pale.get_xydata().tolist() == [[40, 40]]
     assert pale.get_linestyle() == "None"

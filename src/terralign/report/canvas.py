@@ -100,8 +100,10 @@ def style_axes(axes: Axes, theme: Theme) -> None:
         spine.set_color(theme.muted)
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], theme: Theme, *, columns: int = 1) -> None:
-    """A legend below the axes, where it covers nothing."""
+def add_legend(
+    figure: Figure, theme: Theme, *, columns: int = 1, handles: Sequence[Any] | None = None
+) -> None:
+    """A legend below the axes, where it covers nothing; of `handles`, else of all with a label."""
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -1,5 +1,4 @@
-"""Models side by side: the table that `run`, `bench` and `evaluate` print, and that reports open
-with.
+"""Models side by side: the table that `run` and `bench` print, and that a run's report opens with.
 
 A column per model, a line per tower and metric. A run's RGB towers stand beside every aligned tower
 of the same task whose sensor their composite is of; a tower of another sensor (radar) has lines of

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
@@ -68,13 +66,12 @@ def class_figure(
     step = 0.85 / len(values)
     per_class = 0.1 * len(values) + 0.13
     figure, axes = new_axes(theme, height=1.0 + per_class * len(shown) + 0.2 * len(values))
-    handles: list[Any] = []
     for place, (name, classes) in enumerate(values.items()):
         color = theme.line(numbers[name])["color"]
         own = [(y, v) for y, one in enumerate(shown) if (v := classes.get(one)) is not None]
         ys = [y + (place - (len(values) - 1) / 2) * step for y, _ in own]
-        axes.barh(ys, [100 * v for _, v in own], height=0.9 * step, color=color, zorder=2)
-        handles.append(Patch(color=color, label=shorten(name, 48)))
+        style: dict[str, Any] = {"height": 0.9 * step, "color": color, "zorder": 2}
+        axes.barh(ys, [100 * v for _, v in own], label=shorten(name, 48), **style)
     axes.set_yticks(range(len(shown)), [shorten(name, 30) for name in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 102)
@@ -82,7 +79,7 @@ def class_figure(
     axes.set_xlabel("%" if not hidden else f"%  ({hidden} classes that differ less are left out)")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    add_legend(figure, handles, theme)
+    add_legend(figure, theme)
     return figure
 
 
@@ -155,31 +152,29 @@ def reliability_figure(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (upper, lower):
         style_axes(axes, theme)
-    upper.plot([0, 100], [0, 100], color=theme.muted, linestyle="--", linewidth=1.2, zorder=2)
-    handles: list[Any] = []
     twins = _twins({name: curve["accuracy"].tolist() for name, curve in curves.items()})
     for name, curve in curves.items():
         style = theme.line(numbers[name])
         confidence, accuracy, count = (curve[key] for key in ("confidence", "accuracy", "count"))
-        for chosen, line in (
-            (count >= MIN_BIN, {"linewidth": 1.6, "zorder": 3}),
-            ((count > 0) & (count < MIN_BIN), {"linestyle": "none", "alpha": 0.3}),
-        ):
-            points = 100 * confidence[chosen], 100 * accuracy[chosen]
-            upper.plot(*points, markersize=5, **style, **line)
         share = 100 * count / count.sum()
         lower.stairs(share, 100 * curve["edges"], color=style["color"], linewidth=1.6, zorder=3)
         error = np.nansum(share * np.abs(confidence - accuracy))
         label = f"{shorten(name, 36)}: error {error:.1f} points{twins.get(name, '')}"
-        handles.append(Line2D([], [], markersize=5, label=label, **style))
-    handles.append(Line2D([], [], color=theme.muted, linestyle="--", label="calibrated"))
+        for chosen, line in (
+            (count >= MIN_BIN, {"linewidth": 1.6, "zorder": 3, "label": label}),
+            ((count > 0) & (count < MIN_BIN), {"linestyle": "none", "alpha": 0.3}),
+        ):
+            points = 100 * confidence[chosen], 100 * accuracy[chosen]
+            upper.plot(*points, markersize=5, **style, **line)
+    diagonal: dict[str, Any] = {"color": theme.muted, "linestyle": "--", "linewidth": 1.2}
+    upper.plot([0, 100], [0, 100], zorder=2, label="calibrated", **diagonal)
     upper.set_xlim(-2, 102)
     upper.set_ylim(-2, 102)
     upper.set_ylabel("right, %")
     lower.set_ylim(0)
     lower.set_ylabel("share, %")
     lower.set_xlabel("confidence, %")
-    add_legend(figure, handles, theme)
+    add_legend(figure, theme)
     return figure
 
 
@@ -196,7 +191,6 @@ def retrieval_figure(
     if not curves:
         raise DataError(f"no row has {name}; there is nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
-    handles: list[Any] = []
     twins = _twins({name: [row.value for row in one.values()] for name, one in curves.items()})
     for label, points in curves.items():
         style, ks = theme.line(numbers[label]), list(points)
@@ -204,15 +198,13 @@ def retrieval_figure(
         low = [v if row.low is None else 100 * row.low for v, row in _with(value, points)]
         high = [v if row.high is None else 100 * row.high for v, row in _with(value, points)]
         axes.fill_between(ks, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
-        axes.plot(ks, value, markersize=5, linewidth=1.6, zorder=3, **style)
         text = shorten(label, 48) + twins.get(label, "")
-        handles.append(Line2D([], [], markersize=5, label=text, **style))
+        axes.plot(ks, value, markersize=5, linewidth=1.6, zorder=3, label=text, **style)
     chances = {tuple((k, row.chance) for k, row in one.items()) for one in curves.values()}
     if len(chances) == 1:
         dotted: dict[str, Any] = {"color": theme.text, "linestyle": ":", "linewidth": 1.3}
         by_k = {k: 100 * chance for k, chance in chances.pop() if chance is not None}
-        axes.plot(list(by_k), list(by_k.values()), zorder=2, **dotted)
-        handles.append(Line2D([], [], label="chance", **dotted))
+        axes.plot(list(by_k), list(by_k.values()), zorder=2, label="chance", **dotted)
     axes.set_xscale("log")
     ticks = sorted({k for points in curves.values() for k in points})
     axes.set_xticks(ticks, [str(k) for k in ticks])
@@ -220,7 +212,7 @@ def retrieval_figure(
     axes.set_ylim(0)
     axes.set_xlabel("k")
     axes.set_ylabel(f"{name}, %")
-    add_legend(figure, handles, theme)
+    add_legend(figure, theme)
     return figure
 
 
@@ -251,17 +243,16 @@ def projection_figure(
     if not any(len(own) for own in points.values()):
         raise DataError("the projection has no points to draw")
     figure, axes = new_axes(theme, height=4.4 + 0.2 * -(-len(points) // 2))
-    handles: list[Any] = []
     for number, (name, own) in enumerate(points.items()):
         style = {**theme.line(number), "linestyle": "none", "markeredgecolor": theme.background}
         size = float(np.clip(30 / np.sqrt(max(1, len(own))), 3, 7))
         order = 3 + 1 / max(1, len(own))
-        axes.plot(*own.T, markersize=size, markeredgewidth=0.4, zorder=order, **style)
-        handles.append(Line2D([], [], markersize=7, label=shorten(name, 26), **style))
+        label = shorten(name, 26)
+        axes.plot(*own.T, label=label, markersize=size, markeredgewidth=0.4, zorder=order, **style)
     first, second = (100 * share for share in explained)
     axes.set_xlabel(f"first axis ({first:.0f} % of the variance)")
     axes.set_ylabel(f"second axis ({second:.0f} %)")
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.06)
-    add_legend(figure, handles, theme, columns=2)
+    add_legend(figure, theme, columns=2)
     return figure

@@ -98,30 +98,26 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
         for task in points[0]["supported"]
     }
     figure, axes = new_axes(theme, height=3.8 + 0.2 * len(curves))
-    handles: list[Any] = []
     for number, (name, xs) in enumerate((curves or {"patching tasks": alphas}).items()):
         color = theme.line(number)["color"]
-        axes.plot(xs, heights, color=color, marker="o", markersize=5, linewidth=1.6, zorder=3)
-        handles.append(Line2D([], [], color=color, marker="o", label=shorten(name, 40)))
+        style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 5, "linewidth": 1.6}
+        axes.plot(xs, heights, label=shorten(name, 40), zorder=3, **style)
         if curves and sweep.max_supported_drop is not None and alphas[0] == 0:
             drop = 100 * sweep.max_supported_drop
-            bound = axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2)
-            bound.set_label(f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}")
-            handles.append(bound)
+            label = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
+            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=label)
         _label_alphas(axes, sweep.chosen, alphas, xs, heights, theme)
         if sweep.chosen in alphas:
             at = alphas.index(sweep.chosen)
-            style: dict[str, Any] = {"color": theme.text, "marker": "*", "linestyle": "none"}
-            axes.plot(xs[at], heights[at], markersize=14, zorder=4, **style)
-    if sweep.chosen in alphas:
-        label = f"chosen: alpha {sweep.chosen:g}"
-        handles.append(Line2D([], [], markersize=11, label=label, **style))
+            star: dict[str, Any] = {"color": theme.text, "marker": "*", "linestyle": "none"}
+            chosen = f"chosen: alpha {sweep.chosen:g}" if number == 0 else None
+            axes.plot(xs[at], heights[at], markersize=14, zorder=4, label=chosen, **star)
     patching = list(points[0]["patching"])
     mean = f"mean of {len(patching)} patching tasks"
     axes.set_ylabel(f"{shorten(patching[0], 40) if len(patching) == 1 else mean}, %")
     axes.set_xlabel("supported task, %" if curves else "alpha")
     axes.margins(0.12)
-    add_legend(figure, handles, theme)
+    add_legend(figure, theme)
     return figure
 
 
@@ -182,7 +178,7 @@ def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     handles: list[Any] = [Patch(color=theme.model(model), label=model) for model in present]
     handles.append(Line2D([], [], color=theme.text, linewidth=1.3, label="95 % interval"))
     handles.append(Line2D([], [], color=theme.text, linestyle=":", label="chance"))
-    add_legend(figure, handles, theme, columns=3)
+    add_legend(figure, theme, columns=3, handles=handles)
     return figure
 
 
@@ -230,9 +226,9 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme 
         axes.set_title(shorten(stage, 30), size=FONT_SIZE, color=theme.text)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
-    handles = [Line2D([], [], color=colors[one], label=shorten(one, 56)) for one in named]
-    if handles:
-        add_legend(figure, handles, theme)
+    if named:
+        handles = [Line2D([], [], color=colors[one], label=shorten(one, 56)) for one in named]
+        add_legend(figure, theme, handles=handles)
     return figure
 
 

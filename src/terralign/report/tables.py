@@ -139,11 +139,11 @@ def text_table(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How rows become a table: what tells groups, lines and columns apart.
+    """How rows become a table: by what they fall into groups, lines and columns.
 
-    `column`: heading and name of a row's. `marked`: whether the best of a group's column is marked.
-    `about`: whether columns, groups or lines have the number of samples and chance. `order`: of
-    the names of columns, where it is not that of the rows.
+    `column`: heading and name of a row's column. `marked`: whether the best of a group's column is
+    marked. `about`: whether columns, groups or lines have the number of samples and chance.
+    `order`: of the names of columns, where it is not that of the rows.
     """
 
     title: str
