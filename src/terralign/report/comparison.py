@@ -68,7 +68,7 @@ def primary_rows(rows: Sequence[Row]) -> list[Row]:
 def comparison_table(
     rows: Sequence[Row], title: str, *, form: Callable[[Row], Cell] = value_cell
 ) -> Table | None:
-    """Measured rows, a column per model; None where there are none.
+    """Measured rows, a column per model; None without any.
 
     Raises `DataError` for two rows of a run that are one value.
     """
