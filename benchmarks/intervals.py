@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from measuring import parse_arguments, print_result
-from terralign.evaluation.metrics import Floats, multilabel_metrics
+from terralign.evaluation.bootstrap import Floats
+from terralign.evaluation.metrics import multilabel_metrics
 
 NUM_CLASSES = 19
 SIZES = (14, 96, 500, 3000)

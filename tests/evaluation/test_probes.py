@@ -85,7 +85,7 @@ def test_a_neighbour_probe_is_sklearns_at_the_k_that_validates_best() -> None:
     train, validation = _samples(3, noise=2.0), _samples(4, noise=2.0)
     probe = fit_neighbour_probe(*train, *validation, num_classes=4, ks=(1, 4, 30, 500))
     oracle, models = {}, {}
-    for k in (1, 4, 30, 120):  # of 120 training samples 500 are all
+    for k in (1, 4, 30):  # 500 are more than the 120 training samples
         models[k] = KNeighborsClassifier(
             k, metric="cosine", weights=lambda distances: np.exp((1 - distances) / TEMPERATURE)
         ).fit(train[0], train[1])
@@ -94,6 +94,7 @@ def test_a_neighbour_probe_is_sklearns_at_the_k_that_validates_best() -> None:
     assert probe.validation == pytest.approx(oracle, abs=0.001)
     assert oracle[probe.k] == max(oracle.values())
     assert probe.scores(TEST[0]) == pytest.approx(models[probe.k].predict_proba(TEST[0]), abs=1e-4)
+    assert fit_neighbour_probe(*train, *validation, num_classes=4, ks=(500,)).k == 120
     scores = neighbour_scores(*train, TEST[0], num_classes=5, ks=(4,))[4]
     assert scores[:, :4] == pytest.approx(models[4].predict_proba(TEST[0]), abs=1e-4)
     assert (scores[:, 4] == 0).all()

@@ -191,10 +191,10 @@ def fit_neighbour_probe(
 ) -> NeighbourProbe:
     """The k-NN probe with the k that has the best top-1 accuracy on validation samples.
 
-    A k above the number of training samples means all of them; of equally good ones the smallest
-    is taken. Raises `DataError`.
+    Ks above the number of training samples are left out, or, without any other, mean all of them;
+    of equally good ones the smallest is taken. Raises `DataError`.
     """
-    ks = sorted({min(k, len(train)) for k in ks})
+    ks = sorted(k for k in ks if k <= len(train)) or [len(train)]
     votes = neighbour_scores(train, train_labels, validation, num_classes=num_classes, ks=ks)
     values = {k: top1_accuracy(votes[k], validation_labels) for k in ks}
     return NeighbourProbe(
