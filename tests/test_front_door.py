@@ -306,15 +306,43 @@ def test_classifications_are_taken_by_row_label_and_slice(first_day: Path) -> No
 def test_public_names_are_listed_and_light() -> None:
     assert set(dir(ta)) == set(ta.__all__)
     heavy = ["torch", "rasterio", "pyarrow", "PIL", "scipy", "shapely"]
+    names = ", ".join(name for name in ta.__all__ if not name.startswith("_"))
     code = (
-        "import sys; from terralign import SENSORS, Chip, Sensor, TerralignError, load_sensor; "
-        "from terralign.cli import main; "
+        f"import sys; from terralign import {names}; from terralign.cli import main; "
         f"sys.exit(str([name for name in {heavy} if name in sys.modules]))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
     assert found.stderr.strip() == "[]"
+
+
+def test_a_name_that_was_not_used_yet_behaves_as_the_object_itself(
+    first_day: Path,
+) -> None:
+    code = """
+import copy, inspect, pickle
+import terralign as ta
+from terralign import EmbeddingSpace, Samples, align, load
+
+assert "epochs" in inspect.signature(align).parameters
+assert "Stage 2" in align.__doc__ and inspect.isfunction(align)
+space = load("runs/b32/model")
+assert isinstance(space, EmbeddingSpace) and not isinstance(1, EmbeddingSpace)
+assert inspect.isclass(Samples) and "from_folder" in dir(Samples)
+from terralign.datasets.samples import Samples as real
+assert Samples == real and ta.Samples is real and hash(Samples) == hash(real)
+assert pickle.loads(pickle.dumps(Samples)) is real
+class Mine(Samples):
+    pass
+assert issubclass(Mine, Samples) and Mine.__mro__[1] is real
+def f(data: Samples | None = None) -> None | EmbeddingSpace: ...
+assert repr(Samples) == repr(real)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=first_day
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_an_open_clip_folder_is_a_space(tiny_clip: ClipModel, tmp_path: Path) -> None:

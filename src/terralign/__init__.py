@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from terralign.deferred import find
+
 if TYPE_CHECKING:
     from terralign.chips import Chip
     from terralign.datasets.samples import Samples
@@ -25,23 +27,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_LIGHT = {
     "SENSORS": "terralign.sensors",
     "Chip": "terralign.chips",
+    "Sensor": "terralign.sensors",
+    "TerralignError": "terralign.errors",
+    "load_sensor": "terralign.sensors",
+}
+"""Public name -> the module that it is imported from when it is first asked for."""
+
+_DEFERRED = {
     "EmbeddingSpace": "terralign.encoders.space",
     "Embeddings": "terralign.encoders.vectors",
     "Samples": "terralign.datasets.samples",
     "Scene": "terralign.scenes.scene",
-    "Sensor": "terralign.sensors",
-    "TerralignError": "terralign.errors",
     "align": "terralign.training",
     "evaluate": "terralign.training",
     "load": "terralign.encoders.space",
-    "load_sensor": "terralign.sensors",
     "open_scene": "terralign.scenes.scene",
     "patch": "terralign.training",
 }
-"""Public name -> its module, which is imported when the name is first used: torch takes seconds."""
+"""The same of modules that take seconds (torch): imported when the name is first used."""
 
 __all__ = [
     "SENSORS",
@@ -63,9 +69,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _DEFERRED:
+        return find(_DEFERRED[name], name)
+    if name not in _LIGHT:
         raise AttributeError(f"module 'terralign' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_LIGHT[name]), name)
     globals()[name] = found
     return found
 

@@ -77,7 +77,7 @@ def set_threads(num_threads: int) -> None:
 
 
 def choose_device(requested: str | None = None) -> str:
-    """`requested`, checked, else CUDA where there is one, else the CPU."""
+    """`requested`, checked, else CUDA if available, else the CPU."""
     if requested is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

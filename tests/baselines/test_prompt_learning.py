@@ -168,7 +168,7 @@ def test_a_tokenizer_that_merges_words_is_refused(tiny_clip: ClipModel) -> None:
         return torch.tensor([[sum(map(ord, text)), 1, 2, 3, 0, 0, 0, 0] for text in texts])
 
     clip = dataclasses.replace(tiny_clip, tokenizer=merging)
-    with pytest.raises(ModelError, match="does not give each word of a text tokens of its own"):
+    with pytest.raises(ModelError, match="does not give each word of a text its own tokens"):
         place_context(clip, ["forest"], 2)
 
 

@@ -57,10 +57,10 @@ def test_models_of_a_run_are_side_by_side_and_fit_a_terminal() -> None:
         "41.1", "73.2", "85.7", "10.0",
     ]  # fmt: skip
     assert [line for line in lines if ": " in line][:4] == [
-        "patching: eurosat-rgb (val), zero-shot",
-        "alignment: eurosat-ms (val), zero-shot",
-        "alignment: eurosat-rgb (val), retrieval",
-        "unseen: d (val), multi-label",
+        "patching: eurosat-rgb/val, zero-shot",
+        "alignment: eurosat-ms/val, zero-shot",
+        "alignment: eurosat-rgb/val, retrieval",
+        "unseen: d/val, multi-label",
     ]
     assert "top5" not in text
     assert "sentinel2 → rgb" in text
@@ -90,10 +90,10 @@ def test_radar_is_not_put_beside_what_the_rgb_tower_makes_of_optical_pixels() ->
         for line in lines
     ]
     assert found == [
-        ("alignment: pairs (val), zero-shot", "s2", ["base", "patched", "aligned"]),
-        ("alignment: pairs (val), zero-shot, sentinel1-grd", "s1", ["aligned"]),
+        ("alignment: pairs/val, zero-shot", "s2", ["base", "patched", "aligned"]),
+        ("alignment: pairs/val, zero-shot, sentinel1-grd", "s1", ["aligned"]),
         (
-            "alignment: eurosat-rgb (val), retrieval, sentinel1-grd and sentinel2-l2a",
+            "alignment: eurosat-rgb/val, retrieval, sentinel1-grd and sentinel2-l2a",
             "s1 → s2", ["aligned"],
         ),
     ]  # fmt: skip

@@ -105,9 +105,7 @@ def test_the_comparison_draws_value_interval_and_chance() -> None:
     assert [list(line.get_xdata()) for line in axes.lines] == [
         pytest.approx([30, 45]), pytest.approx([10, 10]), pytest.approx([0.05, 0.05]),
     ]  # fmt: skip
-    assert {"40.0", "1.2  (24 times chance)", "patching: d (val), zero-shot, top1"} < set(
-        texts(axes)
-    )
+    assert {"40.0", "1.2  (24 times chance)", "patching: d/val, zero-shot, top1"} < set(texts(axes))
     assert len({patch.get_facecolor() for patch in axes.patches}) == 2
 
 

@@ -1,4 +1,4 @@
-"""Running a study: every variant with every seed, each in a run folder of its own.
+"""Running a study: every variant with every seed, each in its own run folder.
 
 A study's folder holds `study.toml`, `runs/VARIANT/SEED` (run folders), `shared` (what runs have in
 common, by identity), `stores` (packed data sets), `results.json` (all rows, each with `variant` and
@@ -75,13 +75,14 @@ def run_study(
     shared: Path | None = None,
     stores: Path | None = None,
 ) -> StudyResult:
-    """Run a study in `folder`, or go on where an earlier call stopped.
+    """Run a study in `folder`, or resume an earlier call.
 
     `overrides`, `seeds`, `only`: as for `plan_study`. `shared`, `stores`: folders of what runs have
     in common and of packed data sets, which several studies may use, also at the same time; None:
-    in `folder`. A run that fails is told of in the result and tried again by the next call; the
-    others go on. More variants may come to a folder. Raises `RecipeError` where a variant's recipe
-    is wrong or the folder holds another study, and `Interrupted` after saving when asked to stop.
+    in `folder`. A run that fails is listed in the result and tried again by the next call; the
+    others continue. More variants may come to a folder. Raises `RecipeError` where a variant's
+    recipe is wrong or the folder holds another study, and `Interrupted` after saving when asked to
+    stop.
     """
     planned = plan_study(study, overrides=overrides, seeds=seeds, only=only)
     for one in planned:
@@ -164,7 +165,7 @@ class _Study:
         found = (self.folder / "runs").glob("*/*/results.json")
         seeds = sorted({int(path.parent.name) for path in found if path.parent.name.isdigit()})
         for one in plan_study(self.study, overrides=overrides, seeds=seeds) if seeds else ():
-            with suppress(RecipeError, StorageError):  # told of where the run is asked for
+            with suppress(RecipeError, StorageError):  # reported where the run is asked for
                 rows = self._kept(one)
                 if rows is not None:
                     self.rows[one.variant.name, one.seed] = rows

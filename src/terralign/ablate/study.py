@@ -46,7 +46,7 @@ class Variant(_Strict):
     set: dict[str, Any] = {}
     """Dotted key of the recipe -> its value, as `--set` names them."""
     drop: tuple[str, ...] = ()
-    """Dotted keys that are left out, which TOML cannot say by a value; before `set`."""
+    """Dotted keys to leave out, for which TOML has no value; before `set`."""
     method: Method = "recipe"
     """recipe: the recipe's own stages; else what takes the place of stage 1."""
     settings: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def study_names() -> list[str]:
 
 
 def load_study(name_or_path: str, *, data_root: Path | None = None) -> Study:
-    """A shipped study by name, or a TOML file; `RecipeError` says what is wrong with it.
+    """A shipped study by name, or a TOML file; `RecipeError` names the first fault.
 
     Paths in it are looked for as those of recipes are (see `load_recipe`).
     """
@@ -204,7 +204,7 @@ def only_adds(study: Study, overrides: Sequence[str], text: str) -> bool:
 
 
 def _recipe_name(study: Study) -> str:
-    """A study's recipe, wherever it lies; each run's folder holds what it says."""
+    """A study's recipe, wherever it lies; each run's folder holds its content."""
     path = Path(study.recipe)
     return path.name if path.is_absolute() else study.recipe
 

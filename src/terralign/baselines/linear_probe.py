@@ -112,7 +112,7 @@ class _Learner(nn.Module):
         super().__init__()
         if not frozen:
             self.visual = visual
-        self._tower = (visual,)  # in a tuple it is none of this module's own
+        self._tower = (visual,)  # in a tuple, so that it is not registered
         self._frozen = frozen
         self.heads = heads
         self._label_smoothing = label_smoothing
@@ -136,12 +136,10 @@ def probe_then_finetune(
     folder: Path,
     *,
     seed: int = 0,
-    tensorboard: bool = False,
-    label: str = "linear probe",
 ) -> LinearProbeResult:
     """A head per task trained on the frozen tower, then heads and tower, on all tasks jointly.
 
-    The second part goes on with the batches where the first ended, so that both together see what
+    The second part continues the batches where the first ended, so that both together see what
     fine-tuning of as many epochs sees. `folder` takes `probe` and `finetune`, each with checkpoints
     and `metrics.jsonl`; calling again resumes, or does nothing when all is complete. `clip` is left
     as it is.
@@ -161,7 +159,7 @@ def probe_then_finetune(
         _probe_settings(settings),
         folder / "probe",
         identity={"stage": "linear-probe", **identity},
-        seed=seed, label=label, tensorboard=tensorboard,
+        seed=seed, label="linear probe",
     )  # fmt: skip
     probe_heads = tuple(_kept(head) for head in heads)
     tower = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
@@ -175,7 +173,7 @@ def probe_then_finetune(
         settings.model_copy(update={"epochs": tower_epochs}),
         folder / "finetune",
         identity={"stage": "probed-finetune", "heads": hash_module(heads), **identity},
-        seed=seed, label=f"{label}, tower", tensorboard=tensorboard,
+        seed=seed, label="linear probe, tower",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return LinearProbeResult(

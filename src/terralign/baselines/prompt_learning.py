@@ -144,7 +144,7 @@ def place_context(
     if not parted.all():
         raise ModelError(
             f"{clip.source}: prompts cannot be learned with its tokenizer, which does not give "
-            "each word of a text tokens of its own"
+            "each word of a text its own tokens"
         )
     tokens, found, fits = _insert(clip, [f"{name}{suffix}" for name in class_names], num_tokens)
     if found != start or not fits.all():
@@ -224,8 +224,6 @@ def learn_prompts(
     folder: Path,
     *,
     seed: int = 0,
-    tensorboard: bool = False,
-    label: str = "prompt learning",
 ) -> LearnedPrompts:
     """Context tokens trained on all tasks jointly; a task's own prompts are not used.
 
@@ -244,7 +242,7 @@ def learn_prompts(
     }
     fit(
         learner, batches, settings, folder,
-        identity=identity, seed=seed, label=label, tensorboard=tensorboard,
+        identity=identity, seed=seed, label="prompt learning",
     )  # fmt: skip
     return LearnedPrompts(
         context=learner.context.detach().cpu().clone(),

@@ -131,7 +131,7 @@ def choose_blocks(blocks: Sequence[ExampleBlock], limit: int = MAX_BLOCKS) -> li
 
 
 def read_picture_index(folder: Path) -> dict[str, dict[str, dict[str, dict[str, str]]]]:
-    """Entry -> key -> sensor -> view -> file name, of `folder/pictures`; empty where there is none.
+    """Entry -> key -> sensor -> view -> file name, of `folder/pictures`; empty without an index.
 
     `StorageError` where it names anything but pictures in that folder.
     """
@@ -158,7 +158,7 @@ def read_picture_index(folder: Path) -> dict[str, dict[str, dict[str, dict[str, 
 def views_of(sensors: Views, tower: str, sensor: str | None) -> dict[str, str]:
     """What to show for a sample that went through `tower`: view -> file name.
 
-    `sensor`: what the tower looked at; None: not known, and all that there is is shown.
+    `sensor`: what the tower looked at; None: not known, and all views are shown.
     """
     if tower == RGB:
         for views in sensors.values():

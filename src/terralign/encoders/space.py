@@ -327,16 +327,28 @@ class EmbeddingSpace(Shown):
         inputs: Inputs,
         labels: Sequence[str],
         *,
+        sensor: str | Path | Sensor | None = None,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
         prompts: Prompts | None = None,
-        **reading: Unpack[Reading],
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
     ) -> Classification:
         """Probabilities (N, K) over `labels`: softmax of logit_scale times the cosines.
 
         `labels`: K class names. `prompts`: a prompt set's name, TOML or `PromptSet`; None: the
-        space's own, else `satellite`. `reading`: the keywords of `embed`.
+        space's own, else `satellite`. Everything else as for `embed`.
         """
         names, chosen = as_class_names(labels), self.choose_prompts(prompts)
-        found = self.classify_each(inputs, names, prompts=chosen, **reading)
+        found = self.classify_each(
+            inputs, names, prompts=chosen, sensor=sensor, bands=bands, units=units,
+            dn_offset=dn_offset, composite=composite, tower=tower, window=window, errors=errors,
+            batch_size=batch_size,
+        )  # fmt: skip
         rows, columns = gathered(list(found))
         chances = [[row.probabilities[name] for name in names] for row in rows]
         return Classification(
@@ -355,7 +367,7 @@ class EmbeddingSpace(Shown):
         prompts: Prompts | None = None,
         **reading: Unpack[Reading],
     ) -> Iterator[Classified | Fault]:
-        """The rows of `classify` one after another, as they are computed.
+        """The rows of `classify` one after another, as they are computed; `reading`: its keywords.
 
         Raises what is wrong with labels, prompts, tower or declaration before the first input is
         read. With errors = "skip", an input that cannot be read is a `Fault` in its place.

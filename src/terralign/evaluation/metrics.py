@@ -137,9 +137,12 @@ def classification_metrics(
     )
     sizes = np.bincount(labels, minlength=num_classes)
     return _with_classes(
-        metrics, observe(of_classes, len(labels)), sizes, "samples",
+        metrics,
+        observe(of_classes, len(labels)),
+        sizes,
+        "samples",
         outcomes={**hits, "labels": labels.astype(np.int64)},
-    )  # fmt: skip
+    )
 
 
 def multilabel_metrics(
@@ -186,10 +189,13 @@ def multilabel_metrics(
         "precision of so few tends to come out too high."
     )
     return _with_classes(
-        metrics, precisions, positives, "positives",
+        metrics,
+        precisions,
+        positives,
+        "positives",
         notes=[few] if num_few else [],
         outcomes={"scores": scores.astype(np.float32), "labels": labels},
-    )  # fmt: skip
+    )
 
 
 def f1_metrics(
@@ -217,9 +223,12 @@ def f1_metrics(
         seed=seed,
     )
     return _with_classes(
-        metrics, observe(of_classes, len(labels)), positives, "positives",
+        metrics,
+        observe(of_classes, len(labels)),
+        positives,
+        "positives",
         outcomes={"decisions": decisions, "labels": labels},
-    )  # fmt: skip
+    )
 
 
 def measure(

@@ -5,7 +5,7 @@ Q queries, G gallery items, D embedding dimensions, K classes, B a block's queri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,9 +60,13 @@ def recall_metrics(
     names = [f"recall@{k}" for k in ks]
     sums, sizes = _sum_by_owner(hits, query_owners)
     metrics = measure(
-        names, mean_statistic(sums, sizes), chances, len(sums),
-        num_bootstrap=num_bootstrap, seed=seed,
-    )  # fmt: skip
+        names,
+        mean_statistic(sums, sizes),
+        chances,
+        len(sums),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
     return MetricResult(
         metrics=tuple(replace(metric, num_samples=len(query)) for metric in metrics),
         outcomes=_by_column(names, sums * (len(sums) / len(query))),
@@ -103,22 +107,12 @@ def map_metrics(
             f"query_labels is {query_labels.shape}, gallery_labels is {gallery_labels.shape}; "
             "expected classes on both sides, or sets of the same classes"
         )
-    num_candidates = len(gallery) - exclude_self
-    depth = min(max(ks), num_candidates)
-    precisions = np.empty((len(query), len(ks)))
-    num_relevant = np.empty(len(query), dtype=np.int64)
     blocks = similarity_blocks(query, gallery, exclude_self=exclude_self, penalty=penalty)
-    for rows, similarity in blocks:
-        relevant = _relevant(query_labels[rows], gallery_labels) & (similarity > -np.inf)
-        num_relevant[rows] = np.count_nonzero(relevant, axis=1)
-        gains = np.cumsum(_expected_gains(similarity, relevant, depth), axis=1)
-        for column, k in enumerate(ks):
-            best = np.maximum(np.minimum(k, num_relevant[rows]), 1)
-            precisions[rows, column] = gains[:, min(k, depth) - 1] / best
+    precisions, num_relevant = _average_precisions(blocks, query_labels, gallery_labels, ks)
     kept = num_relevant > 0
     if not kept.any():
         raise DataError("no query has a relevant item in the gallery; check the labels")
-    precisions[~kept] = np.nan
+    num_candidates = len(gallery) - exclude_self
     num_left_out = int(np.count_nonzero(~kept))
     note = f"{num_left_out} of {len(kept)} queries have no relevant gallery item and are left out."
     names = [f"map@{k}" for k in ks]
@@ -165,6 +159,28 @@ def _rank_own(
         above[rows] = np.count_nonzero(similarity > best[:, None], axis=1)
         tied[rows] = np.count_nonzero(similarity == best[:, None], axis=1) - own[rows]
     return above, tied, own, num_right
+
+
+def _average_precisions(
+    blocks: Iterator[tuple[slice, Floats]],
+    query_labels: NDArray[Any],
+    gallery_labels: NDArray[Any],
+    ks: Sequence[int],
+) -> tuple[Floats, Indices]:
+    """Expected AP@k (Q, M), NaN where nothing is relevant, and numbers of relevant items (Q,)."""
+    precisions = np.empty((len(query_labels), len(ks)))
+    num_relevant = np.empty(len(query_labels), dtype=np.int64)
+    for rows, similarity in blocks:
+        found = similarity > -np.inf
+        depth = min(max(ks), int(np.count_nonzero(found[0])))
+        relevant = _relevant(query_labels[rows], gallery_labels) & found
+        num_relevant[rows] = np.count_nonzero(relevant, axis=1)
+        gains = np.cumsum(_expected_gains(similarity, relevant, depth), axis=1)
+        for column, k in enumerate(ks):
+            best = np.maximum(np.minimum(k, num_relevant[rows]), 1)
+            precisions[rows, column] = gains[:, min(k, depth) - 1] / best
+    precisions[num_relevant == 0] = np.nan
+    return precisions, num_relevant
 
 
 def _expected_gains(similarity: Floats, relevant: NDArray[np.bool_], depth: int) -> Floats:

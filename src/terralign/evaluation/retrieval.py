@@ -171,9 +171,12 @@ def find_own(query: Side, gallery: Side, **settings: Any) -> MetricResult | None
     if query.owners is None or gallery.owners is None:
         return None
     return recall_metrics(
-        query.vectors, gallery.vectors,
-        query_owners=query.owners, gallery_owners=gallery.owners, **settings,
-    )  # fmt: skip
+        query.vectors,
+        gallery.vectors,
+        query_owners=query.owners,
+        gallery_owners=gallery.owners,
+        **settings,
+    )
 
 
 def find_class(query: Side, gallery: Side, **settings: Any) -> MetricResult | None:
@@ -189,9 +192,13 @@ def find_class(query: Side, gallery: Side, **settings: Any) -> MetricResult | No
     if own_samples and not _classes_repeat(query.labels):
         return MetricResult(metrics=(), notes=(NO_CLASS_REPEATS,))
     found = map_metrics(
-        query.vectors, gallery.vectors, query.labels, gallery.labels,
-        exclude_self=own_samples, **settings,
-    )  # fmt: skip
+        query.vectors,
+        gallery.vectors,
+        query.labels,
+        gallery.labels,
+        exclude_self=own_samples,
+        **settings,
+    )
     if query.captions and query.owners is not None:
         found = replace(found, outcomes=outcomes_by_owner(found.outcomes, query.owners))
     return replace(found, notes=(OWN_SAMPLE, *found.notes)) if own_samples else found

@@ -75,7 +75,7 @@ class Row(BaseModel):
     `reference`, the difference model - reference."""
     low: float | None = None
     high: float | None = None
-    """95 % interval; None where there is none."""
+    """95 % interval; None for metrics without one."""
     num_samples: int | None = None
     chance: float | None = None
     valid_share: float | None = None

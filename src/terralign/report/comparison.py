@@ -68,7 +68,7 @@ def primary_rows(rows: Sequence[Row]) -> list[Row]:
 def comparison_table(
     rows: Sequence[Row], title: str, *, form: Callable[[Row], Cell] = value_cell
 ) -> Table | None:
-    """Measured rows, a column per model; None where there are none.
+    """Measured rows, a column per model; None without any.
 
     Raises `DataError` for two rows of a run that are one value.
     """
@@ -109,7 +109,8 @@ def headings(rows: Sequence[Row]) -> Callable[[Row], str]:
         composite = composites.get((row.role, row.dataset, row.split, row.task))
         sensor = row.sensor or ""
         apart = " and " in sensor or composite not in (None, sensor)
-        name = f"{row.role}: {row.entry or row.dataset} ({row.split}), {row.task}"
+        data = f"{row.entry} ({row.split})" if row.entry else f"{row.dataset}/{row.split}"
+        name = f"{row.role}: {data}, {row.task}"
         return f"{name}, {sensor}" if apart else name
 
     return heading

@@ -147,7 +147,7 @@ def reliability_figure(
     of the predictions in each bin. Bins of fewer than `MIN_BIN` are pale points beside the line.
     """
     if not curves:
-        raise DataError("there is no reliability curve to draw; give at least one")
+        raise DataError("no reliability curve to draw; give at least one")
     figure = new_figure(theme, height=4.6 + 0.2 * len(curves))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (upper, lower):
@@ -189,7 +189,7 @@ def retrieval_figure(
     `name`: of the metric, such as "recall@k". Chance is drawn where it is the same for all lines.
     """
     if not curves:
-        raise DataError(f"no row has {name}; there is nothing to draw")
+        raise DataError(f"no row has {name}; nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
     twins = _twins({name: [row.value for row in one.values()] for name, one in curves.items()})
     for label, points in curves.items():

@@ -58,7 +58,7 @@ class Sweep:
             raise DataError("the alpha sweep is empty; give at least one alpha")
         first = self.points[0]
         if not first["patching"]:
-            raise DataError("the alpha sweep has no patching task; there is no curve to draw")
+            raise DataError("the alpha sweep has no patching task; no curve to draw")
         for point in self.points:
             if any(point[role].keys() != first[role].keys() for role in ("patching", "supported")):
                 raise DataError(
@@ -149,7 +149,7 @@ def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     """
     groups = by_heading(rows)
     if not groups:
-        raise DataError("there are no rows to compare; give at least one")
+        raise DataError("no rows to compare; give at least one")
     num_lines = sum(len(own) + 2 for own in groups.values())
     figure, axes = new_axes(theme, height=0.9 + 0.26 * num_lines)
     across = blended_transform_factory(figure.transFigure, axes.transData)
@@ -211,7 +211,7 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme 
                 sources = panels.setdefault(stage, {})
                 sources.setdefault(row.get("source", ""), []).append((row["step"], row["loss"]))
     if not panels:
-        raise DataError('no training curve has a row with "loss"; there is nothing to draw')
+        raise DataError('no training curve has a row with "loss"; nothing to draw')
     named = list(dict.fromkeys(one for sources in panels.values() for one in sources if one))
     colors = {name: theme.line(number)["color"] for number, name in enumerate(named)}
     columns = min(2, len(panels))

@@ -82,7 +82,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """`labels`: one per head of the table; `cells`: one per column, None where there is none."""
+    """`labels`: one per head of the table; `cells`: one per column, None where empty."""
 
     labels: tuple[str, ...]
     cells: tuple[Cell | None, ...] = ()
@@ -166,7 +166,7 @@ _Cells = dict[tuple[str, str], Row]
 def build_table(
     plan: Plan, rows: Sequence[Row], test: PairedTest = lambda one, two: None
 ) -> Table | None:
-    """The table of rows that have values; None where there are none.
+    """The table of rows that have values; None without any.
 
     Groups, lines and columns are in the order of their first rows, columns of one heading together.
     Where two rows fall into one cell, the first is shown.

@@ -204,7 +204,7 @@ class Recipe(_Strict):
     """Pack data sets that lie in files on first use, and read them from their stores."""
     allow_shared_samples: bool = False
     """Run although alpha, or a tower's best step, is chosen on samples that are trained on;
-    results and report say so."""
+    results and report have a note of it."""
     base: BaseRecipe
     patch: PatchRecipe | None = None
     align: tuple[AlignRecipe, ...] = ()

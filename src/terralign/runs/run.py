@@ -298,7 +298,7 @@ class _Run:
     def _anchors(self, clip: ClipModel) -> Tensor:
         if self.recipe.patch is None:
             raise RecipeError(
-                "the kl loss takes its anchors from the patching tasks; there is none"
+                "the kl loss takes its anchors from patching tasks; the recipe has no patch stage"
             )
         return torch.cat([task.weights(clip) for task in self.data.patching.tasks])
 

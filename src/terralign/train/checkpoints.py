@@ -47,7 +47,7 @@ class Checkpoints:
         self._cost = self._last_time - start
 
     def read(self, path: Path) -> dict[str, Any] | None:
-        """The checkpoint, None where there is none; another stage's is refused."""
+        """The checkpoint, None without one; another stage's is refused."""
         if not path.is_file():
             return None
         try:
@@ -91,7 +91,7 @@ def training_state(
 def restore(
     checkpoints: Checkpoints, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float | None]:
-    """Go on from the last checkpoint: (steps done, best validation value); (0, None) without."""
+    """Resume from the last checkpoint: (steps done, best validation value); (0, None) without."""
     state = checkpoints.read(checkpoints.last)
     if state is None:
         return 0, None

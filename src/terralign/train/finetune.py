@@ -221,7 +221,6 @@ def finetune(
     preserve_on: SampleSet | None = None,
     seed: int = 0,
     tensorboard: bool = False,
-    label: str = "patch",
 ) -> StateDict:
     """theta_1: the RGB tower fine-tuned on all tasks jointly, as a state dict on the CPU.
 
@@ -244,7 +243,7 @@ def finetune(
     fit(
         learner, batches, settings, folder,
         identity=finetune_depends(clip, tasks, settings, preserve_on=preserve_on, seed=seed),
-        seed=seed, label=label, tensorboard=tensorboard,
+        seed=seed, label="patch", tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return on_cpu(learner.visual.state_dict())

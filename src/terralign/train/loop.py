@@ -107,7 +107,7 @@ class FitResult:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Within the block SIGINT and SIGTERM are remembered; the function says which one came.
+    """Within the block SIGINT and SIGTERM are remembered; the function returns which came, if any.
 
     A second SIGINT interrupts at once. Outside the main thread nothing is installed.
     """

@@ -1,7 +1,7 @@
 """Losses as pure functions. Letters: B batch, D embedding, K classes.
 
-Every loss is a mean over the samples of the batch; what it does over D is said at each, since a
-weight that suits one reduction does not suit another.
+Every loss is a mean over the samples of the batch; each docstring gives its reduction over D, since
+a weight that suits one reduction does not suit another.
 """
 
 from __future__ import annotations

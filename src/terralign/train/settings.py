@@ -39,7 +39,7 @@ class LoopSettings(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the autocast inside the towers; inputs and weights stay float32."""
     keep: Literal["last", "best"] = "last"
-    """Which weights the stage goes on with: the last, or the best on validation data."""
+    """Which weights the stage keeps: the last, or the best on validation data."""
     validate_every: int | None = Field(default=None, ge=1)
     """Steps between validations; None: once, at the end of each epoch, where there is a validation
     set and `keep` is "best"."""

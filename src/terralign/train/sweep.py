@@ -248,16 +248,16 @@ def choose_alpha(
     drops = {name: before[name] - best.supported[name] for name in best.supported}
     worst = max(drops, key=lambda name: drops[name]) if drops else None
     if worst is None:
-        said = "; no supported task was given"
+        rest = "; no supported task was given"
     else:
         largest = f"the largest drop is {100 * drops[worst]:.2f} points ({worst})"
-        said = f" of all that cost no supported task more than {bound}; " + (
+        rest = f" of all that cost no supported task more than {bound}; " + (
             largest if drops[worst] > 0 else "none of them lost any"
         )
     return Choice(
         alpha=best.alpha,
         reason=f"alpha {best.alpha:g} has the best mean over patching tasks "
-        f"({100 * best.mean_patching:.2f} %; {100 * zero.mean_patching:.2f} % at alpha 0){said}",
+        f"({100 * best.mean_patching:.2f} %; {100 * zero.mean_patching:.2f} % at alpha 0){rest}",
     )
 
 
