@@ -62,7 +62,7 @@ def _read_names(path: Path) -> dict[str, dict[str, Any]]:
     """Name -> what it stands for; empty where there is no such file."""
     if not path.is_file():
         return {}
-    fault = f"{path} is damaged; put back a whole copy, or delete it: it is written anew"
+    fault = f"{path} is damaged; put back a whole copy, or delete it: it is written again"
     try:
         known = read_json(path)
     except StorageError as error:
