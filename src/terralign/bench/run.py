@@ -24,7 +24,7 @@ from terralign.bench.compare import compare_rows, moved_job
 from terralign.bench.data import NO_BANK, BenchData, Skipped
 from terralign.bench.diagnostics import diagnostic_jobs
 from terralign.bench.embeddings import Embeddings
-from terralign.bench.folder import keep_models, keep_suite, keep_versions, known_models
+from terralign.bench.folder import keep_models, keep_suite, keep_versions, read_names
 from terralign.bench.measurements import Measurement, Measurements
 from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
@@ -126,7 +126,7 @@ def run_bench(
             prompts=list(prompts) or [None],
         )
         bench.run(order, device)
-        rows = _merged(before, bench.rows, known_models(out))
+        rows = _merged(before, bench.rows, read_names(out / "models.json"))
         if rows != before or not (out / "results.parquet").is_file():
             _write(out, rows)
         return BenchResult(
