@@ -251,7 +251,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"labels": [-1] * 6, "class_names": ["a", "b"]}, "go from -1"),
     (
         {"labels": ["a"] * 5 + ["c"], "class_names": ["a", "b"]},
-        "label 'c' is not one of class_names",
+        "'c' is not one of class_names",
     ),
     ({"labels": [0.5] * 6, "class_names": ["a"]}, "class numbers or names"),
     ({"labels": [[0, 2]] * 6, "class_names": ["a", "b"]}, "True and False"),
