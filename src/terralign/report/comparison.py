@@ -1,8 +1,8 @@
 """Models side by side: the table that `run` and `bench` print, and that a run's report opens with.
 
 A column per model, a line per tower and metric. A run's RGB towers are repeated beside every
-aligned tower of the same task whose sensor their composite is of; a tower of another sensor (radar) has lines of
-its own.
+aligned tower of the same task whose sensor their composite is of; a tower of another sensor (radar)
+has lines of its own.
 """
 
 from __future__ import annotations
