@@ -349,11 +349,12 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str | None = No
             table = _read_csv(path, columns, delimiter or ",", start)
         else:
             raise DataError(f"table {path} is neither Parquet nor a .csv; convert it to one")
+        if not table.num_rows:
+            raise DataError(f"table {path} has no rows")
+        arrays = {one: _one_array(table[one]) for one in columns}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(f"table {path} is damaged: {first_line(error)}") from error
-    if not table.num_rows:
-        raise DataError(f"table {path} has no rows")
-    return Table(path=path, arrays={one: _one_array(table[one]) for one in columns}, geo=geo)
+    return Table(path=path, arrays=arrays, geo=geo)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
