@@ -30,7 +30,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageChops
 
 from terralign.bench.report import read_bench
@@ -82,11 +81,10 @@ def draw_run(run: Path) -> None:
 def draw_scenes() -> None:
     """Synthetic scenes as towers see them: true colour, false colour, radar."""
     samples = open_synthetic_scenes("test")
-    chips = samples.read(np.arange(NUM_SCENES, dtype=np.int64))
     side, gap = 128, 8
     sheet = Image.new("RGB", (NUM_SCENES * (side + gap) - gap, 3 * (side + gap) - gap), "white")
     for column in range(NUM_SCENES):
-        views = sample_views({name: one[column] for name, one in chips.items()}, samples.layouts)
+        views = sample_views(samples, column)
         pictures = [picture for own in views.values() for picture in own.values()]
         for row, picture in enumerate(pictures):
             image = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)

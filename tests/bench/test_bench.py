@@ -736,7 +736,7 @@ def test_a_folder_in_which_no_model_was_loaded_takes_another_suite(
 def test_a_name_stands_for_one_model(finished: Path, spaces: dict[str, Path]) -> None:
     with pytest.raises(RecipeError, match=r"knows 'base' as model .* give it another name"):
         run_bench(suite(), [f"base={spaces['patched']}"], finished)
-    with pytest.raises(RecipeError, match=r"'bass' is none of the models; did you mean 'base'"):
+    with pytest.raises(RecipeError, match=r"'bass' is not one of the models; did you mean 'base'"):
         run_bench(suite(), [f"base={spaces['base']}"], finished, reference="bass")
 
 

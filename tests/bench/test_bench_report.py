@@ -323,7 +323,7 @@ def test_of_many_examples_entries_take_turns_and_words_come_first() -> None:
     blocks = find_examples(check_rows(rows), details)
     assert len(blocks) == 8
     chosen = choose_blocks(blocks, limit=5)
-    assert [(block.entry, block.query_tower, block.gallery_tower) for block in chosen] == [
+    assert [(block.entry, block.row.query_tower, block.row.gallery_tower) for block in chosen] == [
         ("one", "text", "s2"), ("one", "text", "rgb"), ("one", "rgb", "s2"),
         ("two", "text", "s2"), ("two", "text", "rgb"),
     ]  # fmt: skip

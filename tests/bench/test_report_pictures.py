@@ -11,8 +11,13 @@ import pytest
 from PIL import Image
 
 from terralign.bench.data import BenchData
-from terralign.bench.examples import Example, ExampleBlock, read_picture_index
-from terralign.bench.pictures import PICTURE_SIZE, keep_pictures
+from terralign.bench.examples import (
+    PICTURE_SIZE,
+    Example,
+    ExampleBlock,
+    keep_pictures,
+    read_picture_index,
+)
 from terralign.bench.report import report_bench
 from terralign.bench.suite import Suite, parse_suite
 from terralign.evaluation.chip_views import MAX_SIDE, sample_views
@@ -50,11 +55,8 @@ def _example(data: BenchData, query: int, found: int) -> dict[str, Any]:
 
 
 def _blocks(example: dict[str, Any]) -> list[ExampleBlock]:
-    block = ExampleBlock(
-        entry="scenes", model="m", query_tower="rgb", gallery_tower="s2",
-        examples=(Example.model_validate(example),), sensors={},
-    )  # fmt: skip
-    return [block]
+    row = Row(model="m", entry="scenes", query_tower="rgb", gallery_tower="s2")
+    return [ExampleBlock(row=row, examples=(Example.model_validate(example),), sensors={})]
 
 
 def test_pictures_are_of_the_samples_by_sensor_and_view(
@@ -70,8 +72,7 @@ def test_pictures_are_of_the_samples_by_sensor_and_view(
         "sentinel2-l2a": ["true colour", "false colour"], "sentinel1-grd": ["radar"],
     }  # fmt: skip
     samples = data.open("synthetic-scenes", "test", 12, PICTURE_SIZE)
-    pixels = {name: one[0] for name, one in samples.read(np.array([7])).items()}
-    wanted = sample_views(pixels, samples.layouts)["sentinel2-l2a"]["true colour"]
+    wanted = sample_views(samples, 7)["sentinel2-l2a"]["true colour"]
     with Image.open(tmp_path / "pictures" / kept["sentinel2-l2a"]["true colour"]) as image:
         assert max(image.size) <= MAX_SIDE
         factor = image.width // wanted.shape[1]

@@ -76,7 +76,7 @@ def test_the_paper_suite_has_the_data_sets_of_the_paper() -> None:
         ('fit = "random-train"', "two ways to divide eurosat-rgb and overlap"),
         ('fits = "train"', r"unknown key 'entries.0.fits'; did you mean 'fit'"),
         ('prompts = "satelite"', "did you mean 'satellite'"),
-        ("shots = [2]", "shots is for few-shot, which is none of the tasks; leave it out"),
+        ("shots = [2]", "shots is for few-shot, not one of the tasks; leave it out"),
         ("num_seeds = 2", "num_seeds is for few-shot"),
         ("robustness_limit = 9", "robustness_limit is for robustness"),
     ],

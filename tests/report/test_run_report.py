@@ -102,10 +102,3 @@ def test_roles_and_an_alpha_at_an_end_of_the_curve_are_explained() -> None:
     assert "Alpha is" not in text
     for role in ("patching", "supported", "alignment", "unseen"):
         assert (f"'{role}: t" in text or f"'{role}: d" in text) == any(r.role == role for r in ROWS)
-
-
-def test_a_curve_that_begins_at_zero_is_explained() -> None:
-    copied = [{"step": i, "loss": 0.0 if i == 1 else 0.1} for i in range(1, 60)]
-    usual = [{"step": i, "loss": 1 / i} for i in range(1, 600)]
-    assert "copy of its teacher" in text_of(curves={"align/s2": copied, "patch": usual})
-    assert "copy of its teacher" not in text_of(curves={"patch": usual})

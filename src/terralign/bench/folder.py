@@ -35,7 +35,7 @@ def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> Non
 
 def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
     """Remember what a name stands for, or refuse another model of the same name."""
-    known = known_models(folder)
+    known = read_names(folder / "models.json")
     if name in known and known[name]["model_id"] != model_id:
         raise RecipeError(
             f"{folder} knows {name!r} as model {known[name]['model_id']} ({known[name]['source']}),"
@@ -46,24 +46,19 @@ def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
         write_json(folder / "models.json", {**known, name: entry})
 
 
-def known_models(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the names of the folder stand for: name -> `source` and `model_id`."""
-    return _read_names(folder / "models.json")
-
-
 def keep_versions(folder: Path, measured: Mapping[str, str]) -> None:
     """Keep in `versions.json` what the name of the versions that measured, their hash, is."""
     path, name = folder / "versions.json", hash_json(measured)
-    known = _read_names(path)
+    known = read_names(path)
     if name not in known:
         write_json(path, {**known, name: dict(measured)})
 
 
-def _read_names(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> what it stands for; empty where there is no such file."""
+def read_names(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what it stands for, of `models.json` or `versions.json`; empty without the file."""
     if not path.is_file():
         return {}
-    fault = f"{path} is damaged; put back a whole copy, or delete it: it is written anew"
+    fault = f"{path} is damaged; put back a whole copy, or delete it: it is written again"
     try:
         known = read_json(path)
     except StorageError as error:

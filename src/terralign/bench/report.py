@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.bench.compare import PairedTests
 from terralign.bench.data import BenchData
-from terralign.bench.examples import choose_blocks, find_examples, galleries
-from terralign.bench.pictures import keep_pictures
+from terralign.bench.examples import choose_blocks, find_examples, galleries, keep_pictures
+from terralign.bench.folder import read_names
 from terralign.bench.suite import parse_suite
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import DataError, StorageError, TerralignError
@@ -52,7 +52,7 @@ def read_bench(folder: Path, data_root: Path | None = None) -> BenchReport:
     if not path.is_file():
         raise StorageError(f"{folder} holds no results.json; give the folder of a bench")
     rows = read_rows(path)
-    models = _texts(folder / "models.json")
+    models = read_names(folder / "models.json")
     details = {name: _details(folder, name) for name in wanted_measurements(rows)}
     blocks = choose_blocks(find_examples(plain_rows(rows), details))
     suite_path = folder / "suite.toml"
@@ -70,7 +70,7 @@ def read_bench(folder: Path, data_root: Path | None = None) -> BenchReport:
         galleries=galleries(blocks, folder),
         sweeps={name: sweep for name, sweep in sweeps.items() if sweep is not None},
         models=models,
-        versions=_texts(folder / "versions.json"),
+        versions=read_names(folder / "versions.json"),
         prompts=_prompts(rows),
         suite_text=suite_text,
     )
@@ -84,19 +84,13 @@ class _Point(BaseModel):
     supported: dict[str, float]
 
 
-class _Choice(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    alpha: float
-
-
 class _KeptSweep(BaseModel):
     """`patch/sweep.json` of a run."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     points: tuple[_Point, ...]
-    chosen: _Choice | None = None
+    chosen: dict[str, Any] = {}
     max_supported_drop: float | None = None
 
 
@@ -109,21 +103,11 @@ def read_sweep(space: Path) -> Sweep | None:
         kept = _KeptSweep.model_validate(read_json(path))
         return Sweep(
             points=[point.model_dump() for point in kept.points],
-            chosen=None if kept.chosen is None else kept.chosen.alpha,
+            chosen=kept.chosen.get("alpha"),
             max_supported_drop=kept.max_supported_drop,
         )
     except (DataError, StorageError, ValidationError, OSError):
         return None
-
-
-def _texts(path: Path) -> dict[str, dict[str, str]]:
-    """Name -> key -> text; empty where the file is missing."""
-    if not path.is_file():
-        return {}
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not all(isinstance(one, dict) for one in kept.values()):
-        raise StorageError(f"{path} is damaged: expected names with keys and values")
-    return {name: {key: str(value) for key, value in one.items()} for name, one in kept.items()}
 
 
 def _details(folder: Path, name: str) -> dict[str, Any]:

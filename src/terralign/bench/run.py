@@ -24,7 +24,7 @@ from terralign.bench.compare import compare_rows, moved_job
 from terralign.bench.data import NO_BANK, BenchData, Skipped
 from terralign.bench.diagnostics import diagnostic_jobs
 from terralign.bench.embeddings import Embeddings
-from terralign.bench.folder import keep_models, keep_suite, keep_versions, known_models
+from terralign.bench.folder import keep_models, keep_suite, keep_versions, read_names
 from terralign.bench.measurements import Measurement, Measurements
 from terralign.bench.models import BenchModel, load_model, name_models
 from terralign.bench.probes import probe_jobs
@@ -105,7 +105,9 @@ def run_bench(
         raise RecipeError("name at least one model to measure")
     first = reference or next(iter(named))
     if first not in named:
-        raise RecipeError(f"the reference {first!r} is none of the models; {nearest(first, named)}")
+        raise RecipeError(
+            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
+        )
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
@@ -125,7 +127,7 @@ def run_bench(
         )
         rows = before
         for _ in bench.run(order, device):  # a bench that is stopped has the models it finished
-            merged = _merged(before, bench.rows, known_models(out))
+            merged = _merged(before, bench.rows, read_names(out / "models.json"))
             if merged != rows or not (out / "results.parquet").is_file():
                 _write(out, merged)
             rows = merged
@@ -317,7 +319,7 @@ def _failed(where: dict[str, Any], error: Exception) -> Row:
 def _merged(before: list[Row], rows: list[Row], known: Collection[str]) -> list[Row]:
     """The rows of this call, and those `before` it that it did not ask again.
 
-    A row on what failed or was skipped is made anew by each call that asks for it. What is skipped
+    A row on what failed or was skipped is made again by each call that asks for it. What is skipped
     now keeps no values from earlier. A name that no model was ever loaded by, as it is not `known`,
     is forgotten: it was mistyped, or has changed.
     """

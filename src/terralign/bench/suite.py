@@ -91,7 +91,7 @@ class SuiteEntry(_Strict):
                 task not in self.tasks
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
-                raise ValueError(f"{key} is for {task}, which is none of the tasks; leave it out")
+                raise ValueError(f"{key} is for {task}, not one of the tasks; leave it out")
         if self.composite is not None and self.towers and "rgb" not in self.towers:
             raise ValueError("composite has no effect where towers leave out rgb; leave it out")
         if not self.shots or min(self.shots) < 1:

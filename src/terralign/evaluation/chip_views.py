@@ -7,7 +7,6 @@ numbers.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from terralign.chips import PixelLayout
+from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB
 from terralign.preprocess.spec import scale_composite, select_bands, to_physical
 
@@ -82,11 +82,10 @@ def near_infrared(layout: PixelLayout) -> str | None:
     return min(inside, key=lambda name: abs(inside[name] - NEAR_INFRARED_CENTER_NM))
 
 
-def sample_views(
-    pixels: Mapping[str, NDArray[np.generic]], layouts: Mapping[str, PixelLayout]
-) -> dict[str, dict[str, Picture8]]:
-    """Sensor -> view -> picture, of one sample's chips (C, H, W)."""
-    found = {name: chip_views(pixels[name], layout) for name, layout in layouts.items()}
+def sample_views(samples: SampleSet, index: int) -> dict[str, dict[str, Picture8]]:
+    """Sensor -> view -> picture, of one sample."""
+    pixels = samples.read(np.array([index], dtype=np.int64))
+    found = {name: chip_views(pixels[name][0], one) for name, one in samples.layouts.items()}
     return {name: views for name, views in found.items() if views}
 
 

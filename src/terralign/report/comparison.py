@@ -1,8 +1,8 @@
 """Models side by side: the table that `run` and `bench` print, and that a run's report opens with.
 
-A column per model, a line per tower and metric. A run's RGB towers stand beside every aligned tower
-of the same task whose sensor their composite is of; a tower of another sensor (radar) has lines of
-its own.
+A column per model, a line per tower and metric. A run's RGB towers are repeated beside every
+aligned tower of the same task whose sensor their composite is of; a tower of another sensor (radar)
+has lines of its own.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _check_once(values: Sequence[tuple[str, ...]]) -> None:
 
 
 def _beside_aligned(rows: Sequence[Row], heading: Callable[[Row], str]) -> list[Row]:
-    """The rows, those of a run's RGB tower once for every aligned tower that they stand beside."""
+    """The rows, those of a run's RGB tower once for every aligned tower beside them."""
     aligned: dict[tuple[str, str | None], list[str | None]] = {}
     for row in rows:
         if row.model == "aligned" and row.tower is not None:

@@ -49,7 +49,7 @@ def class_figure(
 ) -> Figure:
     """A bar for each class and series. `values`: series -> class name -> fraction of 1 or None.
 
-    Classes are in their own order; how many are left out stands in the figure. Raises `DataError`
+    Classes are in their own order; the figure names how many are left out. Raises `DataError`
     where there is nothing to draw.
     """
     names = list(dict.fromkeys(name for classes in values.values() for name in classes))

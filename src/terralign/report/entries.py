@@ -153,7 +153,7 @@ class EntryFigures:
                 )
 
     def _retrieval(self) -> Iterator[Plot]:
-        """Curves by k: from text, to text, from RGB, to RGB; between sensors where there are none.
+        """Curves by k: from text, to text, from RGB, to RGB; between sensors without any of these.
 
         Of each pair recall, or mAP where it has none: class names are of no one sample.
         """

@@ -7,72 +7,40 @@ preprocessing of a publication may differ from the bench's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terralign.evaluation.rows import PLAIN, Row
 from terralign.files import read_shipped
-from terralign.report.tables import (
-    ZERO_SHOT,
-    Cell,
-    Column,
-    Line,
-    Table,
-    metric_text,
-    value_text,
-)
+from terralign.report.tables import ZERO_SHOT, Cell, Column, Line, Table, metric_text, value_text
 
 RGB = "rgb"
 
-SENSOR = "sensor"
-"""In place of a tower's name: any tower but the RGB one."""
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reported:
+    """One published value in per cent, or a gain in points (`kind`).
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ReportedValue(_Strict):
-    """One published value."""
+    `data`: the catalog's names of its data set. `source`: the publication's title. `query`,
+    `gallery`: of retrieval, "rgb", or "sensor" for any other tower.
+    """
 
     model: str
-    data: tuple[str, ...] = Field(min_length=1)
-    """Names of the catalog that are its data set."""
+    data: Sequence[str]
     metric: str
     value: float
-    """Per cent; of a gain: points."""
-    kind: Literal["value", "gain"] = "value"
     source: str
-    """A key of `sources`."""
+    kind: str = "value"
     query: str | None = None
     gallery: str | None = None
-    """Of retrieval: "rgb", or "sensor" for any other."""
-
-
-class _Source(_Strict):
-    title: str
-
-
-class Reported(_Strict):
-    """All published values that ship with the package."""
-
-    sources: dict[str, _Source]
-    figures: tuple[ReportedValue, ...]
-
-    @model_validator(mode="after")
-    def _sources_are_known(self) -> Self:
-        missing = sorted({one.source for one in self.figures} - set(self.sources))
-        if missing:
-            raise ValueError(f"sources {missing} are not listed")
-        return self
 
 
 @lru_cache(maxsize=1)
-def load_reported() -> Reported:
+def load_reported() -> tuple[Reported, ...]:
     """The values of `reported.toml`."""
-    return Reported.model_validate(read_shipped("report", "reported"))
+    values = read_shipped("report", "reported")
+    titles = {name: one["title"] for name, one in values["sources"].items()}
+    return tuple(Reported(**{**one, "source": titles[one["source"]]}) for one in values["figures"])
 
 
 def reported_table(rows: Sequence[Row]) -> Table | None:
@@ -80,16 +48,15 @@ def reported_table(rows: Sequence[Row]) -> Table | None:
 
     The group's heading has the best that the bench measured there; None where nothing fits.
     """
-    reported = load_reported()
     measured = [row for row in rows if row.status == "measured" and row.reference is None]
     groups: dict[str, list[Line]] = {}
     for data in dict.fromkeys(row.dataset for row in measured if row.dataset is not None):
-        for one in reported.figures:
+        for one in load_reported():
             if data not in one.data:
                 continue
             gain = one.kind == "gain"
             line = Line(
-                labels=(one.model, reported.sources[one.source].title),
+                labels=(one.model, one.source),
                 cells=(Cell(value=f"{one.value:{'+' if gain else ''}.2f}"),),
             )
             asked = [row for row in measured if row.dataset == data and _same(row, one)]
@@ -102,11 +69,11 @@ def reported_table(rows: Sequence[Row]) -> Table | None:
         columns=(Column(metric="as reported"),),
         groups=tuple((heading, tuple(lines)) for heading, lines in groups.items()),
         note="Splits, prompts and preprocessing of a publication may differ from those used here; "
-        "a publication's mAP stands beside our macro mAP.",
+        "a publication's mAP is compared with our macro mAP.",
     )
 
 
-def _heading(data: str, one: ReportedValue, asked: Sequence[Row]) -> str:
+def _heading(data: str, one: Reported, asked: Sequence[Row]) -> str:
     towers = f", {one.query} → {one.gallery}" if one.query else ""
     name = f"{data}, {metric_text(one.metric)}{towers}"
     if one.kind == "gain":
@@ -114,7 +81,7 @@ def _heading(data: str, one: ReportedValue, asked: Sequence[Row]) -> str:
     return f"{name}; best measured here: {_best(asked)}" if asked else name
 
 
-def _same(row: Row, one: ReportedValue) -> bool:
+def _same(row: Row, one: Reported) -> bool:
     """Whether a row asks what was published: zero-shot, or that direction of retrieval."""
     if row.metric != one.metric or row.variant != PLAIN or row.value is None:
         return False

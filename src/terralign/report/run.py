@@ -28,8 +28,12 @@ from terralign.report.tables import Table, text_table
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 """Stage -> rows of its `metrics.jsonl`."""
 
-BEGINNING = 10
-"""Steps at which a curve that begins at 0 has its lowest loss."""
+LOSS_CAPTION = (
+    "Training loss of each stage. Batches of several data sets alternate, and each data set has "
+    "its own line: with labels the loss has one more term, so lines with and without do not "
+    "compare. A tower inflated from the RGB tower starts as a copy of its teacher: without labels "
+    "its loss begins at 0."
+)
 CHART_METRICS = ("top1", "macro_map", "recall@1")
 LEGEND = (
     "Per cent, with 95 % bootstrap intervals. base, finetuned, patched: the RGB tower, on the "
@@ -116,10 +120,8 @@ class RunReport:
                 )
             )
         if any(row.get("loss") is not None for stage in self.curves.values() for row in stage):
-            caption = _loss_caption(self.curves)
-            plots.append(
-                Plot(name="losses", caption=caption, draw=partial(loss_figure, self.curves))
-            )
+            draw = partial(loss_figure, self.curves)
+            plots.append(Plot(name="losses", caption=LOSS_CAPTION, draw=draw))
         return plots
 
     def _what_was_run(self) -> list[Block]:
@@ -145,31 +147,3 @@ def _meaning_of_alpha(sweep: Sweep | None) -> list[str]:
         "Here fine-tuning cost the supported tasks less than the bound, so nothing had to be "
         "taken back; the curve shows what smaller alphas give."
     ]
-
-
-def _loss_caption(curves: Curves) -> str:
-    """What the curves are of, and why one begins at 0 where one does."""
-    caption = "Training loss of each stage."
-    losses = {
-        stage: [row["loss"] for row in rows if row.get("loss") is not None]
-        for stage, rows in curves.items()
-    }
-    if any(row.get("source") for rows in curves.values() for row in rows):
-        caption += (
-            " Batches of several data sets alternate, and each has its own line: with labels the "
-            "loss has one more term, and is no measure of the other's."
-        )
-    at_zero = [
-        stage
-        for stage, values in losses.items()
-        if values
-        and min(values[:BEGINNING]) < 0.01 * max(values)
-        and values.index(min(values)) < BEGINNING
-    ]
-    if at_zero:
-        caption += (
-            f" {' and '.join(at_zero)} begin{'s' if len(at_zero) == 1 else ''} at 0, since a tower "
-            "that is inflated from the RGB tower starts as a copy of its teacher: without labels "
-            "it has no distance to it before the first step."
-        )
-    return caption

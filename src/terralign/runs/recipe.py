@@ -94,7 +94,7 @@ class UnlabelledData(_Strict):
 
 
 class PatchRecipe(Holding):
-    """Stage 1: its data and its settings, whose keys stand beside those of the data."""
+    """Stage 1: its data and its settings, whose keys are beside those of the data."""
 
     settings: PatchSettings = PatchSettings()
     preserve_on: UnlabelledData | None = None

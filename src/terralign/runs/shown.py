@@ -51,11 +51,9 @@ def show_samples(
         for place, number in enumerate(best):
             is_right = bool(true[place, number])
             answers[place].append(Answer(text=class_names[number], is_right=is_right, by=name))
-    pixels = subset.read(np.arange(len(subset), dtype=np.int64))
     cards, seen = [], set[str]()
     for place, key in enumerate(subset.keys):
-        chips = {name: values[place] for name, values in pixels.items()}
-        by_sensor = sample_views(chips, subset.layouts)
+        by_sensor = sample_views(subset, place)
         views = {view: one for own in by_sensor.values() for view, one in own.items()}
         seen |= views.keys()
         pictures = tuple(

@@ -201,7 +201,7 @@ def _indices(
         if value is None or not value.strip():
             raise DataError(f"{name_of(position)} has no label")
         raise DataError(
-            f"{name_of(position)} has label {value!r}, which is none of [classes]; "
+            f"{name_of(position)} has label {value!r}, which is not one of [classes]; "
             f"{nearest(value, classes)}"
         )
     indices: NDArray[np.int64] = found.to_numpy().astype(np.int64)

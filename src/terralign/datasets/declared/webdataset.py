@@ -450,7 +450,7 @@ def _expand_ranges(pattern: str, path: Path) -> list[str]:
         first, last, width = int(match[1]), int(match[2]), len(match[1])
         num_names *= max(last - first + 1, 0)
         if not 0 < num_names <= MAX_TARS:
-            raise DataError(f"{path}: shards {pattern!r} are none, or more than {MAX_TARS}")
+            raise DataError(f"{path}: shards {pattern!r} names no tar, or more than {MAX_TARS}")
         parts += [
             [pattern[end : match.start()]],
             [f"{number:0{width}d}" for number in range(first, last + 1)],

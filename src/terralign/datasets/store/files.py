@@ -99,7 +99,7 @@ def describe_stored(
 ) -> StoredSensor:
     """The manifest's entry of a layout; `pixels`: (B, C, H, W) of it, None where encoded.
 
-    `DataError` where a store cannot hold numbers of that type, or there are none.
+    `DataError` where a store cannot hold numbers of that type, or where there are no numbers.
     """
     if pixels is not None and (str(pixels.dtype) not in _DTYPES.values() or not pixels.size):
         raise DataError(

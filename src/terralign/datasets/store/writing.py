@@ -103,7 +103,7 @@ def pack(
 ) -> Packed:
     """Pack splits of one data set into the folder `store`, or resume where an earlier call stopped.
 
-    A store that lacks files is made anew; one that is complete is only looked at, so that several
+    A store that lacks files is made again; one that is complete is only looked at, so that several
     processes may do so at once.
 
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
@@ -170,7 +170,7 @@ class _Packing:
         ]
         if missing:
             logger.warning(
-                "%s is made anew: %s missing or cut short", self.store, ", ".join(missing[:3])
+                "%s is made again: %s missing or cut short", self.store, ", ".join(missing[:3])
             )
         return None if missing else manifest
 
