@@ -260,11 +260,12 @@ def _end(faults: Sequence[Fault], num_read: int) -> None:
         cause = fault.error.replace(shown(Path(fault.key)), "...")
         alike.setdefault(cause, []).append(fault.error)
     for cause, texts in alike.items():
-        for text in texts[:MAX_ALIKE]:
-            report(name_options(text, click.get_current_context().command.params))
+        shown_texts = texts[:MAX_ALIKE]
         if texts[MAX_ALIKE:]:
             more = counted(len(texts) - MAX_ALIKE, "more input")
-            report(f"{more} failed for this reason: {cause}")
+            shown_texts.append(f"{more} failed for this reason: {cause}")
+        for text in shown_texts:
+            report(name_options(text, click.get_current_context().command.params))
     num_inputs = len(faults) + num_read
     if faults and num_inputs > 1:
         click.echo(f"terralign: {len(faults)} of {num_inputs} inputs failed", err=True)
@@ -435,7 +436,7 @@ def search(
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
-        raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
+        raise click.UsageError("--model is needed to embed imagery; only a file written by embed records its model")
     sensor = _check(model, [imagery], reading, prompts)
     if is_vectors:
         from terralign.encoders.vectors import Embeddings
