@@ -184,10 +184,12 @@ def measured(
     details: Mapping[str, Any] = MappingProxyType({}),
 ) -> Measured:
     """What metrics give: their rows and `values`, those of their classes and `details`."""
-    classes = {"per_class": result.class_values(class_names), "class_names": list(class_names)}
+    classes: dict[str, Any] = {}
+    if class_names:
+        classes = {"per_class": result.class_values(class_names), "class_names": list(class_names)}
     return Measured(
         values=[*(metric.to_row() for metric in result.metrics), *values],
-        details={**(classes if class_names else {}), **details},
+        details={**classes, **details},
         outcomes=result.outcomes,
         note=in_sentences([*notes, *result.notes]),
     )
