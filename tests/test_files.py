@@ -129,7 +129,7 @@ def test_json_never_holds_numbers_that_json_does_not_know(tmp_path: Path) -> Non
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"", b"[" * 100_000, b'["\\ud800"]'])
 def test_damaged_json_names_the_file(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text)

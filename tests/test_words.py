@@ -82,3 +82,9 @@ def test_pages(page: Path) -> None:
 def test_help(name: str) -> None:
     context = click.Context(main.commands[name], info_name=name)
     assert faults(main.commands[name].get_help(context)) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_sources(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert [fault for text in messages(tree) for fault in faults(text)] == []

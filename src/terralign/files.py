@@ -186,9 +186,21 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; `StorageError` names the file where it is missing, too large or damaged."""
     text = read_text(path, max_bytes=MAX_JSON_BYTES)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises `ValueError` (or `RecursionError`) where it is damaged, or holds half of a surrogate
+    pair, which no file can be written with.
+    """
+    value = json.loads(text)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def set_aside(path: Path, reason: object) -> None:

@@ -249,7 +249,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"labels": [0] * 5, "class_names": ["a"]}, "5 labels for 6 samples"),
     ({"labels": [0, 1, 2, 0, 1, 2], "class_names": ["a", "b"]}, "expected 0 to 1"),
     ({"labels": [-1] * 6, "class_names": ["a", "b"]}, "go from -1"),
-    ({"labels": ["a"] * 5 + ["c"], "class_names": ["a", "b"]}, "label 'c' is none of class_names"),
+    (
+        {"labels": ["a"] * 5 + ["c"], "class_names": ["a", "b"]},
+        "'c' is not one of class_names",
+    ),
     ({"labels": [0.5] * 6, "class_names": ["a"]}, "class numbers or names"),
     ({"labels": [[0, 2]] * 6, "class_names": ["a", "b"]}, "True and False"),
     ({"labels": [0] * 6, "class_names": ["a", "a"]}, "'a' twice"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import math
 import os
 import struct
 from pathlib import Path
@@ -20,6 +21,9 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 
 from terralign.datasets.catalog import find_dataset, open_dataset
+from terralign.datasets.declared import table
+from terralign.datasets.declared.footprints import read_footprints
+from terralign.datasets.declared.table import read_table
 from terralign.datasets.published.scene_classes import open_scene_classes
 from terralign.datasets.sample import Located
 from terralign.errors import DataError, TerralignError
@@ -250,6 +254,27 @@ def test_footprints_of_geoparquet(root: Path) -> None:
     assert samples.place(1).bounds is None
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (struct.pack("<BI2d", 1, 1, 500, 2), r"bounds \(500.0, .*expected .* in degrees"),
+        (struct.pack("<BI2d", 1, 1, math.inf, 2), r"bounds \(inf, .*expected .* in degrees"),
+        (struct.pack("<BII", 1, 7, 1) * 100_000 + struct.pack("<BI2d", 1, 1, 1, 2), r"900021 byt"),
+        ({"xmin": 1.0, "ymin": math.nan, "xmax": 1.0, "ymax": 2.0}, r"bounds \(1.0, nan"),
+        ({"xmin": 1.0, "ymin": 3.0, "xmax": 1.0, "ymax": 2.0}, r"bounds \(1.0, 3.0"),
+    ],
+)
+def test_a_geometry_that_is_nowhere_is_one_line(value: Any, message: str) -> None:
+    footprints = read_footprints(Path("t.parquet"), "g", pa.array([value]), None)
+    with pytest.raises(DataError, match=rf"sample 0: its geometry is damaged: {message}"):
+        footprints(0)
+
+
+def test_a_box_without_numbers_is_none() -> None:
+    box = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), math.nan)
+    assert read_footprints(Path("t.parquet"), "g", pa.array([box]), None)(0) is None
+
+
 def test_footprints_of_another_reference_system_are_brought_to_wgs84(root: Path) -> None:
     rows = {**ROWS, "geometry": [square(500_000, 5_000_000, 1000)] * 4}
     projjson = rasterio.crs.CRS.from_epsg(32633).to_dict(projjson=True)
@@ -291,8 +316,8 @@ def test_rows_of_no_declared_split_are_named_once(
         ('split = "fold"', "", r"\[splits\] and columns.split have an effect only together"),
         ('["a", "b"]', '["a", "d"]', r"splits.train: no row of .*samples.csv has 'd' in column"),
         ("train =", "training =", r"has no split 'train' in .*toml; splits: all, training, test"),
-        ("2 = ", "3 = ", r"row 1 has label '2', which is none of \[classes\]"),
-        ("001 = ", "1 = ", r"row 2 has label '001', which is none of"),
+        ("2 = ", "3 = ", r"row 1 has label '2', which is not one of \[classes\]"),
+        ("001 = ", "1 = ", r"row 2 has label '001', which is not one of"),
         ('key = "id"', 'key = "fold"', r"row 4 has 'c' in column 'fold', as row 2 has"),
         ('key = "id"', 'key = "day"', r"row 2 has nothing in column 'day'"),
         ('date = "day"', 'date = "text"', r"row 1 has 'one, .*' in column 'text'; expected an ISO"),
@@ -368,6 +393,35 @@ def test_a_damaged_table_is_one_line(root: Path) -> None:
     (root / "fields/samples.csv").write_text("id,s2,s1,crop,fold,day,text\n")
     with pytest.raises(DataError, match=r"samples.csv has no rows"):
         opened(root)
+
+
+def test_texts_of_parquet_that_are_no_utf8_are_refused(root: Path) -> None:
+    offsets = pa.array([0, 1], pa.int32()).buffers()[1]
+    text = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"\xff")])
+    pq.write_table(pa.table({"a": text}), root / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet is damaged: .*UTF8"):
+        read_table(root / "a.parquet", ["a"])
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_small_table_of_huge_texts_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
+) -> None:
+    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 2**20)
+    indices = pa.array(np.zeros(9000, np.int32))
+    bomb = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1000]))
+    path = root / "a.parquet"
+    pq.write_table(pa.table({"a": bomb}), path, store_schema=store_schema)
+    assert path.stat().st_size < 8192
+    with pytest.raises(DataError, match=r"9000 rows and 0.0 GiB, more than the limit"):
+        read_table(path, ["a"])
+
+
+def test_a_time_outside_the_calendar_is_refused(root: Path) -> None:
+    pq.write_table(pa.table({"a": pa.array([2**62], pa.timestamp("us"))}), root / "a.parquet")
+    columns = read_table(root / "a.parquet", ["a"]).take(np.array([0]))
+    with pytest.raises(DataError, match=r"column 'a' has a time outside the years 1 to 9999"):
+        columns.times("a")
 
 
 def test_a_csv_with_another_delimiter(root: Path) -> None:

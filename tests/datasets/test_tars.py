@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import tarfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -331,9 +332,9 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ),
         ('form = "single"', 'form = "list"', r'form "list" needs a member of JSON'),
         ('form = "single"', 'form = "separated"', r"separator and form"),
-        ("7 = ", "8 = ", r"train-08.tar: a/k1 has label '7', which is none of"),
+        ("7 = ", "8 = ", r"train-08.tar: a/k1 has label '7', which is not one of"),
         ("{08..09}", "{08..10}", r"train-10.tar not found; .* names 'train-{08..10}.tar'"),
-        ("{08..09}", "{09..08}", r"shards 'train-{09..08}.tar' are none"),
+        ("{08..09}", "{09..08}", r"shards 'train-{09..08}.tar' names no tar"),
         ("train-{08..09}.tar", "none-*.tar", r"no shard in .*shards matches 'none-\*.tar'"),
         ("train-{08..09}.tar", "../*.tar", r"shards: '../\*.tar' leads outside"),
         ('root = "shards"', 'root = "../x"', r"root: '../x' leads outside"),
@@ -387,7 +388,30 @@ def test_a_header_that_is_damaged_is_named(root: Path) -> None:
 def test_compressed_tars_are_refused_with_the_remedy(root: Path) -> None:
     path = root / "shards/train-09.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(DataError, match=r"train-09.tar is damaged, compressed .*unpack it to a pl"):
+    with pytest.raises(DataError, match=r"train-09.tar is compressed; unpack it to a plain .tar"):
+        opened(root)
+
+
+def test_a_tar_that_begins_like_a_compressed_file_is_never_decompressed(root: Path) -> None:
+    """`webdataset` would: what it read then was never checked."""
+    write_tar(root / "shards/train-09.tar", {"BZh91AY&SY": sample(3)})
+    with pytest.raises(DataError, match=r"train-09.tar is compressed; unpack it"):
+        opened(root)
+
+
+def test_a_pipe_is_no_shard(root: Path) -> None:
+    os.mkfifo(root / "shards/test2.tar")
+    with pytest.raises(DataError, match=r"shard .*test2.tar is no file; .* names 'te\*.tar'"):
+        opened(root, split="test")
+
+
+def test_names_and_texts_that_are_no_utf8_are_named(root: Path) -> None:
+    write_tar(root / "shards/train-09.tar", {"k\udc80": sample(3)})
+    with pytest.raises(DataError, match=r"a member named k\\udc80.s2.npy, which is not UTF-8"):
+        opened(root)
+    texts = b'{"texts": ["\\ud800"], "day": null}'
+    write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "json": texts}})
+    with pytest.raises(DataError, match=r"sample 'k3', .json is damaged: .*surrogates"):
         opened(root)
 
 
@@ -434,6 +458,16 @@ def test_a_member_twice_is_named_and_others_are_passed_over(root: Path) -> None:
         opened(root)
 
 
+def test_members_of_a_sample_that_lie_apart_are_refused(root: Path) -> None:
+    first, *others = sample(3).items()
+    write_tar(root / "shards/train-09.tar", {"k3": dict([first]), "k4": sample(1)})
+    with tarfile.open(root / "shards/train-09.tar", "a") as archive:
+        for ending, _ in others:
+            archive.addfile(tarfile.TarInfo(f"k3.{ending}"))
+    with pytest.raises(DataError, match=r"train-09.tar: .* 'k3' do not lie side by side; .*--sort"):
+        opened(root)
+
+
 def test_members_without_an_ending_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tar(root / "shards/train-09.tar", {"k3": sample(3)})
     with tarfile.open(root / "shards/train-09.tar", "a") as archive:
@@ -441,7 +475,7 @@ def test_members_without_an_ending_are_named(root: Path, caplog: pytest.LogCaptu
             archive.addfile(tarfile.TarInfo(name))
     with caplog.at_level(logging.WARNING):
         assert opened(root).keys[-1] == "k3"
-    assert "train-09.tar: 2 members without an ending, such as k4" in caplog.text
+    assert "train-09.tar: 2 members that belong to no sample, such as k4" in caplog.text
 
 
 @pytest.mark.parametrize("ending", ["webp", "bmp"])
@@ -468,6 +502,8 @@ def test_pictures_of_other_formats_are_members_too(tmp_path: Path, ending: str) 
         (".a.b", (None, None)),
         ("a/.b.c", (None, None)),
         ("a.", (None, None)),
+        ("a.__key__", (None, None)),
+        ("__meta__/a.npy", (None, None)),
     ],
 )
 def test_a_key_ends_at_the_first_dot_of_the_file_name(name: str, expected: Any) -> None:

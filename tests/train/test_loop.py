@@ -339,7 +339,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(
     with pytest.raises(StorageError, match=r"last\.pt is damaged") as told:
         _fit(tmp_path)
     assert "\n" not in str(told.value)
-    assert "delete it to start this stage anew" in str(told.value)
+    assert "delete it to start this stage again" in str(told.value)
 
 
 # Faults

@@ -105,7 +105,9 @@ def run_bench(
         raise RecipeError("name at least one model to measure")
     first = reference or next(iter(named))
     if first not in named:
-        raise RecipeError(f"the reference {first!r} is none of the models; {nearest(first, named)}")
+        raise RecipeError(
+            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
+        )
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
@@ -123,10 +125,12 @@ def run_bench(
             reference=first,
             prompts=list(prompts) or [None],
         )
-        bench.run(order, device)
-        rows = _merged(before, bench.rows, read_names(out / "models.json"))
-        if rows != before or not (out / "results.parquet").is_file():
-            _write(out, rows)
+        rows = before
+        for _ in bench.run(order, device):  # a bench that is stopped has the models it finished
+            merged = _merged(before, bench.rows, read_names(out / "models.json"))
+            if merged != rows or not (out / "results.parquet").is_file():
+                _write(out, merged)
+            rows = merged
         return BenchResult(
             folder=out,
             rows=tuple(rows),
@@ -167,22 +171,25 @@ class _Bench:
         self._references: dict[_Key, Measurement] = {}
         self._reference_model: BenchModel | None = None
 
-    def run(self, named: dict[str, str], device: str) -> None:
-        """Measure every model on every entry."""
+    def run(self, named: dict[str, str], device: str) -> Iterator[None]:
+        """Measure every model on every entry; yields after each model."""
         total = len(named) * len(self.suite.entries) * len(self.prompts)
         with Progress("bench", total=total, unit="entry") as progress:
             for name, source in named.items():
                 model = self._load(name, source, device)
-                if model is None:
-                    continue
-                self._check_data(model)
-                for entry in self.suite.entries:
-                    for prompts in self.prompts:
-                        self._entry(model, entry, prompts)
-                        progress.advance(note=f"{name}, {entry.title}")
-                    self.embeddings.forget()
-                if name == self.reference:
-                    self._reference_model = model
+                if model is not None:
+                    self._measure_all(model, progress)
+                yield
+
+    def _measure_all(self, model: BenchModel, progress: Progress) -> None:
+        self._check_data(model)
+        for entry in self.suite.entries:
+            for prompts in self.prompts:
+                self._entry(model, entry, prompts)
+                progress.advance(note=f"{model.name}, {entry.title}")
+            self.embeddings.forget()
+        if model.name == self.reference:
+            self._reference_model = model
 
     def _check_data(self, model: BenchModel) -> None:
         """Open all data sets, once; a warning names all that cannot be opened, or, where that is
@@ -312,7 +319,7 @@ def _failed(where: dict[str, Any], error: Exception) -> Row:
 def _merged(before: list[Row], rows: list[Row], known: Collection[str]) -> list[Row]:
     """The rows of this call, and those `before` it that it did not ask again.
 
-    A row on what failed or was skipped is made anew by each call that asks for it. What is skipped
+    A row on what failed or was skipped is made again by each call that asks for it. What is skipped
     now keeps no values from earlier. A name that no model was ever loaded by, as it is not `known`,
     is forgotten: it was mistyped, or has changed.
     """

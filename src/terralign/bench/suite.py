@@ -19,7 +19,7 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError
 from terralign.evaluation.rows import Role
-from terralign.files import parse_toml, shipped_names
+from terralign.files import parse_toml
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
 
@@ -91,7 +91,7 @@ class SuiteEntry(_Strict):
                 task not in self.tasks
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
-                raise ValueError(f"{key} is for {task}, which is none of the tasks; leave it out")
+                raise ValueError(f"{key} is for {task}, not one of the tasks; leave it out")
         if self.composite is not None and self.towers and "rgb" not in self.towers:
             raise ValueError("composite has no effect where towers leave out rgb; leave it out")
         if not self.shots or min(self.shots) < 1:
@@ -124,11 +124,6 @@ class Suite(_Strict):
         if twice:
             raise ValueError(f"two entries are called {twice[0]!r}; give one another name")
         return self
-
-
-def suite_names() -> list[str]:
-    """The suites that ship with the package."""
-    return shipped_names("suites")
 
 
 def load_suite(

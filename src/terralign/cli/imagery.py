@@ -126,6 +126,8 @@ def _check(
     from terralign.cli.checks import check_paths, check_prompts, check_sensor
     from terralign.encoders.sources import check_source
 
+    if not all(path.strip() for path in files):  # as of an unset variable
+        raise click.UsageError("a path is empty; name a file or folder")
     if model is not None:
         check_source(model)
     check_paths(files)

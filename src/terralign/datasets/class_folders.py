@@ -107,7 +107,8 @@ def read_split_list(path: Path) -> list[str]:
 def require_inside(entry: str, *, origin: str) -> None:
     """Raise `DataError` where a relative path is not one, or climbs out with `..`."""
     parts = PurePosixPath(entry).parts
-    if entry.startswith(("/", "\\", "~")) or ".." in parts or "\\" in entry or ":" in entry[:2]:
+    outside = entry.startswith(("/", "~")) or ".." in parts or ":" in entry[:2]
+    if outside or "\\" in entry or "\0" in entry:
         raise DataError(
             f"{origin}: {entry!r} leads outside the data set; "
             "write a path below its root, with forward slashes and without '..'"
@@ -149,7 +150,7 @@ def _hint_for(entry: str, known: Iterable[str], root: Path) -> str:
         alike = names.get(entry.lower()) or names.get(_stem(entry))
         if alike is not None:
             return f"did you mean {alike!r}? Case and ending count"
-    return "write it as folder/file"
+    return "add the file, or remove it from the list"
 
 
 def _stem(entry: str) -> str:

@@ -106,7 +106,7 @@ def require_whole_split(name: str, split: str) -> None:
 
 
 def require_split(name: str, split: str, splits: Iterable[str], *, where: str = "") -> None:
-    """Raise `SplitError`, with the splits that exist, where `split` is none of them."""
+    """Raise `SplitError`, with the splits that exist, where `split` is not one of them."""
     known = list(splits)
     if split not in known:
         raise SplitError(
@@ -272,7 +272,7 @@ class Indexed:
         return _read(self, self.keys, np.asarray(indices, dtype=np.int64))
 
     def __iter__(self: SampleSet) -> Iterator[Sample]:
-        keys = self.keys  # taken once: a set may make them anew at every access
+        keys = self.keys  # taken once: a set may make them again at every access
         for index in range(len(self)):
             yield _read(self, keys, np.array([index], dtype=np.int64))[0]
 
@@ -342,7 +342,7 @@ class Wrapped(Indexed):
 
     def __init__(self, samples: SampleSet) -> None:
         self._samples = samples
-        # Taken once: a set may make these anew at every access.
+        # Taken once: a set may make these again at every access.
         self.name: str = samples.name
         self.split: str = samples.split
         self.layouts: Mapping[str, PixelLayout] = samples.layouts

@@ -537,7 +537,7 @@ def _numbered(
     numbers = {name: number for number, name in enumerate(known)}
     unknown = next((one for one in labels if one not in numbers), None)
     if unknown is not None:
-        raise DataError(f"label {unknown!r} is none of class_names; {nearest(unknown, known)}")
+        raise DataError(f"label {unknown!r} is not one of class_names; {nearest(unknown, known)}")
     return np.array([numbers[one] for one in labels], dtype=np.int64), known
 
 

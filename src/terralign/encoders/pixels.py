@@ -53,7 +53,7 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     name = str(pixels.dtype).removeprefix("torch.")
     kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
     if 0 in pixels.shape[-3:]:
-        raise DataError(f"pixels have shape {tuple(pixels.shape)}: there are none")
+        raise DataError(f"pixels have shape {tuple(pixels.shape)}, which holds no pixel")
     layout = declare_layout(
         declared.sensor,
         declared.bands,

@@ -35,7 +35,7 @@ Prompts = PromptSet | str | Sequence[str]
 
 
 def as_prompts(prompts: Prompts) -> PromptSet:
-    """The prompt set that is meant; `RecipeError` for what is none, or a template without `{}`."""
+    """The prompt set that is meant; `RecipeError` for anything else, or a template without `{}`."""
     if isinstance(prompts, PromptSet):
         return prompts
     if isinstance(prompts, str):

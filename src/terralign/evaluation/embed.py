@@ -91,7 +91,7 @@ def route_through(encoder: ImageEncoder, samples: SampleSet, tower: str) -> Rout
 def require_rgb(space: EmbeddingSpace, samples: SampleSet, towers: Sequence[str | None]) -> None:
     """Raise `RecipeError` where a composite was asked for and no RGB tower sees the samples.
 
-    `towers`: as `choose_route` takes them; "text" is none.
+    `towers`: as `choose_route` takes them; "text" is not a tower.
     """
     names = [choose_route(space, samples, one).tower for one in towers if one != "text"]
     if RGB not in names:

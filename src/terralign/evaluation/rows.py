@@ -104,7 +104,7 @@ class Row(BaseModel):
 
     @property
     def question(self) -> tuple[str | None, ...]:
-        """What tells the rows of a bench apart: no two measured ones agree in all of it."""
+        """What distinguishes the rows of a bench: no two measured ones agree in all of it."""
         return (
             *(self.model, self.entry, self.task, self.tower, self.query_tower, self.gallery_tower),
             *(self.level, self.variant, self.metric, self.reference, self.prompts),

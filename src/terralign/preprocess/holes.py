@@ -49,8 +49,8 @@ def resample(pixels: Tensor, operation: Operation) -> Tensor:
 
 
 def without_holes(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """`pixels` with each hole at the mean of its sample's valid pixels in that channel (0 where
-    there are none), and the mask of holes; None where there are none."""
+    """`pixels` with each hole at the mean of its sample's valid pixels in that channel (0 in a
+    channel without any), and the mask of holes; None without holes."""
     if not has_holes(pixels):
         return pixels, None
     holes = torch.isnan(pixels)

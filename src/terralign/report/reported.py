@@ -69,7 +69,7 @@ def reported_table(rows: Sequence[Row]) -> Table | None:
         columns=(Column(metric="as reported"),),
         groups=tuple((heading, tuple(lines)) for heading, lines in groups.items()),
         note="Splits, prompts and preprocessing of a publication may differ from those used here; "
-        "a publication's mAP stands beside our macro mAP.",
+        "a publication's mAP is compared with our macro mAP.",
     )
 
 

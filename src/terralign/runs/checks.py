@@ -88,6 +88,6 @@ def check_figures_differ(recipe: Recipe, open_samples: Open) -> None:
                 )
                 raise RecipeError(
                     f"evaluate measures {who} on {samples.name} {samples.split} twice as "
-                    f"{entry.role}{composites}; results could not tell the two apart: leave one out"
+                    f"{entry.role}{composites}; results cannot show both: leave one out"
                 )
             seen[(*where, who)] = entry.composite

@@ -34,7 +34,7 @@ _AUXILIARY = re.compile(
     r"|is_cloud\w*|no_?data_pixels|alpha",
     re.IGNORECASE,
 )
-"""Names of bands that come with measured ones and are none: masks, quality, classes, angles."""
+"""Names of bands that accompany measured ones: masks, quality, classes, angles."""
 
 _WITH_WAVELENGTH = re.compile(r"([^,]+),\s*central wavelength\s*([\d.]+)\s*nm", re.IGNORECASE)
 _WITH_GSD = re.compile(r"(B\d{1,2}A?)[_ ]\d\dm", re.IGNORECASE)
@@ -104,7 +104,7 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
 
 
 def is_auxiliary(name: str) -> bool:
-    """Whether a name is that of something that accompanies measured bands and is none."""
+    """Whether a name is that of something that accompanies measured bands."""
     return _AUXILIARY.fullmatch(name) is not None
 
 

@@ -83,7 +83,7 @@ def _latitudes(latitudes: Iterable[float], *, slack: float, origin: str) -> list
 
 
 def _longitude(degrees: float) -> float:
-    """Within -180 to 180, for grids in degrees that go on beyond the antimeridian."""
+    """Within -180 to 180, for grids in degrees that extend beyond the antimeridian."""
     return degrees if -180 <= degrees <= 180 else (degrees + 180) % 360 - 180
 
 

@@ -56,7 +56,7 @@ class Checkpoints:
         except Exception as error:  # a damaged file makes its reader raise nearly anything
             raise StorageError(
                 f"checkpoint {path} is damaged ({first_line(error)}); "
-                "delete it to start this stage anew"
+                "delete it to start this stage again"
             ) from error
         if given != self.identity:
             raise RecipeError(

@@ -96,7 +96,12 @@ class Columns:
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             zone = getattr(kind, "tz", None)
             in_utc = values.cast(pa.timestamp("us", zone), False).cast(pa.timestamp("us", "UTC"))
-            naive = in_utc.cast(pa.timestamp("us")).to_pylist()
+            try:
+                naive = in_utc.cast(pa.timestamp("us")).to_pylist()
+            except OverflowError as error:
+                raise DataError(
+                    f"{self.origin}: column {column!r} has a time outside the years 1 to 9999"
+                ) from error
             return [time and time.replace(tzinfo=dt.UTC) for time in naive]
         times = []
         for position, text in enumerate(self.texts(column).to_pylist()):
@@ -201,7 +206,7 @@ def _indices(
         if value is None or not value.strip():
             raise DataError(f"{name_of(position)} has no label")
         raise DataError(
-            f"{name_of(position)} has label {value!r}, which is none of [classes]; "
+            f"{name_of(position)} has label {value!r}, which is not one of [classes]; "
             f"{nearest(value, classes)}"
         )
     indices: NDArray[np.int64] = found.to_numpy().astype(np.int64)

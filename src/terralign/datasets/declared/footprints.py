@@ -6,9 +6,10 @@ Source: GeoParquet 1.1 (metadata key `geo`, columns' `crs`, bounding-box columns
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import shapely
@@ -17,6 +18,12 @@ from terralign.errors import DataError, first_line
 from terralign.scenes.places import Bounds, is_geographic, wgs84_bounds
 
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
+
+MAX_WKB_BYTES = 64 * 1024
+"""A larger geometry is read only where it holds no others: GEOS reads those by recursion, and ends
+the process where tens of thousands are nested."""
+_SIMPLE = (1, 2, 3)
+"""Well-known binary's numbers of a point, a line and a polygon."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +44,10 @@ class Footprints:
             return None
         origin = f"{self.origin}, sample {index}"
         try:
-            box = box_of(value, in_degrees=self.crs is None or is_geographic(self.crs))
+            in_degrees = self.crs is None or is_geographic(self.crs)
+            box = box_of(value, in_degrees=in_degrees)
+            if box is not None:
+                _check_bounds(box, in_degrees=in_degrees)
         except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
             raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
         if box is None or self.crs is None:
@@ -67,7 +77,7 @@ def _crs_of(path: Path, column: str, geo: bytes) -> str | None:
         columns = json.loads(geo)["columns"]
         described = columns.get(column) or columns[json.loads(geo)["primary_column"]]
         encoding, crs = described.get("encoding", "WKB"), described.get("crs", "absent")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: its GeoParquet metadata are damaged: {error}") from error
     if encoding != "WKB" and column in columns:
         raise DataError(f"{path}: column {column!r} is encoded as {encoding}; expected WKB")
@@ -83,7 +93,13 @@ def box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
     """
     if isinstance(value, dict):
         west, south, east, north = (value[name] for name in BOX_FIELDS)
-        return None if west is None else (west, south, east, north)
+        is_empty = all(one is None or one != one for one in (west, south, east, north))
+        return None if is_empty else (west, south, east, north)
+    if len(value) > MAX_WKB_BYTES and _wkb_kind(value) not in _SIMPLE:
+        raise ValueError(
+            f"{len(value)} bytes of several parts, more than the limit of {MAX_WKB_BYTES}; "
+            "simplify it, or write its box"
+        )
     geometry = shapely.from_wkb(value)
     if geometry.is_empty:
         return None
@@ -96,3 +112,20 @@ def box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
         if western and eastern and max(western) < min(eastern):
             return (min(eastern), south, max(western), north)
     return (west, south, east, north)
+
+
+def _check_bounds(box: Bounds, *, in_degrees: bool) -> None:
+    """`ValueError` for bounds that no place on earth has."""
+    limits = (180, 90, 180, 90) if in_degrees else (math.inf,) * 4
+    inside = all(
+        math.isfinite(v) and abs(v) < most + 1e-6 for v, most in zip(box, limits, strict=True)
+    )
+    if not inside or box[1] > box[3]:
+        unit = "degrees" if in_degrees else "finite numbers"
+        raise ValueError(f"bounds {box}; expected west, south, east, north in {unit}")
+
+
+def _wkb_kind(value: bytes) -> int:
+    """The number of a geometry's kind, without marks of more dimensions or a reference system."""
+    order: Literal["little", "big"] = "little" if value[0] else "big"
+    return (int.from_bytes(value[1:5], order) & 0xFFFF) % 1000

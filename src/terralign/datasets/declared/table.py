@@ -70,10 +70,14 @@ from terralign.scenes.pictures import Size, describe_size
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 200_000_000
-MAX_TABLE_BYTES = 16 * 1024**3
-"""A table with more rows, or whose columns would take more memory, is refused before it is read."""
+MAX_TABLE_BYTES = 2 * 1024**3
+"""A table with more rows, or whose columns take more memory, is refused."""
 
-_OUTSIDE = r"^[/\\~]|^.?:|\\|(?:^|/)\.\.(?:/|$)"
+BATCH_ROWS = 4096
+"""Rows of Parquet that are decoded before their size is checked: a few bytes of dictionary may
+stand for gigabytes."""
+
+_OUTSIDE = r"^[/\\~]|^.?:|\\|\x00|(?:^|/)\.\.(?:/|$)"
 """Paths that `require_inside` refuses, to find one among millions."""
 
 
@@ -349,16 +353,18 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str | None = No
             table = _read_csv(path, columns, delimiter or ",", start)
         else:
             raise DataError(f"table {path} is neither Parquet nor a .csv; convert it to one")
+        arrays = {one: _one_array(table[one]) for one in columns}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(f"table {path} is damaged: {first_line(error)}") from error
     if not table.num_rows:
         raise DataError(f"table {path} has no rows")
-    return Table(path=path, arrays={one: _one_array(table[one]) for one in columns}, geo=geo)
+    return Table(path=path, arrays=arrays, geo=geo)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    array = pa.concat_arrays(column.unify_dictionaries().chunks)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    """All values, checked: lists end within them, and texts are UTF-8."""
+    column.validate(full=True)
+    return column.combine_chunks()
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> tuple[pa.Table, bytes | None]:
@@ -376,7 +382,22 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> tuple[pa.Table, bytes |
             for position in wanted
         )
         _require_size(path, metadata.num_rows, num_bytes)
-        return file.read(columns=list(columns)), (schema.metadata or {}).get(b"geo")
+        batches, num_bytes = [], 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+            batches.append(_without_dictionaries(batch))
+            num_bytes += batches[-1].nbytes
+            _require_size(path, metadata.num_rows, num_bytes)
+        if not batches:
+            raise DataError(f"table {path} has no rows")
+        return pa.Table.from_batches(batches), (schema.metadata or {}).get(b"geo")
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = (
+        one.dictionary_decode() if pa.types.is_dictionary(one.type) else one
+        for one in batch.columns
+    )
+    return pa.RecordBatch.from_arrays(list(columns), batch.schema.names)
 
 
 def _read_csv(path: Path, columns: Sequence[str], delimiter: str, start: bytes) -> pa.Table:

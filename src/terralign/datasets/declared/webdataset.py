@@ -41,7 +41,6 @@ import datetime as dt
 import glob
 import hashlib
 import itertools
-import json
 import logging
 import re
 import tarfile
@@ -72,8 +71,8 @@ from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.image_files import LeftOut, is_new
 from terralign.datasets.sample import Place
 from terralign.datasets.split import Split
-from terralign.errors import DataError, first_line, nearest
-from terralign.files import decode_text
+from terralign.errors import DataError, first_line, nearest, printable
+from terralign.files import decode_text, parse_json
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size
 from terralign.scenes.read import MAX_CHIP_BYTES
@@ -85,6 +84,9 @@ MAX_TEXT_BYTES = 16 * 1024**2
 """A larger member of text is refused."""
 MAX_HEADER_BYTES = 1024**2
 """A tar whose extended headers (long names and the like) are larger is refused."""
+
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"]\0\0\x80", b"\x28\xb5\x2f\xfd")
+"""How gzip, bzip2, xz, lzma and zstd begin; `webdataset` would decompress such a stream."""
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -326,7 +328,7 @@ def _list_samples(
         keys = [f"{names[tar]}/{key}" for tar, key in zip(listing.tar_of, keys, strict=True)]
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
-        raise DataError(f"{root}: the members of sample {twice!r} do not lie side by side")
+        raise DataError(f"{root}: two samples have the key {twice!r}; rename one of their tars")
     listing.keys = tuple(keys)
     return listing
 
@@ -339,7 +341,7 @@ def _text_of(content: bytes, field: str | None, what: str) -> Any:
         text = decode_text(content)
         if field is None:
             return text.strip()
-        parsed = json.loads(text)
+        parsed = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what} is damaged: {first_line(error)}") from error
     if not isinstance(parsed, dict):
@@ -434,6 +436,8 @@ def find_tars(root: Path, patterns: Sequence[str], path: Path) -> list[Path]:
                 matched = sorted(root.glob(name))
                 if not matched:
                     raise DataError(f"{path}: no shard in {root} matches {name!r}")
+                if others := [one for one in matched if not one.is_file()]:
+                    raise DataError(f"shard {others[0]} is no file; {path} names {pattern!r}")
                 found.update(dict.fromkeys(matched))
             elif not (root / name).is_file():
                 raise DataError(f"shard {root / name} not found; {path} names {pattern!r}")
@@ -450,7 +454,7 @@ def _expand_ranges(pattern: str, path: Path) -> list[str]:
         first, last, width = int(match[1]), int(match[2]), len(match[1])
         num_names *= max(last - first + 1, 0)
         if not 0 < num_names <= MAX_TARS:
-            raise DataError(f"{path}: shards {pattern!r} are none, or more than {MAX_TARS}")
+            raise DataError(f"{path}: shards {pattern!r} names no tar, or more than {MAX_TARS}")
         parts += [
             [pattern[end : match.start()]],
             [f"{number:0{width}d}" for number in range(first, last + 1)],
@@ -472,10 +476,18 @@ def stream_samples(path: Path) -> Iterator[Sample]:
 
 
 def split_name(name: str) -> tuple[str, str] | tuple[None, None]:
-    """A member's key and ending; None for a hidden file, or one without an ending."""
+    """A member's key and ending; None for one that belongs to no sample.
+
+    Those are hidden files, files without an ending, and what `webdataset` keeps for itself:
+    `__name__` and all below it, and endings `__name__`.
+    """
+    if re.match(r"__[^/]*__($|/)", name):
+        return (None, None)
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, ending = base.partition(".")
-    return (folder + slash + stem, ending.lower()) if stem and ending else (None, None)
+    if not stem or not ending or ending.startswith("__"):
+        return (None, None)
+    return (folder + slash + stem, ending.lower())
 
 
 def check_tar(path: Path, *, name: str) -> str:
@@ -483,29 +495,42 @@ def check_tar(path: Path, *, name: str) -> str:
 
     `webdataset` skips what it cannot use and stops where a header is damaged, so this comes first.
     `DataError` naming the tar where it is compressed, cut short, damaged or empty, where it holds a
-    link, a device, a sparse file, a member above the limit or the same member twice. Members
-    without an ending belong to no sample: one warning names them, and `name`, the data set.
+    link, a device, a sparse file, a member above the limit or the same member twice, and where the
+    members of a sample do not lie side by side. Members that belong to no sample are counted in one
+    warning, which names `name`, the data set.
     """
     digest, left_out = hashlib.sha256(), LeftOut(Path())
-    seen: set[tuple[str | None, str | None]] = set()
+    last, endings, seen = None, set[str | None](), set[str]()
     try:
         with open(path, "rb") as file:
             for info in _headers(path, file):
                 key, ending = split_name(info.name)
                 if key is None:
                     left_out.add(Path(info.name.lstrip("/")))
-                elif (key, ending) in seen:
+                    continue
+                if key != last and key in seen:
+                    raise DataError(
+                        f"shard {path}: the members of sample {key!r} do not lie side by side; "
+                        "write the tar again, sorted by name (tar --sort=name)"
+                    )
+                if key != last:
+                    last, endings = key, set()
+                    seen.add(key)
+                if ending in endings:
                     raise DataError(f"shard {path} has two members {key}.{ending}")
-                else:
-                    seen.add((key, ending))
-                    digest.update(f"{key}.{ending} {info.size}\n".encode())
+                endings.add(ending)
+                digest.update(f"{key}.{ending} {info.size}\n".encode())
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"shard {path} has a member named {printable(info.name)}, which is not UTF-8; rename it"
+        ) from error
     except OSError as error:
         raise DataError(f"shard {path} cannot be read: {error.strerror or error}") from error
     if not seen:
         raise DataError(f"shard {path} holds no samples (members named key.ending)")
     if left_out and is_new(path, f"{left_out} left out"):
         logger.warning(
-            "data set %r: left out of %s: %d members without an ending, such as %s",
+            "data set %r: left out of %s: %d members that belong to no sample, such as %s",
             name, path, len(left_out), left_out.example,
         )  # fmt: skip
     return digest.hexdigest()
@@ -516,6 +541,9 @@ def _headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     num_bytes = path.stat().st_size
     reader: Any = _HeaderReader(file)
     archive: Any
+    if file.read(8).startswith(_COMPRESSED):
+        raise DataError(f"shard {path} is compressed; unpack it to a plain .tar")
+    file.seek(0)
     try:
         with tarfile.open(fileobj=reader, mode="r:") as archive:
             while (info := archive.next()) is not None:

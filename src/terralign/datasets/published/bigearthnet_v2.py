@@ -184,7 +184,7 @@ def _labels_of(path: Path, table: pa.Table, keys: list[str]) -> NDArray[np.bool_
     if found.null_count:
         first = pc.index(pc.is_null(found), True).as_py()
         raise DataError(
-            f"{path}: {names[first].as_py()!r}, a label of {keys[rows[first]]}, is none of the "
+            f"{path}: {names[first].as_py()!r}, a label of {keys[rows[first]]}, is not one of the "
             "19 classes of BigEarthNet"
         )
     values = np.zeros((len(keys), len(classes)), dtype=bool)

@@ -229,7 +229,7 @@ def shares_of(codes: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """(10,) share of the pixels that each simplified class covers, of IGBP codes of any shape.
 
     Pixels without data or class count as part of the whole, so that the shares may sum to less
-    than one. `DataError` for a code that is none of IGBP's.
+    than one. `DataError` for a code that IGBP does not have.
     """
     scheme = "IGBP class; expected 1 to 17, or 0 and 255 for none"
     return class_shares(codes, _class_of_code(), len(simplified_names()), scheme=scheme)

@@ -99,7 +99,7 @@ def describe_stored(
 ) -> StoredSensor:
     """The manifest's entry of a layout; `pixels`: (B, C, H, W) of it, None where encoded.
 
-    `DataError` where a store cannot hold numbers of that type, or there are none.
+    `DataError` where a store cannot hold numbers of that type, or where there are no numbers.
     """
     if pixels is not None and (str(pixels.dtype) not in _DTYPES.values() or not pixels.size):
         raise DataError(
@@ -277,7 +277,7 @@ def map_shard(
         reason = "not found" if not path.is_file() else first_line(error)
         raise DataError(
             f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` lists the "
-            "shards that are; delete those and pack again"
+            "shards that are; delete those and pack again, which makes only those"
         ) from error
     tensors = {}
     found_too = {name: one for name, one in (optional or {}).items() if name in header}

@@ -20,7 +20,7 @@ MAX_UNSAVED = 2**24
 """Most numbers that a model may hold beside its weights (masks, positions)."""
 
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}
-"""What a stranger's configuration may tell the tokenizer; others load code or files."""
+"""Keys of a tokenizer's configuration that are taken; others load code or files."""
 
 _DECODER = "text_decoder."
 """Where a captioning model (CoCa) holds what is not of its towers."""

@@ -260,7 +260,7 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
     if f"{architecture}-quickgelu" in open_clip.list_models():
         logger.warning(
             "%s is loaded with GELU; weights that began from OpenAI's need QuickGELU "
-            "(%s-quickgelu:FILE), and the file does not tell", path, architecture,
+            "(%s-quickgelu:FILE), and the file does not say which", path, architecture,
         )  # fmt: skip
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=what)
     expected = meta_shapes(model_cfg, text_config, what)

@@ -80,7 +80,7 @@ def read_text_config(
 
 
 def clean_text_config(config: Any, what: str) -> dict[str, Any]:
-    """What of a stranger's configuration is needed to build the tower; `ModelError` for others."""
+    """What is needed of an untrusted configuration to build the tower; `ModelError` for others."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or kind not in arch_dict:
         raise ModelError(
