@@ -111,7 +111,7 @@ class Measurements:
                 "details": found.details,
             }
 
-        set_damaged_aside(stage.note.with_suffix(".safetensors"))
+        set_damaged_aside(stage)
         note = run_stage(stage, make, renew=True)
         keep_versions(self.out, note["versions"])
         # A name or a role is how this bench names things: the values do not depend on it.

@@ -125,10 +125,12 @@ def run_bench(
             reference=first,
             prompts=list(prompts) or [None],
         )
-        bench.run(order, device)
-        rows = _merged(before, bench.rows, read_names(out / "models.json"))
-        if rows != before or not (out / "results.parquet").is_file():
-            _write(out, rows)
+        rows = before
+        for _ in bench.run(order, device):  # a bench that is stopped has the models it finished
+            merged = _merged(before, bench.rows, read_names(out / "models.json"))
+            if merged != rows or not (out / "results.parquet").is_file():
+                _write(out, merged)
+            rows = merged
         return BenchResult(
             folder=out,
             rows=tuple(rows),
@@ -169,22 +171,25 @@ class _Bench:
         self._references: dict[_Key, Measurement] = {}
         self._reference_model: BenchModel | None = None
 
-    def run(self, named: dict[str, str], device: str) -> None:
-        """Measure every model on every entry."""
+    def run(self, named: dict[str, str], device: str) -> Iterator[None]:
+        """Measure every model on every entry; yields after each model."""
         total = len(named) * len(self.suite.entries) * len(self.prompts)
         with Progress("bench", total=total, unit="entry") as progress:
             for name, source in named.items():
                 model = self._load(name, source, device)
-                if model is None:
-                    continue
-                self._check_data(model)
-                for entry in self.suite.entries:
-                    for prompts in self.prompts:
-                        self._entry(model, entry, prompts)
-                        progress.advance(note=f"{name}, {entry.title}")
-                    self.embeddings.forget()
-                if name == self.reference:
-                    self._reference_model = model
+                if model is not None:
+                    self._measure_all(model, progress)
+                yield
+
+    def _measure_all(self, model: BenchModel, progress: Progress) -> None:
+        self._check_data(model)
+        for entry in self.suite.entries:
+            for prompts in self.prompts:
+                self._entry(model, entry, prompts)
+                progress.advance(note=f"{model.name}, {entry.title}")
+            self.embeddings.forget()
+        if model.name == self.reference:
+            self._reference_model = model
 
     def _check_data(self, model: BenchModel) -> None:
         """Open all data sets, once; a warning names all that cannot be opened, or, where that is

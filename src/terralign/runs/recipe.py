@@ -19,7 +19,7 @@ from terralign.encoders.backbones import CUSTOM
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.evaluation.rows import Role
-from terralign.files import hash_json, shipped_names
+from terralign.files import hash_json
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.toml_values import Holding, apply_override, explain, read_named, without_none
@@ -226,11 +226,6 @@ class Recipe(_Strict):
         return self
 
 
-def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
-    return shipped_names("recipes")
-
-
 def load_recipe(
     name_or_path: str, *, overrides: Sequence[str] = (), data_root: Path | None = None
 ) -> Recipe:
@@ -295,8 +290,8 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
 def _check_names(recipe: Recipe, origin: str) -> None:
     """Names that the run would only meet after hours of work.
 
-    Splits are compared by their names here; `run_overlaps` compares their samples once they are
-    open.
+    Splits are compared by their names here; `runs/overlaps.py` compares their samples once they
+    are open.
     """
     apart = not recipe.allow_shared_samples
     try:
