@@ -30,7 +30,8 @@ from terralign.datasets.facts import read_facts
 from terralign.encoders.clip.load import new_clip
 from terralign.encoders.sensor import TowerConfig, inflate
 from terralign.encoders.space import EmbeddingSpace
-from terralign.runs.recipe import load_recipe, parse_recipe, recipe_names
+from terralign.files import shipped_names
+from terralign.runs.recipe import load_recipe, parse_recipe
 from terralign.sensors import SENSORS, parse_sensor
 
 ROOT = Path(__file__).parent.parent
@@ -231,7 +232,7 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 def test_every_recipe_is_described() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
-    assert [name for name in recipe_names() if f"`{name}`" not in text] == []
+    assert [name for name in shipped_names("recipes") if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -27,16 +27,17 @@ from fake_world.models import (
 )
 from fake_world.shrink import FEW, data_names, shrink
 from fakes import input_spec
-from terralign.ablate.study import Planned, load_study, plan_study, study_names
-from terralign.bench.suite import Suite, SuiteEntry, load_suite, suite_names
+from terralign.ablate.study import Planned, load_study, plan_study
+from terralign.bench.suite import Suite, SuiteEntry, load_suite
 from terralign.cli import main
 from terralign.datasets.catalog import find_dataset
 from terralign.encoders.clip.weights import read_state_dict
 from terralign.encoders.sensor import TowerConfig, build_tower
 from terralign.encoders.space import EmbeddingSpace
+from terralign.files import shipped_names
 from terralign.report import canvas
 from terralign.report.run import RunReport
-from terralign.runs.recipe import Recipe, load_recipe, recipe_names
+from terralign.runs.recipe import Recipe, load_recipe
 from terralign.sensors import SENSORS
 
 Figure = tuple[str, ...]
@@ -140,7 +141,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     "name",
     [
         pytest.param(name, marks=[] if name in IN_THE_DEFAULT_RUN else [pytest.mark.shipped])
-        for name in recipe_names()
+        for name in shipped_names("recipes")
     ],
 )
 def test_a_recipe_measures_all_that_it_names(
@@ -254,7 +255,7 @@ def shrink_suite(suite: Suite) -> list[str]:
 
 
 @pytest.mark.shipped
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", shipped_names("suites"))
 def test_a_suite_measures_all_that_it_names(
     name: str, fake_world: FakeWorld, models: list[str], tmp_path: Path
 ) -> None:
@@ -311,7 +312,7 @@ def shrink_study(planned: list[Planned]) -> list[str]:
 
 @pytest.mark.shipped
 @pytest.mark.usefixtures("no_reports")
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", shipped_names("studies"))
 def test_a_study_runs_every_variant(
     name: str, fake_world: FakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,12 +18,12 @@ import terralign.runs.run as run_module
 from small_run import SMALL_RECIPE
 from terralign.ablate import differences as differences_module
 from terralign.ablate.runs import method_settings, run_study
-from terralign.ablate.study import Study, load_study, parse_study, plan_study, study_names
+from terralign.ablate.study import Study, load_study, plan_study
 from terralign.ablate.summary import mean_and_spread, study_report, summarise
 from terralign.cli import main
 from terralign.errors import DataError, Interrupted, RecipeError
 from terralign.evaluation.rows import Row
-from terralign.files import hash_file
+from terralign.files import hash_file, shipped_names
 from terralign.report.render import markdown
 from terralign.report.run import RunReport
 from terralign.train import patch as patch_module
@@ -368,7 +368,7 @@ def test_wrong_studies_are_refused_before_anything_is_run(
         plan_study(_study(folder, text))
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", shipped_names("studies"))
 def test_shipped_studies_plan_and_are_described(name: str) -> None:
     study = load_study(name)
     assert study.name == name
@@ -381,10 +381,12 @@ def test_shipped_studies_plan_and_are_described(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "docs" / "ablations.md").read_text()
 
 
-def test_the_study_of_the_documentation_plans() -> None:
+def test_the_study_of_the_documentation_plans(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "ablations.md").read_text()
     [block] = re.findall(r"^```TOML\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    names = [one.variant.name for one in plan_study(parse_study(block, origin="docs"), seeds=[0])]
+    path = tmp_path / "study.toml"
+    path.write_text(block)
+    names = [one.variant.name for one in plan_study(load_study(str(path)), seeds=[0])]
     assert names == [
         "preserve=0.0_lr=0.0001", "preserve=0.0_lr=0.0003",
         "preserve=8.0_lr=0.0001", "preserve=8.0_lr=0.0003", "colour", "coop",

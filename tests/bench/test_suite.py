@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from terralign.bench.suite import FITTED, load_suite, parse_suite, suite_names, suite_text
+from terralign.bench.suite import FITTED, load_suite, parse_suite, suite_text
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.errors import RecipeError
+from terralign.files import shipped_names
 
 ENTRY = """
 name = "s"
@@ -21,10 +22,17 @@ tasks = ["zero-shot", "linear-probe", "decisions"]
 
 
 def test_six_suites_ship() -> None:
-    assert suite_names() == ["micro", "multispectral", "paper", "quick", "retrieval", "rgb"]
+    assert shipped_names("suites") == [
+        "micro",
+        "multispectral",
+        "paper",
+        "quick",
+        "retrieval",
+        "rgb",
+    ]
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", shipped_names("suites"))
 def test_a_shipped_suite_survives_being_written_and_read(name: str) -> None:
     suite = load_suite(name)
     assert suite.name == name
@@ -32,7 +40,7 @@ def test_a_shipped_suite_survives_being_written_and_read(name: str) -> None:
     assert all(entry.data in DATASETS for entry in suite.entries)
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", shipped_names("suites"))
 def test_shipped_suites_fit_and_choose_elsewhere_than_they_report(name: str) -> None:
     for entry in load_suite(name).entries:
         assert entry.split not in (entry.fit, entry.validation)
@@ -41,7 +49,7 @@ def test_shipped_suites_fit_and_choose_elsewhere_than_they_report(name: str) -> 
             assert entry.data == "aid"
 
 
-@pytest.mark.parametrize("name", suite_names())
+@pytest.mark.parametrize("name", shipped_names("suites"))
 def test_shipped_suites_with_qb_norm_name_a_bank_wherever_there_are_splits(name: str) -> None:
     suite = load_suite(name)
     for entry in suite.entries if "qb-norm" in suite.variants else ():

@@ -211,6 +211,7 @@ def test_embed_writes_what_search_finds(model: Path, space: EmbeddingSpace, tmp_
         (["embed", "nowhere.png", "--model", "MODEL", "--out", "a.parquet"], 1, "nowhere.png not"),
         (["search", "a.png", "forest"], 2, "--model is needed"),
         (["search", "a.png", " ", "--model", "MODEL"], 2, "the query is empty"),
+        (["search", "", "a lake", "--model", "MODEL"], 2, "a path is empty"),
         (["search", "a.png", "forest", "--model", "MODEL", "-k", "0"], 2, "-k"),
         (["search", "bad.parquet", "forest"], 1, "damaged, or no file of vectors"),
         (["search", "bad.parquet", "forest", "--sensor", "rgb"], 2, "no effect on vectors"),

@@ -140,6 +140,10 @@ def test_halves_of_images_that_are_not_there_are_told(tmp_path: Path) -> None:
     picture(tmp_path / "imagenet" / "train" / "n01" / "a.JPEG")
     with pytest.raises(DataError, match=r"no split 'val' in .*imagenet; splits: train"):
         open_imagenet(tmp_path, "val-report")
+    picture(tmp_path / "imagenet" / "val" / "n01" / "a.JPEG")
+    picture(tmp_path / "imagenet" / "val-select" / "n01" / "b.JPEG")
+    with pytest.raises(DataError, match=r"val-select is a folder, .* rename the folder"):
+        open_imagenet(tmp_path, "val-select")
 
 
 @pytest.mark.realdata

@@ -227,9 +227,22 @@ def test_packing_again_completes_a_store(store: Path) -> None:
     first, second, *_ = sorted((store / "shards").iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:-10])
-    assert not pack({"train": scenes()}, store, SMALL).complete_before
+    counted = Counted(scenes())
+    assert not pack({"train": counted}, store, SMALL, num_workers=1).complete_before
+    assert counted.reads.sum() < len(counted), "shards that are whole are not made again"
     assert content(store) == whole
     assert pack({"train": scenes()}, store, SMALL).complete_before
+
+
+def test_a_shard_of_a_changed_source_does_not_complete_a_store(store: Path) -> None:
+    sorted((store / "shards").iterdir())[1].unlink()
+    with pytest.raises(DataError, match=r"00001.safetensors was made again and differs"):
+        pack({"train": _Brighter(scenes())}, store, SMALL)
+
+
+class _Brighter(Wrapped):
+    def read(self, indices: Any) -> Any:
+        return {name: one + 1 for name, one in super().read(indices).items()}
 
 
 def test_a_changed_manifest_is_found(store: Path) -> None:

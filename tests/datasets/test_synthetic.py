@@ -129,6 +129,8 @@ def test_the_fingerprint_changes_with_every_parameter() -> None:
         ({"split": "tset"}, "splits: train, val, test"),
         ({"split": "val", "size": 8}, "size is 8; expected 16 to 256"),
         ({"split": "val", "size": 512}, "size is 512"),
+        ({"split": "val", "num_samples": 0}, "num_samples is 0; expected 1 to"),
+        ({"split": "val", "seed": -1}, "seed is -1; expected 0 to"),
     ],
 )
 def test_wrong_parameters_are_told(open_set: Opener, given: dict[str, object], said: str) -> None:

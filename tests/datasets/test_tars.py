@@ -458,6 +458,16 @@ def test_a_member_twice_is_named_and_others_are_passed_over(root: Path) -> None:
         opened(root)
 
 
+def test_members_of_a_sample_that_lie_apart_are_refused(root: Path) -> None:
+    first, *others = sample(3).items()
+    write_tar(root / "shards/train-09.tar", {"k3": dict([first]), "k4": sample(1)})
+    with tarfile.open(root / "shards/train-09.tar", "a") as archive:
+        for ending, _ in others:
+            archive.addfile(tarfile.TarInfo(f"k3.{ending}"))
+    with pytest.raises(DataError, match=r"train-09.tar: .* 'k3' do not lie side by side; .*--sort"):
+        opened(root)
+
+
 def test_members_without_an_ending_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tar(root / "shards/train-09.tar", {"k3": sample(3)})
     with tarfile.open(root / "shards/train-09.tar", "a") as archive:

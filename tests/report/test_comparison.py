@@ -116,6 +116,8 @@ def test_a_long_name_is_cut_in_the_terminal_only() -> None:
     table = comparison_table(rows, "t")
     assert table is not None
     assert table.lines[0].labels[0] == rows[0].tower
+    both = [*rows, row("aligned", tower=f"{rows[0].tower}y")]  # cut, they would be the same
+    assert all(f" {one.tower} " in format_table(both) for one in both)
 
 
 def test_two_rows_of_one_value_are_refused() -> None:

@@ -11,11 +11,11 @@ import pytest
 import tomli_w
 
 from terralign.errors import RecipeError
+from terralign.files import shipped_names
 from terralign.runs.recipe import (
     Recipe,
     load_recipe,
     parse_recipe,
-    recipe_names,
     recipe_text,
     single_stage,
 )
@@ -69,7 +69,7 @@ def _said(values: dict[str, Any]) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", shipped_names("recipes"))
 def test_every_shipped_recipe_is_valid_and_survives_being_resolved(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -81,7 +81,9 @@ def test_every_shipped_recipe_is_valid_and_survives_being_resolved(name: str) ->
 
 
 def test_the_recipes_of_the_readme_ship() -> None:
-    assert {"quickstart", "micro-real", "paper-vit-b32", "paper-vit-b32-s1"} <= set(recipe_names())
+    assert {"quickstart", "micro-real", "paper-vit-b32", "paper-vit-b32-s1"} <= set(
+        shipped_names("recipes")
+    )
 
 
 def test_the_resolved_text_says_every_default() -> None:

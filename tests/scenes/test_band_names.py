@@ -15,6 +15,8 @@ from rasterio.enums import ColorInterp
 
 from imagery import read_chip
 from terralign.errors import DataError
+from terralign.scenes.declared import Declared
+from terralign.scenes.scene import read_geotiff
 from terralign.sensors import SENSORS
 
 L2A, S1, RGB = (SENSORS[name] for name in ("sentinel2-l2a", "sentinel1-grd", "rgb"))
@@ -47,8 +49,8 @@ def write(
 
 def levels(path: Path, **reading: Any) -> dict[str, int]:
     """Band -> its level, which shows where in the file it came from."""
-    how = {"sensor": L2A, "dn_offset": 0, "units": "dn", "check": False} | reading
-    chip = read_chip(path, **how)
+    how = {"sensor": L2A, "dn_offset": 0, "units": "dn"} | reading
+    chip = read_geotiff(path, Declared(**how))
     return dict(zip(chip.bands, chip.pixels[:, 0, 0].astype(int).tolist(), strict=True))
 
 

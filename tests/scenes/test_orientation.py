@@ -14,9 +14,11 @@ from rasterio import Affine
 
 from imagery import read_chip
 from terralign.chips import Grid
+from terralign.scenes.declared import Declared
 from terralign.scenes.orientation import is_south_up, reversed_rows
-from terralign.scenes.scene import open_scene
+from terralign.scenes.scene import open_scene, read_geotiff
 from terralign.scenes.windows import cut_windows
+from terralign.sensors import find_sensor
 
 BANDS = ("B02", "B03", "B04")
 NORTH_UP = Affine(10, 0, 500_000, 0, -10, 5_000_000)
@@ -69,6 +71,17 @@ def test_it_is_read_whole_the_same_way(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.pixels, other.pixels)
     np.testing.assert_array_equal(one.valid, other.valid)
     assert one.grid == other.grid
+
+
+def test_files_of_data_sets_are_read_the_same_way_and_nothing_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        declared = Declared(sensor=find_sensor(L2A))
+        one, other = (read_geotiff(path, declared) for path in twins(tmp_path))
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert one.grid == other.grid
+    assert not caplog.records
 
 
 def test_a_south_up_product_with_coarse_bands_is_its_north_up_twin(tmp_path: Path) -> None:

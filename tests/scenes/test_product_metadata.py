@@ -12,7 +12,9 @@ from rasterio import Affine
 
 from imagery import read_chip
 from terralign.errors import DataError, SensorError
+from terralign.scenes.declared import Declared
 from terralign.scenes.product_metadata import MAX_XML_BYTES
+from terralign.scenes.scene import read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
 L1C, L2A = SENSORS["sentinel2-l1c"], SENSORS["sentinel2-l2a"]
@@ -228,7 +230,7 @@ def test_other_sensors_and_physical_numbers_are_not_asked(tmp_path: Path) -> Non
     (tmp_path / "MTD_MSIL2A.xml").write_text("no XML at all")
     path = write_geotiff(tmp_path / "a.tif")
     landsat = SENSORS["landsat-oli-l2"]
-    chip = read_chip(path, sensor=landsat, bands=["B4"], check=False)
+    chip = read_geotiff(path, Declared(sensor=landsat, bands=["B4"]))
     assert chip.layout.dn_offset == 0
-    chip = read_chip(path, sensor=L2A, bands=["B04"], units="physical", check=False)
+    chip = read_geotiff(path, Declared(sensor=L2A, bands=["B04"], units="physical"))
     assert chip.layout.dn_offset == 0

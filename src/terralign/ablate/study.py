@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from terralign.datasets.catalog import DATASETS
 from terralign.errors import RecipeError, nearest
-from terralign.files import parse_toml, shipped_names
 from terralign.runs.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
@@ -141,17 +140,15 @@ class Planned:
     recipe: Recipe
 
 
-def study_names() -> list[str]:
-    """The studies that ship with the package."""
-    return shipped_names("studies")
-
-
 def load_study(name_or_path: str, *, data_root: Path | None = None) -> Study:
     """A shipped study by name, or a TOML file; `RecipeError` names the first fault.
 
     Paths in it are looked for as those of recipes are (see `load_recipe`).
     """
-    study = _checked(read_named("study", name_or_path), origin=name_or_path)
+    try:
+        study = Study.model_validate(read_named("study", name_or_path))
+    except ValidationError as error:
+        raise RecipeError(f"study {name_or_path}: {explain(error, Study)}") from error
     study._paths = paths = TomlPaths.named(name_or_path, data_root)
     if study.recipe.endswith(".toml"):
         recipe = paths.find(study.recipe)
@@ -159,18 +156,6 @@ def load_study(name_or_path: str, *, data_root: Path | None = None) -> Study:
             raise RecipeError(f"study {name_or_path}: recipe: {paths.not_found(study.recipe)}")
         return study.model_copy(update={"recipe": str(recipe)})
     return study
-
-
-def parse_study(text: str, *, origin: str) -> Study:
-    """A study from TOML, checked by itself; its recipes are when it is planned."""
-    return _checked(parse_toml(text, name=f"study {origin}", fault=RecipeError), origin=origin)
-
-
-def _checked(values: Mapping[str, Any], *, origin: str) -> Study:
-    try:
-        return Study.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(f"study {origin}: {explain(error, Study)}") from error
 
 
 def study_text(study: Study, overrides: Sequence[str]) -> str:

@@ -92,7 +92,7 @@ class Embeddings:
             return {"valid_share": found.valid_share, "num_empty": found.num_empty}
 
         if path not in self._embedded:
-            set_damaged_aside(path)
+            set_damaged_aside(stage)
             note = run_stage(stage, make, renew=True)
             self._embedded[path] = Embedded(
                 vectors=read_state_dict(path)["embeddings"],

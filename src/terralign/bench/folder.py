@@ -12,6 +12,7 @@ from terralign.errors import ModelError, RecipeError, StorageError
 from terralign.files import hash_json, read_json, set_aside, write_json, write_text
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import keep_toml
+from terralign.train.stage import Stage
 
 
 def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> None:
@@ -67,10 +68,13 @@ def read_names(path: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def set_damaged_aside(path: Path) -> None:
-    """Rename a damaged safetensors file, with a warning, so that its stage makes it again."""
-    try:
-        if path.is_file():
-            read_shapes(path)
-    except ModelError as error:
-        set_aside(path, error)
+def set_damaged_aside(stage: Stage) -> None:
+    """Rename damaged safetensors files of a stage, in its folder and in the cache, with a warning,
+    so that it is made again."""
+    folders = [stage.note.parent] if stage.shared is None else [stage.note.parent, stage.shared]
+    for path in (folder / name for folder in folders for name in stage.files):
+        try:
+            if path.is_file():
+                read_shapes(path)
+        except ModelError as error:
+            set_aside(path, error)

@@ -3,7 +3,7 @@
 A *hub* is a gallery item that many queries find, whether it answers them or not. Centring changes
 the vectors; CSLS and QB-Norm make a `GalleryPenalty`, which is subtracted from the cosines. All of
 them see more than one query at a time (*transductive*), so their metrics belong beside the plain
-ones, not in their place. `evaluation.diagnostics.hubness` measures how strong hubs are.
+ones, not in their place. `evaluation.diagnostics.hubness_skewness` measures how strong hubs are.
 
 Q queries, G gallery items, M bank queries, D embedding dimensions.
 """

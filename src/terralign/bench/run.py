@@ -100,14 +100,7 @@ def run_bench(
     suite, with the difference, and for names that do not fit; `DataError` where the data of an
     entry lie in files and there is no data root.
     """
-    named = name_models(models)
-    if not named:
-        raise RecipeError("name at least one model to measure")
-    first = reference or next(iter(named))
-    if first not in named:
-        raise RecipeError(
-            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
-        )
+    named = _in_order(models, reference)
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
@@ -116,25 +109,39 @@ def run_bench(
         before = _rows_before(out)
         measuring = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
         keep_versions(out, measuring)
-        order = {first: named[first]} | named  # the reference is measured first
         bench = _Bench(
             suite,
             out,
             BenchData(data_root),
             Measurements(out, measuring, cache),
-            reference=first,
+            reference=next(iter(named)),
             prompts=list(prompts) or [None],
         )
-        bench.run(order, device)
-        rows = _merged(before, bench.rows, read_names(out / "models.json"))
-        if rows != before or not (out / "results.parquet").is_file():
-            _write(out, rows)
+        rows = before
+        for _ in bench.run(named, device):  # a bench that is stopped has the models it finished
+            merged = _merged(before, bench.rows, read_names(out / "models.json"))
+            if merged != rows or not (out / "results.parquet").is_file():
+                _write(out, merged)
+            rows = merged
         return BenchResult(
             folder=out,
             rows=tuple(rows),
             num_measured=bench.num_measured,
             num_failed=sum(row.status == "failed" for row in bench.rows),
         )
+
+
+def _in_order(models: Sequence[str], reference: str | None) -> dict[str, str]:
+    """Name -> source, the reference first: the others are compared with it."""
+    named = name_models(models)
+    if not named:
+        raise RecipeError("name at least one model to measure")
+    first = reference or next(iter(named))
+    if first not in named:
+        raise RecipeError(
+            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
+        )
+    return {first: named[first]} | named
 
 
 def _check_data(suite: Suite, data_root: Path | None) -> None:
@@ -169,22 +176,25 @@ class _Bench:
         self._references: dict[_Key, Measurement] = {}
         self._reference_model: BenchModel | None = None
 
-    def run(self, named: dict[str, str], device: str) -> None:
-        """Measure every model on every entry."""
+    def run(self, named: dict[str, str], device: str) -> Iterator[None]:
+        """Measure every model on every entry; yields after each model."""
         total = len(named) * len(self.suite.entries) * len(self.prompts)
         with Progress("bench", total=total, unit="entry") as progress:
             for name, source in named.items():
                 model = self._load(name, source, device)
-                if model is None:
-                    continue
-                self._check_data(model)
-                for entry in self.suite.entries:
-                    for prompts in self.prompts:
-                        self._entry(model, entry, prompts)
-                        progress.advance(note=f"{name}, {entry.title}")
-                    self.embeddings.forget()
-                if name == self.reference:
-                    self._reference_model = model
+                if model is not None:
+                    self._measure_all(model, progress)
+                yield
+
+    def _measure_all(self, model: BenchModel, progress: Progress) -> None:
+        self._check_data(model)
+        for entry in self.suite.entries:
+            for prompts in self.prompts:
+                self._entry(model, entry, prompts)
+                progress.advance(note=f"{model.name}, {entry.title}")
+            self.embeddings.forget()
+        if model.name == self.reference:
+            self._reference_model = model
 
     def _check_data(self, model: BenchModel) -> None:
         """Open all data sets, once; a warning names all that cannot be opened, or, where that is

@@ -19,7 +19,7 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError
 from terralign.evaluation.rows import Role
-from terralign.files import parse_toml, shipped_names
+from terralign.files import parse_toml
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import apply_override, explain, read_named, without_none
 
@@ -124,11 +124,6 @@ class Suite(_Strict):
         if twice:
             raise ValueError(f"two entries are called {twice[0]!r}; give one another name")
         return self
-
-
-def suite_names() -> list[str]:
-    """The suites that ship with the package."""
-    return shipped_names("suites")
 
 
 def load_suite(

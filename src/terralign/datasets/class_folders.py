@@ -150,7 +150,7 @@ def _hint_for(entry: str, known: Iterable[str], root: Path) -> str:
         alike = names.get(entry.lower()) or names.get(_stem(entry))
         if alike is not None:
             return f"did you mean {alike!r}? Case and ending count"
-    return "write it as folder/file"
+    return "add the file, or remove it from the list"
 
 
 def _stem(entry: str) -> str:

@@ -15,9 +15,10 @@ from terralign.chips import Chip, PixelLayout, Units, make_layout
 from terralign.datasets.file_set import Decode, sizes_differ
 from terralign.datasets.image_files import RASTER_SUFFIXES
 from terralign.errors import DataError
+from terralign.scenes.declared import Declared
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.plausible import check_sample
-from terralign.scenes.scene import open_scene
+from terralign.scenes.scene import read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
 
@@ -54,15 +55,14 @@ class Pixels:
 
     def read(self, file: Path) -> Chip:
         """One GeoTIFF; what only a whole set shows of its numbers is found by `checked`."""
-        return open_scene(
-            file,
+        declared = Declared(
             sensor=self.sensor,
             bands=self.bands,
             dn_offset=self.dn_offset,
             units=self.units,
             composite=self.composite,
-            check=False,
-        ).read()
+        )
+        return read_geotiff(file, declared)
 
     def _open_pictures(self, first: Path) -> tuple[PixelLayout, Decode]:
         layout = make_layout(self.sensor, self.sensor.band_names, units="dn")

@@ -26,7 +26,7 @@ from terralign.report.tables import (
 MODELS = ("base", "finetuned", "patched", "aligned")
 """Those of a run, in their order."""
 TABLE_WIDTH = 100
-"""Columns that a printed table keeps to where its models allow; labels are cut for it."""
+"""Columns that a printed table keeps to where its models and labels allow."""
 
 
 class Names:
@@ -186,17 +186,20 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def plain_lines(table: Table, width: int = TABLE_WIDTH) -> list[str]:
-    """A table as lines of text; the first label is cut where a line would pass `width`."""
+    """A table as lines of text; the first label is cut where a line would pass `width`, unless two
+    labels would then be the same."""
     heads = [*table.heads, *(column.text for column in table.columns)]
     body = [
         [*line.labels, *(cell.value if cell else "" for cell in line.cells)] for line in table.lines
     ]
     sizes = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
-    sizes[0] = max(8, min(sizes[0], width - 2 - sum(sizes[1:]) - 2 * (len(sizes) - 1)))
+    room = max(8, min(sizes[0], width - 2 - sum(sizes[1:]) - 2 * (len(sizes) - 1)))
+    labels = {texts[0] for texts in body}
+    if len({_cut(label, room) for label in labels}) == len(labels):
+        sizes[0] = room
 
     def fitted(texts: Sequence[str]) -> str:
-        first = texts[0] if len(texts[0]) <= sizes[0] else texts[0][: sizes[0] - 1] + "…"
-        padded = [first.ljust(sizes[0])]
+        padded = [_cut(texts[0], sizes[0]).ljust(sizes[0])]
         for place, text in enumerate(texts[1:], start=1):
             is_label = place < len(table.heads)
             padded.append(text.ljust(sizes[place]) if is_label else text.rjust(sizes[place]))
@@ -207,6 +210,10 @@ def plain_lines(table: Table, width: int = TABLE_WIDTH) -> list[str]:
         out += [heading] if heading else []
         out += [fitted(next(rows)) for _ in lines]
     return out
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def row_notes(rows: Sequence[Row]) -> list[str]:

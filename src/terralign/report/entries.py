@@ -29,6 +29,7 @@ Details = Mapping[str, Mapping[str, Any]]
 """Measurement -> its details, as `bench/measurements.py` describes them."""
 
 SCORES = ("top1", "macro_map")
+MAX_PROJECTIONS = 4
 TEXT, RGB = "text", "rgb"
 BETWEEN_SENSORS = "between sensors"
 CURVES = {"recall": "recall@k (the same sample)", "map": "mAP@k (the same class)"}
@@ -190,7 +191,9 @@ class EntryFigures:
             for row in self._rows
             if row.task == "diagnostics" and (kept := self._kept(row, "projection"))
         }
-        for number, (row, kept) in enumerate(found.values(), start=1):
+        left_out = len(found) - MAX_PROJECTIONS
+        more = f"; {left_out} more models have one" if left_out > 0 else ""
+        for number, (row, kept) in enumerate([*found.values()][:MAX_PROJECTIONS], start=1):
             points = {
                 name: np.array(one["xy"], dtype=np.float64).reshape(-1, 2)
                 for name, one in kept["points"].items()
@@ -201,7 +204,7 @@ class EntryFigures:
                 yield Plot(
                     name=f"projection-{number}",
                     caption=f"The space of {row.model}{prompts}: {', '.join(points)} on their "
-                    "common plane.",
+                    f"common plane{more}.",
                     draw=partial(projection_figure, points, (first, second)),
                 )
 

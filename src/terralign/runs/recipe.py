@@ -19,7 +19,7 @@ from terralign.encoders.backbones import CUSTOM
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.evaluation.rows import Role
-from terralign.files import hash_json, shipped_names
+from terralign.files import hash_json
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.toml_values import Holding, apply_override, explain, read_named, without_none
@@ -30,6 +30,9 @@ from terralign.train.settings import (
     StudentSettings,
     student_scaling,
 )
+
+Asked = tuple[str, str, int | None, str | None]
+"""Data set, split, limit, composite."""
 
 RgbModel = Literal["base", "finetuned", "patched"]
 
@@ -134,6 +137,11 @@ class AlignRecipe(Holding):
     validation: AlignData | None = None
     """For keep = "best"."""
 
+    @property
+    def sources(self) -> tuple[AlignData, ...]:
+        """What it opens: its training data, and its validation data where it has them."""
+        return self.data if self.validation is None else (*self.data, self.validation)
+
     @model_validator(mode="after")
     def _student_can_be_built(self) -> Self:
         if self.student.backbone == CUSTOM:
@@ -190,6 +198,11 @@ class EvaluateRecipe(_Strict):
         return self
 
 
+def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
+    """The samples that a table names."""
+    return one.data, one.split, one.limit, one.composite
+
+
 class Recipe(_Strict):
     """A whole run."""
 
@@ -224,11 +237,6 @@ class Recipe(_Strict):
             if self.patch is None and set(entry.models) & {"finetuned", "patched"}:
                 raise ValueError("evaluate names finetuned or patched, but there is no patch stage")
         return self
-
-
-def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
-    return shipped_names("recipes")
 
 
 def load_recipe(
@@ -295,8 +303,8 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
 def _check_names(recipe: Recipe, origin: str) -> None:
     """Names that the run would only meet after hours of work.
 
-    Splits are compared by their names here; `run_overlaps` compares their samples once they are
-    open.
+    Splits are compared by their names here; `runs/overlaps.py` compares their samples once they
+    are open.
     """
     apart = not recipe.allow_shared_samples
     try:
@@ -320,13 +328,12 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                 prompts.append(supported.prompts)
         for tower in recipe.align:
             student_scaling(tower.student, [find_sensor(sensor) for sensor in tower.sensors])
-            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+            for source in tower.sources:
                 find_dataset(source.data)
                 prompts.append(source.prompts)
-            for source in tower.data if apart and tower.validation else ():
-                kept = tower.validation
-                assert kept is not None
-                if _overlap(source.data, source.split, kept.data, kept.split):
+            kept = tower.validation
+            for source in tower.data if apart and kept is not None else ():
+                if kept and _overlap(source.data, source.split, kept.data, kept.split):
                     raise RecipeError(
                         f"tower {tower.name!r} would be validated on samples of {source.data} "
                         f"{source.split!r} that it is trained on; give validation another split"

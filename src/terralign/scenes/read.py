@@ -106,10 +106,14 @@ class GeotiffSource:
     @contextmanager
     def opened(self, layout: PixelLayout) -> Iterator[Reader]:
         """What reads windows of the layout's bands."""
+        with open_geotiff(self.path) as source:
+            yield self.reader(source, layout)
+
+    def reader(self, source: Any, layout: PixelLayout) -> Reader:
+        """What reads windows of the layout's bands from the open file."""
         known = self.described.layout.bands
         indexes = tuple(self.described.indexes[known.index(name)] for name in layout.bands)
-        with open_geotiff(self.path) as source:
-            yield lambda window: self._read(source, window, layout, indexes)
+        return lambda window: self._read(source, window, layout, indexes)
 
     def _read(
         self, source: Any, window: Window, layout: PixelLayout, indexes: tuple[int, ...]

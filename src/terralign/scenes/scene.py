@@ -215,7 +215,6 @@ def open_scene(
     dn_offset: float | None = None,
     units: Units | None = None,
     composite: str | None = None,
-    check: bool = True,
 ) -> Scene:
     """Open a picture, a GeoTIFF, or a folder with one file per band (see `scenes.products`).
 
@@ -230,7 +229,7 @@ def open_scene(
     of the two, the other is concluded, with a warning and a note. `units`: left out, integers are
     DN, and numbers of a sensor without DN (dB) are physical. `composite`: the sensor's default
     where left out. A scale and offset that the file states for its bands replace the sensor's.
-    `check`: hold samples of the pixels against what is declared, once (see `scenes.plausible`).
+    Samples of the pixels are held against what is declared, once (see `scenes.plausible`).
 
     South-up files are read north-up: rows, and those of windows, count from the north. Other
     mirrored and rotated grids are read as they are stored, with a warning.
@@ -247,10 +246,10 @@ def open_scene(
         units=units,
         composite=composite,
     )
-    return open_declared(path, declared, check=check)
+    return open_declared(path, declared)
 
 
-def open_declared(path: Path, declared: Declared, *, check: bool = True) -> Scene:
+def open_declared(path: Path, declared: Declared) -> Scene:
     """`open_scene` of what is declared."""
     if not path.is_dir() and kind_of(path) == "picture":
         return _open_picture(path, declared)
@@ -266,14 +265,30 @@ def open_declared(path: Path, declared: Declared, *, check: bool = True) -> Scen
     warn_unless_north_up(scene.grid, origin=shown(path))
     if is_south_up(scene.grid):
         logger.info("%s is stored south-up; its rows are read from the north", shown(path))
-        scene = replace(scene, grid=reversed_rows(scene.grid), is_reversed=True)
-    samples = [(chip.pixels, chip.valid) for chip in _samples(scene)] if check or unknown else []
+        scene = _reversed(scene)
+    samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
     if unknown is not None:
         scene = _with_concluded_offset(scene, samples, unknown)
     else:
         _log_offset(scene, declared)
     check_numbers(samples, scene.layout, origin=shown(path))
     return scene
+
+
+def read_geotiff(path: Path, declared: Declared) -> Chip:
+    """All pixels of a GeoTIFF, which is opened once: for data sets of many small files.
+
+    As `open_scene` and `Scene.read`, but nothing is logged and the numbers are not checked.
+    """
+    with open_geotiff(path) as opened:
+        scene, source = _describe_geotiff(path, opened, declared)
+        whole = Window(row=0, column=0, height=scene.height, width=scene.width)
+        scene = _reversed(scene) if is_south_up(scene.grid) else scene
+        return scene._chip(whole, scene.layout, source.reader(opened, scene.layout))
+
+
+def _reversed(scene: Scene) -> Scene:
+    return replace(scene, grid=reversed_rows(scene.grid), is_reversed=True)
 
 
 def _open_picture(path: Path, declared: Declared) -> Scene:
@@ -292,17 +307,24 @@ def _open_picture(path: Path, declared: Declared) -> Scene:
 
 
 def _open_geotiff(path: Path, declared: Declared) -> Scene:
-    with open_geotiff(path) as source:
-        require_small_blocks(path, source)
-        described = describe_geotiff(path, source, declared)
-        return Scene(
-            path=path,
-            layout=described.layout,
-            grid=grid_of(source),
-            datetime=_datetime_of([path.name, path.absolute().parent.name]),
-            is_picture=source.crs is None and is_rgb(source),
-            source=GeotiffSource(path=path, described=described),
-        )
+    with open_geotiff(path) as opened:
+        return _describe_geotiff(path, opened, declared)[0]
+
+
+def _describe_geotiff(path: Path, opened: Any, declared: Declared) -> tuple[Scene, GeotiffSource]:
+    """The scene of an open GeoTIFF, as it is stored, and its source."""
+    require_small_blocks(path, opened)
+    described = describe_geotiff(path, opened, declared)
+    source = GeotiffSource(path=path, described=described)
+    scene = Scene(
+        path=path,
+        layout=described.layout,
+        grid=grid_of(opened),
+        datetime=_datetime_of([path.name, path.absolute().parent.name]),
+        is_picture=opened.crs is None and is_rgb(opened),
+        source=source,
+    )
+    return scene, source
 
 
 def _with_concluded_offset(

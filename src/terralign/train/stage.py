@@ -64,6 +64,11 @@ class Stage:
         """The hash of all that the result depends on."""
         return hash_json(self.depends)
 
+    @property
+    def shared(self) -> Path | None:
+        """Its folder in the cache; None without one."""
+        return None if self.cache is None else self.cache / self.identity
+
     def read(self) -> dict[str, Any] | None:
         """The note of a complete stage, else None; `RecipeError` for one of another identity,
         `StorageError` for a damaged note."""
@@ -92,7 +97,7 @@ def run_stage(
     `make` leaves the files, resuming where it was interrupted, and returns what the note holds
     beside `identity`. `renew`: a damaged note is set aside and made again instead of refused.
     """
-    shared = None if stage.cache is None else stage.cache / stage.identity
+    shared = stage.shared
     try:
         note = stage.read()
     except StorageError as error:

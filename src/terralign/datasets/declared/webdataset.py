@@ -328,7 +328,7 @@ def _list_samples(
         keys = [f"{names[tar]}/{key}" for tar, key in zip(listing.tar_of, keys, strict=True)]
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
-        raise DataError(f"{root}: the members of sample {twice!r} do not lie side by side")
+        raise DataError(f"{root}: two samples have the key {twice!r}; rename one of their tars")
     listing.keys = tuple(keys)
     return listing
 
@@ -495,22 +495,31 @@ def check_tar(path: Path, *, name: str) -> str:
 
     `webdataset` skips what it cannot use and stops where a header is damaged, so this comes first.
     `DataError` naming the tar where it is compressed, cut short, damaged or empty, where it holds a
-    link, a device, a sparse file, a member above the limit or the same member twice. Members that
-    belong to no sample are counted in one warning, which names `name`, the data set.
+    link, a device, a sparse file, a member above the limit or the same member twice, and where the
+    members of a sample do not lie side by side. Members that belong to no sample are counted in one
+    warning, which names `name`, the data set.
     """
     digest, left_out = hashlib.sha256(), LeftOut(Path())
-    seen: set[tuple[str | None, str | None]] = set()
+    last, endings, seen = None, set[str | None](), set[str]()
     try:
         with open(path, "rb") as file:
             for info in _headers(path, file):
                 key, ending = split_name(info.name)
                 if key is None:
                     left_out.add(Path(info.name.lstrip("/")))
-                elif (key, ending) in seen:
+                    continue
+                if key != last and key in seen:
+                    raise DataError(
+                        f"shard {path}: the members of sample {key!r} do not lie side by side; "
+                        "write the tar again, sorted by name (tar --sort=name)"
+                    )
+                if key != last:
+                    last, endings = key, set()
+                    seen.add(key)
+                if ending in endings:
                     raise DataError(f"shard {path} has two members {key}.{ending}")
-                else:
-                    seen.add((key, ending))
-                    digest.update(f"{key}.{ending} {info.size}\n".encode())
+                endings.add(ending)
+                digest.update(f"{key}.{ending} {info.size}\n".encode())
     except UnicodeEncodeError as error:
         raise DataError(
             f"shard {path} has a member named {printable(info.name)}, which is not UTF-8; rename it"

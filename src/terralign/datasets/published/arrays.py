@@ -6,6 +6,7 @@ N patches, C bands, H W pixels.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ from terralign.sensors import SENSORS
 MAX_ARRAY_BYTES = 16 * 1024**3
 """A compressed array that takes more memory than this is refused before it is read."""
 
-_FAULTS = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile)
+_FAULTS = (
+    *(OSError, ValueError, EOFError, MemoryError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 S2_L2A_SPLITS: dict[str, tuple[int, ...]] = {"train": tuple(range(9)), "val": (9,)}
 """Every tenth patch is validation."""

@@ -94,8 +94,9 @@ def open_bigearthnet_v1(
     require_samples(name, split, tuple(places_of))
     partners: dict[str, Path] = {}
     if radar:
-        beside = [root.parent / one for one in RADAR_FOLDERS]
-        radar_root = next((folder for folder in beside if folder.is_dir()), None)
+        beside = [root.parent, data_root, data_root / "bigearthnet"]
+        folders = [base / one for base in beside for one in RADAR_FOLDERS]
+        radar_root = next((folder for folder in folders if folder.is_dir()), None)
         if radar_root is None:
             raise DataError(f"no Sentinel-1 patches beside {root}; {_NO_RADAR}")
         partners = _find_partners(radar_root, listed_partners, places_of)

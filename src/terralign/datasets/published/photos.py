@@ -86,6 +86,11 @@ def open_imagenet(data_root: Path, split: str, *, size: Size | None = None) -> F
     folder = "val" if split in HALVES else split
     found = [one for one in sorted(list_names(base, "folders")) if one not in HALVES]
     require_split("imagenet", folder, found, where=str(base))
+    if split in HALVES and (base / split).is_dir():
+        raise DataError(
+            f"{base / split} is a folder, but {split!r} names half of the images in "
+            f"{base / 'val'}; rename the folder"
+        )
     root = base / folder
     classes = {one: one for one in sorted(list_names(root, "folders")) if one[0] != "."}
     if not classes:

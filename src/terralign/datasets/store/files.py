@@ -277,7 +277,7 @@ def map_shard(
         reason = "not found" if not path.is_file() else first_line(error)
         raise DataError(
             f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` lists the "
-            "shards that are; delete those and pack again"
+            "shards that are; delete those and pack again, which makes only those"
         ) from error
     tensors = {}
     found_too = {name: one for name, one in (optional or {}).items() if name in header}

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,8 @@ def pack(
 ) -> Packed:
     """Pack splits of one data set into the folder `store`, or resume where an earlier call stopped.
 
-    A store that lacks files is made again; one that is complete is only looked at, so that several
-    processes may do so at once.
+    Shards of a finished store that are missing or cut short are made again, all files where its
+    table is; a complete store is only checked, so that several processes may do so at once.
 
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
     that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
@@ -114,8 +114,7 @@ def pack(
     manifest = work.find_complete()
     if manifest is None:
         with claimed(work.store):
-            work.begin()
-            made = work.run(num_workers or len(os.sched_getaffinity(0)))
+            made = work.make(num_workers or len(os.sched_getaffinity(0)))
     return Packed(store=work.store, manifest=manifest or made, complete_before=manifest is not None)
 
 
@@ -156,6 +155,11 @@ class _Packing:
 
     def find_complete(self) -> Manifest | None:
         """The manifest of a store that is complete, and of the same data and settings."""
+        manifest = self._find_store()
+        return None if manifest is None or self._broken(manifest) else manifest
+
+    def _find_store(self) -> Manifest | None:
+        """The manifest of a finished store; `DataError` where it is of other data or settings."""
         if not is_store(self.store):
             return None
         manifest = read_manifest(self.store)
@@ -165,26 +169,39 @@ class _Packing:
             fault = f"the data without {manifest.num_skipped} damaged samples"
         if fault is not None:
             raise DataError(f"{self.store} holds {fault}; choose another folder")
-        missing = [
-            one.file for one in (manifest.table, *manifest.shards) if not self._is_whole(one)
-        ]
-        if missing:
-            logger.warning(
-                "%s is made again: %s missing or cut short", self.store, ", ".join(missing[:3])
-            )
-        return None if missing else manifest
+        return manifest
+
+    def _broken(self, manifest: Manifest) -> list[str]:
+        """The files of a finished store that are missing or cut short."""
+        files = (manifest.table, *manifest.shards)
+        return [one.file for one in files if not self._is_whole(one)]
 
     def _is_whole(self, file: StoredFile) -> bool:
         path = self.store / file.file
         return path.is_file() and path.stat().st_size == file.num_bytes
 
-    def begin(self) -> None:
-        """Claim an empty folder for this work, or check that it is this work's."""
-        plan, manifest = self.store / PLAN, self.store / MANIFEST
+    def make(self, num_workers: int) -> Manifest:
+        """Make the store, or what it lacks; the folder is this process's alone."""
         for folder in (self.store, self.store / SHARDS, self.store / PARTS):
             for path in folder.glob(".*.partial"):  # of a killed process
                 path.unlink()
-        if manifest.is_file():  # of an incomplete store
+        manifest = self._find_store()
+        broken = [] if manifest is None else self._broken(manifest)
+        if broken:
+            logger.warning(
+                "%s: %d files missing or cut short, such as %s; they are made again",
+                self.store, len(broken), broken[0],
+            )  # fmt: skip
+        if manifest is not None and TABLE not in broken:
+            self._mend(manifest, broken, num_workers)
+            return manifest
+        self._begin()
+        return self._run(num_workers)
+
+    def _begin(self) -> None:
+        """Claim an empty folder for this work, or check that it is this work's."""
+        plan, manifest = self.store / PLAN, self.store / MANIFEST
+        if manifest.is_file():  # of a store without its table
             write_json(plan, self.identity)
             manifest.unlink()
         if plan.is_file():
@@ -204,21 +221,41 @@ class _Packing:
         check_free_space(self.store, sum(map(sum, self._sizes().values())))
         write_json(plan, self.identity)
 
-    def run(self, num_workers: int) -> Manifest:
+    def _run(self, num_workers: int) -> Manifest:
         shards = plan_shards(self._sizes(), self.settings.shard_bytes)
         parts = {shard.number: self._finished(shard) for shard in shards}
         todo = [shard for shard in shards if parts[shard.number] is None]
-        total = sum(shard.end - shard.start for shard in shards)
-        done = total - sum(shard.end - shard.start for shard in todo)
-        with Progress(f"pack {self.first.name}", total=total, done=done, unit="sample") as progress:
-            made = read_ahead(self._make_shard, todo, depth=num_workers, num_threads=num_workers)
-            for shard, part in zip(todo, made, strict=True):
-                parts[shard.number] = part
-                progress.advance(shard.end - shard.start)
+        for shard, part in self._make_shards(todo, num_workers, of=shards):
+            parts[shard.number] = part
         manifest = self._finish([(shard, parts[shard.number] or {}) for shard in shards])
         shutil.rmtree(self.store / PARTS)
         (self.store / PLAN).unlink()
         return manifest
+
+    def _mend(self, manifest: Manifest, broken: Sequence[str], num_workers: int) -> None:
+        """Make shards of a finished store again."""
+        written = {one.file: one.sha256 for one in manifest.shards}
+        shards = plan_shards(self._sizes(), self.settings.shard_bytes)
+        todo = [shard for shard in shards if shard.file in broken]
+        for shard, part in self._make_shards(todo, num_workers, of=todo):
+            if part["sha256"] != written[shard.file]:
+                raise DataError(
+                    f"{self.store / shard.file} was made again and differs from before: its source "
+                    "has changed; pack into another folder"
+                )
+        shutil.rmtree(self.store / PARTS, ignore_errors=True)
+
+    def _make_shards(
+        self, todo: Sequence[Shard], num_workers: int, *, of: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, Part]]:
+        """Make shards in parallel; progress counts the samples `of` all that are wanted."""
+        total = sum(shard.end - shard.start for shard in of)
+        done = total - sum(shard.end - shard.start for shard in todo)
+        with Progress(f"pack {self.first.name}", total=total, done=done, unit="sample") as progress:
+            made = read_ahead(self._make_shard, todo, depth=num_workers, num_threads=num_workers)
+            for shard, part in zip(todo, made, strict=True):
+                yield shard, part
+                progress.advance(shard.end - shard.start)
 
     # Planning
 

@@ -139,7 +139,12 @@ def _names(split: str, num_samples: int) -> tuple[str, ...]:
 def _sample_keys(name: str, split: str, num_samples: int | None, seed: int, size: int) -> Keys:
     """What the samples of one split are drawn from."""
     require_split(name, split, NUM_SAMPLES)
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise DataError(f"{name}: size is {size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
     number = NUM_SAMPLES[split] if num_samples is None else num_samples
+    for what, value, least, most in (
+        ("num_samples", number, 1, 10_000_000),
+        ("seed", seed, 0, 2**32 - 1),
+        ("size", size, MIN_SIZE, MAX_SIZE),
+    ):
+        if not least <= value <= most:
+            raise DataError(f"{name}: {what} is {value}; expected {least} to {most}")
     return sample_keys(name, seed, split, np.arange(number, dtype=np.int64))
