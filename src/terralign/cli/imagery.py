@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,15 +226,17 @@ def classify(
     rows = space.classify_each(inputs, labels, prompts=prompts, errors="skip", **reading)
     prompt_set = space.choose_prompts(prompts).name
     values: list[dict[str, Any]] = []
-    features, faults = [], []
+    features, num_read, alike = [], 0, Counter[str]()
     for _, found in itertools.groupby(rows, _source_of):
         group = list(found)
         failed = [one for one in group if isinstance(one, Fault)]
-        faults += failed
+        with beside_bars():
+            _report(failed, alike)
         values += [{"file": one.key, "error": one.error} for one in failed]
         read = [one for one in group if not isinstance(one, Fault)]
         if not read:
             continue
+        num_read += 1
         values.append(_as_json(read, prompt_set))
         if geojson is not None:
             features += [geojson_row(one) for one in read]
@@ -245,7 +248,7 @@ def classify(
     if geojson is not None and features:
         write_geojson(geojson, feature_collection(features))
         click.echo(f"{counted(len(features), 'feature')} written to {geojson}", err=True)
-    _end(faults, len(values) - len(faults))
+    _end(alike, num_read)
 
 
 def _source_of(row: Classified | Fault) -> int:
@@ -253,23 +256,27 @@ def _source_of(row: Classified | Fault) -> int:
     return getattr(row, "source_number", -1)
 
 
-def _end(faults: Sequence[Fault], num_read: int) -> None:
-    """Report faults, of those that differ in the input's name alone the first few, and exit."""
-    alike: dict[str, list[str]] = {}
+def _report(faults: Sequence[Fault], alike: Counter[str]) -> None:
+    """Report faults, of those that differ in the input's name alone the first few; `alike` counts
+    them by what they have in common."""
     for fault in faults:
         cause = fault.error.replace(shown(Path(fault.key)), "...")
-        alike.setdefault(cause, []).append(fault.error)
-    for cause, texts in alike.items():
-        shown_texts = texts[:MAX_ALIKE]
-        if texts[MAX_ALIKE:]:
-            more = counted(len(texts) - MAX_ALIKE, "more input")
-            shown_texts.append(f"{more} failed for this reason: {cause}")
-        for text in shown_texts:
-            report(name_options(text, click.get_current_context().command.params))
-    num_inputs = len(faults) + num_read
-    if faults and num_inputs > 1:
-        click.echo(f"terralign: {len(faults)} of {num_inputs} inputs failed", err=True)
-    if faults:
+        alike[cause] += 1
+        if alike[cause] <= MAX_ALIKE:
+            report(name_options(fault.error, click.get_current_context().command.params))
+
+
+def _end(alike: Counter[str], num_read: int) -> None:
+    """Count the faults that were not reported, and exit where some inputs failed."""
+    for cause, number in alike.items():
+        if number > MAX_ALIKE:
+            more = counted(number - MAX_ALIKE, "more input")
+            named = name_options(cause, click.get_current_context().command.params)
+            report(f"{more} failed for this reason: {named}")
+    num_failed = alike.total()
+    if num_failed and num_failed + num_read > 1:
+        click.echo(f"terralign: {num_failed} of {num_failed + num_read} inputs failed", err=True)
+    if num_failed:
         raise SystemExit(1)
 
 
@@ -378,6 +385,8 @@ def embed(
     check_parquet(out)
     inputs, reading = _opened(files, sensor, reading)
     found = _load(model, device).embed(inputs, errors="skip", **reading)
+    alike = Counter[str]()
+    _report(found.faults, alike)
     found.save(out)
     if as_json:
         click.echo(
@@ -397,7 +406,7 @@ def embed(
             f"{out}: {counted(len(found), 'vector')} of {found.dim} dimensions, towers: "
             f"{', '.join(found.tower_ids)}"
         )
-    _end(found.faults, len({one.source for one in found.places}))
+    _end(alike, len({one.source for one in found.places}))
 
 
 @main.command()
@@ -430,7 +439,7 @@ def search(
     _check_geojson(geojson)
     if not query.strip():
         raise click.UsageError("the query is empty; say what to search for")
-    is_vectors = imagery.endswith(".parquet")
+    is_vectors, alike = imagery.endswith(".parquet"), Counter[str]()
     if is_vectors:
         given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
         if given:
@@ -449,6 +458,7 @@ def search(
         inputs, reading = _opened([imagery], sensor, reading)
         space = _load(str(model), device)
         embeddings = space.embed(inputs, errors="skip", **reading)
+        _report(embeddings.faults, alike)
     hits = space.search(embeddings, query, k=k, prompts=prompts)
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in hits]))
@@ -457,4 +467,4 @@ def search(
     if geojson is not None:
         hits.save_geojson(geojson)
         click.echo(f"{counted(len(hits), 'feature')} written to {geojson}", err=True)
-    _end(embeddings.faults, len({one.source for one in embeddings.places}))
+    _end(alike, len({one.source for one in embeddings.places}))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.chips import PixelLayout, Units, Window
+from terralign.chips import PixelLayout, Window
 from terralign.encoders.inputs import (
     Inputs,
     Source,
@@ -30,7 +30,7 @@ from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
 from terralign.scenes.declared import Declared
-from terralign.sensors import RGB, SENSORS, Sensor
+from terralign.sensors import RGB, SENSORS
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
@@ -42,20 +42,6 @@ Errors = Literal["raise", "skip"]
 
 NUM_SHOWN_PROGRESS = 64
 """A source of so many windows shows its progress."""
-
-
-class Reading(TypedDict, total=False):
-    """How inputs are read and embedded: the keywords of `EmbeddingSpace.embed`."""
-
-    sensor: str | Path | Sensor | None
-    bands: Sequence[str] | None
-    units: Units | None
-    dn_offset: float | None
-    composite: str | None
-    tower: str | None
-    window: Windowing
-    errors: Errors
-    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from terralign.encoders.answers import (
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
-from terralign.encoders.embedding import EmbeddedChip, Errors, Reading, embed_each
+from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.pixels import Pixels, encode_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
@@ -364,17 +364,28 @@ class EmbeddingSpace(Shown):
         inputs: Inputs,
         labels: Sequence[str],
         *,
+        sensor: str | Path | Sensor | None = None,
+        bands: Sequence[str] | None = None,
+        units: Units | None = None,
+        dn_offset: float | None = None,
+        composite: str | None = None,
+        tower: str | None = None,
         prompts: Prompts | None = None,
-        **reading: Unpack[Reading],
+        window: Windowing = None,
+        errors: Errors = "raise",
+        batch_size: int = 32,
     ) -> Iterator[Classified | Fault]:
-        """The rows of `classify` one after another, as they are computed; `reading`: its keywords.
+        """The rows of `classify` one after another, as they are computed.
 
         Raises what is wrong with labels, prompts, tower or declaration before the first input is
         read. With errors = "skip", an input that cannot be read is a `Fault` in its place.
         """
         names = as_class_names(labels)
         weights = self.zero_shot_weights(names, self.choose_prompts(prompts))
-        found = self._embed_each(inputs, **reading)
+        found = self._embed_each(
+            inputs, sensor=sensor, bands=bands, units=units, dn_offset=dn_offset,
+            composite=composite, tower=tower, window=window, errors=errors, batch_size=batch_size,
+        )  # fmt: skip
         return (
             one if isinstance(one, Fault) else self._classified(one, names, weights)
             for one in found

@@ -155,27 +155,18 @@ def project(groups: Mapping[str, Floats]) -> tuple[dict[str, Floats], tuple[floa
     """
     if not groups:
         raise DataError("there is nothing to project; give at least one group of vectors")
-    norms = {name: row_norms(vectors, name=name) for name, vectors in groups.items()}
     dims = {name: vectors.shape[1] for name, vectors in groups.items()}
     if len(set(dims.values())) > 1 or min(dims.values()) < 2:
         raise DataError(f"the groups have dimensions {dims}; expected the same number, 2 or more")
-    first = np.zeros(next(iter(dims.values())))
-    second = np.zeros((len(first), len(first)))
-    for name, vectors in groups.items():
-        for unit in _unit_blocks(vectors, norms[name]):
-            first += unit.sum(axis=0) / len(vectors) / len(groups)
-            second += unit.T @ unit / len(vectors) / len(groups)
-    values, axes = np.linalg.eigh(second - np.outer(first, first))
+    units = {name: one / row_norms(one, name=name)[:, None] for name, one in groups.items()}
+    centre = np.mean([unit.mean(axis=0) for unit in units.values()], axis=0)
+    scaled = [(unit - centre) / np.sqrt(len(unit) * len(units)) for unit in units.values()]
+    values, axes = np.linalg.eigh(sum(one.T @ one for one in scaled))
     plane = axes[:, [-1, -2]]
     plane = plane * np.sign(np.take_along_axis(plane, np.abs(plane).argmax(axis=0)[None], axis=0))
     values = np.clip(values, 0, None)
     total = max(float(values.sum()), np.finfo(float).tiny)
-    points = {
-        name: np.concatenate(
-            [(unit - first) @ plane for unit in _unit_blocks(vectors, norms[name])]
-        )
-        for name, vectors in groups.items()
-    }
+    points = {name: (unit - centre) @ plane for name, unit in units.items()}
     return points, (float(values[-1]) / total, float(values[-2]) / total)
 
 

@@ -148,8 +148,6 @@ def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     heading alone, and so cross none.
     """
     groups = by_heading(rows)
-    if not groups:
-        raise DataError("no rows to compare; give at least one")
     num_lines = sum(len(own) + 2 for own in groups.values())
     figure, axes = new_axes(theme, height=0.9 + 0.26 * num_lines)
     across = blended_transform_factory(figure.transFigure, axes.transData)
@@ -210,8 +208,6 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme 
             if row.get("loss") is not None:
                 sources = panels.setdefault(stage, {})
                 sources.setdefault(row.get("source", ""), []).append((row["step"], row["loss"]))
-    if not panels:
-        raise DataError('no training curve has a row with "loss"; nothing to draw')
     named = list(dict.fromkeys(one for sources in panels.values() for one in sources if one))
     colors = {name: theme.line(number)["color"] for number, name in enumerate(named)}
     columns = min(2, len(panels))

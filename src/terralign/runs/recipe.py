@@ -31,6 +31,9 @@ from terralign.train.settings import (
     student_scaling,
 )
 
+Asked = tuple[str, str, int | None, str | None]
+"""Data set, split, limit, composite."""
+
 RgbModel = Literal["base", "finetuned", "patched"]
 
 
@@ -134,6 +137,11 @@ class AlignRecipe(Holding):
     validation: AlignData | None = None
     """For keep = "best"."""
 
+    @property
+    def sources(self) -> tuple[AlignData, ...]:
+        """What it opens: its training data, and its validation data where it has them."""
+        return self.data if self.validation is None else (*self.data, self.validation)
+
     @model_validator(mode="after")
     def _student_can_be_built(self) -> Self:
         if self.student.backbone == CUSTOM:
@@ -188,6 +196,11 @@ class EvaluateRecipe(_Strict):
         if self.composite is not None and not sees_rgb:
             raise ValueError("composite has no effect where no RGB tower is measured; leave it out")
         return self
+
+
+def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
+    """The samples that a table names."""
+    return one.data, one.split, one.limit, one.composite
 
 
 class Recipe(_Strict):
@@ -315,13 +328,12 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                 prompts.append(supported.prompts)
         for tower in recipe.align:
             student_scaling(tower.student, [find_sensor(sensor) for sensor in tower.sensors])
-            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+            for source in tower.sources:
                 find_dataset(source.data)
                 prompts.append(source.prompts)
-            for source in tower.data if apart and tower.validation else ():
-                kept = tower.validation
-                assert kept is not None
-                if _overlap(source.data, source.split, kept.data, kept.split):
+            kept = tower.validation
+            for source in tower.data if apart and kept is not None else ():
+                if kept and _overlap(source.data, source.split, kept.data, kept.split):
                     raise RecipeError(
                         f"tower {tower.name!r} would be validated on samples of {source.data} "
                         f"{source.split!r} that it is trained on; give validation another split"
