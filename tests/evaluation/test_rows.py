@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_a_row_is_the_same_after_a_file(tmp_path: Path) -> None:
         ({"rolle": "unseen"}, "row 1: rolle: Extra inputs"),
         ({"role": "seen"}, "row 1: role: .*'unseen' .*'seen'"),
         ({"value": "high"}, "row 1: value: .*'high'"),
+        ({"value": math.nan}, "row 1: value: .*finite number"),
     ],
 )
 def test_the_row_and_key_of_a_fault_are_named(change: dict[str, object], fault: str) -> None:

@@ -29,6 +29,7 @@ from terralign.report.figures import loss_figure
 from terralign.report.render import (
     MAX_TABULAR_LINES,
     escape_tex,
+    html,
     latex,
     markdown,
     write_document,
@@ -233,3 +234,12 @@ def test_a_tex_file_explains_its_marks_and_names_the_packages_it_needs() -> None
 def test_markdown_of_a_document_without_files_is_its_text() -> None:
     text = markdown(Document(title="A", sections=(Section(title="", blocks=(Text(text="b_c"),)),)))
     assert text.split() == ["#", "A", "b_c"]
+
+
+def test_characters_that_act_on_a_terminal_are_left_out() -> None:
+    text = "a\x1b[31m\0b\u202e\ud800c\n"
+    block = Code(title=text, text=text, language="toml")
+    shown = Document(title=text, sections=(Section(title=text, blocks=(block,)),))
+    for written in (markdown(shown), html(shown, {})):
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800]", written)
+        assert re.search(r"a\\?\[31mbc", written)

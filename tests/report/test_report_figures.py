@@ -257,9 +257,6 @@ def test_a_confusion_matrix_shows_the_share_of_each_right_class() -> None:
     assert np.asarray(axes.images[0].get_array()).tolist() == [[75, 25, 0], [0, 0, 0], [0, 50, 50]]
     written = {(t.get_position(), t.get_text()) for t in axes.texts}
     assert written == {((0, 0), "75"), ((1, 0), "25"), ((1, 2), "50"), ((2, 2), "50")}
-    for wrong in (np.zeros((2, 3), np.int64), np.zeros((2, 2), np.int64)):
-        with pytest.raises(DataError, match="3 classes"):
-            confusion_figure(wrong, ["a", "b", "c"])
 
 
 def test_frequent_errors_come_first_and_are_shares_of_the_right_class() -> None:
@@ -299,16 +296,3 @@ def test_a_figure_is_the_same_png_each_time(theme: Any) -> None:
     one, two = (png_bytes(alpha_figure(sweep, theme)) for _ in range(2))
     assert one == two
     assert one.startswith(b"\x89PNG")
-
-
-def test_figures_without_anything_to_draw_are_refused() -> None:
-    for draw in (
-        lambda: comparison_figure([]),
-        lambda: class_figure({"base": {"forest": None}}, {"base": 0}),
-        lambda: loss_figure({"patch": [{"step": 1}]}),
-        lambda: projection_figure({}, (0, 0)),
-        lambda: reliability_figure({}, {}),
-        lambda: retrieval_figure({}, {}, "map@k"),
-    ):
-        with pytest.raises(DataError):
-            draw()

@@ -145,7 +145,7 @@ def test_a_tower_is_not_kept_by_its_training_data(finished_run: Path, tmp_path: 
     }
     values["align"][0]["data"][0]["limit"] = 16
     said = _refused(values, tmp_path, tmp_path / "run")
-    assert "16 of the 16 samples of synthetic-scenes/train" in said
+    assert "16 of the 16 samples of synthetic-scenes-multilabel/train are also in" in said
     assert "the best step of tower 's2' is chosen on samples that are trained on" in said
 
 

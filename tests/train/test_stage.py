@@ -109,3 +109,28 @@ def test_stages_named_by_their_identity_share_a_folder(tmp_path: Path) -> None:
     kept = [json.loads(stage.note.read_text())["identity"] for stage in stages]
     assert kept == [stage.identity for stage in stages]
     assert kept[0] != kept[1]
+
+
+@pytest.mark.parametrize("content", ["", '{"identity": "another"}'])
+def test_a_damaged_copy_in_the_cache_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    made: list[str] = []
+    cache = tmp_path / "cache"
+    stage = _stage(tmp_path / "a", cache=cache)
+    first = _run(stage, made)
+    (cache / stage.identity / "tower.json").write_text(content)
+    assert _run(_stage(tmp_path / "b", cache=cache), made) == first
+    assert len(made) == 2
+    assert "not used from the cache" in caplog.text
+
+
+def test_the_cache_replaces_what_an_interrupted_stage_left(tmp_path: Path) -> None:
+    made: list[str] = []
+    cache = tmp_path / "cache"
+    _run(_stage(tmp_path / "a", cache=cache), made)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tower.bin").write_text("half, or of other settings")
+    _run(_stage(tmp_path / "b", cache=cache), made)
+    assert (tmp_path / "b" / "tower.bin").read_text() == "weights"
+    assert len(made) == 1

@@ -39,7 +39,7 @@ from terralign.files import write_json
 from terralign.runs.data import RunData
 from terralign.runs.folder import keep_measurement, keep_recipe
 from terralign.runs.overlaps import RunOverlaps
-from terralign.runs.recipe import EvaluateRecipe, Recipe, recipe_hash
+from terralign.runs.recipe import EvaluateRecipe, Recipe, asked, recipe_hash
 from terralign.runs.run import evaluate_entry, run_recipe
 from terralign.toml_paths import identity_of
 from terralign.toml_values import explain
@@ -125,7 +125,7 @@ class _Stage:
     cache: Path | None
 
     def opened(self, entry: EvaluateRecipe) -> SampleSet:
-        return self.data.open(entry.data, entry.split, entry.limit, entry.composite)
+        return self.data.open(*asked(entry))
 
     def tower_rows(self, weights: StateDict) -> list[Row]:
         """Rows of an RGB tower's weights on what the recipe measures of its RGB towers."""

@@ -6,6 +6,7 @@ N samples, K classes, D embedding dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from terralign.bench.data import Part, Skipped, labels_id
 from terralign.bench.hubness import TRANSDUCTIVE, correct, csls_penalty
-from terralign.bench.subject import Job, Measured, Subject, in_sentences
+from terralign.bench.subject import Job, Measured, Subject, measured
 from terralign.bench.text import ClassText
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.calibration import (
@@ -35,6 +36,8 @@ NO_QUERY_BANK = (
     "qb-norm penalises the scores of some samples and leaves the others as they are, so that "
     "samples cannot be ranked by them within a class, which is what mAP of several labels does"
 )
+
+TRANSDUCTIVE_NOTE = "transductive: it sees all reported samples at once"
 
 MAX_CONFUSION = 256
 """A confusion matrix of more classes is not kept."""
@@ -102,11 +105,8 @@ def _zero_shot(subject: Subject, text: ClassText, route: Route, variant: str) ->
         bank=lambda: subject.vectors(route, subject.data.bank()),
     )
     result = subject.score(scores, labels.values)
-    values = [metric.to_row() for metric in result.metrics]
-    details: dict[str, Any] = {
-        "per_class": result.class_values(names),
-        "class_names": list(names),
-    }
+    values: list[dict[str, Any]] = []
+    details: dict[str, Any] = {}
     if not labels.multi_label:
         if len(names) <= MAX_CONFUSION:
             confusion = np.zeros((len(names), len(names)), dtype=np.int64)
@@ -118,12 +118,10 @@ def _zero_shot(subject: Subject, text: ClassText, route: Route, variant: str) ->
             curve = top_label_curve(chances / chances.sum(axis=1, keepdims=True), labels.values)
             details["reliability"] = curve.to_json()
             values.append(_error_row(curve, len(scores)))
-    note = [*subject.notes_of(route), *result.notes]
     if variant in TRANSDUCTIVE:
-        note.append("transductive: it sees all reported samples at once")
-    return Measured(
-        values=values, details=details, outcomes=result.outcomes, note=in_sentences(note)
-    )
+        result = replace(result, notes=(*result.notes, TRANSDUCTIVE_NOTE))
+    notes = subject.notes_of(route)
+    return measured(result, notes, class_names=names, values=values, details=details)
 
 
 def _error_row(curve: ReliabilityCurve, num_samples: int) -> dict[str, Any]:
@@ -174,15 +172,15 @@ def _decisions(
             "threshold of all classes"
         )
     one = "one threshold for all classes"
-    return Measured(
+    return measured(
+        result,
+        notes,
+        class_names=names,
         values=[
-            *(metric.to_row() for metric in result.metrics),
             *(metric.to_row() | {"variant": one} for metric in overall.metrics),
             _error_row(curve, len(scores)),
         ],
         details={
-            "per_class": result.class_values(names),
-            "class_names": list(names),
             "thresholds": {
                 "per_class": thresholds.per_class.tolist(),
                 "overall": thresholds.overall,
@@ -190,6 +188,4 @@ def _decisions(
             "platt": {"scale": platt.scale, "bias": platt.bias},
             "reliability": curve.to_json(),
         },
-        outcomes=result.outcomes,
-        note=in_sentences([*notes, *result.notes]),
     )

@@ -17,7 +17,7 @@ from terralign.bench.subject import Job, Measured, Subject
 from terralign.encoders.space import RGB
 from terralign.errors import DataError, ModelError
 from terralign.evaluation.diagnostics import mean_cosine
-from terralign.evaluation.paired import MIN_SAMPLES, Comparison, compare_outcomes, compared_metrics
+from terralign.evaluation.paired import MIN_SAMPLES, Comparison, compare_outcomes, statistics_of
 from terralign.evaluation.rows import Row
 from terralign.train.stage import Stage, run_stage
 
@@ -123,7 +123,7 @@ def compare(
         shared = first.first_rows.keys() & second.first_rows.keys()
         found = {
             metric: compare_outcomes([old], [new], metric, **settings)
-            for metric in compared_metrics(old)
+            for metric in statistics_of(old)
             if metric in shared
         }
         return {"comparisons": {metric: asdict(one) for metric, one in found.items() if one}}

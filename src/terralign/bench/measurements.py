@@ -21,7 +21,7 @@ samples, their labels, words, settings, and the version of the code that measure
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,10 @@ class Measurement:
 def read_measurement(path: Path) -> Measurement:
     """From its note. Raises `StorageError`; `DataError`, `KeyError` and `TypeError` where the file
     is no such note."""
-    note = read_json(path)
+    return _of_note(path, read_json(path))
+
+
+def _of_note(path: Path, note: Mapping[str, Any]) -> Measurement:
     return Measurement(
         path=path,
         rows=check_rows(note["rows"]),
@@ -88,11 +91,11 @@ class Measurements:
             suffixes=(".safetensors",),
             cache=self.cache,
         )
-        made: list[Row] | None = None
+        made_now = False
 
         def make() -> dict[str, Any]:
-            nonlocal made
-            found = job.run()
+            nonlocal made_now
+            made_now, found = True, job.run()
             write_outcomes(stage.note.with_suffix(".safetensors"), found.outcomes)
             shared = {
                 **subject.base_row,
@@ -102,11 +105,11 @@ class Measurements:
                 "versions": hash_json(self.versions),
                 "measurement": stage.identity,
             }
-            made = [Row.model_validate({**shared, **one}) for one in found.values]
+            rows = [Row.model_validate({**shared, **one}) for one in found.values]
             return {
                 "versions": self.versions,
                 "samples": _samples_id(subject),
-                "rows": [row.model_dump(mode="json") for row in made],
+                "rows": [row.model_dump(mode="json") for row in rows],
                 "has_outcomes": bool(found.outcomes),
                 "details": found.details,
             }
@@ -115,15 +118,10 @@ class Measurements:
         note = run_stage(stage, make, renew=True)
         keep_versions(self.out, note["versions"])
         # A name or a role is how this bench names things: the values do not depend on it.
-        names = {"model": subject.model.name, "role": subject.entry.role,
-                 "entry": subject.entry.title}  # fmt: skip
-        return Measurement(
-            path=stage.note,
-            rows=made or [row.model_copy(update=names) for row in check_rows(note["rows"])],
-            samples=note["samples"],
-            has_outcomes=note["has_outcomes"],
-            made_now=made is not None,
-        )
+        names = {key: subject.base_row[key] for key in ("model", "role", "entry")}
+        found = _of_note(stage.note, note)
+        rows = [row.model_copy(update=names) for row in found.rows]
+        return replace(found, rows=rows, made_now=made_now)
 
 
 def _depends(subject: Subject, job: Job) -> dict[str, Any]:

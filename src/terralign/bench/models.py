@@ -104,7 +104,7 @@ def find_routes(
         if towers and name not in towers:
             continue
         try:
-            routes.append(_route(model, samples, name))
+            routes.append(route_through(model.encoder, samples, name))
         except SensorError as error:
             sensors = model.encoder.input_spec(name).sensors
             if name in towers or any(one in samples.layouts for one in sensors):
@@ -116,18 +116,6 @@ def find_routes(
         names = ", ".join(model.encoder.tower_names)
         reasons[names] = f"takes none of the sensors {', '.join(samples.layouts)}"
     return routes, reasons
-
-
-def _route(model: BenchModel, samples: SampleSet, name: str) -> Route:
-    spec = model.encoder.input_spec(name)
-    route = route_through(model.encoder, samples, name)
-    absent = [] if name == RGB else [band for band in spec.bands if band not in route.layout.bands]
-    if absent and (spec.missing == "error" or len(absent) == len(spec.bands)):
-        raise SensorError(
-            f"tower {name!r} needs {', '.join(absent)}; {samples.name} has "
-            f"{', '.join(route.layout.bands)}"
-        )
-    return route
 
 
 def bands_used(route: Route, spec: InputSpec) -> tuple[str, ...]:

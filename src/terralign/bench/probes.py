@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from terralign.bench.data import Part, Skipped
-from terralign.bench.subject import Job, Measured, Subject, in_sentences
+from terralign.bench.subject import Job, Measured, Subject, measured
 from terralign.evaluation.embed import Route
 from terralign.evaluation.probes import (
     DEFAULT_CS,
@@ -54,27 +54,15 @@ def _probe(
     note = f"{route.note}. {len(parts[0].rows)} samples: {note}"
     if task == "few-shot":
         return _few_shot(subject, vectors, labels, num_classes, note)
-    if task == "knn":
-        neighbours = fit_neighbour_probe(
-            vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes
-        )
-        scores, chosen = neighbours.scores(vectors[2]), {"k": float(neighbours.k)}
-    else:
-        linear = fit_linear_probe(
-            vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes
-        )
-        scores, chosen = linear.scores(vectors[2]), {"C": linear.c}
-    result = subject.score(scores, labels[2])
-    settings = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
-    return Measured(
-        values=[metric.to_row() for metric in result.metrics],
-        details={
-            "per_class": result.class_values(subject.class_names),
-            "class_names": list(subject.class_names),
-            "chosen": chosen,
-        },
-        outcomes=result.outcomes,
-        note=in_sentences([note, settings, *result.notes]),
+    fit = fit_neighbour_probe if task == "knn" else fit_linear_probe
+    probe = fit(vectors[0], labels[0], vectors[1], labels[1], num_classes=num_classes)
+    result = subject.score(probe.scores(vectors[2]), labels[2])
+    settings = ", ".join(f"{name} = {value:g}" for name, value in probe.chosen.items())
+    return measured(
+        result,
+        [note, settings],
+        class_names=subject.class_names,
+        details={"chosen": probe.chosen},
     )
 
 
@@ -89,29 +77,23 @@ def _few_shot(
         seed=subject.suite.seed,
     )
     note = f"{note}. C is chosen on {np.size(labels[1], 0)} labelled validation samples"
-    values = []
-    for one in found:
-        plural = "" if one.shots == 1 else "s"
-        short = (
-            f". {one.num_short_classes} of {num_classes} classes have fewer samples"
-            if one.num_short_classes
-            else ""
-        )
+    sizes, values = np.bincount(labels[0], minlength=num_classes), []
+    for shots, accuracies in found.items():
+        num_short = int(np.count_nonzero(sizes < shots))
+        short = f". {num_short} of {num_classes} classes have fewer samples" if num_short else ""
+        spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
         values.append(
             {
                 "metric": "few_shot_top1",
-                "value": one.mean,
-                "low": min(one.values),
-                "high": max(one.values),
+                "value": float(np.mean(accuracies)),
+                "low": min(accuracies),
+                "high": max(accuracies),
                 "num_samples": len(labels[2]),
                 "chance": 1 / num_classes,
-                "variant": f"{one.shots} shot{plural}",
-                "note": f"{note}. Mean of {len(one.values)} draws; low and high are the lowest and "
-                f"highest, the standard deviation is {one.spread:.4f}{short}",
+                "variant": f"{shots} shot{'' if shots == 1 else 's'}",
+                "note": f"{note}. Mean of {len(accuracies)} draws; low and high are the lowest and "
+                f"highest, the standard deviation is {spread:.4f}{short}",
             }
         )
-    return Measured(
-        values=values,
-        details={"per_seed": {str(one.shots): list(one.values) for one in found}},
-        note=note,
-    )
+    per_seed = {str(shots): accuracies for shots, accuracies in found.items()}
+    return Measured(values=values, details={"per_seed": per_seed}, note=note)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from terralign.bench.suite import parse_suite
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import DataError, StorageError, TerralignError
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import claimed, hash_json, read_json, read_text
+from terralign.files import claimed, hash_file, hash_json, read_json, read_text
 from terralign.report.bench import BenchReport
 from terralign.report.entries import plain_rows, wanted_measurements
 from terralign.report.figures import Sweep
 from terralign.toml_paths import TomlPaths
 
-REPORT_VERSION = 5
+REPORT_VERSION = 6
 """Raised with every change of what a report shows of the same folder."""
 
 MEASUREMENT_NAME = re.compile(r"[0-9a-f]{8,64}")
@@ -40,7 +39,7 @@ def report_bench(folder: Path, data_root: Path | None = None) -> Path:
     """
     with claimed(folder):
         report = read_bench(folder, data_root)
-        page, stamp = folder / "report.html", f"<!-- results {_stamp(report)} -->\n"
+        page, stamp = folder / "report.html", f"<!-- results {_stamp(folder, report)} -->\n"
         if page.is_file() and stamp in page.read_text(encoding="utf-8", errors="replace")[-200:]:
             return page
         return report.write(folder, end=stamp)
@@ -137,20 +136,8 @@ def _prompts(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[str, ...]]:
     return found
 
 
-def _stamp(report: BenchReport) -> str:
+def _stamp(folder: Path, report: BenchReport) -> str:
     """Changes with anything that the report shows."""
-    pictures = {
-        entry: [picture.path for one in own for picture in one.pictures]
-        for entry, own in report.galleries.items()
-    }
-    return hash_json(
-        {
-            "version": REPORT_VERSION,
-            "rows": [row.model_dump(mode="json") for row in report.rows],
-            "models": {name: dict(one) for name, one in report.models.items()},
-            "versions": {name: dict(one) for name, one in report.versions.items()},
-            "suite": report.suite_text,
-            "pictures": pictures,
-            "sweeps": {name: asdict(one) for name, one in report.sweeps.items()},
-        }
-    )
+    names = ("results.json", "models.json", "versions.json", "suite.toml", "pictures/index.json")
+    files = [hash_file(folder / name) for name in names if (folder / name).is_file()]
+    return hash_json([REPORT_VERSION, *files, *map(repr, report.sweeps.items())])

@@ -11,7 +11,7 @@ from terralign.bench.classify import cosines
 from terralign.bench.data import Skipped
 from terralign.bench.degrade import Condition, Degraded, as_l2a, conditions
 from terralign.bench.models import bands_used
-from terralign.bench.subject import Job, Measured, Subject, in_sentences
+from terralign.bench.subject import Job, Measured, Subject, measured
 from terralign.bench.text import ClassText
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
@@ -64,8 +64,4 @@ def _under(
     norms = np.linalg.norm(embedded, axis=1, keepdims=True)
     scores = cosines(embedded / norms, text.weights())
     result = subject.score(scores, require_labels(samples).values)
-    return Measured(
-        values=[metric.to_row() for metric in result.metrics],
-        outcomes=result.outcomes,
-        note=in_sentences([route.note, condition.title, *result.notes]),
-    )
+    return measured(result, [route.note, condition.title])

@@ -100,14 +100,7 @@ def run_bench(
     suite, with the difference, and for names that do not fit; `DataError` where the data of an
     entry lie in files and there is no data root.
     """
-    named = name_models(models)
-    if not named:
-        raise RecipeError("name at least one model to measure")
-    first = reference or next(iter(named))
-    if first not in named:
-        raise RecipeError(
-            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
-        )
+    named = _in_order(models, reference)
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
@@ -116,17 +109,16 @@ def run_bench(
         before = _rows_before(out)
         measuring = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
         keep_versions(out, measuring)
-        order = {first: named[first]} | named  # the reference is measured first
         bench = _Bench(
             suite,
             out,
             BenchData(data_root),
             Measurements(out, measuring, cache),
-            reference=first,
+            reference=next(iter(named)),
             prompts=list(prompts) or [None],
         )
         rows = before
-        for _ in bench.run(order, device):  # a bench that is stopped has the models it finished
+        for _ in bench.run(named, device):  # a bench that is stopped has the models it finished
             merged = _merged(before, bench.rows, read_names(out / "models.json"))
             if merged != rows or not (out / "results.parquet").is_file():
                 _write(out, merged)
@@ -137,6 +129,19 @@ def run_bench(
             num_measured=bench.num_measured,
             num_failed=sum(row.status == "failed" for row in bench.rows),
         )
+
+
+def _in_order(models: Sequence[str], reference: str | None) -> dict[str, str]:
+    """Name -> source, the reference first: the others are compared with it."""
+    named = name_models(models)
+    if not named:
+        raise RecipeError("name at least one model to measure")
+    first = reference or next(iter(named))
+    if first not in named:
+        raise RecipeError(
+            f"the reference {first!r} is not one of the models; {nearest(first, named)}"
+        )
+    return {first: named[first]} | named
 
 
 def _check_data(suite: Suite, data_root: Path | None) -> None:

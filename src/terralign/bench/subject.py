@@ -5,9 +5,10 @@ N samples, M samples of a part, K classes, D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,26 @@ class Subject:
         if labels.ndim == 2:
             return multilabel_metrics(scores, labels.astype(np.bool_), **self.slow_resampling)
         return classification_metrics(scores, labels, **self.resampling)
+
+
+def measured(
+    result: MetricResult,
+    notes: Iterable[str],
+    *,
+    class_names: Sequence[str] = (),
+    values: Sequence[dict[str, Any]] = (),
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> Measured:
+    """What metrics give: their rows and `values`, those of their classes and `details`."""
+    classes: dict[str, Any] = {}
+    if class_names:
+        classes = {"per_class": result.class_values(class_names), "class_names": list(class_names)}
+    return Measured(
+        values=[*(metric.to_row() for metric in result.metrics), *values],
+        details={**classes, **details},
+        outcomes=result.outcomes,
+        note=in_sentences([*notes, *result.notes]),
+    )
 
 
 def in_sentences(parts: Iterable[str]) -> str:

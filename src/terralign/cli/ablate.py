@@ -31,7 +31,7 @@ from terralign.cli.app import (
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="VARIANT", help="Run this variant; repeatable.")
 @click.option(
-    "--shared", type=click.Path(path_type=Path),
+    "--shared", type=click.Path(path_type=Path, file_okay=False),
     help="Folder for what runs have in common; default: in the study folder.",
 )  # fmt: skip
 @click.option(

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 @click.option("--prompts", multiple=True, help="A prompt set in place of the suite's; repeatable.")
 @click.option("--reference", help="The model to compare with; default: the first.")
 @click.option(
-    "--shared", type=click.Path(path_type=Path),
+    "--shared", type=click.Path(path_type=Path, file_okay=False),
     help="Folder for common results, so that benches share them.",
 )  # fmt: skip
 @click.option(

@@ -5,7 +5,7 @@ N samples, K classes, M scores, P positives, Q queries, R resamples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,52 +20,37 @@ from terralign.evaluation.bootstrap import (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankedScores:
-    """Scores sorted once, for average precision under any weights.
+def ranked_average_precision(
+    scores: Floats, positive: NDArray[np.bool_], *, scores_per_sample: int = 1
+) -> Callable[[Counts], Floats]:
+    """Average precision (R,) for counts (R, N), NaN without positives; scores are sorted once.
 
-    `rows`: (M,) the sample of each score, from the highest score to the lowest. `positive_rows`:
-    (P,) the same for positives only. For each positive, `ends` is the place in `rows`, and `lasts`
-    the place in `positive_rows`, at which its group of tied scores ends.
+    `scores`: (M,), `positive`: (M,) bool; entry i belongs to sample i // scores_per_sample.
     """
+    order = np.argsort(-scores, kind="stable")
+    ranked, rows = scores[order], order // scores_per_sample
+    group_ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    places = np.flatnonzero(positive[order])
+    positive_rows = rows[places]
+    # Where the group of scores tied with each positive ends, among all scores and among positives.
+    ends = group_ends[np.searchsorted(group_ends, places)]
+    lasts = np.searchsorted(places, ends, side="right") - 1
 
-    rows: NDArray[np.int64]
-    positive_rows: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    lasts: NDArray[np.int64]
-
-    def average_precision(self, counts: Counts) -> Floats:
-        """Average precision (R,) for counts (R, N); NaN without positives."""
-        step = max(1, CHUNK // len(self.rows))
-        starts = range(0, len(counts), step)
-        return np.concatenate([self._some(counts[start : start + step]) for start in starts])
-
-    def _some(self, counts: Counts) -> Floats:
-        weights = counts[:, self.positive_rows]
+    def of_some(counts: Counts) -> Floats:
+        weights = counts[:, positive_rows]
         found = np.cumsum(weights, axis=1)
-        seen = np.cumsum(counts[:, self.rows], axis=1)[:, self.ends]
-        precision = found[:, self.lasts] / np.maximum(seen, 1)
+        seen = np.cumsum(counts[:, rows], axis=1)[:, ends]
+        precision = found[:, lasts] / np.maximum(seen, 1)
         sums = np.array([own @ at_it for own, at_it in zip(weights, precision, strict=True)])
         total = found[:, -1]
         return np.where(total > 0, sums / np.maximum(total, 1), np.nan)
 
+    def of_all(counts: Counts) -> Floats:
+        step = max(1, CHUNK // len(rows))
+        starts = range(0, len(counts), step)
+        return np.concatenate([of_some(counts[start : start + step]) for start in starts])
 
-def rank_scores(
-    scores: Floats, positive: NDArray[np.bool_], *, scores_per_sample: int = 1
-) -> RankedScores:
-    """Rank scores (M,), `positive` (M,) bool; entry i belongs to sample i // scores_per_sample."""
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    group_ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    places = np.flatnonzero(positive[order])
-    ends = group_ends[np.searchsorted(group_ends, places)]
-    rows = order // scores_per_sample
-    return RankedScores(
-        rows=rows,
-        positive_rows=rows[places],
-        ends=ends,
-        lasts=np.searchsorted(places, ends, side="right") - 1,
-    )
+    return of_all
 
 
 def average_precision_statistic(
@@ -77,13 +62,14 @@ def average_precision_statistic(
     all N * K pairs together ("micro"), (R, 1). NaN where a resample has no positives.
     """
     if average == "micro":
-        ranked = [rank_scores(scores.ravel(), labels.ravel(), scores_per_sample=labels.shape[1])]
+        pairs = scores.ravel(), labels.ravel()
+        each = [ranked_average_precision(*pairs, scores_per_sample=labels.shape[1])]
     else:
         known = np.flatnonzero(labels.any(axis=0))
-        ranked = [rank_scores(scores[:, k], labels[:, k]) for k in known]
+        each = [ranked_average_precision(scores[:, k], labels[:, k]) for k in known]
 
     def statistic(counts: Counts) -> Floats:
-        return np.stack([one.average_precision(counts) for one in ranked], axis=1)
+        return np.stack([one(counts) for one in each], axis=1)
 
     return macro_mean(statistic) if average == "macro" else statistic
 

@@ -59,19 +59,17 @@ def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = 
     tower on its composite, which is the paper's baseline.
     """
     layouts = samples.layouts
-    if tower is not None and tower in layouts and tower not in space.tower_names:
-        layout = layouts[tower]
-        name = space.tower_for(layout)
-        if name == RGB:
-            raise SensorError(
-                f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
-            )
-        return _tower_route(space, name, layout)
-    if tower is None:
-        own = next(iter(layouts.values()))
-        name = space.tower_for(own)
-        return _rgb_route(samples) if name == RGB else _tower_route(space, name, own)
-    return route_through(space, samples, tower)
+    if tower is not None and (tower not in layouts or tower in space.tower_names):
+        return route_through(space, samples, tower)
+    layout = next(iter(layouts.values())) if tower is None else layouts[tower]
+    name = space.tower_for(layout)
+    if name != RGB:
+        return _tower_route(space, samples, name, layout)
+    if tower is not None:
+        raise SensorError(
+            f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
+        )
+    return _rgb_route(samples)
 
 
 def route_through(encoder: ImageEncoder, samples: SampleSet, tower: str) -> Route:
@@ -81,7 +79,7 @@ def route_through(encoder: ImageEncoder, samples: SampleSet, tower: str) -> Rout
     layouts, spec = samples.layouts, encoder.input_spec(tower)
     for sensor, layout in layouts.items():
         if sensor in spec.sensors:
-            return _tower_route(encoder, tower, layout)
+            return _tower_route(encoder, samples, tower, layout)
     raise SensorError(
         f"tower {tower!r} takes {', '.join(spec.sensors)}; data set {samples.name!r} has "
         f"{', '.join(layouts)}"
@@ -101,11 +99,18 @@ def require_rgb(space: EmbeddingSpace, samples: SampleSet, towers: Sequence[str 
         )
 
 
-def _tower_route(encoder: ImageEncoder, tower: str, layout: PixelLayout) -> Route:
+def _tower_route(
+    encoder: ImageEncoder, samples: SampleSet, tower: str, layout: PixelLayout
+) -> Route:
     spec = encoder.input_spec(tower)
     absent = [band for band in spec.bands if band not in layout.bands]
+    if absent and (spec.missing == "error" or len(absent) == len(spec.bands)):
+        raise SensorError(
+            f"tower {tower!r} needs {', '.join(absent)}; {samples.name} has "
+            f"{', '.join(layout.bands)}"
+        )
     note = f"the {tower} tower on {layout.sensor.name}"
-    if absent and spec.missing == "zero":
+    if absent:
         note += f" ({', '.join(absent)} missing, filled with zero)"
     return Route(tower=tower, layout=layout, note=note)
 

@@ -15,7 +15,7 @@ Retrieval is in `ranking.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,6 @@ class Metric:
 class ClassScore:
     """One class: its accuracy, average precision or F1, None without samples (positives)."""
 
-    index: int
     value: float | None
     num_samples: int
 
@@ -103,10 +102,7 @@ class MetricResult:
 
     def class_values(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Class name -> its value and number of samples, as plain values."""
-        return {
-            names[one.index]: {"value": one.value, "num_samples": one.num_samples}
-            for one in self.per_class
-        }
+        return {name: asdict(one) for name, one in zip(names, self.per_class, strict=True)}
 
     def value(self, name: str) -> float:
         """The value of the metric called `name`, a fraction of 1."""
@@ -345,10 +341,8 @@ def _with_classes(
     return MetricResult(
         metrics=metrics,
         per_class=tuple(
-            ClassScore(
-                index=k, value=float(values[k]) if counts[k] else None, num_samples=int(counts[k])
-            )
-            for k in range(len(counts))
+            ClassScore(value=float(value) if count else None, num_samples=int(count))
+            for value, count in zip(values, counts, strict=True)
         ),
         notes=(*([empty] if num_empty else []), *notes),
         outcomes=outcomes,

@@ -12,10 +12,11 @@ hard for both does not blur their difference. Retrieval resamples queries; the g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from terralign.evaluation.bootstrap import (
 )
 from terralign.evaluation.metrics import Outcomes
 
-NO_METRICS = ("labels", "decisions", "scores")
+NO_METRICS = frozenset({"labels", "decisions", "scores"})
 """Names of outcomes that metrics are computed from."""
 
 NUM_BOOTSTRAP = 2000
@@ -98,30 +99,50 @@ def compare_outcomes(
     every = [*a, *b]
     if not a or not b:
         raise DataError("there is nothing to compare: give the outcomes of one seed or more")
-    if not _same_samples(every, metric):
+    statistics = [statistics_of(own).get(metric) for own in every]
+    if None in statistics or not _same_samples(every, metric):
         return None
-    statistics = [one for own in every if (one := _statistic(own, metric)) is not None]
-    if len(statistics) < len(every):
-        return None
+    made = [make() for make in statistics if make is not None]
     values = every[0].get(metric, every[0].get("labels"))
     assert values is not None
     return compare(
-        _mean_of(statistics[: len(a)]),
-        _mean_of(statistics[len(a) :]),
+        _mean_of(made[: len(a)]),
+        _mean_of(made[len(a) :]),
         len(values) if values.ndim == 2 else int(np.count_nonzero(~np.isnan(values))),
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
 
 
-def compared_metrics(outcomes: Outcomes) -> list[str]:
-    """The metrics that models can be compared by."""
-    kinds = [kind for kind, of in (("f1", "decisions"), ("map", "scores")) if of in outcomes]
-    averages = [f"{average}_{kind}" for average in get_args(Average) for kind in kinds]
-    names = [name for name in outcomes if name not in NO_METRICS]
-    if "top1" in names and "labels" in outcomes:
-        names.insert(names.index("top1") + 1, "macro_accuracy")
-    return [*averages, *names]
+def statistics_of(outcomes: Outcomes) -> dict[str, Callable[[], Statistic]]:
+    """The metrics that models can be compared by; each makes its statistic of the outcomes."""
+    found: dict[str, Callable[[], Statistic]] = {}
+    labels = outcomes.get("labels", np.empty(0))
+    positive = labels.astype(np.bool_)
+    for average in get_args(Average):
+        if "decisions" in outcomes:
+            decisions = outcomes["decisions"].astype(np.bool_)
+            found[f"{average}_f1"] = partial(f1_statistic, decisions, positive, average)
+        if "scores" in outcomes:
+            scores = outcomes["scores"]
+            found[f"{average}_map"] = partial(
+                average_precision_statistic, scores, positive, average
+            )
+    for name, values in outcomes.items():
+        if name not in NO_METRICS:
+            found[name] = partial(_mean_of_known, values)
+        if name == "top1" and "labels" in outcomes:
+            found["macro_accuracy"] = partial(_macro_accuracy, values, labels)
+    return found
+
+
+def _mean_of_known(values: Floats) -> Statistic:
+    return mean_statistic(values[~np.isnan(values), None].astype(np.float64))
+
+
+def _macro_accuracy(hits: Floats, labels: Floats) -> Statistic:
+    num_classes = int(labels.max()) + 1
+    return macro_mean(class_mean_statistic(hits.astype(np.float64), labels, num_classes))
 
 
 def compare(
@@ -169,42 +190,17 @@ def _mean_of(statistics: Sequence[Statistic]) -> Statistic:
     return statistic
 
 
-def _statistic(outcomes: Outcomes, metric: str) -> Statistic | None:
-    """What a metric makes of outcomes; None where they do not have it."""
-    labels = outcomes.get("labels")
-    if metric in outcomes and metric not in NO_METRICS:
-        values = outcomes[metric]
-        return mean_statistic(values[~np.isnan(values), None].astype(np.float64))
-    if labels is None:
-        return None
-    if labels.ndim == 1:
-        if metric != "macro_accuracy" or "top1" not in outcomes:
-            return None
-        hits = outcomes["top1"].astype(np.float64)
-        return macro_mean(class_mean_statistic(hits, labels, int(labels.max()) + 1))
-    positive = labels.astype(np.bool_)
-    for average in get_args(Average):
-        if metric == f"{average}_f1" and "decisions" in outcomes:
-            return f1_statistic(outcomes["decisions"].astype(np.bool_), positive, average)
-        if metric == f"{average}_map" and "scores" in outcomes:
-            return average_precision_statistic(outcomes["scores"], positive, average)
-    return None
-
-
 def _same_samples(every: Sequence[Outcomes], metric: str) -> bool:
     """Whether the outcomes of a metric belong to the same samples, as far as can be seen."""
-    first = every[0]
-    for one in every[1:]:
-        if ("labels" in first) != ("labels" in one):
-            return False
-        if "labels" in first and not np.array_equal(first["labels"], one["labels"]):
-            return False
-        if metric in first and not np.array_equal(np.isnan(first[metric]), np.isnan(one[metric])):
-            return False
-        shapes = [own["scores"].shape for own in (first, one) if "scores" in own]
-        if len(set(shapes)) > 1:
-            return False
-    return True
+
+    def seen(one: Outcomes) -> tuple[Any, ...]:
+        left_out = np.isnan(one[metric]) if metric in one else None
+        return one.get("labels"), left_out, one["scores"].shape if "scores" in one else ()
+
+    first = seen(every[0])
+    return all(
+        np.array_equal(*pair) for one in every[1:] for pair in zip(first, seen(one), strict=True)
+    )
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:

@@ -60,6 +60,11 @@ class LinearProbe:
         """Logits (Q, K) float64 of vectors (Q, D)."""
         return np.asarray(_unit(vectors) @ self.weights.T + self.bias)
 
+    @property
+    def chosen(self) -> dict[str, float]:
+        """What validation chose."""
+        return {"C": self.c}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourProbe:
@@ -78,20 +83,10 @@ class NeighbourProbe:
         )
         return votes[self.k]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FewShot:
-    """Test accuracy (fraction of 1) of linear probes fitted on `shots` samples per class.
-
-    `values`: one per draw; `mean`, and `spread`, their sample standard deviation (0 for one draw).
-    `num_short_classes`: classes with fewer training samples than that, which gave all they have.
-    """
-
-    shots: int
-    values: tuple[float, ...]
-    mean: float
-    spread: float
-    num_short_classes: int
+    @property
+    def chosen(self) -> dict[str, float]:
+        """What validation chose."""
+        return {"k": float(self.k)}
 
 
 def fit_linear_probe(
@@ -120,7 +115,10 @@ def fit_linear_probe(
             check_labels(labels, number, num_classes, name=name)
     seen, unseen = _unit(train), _unit(validation)
     problems, other_bias = _problems(train_labels, num_classes)
-    models = [_regression() for _ in problems]  # each starts from the C before
+    models = [
+        LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
+        for _ in problems  # each starts from the C before
+    ]
     probes, values = {}, {}
     for c in sorted(set(cs)):
         weights, bias = np.zeros((num_classes, seen.shape[1])), other_bias.copy()
@@ -145,18 +143,17 @@ def few_shot(
     num_seeds: int,
     seed: int = 0,
     cs: Sequence[float] = DEFAULT_CS,
-) -> tuple[FewShot, ...]:
-    """Linear probes on `shots` training samples of each class, for `num_seeds` draws of them.
+) -> dict[int, list[float]]:
+    """Test accuracies (fractions of 1) of linear probes on `shots` training samples of each class.
 
-    Single-label. `seed`: what is drawn depends on it. A draw's samples for few shots are among its
-    samples for more. C is chosen on all validation samples: give few of them where labels are meant
-    to be scarce altogether. Raises `DataError`.
+    Returns shots -> one accuracy for each of `num_seeds` draws. A class with fewer samples gives
+    all it has. Single-label. `seed`: what is drawn depends on it. A draw's samples for few shots
+    are among its samples for more. C is chosen on all validation samples: give few of them where
+    labels are meant to be scarce altogether. Raises `DataError`.
     """
     labels = check_labels(train_labels, len(train), num_classes, name="train_labels")
-    sizes = np.bincount(labels, minlength=num_classes)
-    results = []
-    for number in sorted(set(shots)):
-        values = []
+    accuracies: dict[int, list[float]] = {number: [] for number in sorted(set(shots))}
+    for number, values in accuracies.items():
         for draw in range(num_seeds):
             chosen = _draw_shots(labels, num_classes, number, (draw, seed))
             probe = fit_linear_probe(
@@ -168,16 +165,7 @@ def few_shot(
                 cs=cs,
             )
             values.append(top1_accuracy(probe.scores(test), test_labels))
-        results.append(
-            FewShot(
-                shots=number,
-                values=tuple(values),
-                mean=float(np.mean(values)),
-                spread=float(np.std(values, ddof=1)) if num_seeds > 1 else 0.0,
-                num_short_classes=int(np.count_nonzero(sizes < number)),
-            )
-        )
-    return tuple(results)
+    return accuracies
 
 
 def fit_neighbour_probe(
@@ -262,10 +250,6 @@ def _problems(
     bias[present] = 0
     # Of two classes there is one logit, of the second against the first, which stays at 0.
     return [(labels, present if len(present) > 2 else present[1:])], bias
-
-
-def _regression() -> LogisticRegression:
-    return LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
 
 
 def _fit(

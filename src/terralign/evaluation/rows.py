@@ -43,7 +43,9 @@ PLAIN_NUMBERS = frozenset(
 class Row(BaseModel):
     """One value, or one line on what was skipped or failed (`value` is None, `note` says why)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     status: Status = "measured"
     model: str

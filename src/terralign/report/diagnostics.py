@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from terralign.errors import DataError
 from terralign.evaluation.rows import Row
 from terralign.report.canvas import (
     FONT_SIZE,
@@ -49,8 +48,7 @@ def class_figure(
 ) -> Figure:
     """A bar for each class and series. `values`: series -> class name -> fraction of 1 or None.
 
-    Classes are in their own order; the figure names how many are left out. Raises `DataError`
-    where there is nothing to draw.
+    Some class has a value. Classes are in their own order; the figure says how many are left out.
     """
     names = list(dict.fromkeys(name for classes in values.values() for name in classes))
     known = {
@@ -58,8 +56,6 @@ def class_figure(
         for name in names
     }
     names = [name for name in names if known[name]]
-    if not names:
-        raise DataError("no class has a value to draw; give per-class values of one model or more")
     most = max(1, MAX_BARS // len(values))
     shown = sorted(names, key=lambda n: min(known[n]) - max(known[n]))[:most]
     shown.sort(key=names.index)
@@ -89,14 +85,9 @@ def confusion_figure(
     """True classes (rows) against predicted ones (columns), as the share of the row.
 
     `counts`: (K, K), K = `len(names)`, at most `MAX_CONFUSION_CLASSES`. Columns carry the numbers
-    that rows give their classes. Raises `DataError`.
+    that rows give their classes.
     """
     num = len(names)
-    if counts.shape != (num, num) or not 1 <= num <= MAX_CONFUSION_CLASSES:
-        raise DataError(
-            f"a confusion matrix of {counts.shape} for {num} classes; expected (K, K) with at most "
-            f"{MAX_CONFUSION_CLASSES} classes"
-        )
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(100.0 * counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     figure, axes = new_axes(theme, height=1.0 + max(1.6, 0.235 * num))
@@ -146,8 +137,6 @@ def reliability_figure(
     empty ones), "count" (bins). The expected calibration error is in the legend; below, the share
     of the predictions in each bin. Bins of fewer than `MIN_BIN` are pale points beside the line.
     """
-    if not curves:
-        raise DataError("no reliability curve to draw; give at least one")
     figure = new_figure(theme, height=4.6 + 0.2 * len(curves))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for axes in (upper, lower):
@@ -188,16 +177,14 @@ def retrieval_figure(
 
     `name`: of the metric, such as "recall@k". Chance is drawn where it is the same for all lines.
     """
-    if not curves:
-        raise DataError(f"no row has {name}; nothing to draw")
     figure, axes = new_axes(theme, height=3.4 + 0.2 * len(curves))
     twins = _twins({name: [row.value for row in one.values()] for name, one in curves.items()})
     for label, points in curves.items():
         style, ks = theme.line(numbers[label]), list(points)
         value = [100 * (row.value or 0.0) for row in points.values()]
-        low = [v if row.low is None else 100 * row.low for v, row in _with(value, points)]
-        high = [v if row.high is None else 100 * row.high for v, row in _with(value, points)]
-        axes.fill_between(ks, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+        interval = np.array([(row.low, row.high) for row in points.values()], dtype=float)
+        shade: dict[str, Any] = {"color": style["color"], "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(ks, *(100 * interval.T), zorder=2, **shade)
         text = shorten(label, 48) + twins.get(label, "")
         axes.plot(ks, value, markersize=5, linewidth=1.6, zorder=3, label=text, **style)
     chances = {tuple((k, row.chance) for k, row in one.items()) for one in curves.values()}
@@ -226,10 +213,6 @@ def _twins(curves: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     }
 
 
-def _with(values: Sequence[float], points: Mapping[int, Row]) -> zip[tuple[float, Row]]:
-    return zip(values, points.values(), strict=True)
-
-
 def projection_figure(
     points: Mapping[str, NDArray[np.float64]],
     explained: tuple[float, float],
@@ -240,8 +223,6 @@ def projection_figure(
     `explained`: shares of the variance on the two axes. Small groups lie on top of large ones, with
     larger marks. Both axes have one scale, so that distances compare.
     """
-    if not any(len(own) for own in points.values()):
-        raise DataError("the projection has no points to draw")
     figure, axes = new_axes(theme, height=4.4 + 0.2 * -(-len(points) // 2))
     for number, (name, own) in enumerate(points.items()):
         style = {**theme.line(number), "linestyle": "none", "markeredgecolor": theme.background}

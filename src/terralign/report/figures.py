@@ -104,9 +104,12 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
         axes.plot(xs, heights, label=shorten(name, 40), zorder=3, **style)
         if curves and sweep.max_supported_drop is not None and alphas[0] == 0:
             drop = 100 * sweep.max_supported_drop
-            label = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
-            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=label)
-        _label_alphas(axes, sweep.chosen, alphas, xs, heights, theme)
+            bound = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
+            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=bound)
+        label: dict[str, Any] = {"textcoords": "offset points", "size": FONT_SIZE}
+        for alpha, x, y in zip(alphas, xs, heights, strict=True):
+            if alpha in (alphas[0], alphas[-1], sweep.chosen):
+                axes.annotate(f"{alpha:g}", (x, y), xytext=(8, 6), color=theme.text, **label)
         if sweep.chosen in alphas:
             at = alphas.index(sweep.chosen)
             star: dict[str, Any] = {"color": theme.text, "marker": "*", "linestyle": "none"}
@@ -121,26 +124,6 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-def _label_alphas(
-    axes: Axes,
-    chosen: float | None,
-    alphas: Sequence[float],
-    xs: Sequence[float],
-    ys: Sequence[float],
-    theme: Theme,
-) -> None:
-    for place, alpha in enumerate(alphas):
-        if alpha == chosen or place in (0, len(alphas) - 1):
-            axes.annotate(
-                f"{alpha:g}",
-                (xs[place], ys[place]),
-                xytext=(8, 6),
-                textcoords="offset points",
-                size=FONT_SIZE,
-                color=theme.text,
-            )
-
-
 def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     """Horizontal bars with intervals and chance, under a heading for each task and metric.
 
@@ -148,8 +131,6 @@ def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:
     heading alone, and so cross none.
     """
     groups = by_heading(rows)
-    if not groups:
-        raise DataError("no rows to compare; give at least one")
     num_lines = sum(len(own) + 2 for own in groups.values())
     figure, axes = new_axes(theme, height=0.9 + 0.26 * num_lines)
     across = blended_transform_factory(figure.transFigure, axes.transData)
@@ -210,8 +191,6 @@ def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme 
             if row.get("loss") is not None:
                 sources = panels.setdefault(stage, {})
                 sources.setdefault(row.get("source", ""), []).append((row["step"], row["loss"]))
-    if not panels:
-        raise DataError('no training curve has a row with "loss"; nothing to draw')
     named = list(dict.fromkeys(one for sources in panels.values() for one in sources if one))
     colors = {name: theme.line(number)["color"] for number, name in enumerate(named)}
     columns = min(2, len(panels))

@@ -22,6 +22,9 @@ from terralign.report.document import Document
 MAX_TABULAR_LINES = 40
 """A LaTeX table of more lines breaks over pages."""
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that act on a terminal, turn the direction of a text or are no text: left out."""
+
 
 class Safe(str):
     """Text that is markup already."""
@@ -53,7 +56,7 @@ def html(document: Document, figures: dict[str, tuple[str, str]]) -> str:
     environment = _environment(autoescape=True)
     environment.filters["jpeg"] = partial(_data_uri, "jpeg")
     template = environment.get_template("page.html.j2")
-    return template.render(document=document, figures=figures)
+    return _CONTROLS.sub("", template.render(document=document, figures=figures))
 
 
 def markdown(document: Document) -> str:
@@ -61,7 +64,7 @@ def markdown(document: Document) -> str:
     environment = _environment(finalize=_finalized(escape_markdown))
     environment.filters["fenced"] = _fenced
     text = environment.get_template("report.md.j2").render(document=document)
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return _CONTROLS.sub("", re.sub(r"\n{3,}", "\n\n", text))
 
 
 def latex(document: Document) -> str:

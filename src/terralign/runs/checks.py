@@ -11,7 +11,7 @@ from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError, nearest
 from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
-from terralign.runs.recipe import Recipe
+from terralign.runs.recipe import Recipe, asked
 from terralign.sensors import find_sensor
 from terralign.train.settings import student_scaling
 from terralign.train.student import student_bands, student_layout
@@ -28,19 +28,15 @@ def check_towers(recipe: Recipe, base: EmbeddingSpace, open_samples: Open) -> No
     for tower in recipe.align:
         sensors = [find_sensor(name) for name in tower.sensors]
         names = tuple(sensor.name for sensor in sensors)
-        layouts = [
-            student_layout(open_samples(one.data, one.split, one.limit, one.composite), names)
-            for one in tower.data
-        ]
+        layouts = [student_layout(open_samples(*asked(one)), names) for one in tower.data]
         student_scaling(tower.student, sensors)
         bands = student_bands(tower.student, sensors, layouts)
         towers[tower.name] = _Tower(names, bands, tower.student.missing)
         if tower.validation is not None:
-            one = tower.validation
-            samples = open_samples(one.data, one.split, one.limit, one.composite)
+            samples = open_samples(*asked(tower.validation))
             towers[tower.name].check(tower.name, samples)
     for entry in recipe.evaluate:
-        samples = open_samples(entry.data, entry.split, entry.limit, entry.composite)
+        samples = open_samples(*asked(entry))
         for name in (*entry.towers, entry.query, entry.gallery, *(RGB for _ in entry.models)):
             if name in towers:
                 towers[name].check(name, samples)
@@ -78,7 +74,7 @@ def check_figures_differ(recipe: Recipe, open_samples: Open) -> None:
     """Raise where two measurements bear one name in results and tables."""
     seen: dict[tuple[Any, ...], str | None] = {}
     for entry in recipe.evaluate:
-        samples = open_samples(entry.data, entry.split, entry.limit, entry.composite)
+        samples = open_samples(*asked(entry))
         multi_label = samples.labels is not None and samples.labels.multi_label
         where = (samples.name, samples.split, entry.role, entry.task, multi_label)
         retrieval = [f"{entry.query} -> {entry.gallery}"] if entry.task == "retrieval" else []

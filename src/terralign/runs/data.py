@@ -15,33 +15,29 @@ from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import DataError, TerralignError
 from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.runs.checks import check_figures_differ
-from terralign.runs.recipe import AlignData, Recipe, SupportedData, TaskData
+from terralign.runs.recipe import AlignData, Asked, Recipe, SupportedData, TaskData, asked
 from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource
 from terralign.train.finetune import PatchingTask
 
-Asked = tuple[str, str, int | None, str | None]
-"""Data set, split, limit, composite."""
-
 
 def named_data(recipe: Recipe) -> list[Asked]:
     """What a recipe opens, each once."""
-    asked: list[Asked] = []
+    found: list[Asked] = []
     if (pretrain := recipe.base.pretrain) is not None:
-        asked.append((pretrain.data, pretrain.split, pretrain.limit, None))
+        found.append((pretrain.data, pretrain.split, pretrain.limit, None))
     if recipe.patch is not None:
         for task in recipe.patch.tasks:
-            asked.append((task.data, task.train, task.limit, task.composite))
-            asked.append((task.data, task.validation, task.validation_limit, task.composite))
+            found.append((task.data, task.train, task.limit, task.composite))
+            found.append((task.data, task.validation, task.validation_limit, task.composite))
         if (kept := recipe.patch.preserve_on) is not None:
-            asked.append((kept.data, kept.split, kept.limit, kept.composite))
+            found.append(asked(kept))
         for held in recipe.patch.supported:
-            asked.append((held.data, held.validation, held.validation_limit, held.composite))
+            found.append((held.data, held.validation, held.validation_limit, held.composite))
     for tower in recipe.align:
-        for source in (*tower.data, *([tower.validation] if tower.validation else [])):
-            asked.append((source.data, source.split, source.limit, source.composite))
-    asked += [(one.data, one.split, one.limit, one.composite) for one in recipe.evaluate]
-    return list(dict.fromkeys(asked))
+        found += map(asked, tower.sources)
+    found += map(asked, recipe.evaluate)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,19 +92,19 @@ class RunData:
         """Meet missing data before hours of work, not after; one error names all of them."""
         recipe = self.recipe
         faults: dict[str, TerralignError] = {}
-        for asked in named_data(recipe):
+        for one in named_data(recipe):
             try:
-                self.open(*asked)
+                self.open(*one)
             except DataError as error:
-                faults.setdefault(asked[0], error)
+                faults.setdefault(one[0], error)
         if faults:
             raise cannot_open(faults)
         _ = self.patching
         for tower in recipe.align:
-            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+            for source in tower.sources:
                 self.source(source)
         for entry in recipe.evaluate:
-            samples = self.open(entry.data, entry.split, entry.limit, entry.composite)
+            samples = self.open(*asked(entry))
             if entry.task == "zero-shot":
                 choose_class_names(samples, entry.classes)
         check_figures_differ(recipe, self.open)
@@ -124,11 +120,7 @@ class RunData:
             tasks=tuple(self._task(one, one.train, one.limit) for one in recipe.tasks),
             validation=tuple(map(self._judge, recipe.tasks)),
             supported=tuple(map(self._judge, recipe.supported)),
-            preserve_on=(
-                None
-                if kept is None
-                else self.open(kept.data, kept.split, kept.limit, kept.composite)
-            ),
+            preserve_on=None if kept is None else self.open(*asked(kept)),
         )
 
     def _judge(self, one: TaskData | SupportedData) -> PatchingTask:
@@ -144,7 +136,7 @@ class RunData:
 
     def source(self, data: AlignData) -> AlignmentSource:
         """A data set of stage 2."""
-        samples = self.open(data.data, data.split, data.limit, data.composite)
+        samples = self.open(*asked(data))
         if not data.labels:
             return AlignmentSource(samples=samples, repeats=data.repeats)
         return AlignmentSource(

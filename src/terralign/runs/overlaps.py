@@ -11,7 +11,7 @@ from terralign.datasets.overlap import Overlaps, keep_apart, title, warn_of_repe
 from terralign.datasets.sample import SampleSet
 from terralign.evaluation.rows import Row
 from terralign.runs.data import RunData
-from terralign.runs.recipe import AlignRecipe, Recipe
+from terralign.runs.recipe import AlignRecipe, Recipe, asked
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RunOverlaps:
                     chosen=f"the best step of tower {tower.name!r}", allowed=allowed,
                 )  # fmt: skip
         for entry in recipe.evaluate:
-            samples = self._data.open(entry.data, entry.split, entry.limit, entry.composite)
+            samples = self._data.open(*asked(entry))
             warn_of_repeated(self._overlaps, samples)
         self.notes = list(dict.fromkeys(notes))
 

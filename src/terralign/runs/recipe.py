@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.backbones import CUSTOM
@@ -22,7 +22,7 @@ from terralign.evaluation.rows import Role
 from terralign.files import hash_json
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.toml_values import Holding, apply_override, explain, read_named, without_none
+from terralign.toml_values import Holding, Strict, apply_override, explain, read_named, without_none
 from terralign.train.settings import (
     AlignSettings,
     PatchSettings,
@@ -31,14 +31,13 @@ from terralign.train.settings import (
     student_scaling,
 )
 
+Asked = tuple[str, str, int | None, str | None]
+"""Data set, split, limit, composite."""
+
 RgbModel = Literal["base", "finetuned", "patched"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class BaseRecipe(_Strict):
+class BaseRecipe(Strict):
     """The CLIP to start from: one that exists, or a small one that is pretrained first."""
 
     model: str | None = None
@@ -53,7 +52,7 @@ class BaseRecipe(_Strict):
         return self
 
 
-class TaskData(_Strict):
+class TaskData(Strict):
     """A labelled data set of stage 1."""
 
     data: str
@@ -71,7 +70,7 @@ class TaskData(_Strict):
     validation_limit: int | None = Field(default=None, ge=1)
 
 
-class SupportedData(_Strict):
+class SupportedData(Strict):
     """A data set whose accuracy must hold."""
 
     data: str
@@ -83,7 +82,7 @@ class SupportedData(_Strict):
     validation_limit: int | None = Field(default=None, ge=1)
 
 
-class UnlabelledData(_Strict):
+class UnlabelledData(Strict):
     """Pictures whose labels are not used."""
 
     data: str
@@ -104,7 +103,7 @@ class PatchRecipe(Holding):
     supported: tuple[SupportedData, ...] = ()
 
 
-class AlignData(_Strict):
+class AlignData(Strict):
     """A data set of stage 2."""
 
     data: str
@@ -134,6 +133,11 @@ class AlignRecipe(Holding):
     validation: AlignData | None = None
     """For keep = "best"."""
 
+    @property
+    def sources(self) -> tuple[AlignData, ...]:
+        """What it opens: its training data, and its validation data where it has them."""
+        return self.data if self.validation is None else (*self.data, self.validation)
+
     @model_validator(mode="after")
     def _student_can_be_built(self) -> Self:
         if self.student.backbone == CUSTOM:
@@ -152,7 +156,7 @@ class AlignRecipe(Holding):
         return self
 
 
-class EvaluateRecipe(_Strict):
+class EvaluateRecipe(Strict):
     """One measurement, of several models."""
 
     data: str
@@ -190,7 +194,12 @@ class EvaluateRecipe(_Strict):
         return self
 
 
-class Recipe(_Strict):
+def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
+    """The samples that a table names."""
+    return one.data, one.split, one.limit, one.composite
+
+
+class Recipe(Strict):
     """A whole run."""
 
     name: str = Field(min_length=1)
@@ -315,13 +324,12 @@ def _check_names(recipe: Recipe, origin: str) -> None:
                 prompts.append(supported.prompts)
         for tower in recipe.align:
             student_scaling(tower.student, [find_sensor(sensor) for sensor in tower.sensors])
-            for source in (*tower.data, *([tower.validation] if tower.validation else [])):
+            for source in tower.sources:
                 find_dataset(source.data)
                 prompts.append(source.prompts)
-            for source in tower.data if apart and tower.validation else ():
-                kept = tower.validation
-                assert kept is not None
-                if _overlap(source.data, source.split, kept.data, kept.split):
+            kept = tower.validation
+            for source in tower.data if apart and kept is not None else ():
+                if kept and _overlap(source.data, source.split, kept.data, kept.split):
                     raise RecipeError(
                         f"tower {tower.name!r} would be validated on samples of {source.data} "
                         f"{source.split!r} that it is trained on; give validation another split"

@@ -49,6 +49,7 @@ from terralign.runs.recipe import (
     AlignRecipe,
     EvaluateRecipe,
     Recipe,
+    asked,
     recipe_hash,
     recipe_text,
 )
@@ -340,7 +341,7 @@ class _Run:
         self, model: str, space: EmbeddingSpace, entry: EvaluateRecipe, *, tower: str | None
     ) -> list[Row]:
         """The rows of one measurement; kept, so that an interrupted run does not repeat it."""
-        samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
+        samples = self.data.open(*asked(entry))
         names = [tower] if tower else [entry.query or "", entry.gallery or ""]
         towers = {name: space.tower_id(name) for name in names if name in space.tower_names}
         identity = {
@@ -387,7 +388,7 @@ class _Run:
         entry = max(entries, key=lambda one: len(one.towers), default=None)
         if entry is None:
             return None
-        samples = self.data.open(entry.data, entry.split, entry.limit, entry.composite)
+        samples = self.data.open(*asked(entry))
         models: dict[str, tuple[EmbeddingSpace, str]] = {
             name: (self._models[name], RGB) for name in entry.models
         }

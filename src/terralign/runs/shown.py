@@ -43,14 +43,10 @@ def show_samples(
     subset = Subset(samples, choose_shown(labels))
     own = require_labels(subset).values
     true = own.astype(bool) if labels.multi_label else own[:, None] == np.arange(len(class_names))
-    answers: list[list[Answer]] = [[] for _ in range(len(subset))]
-    for name, (space, tower) in models.items():
-        vectors = embed_samples(space, subset, choose_route(space, subset, tower)).vectors
-        weights = space.zero_shot_weights(class_names, prompts)
-        best = (F.normalize(vectors, dim=-1) @ weights.T).argmax(dim=1).tolist()
-        for place, number in enumerate(best):
-            is_right = bool(true[place, number])
-            answers[place].append(Answer(text=class_names[number], is_right=is_right, by=name))
+    predicted = {
+        name: _predict(space, tower, subset, class_names, prompts)
+        for name, (space, tower) in models.items()
+    }
     cards, seen = [], set[str]()
     for place, key in enumerate(subset.keys):
         by_sensor = sample_views(subset, place)
@@ -66,7 +62,11 @@ def show_samples(
         )
         own_names = (n for n, is_own in zip(class_names, true[place], strict=True) if is_own)
         text = ", ".join(own_names) or "none of the classes"
-        cards.append(Card(text=text, answers=tuple(answers[place]), pictures=pictures))
+        answers = tuple(
+            Answer(text=class_names[best[place]], is_right=bool(true[place, best[place]]), by=name)
+            for name, best in predicted.items()
+        )
+        cards.append(Card(text=text, answers=answers, pictures=pictures))
     legends = [text for view, text in VIEWS_LEGEND.items() if view in seen]
     drawn = (
         f"Of {samples.name}/{samples.split}, drawn at random; true class, then predicted classes."
@@ -77,3 +77,17 @@ def show_samples(
         cards=tuple(cards),
         legend=" ".join([drawn, *legends]),
     )
+
+
+def _predict(
+    space: EmbeddingSpace,
+    tower: str,
+    samples: SampleSet,
+    class_names: Sequence[str],
+    prompts: PromptSet,
+) -> list[int]:
+    """The predicted class of each sample."""
+    vectors = embed_samples(space, samples, choose_route(space, samples, tower)).vectors
+    weights = space.zero_shot_weights(class_names, prompts)
+    best: list[int] = (F.normalize(vectors, dim=-1) @ weights.T).argmax(dim=1).tolist()
+    return best

@@ -8,6 +8,8 @@ folders that hold the same stage compute it once.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,8 @@ from typing import Any, Self
 
 from terralign.errors import RecipeError, StorageError
 from terralign.files import atomic_path, hash_json, read_json, set_aside, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +105,8 @@ def run_stage(
             raise
         set_aside(stage.note, error)
         note = None
-    if note is None and shared is not None:
-        _link_all(stage, shared, stage.note.parent)
+    if note is None and shared is not None and _is_cached(stage, shared):
+        _link_all(stage, shared, stage.note.parent, replace=True)  # what is left of another stage
         note = stage.read()
     if note is None:
         write_json(stage.note, {"identity": stage.identity, **make()})
@@ -112,12 +116,24 @@ def run_stage(
     return dict(note)
 
 
-def _link_all(stage: Stage, source: Path, target: Path) -> None:
-    """Link a complete stage into another folder, its note last."""
+def _is_cached(stage: Stage, shared: Path) -> bool:
+    """Whether the cache holds the stage; a damaged copy is left alone, with a warning."""
+    try:
+        return dataclasses.replace(stage, note=shared / stage.note.name).read() is not None
+    except (RecipeError, StorageError) as error:
+        logger.warning("not used from the cache: %s", error)
+        return False
+
+
+def _link_all(stage: Stage, source: Path, target: Path, *, replace: bool = False) -> None:
+    """Link a complete stage into another folder, its note last; `replace`: over what exists."""
     if (source / stage.note.name).is_file():
         for name in (*stage.logs, *stage.files, stage.note.name):
             for path in _files(source / name):
-                _link(path, target / path.relative_to(source))
+                place = target / path.relative_to(source)
+                if replace:
+                    place.unlink(missing_ok=True)
+                _link(path, place)
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -59,6 +59,7 @@ def make_tower(
     checkpoints and, once complete, `tower.safetensors` and `tower.json`; `cache`: a folder of what
     other runs have completed.
     """
+    device = next(clip.model.parameters()).device
     samples = [source.samples for source in sources]
     tower, initial = new_student(
         name, clip, student, sensors, samples, seed=seed, root=root, encoder=encoder
@@ -78,7 +79,6 @@ def make_tower(
             warn_of_align_rate(tower.backbone, settings.lr, name=name)
         if not inflated and settings.batch_norm == "frozen":
             warn_of_untrained_norms(tower.backbone, name=name)
-        device = next(clip.model.parameters()).device
         align(
             clip, tower.to(device), sources, settings, folder,
             views_folder=views_folder, anchors=anchors, validation=validation,
@@ -100,5 +100,4 @@ def make_tower(
     load_weights(tower, read_state_dict(weights), what=str(weights))
     if note["trained"] is not None:
         tower.trained = TowerTraining.model_validate(note["trained"])
-    device = next(clip.model.parameters()).device
     return tower.to(device).eval().requires_grad_(False)
