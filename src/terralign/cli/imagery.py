@@ -445,7 +445,9 @@ def search(
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
-        raise click.UsageError("--model is needed to embed imagery; only a file written by embed records its model")
+        raise click.UsageError(
+            "--model is needed to embed imagery; only a file written by embed records its model"
+        )
     sensor = _check(model, [imagery], reading, prompts)
     if is_vectors:
         from terralign.encoders.vectors import Embeddings
