@@ -54,7 +54,9 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 class Holding(BaseModel):
     """A table of a file whose keys are its own and those of `settings`, a model that it holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="before")
     @classmethod

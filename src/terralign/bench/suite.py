@@ -33,7 +33,9 @@ FITTED = frozenset({"linear-probe", "knn", "few-shot"})
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SuiteEntry(_Strict):
@@ -105,7 +107,7 @@ class Suite(_Strict):
     name: str = Field(min_length=1)
     note: str = ""
     """What a reader of the results should know."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     num_bootstrap: int = Field(default=1000, ge=1)
     """Resamples of every interval; average precision and F1 are slower and use a fifth."""
     allow_shared_samples: bool = False
