@@ -51,12 +51,16 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """How pydantic calls an unknown key, of a model and of a dataclass."""
 
 
-class Holding(BaseModel):
-    """A table of a file whose keys are its own and those of `settings`, a model that it holds."""
+class Strict(BaseModel):
+    """A table of a file: frozen, without keys of other names, its numbers finite."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+class Holding(Strict):
+    """A table of a file whose keys are its own and those of `settings`, a model that it holds."""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.prompt_sets import load_prompts
@@ -21,7 +21,7 @@ from terralign.errors import RecipeError, TerralignError
 from terralign.evaluation.rows import Role
 from terralign.files import parse_toml
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import apply_override, explain, read_named, without_none
+from terralign.toml_values import Strict, apply_override, explain, read_named, without_none
 
 EntryTask = Literal[
     "zero-shot", "retrieval", "linear-probe", "knn", "few-shot", "robustness", "decisions",
@@ -32,13 +32,7 @@ FITTED = frozenset({"linear-probe", "knn", "few-shot"})
 """Tasks that are fitted on labelled samples."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class SuiteEntry(_Strict):
+class SuiteEntry(Strict):
     """One split of one data set, and what is measured on it."""
 
     name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9./-]*$")
@@ -101,7 +95,7 @@ class SuiteEntry(_Strict):
         return self
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """What a bench measures."""
 
     name: str = Field(min_length=1)

@@ -72,10 +72,7 @@ def alignment(a: Floats, b: Floats) -> float:
     Wang & Isola 2020 (arXiv 2005.10242), section 4: pairs are views of the same sample. Raises
     `DataError`.
     """
-    total = 0.0
-    for one, two in _unit_pairs(a, b):
-        total += float((np.linalg.norm(one - two, axis=1) ** 2).sum())
-    return total / len(a)
+    return max(0.0, 2 - 2 * mean_cosine(a, b))
 
 
 def mean_cosine(before: Floats, after: Floats) -> float:
@@ -83,8 +80,14 @@ def mean_cosine(before: Floats, after: Floats) -> float:
 
     How far patching moved the embeddings of the same samples. Raises `DataError`.
     """
-    total = sum(float((one * two).sum()) for one, two in _unit_pairs(before, after))
-    return total / len(before)
+    _check_dims(before, after)
+    if len(before) != len(after):
+        raise DataError(
+            f"there are {len(before)} and {len(after)} vectors; row i of both is one sample"
+        )
+    norms = row_norms(before, name="the first set"), row_norms(after, name="the second set")
+    blocks = zip(_unit_blocks(before, norms[0]), _unit_blocks(after, norms[1]), strict=True)
+    return sum(float((one * two).sum()) for one, two in blocks) / len(before)
 
 
 def uniformity(vectors: Floats, *, t: float = 2.0) -> float:
@@ -136,8 +139,7 @@ def effective_rank(vectors: Floats) -> float:
     """
     norms = row_norms(vectors, name="vectors")
     triangle: Floats = np.zeros((0, vectors.shape[1]))
-    for rows in row_slices(len(norms)):
-        unit = vectors[rows].astype(np.float64) / norms[rows, None]
+    for unit in _unit_blocks(vectors, norms):
         triangle = np.asarray(np.linalg.qr(np.concatenate([triangle, unit]), mode="r"))
     singular = np.linalg.svd(triangle, compute_uv=False)
     shares = singular / singular.sum()
@@ -173,15 +175,6 @@ def project(groups: Mapping[str, Floats]) -> tuple[dict[str, Floats], tuple[floa
 def _unit_blocks(vectors: Floats, norms: Floats) -> Iterator[Floats]:
     for rows in row_slices(len(norms)):
         yield vectors[rows].astype(np.float64) / norms[rows, None]
-
-
-def _unit_pairs(a: Floats, b: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Rows that belong together, L2-normalised, in blocks."""
-    _check_dims(a, b)
-    if len(a) != len(b):
-        raise DataError(f"there are {len(a)} and {len(b)} vectors; row i of both is one sample")
-    norms = row_norms(a, name="the first set"), row_norms(b, name="the second set")
-    yield from zip(_unit_blocks(a, norms[0]), _unit_blocks(b, norms[1]), strict=True)
 
 
 def _check_dims(a: Floats, b: Floats) -> None:

@@ -59,19 +59,17 @@ def choose_route(space: EmbeddingSpace, samples: SampleSet, tower: str | None = 
     tower on its composite, which is the paper's baseline.
     """
     layouts = samples.layouts
-    if tower is not None and tower in layouts and tower not in space.tower_names:
-        layout = layouts[tower]
-        name = space.tower_for(layout)
-        if name == RGB:
-            raise SensorError(
-                f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
-            )
+    if tower is not None and (tower not in layouts or tower in space.tower_names):
+        return route_through(space, samples, tower)
+    layout = next(iter(layouts.values())) if tower is None else layouts[tower]
+    name = space.tower_for(layout)
+    if name != RGB:
         return _tower_route(space, samples, name, layout)
-    if tower is None:
-        own = next(iter(layouts.values()))
-        name = space.tower_for(own)
-        return _rgb_route(samples) if name == RGB else _tower_route(space, samples, name, own)
-    return route_through(space, samples, tower)
+    if tower is not None:
+        raise SensorError(
+            f"no tower of the space takes {tower!r}; its towers: {', '.join(space.tower_names)}"
+        )
+    return _rgb_route(samples)
 
 
 def route_through(encoder: ImageEncoder, samples: SampleSet, tower: str) -> Route:

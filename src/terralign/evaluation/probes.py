@@ -115,7 +115,10 @@ def fit_linear_probe(
             check_labels(labels, number, num_classes, name=name)
     seen, unseen = _unit(train), _unit(validation)
     problems, other_bias = _problems(train_labels, num_classes)
-    models = [_regression() for _ in problems]  # each starts from the C before
+    models = [
+        LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
+        for _ in problems  # each starts from the C before
+    ]
     probes, values = {}, {}
     for c in sorted(set(cs)):
         weights, bias = np.zeros((num_classes, seen.shape[1])), other_bias.copy()
@@ -247,10 +250,6 @@ def _problems(
     bias[present] = 0
     # Of two classes there is one logit, of the second against the first, which stays at 0.
     return [(labels, present if len(present) > 2 else present[1:])], bias
-
-
-def _regression() -> LogisticRegression:
-    return LogisticRegression(tol=TOLERANCE, max_iter=MAX_ITERATIONS, warm_start=True)
 
 
 def _fit(

@@ -104,9 +104,12 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
         axes.plot(xs, heights, label=shorten(name, 40), zorder=3, **style)
         if curves and sweep.max_supported_drop is not None and alphas[0] == 0:
             drop = 100 * sweep.max_supported_drop
-            label = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
-            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=label)
-        _label_alphas(axes, sweep.chosen, alphas, xs, heights, theme)
+            bound = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
+            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=bound)
+        label: dict[str, Any] = {"textcoords": "offset points", "size": FONT_SIZE}
+        for alpha, x, y in zip(alphas, xs, heights, strict=True):
+            if alpha in (alphas[0], alphas[-1], sweep.chosen):
+                axes.annotate(f"{alpha:g}", (x, y), xytext=(8, 6), color=theme.text, **label)
         if sweep.chosen in alphas:
             at = alphas.index(sweep.chosen)
             star: dict[str, Any] = {"color": theme.text, "marker": "*", "linestyle": "none"}
@@ -119,26 +122,6 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
     axes.margins(0.12)
     add_legend(figure, theme)
     return figure
-
-
-def _label_alphas(
-    axes: Axes,
-    chosen: float | None,
-    alphas: Sequence[float],
-    xs: Sequence[float],
-    ys: Sequence[float],
-    theme: Theme,
-) -> None:
-    for place, alpha in enumerate(alphas):
-        if alpha == chosen or place in (0, len(alphas) - 1):
-            axes.annotate(
-                f"{alpha:g}",
-                (xs[place], ys[place]),
-                xytext=(8, 6),
-                textcoords="offset points",
-                size=FONT_SIZE,
-                color=theme.text,
-            )
 
 
 def comparison_figure(rows: Sequence[Row], theme: Theme = LIGHT) -> Figure:

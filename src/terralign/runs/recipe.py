@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.encoders.backbones import CUSTOM
@@ -22,7 +22,7 @@ from terralign.evaluation.rows import Role
 from terralign.files import hash_json
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.toml_values import Holding, apply_override, explain, read_named, without_none
+from terralign.toml_values import Holding, Strict, apply_override, explain, read_named, without_none
 from terralign.train.settings import (
     AlignSettings,
     PatchSettings,
@@ -37,13 +37,7 @@ Asked = tuple[str, str, int | None, str | None]
 RgbModel = Literal["base", "finetuned", "patched"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class BaseRecipe(_Strict):
+class BaseRecipe(Strict):
     """The CLIP to start from: one that exists, or a small one that is pretrained first."""
 
     model: str | None = None
@@ -58,7 +52,7 @@ class BaseRecipe(_Strict):
         return self
 
 
-class TaskData(_Strict):
+class TaskData(Strict):
     """A labelled data set of stage 1."""
 
     data: str
@@ -76,7 +70,7 @@ class TaskData(_Strict):
     validation_limit: int | None = Field(default=None, ge=1)
 
 
-class SupportedData(_Strict):
+class SupportedData(Strict):
     """A data set whose accuracy must hold."""
 
     data: str
@@ -88,7 +82,7 @@ class SupportedData(_Strict):
     validation_limit: int | None = Field(default=None, ge=1)
 
 
-class UnlabelledData(_Strict):
+class UnlabelledData(Strict):
     """Pictures whose labels are not used."""
 
     data: str
@@ -109,7 +103,7 @@ class PatchRecipe(Holding):
     supported: tuple[SupportedData, ...] = ()
 
 
-class AlignData(_Strict):
+class AlignData(Strict):
     """A data set of stage 2."""
 
     data: str
@@ -162,7 +156,7 @@ class AlignRecipe(Holding):
         return self
 
 
-class EvaluateRecipe(_Strict):
+class EvaluateRecipe(Strict):
     """One measurement, of several models."""
 
     data: str
@@ -205,7 +199,7 @@ def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
     return one.data, one.split, one.limit, one.composite
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole run."""
 
     name: str = Field(pattern=r"^[^./\\\s][^/\\\x00-\x1f]*$")
