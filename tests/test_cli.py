@@ -486,6 +486,7 @@ def test_info_on_a_model_names_its_towers(finished_run: Path) -> None:
     [
         ("sentinel2-l2a", "442.7 nm, 60 m"),
         ("eurosat-ms", "sentinel2-l1c"),
+        ("bigearthnet-43", "CDLA-Permissive-1.0"),  # of the entry that it is like
         ("micro-real", "micro-clip"),
         ("micro", "zero-shot"),
         ("losses", "mse-normalised"),
@@ -695,12 +696,12 @@ def test_a_data_root_that_is_not_there(finished_run: Path, tmp_path: Path, comma
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["info", "nowhere"], "nothing is called 'nowhere'"),
+        (["info", "nowhere"], "unknown name or path 'nowhere'"),
         (["evaluate", "nowhere", "--data", "aid"], "no model at 'nowhere'"),
         (["run", "quikstart"], "did you mean 'quickstart'?"),
         (["run", "quickstart", "--set", "patch.lr"], "expected KEY=VALUE"),
         (["evaluate", "MODEL", "--data", "eurosat"], "did you mean 'eurosat-"),
-        (["evaluate", "MODEL", "--data", "aid"], "lies in files"),
+        (["evaluate", "MODEL", "--data", "aid"], "needs a data root"),
         (
             ["evaluate", "MODEL", "--data", "synthetic-photos", "--split", "tst"],
             "splits: train, val, test",

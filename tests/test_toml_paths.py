@@ -208,7 +208,7 @@ def test_a_declared_set_in_the_data_root_is_found_there(project: Path) -> None:
     shutil.move(project / "a.txt", root / "a.txt")
     samples = open_dataset(str(project / "mine.toml"), data_root=root, split="train", size=8)
     assert len(samples) == 1
-    with pytest.raises(DataError, match=r"lies in files; give the folder .*data_root="):
+    with pytest.raises(DataError, match=r"needs a data root: give the folder .*data_root="):
         open_dataset(str(project / "mine.toml"), data_root=None, split="train")
 
 

@@ -114,7 +114,7 @@ def test_what_stopped_the_packing_leaves_no_trace(tmp_path: Path, stop: int) -> 
     stopping = Counted(source, stop_at=stop)
     with pytest.raises(KeyboardInterrupt):
         pack({"train": stopping}, tmp_path / "s", SMALL, num_workers=1)
-    with pytest.raises(DataError, match="no packed store"):
+    with pytest.raises(DataError, match="not a packed store"):
         StoreSet(tmp_path / "s", "train")
     kept = len(list((tmp_path / "s").glob("shards/*")))
     counted = Counted(source)

@@ -696,6 +696,7 @@ def test_torchgeos_eurosat_is_the_eurosat_of_the_catalog(real_data: Path, tmp_pa
 
 def test_a_set_of_the_catalog_is_opened_by_name(tmp_path: Path) -> None:
     samples = Samples.open("synthetic-scenes", split="val")
+    assert samples.at_size(64) is samples, "sets without pictures are not opened again"
     whole = open_synthetic_scenes("val")
     assert (samples.keys, samples.fingerprint) == (whole.keys, whole.fingerprint)
     with pytest.raises(DataError, match="did you mean 'synthetic-scenes'"):

@@ -521,7 +521,7 @@ def test_tars_are_packed_and_used_from_the_store(root: Path) -> None:
     path = root / "fields.toml"
     path.write_text(TOML)
     with pytest.raises(
-        DataError, match=r"fields.toml lies in tars, .*`terralign pack .*STORE`. and give STORE"
+        DataError, match=r"fields.toml consists of tars, .*`terralign pack .*STORE`. and give STORE"
     ):
         open_dataset(str(path), data_root=root, split="train")
     packed = pack_dataset(str(path), root / "store", data_root=root)

@@ -363,7 +363,7 @@ def test_a_rate_that_a_pretrained_transformer_does_not_bear_is_warned_of(
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"data": "eurosat-rgb", "split": "test"}, DataError, "lies in files"),
+        ({"data": "eurosat-rgb", "split": "test"}, DataError, "needs a data root"),
         ({"data": "synthetic-scenes", "split": "tset"}, DataError, "splits: train, val, test"),
         (
             {"data": "synthetic-scenes", "split": "test", "classes": "openai-imagenet"},

@@ -271,7 +271,8 @@ def _end(alike: Counter[str], num_read: int) -> None:
     for cause, number in alike.items():
         if number > MAX_ALIKE:
             more = counted(number - MAX_ALIKE, "more input")
-            report(f"{more} failed for this reason: {cause}")
+            named = name_options(cause, click.get_current_context().command.params)
+            report(f"{more} failed for this reason: {named}")
     num_failed = alike.total()
     if num_failed and num_failed + num_read > 1:
         click.echo(f"terralign: {num_failed} of {num_failed + num_read} inputs failed", err=True)
@@ -444,7 +445,9 @@ def search(
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
-        raise click.UsageError("--model is needed to embed imagery; only vectors remember theirs")
+        raise click.UsageError(
+            "--model is needed to embed imagery; only a file written by embed records its model"
+        )
     sensor = _check(model, [imagery], reading, prompts)
     if is_vectors:
         from terralign.encoders.vectors import Embeddings

@@ -15,6 +15,7 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.store import is_store, read_manifest
 from terralign.encoders.prompt_sets import load_prompts, prompt_set_names
+from terralign.encoders.sources import check_source
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
 from terralign.files import read_shipped, read_toml, shipped_names
@@ -51,11 +52,12 @@ def about(what: str | None = None) -> dict[str, Any]:
     if is_store(path):
         return _about_store(path)
     if path.exists() or ":" in what:
+        check_source(what)
         return _about_space(what)
     names = [*LISTS, *(name for kind in LISTS for name in _list(kind))]
     hint = nearest(what, names)
     near = f"; {hint}" if hint.startswith("did you mean") else "."
-    raise TerralignError(f"nothing is called {what!r}, and no such path exists{near} {_TAKES}")
+    raise TerralignError(f"unknown name or path {what!r}{near} {_TAKES}")
 
 
 def dataset_table() -> str:
@@ -139,7 +141,7 @@ def _about_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         "note": values.get("note", ""),
         "base": base.get("model") or "pretrained by the recipe",
         "patched on": _data_of(patch.get("tasks", [])) or "not patched",
-        "must keep": _data_of(patch.get("supported", [])) or "nothing",
+        "supported": _data_of(patch.get("supported", [])) or "nothing",
         "towers": {
             one.get("name", "-"): f"{', '.join(one.get('sensors', []))} on "
             f"{', '.join(_data_of(one.get('data', [])))}"
@@ -224,7 +226,7 @@ def _about_toml(path: Path) -> dict[str, Any]:
     if "templates" in values:
         return _about_prompts(list(values["templates"]))
     raise TerralignError(
-        f"{path} is no TOML that is known here: a data set has the key reader, a sensor bands, a "
+        f"{path} is not a TOML file of terralign: a data set has the key reader, a sensor bands, a "
         "recipe base, a suite entries, a study recipe, a prompt set templates"
     )
 

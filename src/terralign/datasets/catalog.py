@@ -202,7 +202,7 @@ def open_dataset(
     entry = find_dataset(name_or_toml, data_root=data_root)
     if entry.in_order and not to_pack:
         raise DataError(
-            f"{name_or_toml} lies in tars, which are read in order: pack it first (`terralign pack "
+            f"{name_or_toml} consists of tars, which must be packed first: run (`terralign pack "
             f"{name_or_toml} STORE`) and give STORE in its place, or set pack = true in the recipe"
         )
     if size is not None:

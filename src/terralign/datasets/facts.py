@@ -58,7 +58,7 @@ class DatasetFacts(BaseModel):
     def about(self) -> dict[str, Any]:
         """As plain values for people, without what is empty."""
         shown: dict[str, Any] = {
-            "is": self.description,
+            "description": self.description,
             "sensors": list(self.sensors),
             "labels": self.labels,
             "classes": self.class_list or "none",
@@ -71,7 +71,7 @@ class DatasetFacts(BaseModel):
             "licence": self.licence,
             "source": self.source,
             "download": list(self.download),
-            "goes to": list(self.layout),
+            "layout": list(self.layout),
             "note": self.note,
         }
         return {key: value for key, value in shown.items() if value}
@@ -93,7 +93,7 @@ def check_name(name: str, data_root: Path | None) -> None:
 def needs_root(name: str) -> DataError:
     """The error about a data set in files where no data root was given."""
     return DataError(
-        f"data set {name!r} lies in files; give the folder that holds it (data_root=); "
+        f"data set {name!r} needs a data root: give the folder that holds its files (data_root=); "
         f"see `terralign info {name}`"
     )
 
@@ -118,5 +118,8 @@ def _entries() -> dict[str, DatasetFacts]:
     for file in shipped_names("datasets/entries"):
         for name, values in read_shipped("datasets/entries", file).items():
             assert name not in entries, f"{name} is in two entry files"
-            entries[name] = DatasetFacts.model_validate(values)
+            own = {key: value for key, value in values.items() if key != "like"}
+            if "like" in values:  # an earlier entry, for the values that this one leaves out
+                own = entries[values["like"]].model_dump(exclude_unset=True) | own
+            entries[name] = DatasetFacts.model_validate(own)
     return entries

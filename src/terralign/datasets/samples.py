@@ -346,7 +346,8 @@ class Samples(Wrapped):
         """
         root = None if data_root is None else Path(data_root)
         open_at = partial(open_dataset, str(name_or_toml), data_root=root, split=split)
-        return cls(open_at(size=size), resize=open_at if size is None else None)
+        samples = open_at(size=size)
+        return cls(samples, resize=open_at if size is None and "rgb" in samples.layouts else None)
 
 
 def _refuse(given: Mapping[str, Any], reason: str) -> None:

@@ -131,7 +131,7 @@ class Classification(Shown):
 
     def _title(self) -> str:
         return (
-            f"Classification: {len(self):,} of {len(self.labels)} labels, prompts "
+            f"Classification: {counted(len(self), 'row')}, {len(self.labels)} labels, prompts "
             f"{self.prompts!r}{not_read(self.faults)}"
         )
 

@@ -179,7 +179,7 @@ def format_table(rows: Sequence[Row]) -> str:
     if table is not None:
         starred = " *: differs from the reference, p < 0.05." if significant else ""
         lines.append(
-            "Per cent (distances as they are); ± is the larger side of the 95 % interval; n: "
+            "Per cent, except distances; ± is the larger side of the 95 % interval; n: "
             f"samples.{starred}"
         )
     return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ CHART_METRICS = ("top1", "macro_map", "recall@1")
 LEGEND = (
     "Per cent, with 95 % bootstrap intervals. base, finetuned, patched: the RGB tower, on the "
     "sensor's composite; aligned: the tower named. q → g: query tower → gallery tower. chance: "
-    "what a ranking at random gives on average. n: samples."
+    "the expected value of a random ranking. n: samples."
 )
 ROLE_MEANINGS: dict[Role, str] = {
     "patching": "the task that the RGB tower was fine-tuned for, on samples it was not trained on",
@@ -105,7 +105,7 @@ class RunReport:
                 Plot(
                     name="comparison",
                     caption="Main results, with 95 % intervals and chance. Compare bars under one "
-                    "heading: elsewhere the data, the metric or the sensor are others.",
+                    "heading: across headings, data, metric or sensor differ.",
                     draw=partial(comparison_figure, chart),
                 )
             )
@@ -115,7 +115,7 @@ class RunReport:
                     name="alpha-curve",
                     caption="Interpolation of the weights, from the base model (alpha 0) to the "
                     "fine-tuned one (alpha 1): patching against supported accuracy on validation "
-                    "data. Right is what is kept, up is what is gained.",
+                    "data. Further right forgets less, further up gains more.",
                     draw=partial(alpha_figure, self.sweep),
                 )
             )

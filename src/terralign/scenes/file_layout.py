@@ -118,10 +118,9 @@ def _identify(
         name = sensor_of_names([path.name, path.absolute().parent.name], origin=shown(path))
         if name is None:
             raise DataError(
-                f"{shown(path)} has {source.count} band(s) of {source.dtypes[0]} and does not say "
-                "which sensor made them; only three 8-bit bands marked red, green, blue and names "
-                "of standard products speak for themselves. Name the sensor (sensor=) and the "
-                "bands in the file's order (bands=)"
+                f"{shown(path)} has {source.count} band(s) of {source.dtypes[0]} of an unknown "
+                "sensor: it is neither an 8-bit RGB picture nor named as a standard product. Name "
+                "the sensor (sensor=) and the bands in the file's order (bands=)"
             )
         sensor = find_sensor(name)
     if len(source.subdatasets) > 1:

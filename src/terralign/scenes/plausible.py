@@ -179,8 +179,8 @@ def concluded_offset(
         return None
     share = 100 * float(np.mean(dn < _DARK_DN))
     return 0.0, (
-        f"an offset of {SENTINEL2_DN_OFFSET:g} is impossible by the pixels ({share:.3g} % of the "
-        f"visible bands' DN are below {_DARK_DN:g}, down to {dn.min():g}); 0 was concluded"
+        f"the pixels rule out {SENTINEL2_DN_OFFSET:g} ({share:.3g} % of the "
+        f"visible bands' DN are below {_DARK_DN:g}, down to {dn.min():g}); using 0"
     )
 
 

@@ -337,7 +337,7 @@ def _with_concluded_offset(
     if concluded is None:
         raise unknown
     value, reason = concluded
-    note = f"nothing states the DN offset: {reason}"
+    note = f"DN offset not found in metadata or name: {reason}"
     logger.warning("%s: %s", shown(scene.path), note)
     return replace(scene, layout=replace(scene.layout, dn_offset=value), notes=(note,))
 

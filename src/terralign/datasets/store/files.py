@@ -200,7 +200,7 @@ def read_manifest(store: Path) -> Manifest:
     """Read and check a store's manifest; `DataError` names the first fault."""
     path = store / MANIFEST
     if not path.is_file():
-        raise DataError(f"{store} is no packed store: it has no {MANIFEST}")
+        raise DataError(f"{store} is not a packed store: {MANIFEST} not found")
     try:
         values = read_json(path)
         if isinstance(values, dict) and values.get("version", VERSION) != VERSION:

@@ -45,7 +45,7 @@ from terralign.datasets.store.files import (
     read_manifest,
 )
 from terralign.datasets.store.shards import Shard, plan_shards, read_encoded, read_pixels
-from terralign.errors import DataError
+from terralign.errors import DataError, counted
 from terralign.files import (
     atomic_path,
     check_free_space,
@@ -189,8 +189,8 @@ class _Packing:
         broken = [] if manifest is None else self._broken(manifest)
         if broken:
             logger.warning(
-                "%s: %d files missing or cut short, such as %s; they are made again",
-                self.store, len(broken), broken[0],
+                "%s: %s missing or cut short, such as %s: made again",
+                self.store, counted(len(broken), "file"), broken[0],
             )  # fmt: skip
         if manifest is not None and TABLE not in broken:
             self._mend(manifest, broken, num_workers)

@@ -184,7 +184,9 @@ def _unknown_model(source: str, architecture: str, separator: str) -> ModelError
 
 def _load_folder(folder: Path) -> ClipModel:
     if not (folder / CONFIG_NAME).is_file():
-        raise ModelError(f"{folder} is no space and no open_clip folder: it lacks {CONFIG_NAME}")
+        raise ModelError(
+            f"{folder} is neither a space nor an open_clip folder: {CONFIG_NAME} not found"
+        )
     model_cfg = _read_model_cfg(folder / CONFIG_NAME, str(folder))
     text_config = read_text_config(model_cfg["text_cfg"], folder=folder, what=str(folder))
     weights = folder / WEIGHTS_NAME
