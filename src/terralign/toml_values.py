@@ -52,9 +52,11 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 class Strict(BaseModel):
-    """A table of a file: frozen, without keys of other names."""
+    """A table of a file: frozen, without keys of other names, its numbers finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Holding(Strict):

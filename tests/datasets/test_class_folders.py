@@ -379,6 +379,15 @@ def test_folders_inside_a_class_folder_belong_to_the_class(root: Path) -> None:
     assert opened(root, split_list=root / "list.txt").keys == ("Sea/north/a", "Bog/c")
 
 
+def test_a_file_name_that_is_not_utf8_is_refused(root: Path) -> None:
+    try:
+        picture(root / "Sea" / "\udcff.png", seed=7)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    with pytest.raises(DataError, match=r"Sea/\\udcff.png is not UTF-8; rename the file"):
+        opened(root)
+
+
 def test_links_are_followed_and_those_that_lead_nowhere_are_refused(root: Path) -> None:
     picture(root / ".elsewhere" / "e.png", seed=7)
     (root / "Sea" / "linked.png").symlink_to(root / ".elsewhere" / "e.png")

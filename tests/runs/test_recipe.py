@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,10 @@ def test_a_misspelt_key_names_the_nearest_at_any_depth(place: str, nearest: str)
     [
         ("patch.epochs", 0, "patch.epochs: Input should be greater than or equal to 1 (given: 0)"),
         ("patch.lr", "fast", "(given: 'fast')"),
+        ("patch.lr", math.inf, "patch.lr: Input should be a finite number"),
+        ("patch.alphas", [math.nan], "Input should be a finite number"),
+        ("seed", 2**64, "seed: Input should be less than"),
+        ("name", "../../elsewhere", "name: String should match pattern"),
         ("patch.mode", "both", "'joint', 'sequential' or 'parallel' (given: 'both')"),
         ("align.0.losses", {"infonse": 1.0}, "unknown loss 'infonse'; did you mean 'infonce'?"),
         ("align.0.student.drop_path", 0.1, "drop_path has no effect on an inflated tower"),

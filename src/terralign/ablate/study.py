@@ -30,7 +30,9 @@ NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 METRICS = ("top1", "macro_map", "recall@1", "recall@10")
@@ -61,7 +63,7 @@ class Variant(_Strict):
 class Study(_Strict):
     """What is compared."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[^./\\\s][^/\\\x00-\x1f]*$")
     note: str = ""
     """What a reader of the table should know."""
     recipe: str

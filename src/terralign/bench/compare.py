@@ -150,18 +150,14 @@ def moved_job(own: Subject, reference: Subject) -> Job | None:
     The mean cosine between before and after patching, of the same samples.
     """
     before, after = reference.model.space, own.model.space
-    routes = [next((r for r in one.routes if r.tower == RGB), None) for one in (reference, own)]
-    if before is None or after is None or None in routes:
+    seen = [(one, r) for one in (reference, own) for r in one.routes if r.tower == RGB]
+    if before is None or after is None or len(seen) < 2:
         return None
     if before.clip.text_id() != after.clip.text_id():
         return None
 
     def run() -> Measured:
-        vectors = [
-            one.vectors(route)
-            for one, route in zip((reference, own), routes, strict=True)
-            if route is not None
-        ]
+        vectors = [one.vectors(route) for one, route in seen]
         value = {"value": mean_cosine(*vectors), "num_samples": len(own.samples)}
         return Measured(values=[value], note=f"against {reference.model.name}: {MOVED}")
 

@@ -101,7 +101,7 @@ class Suite(Strict):
     name: str = Field(min_length=1)
     note: str = ""
     """What a reader of the results should know."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     num_bootstrap: int = Field(default=1000, ge=1)
     """Resamples of every interval; average precision and F1 are slower and use a fifth."""
     allow_shared_samples: bool = False

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from terralign.errors import DataError
+from terralign.errors import DataError, shown
 from terralign.scenes.pictures import PICTURE_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -125,5 +125,12 @@ def _list(
                 left_out.add(path)
         elif entry.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to {os.readlink(path)}, which is missing; remove it")
+        elif not _is_utf8(entry.name):
+            raise DataError(f"the name of {shown(path)} is not UTF-8; rename the file")
         else:
             found.append(path)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be written to a file; the system keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= one <= "\udfff" for one in name)

@@ -202,10 +202,10 @@ def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
 class Recipe(Strict):
     """A whole run."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[^./\\\s][^/\\\x00-\x1f]*$")
     note: str = ""
     """What a reader of the report should know."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
     tensorboard: bool = False

@@ -19,7 +19,9 @@ class LoopSettings(BaseModel):
     """How long and how fast to train. The learning rate warms up linearly, then follows a cosine
     to zero over exactly the steps of the run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=128, ge=1)
@@ -154,7 +156,9 @@ deviations below the mean to two above it to 0-1."""
 class StudentSettings(BaseModel):
     """What the student is, before training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     backbone: str = INFLATE
     """A timm model's name, "inflate": the RGB tower over the student's bands, or "custom": an
