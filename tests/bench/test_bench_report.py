@@ -236,6 +236,7 @@ def test_a_report_is_the_same_bytes_whenever_it_is_written(folder: Path, copy: P
 def test_what_is_no_bench_or_damaged_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no results\.json"):
         report_bench(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
     measurement = copy / "measurements" / f"{'b' * 16}.json"
     damages: list[tuple[Path, Any, str]] = [
         (measurement, {"details": {**_zero_shot(0.5), "confusion": [[1]]}}, "scenes.*damaged"),

@@ -37,6 +37,7 @@ def report_bench(folder: Path, data_root: Path | None = None) -> Path:
     kept. Does nothing where the report is of the same results already. Returns the path of the
     page. Raises `StorageError` for a folder that is no bench or is damaged.
     """
+    _require_results(folder)
     with claimed(folder):
         report = read_bench(folder, data_root)
         page, stamp = folder / "report.html", f"<!-- results {_stamp(folder, report)} -->\n"
@@ -47,10 +48,7 @@ def report_bench(folder: Path, data_root: Path | None = None) -> Path:
 
 def read_bench(folder: Path, data_root: Path | None = None) -> BenchReport:
     """All that the report of a bench folder shows; pictures that are missing are made."""
-    path = folder / "results.json"
-    if not path.is_file():
-        raise StorageError(f"{folder} holds no results.json; give the folder of a bench")
-    rows = read_rows(path)
+    rows = read_rows(_require_results(folder))
     models = read_names(folder / "models.json")
     details = {name: _details(folder, name) for name in wanted_measurements(rows)}
     blocks = choose_blocks(find_examples(plain_rows(rows), details))
@@ -73,6 +71,13 @@ def read_bench(folder: Path, data_root: Path | None = None) -> BenchReport:
         prompts=_prompts(rows),
         suite_text=suite_text,
     )
+
+
+def _require_results(folder: Path) -> Path:
+    path = folder / "results.json"
+    if not path.is_file():
+        raise StorageError(f"{folder} holds no results.json; give the folder of a bench")
+    return path
 
 
 class _Point(BaseModel):
