@@ -9,13 +9,13 @@ of a bench report. It needs Chromium, and a folder that was made from the data t
 describes (`micro-clip`, EuroSAT, AID, Tiny-ImageNet, S2 L2A patches, BigEarthNet samples) by
 
     terralign run micro-real --data-root DATA --out runs/short --set patch.epochs=1 \\
-        --set 'patch.alphas=[0.5,0.8,1.0]' --set align.0.epochs=2 --set align.0.num_views=2 \\
+        --set align.0.epochs=1 --set align.0.num_views=1 \\
         --set align.1.epochs=1 --set align.1.num_views=1 \\
-        --set align.2.epochs=4 --set align.2.num_views=4
+        --set align.2.epochs=1 --set align.2.num_views=1
     terralign bench micro --models micro-clip=DATA/micro-clip short=runs/short/model \\
         --data-root DATA --out FOLDER
 
-The first of them takes some ten minutes on two cores; without its --set half an hour.
+The first of them takes some six minutes on two cores; without its --set half an hour.
 
 Look at the pictures before you commit them.
 """
