@@ -1,12 +1,24 @@
-"""A page of a report as tests read it, and names that would break out of it."""
+"""A row and a page of a report as tests write and read them, and names that would break out."""
 
 from __future__ import annotations
 
 import html.parser
+from typing import Any
+
+from terralign.evaluation.rows import Row
 
 NASTY = r'50% of \a_b & {x} #1 ~$y^2$ <script>alert("1")</script> |`*[z]` --> → ' + "'quoted'"
 
 PAIRED = ("div", "table", "details", "figure", "ol", "dl")
+
+
+def row(model: str = "base", value: float = 0.5, **changes: Any) -> Row:
+    keys: dict[str, Any] = {
+        "model": model, "tower": "rgb", "role": "patching", "dataset": "eurosat-rgb",
+        "split": "val", "task": "zero-shot", "metric": "top1", "value": value,
+        "low": value - 0.02, "high": value + 0.01, "num_samples": 1541, "chance": 0.1,
+    }  # fmt: skip
+    return Row.model_validate(keys | changes)
 
 
 class Page(html.parser.HTMLParser):

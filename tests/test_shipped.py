@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from fake_world.models import (
 )
 from fake_world.shrink import FEW, data_names, shrink
 from fakes import input_spec
+from small_sets import one_thread  # noqa: F401
 from terralign.ablate.study import Planned, load_study, plan_study
 from terralign.bench.suite import Suite, SuiteEntry, load_suite
 from terralign.cli import main
@@ -47,14 +47,6 @@ IN_THE_DEFAULT_RUN = ("paper-vit-b32",)
 
 RGB_ONLY = ("eurosat-rgb", "resisc45", "imagenet")
 """Data sets of pictures, which no sensor tower takes."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -6,18 +6,10 @@ from typing import Any
 
 import pytest
 
+from report_page import row
 from terralign.errors import DataError
 from terralign.evaluation.rows import Row
 from terralign.report.comparison import comparison_table, format_table
-
-
-def row(model: str = "base", value: float = 0.5, **changes: Any) -> Row:
-    keys: dict[str, Any] = {
-        "model": model, "tower": "rgb", "role": "patching", "dataset": "eurosat-rgb",
-        "split": "val", "task": "zero-shot", "metric": "top1", "value": value,
-        "low": value - 0.02, "high": value + 0.01, "num_samples": 1541, "chance": 0.1,
-    }  # fmt: skip
-    return Row.model_validate(keys | changes)
 
 
 def retrieval(query: str, gallery: str, **changes: Any) -> Row:

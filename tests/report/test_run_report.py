@@ -8,21 +8,10 @@ from typing import Any
 
 import pytest
 
-from report_page import NASTY, Page
-from terralign.evaluation.rows import Row
+from report_page import NASTY, Page, row
 from terralign.report.document import Answer, Card, Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
-
-
-def row(model: str, value: float, **changes: Any) -> Row:
-    keys: dict[str, Any] = {
-        "model": model, "tower": "rgb", "role": "patching", "dataset": "eurosat-rgb",
-        "split": "val", "task": "zero-shot", "metric": "top1", "value": value,
-        "low": value - 0.02, "high": value + 0.01, "num_samples": 1541, "chance": 0.1,
-    }  # fmt: skip
-    return Row.model_validate(keys | changes)
-
 
 ROWS = [
     row("base", 0.448, note=NASTY),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 from fakes import metrics_of
 from small_run import SMALL_RECIPE, small_recipe, small_values
+from small_sets import one_thread  # noqa: F401
 from terralign.cli import main
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import (
@@ -45,14 +46,6 @@ from terralign.train import finetune as finetune_module
 from terralign.versions import versions
 
 pytestmark = pytest.mark.usefixtures("figures_undrawn")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _weights(folder: Path) -> dict[str, str]:

@@ -73,8 +73,7 @@ class RunData:
             whole = open_dataset(
                 data, data_root=self.data_root, split=split, size=self.size, to_pack=pack
             )
-            entry = find_dataset(data)
-            if pack and (entry.facts.needs_root or entry.in_order):
+            if pack and ((entry := find_dataset(data)).facts.needs_root or entry.in_order):
                 whole = pack_on_use(whole, self.stores, size=self.size)
             self._sets[key] = limit_samples(with_composite(whole, composite), limit)
         return self._sets[key]

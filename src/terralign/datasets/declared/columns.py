@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from terralign.datasets.declared.declaration import Declaration
 from terralign.datasets.sample import Captions, Labels, warn_unused
 from terralign.errors import DataError, nearest
 
@@ -129,18 +130,17 @@ class Columns:
     def labels(
         self,
         settings: LabelSettings | None,
-        classes: Mapping[str, str] | None,
-        *,
-        class_list: str,
-        name: str,
+        declaration: Declaration,
+        path: Path,
         split: str,
     ) -> Labels | None:
         """The labels in a column, or in one column per class; None without `settings`.
 
-        `classes`: value -> class. A value outside them is an error that names its sample; classes
-        that no sample of the data set `name` has in this `split` are named in a warning. Spaces
-        around separated values and empty ones do not count.
+        `declaration`, `path`: the data set's, and its file, which names the class list. A value
+        outside its classes is an error that names its sample; classes that no sample has in this
+        `split` are named in a warning. Spaces around separated values and empty ones do not count.
         """
+        classes = declaration.classes
         if settings is None or classes is None:
             return None
         values: NDArray[Any]
@@ -153,8 +153,9 @@ class Columns:
         else:
             lists = pc.split_pattern(self.texts(settings.column), settings.separator)
             values = self._several(lists, classes, trimmed=True)
-        labels = Labels(values=values, class_names=tuple(classes.values()), class_list=class_list)
-        warn_unused(labels, name=name, split=split)
+        names = tuple(classes.values())
+        labels = Labels(values=values, class_names=names, class_list=path.name)
+        warn_unused(labels, name=declaration.name, split=split)
         return labels
 
     def _flags(self, classes: Mapping[str, str]) -> NDArray[np.bool_]:
