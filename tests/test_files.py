@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from terralign.errors import StorageError
 from terralign.files import (
     HASH_LENGTH,
-    MAX_JSON_BYTES,
     atomic_path,
     check_free_space,
     decode_text,
@@ -29,6 +28,7 @@ from terralign.files import (
     write_json,
     write_text,
 )
+from terralign.limits import LIMITS
 
 
 def write_and_fail(path: Path, fault: BaseException) -> None:
@@ -145,8 +145,8 @@ def test_missing_json_names_the_file(tmp_path: Path) -> None:
 def test_huge_json_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with open(path, "wb") as file:
-        file.truncate(MAX_JSON_BYTES + 1)  # a sparse file: it takes no space
-    with pytest.raises(StorageError, match="larger than 256 MiB"):
+        file.truncate(LIMITS["json_bytes"] + 1)  # a sparse file: it takes no space
+    with pytest.raises(StorageError, match="more than the limit of 256 MiB"):
         read_json(path)
 
 
@@ -256,5 +256,5 @@ def test_a_zero_byte_anywhere_is_no_text() -> None:
 
 
 def test_an_endless_file_is_refused() -> None:
-    with pytest.raises(StorageError, match="is larger than 1 MiB"):
-        read_text(Path("/dev/zero"), max_bytes=2**20)
+    with pytest.raises(StorageError, match="/dev/zero has more than the limit of 1 MiB"):
+        read_text(Path("/dev/zero"), size="toml_bytes")

@@ -18,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import StorageError, TerralignError
+from terralign.errors import StorageError, TerralignError, first_line
+from terralign.limits import beyond, limit, require
 
 try:
     import fcntl
@@ -33,11 +34,9 @@ logger = logging.getLogger(__name__)
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""
 
-MAX_JSON_BYTES = 256 * 1024 * 1024
-"""A JSON file larger than this is refused."""
-
-MAX_TEXT_BYTES = 16 * 1024 * 1024
-"""Any other text file larger than this is refused."""
+_KEY_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DOTTED_KEY = re.compile(rf"(?<![\w-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART})++")
+"""A dotted key of TOML: what `tomllib` takes for one grows with the square of its parts."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -123,20 +122,20 @@ def read_text(
     *,
     what: str = "",
     fault: type[TerralignError] = StorageError,
-    max_bytes: int = MAX_TEXT_BYTES,
+    size: str = "text_bytes",
 ) -> str:
-    """A file's text, decoded as `decode_text` does it.
+    """A file's text, decoded as `decode_text` does it. `size`: the limit of its bytes.
 
     `fault`, which names `what` ("recipe") and the file, where it is missing, too large or no text.
     """
     name = f"{what} {path}".strip()
     try:
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            data = file.read(limit(size) + 1)
     except OSError as error:
         raise fault(f"cannot read {name}: {error.strerror or error}") from error
-    if len(data) > max_bytes:
-        raise fault(f"{name} is larger than {max_bytes // 2**20} MiB")
+    if len(data) > limit(size):
+        raise fault(beyond(size, None, f"{name} has"))
     try:
         return decode_text(data)
     except ValueError as error:
@@ -182,21 +181,30 @@ def read_lines(
     return read_text(path, what=what, fault=fault).removesuffix("\n").split("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; `StorageError` names the file where it is missing, too large or damaged."""
-    text = read_text(path, max_bytes=MAX_JSON_BYTES)
-    try:
-        return parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path} is not valid JSON: {error}") from error
+def read_json(path: Path, *, what: str = "", fault: type[TerralignError] = StorageError) -> Any:
+    """The value of a JSON file; `fault` names one that is missing, too large or damaged."""
+    return parse_json(
+        read_text(path, what=what, fault=fault, size="json_bytes"),
+        name=f"{what} {path}".strip(),
+        fault=fault,
+    )
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+def parse_json(text: str, *, name: str, fault: type[TerralignError] = StorageError) -> Any:
+    """The value of a JSON text. `name`: what it is and where it is from, for `fault`.
 
-    Raises `ValueError` (or `RecursionError`) where it is damaged, or holds half of a surrogate
-    pair, which no file can be written with.
+    `fault` where it is damaged, nested too deeply, of more values than the limit, or holds half of
+    a surrogate pair, which no file can be written with.
     """
+    num_values = text.count(",") + text.count("[") + text.count("{")
+    require("json_values", num_values, f"{name} holds", fault=fault)
+    try:
+        return _whole_json(text)
+    except (ValueError, RecursionError) as error:
+        raise fault(f"{name} is not valid JSON: {first_line(error)}") from error
+
+
+def _whole_json(text: str) -> Any:
     value = json.loads(text)
     if re.search(r"\\u[dD][89a-fA-F]", text):
         json.dumps(value, ensure_ascii=False).encode()
@@ -219,7 +227,9 @@ def read_toml(
 ) -> dict[str, Any]:
     """The values of a TOML file; `fault` as for `read_text`, or with the line that is no TOML."""
     return parse_toml(
-        read_text(path, what=what, fault=fault), name=f"{what} {path}".strip(), fault=fault
+        read_text(path, what=what, fault=fault, size="toml_bytes"),
+        name=f"{what} {path}".strip(),
+        fault=fault,
     )
 
 
@@ -227,9 +237,11 @@ def parse_toml(
     text: str, *, name: str, fault: type[TerralignError] = StorageError
 ) -> dict[str, Any]:
     """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
+    num_parts = max((key.count(".") + 1 for key in _DOTTED_KEY.findall(text)), default=1)
+    require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise fault(f"{name} is not valid TOML: {error}{_typographic(text, str(error))}") from error
 
 

@@ -411,7 +411,7 @@ def test_names_and_texts_that_are_no_utf8_are_named(root: Path) -> None:
         opened(root)
     texts = b'{"texts": ["\\ud800"], "day": null}'
     write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "json": texts}})
-    with pytest.raises(DataError, match=r"sample 'k3', .json is damaged: .*surrogates"):
+    with pytest.raises(DataError, match=r"sample 'k3', .json is not valid JSON: .*surrogates"):
         opened(root)
 
 

@@ -12,8 +12,8 @@ from rasterio import Affine
 
 from imagery import read_chip
 from terralign.errors import DataError, SensorError
+from terralign.limits import LIMITS
 from terralign.scenes.declared import Declared
-from terralign.scenes.product_metadata import MAX_XML_BYTES
 from terralign.scenes.scene import read_geotiff
 from terralign.sensors import SENSORS, Sensor
 
@@ -150,7 +150,7 @@ def test_only_the_offsets_of_the_files_bands_must_agree(tmp_path: Path) -> None:
         ('<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a><a/>'.encode("utf-16"), "<!DOCTYPE"),
         (b"<a><b></a>", "is damaged"),
         (b"", "is damaged"),
-        (b"<a>" + b" " * MAX_XML_BYTES + b"</a>", "more than the limit"),
+        (b"<a>" + b" " * LIMITS["xml_bytes"] + b"</a>", "more than the limit"),
         (l2a_xml({3: "many"}).encode(), "'many'; expected a number"),
         (l2a_xml({3: "nan"}).encode(), "'nan'; expected a number"),
         (l2a_xml({13: -1000}).encode(), "band_id '13'"),

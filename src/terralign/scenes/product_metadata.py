@@ -24,12 +24,10 @@ import numpy as np
 
 from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, shown
 from terralign.files import read_text
+from terralign.limits import limit, require
 from terralign.scenes.geotiff import items_of
 from terralign.scenes.product_names import eo_browser_day
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
-
-MAX_XML_BYTES = 2 * 1024**2
-"""A larger metadata file is refused; real ones have some 60 kB."""
 
 _BAND_OF_ID = {str(index): name for index, name in enumerate(SENSORS["sentinel2-l1c"].band_names)}
 """The metadata count the 13 bands of L1C, at both levels; B8A comes after B08."""
@@ -151,12 +149,8 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
 
 
 def _parse_xml(file: Path, size: int) -> ET.Element:
-    if size > MAX_XML_BYTES:
-        raise DataError(
-            f"{shown(file)} has {size} bytes, more than the limit of {MAX_XML_BYTES}; "
-            "that is no product metadata"
-        )
-    text = read_text(file, fault=DataError, max_bytes=MAX_XML_BYTES)
+    require("xml_bytes", size, f"{shown(file)} has", todo="check that it is product metadata")
+    text = read_text(file, fault=DataError, size="xml_bytes")
     for declaration in ("<!DOCTYPE", "<!ENTITY"):
         if declaration in text:
             raise DataError(
@@ -205,7 +199,7 @@ def earth_engine_product(folder: Path) -> tuple[str, ...]:
     """
     path = folder / "metadata.json"
     try:
-        if not path.is_file() or path.stat().st_size > MAX_XML_BYTES:
+        if not path.is_file() or path.stat().st_size > limit("xml_bytes"):
             return ()
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):

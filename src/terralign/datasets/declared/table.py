@@ -64,7 +64,8 @@ from terralign.datasets.file_set import Decode, PathSet
 from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
 from terralign.errors import DataError, first_line, nearest
-from terralign.files import MAX_JSON_BYTES, hash_file, read_text
+from terralign.files import hash_file, read_text
+from terralign.limits import limit
 from terralign.scenes.pictures import Size, describe_size
 
 logger = logging.getLogger(__name__)
@@ -412,8 +413,8 @@ def _read_csv(path: Path, columns: Sequence[str], delimiter: str, start: bytes) 
         _require_columns(path, columns, names)
         return pa_csv.read_csv(path, convert_options=texts, **options)
     except pa.ArrowException as error:
-        if "UTF8" in str(error) and path.stat().st_size <= MAX_JSON_BYTES:  # names the line
-            read_text(path, what="table", fault=DataError, max_bytes=MAX_JSON_BYTES)
+        if "UTF8" in str(error) and path.stat().st_size <= limit("json_bytes"):  # names the line
+            read_text(path, what="table", fault=DataError, size="json_bytes")
         raise DataError(
             f"table {path} cannot be read with {delimiter!r} between columns: {first_line(error)}"
         ) from error

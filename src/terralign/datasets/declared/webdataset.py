@@ -73,6 +73,7 @@ from terralign.datasets.sample import Place
 from terralign.datasets.split import Split
 from terralign.errors import DataError, first_line, nearest, printable
 from terralign.files import decode_text, parse_json
+from terralign.limits import require
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size
 from terralign.scenes.read import MAX_CHIP_BYTES
@@ -80,7 +81,6 @@ from terralign.scenes.read import MAX_CHIP_BYTES
 logger = logging.getLogger(__name__)
 
 MAX_TARS = 1_000_000
-MAX_TEXT_BYTES = 16 * 1024**2
 """A larger member of text is refused."""
 MAX_HEADER_BYTES = 1024**2
 """A tar whose extended headers (long names and the like) are larger is refused."""
@@ -329,15 +329,14 @@ def _list_samples(
 
 def _text_of(content: bytes, field: str | None, what: str) -> Any:
     """The text of a member, or a text or list of texts in its JSON; None for null."""
-    if len(content) > MAX_TEXT_BYTES:
-        raise DataError(f"{what} has more than the limit of {MAX_TEXT_BYTES // 2**20} MiB")
+    require("text_bytes", len(content), f"{what} has")
     try:
         text = decode_text(content)
-        if field is None:
-            return text.strip()
-        parsed = parse_json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{what} is damaged: {first_line(error)}") from error
+    if field is None:
+        return text.strip()
+    parsed = parse_json(text, name=what, fault=DataError)
     if not isinstance(parsed, dict):
         raise DataError(f"{what} is no object of JSON")
     if field not in parsed:

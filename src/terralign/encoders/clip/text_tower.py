@@ -22,7 +22,8 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from torch import Tensor
 
 from terralign.errors import ModelError, TerralignError, first_line
-from terralign.files import MAX_JSON_BYTES, read_json, write_json
+from terralign.files import read_json, write_json
+from terralign.limits import require
 
 TEXT_CONFIG_NAME = "text_config.json"
 """The configuration of a space's text tower, so that it is built again with no network."""
@@ -191,8 +192,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     if not found:
         raise FileNotFoundError(f"{source} has no tokenizer.json or the like")
     for path in found:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB")
+        require("json_bytes", path.stat().st_size, f"{path} has", fault=ModelError)
         shutil.copyfile(path, target / path.name)
     config_path = target / "tokenizer_config.json"
     config = read_json(config_path) if config_path.is_file() else {}

@@ -1,0 +1,87 @@
+"""What readers take of one file at most, so that no file takes all memory or time.
+
+A machine with 4 GB of memory survives each limit. The environment variable `TERRALIGN_LIMITS`
+changes them: `TERRALIGN_LIMITS=picture_pixels=4e8,array_bytes=8GiB`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+
+from terralign.errors import DataError, RecipeError, TerralignError, nearest, printable
+
+VARIABLE = "TERRALIGN_LIMITS"
+"""The environment variable that changes limits: NAME=NUMBER, separated by commas."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+LIMITS: dict[str, int] = {
+    "json_bytes": 256 * 2**20,  # of one JSON file
+    "json_values": 10_000_000,  # numbers, texts, lists and tables in it
+    "text_bytes": 16 * 2**20,  # of any other text file
+    "toml_bytes": 2**20,  # of one TOML file
+    "toml_key_parts": 64,  # of a dotted key
+    "xml_bytes": 2 * 2**20,  # of one metadata file of a product
+}
+"""The limits by name. Those in bytes end with `_bytes`; all others are counts."""
+
+
+def limit(name: str) -> int:
+    """A limit, as `TERRALIGN_LIMITS` sets it; `RecipeError` where that is not understood."""
+    return _changed(os.environ.get(VARIABLE, "")).get(name, LIMITS[name])
+
+
+def require(
+    name: str, given: int, what: str, *, fault: type[TerralignError] = DataError, todo: str = ""
+) -> None:
+    """Raise `fault` where `given` is more than the limit `name`.
+
+    `what` begins the message ("FILE has 12x8 pixels:"); `todo`: the remedy.
+    """
+    if given > limit(name):
+        raise fault(beyond(name, given, what, todo=todo))
+
+
+def beyond(name: str, given: int | None, what: str, *, todo: str = "") -> str:
+    """The message of a limit that is exceeded. `given`: None where it was not counted further."""
+    most = limit(name)
+    found = f"{what}{'' if given is None else ' ' + _shown(name, given) + ','}"
+    setting = f"{VARIABLE}={name}={_round(given or most)}"
+    return (
+        f"{found} more than the limit of {_shown(name, most)}; "
+        f"{todo + ', or ' if todo else ''}set {setting} if you trust the file"
+    )
+
+
+def _shown(name: str, number: int) -> str:
+    if not name.endswith("_bytes"):
+        return f"{number:,} {name.rpartition('_')[2]}"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number} bytes"
+
+
+def _round(number: int) -> str:
+    """A setting that is at least the number, with two digits."""
+    size = 10 ** max(0, len(str(number)) - 2)
+    return f"{math.ceil((number + 1) / size) * size:.15g}"
+
+
+@functools.lru_cache(maxsize=1)
+def _changed(text: str) -> dict[str, int]:
+    changed = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        name, _, value = (one.strip() for one in part.partition("="))
+        if name not in LIMITS:
+            raise RecipeError(f"{VARIABLE}: no limit {printable(name)!r}; {nearest(name, LIMITS)}")
+        found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([a-z]*)", value.lower())
+        if found is None or found[2] not in _UNITS:
+            raise RecipeError(
+                f"{VARIABLE}: {name} is {printable(value)!r}; expected a number, as in 4e8 or 2GiB"
+            )
+        changed[name] = int(float(found[1]) * _UNITS[found[2]])
+    return changed
