@@ -119,9 +119,9 @@ def enlarge(
 
     `into` holds, throughout, the number that stands for no data, also in `pixels`. `top` and
     `left`: where it begins, in fine pixels from the first of `pixels`; `shift`: where the band's
-    own corner lies in the fine grid (rows, columns), 0 where `factor` is 1. Bilinear: a fine pixel is valid
-    where the coarse one that it lies in is, and blends the valid ones among the four around it.
-    Whole numbers are blended exactly, halves are rounded up, as GDAL does up to its own rounding,
+    own corner lies in the fine grid (rows, columns), 0 where `factor` is 1. Bilinear: a fine pixel
+    is valid where the coarse one that it lies in is, and blends the valid ones among the four
+    around it. Whole numbers are blended exactly, halves are rounded up, as GDAL does up to its own rounding,
     in a fifth of its time.
     """
     nothing = into.flat[0]
