@@ -121,8 +121,8 @@ def enlarge(
     `left`: where it begins, in fine pixels from the first of `pixels`; `shift`: where the band's
     own corner lies in the fine grid (rows, columns), 0 where `factor` is 1. Bilinear: a fine pixel
     is valid where the coarse one that it lies in is, and blends the valid ones among the four
-    around it. Whole numbers are blended exactly, halves are rounded up, as GDAL does up to its own rounding,
-    in a fifth of its time.
+    around it. Whole numbers are blended exactly, halves are rounded up, as GDAL does up to its own
+    rounding, in a fifth of its time.
     """
     nothing = into.flat[0]
     if factor == 1:

@@ -125,9 +125,9 @@ class Scene:
         `bands`: some of the scene's, in any order; only they are read. Coarse bands are enlarged to
         the scene's grid bilinearly (see `scenes.resolution`). Pixels come as the file has them
         where they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the
-        sensor's no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`, alpha), or
-        not finite. Raises `DataError` where the window does not lie within
-        the scene, the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
+        sensor's no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`,
+        alpha), or not finite. Raises `DataError` where the window does not lie within the scene,
+        the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
         `SensorError` for bands that the scene does not have.
         """
         whole = Window(row=0, column=0, height=self.height, width=self.width)
