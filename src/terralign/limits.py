@@ -28,6 +28,11 @@ LIMITS: dict[str, int] = {
     "text_bytes": 16 * 2**20,  # of any other text file
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
+    "stac_items": 100_000,  # of one item collection
+    "stac_assets": 1_000,  # of one STAC item
+    "geometry_points": 100_000,  # of one footprint
+    "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
+    "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from rasterio.io import MemoryFile
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
+from terralign.scenes.archives import gdal_name, in_archive
+from terralign.scenes.remote import RemoteRaster, explain_remote
 
 _warnings_lock = threading.Lock()
 
@@ -93,21 +95,58 @@ _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """First bytes of JPEG 2000 files and codestreams."""
 
 
+Place = Path | RemoteRaster
+"""Where a raster is: a file, one in a zip (see `archives`), or an address."""
+
+
 @contextmanager
-def open_raster(path: Path) -> Iterator[Any]:
+def open_raster(path: Place) -> Iterator[Any]:
     """An open GeoTIFF or JPEG 2000 file, by these two drivers of GDAL only, as `open_geotiff`."""
-    jpeg2000 = first_bytes(path, 12).startswith(_JP2)
-    _require_utf8(path)
+    jpeg2000 = path.name.lower().endswith((".jp2", ".j2k"))
+    settings: dict[str, str] = {}
+    if isinstance(path, RemoteRaster):
+        name, settings = path.address()
+    elif (member := in_archive(path)) is not None:
+        name = gdal_name(*member)
+    else:
+        name = str(path)
+        jpeg2000 = first_bytes(path, 12).startswith(_JP2)
+        _require_utf8(path)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
-    with _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind) as source:
+
+    def opening() -> Any:
+        with rasterio.Env(**{key: one for key, one in settings.items() if key not in os.environ}):
+            return rasterio.open(name, driver=driver)
+
+    if isinstance(path, RemoteRaster):
+        with closing(_opened_remote(path, name, opening, kind)) as source:
+            yield source
+        return
+    with _opened(opening, shown(path), kind=kind) as source:
         yield source
+
+
+def _opened_remote(raster: RemoteRaster, name: str, opening: Callable[[], Any], kind: str) -> Any:
+    """Without the lock that `_opened` takes: several are opened at the same time.
+
+    The dataset is to be closed, not left as a context, which would end rasterio's settings of
+    another thread.
+    """
+    try:
+        return opening()
+    except (RasterioError, OSError, ValueError) as error:
+        text = first_line(error).replace(name, str(raster)).replace(f"'{raster}'", "it is")
+        text = text.removeprefix("it is ")
+        raise DataError(
+            explain_remote(raster, f"{raster} is not a readable {kind}: {text}")
+        ) from error
 
 
 MAX_BLOCK_BYTES = 1024**3
 """A file whose blocks take more memory than this each is refused; they are read one at a time."""
 
 
-def require_small_blocks(path: Path, source: Any) -> None:
+def require_small_blocks(path: Place, source: Any) -> None:
     """Raise `DataError` where blocks of an open dataset are larger than `MAX_BLOCK_BYTES`."""
     for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True):
         num_bytes = height * width * np.dtype(dtype).itemsize
