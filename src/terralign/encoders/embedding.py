@@ -26,6 +26,7 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError
+from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
@@ -42,6 +43,10 @@ Errors = Literal["raise", "skip"]
 
 NUM_SHOWN_PROGRESS = 64
 """A source of so many windows shows its progress."""
+
+
+MAX_BATCH_BYTES = 128 * 2**20
+"""Chips that take more than this together wait for no others, however many a batch may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +118,9 @@ def _embed_each(
             windows = source.windows(size, window)
             if not warned and window is None and source.is_numbers:
                 warned = _warn_of_shrinking(source, size)
-            for chip in _chips(space, source, number, windows, name):
-                ready += batch.add(chip)
+            with enough_memory(source.key, todo="cut it into windows (window=)"):
+                for chip in _chips(space, source, number, windows, name):
+                    ready += batch.add(chip)
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
                 raise
@@ -182,6 +188,14 @@ def _chips(
                 continue
             if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
                 chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
+            if window is None and not source.is_numbers:
+                # Beside the numbers: the tower's, which are float32, and masks of both.
+                require(
+                    "chip_bytes",
+                    chip.numel() * (chip.element_size() + 7),
+                    f"{source.key} as a whole needs",
+                    todo="cut it into windows (window=)",
+                )
             of = {
                 "key": source.name_of(window),
                 "source_key": source.key,
@@ -233,12 +247,14 @@ class _Batch:
     def __init__(self, space: EmbeddingSpace, size: int, *, normalize: bool) -> None:
         self._space, self._size, self._normalize = space, size, normalize
         self._chips: list[_Waiting] = []
+        self._num_bytes = 0
 
     def add(self, chip: _Waiting) -> Iterator[EmbeddedChip]:
         if self._chips and self._chips[0].kind != chip.kind:
             yield from self.flush()
         self._chips.append(chip)
-        if len(self._chips) == self._size:
+        self._num_bytes += chip.pixels.nbytes
+        if len(self._chips) == self._size or self._num_bytes > MAX_BATCH_BYTES:
             yield from self.flush()
 
     def drop(self, source_number: int) -> None:
@@ -246,11 +262,13 @@ class _Batch:
         self._chips = [chip for chip in self._chips if chip.source_number != source_number]
 
     def flush(self) -> Iterator[EmbeddedChip]:
-        chips, self._chips = self._chips, []
+        chips, self._chips, self._num_bytes = self._chips, [], 0
         if not chips:
             return
         tower = chips[0].tower
-        pixels = torch.stack([chip.pixels for chip in chips])
+        pixels = chips[0].pixels[None]
+        if len(chips) > 1:
+            pixels = torch.stack([chip.pixels for chip in chips])
         vectors = self._space.encode_layout(pixels, chips[0].layout, tower=tower)
         if self._normalize:
             vectors = F.normalize(vectors, dim=-1)

@@ -20,7 +20,13 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import grid_of, open_raster, require_small_blocks
+from terralign.scenes.geotiff import (
+    MaskRules,
+    grid_of,
+    mask_rules,
+    open_raster,
+    require_small_blocks,
+)
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
@@ -190,16 +196,22 @@ class BandFiles:
         bands = [self.bands[name] for name in layout.bands]
         with ExitStack() as stack:
             sources = [stack.enter_context(open_raster(band.path)) for band in bands]
-            yield lambda window: self._read(window, layout, bands, sources)
+            rules = [mask_rules(source, (1,)) for source in sources]
+            yield lambda window: self._read(window, layout, bands, sources, rules)
 
     def _read(
-        self, window: Window, layout: PixelLayout, bands: Sequence[_Band], sources: Sequence[Any]
+        self,
+        window: Window,
+        layout: PixelLayout,
+        bands: Sequence[_Band],
+        sources: Sequence[Any],
+        rules: Sequence[MaskRules],
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         nodata = layout.sensor.nodata if layout.units == "dn" else None
         nothing = nodata if np.issubdtype(self.dtype, np.integer) else math.nan
         shape = (len(bands), window.height, window.width)
         pixels = np.full(shape, nothing, dtype=self.dtype)
-        for band, source, channel in zip(bands, sources, pixels, strict=True):
+        for band, source, channel, rule in zip(bands, sources, pixels, rules, strict=True):
             read_enlarged(
                 source,
                 channel,
@@ -209,6 +221,7 @@ class BandFiles:
                 origin=band.origin,
                 shift=band.shift,
                 mask_index=band.mask_index,
+                rules=rule,
             )
         valid: NDArray[np.bool_] = np.isfinite(pixels)
         if nodata is not None:

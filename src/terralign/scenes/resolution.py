@@ -18,7 +18,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from terralign.errors import DataError, first_line
-from terralign.scenes.geotiff import valid_by_file
+from terralign.scenes.geotiff import MaskRules, valid_by_file
 
 _FLAT = "EPSG:3857"
 """Both sides of an enlargement, which is about rows and columns only."""
@@ -34,13 +34,14 @@ def read_enlarged(
     origin: str,
     shift: tuple[float, float] = (0.0, 0.0),
     mask_index: int | None = None,
+    rules: MaskRules | None = None,
 ) -> None:
     """Read a window of a dataset's first band into an array (H, W) of the fine grid.
 
     `source`: an open rasterio dataset whose pixels are `factor` times as wide as the array's; `top`
     and `left`: the window's corner in pixels of the fine grid; `shift`: where the band's own corner
     lies in it (rows, columns), 0 where `factor` is 1. `mask_index`: a band that is 0 where there is
-    no data. `into` holds, throughout, the number
+    no data; `rules`: `mask_rules` of the first band, where several windows are read. `into` holds, throughout, the number
     that stands for no data; it stays where the band has that number, or no data (see
     `valid_by_file`). Coarse bands are enlarged bilinearly, and no data is not mixed into its
     neighbours. Only the pixels that are needed are read. `DataError` names `origin` where they are
@@ -57,7 +58,7 @@ def read_enlarged(
     try:
         window = Window(column, row, stop_column - column, stop_row - row)
         pixels = source.read(1, window=window)
-        valid = valid_by_file(source, pixels[None], window=window)[0]
+        valid = valid_by_file(source, pixels[None], window=window, rules=rules)[0]
         if mask_index is not None:
             valid &= source.read(mask_index, window=window) > 0
         if factor == 1:
