@@ -505,7 +505,9 @@ def _channels_first(picture: Image.Image) -> NDArray[np.uint8]:
 
 def _joined(picture: Image.Image, valid: _Mask) -> Picture:
     """Pixels and their mask as one array."""
-    pixels = _channels_first(picture)
     if valid is None or valid.all():
-        return pixels
-    return np.where(valid, pixels, np.float32(np.nan))
+        return _channels_first(picture)
+    pixels = np.full((3, *valid.shape), np.nan, np.float32)
+    for rows in _strips(*picture.size):
+        np.copyto(pixels[:, rows], _rows_of(picture, rows).transpose(2, 0, 1), where=valid[rows])
+    return pixels

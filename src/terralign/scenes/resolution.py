@@ -41,11 +41,11 @@ def read_enlarged(
     `source`: an open rasterio dataset whose pixels are `factor` times as wide as the array's; `top`
     and `left`: the window's corner in pixels of the fine grid; `shift`: where the band's own corner
     lies in it (rows, columns), 0 where `factor` is 1. `mask_index`: a band that is 0 where there is
-    no data; `rules`: `mask_rules` of the first band, where several windows are read. `into` holds, throughout, the number
-    that stands for no data; it stays where the band has that number, or no data (see
-    `valid_by_file`). Coarse bands are enlarged bilinearly, and no data is not mixed into its
-    neighbours. Only the pixels that are needed are read. `DataError` names `origin` where they are
-    damaged.
+    no data; `rules`: `mask_rules` of the first band, where several windows are read. `into` holds,
+    throughout, the number that stands for no data; it stays where the band has that number, or no
+    data (see `valid_by_file`). Coarse bands are enlarged bilinearly, and no data is not mixed into
+    its neighbours. Only the pixels that are needed are read. `DataError` names `origin` where they
+    are damaged.
     """
     nothing = into.flat[0].item()
     height, width = into.shape
