@@ -25,9 +25,11 @@ LIMITS: dict[str, int] = {
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
+    "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "text_bytes": 16 * 2**20,  # of any other text file
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
+    "toml_levels": 80,  # of tables and lists within each other
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""
