@@ -88,7 +88,7 @@ def run_study(
     for one in planned:
         method_settings(one)
     check_data_root(data_root)
-    with claimed(folder):
+    with claimed(folder, begins_with=("study.toml",)):
         progress = _Study(
             study, folder, data_root, device,
             cache=shared or folder / "shared", stores=stores or folder / "stores",

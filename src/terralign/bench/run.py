@@ -104,7 +104,7 @@ def run_bench(
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
-    with claimed(out):
+    with claimed(out, begins_with=("suite.toml", "versions.json")):
         keep_suite(suite, out, data_root)
         before = _rows_before(out)
         measuring = {**versions(), "device": device, "threads": str(torch.get_num_threads())}
