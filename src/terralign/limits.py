@@ -19,6 +19,7 @@ VARIABLE = "TERRALIGN_LIMITS"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 LIMITS: dict[str, int] = {
+    "array_bytes": 2**30,  # of the arrays in one NumPy file
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "json_bytes": 256 * 2**20,  # of one JSON file
