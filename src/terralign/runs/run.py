@@ -36,7 +36,14 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import atomic_folder, claimed, read_json, write_json, write_text
+from terralign.files import (
+    atomic_folder,
+    claimed,
+    read_json,
+    require_folder,
+    write_json,
+    write_text,
+)
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
@@ -91,6 +98,9 @@ def run_recipe(
     which runs that have stages in common share. Raises `RecipeError` for a folder
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
+    for place in (stores, cache):
+        if place is not None:
+            require_folder(place)
     with claimed(folder, begins_with=BEFORE_WORK):
         keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"

@@ -66,14 +66,16 @@ def _require_utf8(path: Path) -> None:
 
 
 @contextmanager
-def open_geotiff(path: Path) -> Iterator[Any]:
+def open_geotiff(path: Path, *, num_threads: int = 1) -> Iterator[Any]:
     """An open rasterio dataset, by the GeoTIFF driver only: no file can make GDAL open another.
 
-    Raises `DataError` where the file is missing or no GeoTIFF.
+    `num_threads`: decode the blocks of one reading at the same time. Raises `DataError` where the
+    file is missing or no GeoTIFF.
     """
     require_file(path)
     _require_utf8(path)
-    with _opened(lambda: _open_file(path), shown(path)) as source:
+    threads = {} if num_threads == 1 else {"NUM_THREADS": str(num_threads)}
+    with _opened(lambda: _open_file(path, **threads), shown(path)) as source:
         yield source
 
 
@@ -88,12 +90,12 @@ def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
         yield source
 
 
-def _open_file(path: Path) -> Any:
+def _open_file(path: Path, **options: str) -> Any:
     """A GeoTIFF opened by rasterio, once its tags and what lies beside it were looked at."""
     _check_beside(path)
     with open(path, "rb") as file:
         _check_pages(file, shown(path))
-    return rasterio.open(path, driver="GTiff")
+    return rasterio.open(path, driver="GTiff", **options)
 
 
 def _check_pages(file: IO[bytes], what: str) -> None:
