@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 from pathlib import Path
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 from terralign.errors import RecipeError, first_line
 
 logger = logging.getLogger(__name__)
+
+MAX_READERS = 16
+"""Threads that read for one device: beyond, the interpreter's lock is what they wait for."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
@@ -47,8 +52,22 @@ def choose_threads(requested: int | None = None) -> int:
 
 
 def num_readers(device: torch.device) -> int:
-    """Threads that read and prepare batches: one beside a CPU's own work, several for a GPU."""
-    return 1 if device.type == "cpu" else max(1, min(8, available_cores() - 1))
+    """Threads that read batches: one beside a CPU's own work, all cores but one for a GPU."""
+    return 1 if device.type == "cpu" else max(1, min(MAX_READERS, available_cores() - 1))
+
+
+def compute_alone() -> None:
+    """Let torch compute with one thread in the calling thread, whatever it uses in others.
+
+    Readers call it: else each would start as many intra-op threads as the model computes with.
+    """
+    torch.get_num_threads()  # which makes torch set this thread's number, once
+    _thread_pools().limit(limits=1, user_api="openmp")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def keep_freed_memory() -> None:

@@ -117,7 +117,7 @@ class _Learner(nn.Module):
         self.heads = heads
         self._label_smoothing = label_smoothing
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         with torch.set_grad_enabled(not self._frozen):
             features = self._tower[0](batch.pixels)
@@ -126,7 +126,7 @@ class _Learner(nn.Module):
             loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._label_smoothing)
         else:
             loss = F.binary_cross_entropy_with_logits(logits, batch.labels.float())
-        return loss, {"label": float(loss.detach())}
+        return loss, {"label": loss}
 
 
 def probe_then_finetune(
