@@ -175,6 +175,7 @@ def probe_then_finetune(
         identity={"stage": "probed-finetune", "heads": hash_module(heads), **identity},
         seed=seed, label="linear probe, tower",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
+        tower=tower,
     )  # fmt: skip
     return LinearProbeResult(
         probe_heads=probe_heads,

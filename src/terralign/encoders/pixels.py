@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
+from terralign.compute import inferring
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import (
     InputSpec,
@@ -121,7 +122,7 @@ def ready_pixels(pixels: Tensor, layout: PixelLayout, spec: InputSpec, *, tower:
 
 def encode_ready(module: nn.Module, ready: Tensor) -> Tensor:
     """(B, D) float32 outputs of a tower, on the CPU, of ready pixels on its device."""
-    with torch.inference_mode():
+    with inferring(ready.device):
         embedded: Tensor = module(ready)
     return embedded.float().cpu().clone()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from terralign import progress
-from terralign.compute import choose_device
+from terralign.compute import choose_device, choose_inference, compute_deterministically
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
@@ -150,6 +150,9 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
+        choose_inference(self.recipe.inference)
+        if self.recipe.deterministic:
+            compute_deterministically()
         if (settings := self.recipe.base.pretrain) is None:
             base = self._existing_base()
             self._open(picture_size(base.input_spec()))

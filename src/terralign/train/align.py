@@ -223,7 +223,7 @@ def align(
         identity=depends, seed=seed, label=f"align {student.config.name}",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
         validate=validate if validation is not None else None,
-        tensorboard=tensorboard,
+        tower=student, tensorboard=tensorboard,
     )  # fmt: skip
 
 

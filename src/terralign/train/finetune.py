@@ -265,7 +265,7 @@ def finetune(
     fit(
         learner, batches, settings, folder,
         identity=finetune_depends(clip, tasks, settings, preserve_on=preserve_on, seed=seed),
-        seed=seed, label="patch", tensorboard=tensorboard,
+        seed=seed, label="patch", tower=learner.visual, tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return on_cpu(learner.visual.state_dict())

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from terralign.compute import in_precision
 from terralign.errors import Interrupted, RecipeError, TrainingError
 from terralign.feed import Raw, feed
 from terralign.files import hash_json
@@ -164,6 +165,7 @@ def fit(
     label: str,
     set_mode: Callable[[nn.Module], object] = nn.Module.train,
     validate: Callable[[], float] | None = None,
+    tower: nn.Module | None = None,
     tensorboard: bool = False,
 ) -> FitResult:
     """Train `learner` in place, or resume where an earlier call stopped.
@@ -173,8 +175,9 @@ def fit(
     Its parameters are trained and kept. `folder` takes `last.pt`, `best.pt` and `metrics.jsonl`.
     `identity`: everything that the result depends on (settings, data, initial weights); a
     checkpoint of another one is refused. `set_mode` puts the learner into training mode (and keeps
-    batch norms frozen, say). `validate`: higher is better. Raises `Interrupted` after saving, on
-    SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
+    batch norms frozen, say). `validate`: higher is better. `tower`: the part of the learner that is
+    compiled, or checkpoints its gradients, where the settings ask for it. Raises `Interrupted`
+    after saving, on SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
     """
     num_steps = settings.epochs * batches.steps_per_epoch
     _check_settings(settings, num_steps, validate is not None)
@@ -198,6 +201,7 @@ def fit(
 
     set_mode(learner)
     with (
+        _arranged(tower, settings, device),
         closing(checkpoints),
         closing(
             MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
@@ -246,6 +250,35 @@ def fit(
     return FitResult(num_steps=num_steps, resumed_at=first, best=best)
 
 
+@contextmanager
+def _arranged(
+    tower: nn.Module | None, settings: LoopSettings, device: torch.device
+) -> Iterator[None]:
+    """The tower as `compile` and `gradient_checkpointing` ask for it, within the block."""
+    backbone = getattr(tower, "backbone", tower)
+    set_checkpointing = getattr(backbone, "set_grad_checkpointing", None)
+    if settings.gradient_checkpointing and set_checkpointing is None:
+        raise RecipeError(
+            f"gradient_checkpointing has no effect on {type(backbone).__name__}, which has no such "
+            "mode; leave it out"
+        )
+    if settings.compile and tower is None:
+        raise RecipeError("compile has no effect where no tower is trained; leave it out")
+    if tower is not None and device.type == "cuda" and max(v.ndim for v in tower.parameters()) < 5:
+        tower.to(memory_format=torch.channels_last)
+    try:
+        if settings.gradient_checkpointing and set_checkpointing is not None:
+            set_checkpointing(True)
+        if settings.compile and tower is not None:
+            tower.compile()
+        yield
+    finally:
+        if settings.gradient_checkpointing and set_checkpointing is not None:
+            set_checkpointing(False)
+        if settings.compile and tower is not None:
+            tower._compiled_call_impl = None
+
+
 def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool) -> None:
     if settings.decay == "all" and settings.weight_decay == 0:
         raise RecipeError('decay = "all" has no effect with weight_decay = 0; leave it out')
@@ -273,9 +306,7 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     figures: list[tuple[str, Tensor, float]] = []
     for part in batch.split(min(settings.accumulate, len(batch))):
-        with torch.autocast(
-            part.pixels.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
-        ):
+        with in_precision(settings.precision, part.pixels.device):
             loss, of_part = learner(part)
         share = len(part) / len(batch)
         (loss * share).backward()

@@ -106,7 +106,7 @@ def pretrain(
     fit(
         _Learner(clip), batches, settings, folder,
         identity=pretrain_depends(samples, settings, seed=seed),
-        seed=seed, label="pretrain", tensorboard=tensorboard,
+        seed=seed, label="pretrain", tower=clip.visual, tensorboard=tensorboard,
     )  # fmt: skip
     model.eval().requires_grad_(False)
     with torch.no_grad():

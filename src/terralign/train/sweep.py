@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from terralign.compute import inferring
 from terralign.datasets.feeding import feed_samples
 from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
@@ -72,6 +73,7 @@ def sweep(
     curve of a task, so that no task is swept twice.
     """
     tasks = [*validation, *supported]
+    make = _remembered(make, len(alphas), device=next(clip.model.parameters()).device)
 
     def values_of(task: PatchingTask) -> dict[str, float]:
         def measure() -> dict[str, Any]:
@@ -91,6 +93,27 @@ def sweep(
         )
         for alpha in alphas
     )
+
+
+def _remembered(
+    make: Callable[[float], StateDict], num_alphas: int, *, device: torch.device
+) -> Callable[[float], StateDict]:
+    """`make`, whose weights are kept for the next data where those of all alphas fit in memory."""
+    if device.type == "cuda":
+        limit_bytes = torch.cuda.mem_get_info(device)[0] // 2
+    else:
+        limit_bytes = READY_LIMIT_BYTES
+    kept: dict[float, StateDict] = {}
+
+    def remembered(alpha: float) -> StateDict:
+        if alpha in kept:
+            return kept[alpha]
+        state = make(alpha)
+        if num_alphas * sum(value.nbytes for value in state.values()) <= limit_bytes:
+            kept[alpha] = state
+        return state
+
+    return remembered
 
 
 def task_values(
@@ -153,7 +176,7 @@ def ready_pieces(
 def embed_ready(visual: nn.Module, batch: Tensor) -> Tensor:
     """(B, D) float32 features, on the CPU, of pixels (B, 3, H, W) ready for the tower."""
     visual.eval()
-    with torch.inference_mode():
+    with inferring(batch.device):
         features: Tensor = visual(batch)
     return features.float().cpu()
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout
+from terralign.compute import inference_depends, inferring
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
@@ -71,9 +72,10 @@ def teacher_pictures(clip: ClipModel, raw: Tensor, layout: PixelLayout, views: V
 def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
     """(B, D) float32 embeddings, not normalised, of ready pixels on the device of the teacher.
 
-    Computed in float32 whatever the precision of the training around it, as stored views are.
+    Computed as `compute.inferring` says whatever the precision of the training around it, as stored
+    views are.
     """
-    with torch.inference_mode(), torch.autocast(pictures.device.type, enabled=False):
+    with inferring(pictures.device):
         features: Tensor = clip.visual(pictures)
     return features.float().clone()
 
@@ -124,6 +126,7 @@ def views_stage(
         "num_views": plan.num_views,
         "seed": plan.seed,
         "format": 2,
+        **inference_depends(),
     }
     return Stage.named_by_identity(
         "the teacher's views", depends, folder, prefix="views-", suffixes=(".npy",), cache=cache
