@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from terralign.compute import compute_alone, num_readers
-from terralign.read_ahead import read_ahead
+from terralign.read_ahead import drawn_ahead, read_ahead
 
 Item = TypeVar("Item")
 Known = TypeVar("Known")
@@ -76,28 +76,20 @@ def feed(
         read_ahead(read_pinned, items, depth=depth, num_threads=readers, initializer=compute_alone)
     ) as raws:
 
-        def make_next(_: None) -> list[tuple[Made, Any]]:
-            with torch.cuda.device(device), torch.cuda.stream(stream):
-                for raw in raws:
-                    made = make(raw.mapped(lambda one: one.to(device, non_blocking=True)))
-                    return [(made, stream.record_event())]
-            return []
+        def made() -> Generator[tuple[Made, Any], None, None]:
+            for raw in raws:
+                with torch.cuda.device(device), torch.cuda.stream(stream):
+                    batch = make(raw.mapped(lambda one: one.to(device, non_blocking=True)))
+                    done = stream.record_event()
+                yield batch, done
 
-        with closing(read_ahead(make_next, _endless(), depth=NUM_READY)) as ready:
-            for found in ready:
-                if not found:
-                    return
-                [(made, done)] = found
+        with closing(drawn_ahead(made(), depth=NUM_READY)) as ready:
+            for batch, done in ready:
                 current = torch.cuda.current_stream(device)
                 current.wait_event(done)
-                for tensor in tensors_in(made):
+                for tensor in tensors_in(batch):
                     tensor.record_stream(current)  # its memory is free when this stream is past it
-                yield made
-
-
-def _endless() -> Iterator[None]:
-    while True:
-        yield None
+                yield batch
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -39,3 +41,19 @@ def read_ahead(
         for future in waiting:
             future.cancel()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def drawn_ahead(items: Generator[Item, None, None], *, depth: int) -> Generator[Item, None, None]:
+    """The items of a generator, which a background thread draws up to `depth` ahead.
+
+    An exception of the generator is raised where its item is due. It is closed at the end.
+    """
+
+    def draw(_: None) -> list[Item]:
+        return list(itertools.islice(items, 1))
+
+    with closing(items), closing(read_ahead(draw, itertools.repeat(None), depth=depth)) as drawn:
+        for found in drawn:
+            if not found:
+                return
+            yield found[0]

@@ -22,7 +22,8 @@ from torch import Tensor
 from terralign import progress
 from terralign.compute import choose_device, choose_inference, compute_deterministically
 from terralign.datasets.catalog import check_data_root
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.sample import SampleSet, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
@@ -37,7 +38,7 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import claimed, read_json, write_json, write_text
+from terralign.files import claimed, hash_json, read_json, write_json, write_text
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
@@ -374,7 +375,13 @@ class _Run:
         tower: str | None,
     ) -> Evaluation:
         def embed(route: Route) -> Embedded:
-            key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
+            key = hash_json(
+                {
+                    "tower": space.tower_id(route.tower),
+                    "pixels": pixels_id(samples),  # which sets with other classes share
+                    "layout": describe_layout(route.layout),
+                }
+            )
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]
