@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 from rasterio.errors import RasterioIOError
 
-from terralign.errors import first_line, shown
+from terralign.errors import first_line, nearest, quoted, shown, some
 
 POINTER = "Read failed. See previous exception for details."
 
@@ -37,3 +38,35 @@ def test_a_pointer_to_nothing_says_what_to_do(text: str) -> None:
     of_another = RasterioIOError(text)
     of_another.__context__ = KeyError("other")
     assert first_line(of_another) == "a part of it cannot be read; copy it again"
+
+
+def test_names_of_files_are_quoted_in_one_line_without_their_middle() -> None:
+    assert quoted("B04") == "'B04'"
+    assert quoted("a\nb\x1b") == r"'a\nb\x1b'"
+    long = quoted("first" + "x" * 10**7 + "last")
+    assert len(long) < 140
+    assert long.startswith("'firstx")
+    assert long.endswith("xlast'")
+
+
+def test_of_many_names_some_are_listed() -> None:
+    names = [f"name-{number:06d}" for number in range(100_000)]
+    assert some(names[:5]) == ", ".join(names[:5])
+    assert some(names) == f"{', '.join(names[:5])} and 99,995 more"
+    assert len(some(["y" * 10**6] * 60, num_shown=60)) < 1500
+
+
+def test_the_nearest_of_a_hundred_thousand_names_is_not_looked_for() -> None:
+    names = [f"name-{number:06d}" for number in range(100_000)]
+    start = time.process_time()
+    told = nearest("name-00000x", names)
+    assert time.process_time() - start < 1
+    assert told.startswith("known: name-000000, name-000001")
+    assert len(told) < 2000
+    assert nearest("NAME-000007", names) == "did you mean 'name-000007'?"
+
+
+def test_a_name_of_megabytes_has_no_nearest() -> None:
+    start = time.process_time()
+    assert nearest("x" * 10**7, ["B04", "y" * 10**7]).startswith("known: B04, yyy")
+    assert time.process_time() - start < 1

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -86,18 +86,57 @@ class Interrupted(Exception):
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """How an error about an unknown name ends: with the nearest right one, else with all."""
+    """How an error about an unknown name ends: with the nearest right one, else with all.
+
+    Of more names, or longer ones, than anyone lists, the nearest is not looked for.
+    """
     names = sorted(known)
     folded = {name.casefold(): name for name in names}
     if given.casefold() in folded:
-        return f"did you mean {folded[given.casefold()]!r}?"
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6) or [
-        folded[name]
-        for name in difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.6)
-    ]
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "known: " + (", ".join(names) if names else "none")
+        return f"did you mean {quoted(folded[given.casefold()])}?"
+    if len(given) <= MAX_SHOWN and len(names) <= _MAX_COMPARED:
+        short = [name for name in names if len(name) <= MAX_SHOWN]
+        close = difflib.get_close_matches(given, short, n=1, cutoff=0.6) or [
+            folded[name]
+            for name in difflib.get_close_matches(
+                given.casefold(), [name.casefold() for name in short], n=1, cutoff=0.6
+            )
+        ]
+        if close:
+            return f"did you mean {close[0]!r}?"
+    return "known: " + (some(names, num_shown=_MAX_LISTED) if names else "none")
+
+
+MAX_SHOWN = 120
+"""Characters of a name from a file that an error shows."""
+
+_MAX_COMPARED = 1000
+_MAX_LISTED = 60
+_MAX_LENGTH = 1000
+"""Names among which the nearest is looked for, those that are listed, and the characters of a
+list after which it ends."""
+
+
+def quoted(name: str) -> str:
+    """A name from a file, as errors quote it: one printable line, a long one without its middle."""
+    return repr(_cut(name))
+
+
+def some(names: Sequence[str], *, num_shown: int = 5) -> str:
+    """The first of some names, as errors list them, and how many more there are."""
+    listed: list[str] = []
+    for name in names[:num_shown]:
+        if sum(map(len, listed)) > _MAX_LENGTH:
+            break
+        listed.append(printable(_cut(name)))
+    more = len(names) - len(listed)
+    return ", ".join(listed) + (f" and {more:,} more" if more else "")
+
+
+def _cut(text: str) -> str:
+    """A text without its middle where it is long."""
+    half = MAX_SHOWN // 2
+    return text if len(text) <= MAX_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 def counted(number: int, unit: str) -> str:
@@ -111,7 +150,7 @@ def first_line(error: BaseException) -> str:
     GDAL's errors that only point to an earlier one give that one's text.
     """
     text = _reason(error).strip() or type(error).__name__
-    return printable(text.splitlines()[0].replace("\t", " "))[:200]
+    return printable(text[:1000].splitlines()[0].replace("\t", " "))[:200]
 
 
 _POINTERS = ("See previous exception for details", "Reprojection failed, err =")

@@ -10,15 +10,16 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tomllib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import StorageError, TerralignError, first_line
+from terralign.errors import StorageError, TerralignError, first_line, shown
 from terralign.limits import beyond, limit, require
 
 try:
@@ -51,21 +52,20 @@ _BYTE_ORDER_MARKS = (
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed over it when the block ends well.
 
-    When the block raises, nothing of `path` has changed and the part written is removed.
-    A full or read-only disk raises `StorageError`.
+    When the block raises, nothing of `path` has changed and the part written is removed. A link in
+    the place of `path` is replaced, not followed. A full or read-only disk raises `StorageError`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        usual = partial.stat().st_mode  # some libraries make files that their owner alone may read
-        partial.unlink()
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        partial.chmod(usual)
-        os.replace(partial, path)
+        with _begun(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as lock:
+            usual = os.fstat(lock).st_mode  # some libraries let the owner alone read their files
+            yield partial
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
+            partial.chmod(stat.S_IMODE(usual))
+            os.replace(partial, path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -73,6 +73,102 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if storage_error is not None:
             raise storage_error from error
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place when the block ends well.
+
+    When the block raises, nothing of `path` has changed; what is left of a folder that is replaced
+    is its copy `.NAME.PROCESS.old`, where the process is killed between two renames.
+    """
+    partial = _partial_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _begun(partial, os.O_RDONLY | os.O_DIRECTORY):
+            yield partial
+            if not path.exists():
+                os.replace(partial, path)
+                return
+            old = partial.with_suffix(".old")
+            os.replace(path, old)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def _begun(partial: Path, flags: int) -> Iterator[int]:
+    """A new file, or with `O_DIRECTORY` a folder, that is locked until the block ends: so others
+    know that its process is alive. What has its name is of a process that is gone."""
+    while True:
+        _remove(partial)
+        if flags & os.O_DIRECTORY:
+            partial.mkdir()
+        lock = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # disks without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, partial):  # or it was cleared before it was locked
+                yield lock
+                return
+        finally:
+            os.close(lock)
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what killed processes left of files and folders that they had begun below `folder`.
+
+    What a living process writes is locked, and stays.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in filter(_PARTIAL.fullmatch, [*folders, *files]):
+            path = Path(parent, name)
+            with suppress(OSError):
+                if path.is_symlink() or not _is_locked(path):
+                    _remove(path)
+        folders[:] = [name for name in folders if not _PARTIAL.fullmatch(name)]
+
+
+def _is_locked(path: Path) -> bool:
+    lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file, a link (not what it leads to) or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
@@ -299,17 +395,91 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
+def require_folder(folder: Path) -> None:
+    """Raise `StorageError` where nothing can be written into `folder`, which need not exist yet."""
+    fault = ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
-    with lock:
+        for path in (folder, *folder.parents):
+            if path.is_symlink() and not path.exists():
+                fault = f"{path} is a link to nothing"
+            elif path.exists() and not path.is_dir():
+                fault = f"{path} is a file, not a folder"
+            elif path.exists() and not os.access(path, os.W_OK | os.X_OK):
+                fault = f"{path} is read-only"
+            if fault or path.exists():
+                break
+    except (OSError, ValueError) as error:
+        fault = first_line(error) if isinstance(error, ValueError) else str(error.strerror)
+    if fault:
+        raise StorageError(f"cannot write into {shown(folder)}: {fault}; choose another folder")
+
+
+@contextmanager
+def claimed(
+    folder: Path, *, begins_with: Collection[str] = (), wait: bool = False
+) -> Iterator[None]:
+    """The folder for this process alone; what killed processes left in it is cleared.
+
+    Where another process has it, `StorageError`; with `wait`, a line in the log and its turn. A
+    folder that was made for a block that raises a `TerralignError` is removed again where it holds
+    nothing but empty files and those named in `begins_with`.
+    """
+    require_folder(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _locked(folder, wait=wait):
+            clear_partials(folder)
+            try:
+                yield
+            except TerralignError:
+                if folder in made:
+                    _remove_unused(folder, {".lock", *begins_with})
+                raise
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()  # where it is empty
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    path = folder / ".lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, flags, 0o666)
         except OSError as error:
+            if os.path.lexists(path):
+                raise StorageError(
+                    f"{path} cannot be opened as a file ({error.strerror}); delete it"
+                ) from error
+            raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise StorageError(f"{path} is not a file; delete it")
+            _take(lock, folder, wait=wait)
+            if _is_at(lock, path):  # or its holder removed the folder that was made for it
+                yield
+                return
+        finally:
+            os.close(lock)
+
+
+def _take(lock: int, folder: Path, *, wait: bool) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError as error:
+        if not wait:
             raise StorageError(f"another process is running in {folder}; wait for it") from error
-        yield
+    except OSError as error:
+        raise StorageError(f"cannot lock {folder}: {error.strerror}") from error
+    logger.info("waiting for another process, which works in %s", folder)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # signals interrupt it
+
+
+def _remove_unused(folder: Path, names: Collection[str]) -> None:
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    if all(path.name in names or path.lstat().st_size == 0 for path in files):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -166,7 +166,7 @@ def test_a_split_list_picks_its_files(root: Path, tmp_path: Path) -> None:
     [
         ("Sea/b.png\nSea/nope.png\n", r"'Sea/nope.png' is no image below"),
         ("same.png\n", r"'same.png' is in several folders; write it as folder/file"),
-        ("Sea/b.png\nSea/b.png\n", r"names Sea/b.png twice"),
+        ("Sea/b.png\nSea/b.png\n", r"names 'Sea/b.png' twice"),
         ("Sea/b.png\n./Sea/b.png\n", r"'./Sea/b.png' names .* a second time"),
         ("../Sea/b.png\n", r"'../Sea/b.png' leads outside"),
         ("Sea/../../x.png\n", r"leads outside"),
@@ -362,7 +362,7 @@ def test_a_split_list_may_begin_with_a_byte_order_mark(root: Path) -> None:
 def test_a_long_split_list_with_a_repeated_entry_is_refused_at_once(tmp_path: Path) -> None:
     names = [f"Sea/{number}.png" for number in range(200_000)]
     (tmp_path / "list.txt").write_text("\n".join([*names, names[-1]]))
-    with pytest.raises(DataError, match=r"names Sea/199999.png twice"):
+    with pytest.raises(DataError, match=r"names 'Sea/199999.png' twice"):
         read_split_list(tmp_path / "list.txt")
 
 

@@ -13,7 +13,7 @@ from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, warn_unused
-from terralign.errors import DataError
+from terralign.errors import DataError, quoted, some
 from terralign.files import read_lines
 from terralign.scenes.pictures import describe_size
 
@@ -44,9 +44,9 @@ def list_class_files(
             left_out.add(path)
     extra, missing = sorted(found - set(wanted)), [name for name in wanted if name not in found]
     if extra:
-        raise DataError(f"{root} has folders without a class: {_some(extra)}; name their classes")
+        raise DataError(f"{root} has folders without a class: {some(extra)}; name their classes")
     if missing:
-        raise DataError(f"{root} has no folder for the classes {_some(missing)}; leave those out")
+        raise DataError(f"{root} has no folder for the classes {some(missing)}; leave those out")
     files = {folder: list_images(root / folder, suffixes, left_out) for folder in wanted}
     if whole:
         _require_images(files, left_out, name, suffixes, "in class folders")
@@ -81,11 +81,6 @@ def _require_images(
     left_out.warn(name, place, suffixes)
 
 
-def _some(names: Sequence[str], num_shown: int = 5) -> str:
-    more = f" and {len(names) - num_shown} more" if len(names) > num_shown else ""
-    return ", ".join(names[:num_shown]) + more
-
-
 def read_split_list(path: Path) -> list[str]:
     """The entries of a split list: one file per line, blank lines and `#` comments left out.
 
@@ -98,7 +93,7 @@ def read_split_list(path: Path) -> list[str]:
     seen: set[str] = set()
     for entry in entries:
         if entry in seen:
-            raise DataError(f"split list {path} names {entry} twice")
+            raise DataError(f"split list {path} names {quoted(entry)} twice")
         seen.add(entry)
         require_inside(entry, origin=f"split list {path}")
     return entries
@@ -110,7 +105,7 @@ def require_inside(entry: str, *, origin: str) -> None:
     outside = entry.startswith(("/", "~")) or ".." in parts or ":" in entry[:2]
     if outside or "\\" in entry or "\0" in entry:
         raise DataError(
-            f"{origin}: {entry!r} leads outside the data set; "
+            f"{origin}: {quoted(entry)} leads outside the data set; "
             "write a path below its root, with forward slashes and without '..'"
         )
 
@@ -134,9 +129,9 @@ def pick_files(
             fault = "is in several folders; write it as folder/file"
             if not found:
                 fault = f"is no image below {root}; {_hint_for(entry, known, root)}"
-            raise DataError(f"{origin}: {entry!r} {fault}")
+            raise DataError(f"{origin}: {quoted(entry)} {fault}")
         if found[0] in kept:
-            raise DataError(f"{origin}: {entry!r} names {found[0].name} a second time")
+            raise DataError(f"{origin}: {quoted(entry)} names {found[0].name} a second time")
         kept.add(found[0])
     for paths in files.values():
         paths[:] = [path for path in paths if path in kept]

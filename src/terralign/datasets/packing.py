@@ -66,5 +66,5 @@ def pack_on_use(samples: SampleSet, stores: Path, *, size: Size | None) -> Store
         side = as_picture_size(size).side
         resized = "rgb" in first and first["rgb"].shape[2:] == (side, side)
         size = size if resized else None
-    pack({samples.split: samples}, store, PackSettings(size=describe_size(size)))
+    pack({samples.split: samples}, store, PackSettings(size=describe_size(size)), wait=True)
     return StoreSet(store, samples.split, size=size)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ from terralign.errors import (
     first_line,
     nearest,
 )
-from terralign.files import hash_file, read_json, write_json
+from terralign.files import atomic_folder, hash_file, read_json, write_json
 from terralign.preprocess import InputSpec
 from terralign.scenes.declared import Declared
 from terralign.sensors import RGB as RGB
@@ -550,26 +549,8 @@ class EmbeddingSpace(Shown):
         folder = Path(folder)
         if folder.exists() and not (overwrite and _is_space(folder)):
             raise StorageError(f"{folder} exists; choose another folder or pass overwrite=True")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
+        with atomic_folder(folder) as partial:
             self._write(partial)
-            if folder.exists():
-                old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-                os.replace(folder, old)
-                try:
-                    os.replace(partial, folder)
-                except OSError:
-                    os.replace(old, folder)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(partial, folder)
-        except OSError as error:
-            raise StorageError(f"cannot write {folder}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder
 
     def _write(self, folder: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +37,21 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import claimed, hash_json, read_json, write_json, write_text
+from terralign.files import (
+    atomic_folder,
+    claimed,
+    hash_json,
+    read_json,
+    require_folder,
+    write_json,
+    write_text,
+)
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
 from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData
-from terralign.runs.folder import keep_measurement, keep_recipe, keep_threads
+from terralign.runs.folder import BEFORE_WORK, keep_measurement, keep_recipe, keep_threads
 from terralign.runs.overlaps import RunOverlaps
 from terralign.runs.recipe import (
     AlignRecipe,
@@ -93,7 +100,10 @@ def run_recipe(
     which runs that have stages in common share. Raises `RecipeError` for a folder
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
-    with claimed(folder):
+    for place in (stores, cache):
+        if place is not None:
+            require_folder(place)
+    with claimed(folder, begins_with=BEFORE_WORK):
         keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
@@ -228,10 +238,8 @@ class _Run:
                     samples, settings, self.folder / "pretrain",
                     seed=seed, device=self.device, tensorboard=self.recipe.tensorboard,
                 )  # fmt: skip
-            partial = self.folder / ".base.partial"
-            save_clip(clip, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            with atomic_folder(folder) as partial:
+                save_clip(clip, partial)
             return {}
 
         stage = Stage(

@@ -56,14 +56,16 @@ def _require_utf8(path: Path) -> None:
 
 
 @contextmanager
-def open_geotiff(path: Path) -> Iterator[Any]:
+def open_geotiff(path: Path, *, num_threads: int = 1) -> Iterator[Any]:
     """An open rasterio dataset, by the GeoTIFF driver only: no file can make GDAL open another.
 
-    Raises `DataError` where the file is missing or no GeoTIFF.
+    `num_threads`: decode the blocks of one reading at the same time. Raises `DataError` where the
+    file is missing or no GeoTIFF.
     """
     require_file(path)
     _require_utf8(path)
-    with _opened(lambda: rasterio.open(path, driver="GTiff"), shown(path)) as source:
+    threads = {} if num_threads == 1 else {"NUM_THREADS": str(num_threads)}
+    with _opened(lambda: rasterio.open(path, driver="GTiff", **threads), shown(path)) as source:
         yield source
 
 

@@ -27,7 +27,11 @@ from terralign.scenes.pictures import (
     format_of,
     no_picture,
 )
+from terralign.scenes.rows import Pair, RowBuffer, block_step
 from terralign.sensors import SENSORS
+
+MAX_THREADS = 8
+"""Threads that decode one scene at the same time."""
 
 MAX_CHIP_BYTES = 2 * 1024**3
 """A file whose pixels would take more memory than this is refused before they are read."""
@@ -76,9 +80,14 @@ class PictureSource:
         """That of 8 bits."""
         return np.dtype(np.uint8)
 
+    @property
+    def block_rows(self) -> int:
+        """None are held beyond the picture itself."""
+        return 0
+
     @contextmanager
-    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
-        """What reads windows of the layout's bands."""
+    def opened(self, layout: PixelLayout, *, columns: slice | None = None) -> Iterator[Reader]:
+        """What reads windows of the layout's bands; the picture is decoded as a whole."""
         decoded, mask = decode_with_mask(self.path)
         pixels = decoded[[SENSORS["rgb"].band_names.index(name) for name in layout.bands]]
         valid = np.repeat(mask[None], len(pixels), axis=0)
@@ -93,10 +102,11 @@ class PictureSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeotiffSource:
-    """A GeoTIFF with all bands."""
+    """A GeoTIFF with all bands; `block_rows`: rows that are decoded at a time."""
 
     path: Path
     described: FileLayout
+    block_rows: int
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -104,10 +114,14 @@ class GeotiffSource:
         return self.described.dtype
 
     @contextmanager
-    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
-        """What reads windows of the layout's bands."""
-        with open_geotiff(self.path) as source:
-            yield self.reader(source, layout)
+    def opened(self, layout: PixelLayout, *, columns: slice | None = None) -> Iterator[Reader]:
+        """What reads windows of the layout's bands (see `PixelSource`)."""
+        if columns is None:
+            with open_geotiff(self.path) as source:
+                yield self.reader(source, layout)
+            return
+        with open_geotiff(self.path, num_threads=MAX_THREADS) as source:
+            yield _by_rows(self.reader(source, layout), source, columns)
 
     def reader(self, source: Any, layout: PixelLayout) -> Reader:
         """What reads windows of the layout's bands from the open file."""
@@ -129,3 +143,21 @@ class GeotiffSource:
         if layout.units == "dn" and layout.sensor.nodata is not None:
             valid &= pixels != layout.sensor.nodata
         return pixels, valid
+
+
+def _by_rows(read: Reader, source: Any, columns: slice) -> Reader:
+    """What reads windows within some columns from the top to the bottom, each block once."""
+    width = columns.stop - columns.start
+
+    def decode(first: int, stop: int) -> Pair:
+        return read(Window(row=first, column=columns.start, height=stop - first, width=width))
+
+    buffer = RowBuffer(decode, step=block_step(source), height=source.height)
+
+    def cut(window: Window) -> Pair:
+        pixels, valid = buffer.rows(window.row, window.row + window.height)
+        first = window.column - columns.start
+        part = slice(first, first + window.width)
+        return pixels[..., part], valid[..., part]
+
+    return cut

@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terralign.errors import RecipeError, StorageError, first_line
+from terralign.encoders.clip.pickles import read_pickled
+from terralign.errors import ModelError, RecipeError, StorageError, first_line
 from terralign.files import atomic_path
 
 logger = logging.getLogger(__name__)
+
+_MOST_THREADS = 4096
+"""More than any machine has."""
 
 
 class Checkpoints:
@@ -77,19 +81,24 @@ class Checkpoints:
         if not path.is_file():
             return None
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = dict(read_pickled(path))
             given = values["identity"]
-        except Exception as error:  # a damaged file makes its reader raise nearly anything
-            raise StorageError(
-                f"checkpoint {path} is damaged ({first_line(error)}); "
-                "delete it to start this stage again"
-            ) from error
+            if not isinstance(given, str):
+                raise TypeError("its identity is no text")
+        except (ModelError, LookupError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
         if given != self.identity:
             raise RecipeError(
                 f"checkpoint {path} is of other settings or data; "
                 "choose another output folder or delete it"
             )
-        return dict(values)
+        return values
+
+
+def _damaged(path: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"checkpoint {path} is damaged ({first_line(error)}); delete it to start this stage again"
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -127,6 +136,34 @@ def restore(
     state = checkpoints.read(checkpoints.last)
     if state is None:
         return 0, None
+    try:
+        step, best = _resume(state, module, optimizer)
+    except _OF_OTHER_FORM as error:
+        raise _damaged(checkpoints.last, error) from error
+    logger.info("resuming after step %d (%s)", step, checkpoints.last)
+    return step, best
+
+
+def restore_best(checkpoints: Checkpoints, module: nn.Module) -> None:
+    """The weights of the best step so far, where any was kept."""
+    state = checkpoints.read(checkpoints.best)
+    if state is None:
+        return
+    try:
+        module.load_state_dict(state["model"])
+    except _OF_OTHER_FORM as error:
+        raise _damaged(checkpoints.best, error) from error
+
+
+_OF_OTHER_FORM = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What a checkpoint whose values are not those that were written raises."""
+
+
+def _resume(
+    state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None]:
+    if not 0 < state["threads"] <= _MOST_THREADS:
+        raise ValueError("an impossible number of threads")
     if state["threads"] != torch.get_num_threads():
         logger.warning(
             "resuming with as many threads as before: %d, not %d", state["threads"],
@@ -138,7 +175,6 @@ def restore(
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    logger.info("resuming after step %d (%s)", state["step"], checkpoints.last)
     return int(state["step"]), state["best"]
 
 

@@ -33,6 +33,7 @@ from terralign.train.checkpoints import (
     Checkpoints,
     MetricsLog,
     restore,
+    restore_best,
     training_state,
 )
 from terralign.train.settings import LoopSettings as LoopSettings
@@ -244,9 +245,7 @@ def fit(
                     number,
                 )
     if settings.keep == "best":
-        kept = checkpoints.read(checkpoints.best)
-        if kept is not None:
-            learner.load_state_dict(kept["model"])
+        restore_best(checkpoints, learner)
     return FitResult(num_steps=num_steps, resumed_at=first, best=best)
 
 
