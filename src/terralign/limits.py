@@ -19,15 +19,18 @@ VARIABLE = "TERRALIGN_LIMITS"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 LIMITS: dict[str, int] = {
+    "array_bytes": 2**30,  # of the arrays in one NumPy file
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
+    "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "text_bytes": 16 * 2**20,  # of any other text file
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
+    "toml_levels": 80,  # of tables and lists within each other
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""

@@ -20,8 +20,8 @@ from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict, hash_state, read_state_dict, write_state_dict
-from terralign.errors import RecipeError
-from terralign.files import write_json
+from terralign.errors import DataError, RecipeError
+from terralign.files import name_of_folder, write_json
 from terralign.train.finetune import (
     PatchingTask,
     finetune,
@@ -229,7 +229,7 @@ class _Patching:
         """Each task from where the last one ended; tasks done before count as patching tasks."""
         start = self.clip
         for number, task in enumerate(tasks):
-            folder = self.folder / f"task-{number + 1}-{task.samples.name}"
+            folder = self.folder_of(number, task)
             result = self.jointly(
                 start, [task], [validation[number]], folder, done=validation[:number]
             )
@@ -238,17 +238,20 @@ class _Patching:
         write_state_dict(self.folder / "patched.safetensors", result.patched)
         return result
 
+    def folder_of(self, number: int, task: PatchingTask) -> Path:
+        """The folder of a task that is trained alone."""
+        try:
+            return self.folder / name_of_folder(f"task-{number + 1}-{task.samples.name}")
+        except ValueError as error:
+            raise DataError(f"{error}; give the data set another name") from error
+
     def in_parallel(
         self, tasks: Sequence[PatchingTask], validation: Sequence[PatchingTask]
     ) -> PatchResult:
         """Each task alone from theta_0; then theta_0 + alpha times the sum of the differences."""
-        folders = [
-            self.folder / f"task-{number}-{task.samples.name}"
-            for number, task in enumerate(tasks, 1)
-        ]
         thetas = [
-            on_device(self.train(self.clip, [task], folder), self.device)
-            for task, folder in zip(tasks, folders, strict=True)
+            on_device(self.train(self.clip, [task], self.folder_of(number, task)), self.device)
+            for number, task in enumerate(tasks)
         ]
         theta_0 = on_device(self.clip.visual.state_dict(), self.device)
         result = self.finish(
