@@ -142,6 +142,13 @@ def valid_shares(
     shares = torch.ones(len(pixels))
     if not channels or (nodata is None and not pixels.is_floating_point()):
         return shares
+    if pixels.device.type != "cpu":
+        numbers = _take(pixels, channels)
+        found = torch.isfinite(numbers)
+        if nodata is not None:
+            found &= numbers.float() != nodata
+        found = found.all(1) if together else found
+        return found.flatten(1).double().mean(1).float()
     # Counted by NumPy, sample by sample: some ten times as fast as a mean over a mask in torch.
     for index, sample in enumerate(pixels):
         numbers = sample[channels].cpu().numpy()
@@ -164,7 +171,19 @@ def select_bands(
     if tuple(names) == layout.bands:
         return pixels, layout
     channels = [layout.bands.index(name) for name in names]
-    return pixels[:, channels], replace(layout, bands=tuple(names))
+    return _take(pixels, channels), replace(layout, bands=tuple(names))
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Types that not every device can index, and those of the same size that it can."""
+
+
+def _take(pixels: Tensor, channels: Sequence[int]) -> Tensor:
+    """These channels of pixels (B, C, H, W)."""
+    signed = _SIGNED.get(pixels.dtype)
+    if signed is None:
+        return pixels[:, channels]
+    return pixels.view(signed)[:, channels].view(pixels.dtype)
 
 
 def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
@@ -197,7 +216,7 @@ def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
         )
     check_channels(pixels, layout)
     picture = new_pixels((len(pixels), 3, *pixels.shape[2:]), pixels, torch.float32)
-    for rows in parts_of(len(picture), picture.shape[1:]):
+    for rows in parts_of(len(picture), picture.shape[1:], device=picture.device):
         part, taken = select_bands(pixels[rows], layout, composite.bands)
         numbers = picture[rows].copy_(part)
         invalid = _make_physical(numbers, pixels.dtype, taken)
@@ -239,7 +258,7 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
     high = scaled.new_tensor([limits[name][1] for name in present])[:, None, None]
     span = high - low
     channels = [spec.bands.index(name) for name in present]
-    for rows in parts_of(len(scaled), shape[1:]):
+    for rows in parts_of(len(scaled), shape[1:], device=scaled.device):
         part, taken = select_bands(pixels[rows], layout, present)
         numbers = scaled[rows].copy_(part) if not absent else part.to(torch.float32, copy=True)
         _make_physical(numbers, pixels.dtype, taken)
@@ -303,6 +322,6 @@ def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
     mean = scaled.new_tensor(spec.mean)[:, None, None]
     std = scaled.new_tensor(spec.std)[:, None, None]
     ready = new_pixels(scaled.shape, scaled)
-    for rows in parts_of(len(scaled), scaled.shape[1:]):
+    for rows in parts_of(len(scaled), scaled.shape[1:], device=scaled.device):
         ready[rows] = scaled[rows].clamp(0, 1).sub_(mean).div_(std).nan_to_num_(nan=0.0)
     return ready

@@ -20,6 +20,7 @@ from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.evaluation.rows import Role
 from terralign.files import hash_json
+from terralign.precision import Precision
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.toml_values import (
@@ -216,6 +217,12 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
+    deterministic: bool = False
+    """Have CUDA compute the same bits each time, so that a resumed run ends in the same ones: some
+    operations are slower. On the CPU they are the same anyway."""
+    inference: Precision = "fp32"
+    """How towers compute that are not trained (teacher, sweep, measurements): "fp32", "tf32" or
+    "bf16"."""
     tensorboard: bool = False
     pack: bool = False
     """Pack data sets that lie in files on first use, and read them from their stores."""
