@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from band_folders import write_band
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from band_folders import write_band
 from terralign.scenes.scene import Scene
 
 PRODUCT = "S2A_MSIL2A_20200706T085611_N0214_R007_T33NZA_20200706T153419"

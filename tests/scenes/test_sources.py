@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from range_server import serve
 from sources import (
     Bands,
@@ -23,6 +22,7 @@ from sources import (
     write_stack,
     zip_folder,
 )
+
 from terralign.chips import Chip, Window
 from terralign.errors import DataError, SensorError, TerralignError
 from terralign.scenes import archives, remote
@@ -117,9 +117,7 @@ def test_clouds_come_with_the_windows(tmp_path: Path) -> None:
         ("QA60", 1 << 10, 0),
     ],
 )
-def test_masks_of_other_kinds_are_read(
-    tmp_path: Path, name: str, number: int, clear: int
-) -> None:
+def test_masks_of_other_kinds_are_read(tmp_path: Path, name: str, number: int, clear: int) -> None:
     bands = random_bands()
     classes = np.full((16, 16), clear, np.uint16)
     classes[3, 5] = number
@@ -209,7 +207,7 @@ def test_an_address_with_a_token_is_opened_and_one_without_is_not(tmp_path: Path
 
         scene = open_scene(value, signer=signer)
         assert same(scene.read(), open_scene(folder).read())
-        assert set(signed) >= set(hrefs[name] for name in scene.bands)
+        assert set(signed) >= {hrefs[name] for name in scene.bands}
         with pytest.raises(DataError, match=r"access is denied \(403\).*sign the item again") as no:
             open_scene(value)
         assert "secret" not in str(no.value)
@@ -263,7 +261,9 @@ def test_buckets_have_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name == "/vsis3/sentinel-cogs/a/B04.tif"
     assert (settings["AWS_NO_SIGN_REQUEST"], settings["AWS_REGION"]) == ("YES", "us-west-2")
     paid = remote.RemoteRaster(href="s3://usgs-landsat/a/B4.TIF")
-    with pytest.raises(DataError, match="charges whoever reads .* set AWS_REQUEST_PAYER=requester"):
+    with pytest.raises(
+        DataError, match=r"charges whoever reads .* set AWS_REQUEST_PAYER=requester"
+    ):
         paid.address()
     monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
     assert paid.address()[0] == "/vsis3/usgs-landsat/a/B4.TIF"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from range_server import serve
 from sources import item_of, random_bands, write_folder, write_item
+
 from terralign.errors import DataError, SensorError, TerralignError
 from terralign.scenes.catalogues import is_catalogue, read_items
 from terralign.scenes.declared import Declared
@@ -18,9 +18,9 @@ from terralign.scenes.scene import open_scene
 from terralign.scenes.stac import ItemProduct, describe_item
 from terralign.sensors import SENSORS
 
-L2A = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12".split()
+L2A = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 L1C = [*L2A[:10], "B10", "B11", "B12"]
-LANDSAT = "B1 B2 B3 B4 B5 B6 B7".split()
+LANDSAT = ["B1", "B2", "B3", "B4", "B5", "B6", "B7"]
 EARTH_SEARCH = "earth-search-v1"
 COMPUTER = "planetary-computer"
 
@@ -130,7 +130,7 @@ def test_terrain_corrected_radar_is_power_and_raw_radar_is_refused(real_data: Pa
         assert found.is_power
         assert [file.band for file in found.product.files] == ["VV", "VH"]
     for folder in ("planetary-computer/sentinel-1-grd", "earth-search-v1/sentinel-1-grd"):
-        with pytest.raises(DataError, match="is Sentinel-1 as ESA delivers it .* Take a terrain"):
+        with pytest.raises(DataError, match=r"is Sentinel-1 as ESA delivers it .* Take a terrain"):
             described(next((stac / folder).glob("*.json")))
 
 
@@ -149,7 +149,7 @@ def test_real_raw_radar_is_refused(real_data: Path, path: str) -> None:
 )
 def test_real_products_without_images_say_so(real_data: Path, name: str) -> None:
     (folder,) = (real_data / "formats/safe").glob(name)
-    with pytest.raises(DataError, match="holds no image data .* download the whole product"):
+    with pytest.raises(DataError, match=r"holds no image data .* download the whole product"):
         open_scene(folder)
 
 
@@ -159,14 +159,20 @@ def test_a_real_tile_of_aws_is_known_by_its_metadata(real_data: Path) -> None:
     scene = open_scene(folder)
     assert scene.sensor == SENSORS["sentinel2-l2a"]
     assert scene.bands == ("B02", "B03", "B04", "B08", "B11")
-    assert (scene.layout.dn_offset, scene.datetime) == (0, dt.datetime(2017, 7, 29, 15, 36, 1, tzinfo=dt.UTC))
+    assert (scene.layout.dn_offset, scene.datetime) == (
+        0,
+        dt.datetime(2017, 7, 29, 15, 36, 1, tzinfo=dt.UTC),
+    )
     assert scene.clouds is not None
 
 
 @pytest.mark.realdata
 def test_a_real_export_with_a_mask_band_gives_its_clouds(real_data: Path) -> None:
     scene = open_scene(
-        real_data / "formats/stack/20231217.tif", sensor="sentinel2-l2a", units="dn", dn_offset=-1000
+        real_data / "formats/stack/20231217.tif",
+        sensor="sentinel2-l2a",
+        units="dn",
+        dn_offset=-1000,
     )
     assert scene.bands == (*L2A[:9], "B11", "B12")
     chip = scene.read(clouds=True)
@@ -222,7 +228,7 @@ def test_counts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_an_item_without_a_place_needs_whole_addresses() -> None:
     value = item_of(random_bands(), {"B04": "B04.tif"})
-    with pytest.raises(DataError, match="relative address 'B04.tif', but the item came without"):
+    with pytest.raises(DataError, match=r"relative address 'B04.tif', but the item came without"):
         open_scene(value)
 
 
@@ -296,7 +302,9 @@ def test_an_api_is_searched(tmp_path: Path) -> None:
                 {"rel": "self", "href": served.url},
                 {"rel": "root", "href": served.url},
                 {
-                    **{"rel": "search", "href": f"{served.url}/search", "method": "GET"},
+                    "rel": "search",
+                    "href": f"{served.url}/search",
+                    "method": "GET",
                     "type": "application/geo+json",
                 },
             ],

@@ -9,9 +9,11 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from terralign.errors import DataError, first_line, shown
 from terralign.limits import require
@@ -94,14 +96,21 @@ def read_member(archive: Path, name: str, *, size: str) -> bytes:
     if num_bytes is None:
         raise DataError(f"{what} not found")
     require(size, num_bytes, f"{what} has")
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
-            content = file.read(num_bytes + 1)
-    except (*_DAMAGED, RuntimeError) as error:
-        raise DataError(f"{what} is damaged: {first_line(error)}") from error
+    with open_member(archive, name) as file:
+        content = file.read(num_bytes + 1)
     if len(content) != num_bytes:
         raise DataError(f"{what} is damaged: its size is not what the archive states")
     return content
+
+
+@contextmanager
+def open_member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    """A file in an archive, open for reading; `DataError` where it is damaged."""
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
+            yield file
+    except (*_DAMAGED, RuntimeError) as error:
+        raise DataError(f"{shown(archive / name)} is damaged: {first_line(error)}") from error
 
 
 def gdal_name(archive: Path, name: str) -> str:
@@ -124,9 +133,6 @@ def gdal_name(archive: Path, name: str) -> str:
 def _require_whole(archive: Path, name: str, size: int, mtime_ns: int) -> None:
     """`DataError` where a file in an archive is not what its checksum states, which GDAL does not
     look at, and JPEG 2000 would show as noise; once a process."""
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
-            while file.read(2**20):
-                pass
-    except (*_DAMAGED, RuntimeError) as error:
-        raise DataError(f"{shown(archive / name)} is damaged: {first_line(error)}") from error
+    with open_member(archive, name) as file:
+        while file.read(2**20):
+            pass

@@ -10,9 +10,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from terralign.errors import DataError, SensorError, shown
+from terralign.limits import limit, require
 from terralign.scenes.archives import is_archive, members
 from terralign.scenes.clouds import CloudMask, mask_kind
 from terralign.scenes.geotiff import Place
@@ -27,9 +29,6 @@ from terralign.scenes.product_names import (
 from terralign.sensors import SENSORS, Sensor, find_sensor
 
 logger = logging.getLogger(__name__)
-
-MAX_PRODUCT_FILES = 5_000
-"""A product's folder with more entries than this is refused; real ones have some dozens."""
 
 _ENDINGS = (".tif", ".tiff", ".jp2")
 _RESOLUTION_FOLDER = re.compile(r"R(\d\d)m", re.IGNORECASE)
@@ -169,8 +168,7 @@ def _in_archive(archive: Path) -> tuple[list[Path], tuple[str, ...], str | None]
     """The rasters that may hold bands, names that identify the product, and the sensor after ESA's
     metadata, of a product in a zip."""
     files = [archive / name for name in members(archive)]
-    if len(files) > MAX_PRODUCT_FILES:
-        raise DataError(f"{shown(archive)} has more than {MAX_PRODUCT_FILES} files; {_PRODUCTS}")
+    require("product_files", len(files), f"{shown(archive)} has")
     folders = {path.parent.name for path in files}
     if "annotation" in folders and any(path.name == "manifest.safe" for path in files):
         raise DataError(_radar(archive))
@@ -211,9 +209,6 @@ def _radar(folder: Path) -> str:
     )
 
 
-_PRODUCTS = "a product with a file per band has some dozens. Give the product's own folder"
-
-
 def _is_raster(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS and path.is_file()
 
@@ -221,15 +216,15 @@ def _is_raster(path: Path) -> bool:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as listing:
-            found = []
-            for entry in listing:
-                found.append(entry)
-                if len(found) > MAX_PRODUCT_FILES:
-                    raise DataError(
-                        f"{shown(folder)} has more than {MAX_PRODUCT_FILES} files; {_PRODUCTS}"
-                    )
+            found = list(islice(listing, limit("product_files") + 1))
     except OSError as error:
         raise DataError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
+    require(
+        "product_files",
+        len(found),
+        f"{shown(folder)} has at least",
+        todo="give the product's own folder, which holds a file per band",
+    )
     return found
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
+from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout, marked_dtype
 from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
+from terralign.limits import enough_memory
 from terralign.scenes.archives import is_archive
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.band_names import read_band_names
@@ -132,8 +133,8 @@ class Scene:
         (see `scenes.resolution`). Pixels come as the file has them where they are valid, marked
         elsewhere (see `Chip`); `valid` is False where they are the sensor's no-data DN, the file's
         no-data value, masked by the file (internal mask, `.msk`, alpha), or not finite. Raises
-        `DataError` where the window does not lie within the scene, the pixels are more than memory
-        allows (`MAX_CHIP_BYTES`), or a file is damaged; `SensorError` for bands that the scene does
+        `DataError` where the window does not lie within the scene, the pixels take more memory than
+        the limit `chip_bytes`, or a file is damaged; `SensorError` for bands that the scene does
         not have.
         """
         whole = Window(row=0, column=0, height=self.height, width=self.width)
@@ -160,8 +161,12 @@ class Scene:
         require_fit(self.path, grid, layout.bands, self.source.dtype)
         if self.is_reversed:
             window = replace(window, row=self.height - window.row - window.height)
-        pixels, valid = opened.pixels(window)
+        with enough_memory(shown(self.path)):
+            pixels, valid = opened.pixels(window)
         clouds = None if opened.clouds is None else opened.clouds(window)
+        marked = marked_dtype(pixels.dtype, layout)
+        if marked != pixels.dtype and not valid.all():
+            require_fit(self.path, grid, layout.bands, marked)
         if self.is_reversed:
             pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
             clouds = None if clouds is None else clouds[::-1]
