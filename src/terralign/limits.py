@@ -24,9 +24,14 @@ LIMITS: dict[str, int] = {
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
+    "label_values": 400_000_000,  # samples times classes of one data set with several labels each
+    "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
+    "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
+    "table_rows": 3_000_000,  # of one table
+    "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
     "text_bytes": 16 * 2**20,  # of any other text file
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
