@@ -26,6 +26,7 @@ from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError
+from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
@@ -43,6 +44,12 @@ Errors = Literal["raise", "skip"]
 
 NUM_SHOWN_PROGRESS = 64
 """A source of so many windows shows its progress."""
+
+
+_CUT = "cut it into windows (window=)"
+
+MAX_BATCH_BYTES = 128 * 2**20
+"""Chips that take more than this together wait for no others, however many a batch may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +117,11 @@ def _embed_batch(
     space: EmbeddingSpace, chips: list[_Waiting], *, normalize: bool
 ) -> Iterator[EmbeddedChip]:
     tower = chips[0].tower
-    pixels = torch.stack([chip.pixels for chip in chips])
-    vectors = space.encode_layout(pixels, chips[0].layout, tower=tower)
+    pixels = chips[0].pixels[None]
+    if len(chips) > 1:
+        pixels = torch.stack([chip.pixels for chip in chips])
+    with enough_memory(chips[0].of["source_key"], todo=_CUT):
+        vectors = space.encode_layout(pixels, chips[0].layout, tower=tower)
     if normalize:
         vectors = F.normalize(vectors, dim=-1)
     for chip, vector in zip(chips, vectors, strict=True):
@@ -154,8 +164,9 @@ def _read_each(
             windows = source.windows(size, window)
             if not warned and window is None and source.is_numbers:
                 warned = _warn_of_shrinking(source, size)
-            for chip in _chips(space, source, number, windows, name):
-                yield from batch.add(chip)
+            with enough_memory(source.key, todo=_CUT):
+                for chip in _chips(space, source, number, windows, name):
+                    yield from batch.add(chip)
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
                 raise
@@ -219,6 +230,14 @@ def _chips(
                 continue
             if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
                 chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
+            if window is None and not source.is_numbers:
+                # Beside the numbers: the tower's, which are float32, and masks of both.
+                require(
+                    "chip_bytes",
+                    chip.numel() * (chip.element_size() + 7),
+                    f"{source.key} as a whole needs",
+                    todo=_CUT,
+                )
             of = {
                 "key": source.name_of(window),
                 "source_key": source.key,
@@ -270,12 +289,14 @@ class _Batch:
     def __init__(self, size: int) -> None:
         self._size = size
         self._chips: list[_Waiting] = []
+        self._num_bytes = 0
 
     def add(self, chip: _Waiting) -> Iterator[list[_Waiting]]:
         if self._chips and self._chips[0].kind != chip.kind:
             yield from self.flush()
         self._chips.append(chip)
-        if len(self._chips) == self._size:
+        self._num_bytes += chip.pixels.nbytes
+        if len(self._chips) == self._size or self._num_bytes > MAX_BATCH_BYTES:
             yield from self.flush()
 
     def drop(self, source_number: int) -> None:
@@ -283,7 +304,7 @@ class _Batch:
         self._chips = [chip for chip in self._chips if chip.source_number != source_number]
 
     def flush(self) -> Iterator[list[_Waiting]]:
-        chips, self._chips = self._chips, []
+        chips, self._chips, self._num_bytes = self._chips, [], 0
         if chips:
             yield chips
 

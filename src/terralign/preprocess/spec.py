@@ -9,6 +9,7 @@ inside the tower, since casting inputs to bfloat16 first loses up to 20 DN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Self
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from terralign.chips import PixelLayout
+from terralign.chips import MAX_ASPECT, PixelLayout, middle
 from terralign.errors import DataError, SensorError
 from terralign.preprocess.holes import resample
 from terralign.preprocess.parts import new_pixels, parts_of
@@ -271,25 +272,46 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
 def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
     """(B, C, H, W) -> (B, C, size, size), antialiased; the same tensor where the size is right.
 
-    NaN are no data, which no pixel beside them is blended with.
+    NaN are no data, which no pixel beside them is blended with. Of pixels that are very long, whose
+    ends are cropped, only the middle is resized (see `chips.middle`).
     """
     height, width = pixels.shape[-2:]
     if height == width == spec.size:
         return pixels
     if spec.resize_mode == "squash" or height == width:
-        target = (spec.size, spec.size)
-    else:
-        shortest = min(height, width)
-        target = (spec.size * height // shortest, spec.size * width // shortest)
+        if height > MAX_ASPECT * width:  # the long side first, or all its rows would be enlarged
+            pixels = _interpolated(pixels, (spec.size, width), spec)
+        return _interpolated(pixels, (spec.size, spec.size), spec)
+    pixels = pixels[..., middle(height, width), middle(width, height)]
+    height, width = pixels.shape[-2:]
+    shortest = min(height, width)
+    return _interpolated(
+        pixels, (spec.size * height // shortest, spec.size * width // shortest), spec
+    )
+
+
+def _interpolated(pixels: Tensor, target: tuple[int, int], spec: InputSpec) -> Tensor:
+    """Pixels (B, C, H, W) at `target` (H', W'), cropped in the centre to `spec.size` where that is
+    longer; plane by plane where they are large."""
+    planes = len(pixels) * pixels.shape[1]
+    larger = max(math.prod(pixels.shape[2:]), math.prod(target))
+    if planes > 1 and 4 * planes * larger > _LARGE_BYTES:
+        alone = (_interpolated(one[None, None], target, spec) for one in pixels.flatten(0, 1))
+        resized = torch.cat(list(alone))
+        return resized.reshape(*pixels.shape[:2], *resized.shape[2:])
     resized = resample(
         pixels,
         lambda part, _: F.interpolate(
             part, size=target, mode=spec.interpolation, antialias=True, align_corners=False
         ),
     )
-    top = round((target[0] - spec.size) / 2)
-    left = round((target[1] - spec.size) / 2)
+    top = max(0, round((target[0] - spec.size) / 2))
+    left = max(0, round((target[1] - spec.size) / 2))
     return resized[..., top : top + spec.size, left : left + spec.size]
+
+
+_LARGE_BYTES = 512 << 20
+"""What is larger than this, as float32, is resized plane by plane, to hold no copies of it all."""
 
 
 def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
