@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,18 +21,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terralign.errors import StorageError
+from terralign.errors import DataError, StorageError
 from terralign.files import (
     HASH_LENGTH,
+    atomic_folder,
     atomic_path,
     check_free_space,
+    claimed,
+    clear_partials,
     decode_text,
     hash_file,
     hash_json,
+    name_of_folder,
     read_json,
     read_lines,
     read_text,
     read_toml,
+    require_folder,
     write_json,
     write_text,
 )
@@ -258,3 +271,206 @@ def test_a_zero_byte_anywhere_is_no_text() -> None:
 def test_an_endless_file_is_refused() -> None:
     with pytest.raises(StorageError, match="/dev/zero has more than the limit of 1 MiB"):
         read_text(Path("/dev/zero"), size="toml_bytes")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x = {'[' * 90}{']' * 90}", "is nested in 81 levels, more than the limit of 80 levels"),
+        (f"x = {'[' * 100_000}", "is not valid TOML"),
+        (f"{'[[x]]' * 1}\na = {'{a = ' * 90}1{'}' * 90}", "is nested in 81 levels"),
+        ("seed = 9223372036854775808", "holds an integer of more than 64 bits"),
+        (f"x = [{{ y = -{'9' * 4000} }}]", "holds an integer of more than 64 bits"),
+        (f"x = {'9' * 5000}", "is not valid TOML"),
+    ],
+)
+def test_toml_beyond_measure_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(StorageError, match=rf"a\.toml {said}"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("name", ["small", "a.b", "Über 2", "x" * 200, "console", "s2+s1=4"])
+def test_names_that_a_folder_may_have(tmp_path: Path, name: str) -> None:
+    assert name_of_folder(name) == name
+    (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", ".a", "a.", " a", "a ", "/a", "../a", "a/b", "a\\b", "a\nb", "a\x00",
+        "\u202ea", "x" * 201, "ü" * 101, "con", "NUL.txt", "com1",
+    ],
+)  # fmt: skip
+def test_names_that_would_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be the name of a folder: it \w+"):
+        name_of_folder(name)
+
+
+# Folders of one process
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_kept(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(StorageError, match=r"\.lock cannot be opened as a file .*; delete it"):
+        claimed(folder).__enter__()
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_lock_of_another_kind_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ".lock"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(
+        StorageError, match=r"\.lock (cannot be opened as|is not) a file.*delete it"
+    ):
+        claimed(tmp_path).__enter__()
+
+
+def test_what_a_lock_holds_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("notes of mine")
+    with claimed(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "notes of mine"
+
+
+def test_links_in_the_place_of_parts_are_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in (f".a.txt.{os.getpid()}.partial", "a.txt", f".m.{os.getpid()}.partial"):
+        (tmp_path / name).symlink_to(victim)
+    write_text(tmp_path / "a.txt", "new")
+    with atomic_folder(tmp_path / "m") as partial:
+        (partial / "b").write_text("new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "m" / "b").read_text() == "new"
+    assert names(tmp_path) == ["a.txt", "m", "victim"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(text: str, fault: bool = False) -> None:
+        with atomic_folder(tmp_path / "m") as partial:
+            (partial / text).write_text(text)
+            if fault:
+                raise DataError("no")
+
+    write("one")
+    with pytest.raises(DataError):
+        write("two", fault=True)
+    assert names(tmp_path / "m") == ["one"]
+    write("three")
+    assert names(tmp_path / "m") == ["three"]
+    assert names(tmp_path) == ["m"]
+
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from terralign.files import atomic_folder, atomic_path
+folder = Path(sys.argv[1])
+with atomic_path(folder / "deep" / "a.txt") as one, atomic_folder(folder / "m") as two:
+    for path in (one, two / "b"):
+        path.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_only_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(tmp_path)], stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        clear_partials(tmp_path)
+        kept = {path.name for path in tmp_path.rglob("*.partial")}
+        assert kept == {f".a.txt.{child.pid}.partial", f".m.{child.pid}.partial"}
+        child.kill()
+    (tmp_path / "mine.partial").write_text("of another program")
+    with claimed(tmp_path):
+        assert [path.name for path in tmp_path.rglob("*.partial*")] == ["mine.partial"]
+
+
+def test_refused_work_leaves_no_new_folder(tmp_path: Path) -> None:
+    def refuse(folder: Path, *files: str) -> None:
+        with claimed(folder, begins_with=("plan.toml",)):
+            for name in files:
+                write_text(folder / name, "text")
+            raise DataError("no such data")
+
+    with pytest.raises(DataError):
+        refuse(tmp_path / "runs" / "a", "plan.toml")
+    assert names(tmp_path) == []
+    with pytest.raises(DataError):
+        refuse(tmp_path / "runs" / "b", "plan.toml", "work/weights.pt")
+    assert names(tmp_path / "runs" / "b") == [".lock", "plan.toml", "work"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError):
+        refuse(tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_folder_is_waited_for_where_that_is_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "terralign")
+    order: list[str] = []
+    with ExitStack() as first:
+        first.enter_context(claimed(tmp_path / "store"))
+        with pytest.raises(StorageError, match=r"another process is running in .*store; wait"):
+            claimed(tmp_path / "store").__enter__()
+
+        def wait() -> None:
+            with claimed(tmp_path / "store", wait=True):
+                order.append("second")
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while "waiting for another process" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_waiting_can_be_interrupted(tmp_path: Path) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with open(tmp_path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                claimed(tmp_path, wait=True).__enter__()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "link", "below a file", "long"])
+def test_a_place_for_no_folder_is_refused_before_the_work(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(tmp_path / "gone")
+    elif kind == "long":
+        path = tmp_path / ("x" * 300)
+    else:
+        path.write_text("")
+    with pytest.raises(StorageError, match=r"cannot write into .*; choose another folder$"):
+        require_folder(path / "run" if kind == "below a file" else path)
+
+
+def test_a_place_for_a_folder_may_be_missing_or_a_link_to_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in ("new", "link", "link/new/deeper"):
+        require_folder(tmp_path / place)
+    require_folder(Path("new"))

@@ -10,15 +10,16 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tomllib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import StorageError, TerralignError, first_line
+from terralign.errors import StorageError, TerralignError, first_line, shown
 from terralign.limits import beyond, limit, require
 
 try:
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""
+
+MAX_NAME_BYTES = 200
+"""Of a name that becomes a folder's: file systems take 255, and partial files add to it."""
 
 _KEY_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DOTTED_KEY = re.compile(rf"(?<![\w-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART})++")
@@ -51,21 +55,20 @@ _BYTE_ORDER_MARKS = (
 def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed over it when the block ends well.
 
-    When the block raises, nothing of `path` has changed and the part written is removed.
-    A full or read-only disk raises `StorageError`.
+    When the block raises, nothing of `path` has changed and the part written is removed. A link in
+    the place of `path` is replaced, not followed. A full or read-only disk raises `StorageError`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        usual = partial.stat().st_mode  # some libraries make files that their owner alone may read
-        partial.unlink()
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        partial.chmod(usual)
-        os.replace(partial, path)
+        with _begun(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as lock:
+            usual = os.fstat(lock).st_mode  # some libraries let the owner alone read their files
+            yield partial
+            with open(partial, "rb") as written:
+                os.fsync(written.fileno())
+            partial.chmod(stat.S_IMODE(usual))
+            os.replace(partial, path)
     except BaseException as error:
         with suppress(OSError):
             partial.unlink()
@@ -73,6 +76,102 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if storage_error is not None:
             raise storage_error from error
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its place when the block ends well.
+
+    When the block raises, nothing of `path` has changed; what is left of a folder that is replaced
+    is its copy `.NAME.PROCESS.old`, where the process is killed between two renames.
+    """
+    partial = _partial_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _begun(partial, os.O_RDONLY | os.O_DIRECTORY):
+            yield partial
+            if not path.exists():
+                os.replace(partial, path)
+                return
+            old = partial.with_suffix(".old")
+            os.replace(path, old)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+_PARTIAL = re.compile(r"\..+\.\d+\.partial")
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def _begun(partial: Path, flags: int) -> Iterator[int]:
+    """A new file, or with `O_DIRECTORY` a folder, that is locked until the block ends: so others
+    know that its process is alive. What has its name is of a process that is gone."""
+    while True:
+        _remove(partial)
+        if flags & os.O_DIRECTORY:
+            partial.mkdir()
+        lock = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # disks without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(lock, partial):  # or it was cleared before it was locked
+                yield lock
+                return
+        finally:
+            os.close(lock)
+
+
+def clear_partials(folder: Path) -> None:
+    """Remove what killed processes left of files and folders that they had begun below `folder`.
+
+    What a living process writes is locked, and stays.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in filter(_PARTIAL.fullmatch, [*folders, *files]):
+            path = Path(parent, name)
+            with suppress(OSError):
+                if path.is_symlink() or not _is_locked(path):
+                    _remove(path)
+        folders[:] = [name for name in folders if not _PARTIAL.fullmatch(name)]
+
+
+def _is_locked(path: Path) -> bool:
+    lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file, a link (not what it leads to) or a folder, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
@@ -240,9 +339,27 @@ def parse_toml(
     num_parts = max((key.count(".") + 1 for key in _DOTTED_KEY.findall(text)), default=1)
     require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise fault(f"{name} is not valid TOML: {error}{_typographic(text, str(error))}") from error
+    require_plain(values, name=name, fault=fault)
+    return values
+
+
+def require_plain(value: Any, *, name: str, fault: type[TerralignError]) -> None:
+    """Raise `fault` where values of TOML are nested too deeply, or hold integers beyond 64 bits."""
+    level, depth = [value], 0
+    while level:
+        require("toml_levels", depth, f"{name} is nested in", fault=fault)
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise fault(f"{name} holds an integer of more than 64 bits; write a smaller one")
+        level, depth = inner, depth + 1
 
 
 def _typographic(text: str, error: str) -> str:
@@ -299,17 +416,112 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
         )
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder for this process alone."""
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+"""Names that Windows has for devices."""
+
+
+def name_of_folder(name: str) -> str:
+    """The name, where a folder may have it on every system; else `ValueError`, which says why."""
+    fault = ""
+    if not name or name[0] in ". " or name[-1] in ". ":
+        fault = "begins or ends with a dot or a space, or is empty"
+    elif "/" in name or "\\" in name or not name.isprintable():
+        fault = "holds a slash, a backslash or a control character"
+    elif len(name.encode()) > MAX_NAME_BYTES:
+        fault = f"is longer than {MAX_NAME_BYTES} bytes"
+    elif _RESERVED.fullmatch(name):
+        fault = "is the name of a device on Windows"
+    if fault:
+        short = name if len(name) <= 40 else f"{name[:40]}..."
+        raise ValueError(f"{short!r} cannot be the name of a folder: it {fault}")
+    return name
+
+
+def require_folder(folder: Path) -> None:
+    """Raise `StorageError` where nothing can be written into `folder`, which need not exist yet."""
+    fault = ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
-    with lock:
+        for path in (folder, *folder.parents):
+            if path.is_symlink() and not path.exists():
+                fault = f"{path} is a link to nothing"
+            elif path.exists() and not path.is_dir():
+                fault = f"{path} is a file, not a folder"
+            elif path.exists() and not os.access(path, os.W_OK | os.X_OK):
+                fault = f"{path} is read-only"
+            if fault or path.exists():
+                break
+    except (OSError, ValueError) as error:
+        fault = first_line(error) if isinstance(error, ValueError) else str(error.strerror)
+    if fault:
+        raise StorageError(f"cannot write into {shown(folder)}: {fault}; choose another folder")
+
+
+@contextmanager
+def claimed(
+    folder: Path, *, begins_with: Collection[str] = (), wait: bool = False
+) -> Iterator[None]:
+    """The folder for this process alone; what killed processes left in it is cleared.
+
+    Where another process has it, `StorageError`; with `wait`, a line in the log and its turn. A
+    folder that was made for a block that raises a `TerralignError` is removed again where it holds
+    nothing but empty files and those named in `begins_with`.
+    """
+    require_folder(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _locked(folder, wait=wait):
+            clear_partials(folder)
+            try:
+                yield
+            except TerralignError:
+                if folder in made:
+                    _remove_unused(folder, {".lock", *begins_with})
+                raise
+    finally:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()  # where it is empty
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    path = folder / ".lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, flags, 0o666)
         except OSError as error:
+            if os.path.lexists(path):
+                raise StorageError(
+                    f"{path} cannot be opened as a file ({error.strerror}); delete it"
+                ) from error
+            raise StorageError(f"cannot write into {folder}: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(lock).st_mode):
+                raise StorageError(f"{path} is not a file; delete it")
+            _take(lock, folder, wait=wait)
+            if _is_at(lock, path):  # or its holder removed the folder that was made for it
+                yield
+                return
+        finally:
+            os.close(lock)
+
+
+def _take(lock: int, folder: Path, *, wait: bool) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError as error:
+        if not wait:
             raise StorageError(f"another process is running in {folder}; wait for it") from error
-        yield
+    except OSError as error:
+        raise StorageError(f"cannot lock {folder}: {error.strerror}") from error
+    logger.info("waiting for another process, which works in %s", folder)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # signals interrupt it
+
+
+def _remove_unused(folder: Path, names: Collection[str]) -> None:
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    if all(path.name in names or path.lstat().st_size == 0 for path in files):
+        shutil.rmtree(folder, ignore_errors=True)

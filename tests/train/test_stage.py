@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,26 @@ def test_the_cache_replaces_what_an_interrupted_stage_left(tmp_path: Path) -> No
     _run(_stage(tmp_path / "b", cache=cache), made)
     assert (tmp_path / "b" / "tower.bin").read_text() == "weights"
     assert len(made) == 1
+
+
+def test_a_stage_that_another_run_makes_is_waited_for(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    begun, made, found = threading.Event(), list[str](), list[dict[str, Any]]()
+
+    def make() -> dict[str, Any]:
+        begun.set()
+        time.sleep(0.2)
+        (tmp_path / "a" / "parts").mkdir(parents=True)
+        (tmp_path / "a" / "tower.bin").write_text("weights")
+        (tmp_path / "a" / "parts" / "one").write_text("one")
+        return {"value": 1}
+
+    first = threading.Thread(
+        target=lambda: found.append(run_stage(_stage(tmp_path / "a", cache=cache), make))
+    )
+    first.start()
+    begun.wait(timeout=10)
+    found.append(_run(_stage(tmp_path / "b", cache=cache), made))
+    first.join(timeout=10)
+    assert made == []
+    assert found[0] == found[1]

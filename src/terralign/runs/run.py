@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 
 from terralign import progress
-from terralign.compute import choose_device
+from terralign.compute import choose_device, choose_inference, compute_deterministically
 from terralign.datasets.catalog import check_data_root
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.sample import SampleSet, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
@@ -37,13 +37,21 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import claimed, read_json, write_json, write_text
+from terralign.files import (
+    atomic_folder,
+    claimed,
+    hash_json,
+    read_json,
+    require_folder,
+    write_json,
+    write_text,
+)
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
 from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData
-from terralign.runs.folder import keep_measurement, keep_recipe, keep_threads
+from terralign.runs.folder import BEFORE_WORK, keep_measurement, keep_recipe, keep_threads
 from terralign.runs.overlaps import RunOverlaps
 from terralign.runs.recipe import (
     AlignRecipe,
@@ -92,7 +100,10 @@ def run_recipe(
     which runs that have stages in common share. Raises `RecipeError` for a folder
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
-    with claimed(folder):
+    for place in (stores, cache):
+        if place is not None:
+            require_folder(place)
+    with claimed(folder, begins_with=BEFORE_WORK):
         keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
@@ -150,6 +161,9 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
+        choose_inference(self.recipe.inference)
+        if self.recipe.deterministic:
+            compute_deterministically()
         if (settings := self.recipe.base.pretrain) is None:
             base = self._existing_base()
             self._open(picture_size(base.input_spec()))
@@ -211,7 +225,10 @@ class _Run:
                 f"base.model: {model} not found; looked {places}{hint}. It may also be "
                 "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
             )
-        return EmbeddingSpace.load(found or model).to(self.device)
+        pinned = self.recipe.base
+        return EmbeddingSpace.load(
+            found or model, sha256=pinned.sha256, revisions=pinned.revisions
+        ).to(self.device)
 
     def _pretrained_base(self, settings: PretrainSettings) -> EmbeddingSpace:
         samples = self.data.open(settings.data, settings.split, settings.limit)
@@ -224,10 +241,8 @@ class _Run:
                     samples, settings, self.folder / "pretrain",
                     seed=seed, device=self.device, tensorboard=self.recipe.tensorboard,
                 )  # fmt: skip
-            partial = self.folder / ".base.partial"
-            save_clip(clip, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            with atomic_folder(folder) as partial:
+                save_clip(clip, partial)
             return {}
 
         stage = Stage(
@@ -371,7 +386,13 @@ class _Run:
         tower: str | None,
     ) -> Evaluation:
         def embed(route: Route) -> Embedded:
-            key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
+            key = hash_json(
+                {
+                    "tower": space.tower_id(route.tower),
+                    "pixels": pixels_id(samples),  # which sets with other classes share
+                    "layout": describe_layout(route.layout),
+                }
+            )
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]

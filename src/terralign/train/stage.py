@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from terralign.errors import RecipeError, StorageError
-from terralign.files import atomic_path, hash_json, read_json, set_aside, write_json
+from terralign.files import atomic_path, claimed, hash_json, read_json, set_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +106,31 @@ def run_stage(
         set_aside(stage.note, error)
         note = None
     if note is None and shared is not None and _is_cached(stage, shared):
-        _link_all(stage, shared, stage.note.parent, replace=True)  # what is left of another stage
-        note = stage.read()
-    if note is None:
-        write_json(stage.note, {"identity": stage.identity, **make()})
-        note = read_json(stage.note)
-    if shared is not None:
-        _link_all(stage, stage.note.parent, shared)
+        note = _take(stage, shared)
+    if note is None and shared is not None:
+        with claimed(shared, wait=True):  # what another run makes now is not made twice
+            if _is_cached(stage, shared):
+                note = _take(stage, shared)
+            if note is None:
+                note = _make(stage, make)
+            _link_all(stage, stage.note.parent, shared)
+    elif note is None:
+        note = _make(stage, make)
+    elif shared is not None and not (shared / stage.note.name).exists():
+        with claimed(shared, wait=True):
+            _link_all(stage, stage.note.parent, shared)
     return dict(note)
+
+
+def _make(stage: Stage, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    write_json(stage.note, {"identity": stage.identity, **make()})
+    note: dict[str, Any] = read_json(stage.note)
+    return note
+
+
+def _take(stage: Stage, shared: Path) -> dict[str, Any] | None:
+    _link_all(stage, shared, stage.note.parent, replace=True)  # what is left of another stage
+    return stage.read()
 
 
 def _is_cached(stage: Stage, shared: Path) -> bool:

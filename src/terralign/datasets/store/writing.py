@@ -26,13 +26,11 @@ import shapely
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from terralign.datasets.batches import read_ahead
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.sample import NOWHERE, Located, SampleSet
 from terralign.datasets.store.files import (
     MANIFEST,
-    SHARDS,
     TABLE,
     Images,
     Manifest,
@@ -56,6 +54,7 @@ from terralign.files import (
     write_json,
 )
 from terralign.progress import Progress
+from terralign.read_ahead import read_ahead
 from terralign.scenes.pictures import as_picture_size
 from terralign.scenes.places import Bounds
 
@@ -100,6 +99,7 @@ def pack(
     *,
     has_splits: bool = True,
     num_workers: int | None = None,
+    wait: bool = False,
 ) -> Packed:
     """Pack splits of one data set into the folder `store`, or resume where an earlier call stopped.
 
@@ -107,15 +107,18 @@ def pack(
     table is; a complete store is only checked, so that several processes may do so at once.
 
     `has_splits`: False for a data set whose split names all mean the whole. `num_workers`: threads
-    that read and write; None takes one per CPU. Raises `DataError` naming a sample that cannot be
-    read, or a folder that holds something else, and `StorageError` where the disk is too small.
+    that read and write; None takes one per CPU. `wait`: for another process that packs into the
+    folder, instead of a `StorageError`. Raises `DataError` naming a sample that cannot be read, or
+    a folder that holds something else, and `StorageError` where the disk is too small.
     """
     work = _Packing(dict(splits), Path(store), settings or PackSettings(), has_splits)
     manifest = work.find_complete()
-    if manifest is None:
-        with claimed(work.store):
-            made = work.make(num_workers or len(os.sched_getaffinity(0)))
-    return Packed(store=work.store, manifest=manifest or made, complete_before=manifest is not None)
+    if manifest is not None:
+        return Packed(store=work.store, manifest=manifest, complete_before=True)
+    with claimed(work.store, wait=wait):
+        manifest = work.find_complete()  # by another process, meanwhile
+        made = manifest or work.make(num_workers or len(os.sched_getaffinity(0)))
+    return Packed(store=work.store, manifest=made, complete_before=manifest is not None)
 
 
 class _Packing:
@@ -182,9 +185,6 @@ class _Packing:
 
     def make(self, num_workers: int) -> Manifest:
         """Make the store, or what it lacks; the folder is this process's alone."""
-        for folder in (self.store, self.store / SHARDS, self.store / PARTS):
-            for path in folder.glob(".*.partial"):  # of a killed process
-                path.unlink()
         manifest = self._find_store()
         broken = [] if manifest is None else self._broken(manifest)
         if broken:
