@@ -150,9 +150,9 @@ def open_sources(
             yield from _from_numbers(one, "" if alone else f"{number}", declared)
         else:
             raise DataError(
-                f"cannot embed a {type(one).__name__}; give a path, a folder, a Scene, a STAC item, "
-                "a Chip, a Pillow image, an array or tensor (C, H, W) or (N, C, H, W), Samples, or "
-                "a list of these"
+                f"cannot embed a {type(one).__name__}; give a path, a folder, a Scene, a STAC "
+                "item, a Chip, a Pillow image, an array or tensor (C, H, W) or (N, C, H, W), "
+                "Samples, or a list of these"
             )
 
 
