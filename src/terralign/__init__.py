@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace, load
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
+    from terralign.index.embed import embed_scenes
     from terralign.scenes.scene import Scene, open_scene
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
@@ -42,6 +43,7 @@ _DEFERRED = {
     "Samples": "terralign.datasets.samples",
     "Scene": "terralign.scenes.scene",
     "align": "terralign.training",
+    "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
     "load": "terralign.encoders.space",
     "open_scene": "terralign.scenes.scene",
@@ -60,6 +62,7 @@ __all__ = [
     "TerralignError",
     "__version__",
     "align",
+    "embed_scenes",
     "evaluate",
     "load",
     "load_sensor",

@@ -19,8 +19,11 @@ VARIABLE = "TERRALIGN_LIMITS"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 LIMITS: dict[str, int] = {
+    "index_parts": 1_000_000,  # of one folder of embedded scenes
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
+    "part_rows": 20_000_000,  # windows of one part
+    "scene_windows": 4_000_000,  # that one scene is cut into
     "text_bytes": 16 * 2**20,  # of any other text file
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
