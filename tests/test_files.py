@@ -32,6 +32,7 @@ from terralign.files import (
     decode_text,
     hash_file,
     hash_json,
+    name_of_folder,
     read_json,
     read_lines,
     read_text,
@@ -270,6 +271,42 @@ def test_a_zero_byte_anywhere_is_no_text() -> None:
 def test_an_endless_file_is_refused() -> None:
     with pytest.raises(StorageError, match="/dev/zero has more than the limit of 1 MiB"):
         read_text(Path("/dev/zero"), size="toml_bytes")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"x = {'[' * 90}{']' * 90}", "is nested in 81 levels, more than the limit of 80 levels"),
+        (f"x = {'[' * 100_000}", "is not valid TOML"),
+        (f"{'[[x]]' * 1}\na = {'{a = ' * 90}1{'}' * 90}", "is nested in 81 levels"),
+        ("seed = 9223372036854775808", "holds an integer of more than 64 bits"),
+        (f"x = [{{ y = -{'9' * 4000} }}]", "holds an integer of more than 64 bits"),
+        (f"x = {'9' * 5000}", "is not valid TOML"),
+    ],
+)
+def test_toml_beyond_measure_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(StorageError, match=rf"a\.toml {said}"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("name", ["small", "a.b", "Über 2", "x" * 200, "console", "s2+s1=4"])
+def test_names_that_a_folder_may_have(tmp_path: Path, name: str) -> None:
+    assert name_of_folder(name) == name
+    (tmp_path / name).mkdir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", ".", "..", ".a", "a.", " a", "a ", "/a", "../a", "a/b", "a\\b", "a\nb", "a\x00",
+        "\u202ea", "x" * 201, "ü" * 101, "con", "NUL.txt", "com1",
+    ],
+)  # fmt: skip
+def test_names_that_would_lead_elsewhere_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be the name of a folder: it \w+"):
+        name_of_folder(name)
 
 
 # Folders of one process

@@ -10,12 +10,10 @@ The names below are the public interface; every other module may move.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-from terralign.deferred import find
-
+TYPE_CHECKING = False  # as `typing` has it, whose import would delay the handler of Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from terralign.chips import Chip
     from terralign.datasets.samples import Samples
     from terralign.encoders.space import EmbeddingSpace, load
@@ -73,9 +71,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _DEFERRED:
+        from terralign.deferred import find
+
         return find(_DEFERRED[name], name)
     if name not in _LIGHT:
         raise AttributeError(f"module 'terralign' has no attribute {name!r}")
+    import importlib
+
     found = getattr(importlib.import_module(_LIGHT[name]), name)
     globals()[name] = found
     return found

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 HASH_LENGTH = 16
 """Hex digits kept of a SHA-256 where it serves as a name."""
 
+MAX_NAME_BYTES = 200
+"""Of a name that becomes a folder's: file systems take 255, and partial files add to it."""
+
 _KEY_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DOTTED_KEY = re.compile(rf"(?<![\w-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART})++")
 """A dotted key of TOML: what `tomllib` takes for one grows with the square of its parts."""
@@ -336,9 +339,27 @@ def parse_toml(
     num_parts = max((key.count(".") + 1 for key in _DOTTED_KEY.findall(text)), default=1)
     require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)
     try:
-        return tomllib.loads(text)
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise fault(f"{name} is not valid TOML: {error}{_typographic(text, str(error))}") from error
+    require_plain(values, name=name, fault=fault)
+    return values
+
+
+def require_plain(value: Any, *, name: str, fault: type[TerralignError]) -> None:
+    """Raise `fault` where values of TOML are nested too deeply, or hold integers beyond 64 bits."""
+    level, depth = [value], 0
+    while level:
+        require("toml_levels", depth, f"{name} is nested in", fault=fault)
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise fault(f"{name} holds an integer of more than 64 bits; write a smaller one")
+        level, depth = inner, depth + 1
 
 
 def _typographic(text: str, error: str) -> str:
@@ -393,6 +414,27 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
             f"{folder} needs {num_bytes // 1_000_000} MB but its disk has {free} MB free; "
             "free some space or choose another folder"
         )
+
+
+_RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+"""Names that Windows has for devices."""
+
+
+def name_of_folder(name: str) -> str:
+    """The name, where a folder may have it on every system; else `ValueError`, which says why."""
+    fault = ""
+    if not name or name[0] in ". " or name[-1] in ". ":
+        fault = "begins or ends with a dot or a space, or is empty"
+    elif "/" in name or "\\" in name or not name.isprintable():
+        fault = "holds a slash, a backslash or a control character"
+    elif len(name.encode()) > MAX_NAME_BYTES:
+        fault = f"is longer than {MAX_NAME_BYTES} bytes"
+    elif _RESERVED.fullmatch(name):
+        fault = "is the name of a device on Windows"
+    if fault:
+        short = name if len(name) <= 40 else f"{name[:40]}..."
+        raise ValueError(f"{short!r} cannot be the name of a folder: it {fault}")
+    return name
 
 
 def require_folder(folder: Path) -> None:

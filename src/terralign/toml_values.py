@@ -7,9 +7,10 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
@@ -19,7 +20,16 @@ from pydantic import (
 )
 
 from terralign.errors import RecipeError, StorageError, first_line, nearest
-from terralign.files import read_shipped, read_text, read_toml, shipped_names, write_text
+from terralign.files import (
+    name_of_folder,
+    parse_toml,
+    read_shipped,
+    read_text,
+    read_toml,
+    shipped_names,
+    write_text,
+)
+from terralign.limits import require
 
 MAX_DIFFERENCES = 3
 """Of a folder's recipe to another one, that are named."""
@@ -46,6 +56,9 @@ def read_named(what: str, name_or_path: str, *, others: Sequence[str] = ()) -> d
     hint = nearest(name_or_path, [*names, *others])
     raise RecipeError(f"unknown {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
 
+
+FolderName = Annotated[str, AfterValidator(name_of_folder)]
+"""A name in a file that a folder, or a file, gets."""
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 """How pydantic calls an unknown key, of a model and of a dataclass."""
@@ -94,7 +107,7 @@ def explain(error: ValidationError, model: type[Any]) -> str:
         known = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
         hint = nearest(given, known)
         message += f"; {hint}" if hint.startswith("did you mean") else ""
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    shown = f" (given: {repr(given)[:100]})" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 
 
@@ -165,11 +178,16 @@ def apply_override(
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise RecipeError(f"--set {override!r}: expected KEY=VALUE, as in patch.lr=2e-5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *parents, last = key.strip().split(".")
+    require("toml_key_parts", len(parents) + 1, f"--set {key.strip()[:40]} has", fault=RecipeError)
+    try:
+        value = parse_toml(f"value = {text}", name=f"--set {key.strip()}", fault=RecipeError)[
+            "value"
+        ]
+    except RecipeError as error:
+        if not isinstance(error.__cause__, tomllib.TOMLDecodeError):
+            raise
+        value = text
     current: Any = values
     for part in parents:
         current = _step_into(current, part, override)
@@ -208,7 +226,7 @@ def toml_difference(
     old: str, new: str, *, same: Callable[[Any, Any], bool] = operator.eq
 ) -> list[str]:
     """What differs between two TOML texts: `key: old -> new`. `same` compares two values."""
-    before, after = (_flatten(tomllib.loads(text)) for text in (old, new))
+    before, after = (_flatten(parse_toml(text, name="it")) for text in (old, new))
 
     def shown(values: dict[str, Any], key: str) -> str:
         return repr(values[key]) if key in values else "not set"
@@ -245,7 +263,7 @@ def keep_toml(
         return
     try:
         difference = toml_difference(read_text(path), text, same=same)
-    except (StorageError, ValueError) as error:
+    except StorageError as error:
         raise StorageError(
             f"{path} is damaged ({first_line(error)}); put back a whole copy of this {what}, or "
             "choose another folder"
@@ -263,7 +281,7 @@ def keep_toml(
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         items: Any = value.items()
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
+    elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         items = ((one.get("name", number), one) for number, one in enumerate(value))
     else:
         return {prefix: value}

@@ -461,3 +461,9 @@ def test_a_study_says_which_data_root_is_missing_before_it_writes(
     with pytest.raises(DataError, match="nowhere not found"):
         run_study(study, tmp_path / "out", device="cpu", data_root=tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_runs_than_anyone_waits_for_are_refused_before_they_are_planned(folder: Path) -> None:
+    lists = (f'"patch.k{number}" = [{", ".join(map(str, range(20)))}]' for number in range(12))
+    with pytest.raises(RecipeError, match=r"seeds make 4,096,000,000,000,000 runs, more than the"):
+        _study(folder, f"vary = {{ {', '.join(lists)} }}")

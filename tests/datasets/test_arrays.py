@@ -12,7 +12,6 @@ import pytest
 import rasterio
 
 from terralign.datasets.array_set import ArraySet
-from terralign.datasets.published import arrays
 from terralign.datasets.published.arrays import choose_rows, open_s2_l2a, read_array
 from terralign.errors import DataError
 from terralign.sensors import SENSORS
@@ -83,8 +82,8 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "a.npz", pixels=np.array([[[[Bomb()]]]], dtype=object))
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Bomb()))
-    for path in ("a.npz", "b.npz"):
-        with pytest.raises(DataError, match="is damaged or no NumPy file"):
+    for path, told in (("a.npz", "type object; expected numbers"), ("b.npz", "no NumPy file")):
+        with pytest.raises(DataError, match=told):
             read_array(tmp_path / path, "pixels", shape=ANY4, kind="O")
     assert not (tmp_path / "bomb-went-off").exists()
 
@@ -117,16 +116,87 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path: Path) -> None
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("pixels.npy", header((10**6, 12, 10**3, 10**3)) + b"\0" * 48)
         archive.writestr("few.npy", header((1, 12, 4, 4)) + b"\0" * 48)
-    for member in ("pixels", "few"):
-        with pytest.raises(DataError, match="is damaged or no NumPy file"):
+    for member, told in (
+        ("pixels", "more than the limit of 1 GiB"),
+        ("few", "it has 48 bytes of 384"),
+    ):
+        with pytest.raises(DataError, match=told):
             read_array(path, member, shape=ANY4, kind="u")
 
 
+def with_header(text: str) -> bytes:
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode() + bytes(384)
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("[" * 9000, "no NumPy file"),
+        ("-" * 9000 + "1", "no NumPy file"),
+        ("{'descr': '<u2', 'fortran_order': False, 'shape': (True, 12, 4, 4)}", "expected numbers"),
+        ("{'descr': '<u2', 'fortran_order': False, 'shape': (-1, 12, 4, 4)}", "expected numbers"),
+        ("{'descr': '<u2', 'fortran_order': False, 'shape': (0, 12, 4, 2**63)}", "no NumPy file"),
+        (
+            f"{{'descr': '<u2', 'fortran_order': False, 'shape': (0, 12, 4, {2**63})}}",
+            "no NumPy file",
+        ),
+        (
+            "{'descr': [('a', '<u2')], 'fortran_order': False, 'shape': (1, 12, 4, 4)}",
+            "expected numbers",
+        ),
+        ("{'descr': '|S0', 'fortran_order': False, 'shape': (9, 12, 4, 4)}", "expected numbers"),
+    ],
+)
+def test_a_damaged_header_is_told(tmp_path: Path, header: str, told: str) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pixels.npy", with_header(header))
+    with pytest.raises(DataError, match=told):
+        read_array(path, "pixels", shape=ANY4, kind="u")
+
+
+def test_an_array_by_columns_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    array = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
+    np.savez(tmp_path / "a.npz", pixels=np.asfortranarray(array))
+    read = read_array(tmp_path / "a.npz", "pixels", shape=ANY4, kind="u")
+    np.testing.assert_array_equal(read, array)
+
+
+def test_a_member_without_an_ending_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("pixels", header((1, 12, 4, 4)) + bytes(384))
+    assert read_array(tmp_path / "a.npz", "pixels", shape=ANY4, kind="u").shape == (1, 12, 4, 4)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_without_bound_is_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("pixels.npy", header((1, 12, 4, 4)) + bytes(384))
+    with pytest.raises(DataError, match="compressed as NumPy does not; save it with NumPy"):
+        read_array(tmp_path / "a.npz", "pixels", shape=ANY4, kind="u")
+
+
+def test_flipped_bytes_are_told_or_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    np.savez_compressed(tmp_path / "a.npz", pixels=rng.integers(0, 50, (2, 3, 8, 8), np.uint16))
+    whole = (tmp_path / "a.npz").read_bytes()
+    num_told = 0
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(0, len(whole), 3)] = rng.integers(0, 256, 3)
+        (tmp_path / "a.npz").write_bytes(damaged.tobytes())
+        try:
+            read_array(tmp_path / "a.npz", "pixels", shape=ANY4, kind="u")
+        except DataError:
+            num_told += 1
+    assert num_told > 100
+
+
 def test_the_limit_is_on_bytes(patches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 128 + 20 * 12 * 4 * 2 - 1)
+    monkeypatch.setenv("TERRALIGN_LIMITS", f"array_bytes={128 + 20 * 12 * 4 * 2 - 1}")
     with pytest.raises(DataError, match="more than the limit"):
         open_s2_l2a(patches, "val")
-    monkeypatch.setattr(arrays, "MAX_ARRAY_BYTES", 128 + 20 * 12 * 4 * 2)
+    monkeypatch.setenv("TERRALIGN_LIMITS", f"array_bytes={128 + 20 * 12 * 4 * 2}")
     assert len(open_s2_l2a(patches, "val")) == 2
 
 

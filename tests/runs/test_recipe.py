@@ -129,7 +129,7 @@ def test_a_misspelt_key_names_the_nearest_at_any_depth(place: str, nearest: str)
         ("patch.lr", math.inf, "patch.lr: Input should be a finite number"),
         ("patch.alphas", [math.nan], "Input should be a finite number"),
         ("seed", 2**64, "seed: Input should be less than"),
-        ("name", "../../elsewhere", "name: String should match pattern"),
+        ("name", "../../elsewhere", "name: '../../elsewhere' cannot be the name of a folder"),
         ("patch.mode", "both", "'joint', 'sequential' or 'parallel' (given: 'both')"),
         ("align.0.losses", {"infonse": 1.0}, "unknown loss 'infonse'; did you mean 'infonce'?"),
         ("align.0.student.drop_path", 0.1, "drop_path has no effect on an inflated tower"),
@@ -414,3 +414,15 @@ def test_a_recipe_is_written_flat(tmp_path: Path) -> None:
     assert values["patch"]["lr"] == recipe.patch.settings.lr  # type: ignore[union-attr]
     assert "settings" not in values["patch"]
     assert parse_recipe(values, origin="written") == recipe
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"note={'[' * 5000}", f"patch.lr={'9' * 4500}", f"seed={'9' * 4000}",
+        f"{'a.' * 5000}b=1", f"note={{{'a.' * 5000}b = 1}}",
+    ],
+)  # fmt: skip
+def test_an_override_beyond_measure_is_refused(override: str) -> None:
+    with pytest.raises(RecipeError, match=r"^--set .* (is not valid TOML|integer|parts)"):
+        load_recipe("quickstart", overrides=[override])

@@ -29,7 +29,14 @@ from terralign.errors import (
     first_line,
 )
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import claimed, read_json, read_text, write_json, write_text
+from terralign.files import (
+    claimed,
+    read_json,
+    read_text,
+    require_folder,
+    write_json,
+    write_text,
+)
 from terralign.report.render import markdown
 from terralign.runs.data import named_data
 from terralign.runs.folder import is_untouched, keep_recipe
@@ -88,6 +95,9 @@ def run_study(
     for one in planned:
         method_settings(one)
     check_data_root(data_root)
+    for place in (shared, stores):
+        if place is not None:
+            require_folder(place)
     with claimed(folder, begins_with=("study.toml",)):
         progress = _Study(
             study, folder, data_root, device,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
-import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from terralign.datasets.catalog import DATASETS
-from terralign.errors import RecipeError, nearest
+from terralign.errors import RecipeError, StorageError, nearest
+from terralign.files import parse_toml
+from terralign.limits import beyond, limit
 from terralign.runs.recipe import Recipe, load_recipe, parse_recipe, recipe_text, single_stage
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import apply_override, explain, read_named, without_none
+from terralign.toml_values import FolderName, apply_override, explain, read_named, without_none
 
 Method = Literal["recipe", "coop", "lp-ft"]
 NAME = r"^[a-z0-9][a-z0-9.+=_-]*$"
@@ -42,7 +45,7 @@ METRICS = ("top1", "macro_map", "recall@1", "recall@10")
 class Variant(_Strict):
     """One arm of a study: the recipe with these values changed."""
 
-    name: str = Field(pattern=NAME)
+    name: FolderName = Field(pattern=NAME)
     """How tables call it, and its folder."""
     set: dict[str, Any] = {}
     """Dotted key of the recipe -> its value, as `--set` names them."""
@@ -63,7 +66,7 @@ class Variant(_Strict):
 class Study(_Strict):
     """What is compared."""
 
-    name: str = Field(pattern=r"^[^./\\\s][^/\\\x00-\x1f]*$")
+    name: FolderName
     note: str = ""
     """What a reader of the table should know."""
     recipe: str
@@ -99,15 +102,25 @@ class Study(_Strict):
             raise ValueError(f"vary {empty[0]!r} has no values")
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must differ, and be 0 or more: {list(self.seeds)}")
+        self._check_number()
         names = [variant.name for variant in self.all_variants()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two variants are called {twice[0]!r}; write them out with names")
+        [(name, count)] = Counter(names).most_common(1)
+        if count > 1:
+            raise ValueError(f"two variants are called {name!r}; write them out with names")
         if self.reference is not None and self.reference not in names:
             raise ValueError(f"reference: no variant {self.reference!r}; known: {', '.join(names)}")
         if self.stage != "patch" and any(one.method != "recipe" for one in self.variants):
             raise ValueError('methods take the place of stage 1; set stage = "patch"')
         return self
+
+    def _check_number(self) -> None:
+        """Before they are made: a few lists have more combinations than fit into memory."""
+        lengths = list(map(len, self.vary.values()))
+        grid = math.prod(lengths) if self.design == "grid" else sum(lengths)
+        number = ((grid if lengths else 0) + len(self.variants)) * len(self.seeds)
+        if number > limit("study_runs"):
+            what = "vary, variants and seeds make"
+            raise ValueError(beyond("study_runs", number, what, todo="leave some out"))
 
     def all_variants(self) -> tuple[Variant, ...]:
         """Those that `vary` makes, then those written out."""
@@ -174,10 +187,10 @@ def only_adds(study: Study, overrides: Sequence[str], text: str) -> bool:
     that is damaged.
     """
     try:
-        values = tomllib.loads(text)
+        values = parse_toml(text, name="study.toml")
         before_overrides = values.pop("overrides", [])
         before = Study.model_validate(values)
-    except (ValueError, ValidationError):
+    except (StorageError, ValidationError):
         return False
     of_runs = {"name", "stage", "towers", "set", "drop"}
     if (
@@ -214,7 +227,8 @@ def plan_study(
             raise RecipeError(f"study {study.name} has no variant {name!r}; {nearest(name, known)}")
     chosen = [variant for name, variant in known.items() if not only or name in only]
     data_root = study._paths.data_root
-    base = tomllib.loads(recipe_text(load_recipe(study.recipe, data_root=data_root)))
+    text = recipe_text(load_recipe(study.recipe, data_root=data_root))
+    base = parse_toml(text, name=study.recipe, fault=RecipeError)
     if study.towers is not None:
         _keep_towers(base, study.towers)
     _change(base, study.drop, study.set, f"study {study.name}", study._paths)

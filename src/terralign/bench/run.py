@@ -45,7 +45,7 @@ from terralign.errors import (
     nearest,
 )
 from terralign.evaluation.rows import COLUMNS, Row, read_rows
-from terralign.files import atomic_path, claimed, write_json
+from terralign.files import atomic_path, claimed, require_folder, write_json
 from terralign.progress import Progress
 from terralign.versions import versions
 
@@ -104,6 +104,8 @@ def run_bench(
     for name in prompts:
         load_prompts(name)
     _check_data(suite, data_root)
+    if cache is not None:
+        require_folder(cache)
     with claimed(out, begins_with=("suite.toml", "versions.json")):
         keep_suite(suite, out, data_root)
         before = _rows_before(out)

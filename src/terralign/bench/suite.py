@@ -7,6 +7,7 @@ a fixed part of another split, which the rows note.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,13 @@ from terralign.errors import RecipeError, TerralignError
 from terralign.evaluation.rows import Role
 from terralign.files import parse_toml
 from terralign.toml_paths import TomlPaths
-from terralign.toml_values import Strict, apply_override, explain, read_named, without_none
+from terralign.toml_values import (
+    Strict,
+    apply_override,
+    explain,
+    read_named,
+    without_none,
+)
 
 EntryTask = Literal[
     "zero-shot", "retrieval", "linear-probe", "knn", "few-shot", "robustness", "decisions",
@@ -115,10 +122,9 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _titles_differ(self) -> Self:
-        titles = [entry.title for entry in self.entries]
-        twice = sorted({title for title in titles if titles.count(title) > 1})
-        if twice:
-            raise ValueError(f"two entries are called {twice[0]!r}; give one another name")
+        [(title, count)] = Counter(entry.title for entry in self.entries).most_common(1)
+        if count > 1:
+            raise ValueError(f"two entries are called {title!r}; give one another name")
         return self
 
 

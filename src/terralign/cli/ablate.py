@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from terralign.cli.app import (
+    FOLDER,
     data_root_option,
     device_option,
     example,
@@ -21,7 +22,7 @@ from terralign.cli.app import (
 @main.command()
 @click.argument("study")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Study folder; default: studies/NAME."
+    "--out", type=FOLDER, help="Study folder; default: studies/NAME."
 )  # fmt: skip
 @data_root_option
 @set_option
@@ -31,11 +32,11 @@ from terralign.cli.app import (
 )  # fmt: skip
 @click.option("--only", multiple=True, metavar="VARIANT", help="Run this variant; repeatable.")
 @click.option(
-    "--shared", type=click.Path(path_type=Path, file_okay=False),
+    "--shared", type=FOLDER,
     help="Folder for what runs have in common; default: in the study folder.",
 )  # fmt: skip
 @click.option(
-    "--stores", type=click.Path(path_type=Path),
+    "--stores", type=FOLDER,
     help="Where a recipe with pack = true keeps packed data sets; default: in the study folder.",
 )  # fmt: skip
 @device_option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,24 @@ from typing import Any
 import click
 
 import terralign
-from terralign.cli.faults import OneLineFaults
+from terralign.cli.faults import OneLineFaults, one_line
+from terralign.files import require_folder
 
 Command = Callable[..., None]
+
+
+class _Folder(click.Path):
+    """A folder to write into, which need not exist; any other is refused before the work."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        folder = Path(os.fsdecode(super().convert(value, param, context)))
+        require_folder(folder)
+        return folder
+
+
+FOLDER = _Folder(path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 device_option = click.option(
@@ -75,6 +91,13 @@ class _Terralign(OneLineFaults):
             )
 
 
+class _OneLine(logging.Formatter):
+    """A message as one line; tracebacks, which --debug asks for, keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
+
+
 @click.group(cls=_Terralign, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(terralign.__version__, prog_name="terralign")
 @click.option("--verbose", is_flag=True, help="Report more, such as the threads computed with.")
@@ -89,7 +112,7 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other; give one")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_OneLine("%(message)s"))
     logger = logging.getLogger("terralign")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)

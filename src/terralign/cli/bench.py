@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from terralign.cli.app import data_root_option, device_option, example, json_option, main, threads
+from terralign.cli.app import (
+    FOLDER,
+    data_root_option,
+    device_option,
+    example,
+    json_option,
+    main,
+    threads,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +28,7 @@ logger = logging.getLogger(__name__)
     "--models", multiple=True, required=True, metavar="[NAME=]MODEL...",
     help="The models; the others are compared with the first.",
 )  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bench folder.")
+@click.option("--out", required=True, type=FOLDER, help="Bench folder.")
 @data_root_option
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
@@ -29,7 +37,7 @@ logger = logging.getLogger(__name__)
 @click.option("--prompts", multiple=True, help="A prompt set in place of the suite's; repeatable.")
 @click.option("--reference", help="The model to compare with; default: the first.")
 @click.option(
-    "--shared", type=click.Path(path_type=Path, file_okay=False),
+    "--shared", type=FOLDER,
     help="Folder for common results, so that benches share them.",
 )  # fmt: skip
 @click.option(

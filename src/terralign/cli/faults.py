@@ -21,29 +21,55 @@ import click
 
 from terralign.errors import Interrupted, TerralignError, printable
 
+MAX_SHOWN = 1000
+"""Characters of a message."""
+
+MAX_READ = 10_000
+"""Characters of a message that are looked at, from each end."""
+
 
 class _Terminated(BaseException):
     """SIGTERM came; like KeyboardInterrupt no fault, and nothing catches it on the way."""
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within the block SIGTERM unwinds the stack, so that parts of files are cleared away.
+def _stoppable() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM unwind the stack, so that parts of files are cleared
+    away; but not through an import, which catches what it likes: there they end the process.
 
     Training has its own way, which saves first. Outside the main thread nothing is installed.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        if _is_importing(frame):
+            os.write(2, f"terralign: {_STOPPED[number]}\n".encode())
+            os._exit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+_STOPPED: dict[int, str] = {
+    signal.SIGINT: "interrupted; run the same command again to resume",
+    signal.SIGTERM: "stopped; run the same command again to resume",
+}
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class OneLineFaults(click.Group):
@@ -57,17 +83,15 @@ class OneLineFaults(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            with _terminable():
+            with _stoppable():
                 return super().invoke(context)
         except Interrupted as stop:
             self._report(context, str(stop))
             sys.exit(128 + stop.signal_number)
-        except _Terminated:
-            self._report(context, "stopped; run the same command again to resume")
-            sys.exit(128 + signal.SIGTERM)
-        except KeyboardInterrupt:
-            self._report(context, "interrupted; run the same command again to resume")
-            sys.exit(130)
+        except (_Terminated, KeyboardInterrupt) as stop:
+            number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
+            self._report(context, _STOPPED[number])
+            sys.exit(128 + number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
@@ -96,7 +120,17 @@ class OneLineFaults(click.Group):
 
 def report(text: str) -> None:
     """One line on stderr."""
-    click.echo(f"terralign: {printable(' '.join(text.split()))}", err=True)
+    click.echo(f"terralign: {one_line(text)}", err=True)
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal can show: what is too long is left out of its middle,
+    so that what it is about and what to do stay."""
+    line = printable(" ".join(text[:MAX_READ].split()))
+    if len(line) <= MAX_SHOWN:
+        return line
+    end = printable(" ".join(text[-MAX_READ:].split()))[-MAX_SHOWN // 2 :]
+    return f"{line[: MAX_SHOWN // 2]} ... {end}"
 
 
 def name_options(text: str, parameters: Iterable[click.Parameter]) -> str:

@@ -502,9 +502,9 @@ def _embed_into_folder(
     reading: dict[str, Any],
     parting: dict[str, Any],
 ) -> None:
-    if out.exists() and not out.is_dir():
+    if not out.is_dir() and (out.exists() or out.suffix):
         raise click.UsageError(
-            f"--out {out} is a file; give a folder, or a name that ends in .parquet"
+            f"--out {out}: give a folder, or for one file a name that ends in .parquet"
         )
     if reading["window"] == "whole":
         raise click.UsageError("--window whole: scenes are cut into windows; give a number")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from terralign.cli.app import (
+    FOLDER,
     Command,
     data_root_option,
     device_option,
@@ -21,7 +22,7 @@ from terralign.cli.app import (
 
 @main.command()
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("terralign-quickstart"),
+    "--out", type=FOLDER, default=Path("terralign-quickstart"),
     show_default=True, help="Run folder.",
 )  # fmt: skip
 @device_option
@@ -44,11 +45,11 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/NAME.")
+@click.option("--out", type=FOLDER, help="Run folder; default: runs/NAME.")
 @data_root_option
 @set_option
 @click.option(
-    "--stores", type=click.Path(path_type=Path),
+    "--stores", type=FOLDER,
     help="Where a recipe with pack = true keeps packed data sets; default: in the run folder.",
 )  # fmt: skip
 @device_option
@@ -89,7 +90,7 @@ def _stage_options(function: Command) -> Command:
         device_option,
         set_option,
         data_root_option,
-        click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder."),
+        click.option("--out", required=True, type=FOLDER, help="Run folder."),
         click.option("--recipe", required=True, help="A name or a TOML; its settings count."),
     ):
         function = option(function)

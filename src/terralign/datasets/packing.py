@@ -12,7 +12,8 @@ from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.sample import SampleSet
 from terralign.datasets.store import Packed, PackSettings, StoreSet, pack
 from terralign.datasets.store.writing import hash_samples
-from terralign.errors import SplitError
+from terralign.errors import DataError, SplitError
+from terralign.files import name_of_folder
 from terralign.scenes.pictures import Size, as_picture_size, describe_size
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ def pack_on_use(samples: SampleSet, stores: Path, *, size: Size | None) -> Store
     `size`: that at which the split was opened, for pictures; those that came in their own size keep
     it. A store is named by the hash of its data, so that other data never meets it.
     """
-    store = stores / f"{samples.name}-{samples.split}-{hash_samples(samples)[:8]}"
+    try:
+        name = name_of_folder(f"{samples.name}-{samples.split}-{hash_samples(samples)[:8]}")
+    except ValueError as error:
+        raise DataError(f"{error}; give the data set or its split another name") from error
+    store = stores / name
     if size is not None:
         first = samples.read(np.zeros(1, dtype=np.int64))
         side = as_picture_size(size).side

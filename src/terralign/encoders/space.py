@@ -34,7 +34,7 @@ from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
-from terralign.encoders.pixels import Pixels, encode_pixels
+from terralign.encoders.pixels import Pixels, encode_ready, ready_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
@@ -232,11 +232,16 @@ class EmbeddingSpace(Shown):
         enough = num_there == len(spec.bands) or (spec.missing == "zero" and num_there > 0)
         return layout.sensor.name in spec.sensors and enough
 
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of ready pixels."""
+        return encode_ready(self.clip.visual if tower == RGB else self._tower(tower), ready)
+
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-        """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of raw pixels."""
-        module = self.clip.visual if tower == RGB else self._tower(tower)
-        spec, pixels = self.input_spec(tower), pixels.to(self.device)
-        return encode_pixels(module, pixels, layout, spec, is_rgb=tower == RGB)
+        """The same of one batch of raw pixels (B, C, H, W), on any device."""
+        spec = self.input_spec(tower)
+        return self.encode_ready(
+            ready_pixels(pixels.to(self.device), layout, spec, tower=tower), tower=tower
+        )
 
     # Classifying
 

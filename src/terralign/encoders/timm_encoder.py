@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
+import torch
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
-from terralign.encoders.pixels import encode_pixels
+from terralign.encoders.pixels import encode_ready, ready_pixels
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_initial_weights
 from terralign.encoders.space import RGB
 from terralign.errors import ModelError, first_line
@@ -58,11 +59,21 @@ class TimmEncoder:
         self.tower.to(device)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.tower.parameters()).device
+
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        """(B, D) float32 features, not normalised, on the CPU, of one batch of ready pixels."""
+        return encode_ready(self.tower, ready)
+
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-        """(B, D) float32 features, not normalised, on the CPU, of one batch of raw pixels."""
-        pixels = pixels.to(next(self.tower.parameters()).device)
-        spec = self.tower.config.input
-        return encode_pixels(self.tower, pixels, layout, spec, is_rgb=self.sensor == RGB)
+        """The same of one batch of raw pixels (B, C, H, W), on any device."""
+        spec = self.input_spec(tower)
+        return self.encode_ready(
+            ready_pixels(pixels.to(self.device), layout, spec, tower=tower), tower=tower
+        )
 
 
 def load_timm_encoder(text: str) -> TimmEncoder:

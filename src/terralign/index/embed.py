@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +57,7 @@ from terralign.index.plan import (
 from terralign.index.stamps import source_name, stamps_of
 from terralign.limits import require
 from terralign.progress import Progress
+from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.scenes.scene import Scene
 from terralign.sensors import RGB, describe_sensor
@@ -75,8 +74,6 @@ SECONDS_BETWEEN_LOOKS = 1.0
 """How often it is looked whether another process is done with a scene."""
 
 Engine = Literal["local", "ray"]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,9 +350,7 @@ class _Work:
                     return None
                 raise
         except (DataError, SensorError, OSError) as error:
-            fault = as_fault(str(path), error)
-            logger.warning("%s", fault.error)
-            return fault
+            return as_fault(str(path), error)
 
     def _key(self, one: Path | Scene, tower: str | None) -> str:
         """Names a source, what is declared of it, the tower asked for, and the settings."""
@@ -488,9 +483,12 @@ class _Work:
         blocks: list[NDArray[Any]] = []
         num_invalid = num_cloudy = 0
         label = f"embed {shown(source.key)} with {tower}"
-        with Progress(label, total=len(plan.windows), unit="window") as progress:
-            reading = self._read(source, tower, plan.windows)
-            for batch in _ahead(reading, READ_AHEAD):
+        reading = self._read(source, tower, plan.windows)
+        with (
+            Progress(label, total=len(plan.windows), unit="window") as progress,
+            closing(drawn_ahead(reading, depth=READ_AHEAD)) as batches,
+        ):
+            for batch in batches:
                 num_invalid += batch.num_invalid
                 num_cloudy += batch.num_cloudy
                 if batch.pixels is not None and batch.layout is not None:
@@ -525,7 +523,9 @@ class _Work:
         )
         return _Embedded(rows=rows, num_invalid=num_invalid, num_cloudy=num_cloudy)
 
-    def _read(self, source: Source, tower: str, windows: Sequence[Window]) -> Iterator[_Batch]:
+    def _read(
+        self, source: Source, tower: str, windows: Sequence[Window]
+    ) -> Generator[_Batch, None, None]:
         """Batches of the windows that are to be embedded, in the scene's order."""
         max_cloud = self.settings.max_cloud
         if max_cloud is not None and source.cloud_shares is None:
@@ -595,42 +595,6 @@ class _Embedded:
     rows: PartRows
     num_invalid: int
     num_cloudy: int
-
-
-def _ahead(items: Iterator[_T], size: int) -> Iterator[_T]:
-    """The items, of which a thread makes up to `size` before they are asked for."""
-    ready: queue.Queue[tuple[Literal["item", "end", "error"], Any]] = queue.Queue(size)
-    stopped = threading.Event()
-
-    def put(kind: Literal["item", "end", "error"], value: Any) -> bool:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((kind, value), timeout=0.1)
-                return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=work, name="read-scene", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def self_check(space: EmbeddingSpace, tower: str) -> tuple[float, ...]:

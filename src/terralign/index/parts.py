@@ -310,7 +310,7 @@ _FAULTS = (
 
 
 class Part:
-    """An open part: `facts`, and its rows in batches. `DataError` for another file, or a damaged one."""
+    """An open part: `facts`, and its rows in batches; `DataError` for any other or damaged file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -20,9 +20,18 @@ from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.evaluation.rows import Role
 from terralign.files import hash_json
+from terralign.precision import Precision
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
-from terralign.toml_values import Holding, Strict, apply_override, explain, read_named, without_none
+from terralign.toml_values import (
+    FolderName,
+    Holding,
+    Strict,
+    apply_override,
+    explain,
+    read_named,
+    without_none,
+)
 from terralign.train.settings import (
     AlignSettings,
     PatchSettings,
@@ -124,7 +133,7 @@ class AlignRecipe(Holding):
     """Stage 2 for one tower: its sensors, student, data and settings."""
 
     settings: AlignSettings = AlignSettings()
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: FolderName = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     """The tower's name in the space."""
     sensors: tuple[str, ...] = Field(min_length=1)
     """The sensors it accepts."""
@@ -202,12 +211,18 @@ def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
 class Recipe(Strict):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[^./\\\s][^/\\\x00-\x1f]*$")
+    name: FolderName
     note: str = ""
     """What a reader of the report should know."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
+    deterministic: bool = False
+    """Have CUDA compute the same bits each time, so that a resumed run ends in the same ones: some
+    operations are slower. On the CPU they are the same anyway."""
+    inference: Precision = "fp32"
+    """How towers compute that are not trained (teacher, sweep, measurements): "fp32", "tf32" or
+    "bf16"."""
     tensorboard: bool = False
     pack: bool = False
     """Pack data sets that lie in files on first use, and read them from their stores."""
@@ -222,8 +237,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _towers_exist(self) -> Self:
         towers = [one.name for one in self.align]
-        twice = {name for name in towers if towers.count(name) > 1}
-        if twice or "rgb" in towers or "text" in towers:
+        if len(set(towers)) < len(towers) or "rgb" in towers or "text" in towers:
             raise ValueError(f"tower names must differ, and not be rgb or text: {towers}")
         known = {*towers, "rgb", "text"}
         for entry in self.evaluate:

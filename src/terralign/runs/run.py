@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from terralign import progress
-from terralign.compute import choose_device
+from terralign.compute import choose_device, choose_inference, compute_deterministically
 from terralign.datasets.catalog import check_data_root
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.sample import SampleSet, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
@@ -36,7 +37,15 @@ from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.retrieval import evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
-from terralign.files import atomic_folder, claimed, read_json, write_json, write_text
+from terralign.files import (
+    atomic_folder,
+    claimed,
+    hash_json,
+    read_json,
+    require_folder,
+    write_json,
+    write_text,
+)
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
@@ -91,6 +100,9 @@ def run_recipe(
     which runs that have stages in common share. Raises `RecipeError` for a folder
     of another recipe, with the difference, and `Interrupted` after saving when asked to stop.
     """
+    for place in (stores, cache):
+        if place is not None:
+            require_folder(place)
     with claimed(folder, begins_with=BEFORE_WORK):
         keep_recipe(recipe, folder, data_root)
         results = folder / "results.json"
@@ -149,6 +161,9 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
+        choose_inference(self.recipe.inference)
+        if self.recipe.deterministic:
+            compute_deterministically()
         if (settings := self.recipe.base.pretrain) is None:
             base = self._existing_base()
             self._open(picture_size(base.input_spec()))
@@ -368,7 +383,13 @@ class _Run:
         tower: str | None,
     ) -> Evaluation:
         def embed(route: Route) -> Embedded:
-            key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
+            key = hash_json(
+                {
+                    "tower": space.tower_id(route.tower),
+                    "pixels": pixels_id(samples),  # which sets with other classes share
+                    "layout": describe_layout(route.layout),
+                }
+            )
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]

@@ -6,7 +6,8 @@ C bands, H W pixels throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import grid_of, open_raster, require_small_blocks
+from terralign.scenes.geotiff import grid_of, mask_rules, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
-from terralign.scenes.read import Reader
-from terralign.scenes.resolution import read_enlarged
+from terralign.scenes.read import MAX_THREADS, Reader
+from terralign.scenes.resolution import enlarge, native_span, read_native
+from terralign.scenes.rows import Pair, RowBuffer, block_step
 from terralign.sensors import Sensor
 
 
@@ -69,6 +71,7 @@ class _Header:
     file: BandFile
     grid: Grid
     crs: Any
+    step: int
     mask_index: int | None
 
 
@@ -88,7 +91,11 @@ def _read_header(file: BandFile, source: Any, sensor: Sensor) -> _Header:
             f"name says {file.band}; correct one of them"
         )
     return _Header(
-        file=file, grid=grid_of(source), crs=source.crs, mask_index=2 if masked else None
+        file=file,
+        grid=grid_of(source),
+        crs=source.crs,
+        step=block_step(source),
+        mask_index=2 if masked else None,
     )
 
 
@@ -154,6 +161,7 @@ def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
         origin=shown(header.file.path),
         factor=factor,
         shift=shift,
+        step=header.step,
         mask_index=header.mask_index,
     )
 
@@ -165,12 +173,14 @@ def _matrix(grid: Grid) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Band:
-    """One band's file on the scene's grid (see `read_enlarged`); `origin`: as errors name it."""
+    """One band's file on the scene's grid (see `scenes.resolution`); `origin`: as errors name it;
+    `step`: its rows that are decoded at a time."""
 
     path: Path
     origin: str
     factor: int
     shift: tuple[float, float]
+    step: int
     mask_index: int | None
 
 
@@ -184,33 +194,115 @@ class BandFiles:
     bands: dict[str, _Band]
     dtype: np.dtype[Any]
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of the scene that take as much memory as the band with most rows at a time."""
+        return max(-(-band.step // band.factor) for band in self.bands.values())
+
     @contextmanager
-    def opened(self, layout: PixelLayout) -> Iterator[Reader]:
-        """What reads windows of the layout's bands."""
+    def opened(self, layout: PixelLayout, *, columns: slice | None = None) -> Iterator[Reader]:
+        """What reads windows of the layout's bands (see `PixelSource`)."""
         bands = [self.bands[name] for name in layout.bands]
         with ExitStack() as stack:
             sources = [stack.enter_context(open_raster(band.path)) for band in bands]
-            yield lambda window: self._read(window, layout, bands, sources)
+            if columns is None:
+                natives = [_native_of(*pair) for pair in zip(bands, sources, strict=True)]
+                yield lambda window: self._read(window, layout, bands, natives, map)
+                return
+            pool = stack.enter_context(ThreadPoolExecutor(min(len(bands), MAX_THREADS)))
+            natives = [_rows_of(*pair, columns) for pair in zip(bands, sources, strict=True)]
+            yield lambda window: self._read(window, layout, bands, natives, pool.map)
 
     def _read(
-        self, window: Window, layout: PixelLayout, bands: Sequence[_Band], sources: Sequence[Any]
+        self,
+        window: Window,
+        layout: PixelLayout,
+        bands: Sequence[_Band],
+        natives: Sequence[_Native],
+        each: Callable[..., Iterable[None]],
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         nodata = layout.sensor.nodata if layout.units == "dn" else None
         nothing = nodata if np.issubdtype(self.dtype, np.integer) else math.nan
         shape = (len(bands), window.height, window.width)
         pixels = np.full(shape, nothing, dtype=self.dtype)
-        for band, source, channel in zip(bands, sources, pixels, strict=True):
-            read_enlarged(
-                source,
-                channel,
-                factor=band.factor,
-                top=window.row,
-                left=window.column,
-                origin=band.origin,
-                shift=band.shift,
-                mask_index=band.mask_index,
-            )
-        valid: NDArray[np.bool_] = np.isfinite(pixels)
-        if nodata is not None:
-            valid &= pixels != nodata
+        valid = np.empty(shape, dtype=bool)
+
+        def read(number: int) -> None:
+            _read_band(bands[number], natives[number], window, pixels[number])
+            np.isfinite(pixels[number], out=valid[number])
+            if nodata is not None:
+                valid[number] &= pixels[number] != nodata
+
+        list(each(read, range(len(bands))))
         return pixels, valid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Native:
+    """A band as it is stored: its size, and what reads rows and columns of it."""
+
+    height: int
+    width: int
+    read: Callable[[int, int, int, int], Pair]
+
+
+def _native_of(band: _Band, source: Any) -> _Native:
+    rules = mask_rules(source, (1,))
+
+    def read(row: int, column: int, stop_row: int, stop_column: int) -> Pair:
+        return read_native(
+            source, row, column, stop_row, stop_column,
+            origin=band.origin, mask_index=band.mask_index, rules=rules,
+        )  # fmt: skip
+
+    return _Native(height=source.height, width=source.width, read=read)
+
+
+def _rows_of(band: _Band, source: Any, columns: slice) -> _Native:
+    """The same, for windows from the top to the bottom within some columns of the scene."""
+    native = _native_of(band, source)
+    _, left, _, stop = native_span(
+        source.height,
+        source.width,
+        (1, columns.stop - columns.start),
+        factor=band.factor,
+        top=0,
+        left=columns.start,
+        shift=band.shift,
+    )
+    buffer = RowBuffer(
+        lambda first, last: native.read(first, left, last, stop),
+        step=block_step(source),
+        height=source.height,
+    )
+
+    def read(row: int, column: int, stop_row: int, stop_column: int) -> Pair:
+        pixels, valid = buffer.rows(row, stop_row)
+        part = slice(column - left, stop_column - left)
+        return pixels[:, part], valid[:, part]
+
+    return _Native(height=source.height, width=source.width, read=read)
+
+
+def _read_band(band: _Band, native: _Native, window: Window, into: NDArray[Any]) -> None:
+    """A window of a band on the scene's grid; `into` holds what marks no data."""
+    row, column, stop_row, stop_column = native_span(
+        native.height,
+        native.width,
+        into.shape,
+        factor=band.factor,
+        top=window.row,
+        left=window.column,
+        shift=band.shift,
+    )
+    pixels, valid = native.read(row, column, stop_row, stop_column)
+    enlarge(
+        pixels,
+        valid,
+        into,
+        factor=band.factor,
+        top=window.row - row * band.factor,
+        left=window.column - column * band.factor,
+        shift=band.shift,
+        origin=band.origin,
+    )

@@ -9,17 +9,21 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
+from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout, marked_dtype
 from terralign.errors import SensorError, UnknownOffsetError, shown
+from terralign.limits import enough_memory
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import describe_geotiff, is_rgb
@@ -31,6 +35,7 @@ from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset
 from terralign.scenes.products import Product, find_product
 from terralign.scenes.read import GeotiffSource, PictureSource, Reader, kind_of, require_fit
+from terralign.scenes.rows import block_step
 from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
 logger = logging.getLogger(__name__)
@@ -44,8 +49,11 @@ SAMPLE_SIDE = 256
 MAX_CHECKED_WHOLE = 1024**2
 """A scene of at most so many pixels is checked as a whole."""
 
-MAX_STRIP_BYTES = 64 * 1024**2
-"""How much `Scene.read_windows` reads at a time."""
+MAX_STRIP_BYTES = 128 * 1024**2
+"""How much `Scene.read_windows` reads at a time; it holds two of these."""
+
+MAX_HELD_BYTES = 768 * 1024**2
+"""How much it holds of a scene's rows, so that blocks are decoded once."""
 
 
 class PixelSource(Protocol):
@@ -56,8 +64,19 @@ class PixelSource(Protocol):
         """The type that holds the numbers of all bands."""
         ...
 
-    def opened(self, layout: PixelLayout) -> AbstractContextManager[Reader]:
-        """The files, open: what reads windows of the layout's bands."""
+    @property
+    def block_rows(self) -> int:
+        """Rows of the scene that its highest row of blocks takes the memory of."""
+        ...
+
+    def opened(
+        self, layout: PixelLayout, *, columns: slice | None = None
+    ) -> AbstractContextManager[Reader]:
+        """The files, open: what reads windows of the layout's bands.
+
+        `columns`: the windows lie within these columns and come from the top to the bottom; rows of
+        blocks are then decoded as a whole, each once.
+        """
         ...
 
 
@@ -105,11 +124,11 @@ class Scene:
         """The pixels of a window, or of the whole scene, as a chip with its grid and time.
 
         `bands`: some of the scene's, in any order; only they are read. Coarse bands are enlarged to
-        the scene's grid bilinearly (see `read_enlarged`). Pixels come as the file has them where
-        they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the sensor's
-        no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`, alpha), or
-        not finite. Raises `DataError` where the window does not lie within
-        the scene, the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
+        the scene's grid bilinearly (see `scenes.resolution`). Pixels come as the file has them
+        where they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the
+        sensor's no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`,
+        alpha), or not finite. Raises `DataError` where the window does not lie within the scene,
+        the pixels take more memory than the limit `chip_bytes`, or a file is damaged;
         `SensorError` for bands that the scene does not have.
         """
         whole = Window(row=0, column=0, height=self.height, width=self.width)
@@ -122,7 +141,11 @@ class Scene:
         require_fit(self.path, grid, layout.bands, self.source.dtype)
         if self.is_reversed:
             window = replace(window, row=self.height - window.row - window.height)
-        pixels, valid = reader(window)
+        with enough_memory(shown(self.path)):
+            pixels, valid = reader(window)
+        marked = marked_dtype(pixels.dtype, layout)
+        if marked != pixels.dtype and not valid.all():
+            require_fit(self.path, grid, layout.bands, marked)
         if self.is_reversed:
             pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
@@ -133,22 +156,53 @@ class Scene:
         """A chip of each window, in their order, as `read` gives it.
 
         Files stay open from the first to the last. Windows of one row that follow one another, as
-        `cut_windows` makes them, are read together, which takes much less time for small ones.
+        `cut_windows` makes them, are read together, one row ahead in a thread of their own. Where
+        rows come from the top to the bottom, every block of a file is decoded once, and what is
+        held is some rows of blocks, whatever the scene's size.
         """
         layout = self._layout_of(bands)
-        pixel_bytes = len(layout.bands) * self.source.dtype.itemsize
-        with self.source.opened(layout) as reader:
-            for strip, members in _strips(windows, MAX_STRIP_BYTES // pixel_bytes):
-                chip = self._chip(strip, layout, reader)
-                for window in members:
-                    first = window.column - strip.column
-                    columns = slice(first, first + window.width)
-                    yield replace(
-                        chip,
-                        pixels=chip.pixels[:, :, columns].copy(),
-                        valid=chip.valid[:, :, columns].copy(),
-                        grid=self.grid.window(window),
-                    )
+        pixel_bytes = len(layout.bands) * (self.source.dtype.itemsize + 1)
+        strips = list(_strips(windows, MAX_STRIP_BYTES // pixel_bytes))
+        columns = self._columns([strip for strip, _ in strips], pixel_bytes)
+        with (
+            self.source.opened(layout, columns=columns) as reader,
+            ThreadPoolExecutor(1) as ahead,
+        ):
+            waiting = deque[Future[Chip]]()
+            try:
+                for strip, _ in strips[:1]:
+                    waiting.append(ahead.submit(self._chip, strip, layout, reader))
+                for number, (strip, members) in enumerate(strips, start=1):
+                    chip = waiting.popleft().result()
+                    for following, _ in strips[number : number + 1]:
+                        waiting.append(ahead.submit(self._chip, following, layout, reader))
+                    yield from (self._part(chip, strip, window) for window in members)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _columns(self, strips: Sequence[Window], pixel_bytes: int) -> slice | None:
+        """The columns of windows that come from the top to the bottom; None where they do not, or
+        where holding rows of blocks takes too much memory."""
+        if len(strips) < 2 or self.is_reversed:
+            return None
+        if any(below.row < above.row for above, below in pairwise(strips)):
+            return None
+        first = min(strip.column for strip in strips)
+        stop = max(strip.column + strip.width for strip in strips)
+        rows = max(strip.height for strip in strips) + self.source.block_rows
+        return slice(first, stop) if rows * (stop - first) * pixel_bytes <= MAX_HELD_BYTES else None
+
+    def _part(self, chip: Chip, strip: Window, window: Window) -> Chip:
+        """A window of a strip that was read as a chip."""
+        first = window.column - strip.column
+        columns = slice(first, first + window.width)
+        return replace(
+            chip,
+            pixels=chip.pixels[:, :, columns].copy(),
+            valid=chip.valid[:, :, columns].copy(),
+            grid=self.grid.window(window),
+        )
 
     def _layout_of(self, bands: Sequence[str] | None) -> PixelLayout:
         if bands is None:
@@ -315,7 +369,7 @@ def _describe_geotiff(path: Path, opened: Any, declared: Declared) -> tuple[Scen
     """The scene of an open GeoTIFF, as it is stored, and its source."""
     require_small_blocks(path, opened)
     described = describe_geotiff(path, opened, declared)
-    source = GeotiffSource(path=path, described=described)
+    source = GeotiffSource(path=path, described=described, block_rows=block_step(opened))
     scene = Scene(
         path=path,
         layout=described.layout,

@@ -6,26 +6,37 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from terralign.errors import RecipeError, StorageError, first_line
+from terralign.encoders.clip.pickles import read_pickled
+from terralign.errors import ModelError, RecipeError, StorageError, first_line
 from terralign.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+_MOST_THREADS = 4096
+"""More than any machine has."""
+
 
 class Checkpoints:
-    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed."""
+    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed.
+
+    They are written by a background thread, one at a time, from a copy of what they hold.
+    """
 
     def __init__(self, folder: Path, *, identity: str) -> None:
         self.folder = folder
         self.identity = identity
         self._last_time = time.monotonic()
         self._cost = 0.0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     @property
     def last(self) -> Path:
@@ -40,35 +51,65 @@ class Checkpoints:
         return time.monotonic() - self._last_time >= max(15.0, 20 * self._cost)
 
     def write(self, path: Path, values: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; raises what went wrong with the one before."""
+        self.finish()
+        self._writing = self._writer.submit(self._write, path, _copied(values))
+        self._last_time = time.monotonic()
+
+    def _write(self, path: Path, values: dict[str, Any]) -> None:
         start = time.monotonic()
         with atomic_path(path) as partial:
             torch.save({"identity": self.identity, **values}, partial)
-        self._last_time = time.monotonic()
-        self._cost = self._last_time - start
+        self._cost = time.monotonic() - start
+
+    def finish(self) -> None:
+        """Wait until everything is written; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """`finish`, and end the thread."""
+        try:
+            self.finish()
+        finally:
+            self._writer.shutdown()
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """The checkpoint, None without one; another stage's is refused."""
+        self.finish()
         if not path.is_file():
             return None
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = dict(read_pickled(path))
             given = values["identity"]
-        except Exception as error:  # a damaged file makes its reader raise nearly anything
-            raise StorageError(
-                f"checkpoint {path} is damaged ({first_line(error)}); "
-                "delete it to start this stage again"
-            ) from error
+            if not isinstance(given, str):
+                raise TypeError("its identity is no text")
+        except (ModelError, LookupError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error
         if given != self.identity:
             raise RecipeError(
                 f"checkpoint {path} is of other settings or data; "
                 "choose another output folder or delete it"
             )
-        return dict(values)
+        return values
 
 
-def detached(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights, on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+def _damaged(path: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"checkpoint {path} is damaged ({first_line(error)}); delete it to start this stage again"
+    )
+
+
+def _copied(value: Any) -> Any:
+    """A value with copies of its tensors, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    return value
 
 
 def training_state(
@@ -95,6 +136,34 @@ def restore(
     state = checkpoints.read(checkpoints.last)
     if state is None:
         return 0, None
+    try:
+        step, best = _resume(state, module, optimizer)
+    except _OF_OTHER_FORM as error:
+        raise _damaged(checkpoints.last, error) from error
+    logger.info("resuming after step %d (%s)", step, checkpoints.last)
+    return step, best
+
+
+def restore_best(checkpoints: Checkpoints, module: nn.Module) -> None:
+    """The weights of the best step so far, where any was kept."""
+    state = checkpoints.read(checkpoints.best)
+    if state is None:
+        return
+    try:
+        module.load_state_dict(state["model"])
+    except _OF_OTHER_FORM as error:
+        raise _damaged(checkpoints.best, error) from error
+
+
+_OF_OTHER_FORM = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+"""What a checkpoint whose values are not those that were written raises."""
+
+
+def _resume(
+    state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float | None]:
+    if not 0 < state["threads"] <= _MOST_THREADS:
+        raise ValueError("an impossible number of threads")
     if state["threads"] != torch.get_num_threads():
         logger.warning(
             "resuming with as many threads as before: %d, not %d", state["threads"],
@@ -106,7 +175,6 @@ def restore(
     torch.set_rng_state(state["rng"])
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda_rng"])
-    logger.info("resuming after step %d (%s)", state["step"], checkpoints.last)
     return int(state["step"]), state["best"]
 
 

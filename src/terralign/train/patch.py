@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from terralign.compute import inference_depends
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict, hash_state, read_state_dict, write_state_dict
-from terralign.errors import RecipeError
-from terralign.files import write_json
+from terralign.errors import DataError, RecipeError
+from terralign.files import name_of_folder, write_json
 from terralign.train.finetune import (
     PatchingTask,
     finetune,
@@ -28,7 +30,7 @@ from terralign.train.finetune import (
     reestimate_batch_norm,
     training_pictures,
 )
-from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
+from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu, on_device
 from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.stage import Stage, run_stage
 from terralign.train.sweep import Choice, SweepPoint, choose_alpha, sweep
@@ -106,6 +108,11 @@ class _Patching:
     cache: Path | None
     baseline: dict[str, float] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the CLIP is, and its weights are interpolated."""
+        return next(self.clip.model.parameters()).device
+
     def train(self, start: ClipModel, tasks: Sequence[PatchingTask], folder: Path) -> StateDict:
         weights = folder / "finetuned.safetensors"
         depends = finetune_depends(
@@ -165,7 +172,9 @@ class _Patching:
         )
         patched = at(choice.alpha)
         write_state_dict(folder / "patched.safetensors", patched)
-        return PatchResult(finetuned=at(1.0), patched=patched, choice=choice, points=points)
+        return PatchResult(
+            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points
+        )
 
     def curve_stages(
         self, make: Callable[[float], StateDict], folder: Path
@@ -176,6 +185,7 @@ class _Patching:
             "theta_0": hash_state(make(0.0)),
             "theta_1": hash_state(make(1.0)),
             "alphas": sorted({0.0, *self.settings.alphas}),
+            **inference_depends(),
         }
         return lambda task: Stage.named_by_identity(
             "the curve of a task", {**depends, "task": task.identity()}, folder / "sweep",
@@ -195,7 +205,7 @@ class _Patching:
             return theta
         visual = self.clip.with_visual(theta, source="theta").visual
         reestimate_batch_norm(visual, pictures())
-        return on_cpu(visual.state_dict())
+        return on_device(visual.state_dict(), self.device)
 
     def jointly(
         self,
@@ -205,8 +215,8 @@ class _Patching:
         folder: Path,
         done: Sequence[PatchingTask] = (),
     ) -> PatchResult:
-        theta_0 = on_cpu(start.visual.state_dict())
-        theta_1 = self.train(start, tasks, folder)
+        theta_0 = on_device(start.visual.state_dict(), self.device)
+        theta_1 = on_device(self.train(start, tasks, folder), self.device)
         check_same_weights(theta_0, theta_1)
         return self.finish(
             lambda alpha: interpolate(theta_0, theta_1, alpha),
@@ -219,7 +229,7 @@ class _Patching:
         """Each task from where the last one ended; tasks done before count as patching tasks."""
         start = self.clip
         for number, task in enumerate(tasks):
-            folder = self.folder / f"task-{number + 1}-{task.samples.name}"
+            folder = self.folder_of(number, task)
             result = self.jointly(
                 start, [task], [validation[number]], folder, done=validation[:number]
             )
@@ -228,15 +238,22 @@ class _Patching:
         write_state_dict(self.folder / "patched.safetensors", result.patched)
         return result
 
+    def folder_of(self, number: int, task: PatchingTask) -> Path:
+        """The folder of a task that is trained alone."""
+        try:
+            return self.folder / name_of_folder(f"task-{number + 1}-{task.samples.name}")
+        except ValueError as error:
+            raise DataError(f"{error}; give the data set another name") from error
+
     def in_parallel(
         self, tasks: Sequence[PatchingTask], validation: Sequence[PatchingTask]
     ) -> PatchResult:
         """Each task alone from theta_0; then theta_0 + alpha times the sum of the differences."""
         thetas = [
-            self.train(self.clip, [task], self.folder / f"task-{number + 1}-{task.samples.name}")
+            on_device(self.train(self.clip, [task], self.folder_of(number, task)), self.device)
             for number, task in enumerate(tasks)
         ]
-        theta_0 = on_cpu(self.clip.visual.state_dict())
+        theta_0 = on_device(self.clip.visual.state_dict(), self.device)
         result = self.finish(
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,

@@ -6,7 +6,6 @@ Nothing is unpickled. C bands, H W pixels.
 from __future__ import annotations
 
 import io
-import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from terralign.chips import Chip, PixelLayout, make_layout
+from terralign.datasets.npy import read_npy
 from terralign.datasets.pixels import Pixels
-from terralign.errors import DataError, TerralignError, first_line, nearest
+from terralign.errors import DataError, TerralignError, first_line, nearest, some
+from terralign.limits import require
 from terralign.scenes.declared import declare_layout, units_of
 from terralign.scenes.pictures import decode_rgb_bytes
 from terralign.scenes.plausible import check_sample
@@ -56,7 +57,7 @@ class MemberDecoder:
         if kind in TIFFS:
             return _read_geotiff(content, what, self.pixels)
         if kind == "npy":
-            array = _read_npy(content, what)
+            array = read_npy(io.BytesIO(content), what)
         else:
             array = _read_safetensors(content, what, self.tensor)
         return _described(array, what, self.pixels)
@@ -75,27 +76,17 @@ def _read_geotiff(content: bytes, what: str, pixels: Pixels) -> tuple[PixelLayou
             raise type(error)(str(error).replace(str(file), what)) from error
 
 
-_NPY_FAULTS = (
-    *(ValueError, SyntaxError, EOFError, TypeError, MemoryError, RecursionError, OverflowError),
-    tokenize.TokenError,
-)
-"""What NumPy raises for a damaged header, one of thousands of brackets among them."""
-
-
-def _read_npy(content: bytes, what: str) -> NDArray[Any]:
-    try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except _NPY_FAULTS as error:
-        raise DataError(f"{what} is damaged or no NumPy file: {first_line(error)}") from error
-
-
 def _read_safetensors(content: bytes, what: str, tensor: str | None) -> NDArray[Any]:
+    header_bytes = min(int.from_bytes(content[:8], "little"), len(content))
+    require("safetensors_header_bytes", header_bytes, f"{what} has a header of")
     try:
         tensors: Mapping[str, NDArray[Any]] = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{what} is damaged or no safetensors: {first_line(error)}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"{what} is damaged or no safetensors ({first_line(error)}); copy it again"
+        ) from error
     if tensor is None and len(tensors) != 1:
-        found = ", ".join(sorted(tensors)) or "none"
+        found = some(sorted(tensors)) or "none"
         raise DataError(f"{what} has the tensors {found}; declare which one (tensor)")
     name = next(iter(tensors)) if tensor is None else tensor
     if name not in tensors:
@@ -107,7 +98,9 @@ def _described(array: NDArray[Any], what: str, pixels: Pixels) -> tuple[PixelLay
     """The layout of an array, all of which is declared, and its pixels."""
     sensor = pixels.sensor
     if array.dtype.kind not in "uif" or array.ndim != 3 or not array.size:
-        raise DataError(f"{what} holds {array.dtype} {array.shape}; expected numbers (C, H, W)")
+        raise DataError(
+            f"{what} holds {array.dtype} {array.shape!s:.100}; expected numbers (C, H, W)"
+        )
     if pixels.bands is None and sensor.name != "rgb":
         raise DataError(f"{what} does not name its bands; declare bands, in its order")
     try:

@@ -5,29 +5,31 @@ N patches, C bands, H W pixels.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import make_layout
 from terralign.datasets.array_set import ArraySet
+from terralign.datasets.npy import read_npy
 from terralign.datasets.sample import require_split
-from terralign.errors import DataError
+from terralign.errors import DataError, first_line, some
 from terralign.files import hash_file
+from terralign.limits import require
 from terralign.sensors import SENSORS
 
-MAX_ARRAY_BYTES = 16 * 1024**3
-"""A compressed array that takes more memory than this is refused before it is read."""
-
 _FAULTS = (
-    *(OSError, ValueError, EOFError, MemoryError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, EOFError, MemoryError, NotImplementedError, RuntimeError, OverflowError),
+    *(KeyError, IndexError, struct.error, zipfile.BadZipFile, zlib.error),
 )
+"""What `zipfile` raises for a damaged or encrypted archive."""
 
 S2_L2A_SPLITS: dict[str, tuple[int, ...]] = {"train": tuple(range(9)), "val": (9,)}
 """Every tenth patch is validation."""
@@ -40,7 +42,7 @@ def read_array(
 
     `shape`: the lengths expected, None where any will do; `kind`: NumPy's dtype kinds allowed,
     "u" unsigned, "i" signed, "f" float. Raises `DataError` where file or member is missing,
-    damaged, of another shape or kind, or larger than `MAX_ARRAY_BYTES`.
+    damaged, of another shape or kind, or where the file's arrays are larger than the limit.
     """
     if not path.is_file():
         raise DataError(f"{path} not found")
@@ -48,24 +50,26 @@ def read_array(
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {one.filename: one.file_size for one in archive.infolist()}
-        if sizes.get(f"{member}.npy", 0) > MAX_ARRAY_BYTES:
-            raise DataError(
-                f"{where} needs {sizes[f'{member}.npy'] / 2**30:.1f} GiB, more than the limit of "
-                f"{MAX_ARRAY_BYTES / 2**30:.0f} GiB"
-            )
-        with np.load(path, allow_pickle=False) as file:
-            if member not in file:
-                raise DataError(f"{path} has no array {member!r}; it has {', '.join(file)}")
-            array: NDArray[Any] = file[member]
+            require("array_bytes", sum(sizes.values()), f"{path} has")
+            name = next((one for one in (f"{member}.npy", member) if one in sizes), None)
+            if name is None:
+                found = some([one.removesuffix(".npy") for one in sizes])
+                raise DataError(f"{path} has no array {member!r}; it has {found}")
+            if archive.getinfo(name).compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise NotImplementedError("compressed as NumPy does not; save it with NumPy")
+            with archive.open(name) as file:
+                array = read_npy(file, where)
     except _FAULTS as error:
-        raise DataError(f"{where} is damaged or no NumPy file: {error}") from error
+        raise DataError(
+            f"{where} is damaged or no NumPy file ({first_line(error)}); copy it again"
+        ) from error
     fits = array.ndim == len(shape) and all(
         want in (None, got) for got, want in zip(array.shape, shape, strict=True)
     )
     if array.dtype.kind not in kind or not fits:
         wanted = ", ".join("any" if one is None else str(one) for one in shape)
         raise DataError(
-            f"{where} has shape {array.shape} and type {array.dtype}; "
+            f"{where} has shape {array.shape!s:.100} and type {array.dtype}; "
             f"expected shape ({wanted}) and a type of kind {' or '.join(kind)}"
         )
     return array

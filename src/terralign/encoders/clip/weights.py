@@ -1,32 +1,31 @@
 """Weights on disk and as values: safe reading, hashing, comparing.
 
-Files from strangers are hostile: a pickle is only ever read with `weights_only=True`, and neither
-a checkpoint nor a safetensors file may take more memory than it has bytes.
+Files from strangers are hostile: pickles are read by `pickles` alone, and neither a checkpoint nor
+a safetensors file may take more memory than it has bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import logging
-import pickle
 import re
-import warnings
 import weakref
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from terralign.encoders.clip.pickles import read_pickled
 from terralign.errors import ModelError, first_line
 from terralign.files import HASH_LENGTH, atomic_path
+from terralign.limits import require
 
 logger = logging.getLogger(__name__)
 
@@ -36,47 +35,35 @@ StateDict = dict[str, Tensor]
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint file holds, read without ever executing it.
 
-    `.safetensors`: the state dict. Anything else: `torch.load(weights_only=True)` (training
-    arguments in an `argparse.Namespace` are let through, they are plain values). `ModelError`
-    names what is wrong with a missing, truncated or unsafe file.
+    `.safetensors`: the state dict. Anything else: what `torch.save` wrote, by `read_pickled`
+    (training arguments in an `argparse.Namespace` are let through, they are plain values).
+    `ModelError` names what is wrong with a missing, truncated or unsafe file.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        try:
+        with _reading_safetensors(path):
             return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
-            ) from error
-    _refuse_other_formats(path)
+    return read_pickled(path)
+
+
+@contextmanager
+def _reading_safetensors(path: Path) -> Iterator[None]:
+    """`ModelError` where the header is too long, or damaged in one of many ways."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length <= path.stat().st_size:
+            what = f"{path} has a header of"
+            require("safetensors_header_bytes", length, what, fault=ModelError)
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # shapes beyond what torch holds make it raise nearly anything
         raise ModelError(
-            f"{path} holds more than tensors and plain values, so it was not loaded: it could run "
-            "code. Ask its author for a state dict or a safetensors file"
+            f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
         ) from error
-    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
-        raise ModelError(f"{path} is not a whole checkpoint ({first_line(error)})") from error
-
-
-def _refuse_other_formats(path: Path) -> None:
-    """torch writes a pickle or an archive of tensors as they are; others may unpack to any size."""
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if start != b"PK" and start[:1] != b"\x80":
-        raise ModelError(f"{path} is no checkpoint: neither an archive of torch nor a pickle")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if sum(one.file_size for one in archive.infolist()) > path.stat().st_size:
-                raise ModelError(
-                    f"{path} unpacks to more than its own size, which no checkpoint of torch does; "
-                    "if it is an archive of checkpoints, unpack it and name one of its files"
-                )
 
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net", "teacher", "student")
@@ -177,13 +164,8 @@ def shared_prefix(keys: Iterable[str]) -> str:
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a whole safetensors file ({first_line(error)}); fetch it again"
-        ) from error
+    with _reading_safetensors(path), safe_open(path, framework="pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
 def load_weights(module: nn.Module, state: StateDict, *, what: str, strict: bool = True) -> None:
