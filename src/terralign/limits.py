@@ -31,18 +31,24 @@ LIMITS: dict[str, int] = {
     "folder_inputs": 100_000,  # inputs below one folder
     "index_parts": 1_000_000,  # of one folder of embedded scenes
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
+    "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
+    "label_values": 400_000_000,  # samples times classes of one data set with several labels each
+    "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "part_rows": 20_000_000,  # windows of one part
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
-    "picture_rows": 1_000_000,  # of one picture, each of which takes memory of its own
+    "picture_rows": 500_000,  # of one picture, each of which takes memory of its own
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "scene_windows": 4_000_000,  # that one scene is cut into
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
+    "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
+    "table_rows": 3_000_000,  # of one table
+    "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
     "text_bytes": 16 * 2**20,  # of any other text file
     "tiff_pages": 2_000,  # of one TIFF, with its overviews and masks
     "tiff_tag_bytes": 64 * 2**20,  # of what the tags of one TIFF point to

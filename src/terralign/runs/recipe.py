@@ -50,14 +50,21 @@ class BaseRecipe(Strict):
     """The CLIP to start from: one that exists, or a small one that is pretrained first."""
 
     model: str | None = None
-    """A space or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or
+    """A space or open_clip folder, hf-hub:ORG/NAME, hf-hub:ORG/NAME@REVISION, ARCHITECTURE:TAG or
     ARCHITECTURE:FILE."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    """The SHA-256 of its file of weights; another file is refused before it is read."""
+    revisions: dict[str, str] | None = None
+    """Hub models that it fetches, also text towers and tokenizers: name -> commit, tag or branch;
+    others are fetched as they are now."""
     pretrain: PretrainSettings | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.model is None) == (self.pretrain is None):
             raise ValueError("base needs either model or pretrain")
+        if self.model is None and (self.sha256 or self.revisions):
+            raise ValueError("sha256 and revisions have no effect with pretrain; leave them out")
         return self
 
 
@@ -288,7 +295,7 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
     What it measures of that stage stays: the RGB models, or the towers and what retrieves with
     them, beside the model that the stage started from.
     """
-    start = BaseRecipe(model=base) if base is not None else recipe.base
+    start = recipe.base if base in (None, recipe.base.model) else BaseRecipe(model=base)
     if stage == "patch":
         if recipe.patch is None:
             raise RecipeError(f"recipe {recipe.name!r} has no patch stage")

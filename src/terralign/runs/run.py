@@ -225,7 +225,10 @@ class _Run:
                 f"base.model: {model} not found; looked {places}{hint}. It may also be "
                 "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
             )
-        return EmbeddingSpace.load(found or model).to(self.device)
+        pinned = self.recipe.base
+        return EmbeddingSpace.load(
+            found or model, sha256=pinned.sha256, revisions=pinned.revisions
+        ).to(self.device)
 
     def _pretrained_base(self, settings: PretrainSettings) -> EmbeddingSpace:
         samples = self.data.open(settings.data, settings.split, settings.limit)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from terralign.encoders.clip.hub import Hub
 from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
 from terralign.encoders.clip.text_tower import (
     MAX_LAYERS,
@@ -144,7 +145,7 @@ def test_a_tokenizer_that_names_something_else_is_refused(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     change(tmp_path / "tokenizer_config.json", **changes)
     with pytest.raises(ModelError, match=f"cannot load the tokenizer of m: .*{said}"):
-        load_tokenizer({"hf_tokenizer_name": "someone/bert"}, folder=tmp_path, what="m")
+        load_tokenizer({"hf_tokenizer_name": "someone/bert"}, folder=tmp_path, hub=Hub(), what="m")
 
 
 def test_a_tokenizer_takes_no_file_from_elsewhere(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_tokenizer_takes_no_file_from_elsewhere(tmp_path: Path) -> None:
         json.dumps({"tokenizer_class": "BertTokenizer", "vocab_file": str(tmp_path / "secret.txt")})
     )
     text_cfg = {"hf_tokenizer_name": "someone/bert", "context_length": 4}
-    tokenizer = load_tokenizer(text_cfg, folder=tmp_path / "m", what="m")
+    tokenizer = load_tokenizer(text_cfg, folder=tmp_path / "m", hub=Hub(), what="m")
     assert tokenizer(["forest river"]).tolist() == [[2, 5, 6, 3]]
 
 
@@ -171,10 +172,10 @@ def test_a_tokenizer_told_by_the_model_beside_it_loads_and_saves_no_path(
     (old / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nforest\nriver")
     serve(tmp_path / "hub", monkeypatch)
     text_cfg = {"hf_tokenizer_name": "someone/old", "context_length": 5}
-    tokenizer = load_tokenizer(text_cfg, folder=None, what="m")
+    tokenizer = load_tokenizer(text_cfg, folder=None, hub=Hub(), what="m")
     assert tokenizer(["river"]).tolist() == [[2, 6, 3, 0, 0]]
     written = save_tokenizer(tokenizer, tmp_path / "saved")
     text = "".join((tmp_path / "saved" / name).read_text() for name in written)
     assert "/" not in text.replace("</", "").replace("[/", "")
-    again = load_tokenizer(text_cfg, folder=tmp_path / "saved", what="m")
+    again = load_tokenizer(text_cfg, folder=tmp_path / "saved", hub=Hub(), what="m")
     assert again(["river"]).tolist() == [[2, 6, 3, 0, 0]]

@@ -21,6 +21,7 @@ from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from torch import Tensor
 
+from terralign.encoders.clip.hub import Hub
 from terralign.errors import ModelError, TerralignError, first_line
 from terralign.files import read_json, write_json
 from terralign.limits import require
@@ -47,6 +48,7 @@ _TOKENIZER_FILES = [
     "*.model",
 ]
 _HUB_CONFIG = "config.json"
+_HUB_FILES = [*_TOKENIZER_FILES, _HUB_CONFIG]
 
 
 def check_text_cfg(text_cfg: dict[str, Any], what: str) -> None:
@@ -66,7 +68,7 @@ def check_text_cfg(text_cfg: dict[str, Any], what: str) -> None:
 
 
 def read_text_config(
-    text_cfg: dict[str, Any], *, folder: Path | None, what: str
+    text_cfg: dict[str, Any], *, folder: Path | None, hub: Hub, what: str
 ) -> dict[str, Any] | None:
     """The configuration of a text tower from transformers; None where open_clip has its own.
 
@@ -77,7 +79,7 @@ def read_text_config(
         return None
     if folder is not None and (folder / TEXT_CONFIG_NAME).is_file():
         return clean_text_config(read_json(folder / TEXT_CONFIG_NAME), what)
-    return clean_text_config(read_json(_fetch(name) / _HUB_CONFIG), what)
+    return clean_text_config(read_json(hub.folder(name, _HUB_FILES) / _HUB_CONFIG), what)
 
 
 def clean_text_config(config: Any, what: str) -> dict[str, Any]:
@@ -115,7 +117,9 @@ def local_text_cfg(
         yield {**text_cfg, "hf_model_name": folder, "hf_model_pretrained": False}
 
 
-def load_tokenizer(text_cfg: dict[str, Any], *, folder: Path | None, what: str) -> Tokenizer:
+def load_tokenizer(
+    text_cfg: dict[str, Any], *, folder: Path | None, hub: Hub, what: str
+) -> Tokenizer:
     """list of str -> (N, L) int64, as open_clip's `get_tokenizer` makes it.
 
     One of transformers is read from `folder`, where the model is a folder, else from the hub.
@@ -128,7 +132,7 @@ def load_tokenizer(text_cfg: dict[str, Any], *, folder: Path | None, what: str) 
             return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=length, **options))
         with TemporaryDirectory() as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _copy_tokenizer(folder or _fetch(name), Path(temporary))
+            _copy_tokenizer(folder or hub.folder(name, _HUB_FILES), Path(temporary))
             tokenizer = HFTokenizer(
                 temporary,
                 context_length=length,
@@ -205,20 +209,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     if (source / _HUB_CONFIG).is_file():
         model_type = read_json(source / _HUB_CONFIG).get("model_type")
         write_json(target / _HUB_CONFIG, {"model_type": model_type} if model_type else {})
-
-
-def _fetch(name: str) -> Path:
-    """The folder of a hub model's configuration and tokenizer, from the hub or its cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=[*_TOKENIZER_FILES, _HUB_CONFIG], ignore_patterns=["*/*"]
-            )
-        )
-    except Exception as error:  # a hub and its network fail in many ways
-        raise ModelError(
-            f"cannot load {name} from the hub: {first_line(error)}. Without a network, give the "
-            "folder of a saved space"
-        ) from error
