@@ -32,10 +32,12 @@ LIMITS: dict[str, int] = {
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
+    "label_values": 400_000_000,  # samples times classes of one data set with several labels each
     "model_layers": 1000,  # of one tower, by its configuration
     "model_numbers": 2**24,  # of any other size in a configuration; beside the weights of a model
     "model_patches": 2**18,  # of one picture: its size over that of a patch, squared
     "model_tokens": 8192,  # of a text tower's context
+    "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
     "picture_rows": 1_000_000,  # of one picture, each of which takes memory of its own
@@ -44,6 +46,9 @@ LIMITS: dict[str, int] = {
     "raster_bands": 5_000,  # of one raster
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
+    "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
+    "table_rows": 3_000_000,  # of one table
+    "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
     "text_bytes": 16 * 2**20,  # of any other text file
     "tiff_pages": 2_000,  # of one TIFF, with its overviews and masks
     "tiff_tag_bytes": 64 * 2**20,  # of what the tags of one TIFF point to

@@ -30,7 +30,7 @@ from terralign.errors import (
     shown,
 )
 from terralign.files import atomic_path, parse_json
-from terralign.limits import beyond, limit
+from terralign.limits import beyond, limit, require
 
 _GEO_VERSION = "1.1.0"
 
@@ -307,6 +307,11 @@ class Embeddings(Shown):
 
     @classmethod
     def _read(cls, path: Path) -> Self:
+        with open(path, "rb") as opened:
+            opened.seek(max(0, path.stat().st_size - 8))
+            footer_bytes = int.from_bytes(opened.read(4), "little")
+        if footer_bytes < path.stat().st_size:  # else it is damaged
+            require("parquet_footer_bytes", footer_bytes, f"{shown(path)} has a footer of")
         file = pq.ParquetFile(
             path, page_checksum_verification=True, read_dictionary=list(_DICTIONARIES)
         )
@@ -323,6 +328,11 @@ class Embeddings(Shown):
         table = _read_bounded(file, path)
         vectors = np.asarray(table["vector"].combine_chunks().flatten(), dtype=np.float32)
         columns = {name: table[name].to_pylist() for name in _COLUMN_TYPES}
+        if any(
+            one and len(one) > _MAX_WKB_BYTES and one[1:5] != _POLYGON
+            for one in columns["geometry"]
+        ):
+            raise ValueError("it has geometries of more parts than a place has")
         columns["geometry"] = shapely.from_wkb(np.array(columns["geometry"], object)).tolist()
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         found = cls(
@@ -381,6 +391,10 @@ _FAULTS = (
 )
 _ROW_BYTES = 1000
 """What the key, place and time of a row take in Python."""
+
+_MAX_WKB_BYTES = 16 * 1024
+_POLYGON = b"\x03\0\0\0"
+"""Geometries of parts may hold each other; GEOS follows them until the process is killed."""
 
 _MOST_DECODED = 4
 """A file that is as large as its vectors is read, however large: so many times its size."""
