@@ -110,8 +110,7 @@ def read_state_dict(path: Path) -> StateDict:
     ]
     if wrong:
         raise ModelError(
-            f"{path} is no state dict: {quoted(str(wrong[0]))} is not a tensor. Save the state "
-            "dict alone"
+            f"{path} is no state dict: {wrong[0]!r:.120} is not a tensor. Save the state dict alone"
         )
     state = dict(loaded)
     _check_names(state, path)
