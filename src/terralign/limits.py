@@ -30,6 +30,7 @@ LIMITS: dict[str, int] = {
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
+    "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
@@ -40,7 +41,7 @@ LIMITS: dict[str, int] = {
     "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
-    "picture_rows": 1_000_000,  # of one picture, each of which takes memory of its own
+    "picture_rows": 500_000,  # of one picture, each of which takes memory of its own
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from terralign.errors import DataError, SensorError, shown
+from terralign.errors import DataError, SensorError, quoted, shown
 from terralign.limits import limit, require
 from terralign.scenes.product_metadata import earth_engine_product
 from terralign.scenes.product_names import (
@@ -217,9 +217,9 @@ def _require_one_product(
     products = sorted({found.product for found in bands.values()})
     if len(products) > 1:
         raise DataError(
-            f"{shown(folder)} holds bands of {len(products)} products ({products[0]!r}, "
-            f"{products[1]!r}{', ...' if len(products) > 2 else ''}); put each product into a "
-            "folder of its own"
+            f"{shown(folder)} holds bands of {len(products)} products ({quoted(products[0])}, "
+            f"{quoted(products[1])}{', ...' if len(products) > 2 else ''}); put each product "
+            "into a folder of its own"
         )
     stated = tile_and_day(products[0])
     if stated is None:
@@ -228,8 +228,9 @@ def _require_one_product(
         other = tile_and_day(name)
         if other is not None and other != stated:
             raise DataError(
-                f"{shown(folder)} is called {name!r}, but its files are of tile {stated[0]}, day "
-                f"{stated[1]} ({products[0]!r}); put each product into a folder of its own"
+                f"{shown(folder)} is called {quoted(name)}, but its files are of tile "
+                f"{stated[0]}, day {stated[1]} ({quoted(products[0])}); put each product into a "
+                "folder of its own"
             )
 
 
