@@ -24,6 +24,7 @@ import shapely
 from shapely.errors import ShapelyError
 
 from terralign.errors import DataError, SensorError, first_line, printable
+from terralign.files import hash_json
 from terralign.limits import require
 from terralign.scenes.band_names import band_meant, is_auxiliary
 from terralign.scenes.clouds import CloudMask, mask_kind
@@ -59,6 +60,20 @@ class StacItem:
 
     def __str__(self) -> str:
         return f"item {printable(self.id)}"
+
+    def stamp(self) -> str:
+        """A hash of what the item states, without signatures, and of its files on this machine."""
+        places: dict[str, Any] = {}
+        for key, asset in self.assets.items():
+            href = _text(asset.get("href")).split("?", 1)[0]
+            places[key] = [href]
+            if "://" not in href and "://" not in self.base and self.base:
+                path = Path(self.base).parent / href
+                if path.is_file():
+                    status = path.stat()
+                    places[key] += [status.st_size, status.st_mtime_ns]
+        properties = {key: str(value) for key, value in self.properties.items()}
+        return hash_json({"id": self.id, "properties": properties, "assets": places})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
