@@ -35,13 +35,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from terralign.chips import PixelLayout
-from terralign.datasets.batches import Plan, read_ahead, stream_batches
+from terralign.datasets.batches import Plan, stream_batches
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels as Files
 from terralign.datasets.published import geotiffs
 from terralign.datasets.sample import Captions, Labels, SampleSet
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.synthetic import open_synthetic_scenes
+from terralign.read_ahead import read_ahead
 from terralign.sensors import SENSORS
 
 SENSOR = SENSORS["sentinel2-l2a"]

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -318,10 +318,34 @@ def mark_invalid(
     """
     if valid.all():
         return pixels
-    if np.issubdtype(pixels.dtype, np.floating):
-        return np.where(valid, pixels, pixels.dtype.type(np.nan))
+    dtype = marked_dtype(pixels.dtype, layout)
+    if dtype == pixels.dtype:
+        whole = not np.issubdtype(dtype, np.floating)
+        return np.where(valid, pixels, dtype.type(layout.sensor.nodata if whole else np.nan))
+    marked = pixels.astype(dtype)
+    np.copyto(marked, np.nan, where=~valid)
+    return marked
+
+
+def marked_dtype(dtype: np.dtype[Any], layout: PixelLayout) -> np.dtype[Any]:
+    """The type of pixels of `dtype` once some of them are marked by `mark_invalid`."""
+    if np.issubdtype(dtype, np.floating):
+        return dtype
     nodata = layout.sensor.nodata if layout.units == "dn" else None
-    if nodata is not None and np.can_cast(np.min_scalar_type(nodata), pixels.dtype):
-        return np.where(valid, pixels, pixels.dtype.type(nodata))
-    exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
-    return np.where(valid, pixels.astype(exact), exact(np.nan))
+    if nodata is not None and np.can_cast(np.min_scalar_type(nodata), dtype):
+        return dtype
+    return np.dtype(np.float32 if dtype.itemsize <= 2 else np.float64)
+
+
+MAX_ASPECT = 16
+"""Of pixels that are longer only the middle, of this aspect, is resized where the ends are cropped
+anyway."""
+
+
+def middle(length: int, breadth: int) -> slice:
+    """The part of a side of `length` pixels that is at most `MAX_ASPECT` times the other one."""
+    kept = MAX_ASPECT * breadth
+    if length <= kept:
+        return slice(0, length)
+    kept += (length - kept) % 2  # as much is left out at both ends
+    return slice((length - kept) // 2, (length + kept) // 2)

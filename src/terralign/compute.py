@@ -1,17 +1,26 @@
-"""What torch computes with: threads (chosen once per run, recorded, used again) and device."""
+"""What torch computes with: threads (chosen once per run, recorded, used again), device and
+precision."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 from terralign.errors import RecipeError, first_line
+from terralign.precision import Precision
 
 logger = logging.getLogger(__name__)
+
+MAX_READERS = 16
+"""Threads that read for one device: beyond, the interpreter's lock is what they wait for."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
@@ -47,8 +56,22 @@ def choose_threads(requested: int | None = None) -> int:
 
 
 def num_readers(device: torch.device) -> int:
-    """Threads that read and prepare batches: one beside a CPU's own work, several for a GPU."""
-    return 1 if device.type == "cpu" else max(1, min(8, available_cores() - 1))
+    """Threads that read batches: one beside a CPU's own work, all cores but one for a GPU."""
+    return 1 if device.type == "cpu" else max(1, min(MAX_READERS, available_cores() - 1))
+
+
+def compute_alone() -> None:
+    """Let torch compute with one thread in the calling thread, whatever it uses in others.
+
+    Readers call it: else each would start as many intra-op threads as the model computes with.
+    """
+    torch.get_num_threads()  # which makes torch set this thread's number, once
+    _thread_pools().limit(limits=1, user_api="openmp")
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def keep_freed_memory() -> None:
@@ -87,3 +110,46 @@ def choose_device(requested: str | None = None) -> str:
             f"cannot compute on device {requested!r} ({first_line(error)}); try cpu, cuda or cuda:1"
         ) from error
     return requested
+
+
+class _Chosen:
+    """How towers that are not trained compute, in this process."""
+
+    inference: Precision = "fp32"
+
+
+def choose_inference(precision: Precision) -> None:
+    """How towers that are not trained compute from now on: teachers, sweeps, embeddings."""
+    _Chosen.inference = precision
+
+
+def inference_depends() -> dict[str, str]:
+    """What embeddings depend on beside weights and pixels: nothing in float32."""
+    return {} if _Chosen.inference == "fp32" else {"precision": _Chosen.inference}
+
+
+@contextmanager
+def inferring(device: torch.device) -> Iterator[None]:
+    """No gradients, and the precision that `choose_inference` set."""
+    with torch.inference_mode(), in_precision(_Chosen.inference, device):
+        yield
+
+
+@contextmanager
+def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in a precision within the block, whatever is set around it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def compute_deterministically() -> None:
+    """Have CUDA give the same bits each time; operations that cannot raise `RuntimeError`."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

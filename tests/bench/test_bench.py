@@ -161,13 +161,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The towers of every forward pass over images."""
     made: list[str] = []
     for kind in (EmbeddingSpace, TimmEncoder):
-        plain = kind.encode_layout
+        plain = kind.encode_ready
 
         def count(self: Any, *args: Any, plain: Any = plain, **options: Any) -> Any:
             made.append(options["tower"])
             return plain(self, *args, **options)
 
-        monkeypatch.setattr(kind, "encode_layout", count)
+        monkeypatch.setattr(kind, "encode_ready", count)
     return made
 
 
@@ -543,7 +543,7 @@ def test_a_stopped_bench_goes_on_to_the_same_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models = [str(path) for path in spaces.values()]
-    plain, left = EmbeddingSpace.encode_layout, iter(range(1000))
+    plain, left = EmbeddingSpace.encode_ready, iter(range(1000))
 
     def stop(self: Any, *args: Any, **options: Any) -> Any:
         if next(left) == passes:
@@ -551,7 +551,7 @@ def test_a_stopped_bench_goes_on_to_the_same_results(
         return plain(self, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingSpace, "encode_layout", stop)
+        patch.setattr(EmbeddingSpace, "encode_ready", stop)
         with pytest.raises(KeyboardInterrupt):
             run_bench(suite(BRIEF), models, tmp_path / "b")
     whole = len(list((brief / "measurements").glob("*.json")))

@@ -18,12 +18,12 @@ from terralign.datasets.batches import (
     KeptInMemory,
     Plan,
     keep_in_memory,
-    read_ahead,
     stream_batches,
 )
 from terralign.datasets.store import PackSettings, StoreSet, pack
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
 from terralign.errors import DataError
+from terralign.read_ahead import read_ahead
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=3)
 

@@ -21,7 +21,6 @@ from PIL import Image
 from rasterio.warp import transform_bounds
 
 from terralign.datasets.catalog import find_dataset, open_dataset
-from terralign.datasets.declared import table
 from terralign.datasets.declared.footprints import read_footprints
 from terralign.datasets.declared.table import read_table
 from terralign.datasets.published.scene_classes import open_scene_classes
@@ -260,13 +259,14 @@ def test_footprints_of_geoparquet(root: Path) -> None:
         (struct.pack("<BI2d", 1, 1, 500, 2), r"bounds \(500.0, .*expected .* in degrees"),
         (struct.pack("<BI2d", 1, 1, math.inf, 2), r"bounds \(inf, .*expected .* in degrees"),
         (struct.pack("<BII", 1, 7, 1) * 100_000 + struct.pack("<BI2d", 1, 1, 1, 2), r"900021 byt"),
+        (struct.pack("<BI", 1, 8) + bytes(52), "Nonlinear geometry"),
         ({"xmin": 1.0, "ymin": math.nan, "xmax": 1.0, "ymax": 2.0}, r"bounds \(1.0, nan"),
         ({"xmin": 1.0, "ymin": 3.0, "xmax": 1.0, "ymax": 2.0}, r"bounds \(1.0, 3.0"),
     ],
 )
 def test_a_geometry_that_is_nowhere_is_one_line(value: Any, message: str) -> None:
     footprints = read_footprints(Path("t.parquet"), "g", pa.array([value]), None)
-    with pytest.raises(DataError, match=rf"sample 0: its geometry is damaged: {message}"):
+    with pytest.raises(DataError, match=rf"sample 0: its geometry is damaged \({message}"):
         footprints(0)
 
 
@@ -407,14 +407,99 @@ def test_texts_of_parquet_that_are_no_utf8_are_refused(root: Path) -> None:
 def test_a_small_table_of_huge_texts_is_refused(
     root: Path, monkeypatch: pytest.MonkeyPatch, store_schema: bool
 ) -> None:
-    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 2**20)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_bytes=1MiB")
     indices = pa.array(np.zeros(9000, np.int32))
     bomb = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1000]))
     path = root / "a.parquet"
     pq.write_table(pa.table({"a": bomb}), path, store_schema=store_schema)
     assert path.stat().st_size < 8192
-    with pytest.raises(DataError, match=r"9000 rows and 0.0 GiB, more than the limit"):
+    with pytest.raises(DataError, match=r"a.parquet has .* MiB, more than the limit of 1 MiB"):
         read_table(path, ["a"])
+
+
+def test_a_dictionary_of_long_texts_below_the_limit_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_bytes=1MiB")
+    texts = ["x" * 100_000, None, *"abcdefgh" * 1000]
+    lists = pa.array([[one] for one in texts])
+    pq.write_table(pa.table({"a": texts, "b": lists}), root / "a.parquet", row_group_size=3000)
+    found = read_table(root / "a.parquet", ["a", "b"])
+    assert found.arrays["a"].to_pylist() == texts
+    assert found.arrays["b"].to_pylist() == [[one] for one in texts]
+
+
+@pytest.mark.parametrize("column", [pa.array(["ab"] * 40), pa.array([["ab"] * 38])])
+def test_few_bytes_of_many_values_are_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, column: pa.Array
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_rows=39,table_values=37")
+    pq.write_table(pa.table({"a": column}), root / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet has (40 rows|38 values), more than the limit"):
+        read_table(root / "a.parquet", ["a"])
+
+
+def test_the_rows_of_a_csv_are_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_rows=3")
+    with pytest.raises(DataError, match=r"samples.csv has 4 rows, more than the limit of 3 rows"):
+        read_table(root / "fields/samples.csv", ["id"])
+
+
+def test_a_footer_beyond_the_limit_is_not_parsed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({str(number): [1] for number in range(99)}), root / "a.parquet")
+    monkeypatch.setenv("TERRALIGN_LIMITS", "parquet_footer_bytes=1KiB")
+    with pytest.raises(DataError, match=r"a.parquet has a footer of .* KiB, more than the limit"):
+        read_table(root / "a.parquet", ["1"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('id,b\nf1,"1\nf2,2\nf3,3\n', 2),
+        ('id,b\nf1,"1, ""2"""\nf2,x"y"\nf3,"3\nf4,4\n', 4),
+        ('"id,b\nf1,1\n', 1),
+        ('id,b\n"f1,1\nf2,2\n', 2),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_told(
+    root: Path, text: str, line: int, encoding: str
+) -> None:
+    (root / "a.csv").write_text(text, encoding=encoding)
+    with pytest.raises(DataError, match=rf"a.csv: the quote in line {line} is not closed"):
+        read_table(root / "a.csv", ["id"])
+
+
+def test_quotes_within_values_are_not_taken_for_open_ones(root: Path) -> None:
+    (root / "a.csv").write_text('id,b\nf1,5" pipe\nf2,"two\nlines, ""quoted"""\n')
+    assert read_table(root / "a.csv", ["b"]).arrays["b"].to_pylist() == [
+        '5" pipe',
+        'two\nlines, "quoted"',
+    ]
+
+
+def test_a_row_of_megabytes_is_told(root: Path) -> None:
+    (root / "a.csv").write_text("id,b\nf1," + "x" * 3 * 2**20 + "\n")
+    with pytest.raises(DataError, match=r"a.csv cannot be read .*: a row is longer than 1 MiB"):
+        read_table(root / "a.csv", ["id"])
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00+23:59", "9999-12-31T23:59-23:59", "9" * 9000])
+def test_a_date_at_the_end_of_time_is_told(root: Path, text: str) -> None:
+    pq.write_table(pa.table({"a": [text]}), root / "a.parquet")
+    columns = read_table(root / "a.parquet", ["a"]).take(np.array([0]))
+    with pytest.raises(DataError, match=r"row 1 has '.*' in column 'a'; expected an ISO") as caught:
+        columns.times("a")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_path_that_no_system_opens_is_told(root: Path) -> None:
+    rows = {**ROWS, "s2": ["s2/1.tif", "x" * 10**6, "s2/3.tif", "s2/4.tif"]}
+    parquet(root, rows)
+    with pytest.raises(DataError, match=r"row 2 has a text of more than 4096 bytes in column 's2'"):
+        opened(root, TOML.replace("samples.csv", "samples.parquet"), "all")
 
 
 def test_a_time_outside_the_calendar_is_refused(root: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from open_clip import factory
 from torch import Tensor
 
+from terralign.encoders.clip.hub import Hub
 from terralign.encoders.clip.load import ClipModel, new_clip, save_clip
 from terralign.encoders.clip.weights import write_state_dict
 
@@ -83,8 +84,8 @@ def write_clip(clip: ClipModel, folder: Path) -> None:
 def serve_openai(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let open_clip build and fetch small teachers under the names of OpenAI's.
 
-    Replaced are its table of architectures and its download, which gives a file in `folder`;
-    everything else, how the tag is read and the weights are loaded, is open_clip's own.
+    Replaced are its table of architectures and the download, which gives a file in `folder`;
+    everything else, how the tag is read and the weights are loaded, is as it is.
     """
     files = {}
     for architecture in OPENAI:
@@ -96,11 +97,13 @@ def serve_openai(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         repr(open_clip.get_pretrained_cfg(name, "openai")): str(files[name]) for name in OPENAI
     }
 
-    def download(config: dict[str, Any], **_: Any) -> str:
-        return by_tag[repr(config)]
+    def published(hub: Hub, config: dict[str, Any]) -> Path:
+        path = Path(by_tag[repr(config)])
+        hub._record("openai", [path])
+        return path
 
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", {**factory._MODEL_CONFIGS, **configs})
-    monkeypatch.setattr(factory, "download_pretrained", download)
+    monkeypatch.setattr(Hub, "published", published)
 
 
 def write_checkpoint(path: Path, num_bands: int) -> None:

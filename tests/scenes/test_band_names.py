@@ -139,7 +139,7 @@ def test_only_the_bands_that_are_read_count(
     ) as file:  # fmt: skip
         file.write(pixels)
         file.descriptions = ("B4", "B3", "QA60")
-    monkeypatch.setattr("terralign.scenes.read.MAX_CHIP_BYTES", 64)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "chip_bytes=192")
     chip = read_chip(path, sensor=L2A, dn_offset=0)
     assert chip.valid.all()
     assert chip.pixels.shape == (2, 4, 4)

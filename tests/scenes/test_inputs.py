@@ -11,6 +11,7 @@ import pytest
 from band_folders import NAME, write_band, write_product
 
 from terralign.errors import DataError
+from terralign.limits import LIMITS
 from terralign.scenes import inputs
 from terralign.scenes.scene import find_inputs
 from terralign.sensors import Band, Sensor
@@ -67,7 +68,7 @@ def test_what_lies_too_deep_is_skipped(tmp_path: Path, caplog: pytest.LogCapture
             os.chdir("a_folder_with_a_long_name")
     finally:
         os.chdir(home)
-    for _ in range(inputs.MAX_DEPTH):
+    for _ in range(LIMITS["folder_depth"]):
         folder /= "a_folder_with_a_long_name"
     (folder / "b.png").touch()
     (folder / "a_folder_with_a_long_name" / "c.png").touch()
@@ -102,12 +103,12 @@ def test_a_name_that_is_too_long_is_an_error(tmp_path: Path) -> None:
 
 
 def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_INPUTS", 2)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "folder_inputs=2")
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").touch()
     (tmp_path / "d").mkdir()
-    with pytest.raises(DataError, match="holds more than 2 inputs"):
+    with pytest.raises(DataError, match="holds at least 3 inputs, more than the limit of 2"):
         find_inputs(tmp_path)
 
 

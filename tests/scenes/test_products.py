@@ -13,7 +13,6 @@ import rasterio
 from band_folders import NAME, NEW_NAME, write_band, write_product
 
 from terralign.errors import DataError, SensorError
-from terralign.scenes import products
 from terralign.scenes.places import product_datetime
 from terralign.scenes.product_names import band_of_name
 from terralign.scenes.products import find_product, is_product
@@ -334,7 +333,7 @@ def test_what_is_no_product_says_so(tmp_path: Path) -> None:
 
 
 def test_hostile_folders_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "MAX_PRODUCT_FILES", 20)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "product_files=20")
     odd = tmp_path / "odd\nname\x1b[31m"
     odd.mkdir()
     refused(odd, r"odd\\nname\\x1b\[31m", SensorError)
@@ -342,7 +341,7 @@ def test_hostile_folders_end_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     full.mkdir()
     for number in range(21):
         (full / f"{number}.tif").touch()
-    refused(full, "has more than 20 files", sensor="sentinel2-l2a")
+    refused(full, "has at least 21 files, more than the limit of 20", sensor="sentinel2-l2a")
 
 
 @pytest.mark.parametrize(

@@ -178,12 +178,12 @@ def test_size_is_checked_before_memory_is_taken(
     settings = {"driver": "GTiff", "tiled": True, "SPARSE_OK": True}
     with rasterio.open(path, "w", transform=Affine(10, 0, 0, 0, -10, 0), **settings, **huge):
         pass
-    with pytest.raises(DataError, match=r"needs 82397 MiB .*limit of 2048 MiB"):
+    with pytest.raises(DataError, match=r"needs 241.4 GiB, .*limit of 1.25 GiB"):
         read_chip(path, sensor=L2A, bands=L2A.band_names, dn_offset=0)
     small = write_geotiff(tmp_path / "small.tif", dn(1))
-    monkeypatch.setattr("terralign.scenes.read.MAX_CHIP_BYTES", 96)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "chip_bytes=288")
     assert read_chip(small, sensor=L2A, bands=["B04"], dn_offset=0).valid.all()
-    monkeypatch.setattr("terralign.scenes.read.MAX_CHIP_BYTES", 95)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "chip_bytes=287")
     with pytest.raises(DataError, match="more than the limit"):
         read_chip(small, sensor=L2A, bands=["B04"], dn_offset=0)
 

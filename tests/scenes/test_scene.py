@@ -270,7 +270,7 @@ def test_a_scene_larger_than_memory_allows_is_refused_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = open_scene(write_large(tmp_path / NAME / "large.tif", 40_000), sensor="sentinel2-l2a")
-    with pytest.raises(DataError, match="more than the limit of 2048 MiB; read it in windows"):
+    with pytest.raises(DataError, match=r"more than the limit of 1.25 GiB; read it in windows"):
         scene.read()
     with pytest.raises(DataError, match="does not lie within 40000x40000 pixels"):
         scene.read(Window(row=39_990, column=0, height=64, width=64))

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from fakes import metrics_of
 from terralign.datasets.batches import Plan
 from terralign.errors import Interrupted, RecipeError, StorageError, TrainingError
+from terralign.feed import Raw
 from terralign.train.checkpoints import Checkpoints
 from terralign.train.loop import (
     Batch,
@@ -52,7 +54,11 @@ class _Points:
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
-    def prepare(self, step: int) -> Batch:
+    def read(self, step: int) -> Raw[int]:
+        return Raw(step, {})
+
+    def make(self, raw: Raw[int]) -> Batch:
+        step = raw.known
         self.prepared.append(step)
         indices = self.plan.batch(step).indices
         keys = [f"point-{index}" for index in indices]
@@ -74,7 +80,7 @@ class _Learner(nn.Module):
         super().__init__()
         self.module, self.at, self.step, self.first = module, at or {}, -1, ""
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.keys[0] != self.first:  # no part of the batch before
             self.step, self.first = self.step + 1, batch.keys[0]
         act = self.at.pop(self.step, None)
@@ -82,7 +88,7 @@ class _Learner(nn.Module):
             act()
         assert batch.targets is not None
         loss = F.mse_loss(self.module(batch.pixels).float(), batch.targets)
-        return loss, {"error": float(loss.detach())}
+        return loss, {"error": loss}
 
 
 def _fit(
@@ -249,7 +255,13 @@ def test_lines_after_the_checkpoint_are_dropped(
     weights, folder = uninterrupted
     early = tmp_path / "early.pt"
     last = tmp_path / "run" / "last.pt"
-    _fit(tmp_path / "run", at={6: lambda: shutil.copy(last, early) and None})
+
+    def copy() -> None:
+        while torch.load(last, weights_only=True)["step"] < 6:  # a thread is writing it
+            time.sleep(0.01)
+        shutil.copy(last, early)
+
+    _fit(tmp_path / "run", at={6: copy})
     shutil.copy(early, last)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as log:
         log.write('{"step": 13, "lo')

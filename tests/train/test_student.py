@@ -28,7 +28,7 @@ from terralign.preprocess import ViewSpec
 from terralign.sensors import SENSORS
 from terralign.train.student import StudentSettings, new_student, student_layout
 from terralign.train.student_validation import student_features
-from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
+from terralign.train.teacher import ViewPlan, view_features
 
 S2, S1, L1C = "sentinel2-l2a", "sentinel1-grd", "sentinel2-l1c"
 
@@ -51,8 +51,7 @@ def test_an_inflated_student_starts_as_its_teacher(
 ) -> None:
     student, not_loaded = new_student("s2", tiny_clip, StudentSettings(), [S2], [scenes], seed=0)
     plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
-    indices = np.arange(len(scenes), dtype=np.int64)
-    expected = teacher_features(tiny_clip, teacher_pictures(tiny_clip, scenes, plain, 0, indices))
+    [(_, _, expected)] = view_features(tiny_clip, scenes, plain, [(0, 0)], len(scenes))
     torch.testing.assert_close(
         student_features(student.eval(), scenes), expected, rtol=1e-3, atol=1e-3
     )

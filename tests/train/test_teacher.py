@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from fakes import Counted
+from terralign.datasets.sample import optical_layout
 from terralign.datasets.synthetic import SyntheticSet, open_synthetic_scenes
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
-from terralign.preprocess import ViewSpec
+from terralign.preprocess import ViewSpec, draw_views
 from terralign.train import teacher
 from terralign.train.teacher import (
     ViewPlan,
@@ -27,6 +29,20 @@ from terralign.train.teacher import (
 )
 
 PLAN = ViewPlan(spec=ViewSpec(crop_scale=(0.5, 1.0)), num_views=2, seed=4)
+
+
+def _pictures(
+    clip: ClipModel,
+    samples: SyntheticSet,
+    view: int,
+    indices: NDArray[np.int64],
+    plan: ViewPlan = PLAN,
+) -> torch.Tensor:
+    """What the teacher sees of a view, live."""
+    layout = optical_layout(samples)
+    raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+    views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
+    return teacher_pictures(clip, raw, layout, views)
 
 
 def _name(clip: ClipModel, samples: SyntheticSet, plan: ViewPlan) -> str:
@@ -45,9 +61,7 @@ def test_stored_views_are_those_of_the_live_teacher(
     assert views.dtype == np.float16
     indices = np.array([39, 0, 17, 5], dtype=np.int64)
     for view in range(2):
-        live = teacher_features(
-            tiny_clip, teacher_pictures(tiny_clip, scenes, PLAN, view, indices)
-        ).numpy()
+        live = teacher_features(tiny_clip, _pictures(tiny_clip, scenes, view, indices)).numpy()
         np.testing.assert_allclose(views[view, indices], live, rtol=2e-3, atol=2e-3)
     assert not np.allclose(views[0], views[1], atol=1e-2)
 
@@ -193,7 +207,7 @@ def test_the_teacher_of_radar_looks_at_the_paired_optical_chip(
     """The pictures come from the composite whatever sensor the student takes."""
     plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
     indices = np.arange(3, dtype=np.int64)
-    pictures = teacher_pictures(tiny_clip, scenes, plain, 0, indices)
+    pictures = _pictures(tiny_clip, scenes, 0, indices, plain)
     dn = scenes.read(indices)["sentinel2-l2a"].astype(np.float32)
     bands = scenes.layouts["sentinel2-l2a"].bands
     red = torch.from_numpy(dn[:, bands.index("B04")] / 2000).clamp(0, 1)
@@ -204,7 +218,7 @@ def test_the_teacher_of_radar_looks_at_the_paired_optical_chip(
 def test_the_teacher_computes_in_float32_within_a_bfloat16_run(
     tiny_clip: ClipModel, scenes: SyntheticSet
 ) -> None:
-    pictures = teacher_pictures(tiny_clip, scenes, PLAN, 0, np.arange(4, dtype=np.int64))
+    pictures = _pictures(tiny_clip, scenes, 0, np.arange(4, dtype=np.int64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = teacher_features(tiny_clip, pictures)
     assert torch.equal(inside, teacher_features(tiny_clip, pictures))

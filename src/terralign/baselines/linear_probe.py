@@ -117,7 +117,7 @@ class _Learner(nn.Module):
         self.heads = heads
         self._label_smoothing = label_smoothing
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         with torch.set_grad_enabled(not self._frozen):
             features = self._tower[0](batch.pixels)
@@ -126,7 +126,7 @@ class _Learner(nn.Module):
             loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._label_smoothing)
         else:
             loss = F.binary_cross_entropy_with_logits(logits, batch.labels.float())
-        return loss, {"label": float(loss.detach())}
+        return loss, {"label": loss}
 
 
 def probe_then_finetune(
@@ -175,6 +175,7 @@ def probe_then_finetune(
         identity={"stage": "probed-finetune", "heads": hash_module(heads), **identity},
         seed=seed, label="linear probe, tower",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
+        tower=tower,
     )  # fmt: skip
     return LinearProbeResult(
         probe_heads=probe_heads,

@@ -204,7 +204,7 @@ class _Learner(nn.Module):
         own = self.context if self.class_names is None else self.context[self._rows[number]]
         return self._texts[number].embed(own)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         with torch.no_grad():
             features = self._clip.visual(batch.pixels)
@@ -214,7 +214,7 @@ class _Learner(nn.Module):
             calibration=self.calibrations.of(batch.source),
             label_smoothing=self._smoothing,
         )  # fmt: skip
-        return loss, {"label": float(loss.detach())}
+        return loss, {"label": loss}
 
 
 def learn_prompts(

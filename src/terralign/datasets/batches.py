@@ -9,20 +9,16 @@ any step, by any rank of a distributed job and by any number of workers.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet, Wrapped, is_mapped
 from terralign.errors import DataError
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
+from terralign.read_ahead import read_ahead
 
 KEEP_LIMIT_BYTES = 2 * 1024**3
 """Sets up to this size, decoded, stay in memory between epochs."""
@@ -127,30 +123,6 @@ def keys_of(samples: SampleSet, indices: NDArray[np.int64]) -> list[str]:
     """The keys of these samples."""
     keys = samples.keys
     return [keys[index] for index in indices]
-
-
-def read_ahead(
-    make: Callable[[Item], Made], items: Iterable[Item], *, depth: int = 3, num_threads: int = 1
-) -> Generator[Made, None, None]:
-    """`make(item)` for each item, in order, made by background threads up to `depth` ahead.
-
-    An exception of `make` is raised where its item is due. Decoding and tensor work release the
-    interpreter's lock, so that reading overlaps with training in one process.
-    """
-    waiting: deque[Future[Made]] = deque()
-    iterator = iter(items)
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead")
-    try:
-        for item in iterator:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class KeptInMemory(Wrapped):

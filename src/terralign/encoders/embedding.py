@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +25,13 @@ from terralign.encoders.inputs import (
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
+from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
+from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
+from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.sensors import RGB, SENSORS
 
@@ -42,6 +45,12 @@ Errors = Literal["raise", "skip"]
 
 NUM_SHOWN_PROGRESS = 64
 """A source of so many windows shows its progress."""
+
+
+_CUT = "cut it into windows (window=)"
+
+MAX_BATCH_BYTES = 128 * 2**20
+"""Chips that take more than this together wait for no others, however many a batch may be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,20 +91,66 @@ def embed_each(
         raise DataError(f"batch_size must be 1 or more, not {batch_size}")
     if tower is not None:
         space.input_spec(tower)
-    batch = _Batch(space, batch_size, normalize=normalize)
-    return _embed_each(space, inputs, declared, tower, window, errors, batch)
+    read = _read_each(space, inputs, declared, tower, window, errors, batch_size)
+    return _embed_each(space, read, normalize=normalize)
 
 
 def _embed_each(
+    space: EmbeddingSpace, read: Generator[_Read, None, None], *, normalize: bool
+) -> Iterator[EmbeddedChip | Fault]:
+    """Embed what a background thread reads, a batch ahead."""
+    ready: list[EmbeddedChip] = []  # a source that fails half-way gives its fault alone
+    with closing(drawn_ahead(read, depth=1)) as stream:
+        for one in stream:
+            if isinstance(one, list):
+                ready += _embed_batch(space, one, normalize=normalize)
+                continue
+            if one.fault is not None:
+                ready = [chip for chip in ready if chip.source_number != one.source_number]
+            yield from ready
+            ready = []
+            if one.fault is not None:
+                yield one.fault
+    yield from ready
+
+
+def _embed_batch(
+    space: EmbeddingSpace, chips: list[_Waiting], *, normalize: bool
+) -> Iterator[EmbeddedChip]:
+    tower = chips[0].tower
+    pixels = chips[0].pixels[None]
+    if len(chips) > 1:
+        pixels = torch.stack([chip.pixels for chip in chips])
+    with enough_memory(chips[0].of["source_key"], todo=_CUT):
+        vectors = finite(
+            space.encode_layout(pixels, chips[0].layout, tower=tower),
+            what=f"tower {tower!r}", source=space.source,
+        )  # fmt: skip
+    if normalize:
+        vectors = F.normalize(vectors, dim=-1)
+    for chip, vector in zip(chips, vectors, strict=True):
+        yield EmbeddedChip(tower=tower, source_number=chip.source_number, vector=vector, **chip.of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """No more chips of a source come; with `fault`, those that came are not to be used."""
+
+    source_number: int
+    fault: Fault | None = None
+
+
+def _read_each(
     space: EmbeddingSpace,
     inputs: Inputs,
     declared: Declared,
     tower: str | None,
     window: Windowing,
     errors: Errors,
-    batch: _Batch,
-) -> Iterator[EmbeddedChip | Fault]:
-    ready: list[EmbeddedChip | Fault] = []  # a source that fails half-way gives its fault alone
+    batch_size: int,
+) -> Generator[_Read, None, None]:
+    """The chips of all inputs in batches of one kind, and where each source ends."""
+    batch = _Batch(batch_size)
     warned = False
     listed = list_inputs(inputs, declared)
     alone = isinstance(inputs, np.ndarray | Tensor)
@@ -104,17 +159,18 @@ def _embed_each(
             if errors == "raise":
                 raise source.as_error()
             yield from batch.flush()
-            yield source
+            yield _Ended(-1, source)
             continue
         try:
             name = tower or space.tower_for(source.layout)
-            _check_fit(space, name, source.layout)
+            check_fit(space, name, source.layout)
             size = space.input_spec(name).size
             windows = source.windows(size, window)
             if not warned and window is None and source.is_numbers:
                 warned = _warn_of_shrinking(source, size)
-            for chip in _chips(space, source, number, windows, name):
-                ready += batch.add(chip)
+            with enough_memory(source.key, todo=_CUT):
+                for chip in _chips(space, source, number, windows, name):
+                    yield from batch.add(chip)
         except (DataError, SensorError, OSError) as error:
             if source.is_numbers or source.path is None:
                 raise
@@ -122,15 +178,11 @@ def _embed_each(
             if errors == "raise":
                 raise found.as_error() from error
             batch.drop(number)
-            ready = [one for one in ready if _number_of(one) != number]
-            ready += [*batch.flush(), found]
-        yield from ready
-        ready = []
+            yield from batch.flush()
+            yield _Ended(number, found)
+            continue
+        yield _Ended(number)
     yield from batch.flush()
-
-
-def _number_of(one: EmbeddedChip | Fault) -> int:
-    return -1 if isinstance(one, Fault) else one.source_number
 
 
 def _counted(
@@ -168,20 +220,24 @@ def _chips(
 ) -> Iterator[_Waiting]:
     """The chips of a source that have a valid pixel."""
     num_empty = 0
-    bands = _bands_seen(space, tower, source.layout)
     label = f"embed {source.key} with {tower}"
     shown = len(windows) >= NUM_SHOWN_PROGRESS
     counter = Progress(label, total=len(windows), unit="window") if shown else nullcontext()
     with counter as progress:
-        for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
-            share = float(seen_shares(space.input_spec(tower), chip[None], layout, tower=tower)[0])
+        for window, chip, layout, share in read_chips(space, source, windows, tower):
             if progress is not None:
                 progress.advance()
             if share == 0:
                 num_empty += 1
                 continue
-            if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
-                chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
+            if window is None and not source.is_numbers:
+                # Beside the numbers: the tower's, which are float32, and masks of both.
+                require(
+                    "chip_bytes",
+                    chip.numel() * (chip.element_size() + 7),
+                    f"{source.key} as a whole needs",
+                    todo=_CUT,
+                )
             of = {
                 "key": source.name_of(window),
                 "source_key": source.key,
@@ -201,13 +257,27 @@ def _chips(
         )  # fmt: skip
 
 
-def _bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:
+def read_chips(
+    space: EmbeddingSpace, source: Source, windows: Sequence[Window | None], tower: str
+) -> Iterator[tuple[Window | None, Tensor, PixelLayout, float]]:
+    """Each window, its raw pixels (C, H, W) in the bands that a tower looks at, what they mean, and
+    the share (0-1) of valid numbers in what the tower sees; pictures at the size it takes."""
+    spec = space.input_spec(tower)
+    bands = bands_seen(space, tower, source.layout)
+    for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
+        share = float(seen_shares(spec, chip[None], layout, tower=tower)[0])
+        if share > 0 and layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            chip = resize_pictures(chip[None], picture_size(spec))[0]
+        yield window, chip, layout, share
+
+
+def bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:
     """The bands of a layout that a tower looks at."""
     wanted = layout_composite(layout).bands if tower == RGB else space.input_spec(tower).bands
     return tuple(name for name in wanted if name in layout.bands)
 
 
-def _check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
+def check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
     """Raise where a tower does not take pixels of this layout, before they are read."""
     one = torch.zeros(1, len(layout.bands), 1, 1)
     if tower == RGB:
@@ -230,31 +300,27 @@ def _warn_of_shrinking(source: Source, size: int) -> bool:
 class _Batch:
     """Chips of one tower, layout and shape that go through it together."""
 
-    def __init__(self, space: EmbeddingSpace, size: int, *, normalize: bool) -> None:
-        self._space, self._size, self._normalize = space, size, normalize
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._chips: list[_Waiting] = []
+        self._num_bytes = 0
 
-    def add(self, chip: _Waiting) -> Iterator[EmbeddedChip]:
+    def add(self, chip: _Waiting) -> Iterator[list[_Waiting]]:
         if self._chips and self._chips[0].kind != chip.kind:
             yield from self.flush()
         self._chips.append(chip)
-        if len(self._chips) == self._size:
+        self._num_bytes += chip.pixels.nbytes
+        if len(self._chips) == self._size or self._num_bytes > MAX_BATCH_BYTES:
             yield from self.flush()
 
     def drop(self, source_number: int) -> None:
         """Forget the chips of a source that wait."""
         self._chips = [chip for chip in self._chips if chip.source_number != source_number]
 
-    def flush(self) -> Iterator[EmbeddedChip]:
-        chips, self._chips = self._chips, []
-        if not chips:
-            return
-        tower = chips[0].tower
-        pixels = torch.stack([chip.pixels for chip in chips])
-        vectors = self._space.encode_layout(pixels, chips[0].layout, tower=tower)
-        if self._normalize:
-            vectors = F.normalize(vectors, dim=-1)
-        for chip, vector in zip(chips, vectors, strict=True):
-            yield EmbeddedChip(
-                tower=tower, source_number=chip.source_number, vector=vector, **chip.of
-            )
+    def flush(self) -> Iterator[list[_Waiting]]:
+        chips, self._chips, self._num_bytes = self._chips, [], 0
+        if chips:
+            yield chips
+
+
+_Read = list[_Waiting] | _Ended

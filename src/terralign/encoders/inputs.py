@@ -49,11 +49,15 @@ Windows = Sequence[Window | None]
 Read = Callable[[Windows, Sequence[str]], Iterator[tuple[Tensor, PixelLayout]]]
 """Pixels (C, h, w) of windows, one after another, with at least these bands."""
 
+CloudShares = Callable[[Windows], Iterator[float]]
+"""The share (0-1) of each window's pixels that are cloud or its shadow; NaN where none is known."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One input that can be read. `is_scene`: a raster, which is cut where it is larger than the
-    tower's input; `is_numbers`: numbers in memory."""
+    tower's input; `is_numbers`: numbers in memory. `cloud_shares`: None where it has no cloud mask.
+    `notes`: what was concluded of it rather than declared."""
 
     key: str
     layout: PixelLayout
@@ -66,6 +70,8 @@ class Source:
     datetime: dt.datetime | None = None
     is_scene: bool = False
     is_numbers: bool = False
+    cloud_shares: CloudShares | None = None
+    notes: tuple[str, ...] = ()
 
     def windows(self, size: int, windowing: Windowing) -> list[Window | None]:
         """The windows that the source is cut into; `[None]` for the whole."""
@@ -224,6 +230,7 @@ def from_scene(scene: Scene) -> Source:
         grid=scene.grid,
         datetime=scene.datetime,
         is_scene=not scene.is_picture,
+        notes=scene.notes,
     )
 
 

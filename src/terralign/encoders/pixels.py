@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.chips import Chip, PixelLayout
+from terralign.compute import inferring
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import (
     InputSpec,
@@ -109,14 +110,20 @@ def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: 
     return valid_shares(pixels, layout, spec.bands)
 
 
-def encode_pixels(
-    module: nn.Module, pixels: Tensor, layout: PixelLayout, spec: InputSpec, *, is_rgb: bool
-) -> Tensor:
-    """(B, D) float32 outputs of a tower, on the CPU, of one batch of raw pixels (B, C, H, W) on the
-    tower's device. `is_rgb`: it takes the composite."""
-    scaled = scale_composite(pixels, layout) if is_rgb else scale_bands(pixels, layout, spec)
-    with torch.inference_mode():
-        embedded: Tensor = module(make_ready(resize(scaled, spec), spec))
+def ready_pixels(pixels: Tensor, layout: PixelLayout, spec: InputSpec, *, tower: str) -> Tensor:
+    """Raw pixels (B, C, H, W) as the tower takes them: (B, C', size, size) on the same device.
+
+    `spec`: of that tower. The RGB tower takes the composite, any other its bands.
+    """
+    rgb = tower == RGB
+    scaled = scale_composite(pixels, layout) if rgb else scale_bands(pixels, layout, spec)
+    return make_ready(resize(scaled, spec), spec)
+
+
+def encode_ready(module: nn.Module, ready: Tensor) -> Tensor:
+    """(B, D) float32 outputs of a tower, on the CPU, of ready pixels on its device."""
+    with inferring(ready.device):
+        embedded: Tensor = module(ready)
     return embedded.float().cpu().clone()
 
 

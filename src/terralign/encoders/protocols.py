@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from terralign.chips import PixelLayout
 from terralign.preprocess import InputSpec
 
 
@@ -31,8 +31,14 @@ class ImageEncoder(Protocol):
 
     def input_spec(self, name: str) -> InputSpec: ...
 
-    def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-        """(B, D) float32 embeddings, not normalised, on the CPU, of raw pixels (B, C, H, W)."""
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        ...
+
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        """(B, D) float32 embeddings, not normalised, on the CPU, of pixels (B, C, size, size) on
+        the device, as `ready_pixels` makes them."""
         ...
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
-from terralign.encoders.pixels import Pixels, encode_pixels
+from terralign.encoders.pixels import Pixels, encode_ready, ready_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
@@ -97,6 +99,8 @@ class EmbeddingSpace(Shown):
         self.sensors: dict[str, Sensor] = dict(sensors or {})
         self.prompts = prompts
         self.provenance: dict[str, Any] = dict(provenance or {})
+        if clip.fetched:
+            self.provenance["fetched"] = dict(clip.fetched)
         self.source = source or clip.source
         self.space_id = clip.anchor_id()
         self.skipped: tuple[TowerConfig, ...] = ()
@@ -193,7 +197,7 @@ class EmbeddingSpace(Shown):
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        declared = self._declare(
+        declared = self.declare(
             sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
         )
         found = embed_each(
@@ -203,7 +207,7 @@ class EmbeddingSpace(Shown):
         vectors = [one.vector for one in found if isinstance(one, EmbeddedChip)]
         return torch.stack(vectors) if vectors else torch.zeros(0, self.dim)
 
-    def _declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
+    def declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
         """What a caller declares of pixels, with the sensor found by its name."""
         if isinstance(sensor, str | Path):
             sensor = self.find_sensor(str(sensor))
@@ -232,11 +236,16 @@ class EmbeddingSpace(Shown):
         enough = num_there == len(spec.bands) or (spec.missing == "zero" and num_there > 0)
         return layout.sensor.name in spec.sensors and enough
 
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of ready pixels."""
+        return encode_ready(self.clip.visual if tower == RGB else self._tower(tower), ready)
+
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-        """(B, D) float32 embeddings, not normalised, on the CPU, of one batch of raw pixels."""
-        module = self.clip.visual if tower == RGB else self._tower(tower)
-        spec, pixels = self.input_spec(tower), pixels.to(self.device)
-        return encode_pixels(module, pixels, layout, spec, is_rgb=tower == RGB)
+        """The same of one batch of raw pixels (B, C, H, W), on any device."""
+        spec = self.input_spec(tower)
+        return self.encode_ready(
+            ready_pixels(pixels.to(self.device), layout, spec, tower=tower), tower=tower
+        )
 
     # Classifying
 
@@ -317,7 +326,7 @@ class EmbeddingSpace(Shown):
         **declared: Any,
     ) -> Iterator[EmbeddedChip | Fault]:
         return embed_each(
-            self, inputs, self._declare(**declared), tower=tower, window=window, errors=errors,
+            self, inputs, self.declare(**declared), tower=tower, window=window, errors=errors,
             batch_size=batch_size,
         )  # fmt: skip
 
@@ -587,13 +596,16 @@ class EmbeddingSpace(Shown):
         *,
         encoders: Mapping[str, Encoder] | None = None,
         skip_custom: bool = False,
+        sha256: str | None = None,
+        revisions: Mapping[str, str] | None = None,
     ) -> EmbeddingSpace:
         """A space from its folder, or from anything `load_clip` takes (text and RGB only).
 
         `encoders`: tower name -> custom encoder, a module or a function that builds it, whose
         weights the folder has; a space with such towers needs one for each, unless `skip_custom`,
-        which leaves towers without one out. Needs no network for a folder. A changed, truncated or
-        missing file is refused by its hash, and an encoder by its shapes and by what it computes
+        which leaves towers without one out. `sha256`: of the file of the text and RGB towers'
+        weights; `revisions`: see `load_clip`. Needs no network for a folder. A changed, truncated
+        or missing file is refused by its hash, and an encoder by its shapes and by what it computes
         (`ModelError`); nothing is ever searched for, guessed, or imported by name.
         """
         folder = Path(source)
@@ -602,11 +614,12 @@ class EmbeddingSpace(Shown):
                 raise ModelError(
                     f"encoders has no effect on {source}, which has no towers beside its RGB tower"
                 )
-            return cls(load_clip(str(source)))
+            return cls(load_clip(str(source), sha256=sha256, revisions=revisions))
         try:
             values = read_json(folder / "space.json")
             given = {} if encoders is None else encoders
-            return cls._from_values(folder, values, given, skip_custom)
+            clip = partial(load_clip, str(folder), sha256=sha256, revisions=revisions)
+            return cls._from_values(folder, values, given, skip_custom, clip)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ModelError(f"{folder / 'space.json'} is not a space ({reason})") from error
@@ -618,6 +631,7 @@ class EmbeddingSpace(Shown):
         values: dict[str, Any],
         encoders: Mapping[str, Encoder],
         skip_custom: bool,
+        load_anchor: Callable[[], ClipModel],
     ) -> EmbeddingSpace:
         if values["format"] != FORMAT_VERSION:
             raise ModelError(
@@ -627,7 +641,8 @@ class EmbeddingSpace(Shown):
         configs = [_tower_config(entry) for entry in values["towers"]]
         skipped = _check_encoders(folder, configs, encoders, skip_custom)
         _check_files(folder, values["files"])
-        clip = load_clip(str(folder))
+        provenance = dict(values["provenance"])
+        clip = replace(load_anchor(), fetched=dict(provenance.get("fetched") or {}) or None)
         sensors = [parse_sensor(one, origin=str(folder)) for one in values["sensors"]]
         prompts = values["prompts"]
         space = cls(
@@ -636,7 +651,7 @@ class EmbeddingSpace(Shown):
             prompts=PromptSet(name=prompts["name"], templates=tuple(prompts["templates"]))
             if prompts
             else None,
-            provenance=values["provenance"],
+            provenance=provenance,
             source=str(folder),
         )
         if space.space_id != values["space_id"]:
@@ -745,7 +760,12 @@ def load(
     *,
     encoders: Mapping[str, Encoder] | None = None,
     skip_custom: bool = False,
+    sha256: str | None = None,
+    revisions: Mapping[str, str] | None = None,
 ) -> EmbeddingSpace:
-    """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME`, `ARCHITECTURE:TAG` or
-    `ARCHITECTURE:FILE`; `encoders` builds its custom encoders. See `EmbeddingSpace.load`."""
-    return EmbeddingSpace.load(source, encoders=encoders, skip_custom=skip_custom)
+    """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME[@REVISION]`,
+    `ARCHITECTURE:TAG` or `ARCHITECTURE:FILE`; `encoders` builds its custom encoders, `sha256` and
+    `revisions` pin what is loaded. See `EmbeddingSpace.load`."""
+    return EmbeddingSpace.load(
+        source, encoders=encoders, skip_custom=skip_custom, sha256=sha256, revisions=revisions
+    )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
+import torch
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from terralign.chips import PixelLayout
-from terralign.encoders.pixels import encode_pixels
+from terralign.encoders.clip.weights import check_numbers_of
+from terralign.encoders.pixels import encode_ready, ready_pixels
 from terralign.encoders.sensor import SensorTower, TowerConfig, load_initial_weights
 from terralign.encoders.space import RGB
 from terralign.errors import ModelError, first_line
@@ -58,15 +60,26 @@ class TimmEncoder:
         self.tower.to(device)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.tower.parameters()).device
+
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        """(B, D) float32 features, not normalised, on the CPU, of one batch of ready pixels."""
+        return encode_ready(self.tower, ready)
+
     def encode_layout(self, pixels: Tensor, layout: PixelLayout, *, tower: str) -> Tensor:
-        """(B, D) float32 features, not normalised, on the CPU, of one batch of raw pixels."""
-        pixels = pixels.to(next(self.tower.parameters()).device)
-        spec = self.tower.config.input
-        return encode_pixels(self.tower, pixels, layout, spec, is_rgb=self.sensor == RGB)
+        """The same of one batch of raw pixels (B, C, H, W), on any device."""
+        spec = self.input_spec(tower)
+        return self.encode_ready(
+            ready_pixels(pixels.to(self.device), layout, spec, tower=tower), tower=tower
+        )
 
 
 def load_timm_encoder(text: str) -> TimmEncoder:
-    """An encoder from `NAME` (timm's published weights), or `NAME[@SENSOR]:FILE`.
+    """An encoder from `NAME[@REVISION]` (timm's published weights, of that commit of their hub
+    model), or `NAME[@SENSOR]:FILE`.
 
     A file is read as `load_initial_weights` reads it: timm state dicts, and SSL4EO-S12's. With
     SENSOR its first layer takes all bands of that sensor in order, as reflectance clipped to 0-1.
@@ -81,6 +94,9 @@ def load_timm_encoder(text: str) -> TimmEncoder:
     base = name.partition(".")[0]
     if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(base):
         raise ModelError(f"unknown timm model {name!r}; write timm:NAME or timm:NAME@SENSOR:FILE")
+    revision = ""
+    if not file and re.fullmatch(r"[0-9a-f]{40}", sensor_name):
+        revision, sensor_name = sensor_name, ""
     if not file and sensor_name not in ("", RGB):
         raise ModelError(
             f"timm publishes no weights for {sensor_name}; name a file: timm:{name}@SENSOR:FILE"
@@ -88,7 +104,11 @@ def load_timm_encoder(text: str) -> TimmEncoder:
     sensor = find_sensor(sensor_name) if sensor_name not in ("", RGB) else None
     num_bands = 3 if sensor is None else len(sensor.bands)
     try:
-        backbone = timm.create_model(name, pretrained=not file, num_classes=0, in_chans=num_bands)
+        overlay = {"hf_hub_id": f"{_hub_model(name)}@{revision}"} if revision else None
+        backbone = timm.create_model(
+            name, pretrained=not file, pretrained_cfg_overlay=overlay, num_classes=0,
+            in_chans=num_bands,
+        )  # fmt: skip
     except Exception as error:  # timm, a hub and its network fail in many ways
         raise ModelError(
             f"cannot load timm:{name}: {first_line(error)}. Without a network, give a file: "
@@ -101,6 +121,8 @@ def load_timm_encoder(text: str) -> TimmEncoder:
         embed_dim=int(cast(Any, backbone).num_features),
     )
     tower = SensorTower(config, backbone.eval(), nn.Identity())
+    if not file:
+        check_numbers_of(state := backbone.state_dict(), state, what=f"timm:{text}")
     if file:
         bands = config.input.bands
         found = load_initial_weights(tower, Path(file), bands=bands)
@@ -108,6 +130,14 @@ def load_timm_encoder(text: str) -> TimmEncoder:
         if missing:
             raise ModelError(f"{file} lacks {len(missing)} weights of {name}, such as {missing[0]}")
     return TimmEncoder(tower, RGB if sensor is None else sensor.name)
+
+
+def _hub_model(name: str) -> str:
+    """The hub model of a timm model's weights."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ModelError(f"timm:{name} has no model on the hub; leave the revision out")
+    return str(config.hf_hub_id)
 
 
 def _spec(backbone: nn.Module, sensor: Sensor | None) -> InputSpec:

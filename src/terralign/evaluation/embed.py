@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from terralign.chips import PixelLayout
-from terralign.datasets.batches import read_ahead
+from terralign.datasets.feeding import feed_samples
 from terralign.datasets.sample import SampleSet, optical_layout
-from terralign.encoders.pixels import seen_shares
+from terralign.encoders.pixels import ready_pixels, seen_shares
 from terralign.encoders.protocols import ImageEncoder
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError
@@ -128,21 +128,24 @@ def embed_samples(
     encoder: ImageEncoder, samples: SampleSet, route: Route, *, batch_size: int = 128
 ) -> Embedded:
     """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU."""
-    starts = range(0, len(samples), batch_size)
-    sensor = route.layout.sensor.name
+    spec, layout, tower = encoder.input_spec(route.tower), route.layout, route.tower
 
-    def read(start: int) -> Tensor:
-        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
-        return torch.from_numpy(samples.read(indices)[sensor])
+    def make(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        ready = ready_pixels(pixels, layout, spec, tower=tower)
+        return ready, seen_shares(spec, pixels, layout, tower=tower)
 
-    label = f"embed {samples.name} {samples.split} with {route.tower}"
-    spec = encoder.input_spec(route.tower)
     rows, shares = [], []
-    with Progress(label, total=len(samples), unit="sample") as progress:
-        for pixels in read_ahead(read, starts):
-            rows.append(encoder.encode_layout(pixels, route.layout, tower=route.tower))
-            shares.append(seen_shares(spec, pixels, route.layout, tower=route.tower))
-            progress.advance(len(pixels))
+    stream = feed_samples(samples, layout, make, batch_size=batch_size, device=encoder.device)
+    with (
+        Progress(
+            f"embed {samples.name} {samples.split} with {tower}", total=len(samples), unit="sample"
+        ) as progress,
+        closing(stream),
+    ):
+        for ready, share in stream:
+            rows.append(encoder.encode_ready(ready, tower=tower))
+            shares.append(share.cpu())
+            progress.advance(len(ready))
     if not rows:
         return Embedded(vectors=torch.zeros(0, encoder.dim))
     share = torch.cat(shares).double()

@@ -95,7 +95,9 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
         return turned
     enough = math.ceil(size / math.sqrt(views.min_scale))
     theta = _affine(views).to(device=pixels.device, dtype=pixels.dtype)
-    parts = list(parts_of(len(pixels), pixels.shape[1:], part_bytes=HEAP_BYTES))
+    parts = list(
+        parts_of(len(pixels), pixels.shape[1:], device=pixels.device, part_bytes=HEAP_BYTES)
+    )
     if len(parts) == 1:
         return _crop(pixels, theta, enough, size)
     cropped = new_pixels((*pixels.shape[:2], size, size), pixels)
@@ -132,7 +134,7 @@ def _flip_and_turn(pixels: Tensor, views: Views, turned: Tensor) -> None:
     orientation = views.transpose * 4 + views.flip_x * 2 + views.flip_y * 1
     for code in np.unique(orientation).tolist():
         alike = np.flatnonzero(orientation == code)
-        for part in parts_of(len(alike), pixels.shape[1:]):
+        for part in parts_of(len(alike), pixels.shape[1:], device=pixels.device):
             rows = torch.from_numpy(alike[part]).to(pixels.device)
             chips = _resize_square(pixels[rows], turned.shape[-1])
             if code & 4:

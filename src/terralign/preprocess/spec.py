@@ -9,6 +9,7 @@ inside the tower, since casting inputs to bfloat16 first loses up to 20 DN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Self
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from terralign.chips import PixelLayout
+from terralign.chips import MAX_ASPECT, PixelLayout, middle
 from terralign.errors import DataError, SensorError
 from terralign.preprocess.holes import resample
 from terralign.preprocess.parts import new_pixels, parts_of
@@ -141,6 +142,13 @@ def valid_shares(
     shares = torch.ones(len(pixels))
     if not channels or (nodata is None and not pixels.is_floating_point()):
         return shares
+    if pixels.device.type != "cpu":
+        numbers = _take(pixels, channels)
+        found = torch.isfinite(numbers)
+        if nodata is not None:
+            found &= numbers.float() != nodata
+        found = found.all(1) if together else found
+        return found.flatten(1).double().mean(1).float()
     # Counted by NumPy, sample by sample: some ten times as fast as a mean over a mask in torch.
     for index, sample in enumerate(pixels):
         numbers = sample[channels].cpu().numpy()
@@ -163,7 +171,19 @@ def select_bands(
     if tuple(names) == layout.bands:
         return pixels, layout
     channels = [layout.bands.index(name) for name in names]
-    return pixels[:, channels], replace(layout, bands=tuple(names))
+    return _take(pixels, channels), replace(layout, bands=tuple(names))
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Types that not every device can index, and those of the same size that it can."""
+
+
+def _take(pixels: Tensor, channels: Sequence[int]) -> Tensor:
+    """These channels of pixels (B, C, H, W)."""
+    signed = _SIGNED.get(pixels.dtype)
+    if signed is None:
+        return pixels[:, channels]
+    return pixels.view(signed)[:, channels].view(pixels.dtype)
 
 
 def check_channels(pixels: Tensor, layout: PixelLayout) -> None:
@@ -196,7 +216,7 @@ def scale_composite(pixels: Tensor, layout: PixelLayout) -> Tensor:
         )
     check_channels(pixels, layout)
     picture = new_pixels((len(pixels), 3, *pixels.shape[2:]), pixels, torch.float32)
-    for rows in parts_of(len(picture), picture.shape[1:]):
+    for rows in parts_of(len(picture), picture.shape[1:], device=picture.device):
         part, taken = select_bands(pixels[rows], layout, composite.bands)
         numbers = picture[rows].copy_(part)
         invalid = _make_physical(numbers, pixels.dtype, taken)
@@ -238,7 +258,7 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
     high = scaled.new_tensor([limits[name][1] for name in present])[:, None, None]
     span = high - low
     channels = [spec.bands.index(name) for name in present]
-    for rows in parts_of(len(scaled), shape[1:]):
+    for rows in parts_of(len(scaled), shape[1:], device=scaled.device):
         part, taken = select_bands(pixels[rows], layout, present)
         numbers = scaled[rows].copy_(part) if not absent else part.to(torch.float32, copy=True)
         _make_physical(numbers, pixels.dtype, taken)
@@ -252,25 +272,46 @@ def scale_bands(pixels: Tensor, layout: PixelLayout, spec: InputSpec) -> Tensor:
 def resize(pixels: Tensor, spec: InputSpec) -> Tensor:
     """(B, C, H, W) -> (B, C, size, size), antialiased; the same tensor where the size is right.
 
-    NaN are no data, which no pixel beside them is blended with.
+    NaN are no data, which no pixel beside them is blended with. Of pixels that are very long, whose
+    ends are cropped, only the middle is resized (see `chips.middle`).
     """
     height, width = pixels.shape[-2:]
     if height == width == spec.size:
         return pixels
     if spec.resize_mode == "squash" or height == width:
-        target = (spec.size, spec.size)
-    else:
-        shortest = min(height, width)
-        target = (spec.size * height // shortest, spec.size * width // shortest)
+        if height > MAX_ASPECT * width:  # the long side first, or all its rows would be enlarged
+            pixels = _interpolated(pixels, (spec.size, width), spec)
+        return _interpolated(pixels, (spec.size, spec.size), spec)
+    pixels = pixels[..., middle(height, width), middle(width, height)]
+    height, width = pixels.shape[-2:]
+    shortest = min(height, width)
+    return _interpolated(
+        pixels, (spec.size * height // shortest, spec.size * width // shortest), spec
+    )
+
+
+def _interpolated(pixels: Tensor, target: tuple[int, int], spec: InputSpec) -> Tensor:
+    """Pixels (B, C, H, W) at `target` (H', W'), cropped in the centre to `spec.size` where that is
+    longer; plane by plane where they are large."""
+    planes = len(pixels) * pixels.shape[1]
+    larger = max(math.prod(pixels.shape[2:]), math.prod(target))
+    if planes > 1 and 4 * planes * larger > _LARGE_BYTES:
+        alone = (_interpolated(one[None, None], target, spec) for one in pixels.flatten(0, 1))
+        resized = torch.cat(list(alone))
+        return resized.reshape(*pixels.shape[:2], *resized.shape[2:])
     resized = resample(
         pixels,
         lambda part, _: F.interpolate(
             part, size=target, mode=spec.interpolation, antialias=True, align_corners=False
         ),
     )
-    top = round((target[0] - spec.size) / 2)
-    left = round((target[1] - spec.size) / 2)
+    top = max(0, round((target[0] - spec.size) / 2))
+    left = max(0, round((target[1] - spec.size) / 2))
     return resized[..., top : top + spec.size, left : left + spec.size]
+
+
+_LARGE_BYTES = 512 << 20
+"""What is larger than this, as float32, is resized plane by plane, to hold no copies of it all."""
 
 
 def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
@@ -281,6 +322,6 @@ def make_ready(scaled: Tensor, spec: InputSpec) -> Tensor:
     mean = scaled.new_tensor(spec.mean)[:, None, None]
     std = scaled.new_tensor(spec.std)[:, None, None]
     ready = new_pixels(scaled.shape, scaled)
-    for rows in parts_of(len(scaled), scaled.shape[1:]):
+    for rows in parts_of(len(scaled), scaled.shape[1:], device=scaled.device):
         ready[rows] = scaled[rows].clamp(0, 1).sub_(mean).div_(std).nan_to_num_(nan=0.0)
     return ready

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from terralign.compute import choose_threads, set_threads
+from terralign.compute import choose_threads, inference_depends, set_threads
 from terralign.errors import StorageError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
@@ -102,7 +102,7 @@ def keep_measurement(
     """
     stage = Stage.named_by_identity(
         "a measurement",
-        {"code": MEASURED_VERSION, "row": [model, role], **depends},
+        {"code": MEASURED_VERSION, "row": [model, role], **inference_depends(), **depends},
         folder / "evaluate",
         suffixes=(".safetensors",),
         cache=cache,

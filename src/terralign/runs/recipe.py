@@ -20,6 +20,7 @@ from terralign.encoders.prompt_sets import load_prompts
 from terralign.errors import RecipeError, TerralignError, nearest
 from terralign.evaluation.rows import Role
 from terralign.files import hash_json
+from terralign.precision import Precision
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
 from terralign.toml_values import (
@@ -49,14 +50,21 @@ class BaseRecipe(Strict):
     """The CLIP to start from: one that exists, or a small one that is pretrained first."""
 
     model: str | None = None
-    """A space or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG or
+    """A space or open_clip folder, hf-hub:ORG/NAME, hf-hub:ORG/NAME@REVISION, ARCHITECTURE:TAG or
     ARCHITECTURE:FILE."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    """The SHA-256 of its file of weights; another file is refused before it is read."""
+    revisions: dict[str, str] | None = None
+    """Hub models that it fetches, also text towers and tokenizers: name -> commit, tag or branch;
+    others are fetched as they are now."""
     pretrain: PretrainSettings | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.model is None) == (self.pretrain is None):
             raise ValueError("base needs either model or pretrain")
+        if self.model is None and (self.sha256 or self.revisions):
+            raise ValueError("sha256 and revisions have no effect with pretrain; leave them out")
         return self
 
 
@@ -216,6 +224,12 @@ class Recipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
+    deterministic: bool = False
+    """Have CUDA compute the same bits each time, so that a resumed run ends in the same ones: some
+    operations are slower. On the CPU they are the same anyway."""
+    inference: Precision = "fp32"
+    """How towers compute that are not trained (teacher, sweep, measurements): "fp32", "tf32" or
+    "bf16"."""
     tensorboard: bool = False
     pack: bool = False
     """Pack data sets that lie in files on first use, and read them from their stores."""
@@ -281,7 +295,7 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
     What it measures of that stage stays: the RGB models, or the towers and what retrieves with
     them, beside the model that the stage started from.
     """
-    start = BaseRecipe(model=base) if base is not None else recipe.base
+    start = recipe.base if base in (None, recipe.base.model) else BaseRecipe(model=base)
     if stage == "patch":
         if recipe.patch is None:
             raise RecipeError(f"recipe {recipe.name!r} has no patch stage")

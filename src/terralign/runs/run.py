@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from terralign import progress
-from terralign.compute import choose_device
+from terralign.compute import choose_device, choose_inference, compute_deterministically
 from terralign.datasets.catalog import check_data_root
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.sample import SampleSet, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
@@ -39,6 +40,7 @@ from terralign.evaluation.rows import Row, read_rows
 from terralign.files import (
     atomic_folder,
     claimed,
+    hash_json,
     read_json,
     require_folder,
     write_json,
@@ -160,6 +162,9 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
+        choose_inference(self.recipe.inference)
+        if self.recipe.deterministic:
+            compute_deterministically()
         if (settings := self.recipe.base.pretrain) is None:
             base = self._existing_base()
             self._open(picture_size(base.input_spec()))
@@ -221,7 +226,10 @@ class _Run:
                 f"base.model: {model} not found; looked {places}{hint}. It may also be "
                 "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
             )
-        return EmbeddingSpace.load(found or model).to(self.device)
+        pinned = self.recipe.base
+        return EmbeddingSpace.load(
+            found or model, sha256=pinned.sha256, revisions=pinned.revisions
+        ).to(self.device)
 
     def _pretrained_base(self, settings: PretrainSettings) -> EmbeddingSpace:
         samples = self.data.open(settings.data, settings.split, settings.limit)
@@ -379,7 +387,13 @@ class _Run:
         tower: str | None,
     ) -> Evaluation:
         def embed(route: Route) -> Embedded:
-            key = f"{space.tower_id(route.tower)}/{samples.fingerprint}/{route.layout.sensor.name}"
+            key = hash_json(
+                {
+                    "tower": space.tower_id(route.tower),
+                    "pixels": pixels_id(samples),  # which sets with other classes share
+                    "layout": describe_layout(route.layout),
+                }
+            )
             if key not in self._vectors:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]

@@ -21,7 +21,7 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import grid_of, open_raster, require_small_blocks
+from terralign.scenes.geotiff import grid_of, mask_rules, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
@@ -247,10 +247,12 @@ class _Native:
 
 
 def _native_of(band: _Band, source: Any) -> _Native:
+    rules = mask_rules(source, (1,))
+
     def read(row: int, column: int, stop_row: int, stop_column: int) -> Pair:
         return read_native(
             source, row, column, stop_row, stop_column,
-            origin=band.origin, mask_index=band.mask_index,
+            origin=band.origin, mask_index=band.mask_index, rules=rules,
         )  # fmt: skip
 
     return _Native(height=source.height, width=source.width, read=read)

@@ -1,24 +1,34 @@
-"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and their masks."""
+"""GeoTIFFs opened by GDAL's own GeoTIFF driver alone, and their masks.
+
+GDAL takes what lies beside a file too: statistics, masks, overviews. Those are looked at before it
+does, since it would open a mask by any of its drivers, of which some open what a file names.
+"""
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
+from rasterio._env import get_gdal_config, set_gdal_config
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
+from terralign.limits import require
+from terralign.scenes.tiff_pages import read_pages
 
 _warnings_lock = threading.Lock()
 
@@ -65,18 +75,72 @@ def open_geotiff(path: Path, *, num_threads: int = 1) -> Iterator[Any]:
     require_file(path)
     _require_utf8(path)
     threads = {} if num_threads == 1 else {"NUM_THREADS": str(num_threads)}
-    with _opened(lambda: rasterio.open(path, driver="GTiff", **threads), shown(path)) as source:
+    with _opened(lambda: _open_file(path, **threads), shown(path)) as source:
         yield source
 
 
 @contextmanager
 def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
     """The same of a GeoTIFF in memory; `origin` is what `DataError` calls it."""
+    _check_pages(io.BytesIO(content), origin)
     with (
         MemoryFile(content) as memory,
         _opened(lambda: memory.open(driver="GTiff"), origin) as source,
     ):
         yield source
+
+
+def _open_file(path: Path, **options: str) -> Any:
+    """A GeoTIFF opened by rasterio, once its tags and what lies beside it were looked at."""
+    _check_beside(path)
+    with open(path, "rb") as file:
+        _check_pages(file, shown(path))
+    return rasterio.open(path, driver="GTiff", **options)
+
+
+def _check_pages(file: IO[bytes], what: str) -> None:
+    """Raise `DataError` where a TIFF claims too much; other damage is GDAL's to report."""
+    with suppress(ValueError):
+        read_pages(file, what)
+
+
+_RASTERS_BESIDE = (".msk", ".ovr")
+"""What is added to a file's name for its mask and overviews, which are GeoTIFFs."""
+
+_TEXTS_BESIDE = (".tfw", ".tifw", ".j2w", ".wld", ".tab", ".xml", ".imd", ".rpb")
+"""Endings of texts that GDAL takes for a file's place and metadata, in lower or upper case."""
+
+
+def _check_beside(path: Path) -> None:
+    """Raise `DataError` where GDAL should not open what it finds beside a file."""
+    stem = os.path.splitext(path)[0]
+    texts = [f"{path}.aux.xml", *(stem + one for one in _TEXTS_BESIDE)]
+    texts += [stem + one.upper() for one in _TEXTS_BESIDE]
+    for name in texts:
+        size = _size_beside(name)
+        if size is not None:
+            require("text_bytes", size, f"{shown(name)} has", todo="remove it")
+    for ending in _RASTERS_BESIDE:
+        beside = Path(f"{path}{ending}")
+        if _size_beside(str(beside)) is None:
+            continue
+        with open(beside, "rb") as file:
+            if not file.read(4).startswith((b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")):
+                raise DataError(
+                    f"{shown(beside)} is no GeoTIFF, as a mask or overview is; remove it"
+                )
+            _check_pages(file, shown(beside))
+
+
+def _size_beside(name: str) -> int | None:
+    """The size of a file in bytes, None where it is missing; `DataError` where it is no file."""
+    try:
+        status = os.stat(name)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{shown(name)} is not a file; remove it")
+    return status.st_size
 
 
 def grid_of(source: Any) -> Grid:
@@ -99,35 +163,63 @@ def open_raster(path: Path) -> Iterator[Any]:
     jpeg2000 = first_bytes(path, 12).startswith(_JP2)
     _require_utf8(path)
     driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
-    with _opened(lambda: rasterio.open(path, driver=driver), shown(path), kind=kind) as source:
+
+    def opening() -> Any:
+        if not jpeg2000:
+            return _open_file(path)
+        _check_beside(path)
+        return rasterio.open(path, driver=driver)
+
+    with _opened(opening, shown(path), kind=kind) as source:
         yield source
 
 
-MAX_BLOCK_BYTES = 1024**3
-"""A file whose blocks take more memory than this each is refused; they are read one at a time."""
-
-
 def require_small_blocks(path: Path, source: Any) -> None:
-    """Raise `DataError` where blocks of an open dataset are larger than `MAX_BLOCK_BYTES`."""
-    for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True):
-        num_bytes = height * width * np.dtype(dtype).itemsize
-        if num_bytes > MAX_BLOCK_BYTES:
-            raise DataError(
-                f"{shown(path)} is stored in blocks of {num_bytes / 2**20:.0f} MiB, more than the "
-                f"limit of {MAX_BLOCK_BYTES / 2**20:.0f} MiB; write it in tiles "
-                "(gdal_translate -co TILED=YES)"
-            )
+    """Raise `DataError` where a block of an open dataset is larger than the limit.
+
+    Blocks are read one at a time; those of pixel interleaving hold all bands.
+    """
+    require("raster_bands", source.count, f"{shown(path)} has", todo="split it")
+    sizes = [
+        height * width * np.dtype(dtype).itemsize
+        for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True)
+    ]
+    together = source.interleaving == Interleaving.pixel
+    require(
+        "block_bytes",
+        sum(sizes) if together else max(sizes),
+        f"{shown(path)} is stored in blocks of",
+        todo="write it in tiles (gdal_translate -co TILED=YES)",
+    )
+
+
+CACHE_BYTES = 256 * 2**20
+"""What GDAL keeps of blocks that it read; a row of tiles of 13 bands of a Sentinel-2 scene fits."""
+
+
+@functools.cache
+def _limit_cache() -> None:
+    """Keep GDAL's cache, a share of the machine's memory by default, to `CACHE_BYTES`."""
+    if "GDAL_CACHEMAX" not in os.environ and get_gdal_config("GDAL_CACHEMAX") > CACHE_BYTES:
+        set_gdal_config("GDAL_CACHEMAX", CACHE_BYTES)
 
 
 def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -> Any:
     try:
         with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return opening()
+            _limit_cache()
+            source = opening()
     except (RasterioError, OSError, ValueError) as error:
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
         reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
+    if any(key.upper() == "OVERVIEW_FILE" for key in source.tags(ns="OVERVIEWS")):
+        source.close()
+        raise DataError(
+            f"{origin} names another file for its overviews; remove that (OVERVIEW_FILE)"
+        )
+    return source
 
 
 def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
@@ -159,18 +251,21 @@ def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
 
 def items_of(source: Any, position: int) -> dict[str, str]:
     """GDAL metadata items of a file and of its band `position`, from 1; keys in lower case."""
-    both = {**source.tags(), **source.tags(position)}
-    return {key.lower(): str(value) for key, value in both.items()}
+    return _lowered({**source.tags(), **source.tags(position)})
+
+
+def _lowered(items: Mapping[str, Any]) -> dict[str, str]:
+    return {key.lower(): str(value) for key, value in items.items()}
 
 
 _FILL_ITEMS = ("_fillvalue", "missing_value")
 """Items in which netCDF and xarray state what marks no data."""
 
 
-def _no_data_numbers(source: Any, index: int) -> set[float]:
+def _no_data_numbers(source: Any, index: int, of_file: Mapping[str, str]) -> set[float]:
     """The finite numbers that a file states to mark no data in its band `index`, from 1."""
     stated = [source.nodatavals[index - 1]]
-    items = items_of(source, index)
+    items = _lowered({**of_file, **source.tags(index)})
     for text in (items[key] for key in _FILL_ITEMS if key in items):
         try:
             stated.append(float(text))
@@ -182,23 +277,43 @@ def _no_data_numbers(source: Any, index: int) -> set[float]:
 _MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
 
 
+MaskRules = Sequence[tuple[set[float], bool]]
+"""Of each band the numbers that mark no data, and whether the file masks it besides."""
+
+
+def mask_rules(source: Any, indexes: Sequence[int]) -> MaskRules:
+    """How an open GeoTIFF marks no data in its bands `indexes`, from 1."""
+    flags = source.mask_flag_enums
+    of_file = source.tags()
+    return [
+        (_no_data_numbers(source, index, of_file), bool(_MASKED & set(flags[index - 1])))
+        for index in indexes
+    ]
+
+
 def valid_by_file(
-    source: Any, pixels: NDArray[Any], *, indexes: Sequence[int] = (), window: Any = None
+    source: Any,
+    pixels: NDArray[Any],
+    *,
+    indexes: Sequence[int] = (),
+    window: Any = None,
+    rules: MaskRules | None = None,
 ) -> NDArray[np.bool_]:
     """(C, H, W) bool of bands as read from an open GeoTIFF, True where the file has data.
 
     False where a number is not finite or the band's no-data value (GDAL's, or an item `_FillValue`
     or `missing_value`), and where the file masks it: internal mask, `.msk` beside it, alpha band.
-    `indexes`: which bands were read, from 1; none:
-    all. `window`: the part that was read; of another size than the file's, pixels were resampled,
-    and so is the mask (nearest).
+    `indexes`: which bands were read, from 1; none: all. `window`: the part that was read; of
+    another size than the file's, pixels were resampled, and so is the mask (nearest). `rules`:
+    `mask_rules` of these bands, where several windows are read.
     """
     valid: NDArray[np.bool_] = np.isfinite(pixels)
-    flags = source.mask_flag_enums  # of all bands, made anew at every call
-    for channel, index in enumerate(indexes or range(1, len(pixels) + 1)):
-        for nodata in _no_data_numbers(source, index):
+    indexes = indexes or range(1, len(pixels) + 1)
+    rules = mask_rules(source, indexes) if rules is None else rules
+    for channel, (index, (numbers, masked)) in enumerate(zip(indexes, rules, strict=True)):
+        for nodata in numbers:
             valid[channel] &= pixels[channel] != nodata
-        if _MASKED & set(flags[index - 1]):
+        if masked:
             shape = pixels.shape[1:]
             valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
     return valid

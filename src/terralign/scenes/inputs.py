@@ -5,24 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from terralign.errors import DataError, shown
+from terralign.limits import limit, require
 from terralign.scenes.pictures import PICTURE_SUFFIXES
 from terralign.scenes.products import is_product
 from terralign.sensors import Sensor
 
 logger = logging.getLogger(__name__)
 
-MAX_INPUTS = 100_000
-"""A folder with more inputs than this below it is refused."""
-
-MAX_ENTRIES = 2_000_000
-"""Files and folders that are looked at below one folder."""
-
-MAX_DEPTH = 32
-"""Folders within folders that are looked into; deeper ones are skipped."""
+_ONE_BY_ONE = "give its folders one by one"
 
 _TEMPORARY = ("~", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".swp", ".lock")
 _ACCOMPANYING = (
@@ -39,8 +34,8 @@ def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]
     `sensor`: makes a folder a product by its bands, as built-in sensors do. Hidden and temporary
     files are left out, others that are no input are counted in one line of the log. Links to
     folders are followed, to each folder once. Folders that cannot be read, or lie deeper than
-    `MAX_DEPTH`, are skipped and counted in a warning. `DataError` where nothing is found, or too
-    much.
+    the limit `folder_depth`, are skipped and counted in a warning. `DataError` where nothing is
+    found, or too much.
     """
     path = Path(path)
     try:
@@ -83,12 +78,13 @@ def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str],
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     skipped: dict[Path, str] = {}
+    most_depth, most_entries = limit("folder_depth"), limit("folder_entries") + 1
     waiting, seen, num_entries = [(root, 0)], {_identity(root)}, 0
     while waiting:
         folder, depth = waiting.pop()
         try:
             with os.scandir(folder) as listing:
-                entries = [Path(entry.path) for entry in listing]
+                entries = [Path(entry.path) for entry in islice(listing, most_entries)]
         except OSError as error:
             skipped[folder] = error.strerror or str(error)
             continue
@@ -103,17 +99,14 @@ def _below(root: Path, sensor: Sensor | None) -> tuple[list[Path], Counter[str],
                 continue
             if kind == "input":
                 found.append(entry)
-            elif kind == "folder" and depth == MAX_DEPTH:
-                skipped[entry] = f"more than {MAX_DEPTH} folders within folders"
+            elif kind == "folder" and depth == most_depth:
+                skipped[entry] = f"more than {most_depth} folders within folders"
             elif kind == "folder":
                 waiting.append((entry, depth + 1))
             elif kind == "other" and not entry.name.lower().endswith(_ACCOMPANYING):
                 left_out[entry.suffix.lower() or "without ending"] += 1
-        if num_entries > MAX_ENTRIES or len(found) > MAX_INPUTS:
-            raise DataError(
-                f"{shown(root)} holds more than {MAX_INPUTS} inputs or {MAX_ENTRIES} files; give "
-                "its folders one by one"
-            )
+        require("folder_entries", num_entries, f"{shown(root)} holds at least", todo=_ONE_BY_ONE)
+        require("folder_inputs", len(found), f"{shown(root)} holds at least", todo=_ONE_BY_ONE)
     return found, left_out, skipped
 
 

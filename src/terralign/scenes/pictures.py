@@ -8,6 +8,7 @@ Numbers are whole, uint8, where every pixel may be used. Where a picture has pix
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -19,13 +20,12 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from terralign.chips import MAX_ASPECT, middle
 from terralign.errors import DataError, first_line, shown
+from terralign.limits import beyond, enough_memory, limit, require
 from terralign.scenes.geotiff import read_mask, read_mask_file, require_file
-
-MAX_IMAGE_PIXELS = 89_478_485
-"""A picture with more pixels is refused before it is decoded: the limit at which Pillow warns."""
+from terralign.scenes.tiff_pages import read_pages
 
 IMAGE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 """The formats that are read, as Pillow calls them."""
@@ -43,7 +43,6 @@ _IMAGE_FAULTS = (
     ValueError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
 
@@ -134,9 +133,7 @@ def image_with_mask(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.b
     what = f"the image of {image.width}x{image.height} pixels"
     if image.mode not in _CONVERTIBLE_MODES:
         raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
-    _require_pixels(image.width, image.height, what)
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise DataError(f"{what} has more than the limit of {MAX_IMAGE_PIXELS}; cut it first")
+    _check_size(image.width, image.height, what)
     picture, valid = _decode(image, what, None, None)
     pixels = _channels_first(picture)
     return pixels, np.ones(pixels.shape[1:], dtype=bool) if valid is None else valid
@@ -152,12 +149,18 @@ def resize_rgb(pixels: NDArray[Any], size: Size) -> Picture:
     valid = None
     if np.issubdtype(pixels.dtype, np.floating):
         valid = np.isfinite(pixels).all(0)
-        pixels = np.rint(np.where(valid, pixels, 0))
-    if pixels.dtype != np.uint8:
-        pixels = pixels.clip(0, 255).astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture = Image.merge("RGB", [Image.fromarray(_as_bytes(one, valid)) for one in pixels])
     chosen = as_picture_size(size)
     return _joined(*_resize(picture, None if valid is None or valid.all() else valid, chosen))
+
+
+def _as_bytes(plane: NDArray[Any], valid: _Mask) -> NDArray[np.uint8]:
+    """Numbers 0-255 (H, W) as whole ones of 8 bits; 0 where they are not valid."""
+    if valid is not None:
+        plane = np.rint(np.where(valid, plane, 0))
+    if plane.dtype != np.uint8:
+        plane = plane.clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(plane)
 
 
 def picture_shape(path: Path | str) -> tuple[int, int]:
@@ -213,13 +216,22 @@ def no_picture(head: bytes, *, read: str = _READ) -> str:
 
 @contextmanager
 def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, bool]]:
-    """The picture, not yet decoded, and whether it is a TIFF with a mask or no-data number."""
+    """The picture, not yet decoded, and whether it is a TIFF with a mask or no-data number.
+
+    What fails for want of memory within the block is a fault of the file.
+    """
     head = file.read(HEAD_BYTES)
     file.seek(0)
     kind = format_of(head)
     if kind == "PNG" and len(head) > 24 and head[24] > 8:
         raise DataError(_too_deep(what, f"{head[24]} bits per channel"))
-    has_mask = kind == "TIFF" and _check_tiff(file, head, what)
+    has_mask = kind == "TIFF" and _check_tiff(file, what)
+    if kind == "JPEG":
+        _check_jpeg(file, what)
+    if kind == "PNG":
+        _check_chunks(file, what)
+    if Image.MAX_IMAGE_PIXELS is not None and limit("picture_pixels") > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit("picture_pixels")  # or a raised limit would be Pillow's
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
@@ -229,15 +241,15 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
                 "as an 8-bit RGB picture"
             ) from error
         raise DataError(f"{what} {no_picture(head)}") from error
+    except Image.DecompressionBombError as error:
+        num_pixels = re.search(r"(\d+) pixels", str(error))
+        given = int(num_pixels[1]) if num_pixels else None
+        cut = "cut it into smaller pictures"
+        raise DataError(beyond("picture_pixels", given, f"{what} has", todo=cut)) from error
     except _IMAGE_FAULTS as error:
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
-    with image:
-        _require_pixels(image.width, image.height, what)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise DataError(
-                f"{what} has {image.width}x{image.height} pixels, more than the limit of "
-                f"{MAX_IMAGE_PIXELS}; cut it into smaller images"
-            )
+    with image, enough_memory(what):
+        _check_size(image.width, image.height, what)
         if image.mode not in _CONVERTIBLE_MODES:
             raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
         if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
@@ -248,6 +260,68 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
 def _require_pixels(width: int, height: int, what: str) -> None:
     if not (width and height):
         raise DataError(f"{what} has no pixels ({width}x{height}); expected a picture")
+
+
+def _check_size(width: int, height: int, what: str) -> None:
+    _require_pixels(width, height, what)
+    size = f"{what} ({width}x{height}) has"
+    require("picture_pixels", width * height, size, todo="cut it into smaller pictures")
+    require("picture_rows", height, size, todo="cut it into smaller pictures")
+
+
+def _check_jpeg(file: IO[bytes], what: str) -> None:
+    """Refuse a JPEG of very many segments, which Pillow joins one by one, or of very many scans,
+    each of which goes through all pixels."""
+    num_scans = 0
+    if not _is_of_one_scan(file, what):
+        file.seek(0)
+        last = b""
+        while block := file.read(2**20):
+            num_scans += (last + block).count(_SCAN) if last else block.count(_SCAN)
+            last = block[1 - len(_SCAN) :]
+    file.seek(0)
+    require("jpeg_scans", num_scans, f"{what} has", todo="save it anew")
+
+
+def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
+    """Whether a JPEG is sequential with all colours in its first scan, after which nothing is
+    decoded. `DataError` where too many segments come before that."""
+    position, num_colours, num_segments = 2, 0, 0
+    while True:
+        file.seek(position)
+        head = file.read(10)
+        if len(head) < 10 or head[0] != 0xFF:
+            return False
+        if head[1] in (0xC0, 0xC1):
+            num_colours = head[9]
+        elif head[1] == 0xDA:
+            return num_colours == head[4]
+        num_segments += 1
+        require("jpeg_segments", num_segments, f"{what} has at least", todo="save it anew")
+        position += 2 + int.from_bytes(head[2:4])
+
+
+def _check_chunks(file: IO[bytes], what: str) -> None:
+    """Refuse a PNG of very many chunks, which Pillow takes one by one in Python."""
+    most = limit("png_chunks")
+    if file.seek(0, os.SEEK_END) > most * _LEAST_CHUNK:
+        position, num_chunks = 8, 0
+        while num_chunks <= most:
+            file.seek(position)
+            size = file.read(4)
+            if len(size) < 4:
+                break
+            position += int.from_bytes(size) + _LEAST_CHUNK
+            num_chunks += 1
+        require("png_chunks", num_chunks, f"{what} has at least", todo="save it anew")
+    file.seek(0)
+
+
+_LEAST_CHUNK = 12
+"""Bytes of a PNG's chunk without data."""
+
+_SCAN = b"\xff\xda\0"
+"""How a scan of a JPEG begins: its marker, and the upper byte of a length below 256."""
 
 
 def _too_deep(what: str, found: str) -> str:
@@ -263,55 +337,35 @@ GDAL's no-data number."""
 _KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _REDUCED, _MASK = 1, 4
 """Bits of what a page is: an overview, and a mask, of the page before it."""
-_MAX_PAGES = 10_000
 
 
-def _check_tiff(file: IO[bytes], head: bytes, what: str) -> bool:
+def _check_tiff(file: IO[bytes], what: str) -> bool:
     """Refuse a TIFF that is no 8-bit picture for what it is: Pillow drops bits and channels.
 
     True where it has a mask or a no-data number.
     """
     try:
-        pages = _tiff_pages(file, head)
-    except _IMAGE_FAULTS as error:
+        pages = read_pages(file, what, (_BITS, _EXTRA, _FORMAT, _SUBFILE))
+    except ValueError as error:
         raise DataError(f"{what} is damaged: {first_line(error)}") from error
     finally:
         file.seek(0)
-    bits = _many(pages[0].get(_BITS, 1))
-    kind = _KINDS.get(max(_many(pages[0].get(_FORMAT, 1))))
+    bits = pages[0].get(_BITS) or (1,)
+    kind = _KINDS.get(max(pages[0].get(_FORMAT) or (1,)))
     if max(bits) > 8 or kind:
-        number = " and ".join(str(one) for one in sorted(set(bits)))
+        number = " and ".join(str(one) for one in sorted(set(bits))[:5])
         described = f"{number} bits per channel" + (f", {kind}" if kind else "")
         raise DataError(_too_deep(what, described))
-    if 0 in _many(pages[0].get(_EXTRA, ())):
+    if 0 in pages[0].get(_EXTRA, ()):
         raise DataError(
             f"{what} has {len(bits)} channels, some of which are neither colour nor alpha; declare "
             "the sensor of its bands, or save its three colours alone"
         )
-    whole = [page for page in pages if not page.get(_SUBFILE, 0) & (_REDUCED | _MASK)]
-    if len(whole) > 1:
-        raise DataError(f"{what} has {len(whole)} pages; save one picture per file")
-    return _NODATA in pages[0] or any(page.get(_SUBFILE, 0) & _MASK for page in pages)
-
-
-def _tiff_pages(file: IO[bytes], head: bytes) -> list[dict[int, Any]]:
-    """The tags named above, page by page."""
-    directory = ImageFileDirectory_v2(head[: 16 if head[2] == 43 else 8])
-    pages: list[dict[int, Any]] = []
-    seen: set[int] = set()
-    while directory.next and directory.next not in seen and len(pages) < _MAX_PAGES:
-        seen.add(directory.next)
-        file.seek(directory.next)
-        directory.load(file)
-        tags = (_BITS, _EXTRA, _FORMAT, _SUBFILE, _NODATA)
-        pages.append({tag: directory[tag] for tag in tags if tag in directory})
-    if not pages:
-        raise SyntaxError("it has no page")
-    return pages
-
-
-def _many(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple) else (value,)
+    kinds = [max(page.get(_SUBFILE) or (0,)) for page in pages]
+    num_whole = sum(not kind & (_REDUCED | _MASK) for kind in kinds)
+    if num_whole > 1:
+        raise DataError(f"{what} has {num_whole} pages; save one picture per file")
+    return _NODATA in pages[0] or any(kind & _MASK for kind in kinds)
 
 
 # Decoding
@@ -358,57 +412,106 @@ def _mask_of(masked: Path | bytes | None, path: Path | None, what: str) -> _Mask
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, _Mask]:
+    image.load()
     if not image.has_transparency_data:
-        return image.convert("RGB"), None
-    rgba = image.convert("RGBA")
+        return _in_mode(image, "RGB"), None
+    rgba = _in_mode(image, "RGBA")
     return rgba.convert("RGB"), np.asarray(rgba.getchannel("A")) > 0
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode; itself, where `convert` would copy it, if it is in that."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resize(image: Image.Image, valid: _Mask, size: PictureSize) -> tuple[Image.Image, _Mask]:
     width, height = image.size
     side = size.side
+    resample = _RESAMPLING[size.interpolation]
     if size.mode == "squash":
+        if height > MAX_ASPECT * width:  # the long side first, or all its rows would be enlarged
+            image, valid = _resized(image, valid, (width, side), resample)
         width, height = side, side
-    elif min(width, height) != side:
-        short = min(width, height)
-        width, height = int(side * width / short), int(side * height / short)
-    if (width, height) != image.size:
-        if width * height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"resized it would have {width}x{height} pixels; cut it first")
-        resample = _RESAMPLING[size.interpolation]
-        if valid is None:
-            image = image.resize((width, height), resample)
-        else:
-            image, valid = _resize_valid(image, valid, (width, height), resample)
+    else:
+        rows, columns = middle(height, width), middle(width, height)
+        if (rows.stop - rows.start, columns.stop - columns.start) != (height, width):
+            image = image.crop((columns.start, rows.start, columns.stop, rows.stop))
+            valid = None if valid is None else valid[rows, columns]
+            width, height = image.size
+        if min(width, height) != side:
+            short = min(width, height)
+            width, height = int(side * width / short), int(side * height / short)
+    image, valid = _resized(image, valid, (width, height), resample)
     left, top = round((width - side) / 2), round((height - side) / 2)
     if valid is not None:
         valid = valid[top : top + side, left : left + side]
     return image.crop((left, top, left + side, top + side)), valid
 
 
+def _resized(
+    image: Image.Image, valid: _Mask, shape: tuple[int, int], resample: Image.Resampling
+) -> tuple[Image.Image, _Mask]:
+    """The picture at `shape` (width, height), as it is where that is its size."""
+    if shape == image.size:
+        return image, valid
+    require("picture_pixels", shape[0] * shape[1], "the picture, once resized, has")
+    if valid is None:
+        return image.resize(shape, resample), None
+    return _resize_valid(image, valid, shape, resample)
+
+
 def _resize_valid(
     image: Image.Image, valid: NDArray[np.bool_], shape: tuple[int, int], resample: Image.Resampling
 ) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Pixels without data have no weight; one with less than half of its weight left has none."""
+    """Pixels without data have no weight; one with less than half of its weight left has none.
 
-    def resized(plane: NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, resample))
-
-    weight = resized(valid)
-    channels = np.asarray(image)
-    sums = [resized(channels[..., channel] * valid) for channel in range(3)]
+    Resized along rows first, some rows at a time, as Pillow does it for whole pictures.
+    """
+    strips = []
+    for rows in _strips(*image.size):
+        mask = valid[rows].astype(np.float32)
+        channels = _rows_of(image, rows)
+        planes = [mask, *(channels[..., channel] * mask for channel in range(3))]
+        across = (shape[0], len(mask))
+        strips.append([np.asarray(Image.fromarray(one).resize(across, resample)) for one in planes])
+    weight, *sums = (
+        np.asarray(Image.fromarray(np.concatenate(parts)).resize(shape, resample))
+        for parts in zip(*strips, strict=True)
+    )
     numbers = np.stack(sums, -1) / np.maximum(weight, 0.5)[..., None]
     whole = np.rint(numbers.clip(0, 255)).astype(np.uint8)
     return Image.fromarray(whole), weight >= 0.5
 
 
+_STRIP_PIXELS = 2**22
+"""About how many pixels of a large picture are worked on at a time."""
+
+
+def _strips(width: int, height: int) -> list[slice]:
+    """The rows of a picture, some at a time; all at once of one that is not large."""
+    step = max(1, _STRIP_PIXELS // width)
+    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+
+def _rows_of(image: Image.Image, rows: slice) -> NDArray[np.uint8]:
+    """(rows, W, 3)."""
+    if rows == slice(0, image.height):
+        return np.asarray(image)
+    return np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+
+
 def _channels_first(picture: Image.Image) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    pixels = np.empty((3, picture.height, picture.width), np.uint8)
+    for rows in _strips(*picture.size):
+        pixels[:, rows] = _rows_of(picture, rows).transpose(2, 0, 1)
+    return pixels
 
 
 def _joined(picture: Image.Image, valid: _Mask) -> Picture:
     """Pixels and their mask as one array."""
-    pixels = _channels_first(picture)
     if valid is None or valid.all():
-        return pixels
-    return np.where(valid, pixels, np.float32(np.nan))
+        return _channels_first(picture)
+    pixels = np.full((3, *valid.shape), np.nan, np.float32)
+    for rows in _strips(*picture.size):
+        np.copyto(pixels[:, rows], _rows_of(picture, rows).transpose(2, 0, 1), where=valid[rows])
+    return pixels

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, shown
+from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, quoted, shown
 from terralign.files import read_text
 from terralign.limits import limit, require
 from terralign.scenes.geotiff import items_of
@@ -136,7 +136,8 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
         band = _BAND_OF_ID.get(element.get("band_id", ""))
         if band is None or band in offsets:
             raise DataError(
-                f"{shown(file)}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once"
+                f"{shown(file)}: {item} of band_id {quoted(element.get('band_id', ''))}; "
+                "expected 0-12, once"
             )
         offsets[band] = _number(file, item, element.text)
     if offsets:
@@ -305,5 +306,5 @@ def _number(origin: Path, item: str, text: str | None) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{shown(origin)}: {item} is {text!r}; expected a number")
+        raise DataError(f"{shown(origin)}: {item} is {quoted(text or '')}; expected a number")
     return value

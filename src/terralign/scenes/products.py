@@ -10,9 +10,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from terralign.errors import DataError, SensorError, shown
+from terralign.errors import DataError, SensorError, quoted, shown
+from terralign.limits import limit, require
 from terralign.scenes.product_metadata import earth_engine_product
 from terralign.scenes.product_names import (
     NamedBand,
@@ -24,9 +26,6 @@ from terralign.scenes.product_names import (
 from terralign.sensors import SENSORS, Sensor, find_sensor
 
 logger = logging.getLogger(__name__)
-
-MAX_PRODUCT_FILES = 5_000
-"""A product's folder with more entries than this is refused; real ones have some dozens."""
 
 _ENDINGS = (".tif", ".tiff", ".jp2")
 _RESOLUTION_FOLDER = re.compile(r"R(\d\d)m", re.IGNORECASE)
@@ -137,16 +136,15 @@ def _is_raster(path: Path) -> bool:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as listing:
-            found = []
-            for entry in listing:
-                found.append(entry)
-                if len(found) > MAX_PRODUCT_FILES:
-                    raise DataError(
-                        f"{shown(folder)} has more than {MAX_PRODUCT_FILES} files; a product with "
-                        "a file per band has some dozens. Give the product's own folder"
-                    )
+            found = list(islice(listing, limit("product_files") + 1))
     except OSError as error:
         raise DataError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
+    require(
+        "product_files",
+        len(found),
+        f"{shown(folder)} has at least",
+        todo="give the product's own folder, which holds a file per band",
+    )
     return found
 
 
@@ -219,9 +217,9 @@ def _require_one_product(
     products = sorted({found.product for found in bands.values()})
     if len(products) > 1:
         raise DataError(
-            f"{shown(folder)} holds bands of {len(products)} products ({products[0]!r}, "
-            f"{products[1]!r}{', ...' if len(products) > 2 else ''}); put each product into a "
-            "folder of its own"
+            f"{shown(folder)} holds bands of {len(products)} products ({quoted(products[0])}, "
+            f"{quoted(products[1])}{', ...' if len(products) > 2 else ''}); put each product "
+            "into a folder of its own"
         )
     stated = tile_and_day(products[0])
     if stated is None:
@@ -230,8 +228,9 @@ def _require_one_product(
         other = tile_and_day(name)
         if other is not None and other != stated:
             raise DataError(
-                f"{shown(folder)} is called {name!r}, but its files are of tile {stated[0]}, day "
-                f"{stated[1]} ({products[0]!r}); put each product into a folder of its own"
+                f"{shown(folder)} is called {quoted(name)}, but its files are of tile "
+                f"{stated[0]}, day {stated[1]} ({quoted(products[0])}); put each product into a "
+                "folder of its own"
             )
 
 

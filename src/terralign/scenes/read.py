@@ -18,8 +18,9 @@ from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Grid, PixelLayout, Window
 from terralign.errors import DataError, first_line, shown
+from terralign.limits import require
 from terralign.scenes.file_layout import FileLayout
-from terralign.scenes.geotiff import first_bytes, open_geotiff, valid_by_file
+from terralign.scenes.geotiff import MaskRules, first_bytes, mask_rules, open_geotiff, valid_by_file
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -32,9 +33,6 @@ from terralign.sensors import SENSORS
 
 MAX_THREADS = 8
 """Threads that decode one scene at the same time."""
-
-MAX_CHIP_BYTES = 2 * 1024**3
-"""A file whose pixels would take more memory than this is refused before they are read."""
 
 
 def kind_of(path: Path) -> Literal["tiff", "picture"]:
@@ -51,14 +49,15 @@ def kind_of(path: Path) -> Literal["tiff", "picture"]:
 
 
 def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[Any]) -> None:
-    """Raise `DataError` where pixels of these bands take more memory than `MAX_CHIP_BYTES`."""
-    num_bytes = len(bands) * grid.height * grid.width * dtype.itemsize
-    if num_bytes > MAX_CHIP_BYTES:
-        raise DataError(
-            f"{shown(path)} needs {num_bytes / 2**20:.0f} MiB ({len(bands)} bands of "
-            f"{grid.width}x{grid.height} {dtype}), more than the limit of "
-            f"{MAX_CHIP_BYTES / 2**20:.0f} MiB; read it in windows, or cut it into smaller files"
-        )
+    """Raise `DataError` where pixels of these bands, with what is made of them, take too much."""
+    # Beside the numbers: what replaces them where some are masked, the mask, and its parts.
+    each = 2 * dtype.itemsize + 2
+    require(
+        "chip_bytes",
+        len(bands) * grid.height * grid.width * each,
+        f"{shown(path)} ({len(bands)} bands of {grid.width}x{grid.height} {dtype}) needs",
+        todo="read it in windows, or cut it into smaller files",
+    )
 
 
 Reader = Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]]
@@ -88,9 +87,10 @@ class PictureSource:
     @contextmanager
     def opened(self, layout: PixelLayout, *, columns: slice | None = None) -> Iterator[Reader]:
         """What reads windows of the layout's bands; the picture is decoded as a whole."""
-        decoded, mask = decode_with_mask(self.path)
-        pixels = decoded[[SENSORS["rgb"].band_names.index(name) for name in layout.bands]]
-        valid = np.repeat(mask[None], len(pixels), axis=0)
+        pixels, mask = decode_with_mask(self.path)
+        if layout.bands != SENSORS["rgb"].band_names:
+            pixels = pixels[[SENSORS["rgb"].band_names.index(name) for name in layout.bands]]
+        valid = np.broadcast_to(mask, pixels.shape)
 
         def read(window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
             rows = slice(window.row, window.row + window.height)
@@ -127,15 +127,21 @@ class GeotiffSource:
         """What reads windows of the layout's bands from the open file."""
         known = self.described.layout.bands
         indexes = tuple(self.described.indexes[known.index(name)] for name in layout.bands)
-        return lambda window: self._read(source, window, layout, indexes)
+        rules = mask_rules(source, indexes)
+        return lambda window: self._read(source, window, layout, indexes, rules)
 
     def _read(
-        self, source: Any, window: Window, layout: PixelLayout, indexes: tuple[int, ...]
+        self,
+        source: Any,
+        window: Window,
+        layout: PixelLayout,
+        indexes: tuple[int, ...],
+        rules: MaskRules,
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         part = RasterioWindow(window.column, window.row, window.width, window.height)
         try:
             pixels = source.read(indexes, window=part)
-            valid = valid_by_file(source, pixels, indexes=indexes, window=part)
+            valid = valid_by_file(source, pixels, indexes=indexes, window=part, rules=rules)
             if layout.sensor == SENSORS["rgb"] and self.dtype == np.uint8:
                 valid[:] = source.dataset_mask(window=part) > 0  # as pictures are masked
         except (RasterioError, OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from terralign.errors import DataError, first_line
-from terralign.scenes.geotiff import valid_by_file
+from terralign.scenes.geotiff import MaskRules, valid_by_file
 
 _FLAT = "EPSG:3857"
 """Both sides of an enlargement, which is about rows and columns only."""
@@ -87,16 +87,17 @@ def read_native(
     *,
     origin: str,
     mask_index: int | None = None,
+    rules: MaskRules | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Pixels and valid (H, W) of a part of a dataset's first band, as it is stored.
 
-    `mask_index`: a band that is 0 where there is no data. `DataError` names `origin` where the file
-    is damaged.
+    `mask_index`: a band that is 0 where there is no data; `rules`: `mask_rules` of the first band,
+    where several parts are read. `DataError` names `origin` where the file is damaged.
     """
     try:
         window = Window(column, row, stop_column - column, stop_row - row)
         pixels = source.read(1, window=window)
-        valid = valid_by_file(source, pixels[None], window=window)[0]
+        valid = valid_by_file(source, pixels[None], window=window, rules=rules)[0]
         if mask_index is not None:
             valid &= source.read(mask_index, window=window) > 0
     except (RasterioError, OSError, ValueError) as error:

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout
+from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout, marked_dtype
 from terralign.errors import SensorError, UnknownOffsetError, shown
+from terralign.limits import enough_memory
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import describe_geotiff, is_rgb
@@ -127,7 +128,7 @@ class Scene:
         where they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the
         sensor's no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`,
         alpha), or not finite. Raises `DataError` where the window does not lie within the scene,
-        the pixels are more than memory allows (`MAX_CHIP_BYTES`), or a file is damaged;
+        the pixels take more memory than the limit `chip_bytes`, or a file is damaged;
         `SensorError` for bands that the scene does not have.
         """
         whole = Window(row=0, column=0, height=self.height, width=self.width)
@@ -140,7 +141,11 @@ class Scene:
         require_fit(self.path, grid, layout.bands, self.source.dtype)
         if self.is_reversed:
             window = replace(window, row=self.height - window.row - window.height)
-        pixels, valid = reader(window)
+        with enough_memory(shown(self.path)):
+            pixels, valid = reader(window)
+        marked = marked_dtype(pixels.dtype, layout)
+        if marked != pixels.dtype and not valid.all():
+            require_fit(self.path, grid, layout.bands, marked)
         if self.is_reversed:
             pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
         return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)

@@ -17,14 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet, require_labels
+from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import RecipeError
+from terralign.feed import Raw
 from terralign.preprocess import (
     apply_views,
     augment_spectral,
@@ -125,31 +127,42 @@ class _PairBatches:
 
     def first_bands_of(self, source: int) -> Tensor:
         """Ready bands (B, C, H, W) of the first batch of source number `source`."""
-        return self.prepare(self._plan.first_step_of(source)).pixels
+        return self.make(self.read(self._plan.first_step_of(source))).pixels
 
-    def prepare(self, step: int) -> Batch:
+    def read(self, step: int) -> Raw[Chosen]:
         chosen = self._plan.batch(step)
+        samples, layout = self._samples[chosen.source], self._layouts[chosen.source]
+        pixels = samples.read(chosen.indices)
+        tensors = {"bands": torch.from_numpy(pixels[layout.sensor.name])}
+        if self._stored is None:
+            tensors["picture"] = torch.from_numpy(pixels[optical_layout(samples).sensor.name])
+        else:
+            stored = self._stored[chosen.source][self._views.stored(chosen.view), chosen.indices]
+            tensors["targets"] = torch.from_numpy(stored.astype(np.float32))
+        if self._sources[chosen.source].labelled:
+            labels = require_labels(samples).values[chosen.indices]
+            tensors["labels"] = torch.from_numpy(labels)
+        return Raw(chosen, tensors)
+
+    def make(self, raw: Raw[Chosen]) -> Batch:
+        chosen, tensors = raw.known, raw.tensors
         samples, layout = self._samples[chosen.source], self._layouts[chosen.source]
         source, indices = self._sources[chosen.source], chosen.indices
         view = self._views.stored(chosen.view)
-        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
         views = draw_views(self._settings.views, seed=self._views.seed, view=view, indices=indices)
-        bands = apply_views(scale_bands(raw, layout, self._spec), views, self._spec.size)
+        bands = scale_bands(tensors["bands"], layout, self._spec)
         bands = augment_spectral(
-            bands, self._settings.spectral, seed=self._seed, view=chosen.view, indices=indices
-        )
-        if self._stored is None:
-            targets = teacher_pictures(self._clip, samples, self._views, view, indices)
-        else:
-            stored = self._stored[chosen.source][view, indices]
-            targets = torch.from_numpy(stored.astype(np.float32))
-        labels = None
-        if source.labelled:
-            labels = torch.from_numpy(require_labels(samples).values[indices])
+            apply_views(bands, views, self._spec.size),
+            self._settings.spectral, seed=self._seed, view=chosen.view, indices=indices,
+        )  # fmt: skip
+        targets = tensors.get("targets")
+        if targets is None:
+            optical = optical_layout(samples)
+            targets = teacher_pictures(self._clip, tensors["picture"], optical, views)
         return Batch(
             keys=keys_of(samples, indices),
             pixels=make_ready(bands, self._spec),
-            labels=labels,
+            labels=tensors.get("labels"),
             targets=targets,
             source=chosen.source,
             title=source.title if len(self._sources) > 1 else "",
@@ -210,7 +223,7 @@ def align(
         identity=depends, seed=seed, label=f"align {student.config.name}",
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
         validate=validate if validation is not None else None,
-        tensorboard=tensorboard,
+        tower=student, tensorboard=tensorboard,
     )  # fmt: skip
 
 
@@ -303,24 +316,24 @@ class _Learner(nn.Module):
                 )  # fmt: skip
         self.calibrations = Calibrations(calibrations)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.targets is not None
         targets = batch.targets
         if self._teacher is not None:
             targets = teacher_features(self._teacher, targets)
         features = self.student(batch.pixels).float()
         total = features.new_zeros(())
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Tensor] = {}
         for name, weight in self._feature_losses.items():
             value = LOSSES[name](features, targets, self._context)
-            metrics[name] = float(value.detach())
+            metrics[name] = value
             total = total + weight * value
         if batch.labels is not None and self._label_weight:
             value = label_loss(
                 features, self._weights[batch.source], batch.labels,
                 scale=self._scale, calibration=self.calibrations.of(batch.source),
             )  # fmt: skip
-            metrics["label"] = float(value.detach())
+            metrics["label"] = value
             total = total + self._label_weight * value
         return total, metrics
 

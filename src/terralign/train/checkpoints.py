@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,18 @@ _MOST_THREADS = 4096
 
 
 class Checkpoints:
-    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed."""
+    """The checkpoints of one stage in one folder: `last.pt` and `best.pt`, written and renamed.
+
+    They are written by a background thread, one at a time, from a copy of what they hold.
+    """
 
     def __init__(self, folder: Path, *, identity: str) -> None:
         self.folder = folder
         self.identity = identity
         self._last_time = time.monotonic()
         self._cost = 0.0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     @property
     def last(self) -> Path:
@@ -45,14 +52,33 @@ class Checkpoints:
         return time.monotonic() - self._last_time >= max(15.0, 20 * self._cost)
 
     def write(self, path: Path, values: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; raises what went wrong with the one before."""
+        self.finish()
+        self._writing = self._writer.submit(self._write, path, _copied(values))
+        self._last_time = time.monotonic()
+
+    def _write(self, path: Path, values: dict[str, Any]) -> None:
         start = time.monotonic()
         with atomic_path(path) as partial:
             torch.save({"identity": self.identity, **values}, partial)
-        self._last_time = time.monotonic()
-        self._cost = self._last_time - start
+        self._cost = time.monotonic() - start
+
+    def finish(self) -> None:
+        """Wait until everything is written; raises what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """`finish`, and end the thread."""
+        try:
+            self.finish()
+        finally:
+            self._writer.shutdown()
 
     def read(self, path: Path) -> dict[str, Any] | None:
         """The checkpoint, None without one; another stage's is refused."""
+        self.finish()
         if not path.is_file():
             return None
         try:
@@ -76,9 +102,15 @@ def _damaged(path: Path, error: Exception) -> StorageError:
     )
 
 
-def detached(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights, on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+def _copied(value: Any) -> Any:
+    """A value with copies of its tensors, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    return value
 
 
 def training_state(

@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.errors import DataError, RecipeError
+from terralign.feed import Raw
 from terralign.preprocess import (
     apply_views,
     augment_photometric,
@@ -102,10 +104,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+_Choice = tuple[Chosen, Chosen]
+"""The samples of a step, and the other pictures that it sees."""
+
+
 class PictureBatches:
     """Stage 1's batches: augmented composites, ready for the tower, with labels.
 
-    `first_step`: the number of the step that `prepare(0)` gives.
+    `first_step`: the number of the step that `read(0)` gives.
     """
 
     def __init__(
@@ -138,38 +144,54 @@ class PictureBatches:
 
     def first_pictures_of(self, source: int) -> Tensor:
         """Ready pixels (B, 3, size, size) of the first batch of task number `source`."""
-        return self._prepare(self._plan.first_step_of(source)).pixels
+        return self.make(self._read(self._plan.first_step_of(source))).pixels
 
-    def prepare(self, step: int) -> Batch:
-        return self._prepare(self.first_step + step)
+    def read(self, step: int) -> Raw[_Choice]:
+        return self._read(self.first_step + step)
 
-    def _prepare(self, step: int) -> Batch:
-        chosen = self._plan.batch(step)
+    def _read(self, step: int) -> Raw[_Choice]:
+        chosen, others = self._plan.batch(step), self._preserve_plan.batch(step)
+        samples = self._tasks[chosen.source]
+        tensors = {
+            "pixels": _optical_pixels(samples, chosen.indices),
+            "labels": torch.from_numpy(require_labels(samples).values[chosen.indices]),
+        }
+        if self._preserve_on is not None:
+            tensors["unlabelled"] = _optical_pixels(self._preserve_on, others.indices)
+        return Raw((chosen, others), tensors)
+
+    def make(self, raw: Raw[_Choice]) -> Batch:
+        (chosen, others), tensors = raw.known, raw.tensors
         samples = self._tasks[chosen.source]
         unlabelled = None
         if self._preserve_on is not None:
-            others = self._preserve_plan.batch(step)
-            unlabelled = self._pictures(self._preserve_on, others.view, others.indices)
+            unlabelled = self._pictures(tensors["unlabelled"], self._preserve_on, others)
         return Batch(
             keys=keys_of(samples, chosen.indices),
-            pixels=self._pictures(samples, chosen.view, chosen.indices),
-            labels=torch.from_numpy(require_labels(samples).values[chosen.indices]),
+            pixels=self._pictures(tensors["pixels"], samples, chosen),
+            labels=tensors["labels"],
             unlabelled=unlabelled,
             source=chosen.source,
             title=samples.name if len(self._tasks) > 1 else "",
         )
 
-    def _pictures(self, samples: SampleSet, view: int, indices: NDArray[np.int64]) -> Tensor:
-        """(B, 3, size, size) augmented and ready."""
+    def _pictures(self, raw: Tensor, samples: SampleSet, chosen: Chosen) -> Tensor:
+        """(B, 3, size, size) augmented and ready, of raw pixels (B, C, H, W)."""
         layout = optical_layout(samples)
         settings = self._settings
-        draw: dict[str, Any] = {"seed": self._seed, "view": view, "indices": indices}
-        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
+        draw: dict[str, Any] = {
+            "seed": self._seed, "view": chosen.view, "indices": chosen.indices
+        }  # fmt: skip
         pictures = scale_composite(raw, layout)
         pictures = apply_views(pictures, draw_views(settings.views, **draw), self._spec.size)
         if settings.photometric is not None:
             pictures = augment_photometric(pictures.clamp(0, 1), settings.photometric, **draw)
         return make_ready(pictures, self._spec)
+
+
+def _optical_pixels(samples: SampleSet, indices: NDArray[np.int64]) -> Tensor:
+    """Raw pixels (B, C, H, W) of the sensor that makes the samples' pictures."""
+    return torch.from_numpy(samples.read(indices)[optical_layout(samples).sensor.name])
 
 
 class _Learner(nn.Module):
@@ -189,7 +211,7 @@ class _Learner(nn.Module):
         self.visual = clip.with_visual(clip.visual.state_dict(), source=clip.source).visual
         self.calibrations = start_calibrations(clip, tasks, settings, batches, self._weights)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.labels is not None
         settings = self._settings
         features = self.visual(batch.pixels)
@@ -199,15 +221,15 @@ class _Learner(nn.Module):
             calibration=self.calibrations.of(batch.source),
             label_smoothing=settings.label_smoothing,
         )  # fmt: skip
-        metrics = {"label": float(loss.detach())}
+        metrics = {"label": loss}
         if settings.preserve:
             kept = _moved(self._clip, batch.pixels, features).mean()
-            metrics["preserve"] = float(kept.detach())
+            metrics["preserve"] = kept
             loss = loss + settings.preserve * kept
         if batch.unlabelled is not None:
             moved = _moved(self._clip, batch.unlabelled, self.visual(batch.unlabelled))
             kept = moved.sum() / max(1, len(batch.unlabelled)) * batch.unlabelled_share
-            metrics["preserve_unlabelled"] = float(kept.detach())
+            metrics["preserve_unlabelled"] = kept
             loss = loss + settings.preserve_unlabelled * kept
         return loss, metrics
 
@@ -243,7 +265,7 @@ def finetune(
     fit(
         learner, batches, settings, folder,
         identity=finetune_depends(clip, tasks, settings, preserve_on=preserve_on, seed=seed),
-        seed=seed, label="patch", tensorboard=tensorboard,
+        seed=seed, label="patch", tower=learner.visual, tensorboard=tensorboard,
         set_mode=lambda module: train_mode(module, frozen_batch_norm=frozen),
     )  # fmt: skip
     return on_cpu(learner.visual.state_dict())
@@ -352,4 +374,4 @@ def training_pictures(
     """Ready pixels (B, 3, H, W) of the first batches of training, for `reestimate_batch_norm`."""
     batches = PictureBatches(clip, tasks, settings, seed)
     total = min(num_batches, batches.steps_per_epoch)
-    return [batches.prepare(step).pixels for step in range(max(1, math.floor(total)))]
+    return [batches.make(batches.read(step)).pixels for step in range(max(1, math.floor(total)))]

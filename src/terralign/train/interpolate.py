@@ -12,8 +12,13 @@ from terralign.errors import ModelError
 
 
 def on_cpu(state: Mapping[str, Tensor]) -> StateDict:
-    """The tensors of a state dict, detached and on the CPU, where weights are interpolated."""
-    return {key: value.detach().cpu() for key, value in state.items()}
+    """The tensors of a state dict, detached and on the CPU."""
+    return on_device(state, torch.device("cpu"))
+
+
+def on_device(state: Mapping[str, Tensor], device: torch.device) -> StateDict:
+    """The tensors of a state dict, detached and on a device."""
+    return {key: value.detach().to(device) for key, value in state.items()}
 
 
 def check_same_weights(

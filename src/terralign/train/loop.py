@@ -1,9 +1,10 @@
 """The one training loop of both stages: optimiser, schedule, precision, checkpoints, exact resume.
 
 A step is a pure function of (weights, optimiser state, RNG state, step number): the batches come
-from `Batches.prepare(step)`, whose order and augmentation depend on seeds and the step number
-alone. So a run that is stopped anywhere and started again computes what an uninterrupted one does,
-bit for bit, on the same machine with the same number of threads.
+from `Batches`, whose order and augmentation depend on seeds and the step number alone. So a run
+that is stopped anywhere and started again computes what an uninterrupted one does: bit for bit on
+the CPU of one machine with the same number of threads, and on CUDA with `deterministic`; elsewhere
+to the same step and data order.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from terralign.compute import num_readers
-from terralign.datasets.batches import read_ahead
+from terralign.compute import in_precision
 from terralign.errors import Interrupted, RecipeError, TrainingError
+from terralign.feed import Raw, feed
 from terralign.files import hash_json
 from terralign.progress import Progress
 from terralign.train.checkpoints import (
     Checkpoints,
     MetricsLog,
-    detached,
     restore,
     restore_best,
     training_state,
 )
 from terralign.train.settings import LoopSettings as LoopSettings
+
+STEPS_BETWEEN_READS = 20
+"""Steps after which losses are read from a device other than the CPU; each reading waits for it."""
 
 
 class Batches(Protocol):
@@ -45,8 +48,12 @@ class Batches(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def prepare(self, step: int) -> Batch:
-        """The batch of this step, decoded and augmented; called by a background thread."""
+    def read(self, step: int) -> Raw[Any]:
+        """The batch of this step as it is stored; called by background threads."""
+        ...
+
+    def make(self, raw: Raw[Any]) -> Batch:
+        """It, augmented and ready, from tensors on the device; called by a background thread."""
         ...
 
 
@@ -86,11 +93,6 @@ class Batch:
                 values["unlabelled_share"] = len(self) * others / num_others / len(own)
             parts.append(replace(self, keys=[self.keys[number] for number in own], **values))
         return parts
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device."""
-        moved: dict[str, Any] = {name: one.to(device) for name, one in self._tensors().items()}
-        return replace(self, **moved)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -164,16 +166,19 @@ def fit(
     label: str,
     set_mode: Callable[[nn.Module], object] = nn.Module.train,
     validate: Callable[[], float] | None = None,
+    tower: nn.Module | None = None,
     tensorboard: bool = False,
 ) -> FitResult:
     """Train `learner` in place, or resume where an earlier call stopped.
 
-    Called with a `Batch`, the learner returns the mean loss over its samples, and metrics to log.
+    Called with a `Batch`, the learner returns the mean loss over its samples, and metrics to log,
+    as tensors of one number (reading them would have the device wait).
     Its parameters are trained and kept. `folder` takes `last.pt`, `best.pt` and `metrics.jsonl`.
     `identity`: everything that the result depends on (settings, data, initial weights); a
     checkpoint of another one is refused. `set_mode` puts the learner into training mode (and keeps
-    batch norms frozen, say). `validate`: higher is better. Raises `Interrupted` after saving, on
-    SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
+    batch norms frozen, say). `validate`: higher is better. `tower`: the part of the learner that is
+    compiled, or checkpoints its gradients, where the settings ask for it. Raises `Interrupted`
+    after saving, on SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
     """
     num_steps = settings.epochs * batches.steps_per_epoch
     _check_settings(settings, num_steps, validate is not None)
@@ -186,6 +191,7 @@ def fit(
         parameter_groups(learner, settings.weight_decay, settings.decay),
         lr=settings.lr,
         betas=settings.betas,
+        fused=device.type == "cuda",
     )
     torch.manual_seed(seed)
     first, best = restore(checkpoints, learner, optimizer)
@@ -196,41 +202,43 @@ def fit(
 
     set_mode(learner)
     with (
+        _arranged(tower, settings, device),
+        closing(checkpoints),
         closing(
             MetricsLog(folder / "metrics.jsonl", keep_steps=first, tensorboard=tensorboard)
         ) as log,
         stop_on_signals() as stopped,
         Progress(label, total=num_steps, done=first, samples=settings.batch_size) as progress,
-        closing(
-            read_ahead(batches.prepare, range(first, num_steps), num_threads=num_readers(device))
-        ) as stream,
+        closing(feed(batches.read, batches.make, range(first, num_steps), device=device)) as stream,
     ):
+        journal = _Journal(log, progress, f"{label}: step {{}} of {num_steps}", checkpoints.last)
+        read_every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
         for step in range(first, num_steps):
             asked = time.monotonic()
             batch = next(stream)
-            start = time.monotonic()
+            waited = time.monotonic() - asked
             rate = learning_rate(step, num_steps=num_steps, settings=settings)
-            figures = _train_step(
-                learner, optimizer, batch, settings, rate, device=device,
-                where=f"{label}: step {step + 1} of {num_steps}", checkpoints=checkpoints,
-            )  # fmt: skip
-            figures["samples_per_second"] = len(batch) / (time.monotonic() - start)
-            figures["seconds_waiting"] = start - asked
-            log.write(step + 1, {"lr": rate, **figures}, source=batch.title)
-            of_source = f" ({batch.title})" if batch.title else ""
-            progress.advance(note=f"loss {figures['loss']:.4g}{of_source}")
+            figures = _train_step(learner, optimizer, batch, settings, rate)
             done = step + 1
-            if validate and settings.keep == "best" and done % validate_every == 0:
+            journal.add(_Taken(step=done, batch=batch, rate=rate, waited=waited, figures=figures))
+            due = validate and settings.keep == "best" and done % validate_every == 0
+            number = stopped()
+            saving = done == num_steps or number is not None or checkpoints.due()
+            if due or saving or len(journal) >= read_every:
+                journal.write()
+            if validate and due:
                 value = validate()
                 set_mode(learner)
                 log.write(done, {"validation": value})
                 if best is None or value > best:
                     best = value
-                    checkpoints.write(checkpoints.best, {"model": detached(learner)})
-            number = stopped()
-            if done == num_steps or number is not None or checkpoints.due():
+                    checkpoints.write(checkpoints.best, {"model": learner.state_dict()})
+            if saving:
                 save(done)
+            if due or saving:
+                journal.restart()
             if number is not None:
+                checkpoints.finish()
                 raise Interrupted(
                     f"{label}: stopped after step {done} of {num_steps} and saved; "
                     "run the same command again to resume",
@@ -239,6 +247,35 @@ def fit(
     if settings.keep == "best":
         restore_best(checkpoints, learner)
     return FitResult(num_steps=num_steps, resumed_at=first, best=best)
+
+
+@contextmanager
+def _arranged(
+    tower: nn.Module | None, settings: LoopSettings, device: torch.device
+) -> Iterator[None]:
+    """The tower as `compile` and `gradient_checkpointing` ask for it, within the block."""
+    backbone = getattr(tower, "backbone", tower)
+    set_checkpointing = getattr(backbone, "set_grad_checkpointing", None)
+    if settings.gradient_checkpointing and set_checkpointing is None:
+        raise RecipeError(
+            f"gradient_checkpointing has no effect on {type(backbone).__name__}, which has no such "
+            "mode; leave it out"
+        )
+    if settings.compile and tower is None:
+        raise RecipeError("compile has no effect where no tower is trained; leave it out")
+    if tower is not None and device.type == "cuda" and max(v.ndim for v in tower.parameters()) < 5:
+        tower.to(memory_format=torch.channels_last)
+    try:
+        if settings.gradient_checkpointing and set_checkpointing is not None:
+            set_checkpointing(True)
+        if settings.compile and tower is not None:
+            tower.compile()
+        yield
+    finally:
+        if settings.gradient_checkpointing and set_checkpointing is not None:
+            set_checkpointing(False)
+        if settings.compile and tower is not None:
+            tower._compiled_call_impl = None
 
 
 def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool) -> None:
@@ -261,36 +298,99 @@ def _train_step(
     batch: Batch,
     settings: LoopSettings,
     rate: float,
-    *,
-    device: torch.device,
-    where: str,
-    checkpoints: Checkpoints,
-) -> dict[str, float]:
+) -> list[tuple[str, Tensor, float]]:
+    """One step; its metrics, each with the share of the batch that it is a mean over."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    figures: dict[str, float] = {}
+    figures: list[tuple[str, Tensor, float]] = []
     for part in batch.split(min(settings.accumulate, len(batch))):
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"
-        ):
-            loss, of_part = learner(part.to(device))
+        with in_precision(settings.precision, part.pixels.device):
+            loss, of_part = learner(part)
         share = len(part) / len(batch)
         (loss * share).backward()
-        total += float(loss.detach()) * share
-        for name, value in of_part.items():
-            figures[name] = figures.get(name, 0.0) + value * share
+        figures.append(("loss", loss.detach(), share))
+        figures += [(name, value.detach(), share) for name, value in of_part.items()]
     trainable = [value for value in learner.parameters() if value.requires_grad]
     limit = settings.clip_norm if settings.clip_norm is not None else math.inf
-    norm = float(nn.utils.clip_grad_norm_(trainable, limit))
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        last = checkpoints.last if checkpoints.last.is_file() else "none yet"
-        keys = ", ".join(batch.keys[:8])
+    figures.append(("gradient_norm", nn.utils.clip_grad_norm_(trainable, limit), 1.0))
+    optimizer.step()
+    return figures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Taken:
+    """A step that was taken (from 1), whose metrics are not read yet."""
+
+    step: int
+    batch: Batch
+    rate: float
+    waited: float
+    figures: list[tuple[str, Tensor, float]]
+
+
+class _Journal:
+    """Steps whose metrics are still on the device, and where they go once they are read."""
+
+    def __init__(self, log: MetricsLog, progress: Progress, where: str, last: Path) -> None:
+        self._log, self._progress, self._where, self._last = log, progress, where, last
+        self._taken: list[_Taken] = []
+        self._since = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def add(self, taken: _Taken) -> None:
+        """Another step. Its batch's tensors are let go, its keys kept."""
+        kept = Batch(keys=taken.batch.keys, pixels=_NOTHING, title=taken.batch.title)
+        self._taken.append(replace(taken, batch=kept))
+
+    def restart(self) -> None:
+        """Count time from now on: what was done since the last step is not training."""
+        self._since = time.monotonic()
+
+    def write(self) -> None:
+        """Read and log all; `TrainingError` for the first step that was not finite."""
+        taken, self._taken = self._taken, []
+        numbers = iter(_read([value for one in taken for _, value, _ in one.figures]))
+        rows = []
+        for one in taken:
+            figures: dict[str, float] = {}
+            for name, _, share in one.figures:
+                figures[name] = figures.get(name, 0.0) + next(numbers) * share
+            self._check(one, figures)
+            rows.append((one, figures))
+        waited = sum(one.waited for one in taken)
+        training = max(time.monotonic() - self._since - waited, 1e-9)
+        self.restart()
+        rate = sum(len(one.batch) for one in taken) / training
+        for one, figures in rows:
+            of_source = f" ({one.batch.title})" if one.batch.title else ""
+            values = {
+                "lr": one.rate, **figures,
+                "samples_per_second": rate, "seconds_waiting": one.waited,
+            }  # fmt: skip
+            self._log.write(one.step, values, source=one.batch.title)
+            self._progress.advance(note=f"loss {figures['loss']:.4g}{of_source}")
+
+    def _check(self, taken: _Taken, figures: dict[str, float]) -> None:
+        loss, norm, keys = figures["loss"], figures["gradient_norm"], taken.batch.keys
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
         raise TrainingError(
-            f"{where}: the loss is {total} and the gradient's norm {norm}; batch: {keys}"
-            f"{', ...' if len(batch) > 8 else ''}; last good checkpoint: {last}. "
+            f"{self._where.format(taken.step)}: the loss is {loss} and the gradient's norm {norm}; "
+            f"batch: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}; last good "
+            f"checkpoint: {self._last if self._last.is_file() else 'none yet'}. "
             "Lower the learning rate, or look at these samples"
         )
-    optimizer.step()
-    return {"loss": total, **figures, "gradient_norm": norm}
+
+
+_NOTHING = torch.empty(0)
+
+
+def _read(values: Sequence[Tensor]) -> list[float]:
+    """Single numbers, in one transfer from the device where they are not on the CPU."""
+    if not values or values[0].device.type == "cpu":
+        return [float(value) for value in values]
+    numbers: list[float] = torch.stack([value.double() for value in values]).tolist()
+    return numbers

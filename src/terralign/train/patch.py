@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from terralign.compute import inference_depends
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.clip.load import ClipModel
@@ -28,7 +30,7 @@ from terralign.train.finetune import (
     reestimate_batch_norm,
     training_pictures,
 )
-from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu
+from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu, on_device
 from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.stage import Stage, run_stage
 from terralign.train.sweep import Choice, CurveNote, SweepPoint, choose_alpha, sweep
@@ -106,6 +108,11 @@ class _Patching:
     cache: Path | None
     baseline: dict[str, float] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the CLIP is, and its weights are interpolated."""
+        return next(self.clip.model.parameters()).device
+
     def train(self, start: ClipModel, tasks: Sequence[PatchingTask], folder: Path) -> StateDict:
         weights = folder / "finetuned.safetensors"
         depends = finetune_depends(
@@ -165,7 +172,9 @@ class _Patching:
         )
         patched = at(choice.alpha)
         write_state_dict(folder / "patched.safetensors", patched)
-        return PatchResult(finetuned=at(1.0), patched=patched, choice=choice, points=points)
+        return PatchResult(
+            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points
+        )
 
     def curve_stages(
         self, make: Callable[[float], StateDict], folder: Path
@@ -176,6 +185,7 @@ class _Patching:
             "theta_0": hash_state(make(0.0)),
             "theta_1": hash_state(make(1.0)),
             "alphas": sorted({0.0, *self.settings.alphas}),
+            **inference_depends(),
         }
         return lambda task: Stage.named_by_identity(
             "the curve of a task", {**depends, "task": task.identity()}, folder / "sweep",
@@ -195,7 +205,7 @@ class _Patching:
             return theta
         visual = self.clip.with_visual(theta, source="theta").visual
         reestimate_batch_norm(visual, pictures())
-        return on_cpu(visual.state_dict())
+        return on_device(visual.state_dict(), self.device)
 
     def jointly(
         self,
@@ -205,8 +215,8 @@ class _Patching:
         folder: Path,
         done: Sequence[PatchingTask] = (),
     ) -> PatchResult:
-        theta_0 = on_cpu(start.visual.state_dict())
-        theta_1 = self.train(start, tasks, folder)
+        theta_0 = on_device(start.visual.state_dict(), self.device)
+        theta_1 = on_device(self.train(start, tasks, folder), self.device)
         check_same_weights(theta_0, theta_1)
         return self.finish(
             lambda alpha: interpolate(theta_0, theta_1, alpha),
@@ -240,10 +250,10 @@ class _Patching:
     ) -> PatchResult:
         """Each task alone from theta_0; then theta_0 + alpha times the sum of the differences."""
         thetas = [
-            self.train(self.clip, [task], self.folder_of(number, task))
+            on_device(self.train(self.clip, [task], self.folder_of(number, task)), self.device)
             for number, task in enumerate(tasks)
         ]
-        theta_0 = on_cpu(self.clip.visual.state_dict())
+        theta_0 = on_device(self.clip.visual.state_dict(), self.device)
         result = self.finish(
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,

@@ -13,11 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
+from terralign.feed import Raw
 from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
 from terralign.train.loop import Batch, fit
 from terralign.train.losses import Context, infonce
@@ -46,16 +48,20 @@ class _CaptionBatches:
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
-    def prepare(self, step: int) -> Batch:
+    def read(self, step: int) -> Raw[Chosen]:
         chosen = self._plan.batch(step)
-        layout = optical_layout(self._samples)
-        raw = torch.from_numpy(self._samples.read(chosen.indices)[layout.sensor.name])
+        sensor = optical_layout(self._samples).sensor.name
+        pixels = torch.from_numpy(self._samples.read(chosen.indices)[sensor])
+        return Raw(chosen, {"pixels": pixels, "tokens": self._tokens[chosen.indices]})
+
+    def make(self, raw: Raw[Chosen]) -> Batch:
+        chosen = raw.known
         views = draw_views(self._views, seed=self._seed, view=chosen.view, indices=chosen.indices)
-        pictures = apply_views(scale_composite(raw, layout), views, self._spec.size)
+        pictures = scale_composite(raw.tensors["pixels"], optical_layout(self._samples))
         return Batch(
             keys=keys_of(self._samples, chosen.indices),
-            pixels=make_ready(pictures, self._spec),
-            targets=self._tokens[chosen.indices],
+            pixels=make_ready(apply_views(pictures, views, self._spec.size), self._spec),
+            targets=raw.tensors["tokens"],
         )
 
 
@@ -66,13 +72,13 @@ class _Learner(nn.Module):
         super().__init__()
         self.model = clip.model
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         model = cast(Any, self.model)
         images = model.encode_image(batch.pixels).float()
         texts = model.encode_text(batch.targets).float()
         scale = model.logit_scale.clamp(max=MAX_LOG_SCALE).exp()
         loss = infonce(images, texts, Context(scale=scale))
-        return loss, {"logit_scale": float(model.logit_scale.detach().exp())}
+        return loss, {"logit_scale": model.logit_scale.exp()}
 
 
 def pretrain(
@@ -100,7 +106,7 @@ def pretrain(
     fit(
         _Learner(clip), batches, settings, folder,
         identity=pretrain_depends(samples, settings, seed=seed),
-        seed=seed, label="pretrain", tensorboard=tensorboard,
+        seed=seed, label="pretrain", tower=clip.visual, tensorboard=tensorboard,
     )  # fmt: skip
     model.eval().requires_grad_(False)
     with torch.no_grad():

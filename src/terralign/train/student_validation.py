@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from terralign.datasets.batches import read_ahead
+from terralign.datasets.feeding import feed_samples
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.sensor import SensorTower
@@ -17,7 +17,7 @@ from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
 from terralign.evaluation.classification import score_classes
 from terralign.preprocess import ViewSpec, make_ready, resize, scale_bands
 from terralign.train.student import student_layout
-from terralign.train.teacher import ViewPlan, teacher_features, teacher_pictures
+from terralign.train.teacher import ViewPlan, view_features
 
 
 def student_features(student: SensorTower, samples: SampleSet, *, batch_size: int = 128) -> Tensor:
@@ -26,15 +26,18 @@ def student_features(student: SensorTower, samples: SampleSet, *, batch_size: in
     layout = student_layout(samples, spec.sensors)
     device = next(student.parameters()).device
 
-    def read(start: int) -> Tensor:
-        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
-        raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
-        return make_ready(resize(scale_bands(raw, layout, spec), spec), spec)
+    def make(pixels: Tensor) -> Tensor:
+        return make_ready(resize(scale_bands(pixels, layout, spec), spec), spec)
 
     rows = []
-    with torch.inference_mode():
-        for bands in read_ahead(read, range(0, len(samples), batch_size)):
-            rows.append(student(bands.to(device)).float().cpu())
+    with (
+        torch.inference_mode(),
+        closing(
+            feed_samples(samples, layout, make, batch_size=batch_size, device=device)
+        ) as stream,
+    ):
+        for bands in stream:
+            rows.append(student(bands).float().cpu())
     return torch.cat(rows)
 
 
@@ -62,11 +65,6 @@ def mean_cosine(clip: ClipModel, student: SensorTower, samples: SampleSet) -> fl
 
 def _mean_cosine(clip: ClipModel, features: Tensor, samples: SampleSet) -> float:
     plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
-    indices = np.arange(len(samples), dtype=np.int64)
-    targets = [
-        teacher_features(
-            clip, teacher_pictures(clip, samples, plan=plain, view=0, indices=part)
-        ).cpu()
-        for part in np.array_split(indices, -(-len(indices) // 128))
-    ]
+    starts = [(0, start) for start in range(0, len(samples), 128)]
+    targets = [found.cpu() for _, _, found in view_features(clip, samples, plain, starts, 128)]
     return float(F.cosine_similarity(features, torch.cat(targets), dim=-1).mean())

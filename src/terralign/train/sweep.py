@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from terralign.datasets.batches import read_ahead
+from terralign.compute import inferring
+from terralign.datasets.feeding import feed_samples
 from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
@@ -79,6 +80,7 @@ def sweep(
     curve of a task, so that no task is swept twice.
     """
     tasks = [*validation, *supported]
+    make = _remembered(make, len(alphas), device=next(clip.model.parameters()).device)
 
     def values_of(task: PatchingTask) -> dict[str, float]:
         def measure() -> dict[str, Any]:
@@ -107,6 +109,27 @@ def sweep(
     )
 
 
+def _remembered(
+    make: Callable[[float], StateDict], num_alphas: int, *, device: torch.device
+) -> Callable[[float], StateDict]:
+    """`make`, whose weights are kept for the next data where those of all alphas fit in memory."""
+    if device.type == "cuda":
+        limit_bytes = torch.cuda.mem_get_info(device)[0] // 2
+    else:
+        limit_bytes = READY_LIMIT_BYTES
+    kept: dict[float, StateDict] = {}
+
+    def remembered(alpha: float) -> StateDict:
+        if alpha in kept:
+            return kept[alpha]
+        state = make(alpha)
+        if num_alphas * sum(value.nbytes for value in state.values()) <= limit_bytes:
+            kept[alpha] = state
+        return state
+
+    return remembered
+
+
 def task_values(
     clip: ClipModel,
     make: Callable[[float], StateDict],
@@ -117,17 +140,17 @@ def task_values(
 ) -> dict[str, float]:
     """Alpha, as text -> the task's top1 or macro_map; scores are kept, not features (`Tally`)."""
     device = next(clip.model.parameters()).device
-    visual = copy.deepcopy(clip.visual).to(device)
+    visual = copy.deepcopy(clip.visual)
     weights = task.weights(clip)
     tallies = {alpha: Tally(task, weights) for alpha in alphas}
     label = f"sweep over {len(alphas)} alphas of {task.samples.name} {task.samples.split}"
     total = len(task.samples) * len(alphas)
     with Progress(label, total=total, unit="sample") as progress:
-        for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes):
+        for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes, device):
             for alpha in alphas:
                 visual.load_state_dict(make(alpha))
                 for batch in piece:
-                    tallies[alpha].add(embed_ready(visual, batch.to(device)))
+                    tallies[alpha].add(embed_ready(visual, batch))
                     progress.advance(len(batch))
     return {str(alpha): tally.value() for alpha, tally in tallies.items()}
 
@@ -142,19 +165,18 @@ def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
 
 
 def ready_pieces(
-    task: PatchingTask, spec: InputSpec, batch_size: int, limit_bytes: int
+    task: PatchingTask, spec: InputSpec, batch_size: int, limit_bytes: int, device: torch.device
 ) -> Iterator[list[Tensor]]:
     """The samples of a task as batches ready for the tower, in pieces of at most `limit_bytes`."""
     layout = optical_layout(task.samples)
 
-    def read(start: int) -> Tensor:
-        stop = min(start + batch_size, len(task.samples))
-        raw = task.samples.read(np.arange(start, stop, dtype=np.int64))[layout.sensor.name]
-        return make_ready(resize(scale_composite(torch.from_numpy(raw), layout), spec), spec)
+    def make(pixels: Tensor) -> Tensor:
+        return make_ready(resize(scale_composite(pixels, layout), spec), spec)
 
     piece: list[Tensor] = []
     num_bytes = 0
-    for batch in read_ahead(read, range(0, len(task.samples), batch_size)):
+    stream = feed_samples(task.samples, layout, make, batch_size=batch_size, device=device)
+    for batch in stream:
         size = batch.numel() * batch.element_size()
         if piece and num_bytes + size > limit_bytes:
             yield piece
@@ -168,7 +190,7 @@ def ready_pieces(
 def embed_ready(visual: nn.Module, batch: Tensor) -> Tensor:
     """(B, D) float32 features, on the CPU, of pixels (B, 3, H, W) ready for the tower."""
     visual.eval()
-    with torch.inference_mode():
+    with inferring(batch.device):
         features: Tensor = visual(batch)
     return features.float().cpu()
 

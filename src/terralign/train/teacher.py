@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
-from terralign.datasets.batches import read_ahead
+from terralign.chips import PixelLayout
+from terralign.compute import inference_depends, inferring
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
+from terralign.feed import Raw, feed
 from terralign.files import check_free_space, hash_file, read_json, write_json
-from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_composite
+from terralign.preprocess import (
+    Views,
+    ViewSpec,
+    apply_views,
+    draw_views,
+    make_ready,
+    scale_composite,
+)
 from terralign.progress import Progress
 from terralign.train.stage import Stage, run_stage
 
@@ -49,28 +60,24 @@ class ViewPlan:
         return view % self.num_views
 
 
-def teacher_pictures(
-    clip: ClipModel, samples: SampleSet, plan: ViewPlan, view: int, indices: NDArray[np.int64]
-) -> Tensor:
-    """Ready pixels (B, 3, H, W) of one view, as the teacher takes them.
+def teacher_pictures(clip: ClipModel, raw: Tensor, layout: PixelLayout, views: Views) -> Tensor:
+    """Ready pixels (B, 3, H, W) of views, as the teacher takes them, from raw ones (B, C, H, W).
 
-    A sensor that cannot make RGB has its teacher look at the paired optical chip of the sample.
+    `layout`: of the samples' optical sensor. A sensor that cannot make RGB has its teacher look at
+    the paired optical chip of the sample.
     """
-    layout = optical_layout(samples)
-    raw = torch.from_numpy(samples.read(indices)[layout.sensor.name])
-    views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
     spec = clip.input_spec
     return make_ready(apply_views(scale_composite(raw, layout), views, spec.size), spec)
 
 
 def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
-    """(B, D) float32 embeddings, not normalised, on the device of the teacher.
+    """(B, D) float32 embeddings, not normalised, of ready pixels on the device of the teacher.
 
-    Computed in float32 whatever the precision of the training around it, as stored views are.
+    Computed as `compute.inferring` says whatever the precision of the training around it, as stored
+    views are.
     """
-    device = next(clip.model.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        features: Tensor = clip.visual(pictures.to(device))
+    with inferring(pictures.device):
+        features: Tensor = clip.visual(pictures)
     return features.float().clone()
 
 
@@ -78,6 +85,36 @@ class _Note(BaseModel):
     """Of stored views."""
 
     sha256: str
+
+
+def view_features(
+    clip: ClipModel,
+    samples: SampleSet,
+    plan: ViewPlan,
+    blocks: Sequence[tuple[int, int]],
+    size: int,
+) -> Generator[tuple[int, int, Tensor], None, None]:
+    """(view, start, features (B, D) float32) of blocks (view, start) of `size` samples each."""
+    layout = optical_layout(samples)
+
+    def read(block: tuple[int, int]) -> Raw[tuple[int, int]]:
+        indices = _indices(block[1], size, samples)
+        return Raw(block, {"pixels": torch.from_numpy(samples.read(indices)[layout.sensor.name])})
+
+    def make(raw: Raw[tuple[int, int]]) -> tuple[tuple[int, int], Tensor]:
+        view, start = raw.known
+        indices = _indices(start, size, samples)
+        views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
+        return raw.known, teacher_pictures(clip, raw.tensors["pixels"], layout, views)
+
+    device = next(clip.model.parameters()).device
+    with closing(feed(read, make, blocks, device=device)) as stream:
+        for (view, start), pictures in stream:
+            yield view, start, teacher_features(clip, pictures)
+
+
+def _indices(start: int, size: int, samples: SampleSet) -> NDArray[np.int64]:
+    return np.arange(start, min(start + size, len(samples)), dtype=np.int64)
 
 
 def views_stage(
@@ -96,6 +133,7 @@ def views_stage(
         "num_views": plan.num_views,
         "seed": plan.seed,
         "format": 2,
+        **inference_depends(),
     }
     return Stage.named_by_identity(
         "the teacher's views",
@@ -169,18 +207,12 @@ def _compute_blocks(
         views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
         _take_space(partial)
 
-    def prepare(block: tuple[int, int]) -> tuple[tuple[int, int], Tensor]:
-        view, start = block
-        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
-        return block, teacher_pictures(clip, samples, plan, view, indices)
-
     flushed = time.monotonic()
     label = f"teacher views of {samples.name} {samples.split}"
     with Progress(label, total=len(blocks), done=done, unit="batch") as progress:
-        for number, ((view, start), pictures) in enumerate(
-            read_ahead(prepare, blocks[done:]), start=done + 1
-        ):
-            features = teacher_features(clip, pictures).half().cpu().numpy()
+        stream = view_features(clip, samples, plan, blocks[done:], batch_size)
+        for number, (view, start, found) in enumerate(stream, start=done + 1):
+            features = found.half().cpu().numpy()
             if not np.isfinite(features).all():
                 raise TrainingError(
                     f"the teacher's embeddings of {samples.name}, samples {start} and following, "

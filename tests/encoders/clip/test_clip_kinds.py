@@ -16,6 +16,7 @@ from open_clip import factory, pretrained
 from torch import Tensor
 
 from terralign.encoders.clip.config import check_model_cfg, meta_shapes
+from terralign.encoders.clip.hub import Hub
 from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
 from terralign.encoders.clip.text_tower import TEXT_CONFIG_NAME, read_text_config
 from terralign.encoders.space import EmbeddingSpace
@@ -223,7 +224,7 @@ def test_every_architecture_of_open_clip_can_be_built(
         (tmp_path / name / "config.json").write_text(json.dumps(config))
         serve(tmp_path, monkeypatch)
     check_model_cfg(cfg, architecture)
-    text_config = read_text_config(cfg["text_cfg"], folder=None, what=architecture)
+    text_config = read_text_config(cfg["text_cfg"], folder=None, hub=Hub(), what=architecture)
     shapes = meta_shapes(cfg, text_config, architecture)
     assert any(key.startswith("visual.") for key in shapes)
     for tag in open_clip.list_pretrained_tags_by_model(architecture):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from terralign.datasets.declared.declaration import Declaration
 from terralign.datasets.sample import Captions, Labels, warn_unused
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError, nearest, quoted
+from terralign.limits import require
 
 LabelForm = Literal["single", "list", "separated", "columns"]
 """One value; a list; a text with a separator between values; or a column of 0 and 1 per class."""
@@ -70,6 +71,17 @@ class Columns:
             raise DataError(f"{self.name_of(first_true(empty))} has nothing in column {column!r}")
         return values
 
+    def short_texts(self, column: str, num_bytes: int) -> pa.Array:
+        """`full_texts` of at most `num_bytes` each."""
+        values = self.full_texts(column)
+        if (pc.max(pc.binary_length(values)).as_py() or 0) > num_bytes:
+            position = first_true(pc.greater(pc.binary_length(values), num_bytes))
+            raise DataError(
+                f"{self.name_of(position)} has a text of more than {num_bytes} bytes in column "
+                f"{column!r}; shorten it"
+            )
+        return values
+
     def _lists(self, column: str) -> pa.Array:
         """A column of lists of texts or whole numbers as N lists of strings."""
         if not self._holds_lists(column):
@@ -96,10 +108,10 @@ class Columns:
         kind = values.type
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             zone = getattr(kind, "tz", None)
-            in_utc = values.cast(pa.timestamp("us", zone), False).cast(pa.timestamp("us", "UTC"))
             try:
-                naive = in_utc.cast(pa.timestamp("us")).to_pylist()
-            except OverflowError as error:
+                in_utc = values.cast(pa.timestamp("us", zone), False)
+                naive = in_utc.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us")).to_pylist()
+            except (OverflowError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"{self.origin}: column {column!r} has a time outside the years 1 to 9999"
                 ) from error
@@ -108,10 +120,10 @@ class Columns:
         for position, text in enumerate(self.texts(column).to_pylist()):
             try:
                 times.append(_parse_time(text))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise DataError(
-                    f"{self.name_of(position)} has {text!r} in column {column!r}; expected an ISO "
-                    "date as 2024-05-31 or 2024-05-31T10:20:30Z"
+                    f"{self.name_of(position)} has {quoted(text or '')} in column {column!r}; "
+                    "expected an ISO date as 2024-05-31 or 2024-05-31T10:20:30Z"
                 ) from error
         return times
 
@@ -160,18 +172,22 @@ class Columns:
 
     def _flags(self, classes: Mapping[str, str]) -> NDArray[np.bool_]:
         """(N, K) from one column of 0 or 1, or false or true, per class."""
+        self._require_few(len(self.arrays[next(iter(classes))]), classes)
         hot = []
         for column in classes:
             texts = self.texts(column)
             flags = pc.index_in(pc.utf8_lower(texts), pa.array(list(_FLAGS)))
             if flags.null_count:
                 position = first_true(flags.is_null())
+                value = quoted(texts[position].as_py() or "")
                 raise DataError(
-                    f"{self.name_of(position)} has {texts[position].as_py()!r} in column "
-                    f"{column!r}; expected 0 or 1"
+                    f"{self.name_of(position)} has {value} in column {column!r}; expected 0 or 1"
                 )
             hot.append(np.array(list(_FLAGS.values()))[flags.to_numpy()])
         return np.stack(hot, axis=1)
+
+    def _require_few(self, num_samples: int, classes: Mapping[str, str]) -> None:
+        require("label_values", num_samples * len(classes), f"{self.origin} has", todo="split it")
 
     def _several(
         self, lists: pa.Array, classes: Mapping[str, str], trimmed: bool = False
@@ -186,6 +202,7 @@ class Columns:
             kept = pc.not_equal(values, "")
             owners, values = owners.filter(kept), values.filter(kept)
         samples = owners.to_numpy(zero_copy_only=False)
+        self._require_few(len(lists), classes)
         hot = np.zeros((len(lists), len(classes)), dtype=np.bool_)
         hot[samples, _indices(values, classes, lambda n: self.name_of(int(samples[n])))] = True
         return hot
@@ -207,7 +224,7 @@ def _indices(
         if value is None or not value.strip():
             raise DataError(f"{name_of(position)} has no label")
         raise DataError(
-            f"{name_of(position)} has label {value!r}, which is not one of [classes]; "
+            f"{name_of(position)} has label {quoted(value)}, which is not one of [classes]; "
             f"{nearest(value, classes)}"
         )
     indices: NDArray[np.int64] = found.to_numpy().astype(np.int64)

@@ -48,8 +48,13 @@ class Footprints:
             box = box_of(value, in_degrees=in_degrees)
             if box is not None:
                 _check_bounds(box, in_degrees=in_degrees)
-        except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
-            raise DataError(f"{origin}: its geometry is damaged: {first_line(error)}") from error
+        except (
+            *(shapely.errors.ShapelyError, TypeError, ValueError, OverflowError),
+            *(NotImplementedError, MemoryError),
+        ) as error:
+            raise DataError(
+                f"{origin}: its geometry is damaged ({first_line(error)}); write its box instead"
+            ) from error
         if box is None or self.crs is None:
             return box
         return wgs84_bounds(box, self.crs, origin=origin)
@@ -74,13 +79,16 @@ def read_footprints(path: Path, column: str, values: pa.Array, geo: bytes | None
 
 def _crs_of(path: Path, column: str, geo: bytes) -> str | None:
     try:
-        columns = json.loads(geo)["columns"]
-        described = columns.get(column) or columns[json.loads(geo)["primary_column"]]
+        metadata = json.loads(geo)
+        columns = metadata["columns"]
+        described = columns.get(column) or columns[metadata["primary_column"]]
         encoding, crs = described.get("encoding", "WKB"), described.get("crs", "absent")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: its GeoParquet metadata are damaged: {error}") from error
+        raise DataError(
+            f"{path}: its GeoParquet metadata are damaged ({first_line(error)}); write it again"
+        ) from error
     if encoding != "WKB" and column in columns:
-        raise DataError(f"{path}: column {column!r} is encoded as {encoding}; expected WKB")
+        raise DataError(f"{path}: column {column!r} is encoded as {encoding!s:.100}; expected WKB")
     if crs is None:
         raise DataError(f"{path}: column {column!r} has no reference system; set one")
     return None if crs == "absent" else json.dumps(crs)
@@ -94,7 +102,7 @@ def box_of(value: Any, *, in_degrees: bool) -> Bounds | None:
     if isinstance(value, dict):
         west, south, east, north = (value[name] for name in BOX_FIELDS)
         is_empty = all(one is None or one != one for one in (west, south, east, north))
-        return None if is_empty else (west, south, east, north)
+        return None if is_empty else (float(west), float(south), float(east), float(north))
     if len(value) > MAX_WKB_BYTES and _wkb_kind(value) not in _SIMPLE:
         raise ValueError(
             f"{len(value)} bytes of several parts, more than the limit of {MAX_WKB_BYTES}; "

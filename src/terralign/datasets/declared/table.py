@@ -35,8 +35,10 @@ from __future__ import annotations
 
 import codecs
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +46,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,20 +64,16 @@ from terralign.datasets.declared.footprints import read_footprints
 from terralign.datasets.file_set import Decode, PathSet
 from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
-from terralign.errors import DataError, first_line, nearest
+from terralign.datasets.parquet import read_columns
+from terralign.errors import DataError, first_line, nearest, quoted
 from terralign.files import hash_file, read_text
-from terralign.limits import limit
+from terralign.limits import limit, require
 from terralign.scenes.pictures import Size, describe_size
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 200_000_000
-MAX_TABLE_BYTES = 2 * 1024**3
-"""A table with more rows, or whose columns take more memory, is refused."""
-
-BATCH_ROWS = 4096
-"""Rows of Parquet that are decoded before their size is checked: a few bytes of dictionary may
-stand for gigabytes."""
+MAX_PATH = 4096
+"""Bytes of the longest path or key: a system opens no longer one."""
 
 _OUTSIDE = r"^[/\\~]|^.?:|\\|\x00|(?:^|/)\.\.(?:/|$)"
 """Paths that `require_inside` refuses, to find one among millions."""
@@ -260,7 +257,7 @@ def _warn_of_unlisted(declaration: TableDeclaration, table: Path, column: pa.Arr
     if not others.any():
         return
     values = sorted({value or "" for value in column.filter(pa.array(others)).to_pylist()})
-    shown = ", ".join(map(repr, values[:5])) + ", ..." * (len(values) > 5)
+    shown = ", ".join(map(quoted, values[:5])) + ", ..." * (len(values) > 5)
     found = f"{others.sum():,} rows are in no split: {declaration.columns.split} is {shown}"
     if is_new(table, found):
         logger.warning("data set %r: %s; [splits] lists the others", declaration.name, found)
@@ -268,7 +265,7 @@ def _warn_of_unlisted(declaration: TableDeclaration, table: Path, column: pa.Arr
 
 def _paths(columns: Columns, column: str) -> list[str]:
     """A column of paths below the root, with forward slashes."""
-    paths = columns.full_texts(column)
+    paths = columns.short_texts(column, MAX_PATH)
     outside = pc.match_substring_regex(paths, _OUTSIDE)
     if pc.any(outside).as_py():
         row = first_true(outside)
@@ -281,7 +278,7 @@ def _keys(
     columns: Columns, rows: NDArray[np.int64], column: str | None, path_column: str
 ) -> tuple[str, ...]:
     """The samples' names: those of `column`, else their paths without the ending."""
-    texts = columns.full_texts(column or path_column)
+    texts = columns.short_texts(column or path_column, MAX_PATH)
     keys: list[str] = texts.to_pylist()
     if column is None:
         stems = pc.replace_substring_regex(texts, r"\.[A-Za-z0-9]+$", "").to_pylist()
@@ -291,7 +288,8 @@ def _keys(
         for position, key in enumerate(keys):
             if key in seen:
                 raise DataError(
-                    f"{columns.name_of(position)} has {key!r} in column {column or path_column!r}, "
+                    f"{columns.name_of(position)} has {quoted(key)} in column "
+                    f"{column or path_column!r}, "
                     f"as row {rows[seen[key]] + 1} has; every sample needs a unique name "
                     "(columns.key)"
                 )
@@ -309,7 +307,8 @@ def _sizes(root: Path, paths: Sequence[str]) -> list[int | None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """The columns that were read of a file, each of one chunk; `geo`: GeoParquet's metadata."""
+    """The columns that were read of a file, each of one checked chunk; `geo`: GeoParquet's
+    metadata."""
 
     path: Path
     arrays: Mapping[str, pa.Array]
@@ -321,9 +320,12 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> Columns:
         """These rows, counted from 0; errors count them from 1, the header apart."""
+        arrays = self.arrays
+        if len(rows) < self.num_rows:
+            arrays = {name: one.take(pa.array(rows)) for name, one in arrays.items()}
         return Columns(
             origin=self.path,
-            arrays={name: one.take(pa.array(rows)) for name, one in self.arrays.items()},
+            arrays=arrays,
             name_of=lambda position: f"{self.path}: row {rows[position] + 1}",
         )
 
@@ -338,65 +340,24 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str | None = No
         raise DataError(f"table {path} not found")
     with open(path, "rb") as file:
         start = file.read(4)
-    geo = None
     try:
         if start == b"PAR1":
             if delimiter is not None:
                 raise DataError(f"{path} is Parquet: delimiter has no effect on it; leave it out")
-            table, geo = _read_parquet(path, columns)
+            table = read_columns(path, columns, check=partial(_require_columns, path, columns))
         elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
             table = _read_csv(path, columns, delimiter or ",", start)
         else:
             raise DataError(f"table {path} is neither Parquet nor a .csv; convert it to one")
-        arrays = {one: _one_array(table[one]) for one in columns}
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"table {path} is damaged: {first_line(error)}") from error
+    except (pa.ArrowException, MemoryError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"table {path} is damaged: {first_line(error)}; copy it again") from error
     if not table.num_rows:
         raise DataError(f"table {path} has no rows")
-    return Table(path=path, arrays=arrays, geo=geo)
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    """All values, checked: lists end within them, and texts are UTF-8."""
-    column.validate(full=True)
-    return column.combine_chunks()
-
-
-def _read_parquet(path: Path, columns: Sequence[str]) -> tuple[pa.Table, bytes | None]:
-    with pq.ParquetFile(path) as file:
-        metadata, schema = file.metadata, file.schema_arrow
-        _require_columns(path, columns, schema.names)
-        wanted = [
-            position
-            for position in range(metadata.num_columns)
-            if metadata.schema.column(position).path.split(".")[0] in columns
-        ]
-        num_bytes = sum(
-            metadata.row_group(group).column(position).total_uncompressed_size
-            for group in range(metadata.num_row_groups)
-            for position in wanted
-        )
-        _require_size(path, metadata.num_rows, num_bytes)
-        batches, num_bytes = [], 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
-            batches.append(_without_dictionaries(batch))
-            num_bytes += batches[-1].nbytes
-            _require_size(path, metadata.num_rows, num_bytes)
-        if not batches:
-            raise DataError(f"table {path} has no rows")
-        return pa.Table.from_batches(batches), (schema.metadata or {}).get(b"geo")
-
-
-def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = (
-        one.dictionary_decode() if pa.types.is_dictionary(one.type) else one
-        for one in batch.columns
-    )
-    return pa.RecordBatch.from_arrays(list(columns), batch.schema.names)
+    arrays = {name: table[name].combine_chunks() for name in columns}
+    return Table(path=path, arrays=arrays, geo=(table.schema.metadata or {}).get(b"geo"))
 
 
 def _read_csv(path: Path, columns: Sequence[str], delimiter: str, start: bytes) -> pa.Table:
-    _require_size(path, 0, path.stat().st_size)
     is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     options: dict[str, Any] = {
         "read_options": pa_csv.ReadOptions(encoding="utf-16" if is_utf16 else "utf8"),
@@ -411,25 +372,55 @@ def _read_csv(path: Path, columns: Sequence[str], delimiter: str, start: bytes) 
         with pa_csv.open_csv(path, **options) as reader:
             names = reader.schema.names
         _require_columns(path, columns, names)
-        return pa_csv.read_csv(path, convert_options=texts, **options)
+        table = _read_rows(path, texts, options)
     except pa.ArrowException as error:
+        _require_closed_quotes(path, delimiter, is_utf16=is_utf16)
         if "UTF8" in str(error) and path.stat().st_size <= limit("json_bytes"):  # names the line
             read_text(path, what="table", fault=DataError, size="json_bytes")
         raise DataError(
-            f"table {path} cannot be read with {delimiter!r} between columns: {first_line(error)}"
+            f"table {path} cannot be read with {delimiter!r} between columns: {_csv_fault(error)}"
         ) from error
+    _require_closed_quotes(path, delimiter, is_utf16=is_utf16)
+    return table
+
+
+def _read_rows(path: Path, texts: pa_csv.ConvertOptions, options: Mapping[str, Any]) -> pa.Table:
+    """The rows of a CSV, whose number and size are checked as they come."""
+    batches, num_rows, num_bytes = [], 0, 0
+    with pa_csv.open_csv(path, convert_options=texts, **options) as reader:
+        for batch in reader:
+            num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + batch.nbytes
+            require("table_rows", num_rows, f"table {path} has", todo="split it")
+            require("table_bytes", num_bytes, f"table {path} has", todo="split it")
+            batches.append(batch)
+        return pa.Table.from_batches(batches, reader.schema)
+
+
+def _csv_fault(error: pa.ArrowException) -> str:
+    if "straddling" in str(error):
+        return "a row is longer than 1 MiB; shorten it"
+    return first_line(error)
+
+
+def _require_closed_quotes(path: Path, delimiter: str, *, is_utf16: bool) -> None:
+    """Raise `DataError` with the line of a quote that is never closed: it takes in all that follows
+    as one value."""
+    quote = '"'.encode("utf-16-le") if is_utf16 else b'"'
+    with open(path, "rb") as file:
+        num_quotes = sum(part.count(quote) for part in iter(lambda: file.read(2**20), b""))
+    if num_quotes % 2 == 0 or path.stat().st_size > limit("json_bytes"):
+        return
+    text = read_text(path, what="table", fault=DataError, size="json_bytes")
+    begins = rf"(?:\A|(?<=[{re.escape(delimiter)}\n]))"
+    for value in re.finditer(begins + r'"(?:[^"]++|"")*+("?)', text):
+        if not value[1]:
+            line = text.count("\n", 0, value.start()) + 1
+            raise DataError(f"table {path}: the quote in line {line} is not closed; close it")
 
 
 def _require_columns(path: Path, columns: Sequence[str], found: Sequence[str]) -> None:
     for name in columns:
         if found.count(name) != 1:
-            fault = "has several columns" if name in found else "has no column"
-            raise DataError(f"table {path} {fault} {name!r}; {nearest(name, found)}")
-
-
-def _require_size(path: Path, num_rows: int, num_bytes: int) -> None:
-    if num_rows > MAX_ROWS or num_bytes > MAX_TABLE_BYTES:
-        raise DataError(
-            f"table {path} has {num_rows} rows and {num_bytes / 2**30:.1f} GiB, more than the "
-            f"limit of {MAX_ROWS} rows and {MAX_TABLE_BYTES / 2**30:.0f} GiB; split it"
-        )
+            if name in found:
+                raise DataError(f"table {path} has several columns {name!r}; rename the others")
+            raise DataError(f"table {path} has no column {name!r}; {nearest(name, found)}")

@@ -76,7 +76,6 @@ from terralign.files import decode_text, parse_json
 from terralign.limits import require
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size
-from terralign.scenes.read import MAX_CHIP_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -550,9 +549,7 @@ def _headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
                     )
                 if info.size < 0 or info.offset_data + info.size > num_bytes:
                     raise DataError(_cut_short(path, f"its member {info.name!r} is not whole"))
-                if info.size > MAX_CHIP_BYTES:
-                    limit = MAX_CHIP_BYTES // 2**20
-                    raise DataError(f"{path}: {info.name} has more than the limit of {limit} MiB")
+                require("chip_bytes", info.size, f"{path}: {printable(info.name)} has")
                 yield info
             last = archive.offset
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:

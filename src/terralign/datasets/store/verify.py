@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from terralign.datasets.batches import read_ahead
 from terralign.datasets.store.files import MANIFEST, StoredFile, read_manifest
 from terralign.datasets.store.reading import StoreSet
 from terralign.errors import TerralignError
 from terralign.files import hash_file
 from terralign.progress import Progress
+from terralign.read_ahead import read_ahead
 
 
 def verify_store(store: Path, *, num_workers: int = 2) -> list[str]:

@@ -26,7 +26,6 @@ import shapely
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from terralign.datasets.batches import read_ahead
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.sample import NOWHERE, Located, SampleSet
@@ -55,6 +54,7 @@ from terralign.files import (
     write_json,
 )
 from terralign.progress import Progress
+from terralign.read_ahead import read_ahead
 from terralign.scenes.pictures import as_picture_size
 from terralign.scenes.places import Bounds
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import open_clip
 import torch
-from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
@@ -27,6 +29,8 @@ from terralign.encoders.clip.config import (
     towers_cfg,
     towers_state,
 )
+from terralign.encoders.clip.hub import Hub, check_sha256
+from terralign.encoders.clip.pickles import read_pickled
 from terralign.encoders.clip.text_tower import (
     TEXT_CONFIG_NAME,
     Tokenizer,
@@ -55,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
+_MOST_LOGIT_SCALE = 1e6
+"""CLIPs are trained up to 100; far above it probabilities are no longer numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +68,8 @@ class ClipModel:
     """A CLIP: its module, configuration, tokenizer and where it came from.
 
     `model_cfg` and `preprocess_cfg` are open_clip's; `tokenizer`: list of str -> (N, L) int64;
-    `text_config` is the configuration of a text tower that comes from transformers.
+    `text_config` is the configuration of a text tower that comes from transformers; `fetched`:
+    what was fetched from a hub, as `Hub.fetched`.
     """
 
     model: nn.Module
@@ -71,6 +78,7 @@ class ClipModel:
     tokenizer: Tokenizer
     source: str
     text_config: dict[str, Any] | None = None
+    fetched: Mapping[str, Any] | None = None
 
     @property
     def visual(self) -> nn.Module:
@@ -146,30 +154,45 @@ class ClipModel:
         return {"text_config": self.text_config} if self.text_config else {}
 
 
-def load_clip(source: str) -> ClipModel:
+def load_clip(
+    source: str, *, sha256: str | None = None, revisions: Mapping[str, str] | None = None
+) -> ClipModel:
     """A CLIP in eval mode on the CPU, from
 
     - a folder in the layout of open_clip's hub models (`open_clip_config.json` beside
       `open_clip_model.safetensors`),
-    - `hf-hub:ORG/NAME`,
+    - `hf-hub:ORG/NAME`, or `hf-hub:ORG/NAME@REVISION` (a commit, tag or branch),
     - `ARCHITECTURE:TAG` as open_clip names them (`ViT-B-32-quickgelu:openai`),
     - `ARCHITECTURE:FILE` for a local state dict (`.pt`, loaded safely, or `.safetensors`).
 
+    `sha256`: of the file of weights, checked before anything is read from it. `revisions`: model on
+    the hub -> revision, also of the text towers and tokenizers that a model names.
+
     `ModelError` where it is not found, damaged, or its activation does not fit its tag.
     """
+    hub = Hub(revisions)
+    clip = _load(source, sha256, hub)
+    hub.check_revisions()
+    if hub.fetched:  # open_clip loaded it; of others, the file was checked
+        state = clip.model.state_dict()
+        check_numbers_of(state, state, what=source)
+    return replace(clip, fetched=hub.fetched or None)
+
+
+def _load(source: str, sha256: str | None, hub: Hub) -> ClipModel:
     if Path(source).is_dir():
-        return _load_folder(Path(source))
+        return _load_folder(Path(source), sha256, hub)
     if source.startswith("hf-hub:"):
-        return _load_hub(source)
+        return _load_hub(source, sha256, hub)
     architecture, separator, rest = source.partition(":")
     if not separator or architecture not in open_clip.list_models():
         raise _unknown_model(source, architecture, separator)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if rest in tags:
-        return _load_tag(architecture, rest)
+        return _load_tag(architecture, rest, sha256, hub)
     path = Path(rest)
     if path.suffix in WEIGHTS_SUFFIXES or path.exists():
-        return _load_file(architecture, path)
+        return _load_file(architecture, path, sha256, hub)
     raise ModelError(f"{architecture} has no weights tagged {rest!r}; {nearest(rest, tags)}")
 
 
@@ -182,22 +205,23 @@ def _unknown_model(source: str, architecture: str, separator: str) -> ModelError
     return ModelError(f"{source!r} names no weights; write {source}:TAG with TAG of {tags}")
 
 
-def _load_folder(folder: Path) -> ClipModel:
+def _load_folder(folder: Path, sha256: str | None, hub: Hub) -> ClipModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(
             f"{folder} is neither a space nor an open_clip folder: {CONFIG_NAME} not found"
         )
     model_cfg = _read_model_cfg(folder / CONFIG_NAME, str(folder))
-    text_config = read_text_config(model_cfg["text_cfg"], folder=folder, what=str(folder))
+    text_config = read_text_config(model_cfg["text_cfg"], folder=folder, hub=hub, what=str(folder))
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise ModelError(f"{folder} lacks its weights, {WEIGHTS_NAME}")
+    check_sha256(weights, sha256)
     # Shapes first, on the meta device: a hostile configuration takes no memory.
     what = str(weights)
     check_shapes(meta_shapes(model_cfg, text_config, what), read_shapes(weights), what=what)
     model = _create(f"local-dir:{folder}", model_cfg, text_config, what=str(folder))
     check_numbers_of(read_state_dict(weights), model.state_dict(), what=what)
-    return _finish(model, model_cfg, text_config, source=str(folder), folder=folder)
+    return _finish(model, model_cfg, text_config, hub, source=str(folder), folder=folder)
 
 
 def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
@@ -211,15 +235,16 @@ def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
     return model_cfg
 
 
-def _load_hub(source: str) -> ClipModel:
-    name = source.removeprefix("hf-hub:")
+def _load_hub(source: str, sha256: str | None, hub: Hub) -> ClipModel:
+    name = hub.named(source)
     try:
-        config = Path(download_pretrained_from_hf(name, filename=CONFIG_NAME))
-        weights = Path(download_pretrained_from_hf(name))
+        config = hub.file(name, CONFIG_NAME)
+        weights = hub.file(name)
     except Exception as error:  # a hub and its network fail in many ways
         raise _not_loaded(source, error) from error
+    _check_fetched(weights, sha256, hub.fetched[name])
     model_cfg = _read_model_cfg(config, source)
-    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=source)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=source)
     # open_clip converts some of the hub's weights while loading, so only sizes can be compared:
     # no format of theirs has less than one byte per weight.
     shapes = meta_shapes(model_cfg, text_config, source)
@@ -229,11 +254,23 @@ def _load_hub(source: str) -> ClipModel:
             f"{source}: its configuration has {num_weights} weights, {weights.name} only "
             f"{weights.stat().st_size} bytes"
         )
-    model = _create(source, model_cfg, text_config, what=source)
-    return _finish(model, model_cfg, text_config, source=source)
+    with TemporaryDirectory() as folder:  # open_clip would fetch the newest revision
+        shutil.copyfile(config, Path(folder) / CONFIG_NAME)
+        (Path(folder) / weights.name).symlink_to(weights.resolve())
+        model = _create(f"local-dir:{folder}", model_cfg, text_config, what=source)
+    return _finish(model, model_cfg, text_config, hub, source=source)
 
 
-def _load_tag(architecture: str, tag: str) -> ClipModel:
+def _check_fetched(weights: Path, sha256: str | None, record: Mapping[str, Any]) -> None:
+    """What open_clip is about to load is what was asked for, and takes no more than its size."""
+    check_sha256(weights, sha256, found=record["files"][weights.name])
+    if weights.suffix == ".safetensors":
+        read_shapes(weights)
+    elif weights.suffix not in (".npz", ".npy"):
+        read_pickled(weights, only_check=True)
+
+
+def _load_tag(architecture: str, tag: str, sha256: str | None, hub: Hub) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
     check_model_cfg(model_cfg, architecture)
     pretrained = open_clip.get_pretrained_cfg(architecture, tag)
@@ -247,14 +284,25 @@ def _load_tag(architecture: str, tag: str) -> ClipModel:
             f"architecture uses {'QuickGELU' if has else 'GELU'}; use {other}:{tag}"
         )
     source = f"{architecture}:{tag}"
-    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=source)
-    model = _create(architecture, model_cfg, text_config, pretrained=tag, what=source)
-    return _finish(model, model_cfg, text_config, source=source)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=source)
+    try:
+        weights = hub.published(pretrained)
+    except Exception as error:  # a hub and its network fail in many ways
+        raise _not_loaded(source, error) from error
+    record = next(one for one in hub.fetched.values() if weights.name in one["files"])
+    _check_fetched(weights, sha256, record)
+    preprocess = {key: value for key, value in pretrained.items() if key != "size"}
+    model = _create(
+        architecture, model_cfg, text_config, weights=weights, preprocess=preprocess, what=source
+    )
+    return _finish(model, model_cfg, text_config, hub, source=source)
 
 
-def _load_file(architecture: str, path: Path) -> ClipModel:
+def _load_file(architecture: str, path: Path, sha256: str | None, hub: Hub) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
     check_model_cfg(model_cfg, architecture)
+    if sha256 is not None and path.is_file():
+        check_sha256(path, sha256)
     state = read_state_dict(path)
     # Old checkpoints carry text position ids, which no architecture here has as weights.
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
@@ -264,7 +312,7 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
             "%s is loaded with GELU; weights that began from OpenAI's need QuickGELU "
             "(%s-quickgelu:FILE), and the file does not say which", path, architecture,
         )  # fmt: skip
-    text_config = read_text_config(model_cfg["text_cfg"], folder=None, what=what)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=what)
     expected = meta_shapes(model_cfg, text_config, what)
     state = fit_names(state, expected, what=what)
     check_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, what=what)
@@ -272,7 +320,7 @@ def _load_file(architecture: str, path: Path) -> ClipModel:
     load_weights(model, state, what=what)
     size = cast(Any, model.visual).image_size
     open_clip.set_model_preprocess_cfg(model, {**_published_preprocess(architecture), "size": size})
-    return _finish(model, model_cfg, text_config, source=f"{architecture}:{path}")
+    return _finish(model, model_cfg, text_config, hub, source=f"{architecture}:{path}")
 
 
 def _published_preprocess(architecture: str) -> dict[str, Any]:
@@ -296,7 +344,8 @@ def _create(
     text_config: dict[str, Any] | None,
     *,
     what: str,
-    pretrained: str | None = None,
+    weights: Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """open_clip's module with its weights; it takes `model_cfg` from where `name` points."""
     try:
@@ -307,7 +356,8 @@ def _create(
             warnings.simplefilter("ignore")
             model = open_clip.create_model(
                 name,
-                pretrained=pretrained,
+                pretrained=None if weights is None else str(weights),
+                force_preprocess_cfg=dict(preprocess or {}),
                 precision="fp32",
                 pretrained_image=False,
                 pretrained_text=False,
@@ -334,6 +384,7 @@ def _finish(
     model: nn.Module,
     model_cfg: dict[str, Any],
     text_config: dict[str, Any] | None,
+    hub: Hub,
     *,
     source: str,
     folder: Path | None = None,
@@ -351,11 +402,16 @@ def _finish(
             key: list(value) if isinstance(value, tuple) else value
             for key, value in preprocess_cfg.items()
         },
-        tokenizer=load_tokenizer(towers["text_cfg"], folder=folder, what=source),
+        tokenizer=load_tokenizer(towers["text_cfg"], folder=folder, hub=hub, what=source),
         source=source,
         text_config=text_config,
     )
     _ = clip.input_spec  # unusable preprocessing is reported at once
+    if not 0 < clip.logit_scale < _MOST_LOGIT_SCALE:
+        raise ModelError(
+            f"{source}: its logit_scale is {clip.logit_scale:.3g} (exp of the weight); expected "
+            f"one between 0 and {_MOST_LOGIT_SCALE:.0e}: it is damaged, or no CLIP"
+        )
     return clip
 
 
@@ -367,7 +423,8 @@ def new_clip(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], *, seed:
     what = "architecture"
     check_model_cfg(model_cfg, what)
     towers = towers_cfg(model_cfg)
-    text_config = read_text_config(towers["text_cfg"], folder=None, what=what)
+    hub = Hub()
+    text_config = read_text_config(towers["text_cfg"], folder=None, hub=hub, what=what)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(towers, text_config, what)
@@ -375,9 +432,10 @@ def new_clip(model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], *, seed:
         model=_ready(model),
         model_cfg=towers,
         preprocess_cfg={"size": cast(Any, model.visual).image_size, **preprocess_cfg},
-        tokenizer=load_tokenizer(towers["text_cfg"], folder=None, what=what),
+        tokenizer=load_tokenizer(towers["text_cfg"], folder=None, hub=hub, what=what),
         source="random weights",
         text_config=text_config,
+        fetched=hub.fetched or None,
     )
 
 

@@ -7,10 +7,11 @@ kept, of a tokenizer only its own files, both are read from a folder, and no cod
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,20 +22,20 @@ from open_clip.hf_configs import arch_dict
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from torch import Tensor
 
-from terralign.errors import ModelError, TerralignError, first_line
+from terralign.encoders.clip.hub import Hub
+from terralign.errors import ModelError, TerralignError, first_line, quoted
 from terralign.files import read_json, write_json
 from terralign.limits import require
 
 TEXT_CONFIG_NAME = "text_config.json"
 """The configuration of a space's text tower, so that it is built again with no network."""
 
-MAX_LAYERS = 1000
-"""A configuration with more layers in one tower is refused before it is built."""
-
 Tokenizer = Callable[[list[str]], Tensor]
 
 _WORDS = {"model_type", "hidden_act", "activation_function", "feed_forward_proj"}
 """Keys of a configuration whose values may be words; others name code, kernels or files."""
+
+_LIMITS = {"context_length": "model_tokens"}
 
 _TOKENIZER_FILES = [
     "tokenizer.json",
@@ -47,6 +48,7 @@ _TOKENIZER_FILES = [
     "*.model",
 ]
 _HUB_CONFIG = "config.json"
+_HUB_FILES = [*_TOKENIZER_FILES, _HUB_CONFIG]
 
 
 def check_text_cfg(text_cfg: dict[str, Any], what: str) -> None:
@@ -66,7 +68,7 @@ def check_text_cfg(text_cfg: dict[str, Any], what: str) -> None:
 
 
 def read_text_config(
-    text_cfg: dict[str, Any], *, folder: Path | None, what: str
+    text_cfg: dict[str, Any], *, folder: Path | None, hub: Hub, what: str
 ) -> dict[str, Any] | None:
     """The configuration of a text tower from transformers; None where open_clip has its own.
 
@@ -77,7 +79,7 @@ def read_text_config(
         return None
     if folder is not None and (folder / TEXT_CONFIG_NAME).is_file():
         return clean_text_config(read_json(folder / TEXT_CONFIG_NAME), what)
-    return clean_text_config(read_json(_fetch(name) / _HUB_CONFIG), what)
+    return clean_text_config(read_json(hub.folder(name, _HUB_FILES) / _HUB_CONFIG), what)
 
 
 def clean_text_config(config: Any, what: str) -> dict[str, Any]:
@@ -97,9 +99,24 @@ def clean_text_config(config: Any, what: str) -> dict[str, Any]:
     for key, value in kept.items():
         if key in _WORDS and not isinstance(value, str):
             raise ModelError(f"{what}: {key} of its text tower is {value!r}, expected a word")
-        if "layers" in key and (not isinstance(value, int) or value > MAX_LAYERS):
-            raise ModelError(f"{what}: {key} is {value!r}; at most {MAX_LAYERS} are supported")
+    check_sizes(kept, f"{what}: its text tower")
     return kept
+
+
+def check_sizes(values: Mapping[str, Any], what: str) -> None:
+    """Refuse a configuration that asks for more than a model has, before it is built."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            check_sizes(value, what)
+            continue
+        layers = key == "layers" or key.endswith("_layers")
+        name = "model_layers" if layers else _LIMITS.get(key, "model_numbers")
+        for one in value if isinstance(value, list) else [value]:
+            if layers and not isinstance(one, int):
+                raise ModelError(f"{what}: {key} is {one!r:.100}, expected a whole number")
+            if isinstance(one, int | float):
+                counted = int(min(abs(one), 2**63)) if math.isfinite(one) else 2**63
+                require(name, counted, f"{what} has {quoted(key)} of", fault=ModelError)
 
 
 @contextmanager
@@ -115,7 +132,9 @@ def local_text_cfg(
         yield {**text_cfg, "hf_model_name": folder, "hf_model_pretrained": False}
 
 
-def load_tokenizer(text_cfg: dict[str, Any], *, folder: Path | None, what: str) -> Tokenizer:
+def load_tokenizer(
+    text_cfg: dict[str, Any], *, folder: Path | None, hub: Hub, what: str
+) -> Tokenizer:
     """list of str -> (N, L) int64, as open_clip's `get_tokenizer` makes it.
 
     One of transformers is read from `folder`, where the model is a folder, else from the hub.
@@ -128,7 +147,7 @@ def load_tokenizer(text_cfg: dict[str, Any], *, folder: Path | None, what: str) 
             return cast(Tokenizer, open_clip.SimpleTokenizer(context_length=length, **options))
         with TemporaryDirectory() as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _copy_tokenizer(folder or _fetch(name), Path(temporary))
+            _copy_tokenizer(folder or hub.folder(name, _HUB_FILES), Path(temporary))
             tokenizer = HFTokenizer(
                 temporary,
                 context_length=length,
@@ -205,20 +224,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     if (source / _HUB_CONFIG).is_file():
         model_type = read_json(source / _HUB_CONFIG).get("model_type")
         write_json(target / _HUB_CONFIG, {"model_type": model_type} if model_type else {})
-
-
-def _fetch(name: str) -> Path:
-    """The folder of a hub model's configuration and tokenizer, from the hub or its cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=[*_TOKENIZER_FILES, _HUB_CONFIG], ignore_patterns=["*/*"]
-            )
-        )
-    except Exception as error:  # a hub and its network fail in many ways
-        raise ModelError(
-            f"cannot load {name} from the hub: {first_line(error)}. Without a network, give the "
-            "folder of a saved space"
-        ) from error

@@ -1,0 +1,37 @@
+"""Feeding a model with a whole sample set, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from terralign.chips import PixelLayout
+from terralign.datasets.sample import SampleSet
+from terralign.feed import Raw, feed
+
+Made = TypeVar("Made")
+
+
+def feed_samples(
+    samples: SampleSet,
+    layout: PixelLayout,
+    make: Callable[[Tensor], Made],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+) -> Generator[Made, None, None]:
+    """`make` of the raw pixels (B, C, H, W) of all samples, in their order; as `feed`.
+
+    `layout`: which of the samples' sensors is read.
+    """
+
+    def read(start: int) -> Raw[None]:
+        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
+        return Raw(None, {"pixels": torch.from_numpy(samples.read(indices)[layout.sensor.name])})
+
+    starts = range(0, len(samples), batch_size)
+    yield from feed(read, lambda raw: make(raw.tensors["pixels"]), starts, device=device)
