@@ -41,6 +41,7 @@ LIMITS: dict[str, int] = {
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster
+    "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded

@@ -183,6 +183,19 @@ def test_a_jpeg_of_very_many_segments_is_refused(tmp_path: Path) -> None:
         decode_rgb(path)
 
 
+@pytest.mark.parametrize("filling", [b"\xff", b"\0", b"\xff\xd0"])
+def test_a_jpeg_that_is_filled_up_is_refused(tmp_path: Path, filling: bytes) -> None:
+    path = tmp_path / "filled.jpg"
+    Image.fromarray(noise(8, 8)).save(path)
+    data = path.read_bytes()
+    end = data.index(b"\xff\xdb")
+    path.write_bytes(data[:end] + 1000 * filling + data[end:])
+    assert decode_rgb(path).shape == (3, 8, 8)
+    path.write_bytes(data[:end] + 5_000_000 * filling + data[end:])
+    with pytest.raises(DataError, match=r"filled.jpg (is damaged: no segment|has at least 5,001)"):
+        decode_rgb(path)
+
+
 def test_a_png_of_very_many_chunks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

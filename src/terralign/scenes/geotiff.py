@@ -180,6 +180,7 @@ def require_small_blocks(path: Path, source: Any) -> None:
     Blocks are read one at a time; those of pixel interleaving hold all bands.
     """
     require("raster_bands", source.count, f"{shown(path)} has", todo="split it")
+    require("raster_rows", source.height, f"{shown(path)} has", todo="cut it into smaller files")
     sizes = [
         height * width * np.dtype(dtype).itemsize
         for (height, width), dtype in zip(source.block_shapes, source.dtypes, strict=True)
