@@ -23,6 +23,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20,
 LIMITS: dict[str, int] = {
     "array_bytes": 2**30,  # of the arrays in one NumPy file
     "block_bytes": 384 * 2**20,  # of one tile or strip of a raster, with all bands that it holds
+    "bmp_rle_bytes": 16 * 2**20,  # of a BMP that is compressed, which Pillow decodes in Python
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies

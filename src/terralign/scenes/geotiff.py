@@ -134,6 +134,8 @@ def _check_beside(path: Path) -> None:
 
 def _size_beside(name: str) -> int | None:
     """The size of a file in bytes, None where it is missing; `DataError` where it is no file."""
+    if not os.access(name, os.F_OK):
+        return None
     try:
         status = os.stat(name)
     except OSError:

@@ -230,6 +230,10 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         _check_jpeg(file, what)
     if kind == "PNG":
         _check_chunks(file, what)
+    if kind == "BMP" and head[30:31] in (b"\1", b"\2"):  # run lengths, decoded one by one
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        require("bmp_rle_bytes", size, f"{what} has run lengths of", todo="save it as PNG")
     if Image.MAX_IMAGE_PIXELS is not None and limit("picture_pixels") > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit("picture_pixels")  # or a raised limit would be Pillow's
     try:
