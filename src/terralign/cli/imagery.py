@@ -66,7 +66,9 @@ _READING = [
         help="Added to Sentinel-2 DN: 0 or -1000. Needed where name and metadata do not state it.",
     ),
     click.option(
-        "--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are."
+        "--units",
+        type=click.Choice(["dn", "physical", "linear"]),
+        help="What the files' numbers are; linear: power of radar, read in dB.",
     ),
     click.option("--composite", help="RGB recipe of the sensor, for the RGB tower."),
     click.option("--tower", help="Default: the sensor's own, else RGB."),
@@ -211,7 +213,9 @@ def classify(
 ) -> None:
     """Classify FILES by the names of classes.
 
-    FILES are pictures, GeoTIFFs, products with one file per band, and folders of these. A
+    FILES are pictures, GeoTIFFs, products with one file per band (also ESA's zips), folders of
+    these, and STAC: items, item collections and stac-geoparquet as files or addresses, and searches
+    of an API (stac:https://HOST/v1?collections=...&bbox=W,S,E,N&datetime=FROM/TO&max_items=9). A
     raster larger than the model's input is cut into windows, which are reported one by one.
     An input that cannot be read is reported, the others are classified, and the exit code is 1.
     """

@@ -33,6 +33,7 @@ from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
+from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, SENSORS
 
 if TYPE_CHECKING:
@@ -189,7 +190,9 @@ def _counted(
     sources: Iterator[Source | Fault], listed: Iterable[tuple[int, Any]]
 ) -> Iterator[Source | Fault]:
     """The sources, with a counter where several files are known beforehand."""
-    paths = isinstance(listed, list) and all(isinstance(one, Path | Fault) for _, one in listed)
+    paths = isinstance(listed, list) and all(
+        isinstance(one, Path | StacItem | Fault) for _, one in listed
+    )
     if not (isinstance(listed, list) and paths and len(listed) > 1):
         yield from sources
         return
