@@ -16,10 +16,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fuzz.corpus import Entry
 from terralign.errors import TerralignError
+
+if TYPE_CHECKING:
+    from fuzz.corpus import Entry
 
 CPU_S = 20
 GROWTH_MB = 1500
