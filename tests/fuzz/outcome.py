@@ -27,7 +27,7 @@ CPU_S = 20
 GROWTH_MB = 1500
 ROOM_MB = 4000
 """Address space that a case may take beyond what its process has."""
-WALL_S = 90
+WALL_S = 240
 LINE = 2000
 """Characters of a message."""
 
