@@ -34,6 +34,10 @@ LIMITS: dict[str, int] = {
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
+    "model_layers": 1000,  # of one tower, by its configuration
+    "model_numbers": 2**24,  # of any other size in a configuration; beside the weights of a model
+    "model_patches": 2**18,  # of one picture: its size over that of a patch, squared
+    "model_tokens": 8192,  # of a text tower's context
     "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
@@ -53,6 +57,8 @@ LIMITS: dict[str, int] = {
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
     "toml_levels": 80,  # of tables and lists within each other
+    "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
+    "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""

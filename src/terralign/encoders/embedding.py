@@ -25,6 +25,7 @@ from terralign.encoders.inputs import (
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
+from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
 from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
@@ -121,7 +122,10 @@ def _embed_batch(
     if len(chips) > 1:
         pixels = torch.stack([chip.pixels for chip in chips])
     with enough_memory(chips[0].of["source_key"], todo=_CUT):
-        vectors = space.encode_layout(pixels, chips[0].layout, tower=tower)
+        vectors = finite(
+            space.encode_layout(pixels, chips[0].layout, tower=tower),
+            what=f"tower {tower!r}", source=space.source,
+        )  # fmt: skip
     if normalize:
         vectors = F.normalize(vectors, dim=-1)
     for chip, vector in zip(chips, vectors, strict=True):
