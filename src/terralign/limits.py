@@ -23,12 +23,14 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20,
 LIMITS: dict[str, int] = {
     "array_bytes": 2**30,  # of the arrays in one NumPy file
     "block_bytes": 384 * 2**20,  # of one tile or strip of a raster, with all bands that it holds
+    "bmp_rle_bytes": 16 * 2**20,  # of a BMP that is compressed, which Pillow decodes in Python
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder
+    "index_parts": 1_000_000,  # of one folder of embedded scenes
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
     "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file
@@ -39,13 +41,16 @@ LIMITS: dict[str, int] = {
     "model_patches": 2**18,  # of one picture: its size over that of a patch, squared
     "model_tokens": 8192,  # of a text tower's context
     "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
+    "part_rows": 20_000_000,  # windows of one part
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
     "picture_rows": 500_000,  # of one picture, each of which takes memory of its own
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster
+    "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
+    "scene_windows": 4_000_000,  # that one scene is cut into
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
     "table_rows": 3_000_000,  # of one table
@@ -56,6 +61,11 @@ LIMITS: dict[str, int] = {
     "tiff_tags": 65_535,  # of one page of a TIFF
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
+    "stac_items": 100_000,  # of one item collection
+    "stac_assets": 1_000,  # of one STAC item
+    "geometry_points": 100_000,  # of one footprint
+    "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
+    "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive
     "toml_levels": 80,  # of tables and lists within each other
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
     "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
