@@ -69,6 +69,7 @@ LIMITS: dict[str, int] = {
     "toml_levels": 80,  # of tables and lists within each other
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
     "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
+    "webp_alpha_pixels": 78_000_000,  # of one WebP with alpha, whose decoder holds four copies
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""
