@@ -88,7 +88,7 @@ class ItemProduct:
 
 
 def read_item(value: Any, *, origin: str, base: str = "", signer: Signer | None = None) -> StacItem:
-    """An item of its JSON values; `DataError` naming `origin` where it is none."""
+    """An item of its JSON values; `DataError` naming `origin` for values of another kind."""
     if not isinstance(value, dict) or value.get("type") != "Feature":
         raise DataError(f"{origin} is no STAC item: its type is not 'Feature'")
     name, assets, properties = (value.get(key) for key in ("id", "assets", "properties"))
@@ -169,8 +169,8 @@ def open_item(item: StacItem, declared: Declared) -> Scene:
 def describe_item(item: StacItem, declared: Declared) -> ItemProduct:
     """What an item is, by what it states alone; no asset is opened.
 
-    `SensorError` where its sensor is unknown; `DataError` where none of its assets is a band, where
-    they are raw radar, or where an address is none that is opened.
+    `SensorError` where its sensor is unknown; `DataError` where no asset is a band, where they are
+    raw radar, or where an address is of a kind that is not opened.
     """
     names = _names_of(item)
     sensor = _sensor_of(item, declared.sensor, names)
@@ -291,7 +291,7 @@ def _is_raster(asset: Mapping[str, Any]) -> bool:
 
 
 def _path_of(href: str) -> str:
-    """The path in an address; the address itself where it is none."""
+    """The path in an address; a text that is no address as it is."""
     try:
         return urlsplit(href).path
     except ValueError:
