@@ -23,6 +23,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20,
 LIMITS: dict[str, int] = {
     "array_bytes": 2**30,  # of the arrays in one NumPy file
     "block_bytes": 384 * 2**20,  # of one tile or strip of a raster, with all bands that it holds
+    "captions_bytes": 40 * 2**20,  # of the JSON file that names images and their captions
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies
@@ -33,6 +34,7 @@ LIMITS: dict[str, int] = {
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
+    "manifest_bytes": 4 * 2**20,  # of a packed store's: some 200 a shard
     "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
@@ -45,6 +47,7 @@ LIMITS: dict[str, int] = {
     "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
     "table_rows": 3_000_000,  # of one table
     "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
+    "tars": 100_000,  # that the patterns of one split name
     "text_bytes": 16 * 2**20,  # of any other text file
     "tiff_pages": 2_000,  # of one TIFF, with its overviews and masks
     "tiff_tag_bytes": 64 * 2**20,  # of what the tags of one TIFF point to
