@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace, load
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
+    from terralign.index.embed import embed_scenes
     from terralign.scenes.scene import Scene, open_scene
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
@@ -40,6 +41,7 @@ _DEFERRED = {
     "Samples": "terralign.datasets.samples",
     "Scene": "terralign.scenes.scene",
     "align": "terralign.training",
+    "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
     "load": "terralign.encoders.space",
     "open_scene": "terralign.scenes.scene",
@@ -58,6 +60,7 @@ __all__ = [
     "TerralignError",
     "__version__",
     "align",
+    "embed_scenes",
     "evaluate",
     "load",
     "load_sensor",

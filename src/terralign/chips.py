@@ -210,6 +210,8 @@ class Chip:
     `pixels`: (C, H, W), numbers as `layout` defines them. `valid`: (C, H, W) bool, True where a
     pixel may be used; elsewhere the pixels are marked by `mark_invalid`, whatever was given, so
     that neither can be used without the other. `datetime`: acquisition, None where unknown.
+    `clouds`: (H, W) bool, True where there is a cloud or its shadow, whose pixels are valid all the
+    same; None where unknown, or not read.
     """
 
     pixels: NDArray[np.generic]
@@ -217,6 +219,7 @@ class Chip:
     layout: PixelLayout
     grid: Grid | None = None
     datetime: dt.datetime | None = None
+    clouds: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or len(self.pixels) != len(self.layout.bands):
@@ -229,6 +232,8 @@ class Chip:
             )
         if self.valid.shape != self.pixels.shape:
             raise SensorError(f"valid is {self.valid.shape}, pixels are {self.pixels.shape}")
+        if self.clouds is not None and self.clouds.shape != self.pixels.shape[1:]:
+            raise SensorError(f"clouds is {self.clouds.shape}, pixels are {self.pixels.shape}")
         object.__setattr__(self, "pixels", mark_invalid(self.pixels, self.valid, self.layout))
 
     @property
@@ -245,6 +250,15 @@ class Chip:
     def valid_share(self) -> float:
         """Share (0-1) of the numbers that are valid."""
         return float(self.valid.mean())
+
+    @property
+    def cloud_share(self) -> float | None:
+        """Share (0-1) of the pixels with a number that lie under a cloud or its shadow; None where
+        `clouds` is."""
+        if self.clouds is None:
+            return None
+        there = self.valid.any(0)
+        return float(self.clouds[there].mean()) if there.any() else 0.0
 
     def select_bands(self, names: Iterable[str]) -> Chip:
         """The chip with just these bands, in this order; the only place that counts channels."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 
 class TerralignError(Exception):
@@ -178,6 +177,6 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-def shown(path: Path | str) -> str:
+def shown(path: object) -> str:
     """A path as one line of printable characters, as errors show those that may hold any."""
     return printable(str(path))

@@ -30,19 +30,30 @@ LIMITS: dict[str, int] = {
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder
+    "geometry_points": 100_000,  # of one footprint
+    "index_parts": 1_000_000,  # of one folder of embedded scenes
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
+    "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
     "manifest_bytes": 4 * 2**20,  # of a packed store's: some 200 a shard
+    "model_layers": 1000,  # of one tower, by its configuration
+    "model_numbers": 2**24,  # of any other size in a configuration; beside the weights of a model
+    "model_patches": 2**18,  # of one picture: its size over that of a patch, squared
+    "model_tokens": 8192,  # of a text tower's context
     "parquet_footer_bytes": 32 * 2**20,  # names, types and places of columns in one Parquet file
+    "part_rows": 20_000_000,  # windows of one part
     "pickle_bytes": 16 * 2**20,  # of a checkpoint, beside the numbers of its tensors
     "picture_pixels": 89_478_485,  # of one picture: where Pillow begins to warn
-    "picture_rows": 1_000_000,  # of one picture, each of which takes memory of its own
+    "picture_rows": 500_000,  # of one picture, each of which takes memory of its own
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
+    "scene_windows": 4_000_000,  # that one scene is cut into
+    "stac_assets": 1_000,  # of one STAC item
+    "stac_items": 100_000,  # of one item collection
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
     "table_rows": 3_000_000,  # of one table
@@ -55,7 +66,11 @@ LIMITS: dict[str, int] = {
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
     "toml_levels": 80,  # of tables and lists within each other
+    "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
+    "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
+    "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
+    "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""
 

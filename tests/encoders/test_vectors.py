@@ -13,7 +13,6 @@ import pytest
 import shapely
 
 from terralign.chips import Window
-from terralign.encoders import vectors as module
 from terralign.encoders.vectors import Embeddings, Footprint
 from terralign.errors import DataError, TerralignError
 
@@ -115,12 +114,36 @@ def test_memory_is_bounded_before_it_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text of half a megabyte in every row is stored once, and decoded for each."""
-    monkeypatch.setattr(module, "MAX_VECTOR_BYTES", 64 * 1024**2)
+    monkeypatch.setenv("TERRALIGN_LIMITS", "vector_bytes=64MiB")
     path = _embeddings(num=2000).save(tmp_path / "a.parquet")
     _rewrite(path, _column("key", ["x" * 2**19] * 2000))
     assert path.stat().st_size < 2**20
-    with pytest.raises(DataError, match="of memory; split it"):
+    with pytest.raises(DataError, match="limit of 64 MiB; split it, or set TERRALIGN_LIMITS="):
         Embeddings.load(path)
+
+
+def test_geometries_nested_without_end_are_refused(tmp_path: Path) -> None:
+    """GEOS would follow them until the process is killed."""
+    nested = b"\x01\x07\0\0\0\x01\0\0\0" * 20_000 + b"\x01\x07\0\0\0\0\0\0\0"
+    path = _embeddings().save(tmp_path / "a.parquet")
+    _rewrite(path, _column("geometry", [nested] * 4))
+    with pytest.raises(DataError, match="geometries of more parts than a place has"):
+        Embeddings.load(path)
+
+
+def test_a_footer_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "parquet_footer_bytes=1KiB")
+    path = _embeddings().save(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has a footer of .*limit of 1 KiB"):
+        Embeddings.load(path)
+
+
+def test_a_file_as_large_as_its_vectors_is_read_whatever_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "vector_bytes=1KiB")
+    path = _embeddings(num=50, dim=512).save(tmp_path / "a.parquet")
+    assert len(Embeddings.load(path)) == 50
 
 
 def test_names_that_are_not_utf8_are_kept_escaped(tmp_path: Path) -> None:

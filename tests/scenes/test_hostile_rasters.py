@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,30 @@ def test_too_little_memory_is_a_fault_of_the_file(
     monkeypatch.setattr("terralign.scenes.read.GeotiffSource._read", none_left)
     with pytest.raises(DataError, match=r"a.tif needs more memory than there is \(Unable .*; cut"):
         read_chip(path, **SENTINEL2)
+
+
+@pytest.mark.parametrize(
+    "name", ["B04, central wavelength 6.6.5 nm", "B" * 100_000, "1" * 100_000, "B\x1b[31m\n" * 90]
+)
+def test_what_a_file_calls_its_bands_ends_in_one_line(tmp_path: Path, name: str) -> None:
+    path = write_geotiff(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint16))
+    Path(f"{path}.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><Description>'
+        f"{name.replace(chr(27), ' ')}</Description></PAMRasterBand></PAMDataset>"
+    )
+    with pytest.raises(DataError) as caught:
+        read_chip(path, sensor="sentinel2-l2a", dn_offset=0)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_a_picture_that_pillow_would_call_a_bomb_is_refused_in_our_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(DataError, match=r"400,000,000 pixels, more than the limit .*; cut it"):
+        decode_rgb(path)

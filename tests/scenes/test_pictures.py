@@ -172,6 +172,17 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path) -> None:
         decode_rgb(path)
 
 
+def test_a_jpeg_of_very_many_segments_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "segments.jpg"
+    Image.fromarray(noise(8, 8)).save(path)
+    data, segment = path.read_bytes(), b"\xff\xe1\0\x10Exif\0\0abcdefgh"
+    path.write_bytes(data[:2] + 300 * segment + data[2:])
+    assert decode_rgb(path).shape == (3, 8, 8)
+    path.write_bytes(data[:2] + 200_000 * segment + data[2:])
+    with pytest.raises(DataError, match=r"segments.jpg has at least 5,001 segments"):
+        decode_rgb(path)
+
+
 def test_a_png_of_very_many_chunks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

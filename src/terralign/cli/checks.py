@@ -57,10 +57,13 @@ def open_alone(
     if len(paths) != 1 or not Path(paths[0]).exists():
         return None
     from terralign.encoders.vectors import as_fault
+    from terralign.scenes.catalogues import is_catalogue
     from terralign.scenes.inputs import find_inputs
     from terralign.scenes.scene import open_scene
 
     path = Path(paths[0])
+    if is_catalogue(path):
+        return None
     names = ("bands", "dn_offset", "units", "composite")
     try:
         if find_inputs(path, sensor=sensor) != [path]:
@@ -74,6 +77,9 @@ def check_paths(paths: Sequence[str]) -> None:
     """Files, folders and patterns (`tiles/*.tif`), where none of them exists.
 
     Of several the command reports each."""
-    missing = [path for path in paths if not Path(path).exists() and not glob.has_magic(path)]
+    from terralign.scenes.catalogues import is_remote_source
+
+    files = [path for path in paths if not is_remote_source(path)]
+    missing = [path for path in files if not Path(path).exists() and not glob.has_magic(path)]
     if missing and len(missing) == len(paths):
         raise DataError(f"{', '.join(missing[:3])}{', ...' if missing[3:] else ''} not found")

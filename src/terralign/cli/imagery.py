@@ -66,7 +66,9 @@ _READING = [
         help="Added to Sentinel-2 DN: 0 or -1000. Needed where name and metadata do not state it.",
     ),
     click.option(
-        "--units", type=click.Choice(["dn", "physical"]), help="What the files' numbers are."
+        "--units",
+        type=click.Choice(["dn", "physical", "linear"]),
+        help="What the files' numbers are; linear: power of radar, read in dB.",
     ),
     click.option("--composite", help="RGB recipe of the sensor, for the RGB tower."),
     click.option("--tower", help="Default: the sensor's own, else RGB."),
@@ -211,7 +213,9 @@ def classify(
 ) -> None:
     """Classify FILES by the names of classes.
 
-    FILES are pictures, GeoTIFFs, products with one file per band, and folders of these. A
+    FILES are pictures, GeoTIFFs, products with one file per band (also ESA's zips), folders of
+    these, and STAC: items, item collections and stac-geoparquet as files or addresses, and searches
+    of an API (stac:https://HOST/v1?collections=...&bbox=W,S,E,N&datetime=FROM/TO&max_items=9). A
     raster larger than the model's input is cut into windows, which are reported one by one.
     An input that cannot be read is reported, the others are classified, and the exit code is 1.
     """
@@ -347,22 +351,87 @@ def _likeliest(probabilities: dict[str, float], top: int) -> str:
     return ", ".join(shown)
 
 
+def _share(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """I/N: the I-th of N shares."""
+    if value is None:
+        return None
+    first, slash, last = value.partition("/")
+    if not (slash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise click.BadParameter(f"{value!r}: expected I/N, from 1/N to N/N, as in 3/8")
+    return int(first), int(last)
+
+
+_FOLDER_OPTIONS = [
+    click.option(
+        "--stride", type=click.IntRange(1), metavar="PIXELS",
+        help="From one window to the next; default: the window's side. In pixels as --window: "
+        "those of the tower's GSD.",
+    ),
+    click.option(
+        "--gsd", "gsd_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
+        help="GSD that the tower was trained at; default: that of the sensor's bands. Scenes at "
+        "another are resampled.",
+    ),
+    click.option(
+        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with a smaller share of valid pixels; default: those without any.",
+    ),
+    click.option(
+        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with more cloud and shadow.",
+    ),
+    click.option(
+        "--vectors", type=click.Choice(["float16", "float32", "int8"]),
+        help="How vectors are stored; default: float16.",
+    ),
+    click.option(
+        "--part", callback=_share, metavar="I/N",
+        help="Embed only the I-th of N shares of the scenes, as for job arrays.",
+    ),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]),
+        help="ray: spread the scenes over a Ray cluster (extra ray); default: local.",
+    ),
+    click.option(
+        "--workers", "num_workers", type=click.IntRange(1), help="Actors of --engine ray."
+    ),
+]  # fmt: skip
+_FOLDER_NAMES = (
+    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
+)
+_FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers"}
+
+
+def _folder_options(function: Command) -> Command:
+    """The options of a folder of parts; passed on as one mapping of those given, `parting`."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _FOLDER_NAMES}
+        function(parting={name: one for name, one in given.items() if one is not None}, **arguments)
+
+    wrapped: Command = call
+    for option in reversed(_FOLDER_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--model", required=True, help="A space, or any model that `classify` takes.")
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The GeoParquet file to write.",
+    type=click.Path(path_type=Path),
+    help="The folder of GeoParquet parts to fill; or, ending in .parquet, the one file to write.",
 )
 @_reading_options
+@_folder_options
 @device_option
 @json_option
-@example(
-    "terralign embed tiles --model runs/m/model --sensor sentinel2-l2a --dn-offset -1000 "
-    "--out tiles.parquet"
-)
+@example("terralign embed S2A_MSIL2A_*.SAFE --model runs/m/model --out scenes --stride 32")
 def embed(
     files: tuple[str, ...],
     model: str,
@@ -370,14 +439,33 @@ def embed(
     device: str | None,
     as_json: bool,
     reading: dict[str, Any],
+    parting: dict[str, Any],
 ) -> None:
-    """Embed imagery into a GeoParquet file of vectors.
+    """Embed imagery into a folder of GeoParquet parts, or into one file.
 
-    FILES as for `classify`. One row per file or window: key, place, date, tower and vector, which
-    `terralign search`, geopandas and DuckDB read.
+    FILES as for `classify`. Into a folder, scenes are cut into windows, and each becomes a part of
+    its own: run the same again to resume, or in several processes at once. A file has one row per
+    input or window. `terralign search`, geopandas and DuckDB read both.
     """
-    if out.suffix != ".parquet":
-        raise click.UsageError(f"--out {out}: choose a name that ends in .parquet")
+    if out.suffix == ".parquet":
+        if parting:
+            flags = [_FLAGS_OF.get(name, f"--{name.replace('_', '-')}") for name in parting]
+            raise click.UsageError(
+                f"{', '.join(flags)}: no effect on one file; give a folder (--out FOLDER)"
+            )
+        _embed_into_file(files, model, out, device, as_json, reading)
+    else:
+        _embed_into_folder(files, model, out, device, as_json, reading, parting)
+
+
+def _embed_into_file(
+    files: Sequence[str],
+    model: str,
+    out: Path,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+) -> None:
     _check_folder(out, "--out")
     sensor = _check(model, files, reading)
     from terralign.encoders.vectors import check_parquet
@@ -407,6 +495,45 @@ def embed(
             f"{', '.join(found.tower_ids)}"
         )
     _end(alike, len({one.source for one in found.places}))
+
+
+def _embed_into_folder(
+    files: Sequence[str],
+    model: str,
+    out: Path,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+    parting: dict[str, Any],
+) -> None:
+    if not out.is_dir() and (out.exists() or out.suffix):
+        raise click.UsageError(
+            f"--out {out}: give a folder, or for one file a name that ends in .parquet"
+        )
+    if reading["window"] == "whole":
+        raise click.UsageError("--window whole: scenes are cut into windows; give a number")
+    towers = reading.pop("tower")
+    sensor = _check(model, files, reading)
+    if sensor is not None:
+        reading["sensor"] = sensor
+    space = _load(model, device)
+    from terralign.index.embed import embed_scenes
+
+    found = embed_scenes(
+        space,
+        list(files),
+        out,
+        tower=None if towers is None else split_list(towers, "--tower"),
+        **reading,
+        **parting,
+    )
+    alike = Counter[str]()
+    _report(found.faults, alike)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        click.echo(f'{found}\nsearch it: terralign search {shown(out)} "a river"')
+    _end(alike, len(found.scenes))
 
 
 @main.command()

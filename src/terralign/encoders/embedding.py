@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from terralign.encoders.inputs import (
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.pixels import resize_pictures, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
+from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
 from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
@@ -32,6 +33,7 @@ from terralign.preprocess.spec import layout_composite
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
+from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, SENSORS
 
 if TYPE_CHECKING:
@@ -121,7 +123,10 @@ def _embed_batch(
     if len(chips) > 1:
         pixels = torch.stack([chip.pixels for chip in chips])
     with enough_memory(chips[0].of["source_key"], todo=_CUT):
-        vectors = space.encode_layout(pixels, chips[0].layout, tower=tower)
+        vectors = finite(
+            space.encode_layout(pixels, chips[0].layout, tower=tower),
+            what=f"tower {tower!r}", source=space.source,
+        )  # fmt: skip
     if normalize:
         vectors = F.normalize(vectors, dim=-1)
     for chip, vector in zip(chips, vectors, strict=True):
@@ -159,7 +164,7 @@ def _read_each(
             continue
         try:
             name = tower or space.tower_for(source.layout)
-            _check_fit(space, name, source.layout)
+            check_fit(space, name, source.layout)
             size = space.input_spec(name).size
             windows = source.windows(size, window)
             if not warned and window is None and source.is_numbers:
@@ -185,7 +190,9 @@ def _counted(
     sources: Iterator[Source | Fault], listed: Iterable[tuple[int, Any]]
 ) -> Iterator[Source | Fault]:
     """The sources, with a counter where several files are known beforehand."""
-    paths = isinstance(listed, list) and all(isinstance(one, Path | Fault) for _, one in listed)
+    paths = isinstance(listed, list) and all(
+        isinstance(one, Path | StacItem | Fault) for _, one in listed
+    )
     if not (isinstance(listed, list) and paths and len(listed) > 1):
         yield from sources
         return
@@ -216,20 +223,16 @@ def _chips(
 ) -> Iterator[_Waiting]:
     """The chips of a source that have a valid pixel."""
     num_empty = 0
-    bands = _bands_seen(space, tower, source.layout)
     label = f"embed {source.key} with {tower}"
     shown = len(windows) >= NUM_SHOWN_PROGRESS
     counter = Progress(label, total=len(windows), unit="window") if shown else nullcontext()
     with counter as progress:
-        for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
-            share = float(seen_shares(space.input_spec(tower), chip[None], layout, tower=tower)[0])
+        for window, chip, layout, share in read_chips(space, source, windows, tower):
             if progress is not None:
                 progress.advance()
             if share == 0:
                 num_empty += 1
                 continue
-            if layout.sensor == SENSORS["rgb"] and layout.units == "dn":
-                chip = resize_pictures(chip[None], picture_size(space.input_spec(tower)))[0]
             if window is None and not source.is_numbers:
                 # Beside the numbers: the tower's, which are float32, and masks of both.
                 require(
@@ -257,13 +260,27 @@ def _chips(
         )  # fmt: skip
 
 
-def _bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:
+def read_chips(
+    space: EmbeddingSpace, source: Source, windows: Sequence[Window | None], tower: str
+) -> Iterator[tuple[Window | None, Tensor, PixelLayout, float]]:
+    """Each window, its raw pixels (C, H, W) in the bands that a tower looks at, what they mean, and
+    the share (0-1) of valid numbers in what the tower sees; pictures at the size it takes."""
+    spec = space.input_spec(tower)
+    bands = bands_seen(space, tower, source.layout)
+    for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
+        share = float(seen_shares(spec, chip[None], layout, tower=tower)[0])
+        if share > 0 and layout.sensor == SENSORS["rgb"] and layout.units == "dn":
+            chip = resize_pictures(chip[None], picture_size(spec))[0]
+        yield window, chip, layout, share
+
+
+def bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:
     """The bands of a layout that a tower looks at."""
     wanted = layout_composite(layout).bands if tower == RGB else space.input_spec(tower).bands
     return tuple(name for name in wanted if name in layout.bands)
 
 
-def _check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
+def check_fit(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> None:
     """Raise where a tower does not take pixels of this layout, before they are read."""
     one = torch.zeros(1, len(layout.bands), 1, 1)
     if tower == RGB:

@@ -24,17 +24,19 @@ from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError, shown
+from terralign.scenes.catalogues import is_catalogue, is_pystac, read_items
 from terralign.scenes.declared import Declared
 from terralign.scenes.inputs import find_inputs
 from terralign.scenes.pictures import image_with_mask
 from terralign.scenes.places import box, wgs84_footprint
 from terralign.scenes.scene import Scene, open_declared
+from terralign.scenes.stac import StacItem, open_item
 from terralign.scenes.windows import cut_windows
 from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
 
-_Single = str | Path | Scene | Chip | Image.Image | NDArray[np.generic] | Tensor
+_Single = str | Path | Scene | StacItem | Chip | Image.Image | NDArray[np.generic] | Tensor
 
 Inputs = _Single | Iterable[Any]
 """What can be embedded: one, or several of these."""
@@ -49,11 +51,15 @@ Windows = Sequence[Window | None]
 Read = Callable[[Windows, Sequence[str]], Iterator[tuple[Tensor, PixelLayout]]]
 """Pixels (C, h, w) of windows, one after another, with at least these bands."""
 
+CloudShares = Callable[[Windows], Iterator[float]]
+"""The share (0-1) of each window's pixels that are cloud or its shadow; NaN where none is known."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """One input that can be read. `is_scene`: a raster, which is cut where it is larger than the
-    tower's input; `is_numbers`: numbers in memory."""
+    tower's input; `is_numbers`: numbers in memory. `cloud_shares`: None where it has no cloud mask.
+    `notes`: what was concluded of it rather than declared."""
 
     key: str
     layout: PixelLayout
@@ -66,6 +72,8 @@ class Source:
     datetime: dt.datetime | None = None
     is_scene: bool = False
     is_numbers: bool = False
+    cloud_shares: CloudShares | None = None
+    notes: tuple[str, ...] = ()
 
     def windows(self, size: int, windowing: Windowing) -> list[Window | None]:
         """The windows that the source is cut into; `[None]` for the whole."""
@@ -108,11 +116,14 @@ def list_inputs(inputs: Inputs, declared: Declared) -> Iterable[tuple[int, Any]]
 
 
 def _singles(one: Any, declared: Declared) -> Iterable[Any]:
-    if not isinstance(one, str | Path):
+    is_path = isinstance(one, str | Path)
+    if not is_path and not is_pystac(one):
         return [one]
-    if not str(one).strip():
+    if is_path and not str(one).strip():
         raise DataError("a path is empty; name a file or folder")
     try:
+        if not is_path or is_catalogue(one):
+            return list(read_items(one))
         return expand(Path(one), declared)
     except (DataError, SensorError, OSError) as error:
         return [as_fault(str(one), error)]
@@ -131,6 +142,8 @@ def open_sources(
             yield one
         elif isinstance(one, Path):
             yield _from_path(one, declared)
+        elif isinstance(one, StacItem):
+            yield _from_item(one, declared)
         elif isinstance(one, Scene):
             yield _from_opened(one, declared)
         elif isinstance(one, Chip):
@@ -143,17 +156,17 @@ def open_sources(
             yield from _from_numbers(one, "" if alone else f"{number}", declared)
         else:
             raise DataError(
-                f"cannot embed a {type(one).__name__}; give a path, a folder, a Scene, a Chip, a "
-                "Pillow image, an array or tensor (C, H, W) or (N, C, H, W), Samples, or a list of "
-                "these"
+                f"cannot embed a {type(one).__name__}; give a path, a folder, a Scene, a STAC "
+                "item, a Chip, a Pillow image, an array or tensor (C, H, W) or (N, C, H, W), "
+                "Samples, or a list of these"
             )
 
 
-_SINGLE = (str, Path, Scene, Chip, Image.Image, np.ndarray, Tensor)
+_SINGLE = (str, Path, Scene, StacItem, Chip, Image.Image, np.ndarray, Tensor)
 
 
 def _several(inputs: Inputs) -> Iterable[Any]:
-    single = isinstance(inputs, _SINGLE)
+    single = isinstance(inputs, _SINGLE) or is_pystac(inputs)
     if single or _is_sample_set(inputs):
         return [inputs]
     if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
@@ -201,6 +214,13 @@ def _from_path(path: Path, declared: Declared) -> Source | Fault:
         return as_fault(str(path), error)
 
 
+def _from_item(item: StacItem, declared: Declared) -> Source | Fault:
+    try:
+        return from_scene(open_item(item, declared))
+    except (DataError, SensorError, OSError) as error:
+        return as_fault(item.key, error)
+
+
 def _from_opened(scene: Scene, declared: Declared) -> Source:
     declared.refuse("a scene", "sensor", "bands", "units", "dn_offset")
     return from_scene(replace(scene, layout=scene.layout.with_composite(declared.composite)))
@@ -215,15 +235,16 @@ def from_scene(scene: Scene) -> Source:
         return ((as_tensor(chip.pixels), chip.layout) for chip in chips)
 
     return Source(
-        key=str(scene.path),
+        key=scene.key,
         layout=scene.layout,
         height=scene.height,
         width=scene.width,
         read=read,
-        path=scene.path,
+        path=Path(scene.key),
         grid=scene.grid,
         datetime=scene.datetime,
         is_scene=not scene.is_picture,
+        notes=scene.notes,
     )
 
 

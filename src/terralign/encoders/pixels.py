@@ -58,7 +58,7 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     layout = declare_layout(
         declared.sensor,
         declared.bands,
-        units=units_of(declared.sensor, kind, declared.units, what=f"pixels are {name}"),
+        units=units_of(declared.sensor, kind, declared.plain_units, what=f"pixels are {name}"),
         dn_offset=declared.dn_offset,
         composite=declared.composite,
         shape=tuple(pixels.shape),

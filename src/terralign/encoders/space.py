@@ -197,7 +197,7 @@ class EmbeddingSpace(Shown):
         Raises `DataError` where the numbers cannot be what is declared (see `scenes.plausible`),
         and for a chip without a valid pixel in the bands that the tower sees.
         """
-        declared = self._declare(
+        declared = self.declare(
             sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
         )
         found = embed_each(
@@ -207,7 +207,7 @@ class EmbeddingSpace(Shown):
         vectors = [one.vector for one in found if isinstance(one, EmbeddedChip)]
         return torch.stack(vectors) if vectors else torch.zeros(0, self.dim)
 
-    def _declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
+    def declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
         """What a caller declares of pixels, with the sensor found by its name."""
         if isinstance(sensor, str | Path):
             sensor = self.find_sensor(str(sensor))
@@ -326,7 +326,7 @@ class EmbeddingSpace(Shown):
         **declared: Any,
     ) -> Iterator[EmbeddedChip | Fault]:
         return embed_each(
-            self, inputs, self._declare(**declared), tower=tower, window=window, errors=errors,
+            self, inputs, self.declare(**declared), tower=tower, window=window, errors=errors,
             batch_size=batch_size,
         )  # fmt: skip
 

@@ -29,10 +29,8 @@ from terralign.errors import (
     first_line,
     shown,
 )
-from terralign.files import atomic_path
-
-MAX_VECTOR_BYTES = 8 * 1024**3
-"""A file whose vectors would take more memory than this is refused before it is read."""
+from terralign.files import atomic_path, parse_json
+from terralign.limits import beyond, limit, require
 
 _GEO_VERSION = "1.1.0"
 
@@ -152,7 +150,8 @@ class Embeddings(Shown):
     @cached_property
     def _off_length(self) -> NDArray[np.int64]:
         """Rows that are neither of unit length nor zero; found once, not at every search."""
-        lengths = np.linalg.norm(self.vectors.astype(np.float64), axis=1)
+        squares = np.einsum("nd,nd->n", self.vectors, self.vectors, dtype=np.float64)
+        lengths = np.sqrt(squares)  # in float64, without a copy of all vectors
         right = (np.abs(lengths - 1) < _MAX_OFF_LENGTH) | (lengths == 0)
         return np.flatnonzero(~right)
 
@@ -308,6 +307,11 @@ class Embeddings(Shown):
 
     @classmethod
     def _read(cls, path: Path) -> Self:
+        with open(path, "rb") as opened:
+            opened.seek(max(0, path.stat().st_size - 8))
+            footer_bytes = int.from_bytes(opened.read(4), "little")
+        if footer_bytes < path.stat().st_size:  # else it is damaged
+            require("parquet_footer_bytes", footer_bytes, f"{shown(path)} has a footer of")
         file = pq.ParquetFile(
             path, page_checksum_verification=True, read_dictionary=list(_DICTIONARIES)
         )
@@ -317,15 +321,20 @@ class Embeddings(Shown):
                 f"{path} has no vectors of terralign; write them by `terralign embed` or "
                 "Embeddings.save"
             )
-        ids = json.loads(footer[b"terralign"])
+        ids = parse_json(footer[b"terralign"].decode(), name=f"the footer of {path}")
         kind = file.schema_arrow.field("vector").type
         if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
             raise DataError(f"{path}: vector is {kind}; expected a fixed-size list of float32")
         table = _read_bounded(file, path)
         vectors = np.asarray(table["vector"].combine_chunks().flatten(), dtype=np.float32)
         columns = {name: table[name].to_pylist() for name in _COLUMN_TYPES}
+        if any(
+            one and len(one) > _MAX_WKB_BYTES and one[1:5] != _POLYGON
+            for one in columns["geometry"]
+        ):
+            raise ValueError("it has geometries of more parts than a place has")
         columns["geometry"] = shapely.from_wkb(np.array(columns["geometry"], object)).tolist()
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         found = cls(
             keys=tuple(columns["key"]),
             vectors=vectors.reshape(len(table), kind.list_size),
@@ -380,6 +389,16 @@ _FAULTS = (
     *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError),
     *(OverflowError, RecursionError, shapely.errors.ShapelyError),
 )
+_ROW_BYTES = 1000
+"""What the key, place and time of a row take in Python."""
+
+_MAX_WKB_BYTES = 16 * 1024
+_POLYGON = b"\x03\0\0\0"
+"""Geometries of parts may hold each other; GEOS follows them until the process is killed."""
+
+_MOST_DECODED = 4
+"""A file that is as large as its vectors is read, however large: so many times its size."""
+
 _DICTIONARIES = ("key", "source", "tower", "geometry")
 """Columns in which one long text may stand for many rows."""
 
@@ -402,20 +421,19 @@ def _read_bounded(file: pq.ParquetFile, path: Path) -> pa.Table:
         found = schema.field(name).type
         if (found.value_type if pa.types.is_dictionary(found) else found) != kind:
             raise ValueError(f"column {name} is {found}; expected {kind}")
+    most = max(limit("vector_bytes"), _MOST_DECODED * path.stat().st_size)
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     encoded = sum(one.total_byte_size for one in groups)
-    least = file.metadata.num_rows * schema.field("vector").type.list_size * 4
-    num_bytes = max(encoded, least)
+    per_row = schema.field("vector").type.list_size * 4 + _ROW_BYTES
+    num_bytes = max(encoded, file.metadata.num_rows * per_row)
     columns, batches = [*_COLUMN_TYPES, "vector"], []
-    for batch in [] if num_bytes > MAX_VECTOR_BYTES else file.iter_batches(1024, columns=columns):
+    for batch in [] if num_bytes > most else file.iter_batches(1024, columns=columns):
         num_bytes += sum(_decoded_bytes(batch[name]) for name in _DICTIONARIES)
-        if num_bytes > MAX_VECTOR_BYTES:
+        if num_bytes > most:
             break
         batches.append(batch)
-    if num_bytes > MAX_VECTOR_BYTES:
-        raise DataError(
-            f"{shown(path)} takes more than {MAX_VECTOR_BYTES / 2**30:.0f} GiB of memory; split it"
-        )
+    if num_bytes > most:
+        raise DataError(beyond("vector_bytes", num_bytes, f"{shown(path)} takes", todo="split it"))
     wanted = pa.schema([schema.field(name) for name in columns])
     return pa.Table.from_batches(batches, schema=batches[0].schema if batches else wanted)
 

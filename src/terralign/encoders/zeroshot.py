@@ -24,8 +24,8 @@ from terralign.encoders.prompt_sets import PromptSet as PromptSet
 from terralign.encoders.prompt_sets import load_prompts as load_prompts
 from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
 from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
-from terralign.errors import DataError, RecipeError
-from terralign.files import hash_json
+from terralign.errors import DataError, ModelError, RecipeError
+from terralign.files import hash_json, set_aside
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,17 @@ def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) 
             rows.append(cast(Any, clip.model).encode_text(part, normalize=True).float().cpu())
             if progress is not None:
                 progress.advance(len(part))
-    return torch.cat(rows).clone()
+    return finite(torch.cat(rows).clone(), what="the text tower", source=clip.source)
+
+
+def finite(vectors: Tensor, *, what: str, source: str) -> Tensor:
+    """The vectors; `ModelError` where finite weights gave some that are not."""
+    if not bool(torch.isfinite(vectors).all()):
+        raise ModelError(
+            f"{source}: {what} gives embeddings that are not finite, as weights of training that "
+            "diverged do; take an earlier checkpoint"
+        )
+    return vectors
 
 
 def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
@@ -139,6 +149,20 @@ def _warn_of_alike(class_names: Sequence[str]) -> None:
 _cache: dict[str, Tensor] = {}
 
 
+def _kept(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The weights in a file of the cache; a damaged one is set aside, and made again."""
+    if not path.is_file():
+        return None
+    try:
+        weights = read_state_dict(path).get("weights")
+        if weights is None or tuple(weights.shape) != shape or not weights.isfinite().all():
+            raise ModelError("it holds other weights")
+    except ModelError as error:
+        set_aside(path, error)
+        return None
+    return weights
+
+
 def zero_shot_weights(
     clip: ClipModel,
     class_names: Sequence[str],
@@ -166,9 +190,8 @@ def zero_shot_weights(
     if key in _cache:
         return _cache[key]
     path = cache_dir / f"zero-shot-{key}.safetensors" if cache_dir else None
-    if path and path.is_file():
-        weights = read_state_dict(path)["weights"]
-    else:
+    weights = _kept(path, (len(class_names), clip.dim)) if path else None
+    if weights is None:
         texts = [
             template.replace("{}", name) for name in class_names for template in prompts.templates
         ]

@@ -21,14 +21,14 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import grid_of, mask_rules, open_raster, require_small_blocks
+from terralign.scenes.geotiff import Place, grid_of, mask_rules, open_raster, require_small_blocks
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
 from terralign.scenes.read import MAX_THREADS, Reader
+from terralign.scenes.remote import RemoteRaster
 from terralign.scenes.resolution import enlarge, native_span, read_native
 from terralign.scenes.rows import Pair, RowBuffer, block_step
-from terralign.sensors import Sensor
 
 
 def describe_product(
@@ -39,9 +39,9 @@ def describe_product(
     Arguments and errors as `scenes.scene.open_scene`.
     """
     with ExitStack() as stack:
-        sources = [stack.enter_context(open_raster(file.path)) for file in product.files]
+        sources = _open_all(stack, [file.path for file in product.files])
         headers = [
-            _read_header(file, source, product.sensor)
+            _read_header(file, source, product)
             for file, source in zip(product.files, sources, strict=True)
         ]
         grid = _finest(path, headers)
@@ -51,11 +51,11 @@ def describe_product(
                 source=source,
                 sensor=product.sensor,
                 names=(file.band,),
-                indexes=(1,),
+                indexes=(file.index,),
             )
             for file, source in zip(product.files, sources, strict=True)
         ]
-        layout, dtype = shared_layout(path, bands, declared, product.names)
+        layout, dtype = shared_layout(path, bands, declared, product.names, product.catalogued)
     nodata = product.sensor.nodata if layout.units == "dn" else None
     source = BandFiles(
         bands={header.file.band: _placed(path, header, grid) for header in headers},
@@ -75,8 +75,24 @@ class _Header:
     mask_index: int | None
 
 
-def _read_header(file: BandFile, source: Any, sensor: Sensor) -> _Header:
+def _open_all(stack: ExitStack, places: Sequence[Place]) -> list[Any]:
+    """Rasters, open until the stack is left; remote ones are opened at the same time."""
+    if not any(isinstance(place, RemoteRaster) for place in places):
+        return [stack.enter_context(open_raster(place)) for place in places]
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        return list(pool.map(lambda place: stack.enter_context(open_raster(place)), places))
+
+
+def _read_header(file: BandFile, source: Any, product: Product) -> _Header:
     require_small_blocks(file.path, source)
+    if product.catalogued is not None and (file.index > 1 or source.count > 1):
+        if file.index > source.count:
+            raise DataError(
+                f"{shown(file.path)} has {source.count} band(s), but its catalogue states that "
+                f"{file.band} is number {file.index}; correct the catalogue"
+            )
+        return _header_of(file, source)
+    sensor = product.sensor
     masked = source.count == 2 and eo_browser_day(file.path.name) is not None
     found = read_band_names(source, sensor)
     if not masked and sum(not extra for extra in found.extra) != 1:
@@ -90,12 +106,16 @@ def _read_header(file: BandFile, source: Any, sensor: Sensor) -> _Header:
             f"{shown(file.path)} calls its band {found.texts[0]!r}, which is {other}, but its "
             f"name says {file.band}; correct one of them"
         )
+    return _header_of(file, source, mask_index=2 if masked else None)
+
+
+def _header_of(file: BandFile, source: Any, mask_index: int | None = None) -> _Header:
     return _Header(
         file=file,
         grid=grid_of(source),
         crs=source.crs,
         step=block_step(source),
-        mask_index=2 if masked else None,
+        mask_index=mask_index,
     )
 
 
@@ -158,6 +178,7 @@ def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
     shift = (down, right) if max(abs(down), abs(right)) > 0.05 else (0.0, 0.0)
     return _Band(
         path=header.file.path,
+        index=header.file.index,
         origin=shown(header.file.path),
         factor=factor,
         shift=shift,
@@ -176,7 +197,8 @@ class _Band:
     """One band's file on the scene's grid (see `scenes.resolution`); `origin`: as errors name it;
     `step`: its rows that are decoded at a time."""
 
-    path: Path
+    path: Place
+    index: int
     origin: str
     factor: int
     shift: tuple[float, float]
@@ -204,7 +226,7 @@ class BandFiles:
         """What reads windows of the layout's bands (see `PixelSource`)."""
         bands = [self.bands[name] for name in layout.bands]
         with ExitStack() as stack:
-            sources = [stack.enter_context(open_raster(band.path)) for band in bands]
+            sources = _open_all(stack, [band.path for band in bands])
             if columns is None:
                 natives = [_native_of(*pair) for pair in zip(bands, sources, strict=True)]
                 yield lambda window: self._read(window, layout, bands, natives, map)
@@ -247,12 +269,12 @@ class _Native:
 
 
 def _native_of(band: _Band, source: Any) -> _Native:
-    rules = mask_rules(source, (1,))
+    rules = mask_rules(source, (band.index,))
 
     def read(row: int, column: int, stop_row: int, stop_column: int) -> Pair:
         return read_native(
             source, row, column, stop_row, stop_column,
-            origin=band.origin, mask_index=band.mask_index, rules=rules,
+            origin=band.origin, index=band.index, mask_index=band.mask_index, rules=rules,
         )  # fmt: skip
 
     return _Native(height=source.height, width=source.width, read=read)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rasterio.enums import ColorInterp
 
-from terralign.errors import DataError, SensorError, shown
+from terralign.errors import MAX_SHOWN, DataError, SensorError, shown, some
 from terralign.sensors import Band, Sensor
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ _AUXILIARY = re.compile(
 )
 """Names of bands that accompany measured ones: masks, quality, classes, angles."""
 
-_WITH_WAVELENGTH = re.compile(r"([^,]+),\s*central wavelength\s*([\d.]+)\s*nm", re.IGNORECASE)
+_WITH_WAVELENGTH = re.compile(
+    r"([^,]+),\s*central wavelength\s*(\d+(?:\.\d*)?)\s*nm", re.IGNORECASE
+)
 _WITH_GSD = re.compile(r"(B\d{1,2}A?)[_ ]\d\dm", re.IGNORECASE)
 # Sigma0_VV and Sigma0_VV_db of SNAP, and the same of gamma0, name the polarisation, which is what
 # a band is. Whether the numbers are dB is not taken from the name: linear power is found, and
@@ -66,7 +68,7 @@ class BandNames:
 
     def quoted(self) -> str:
         """The texts as an error shows them."""
-        return ", ".join(repr(text) if text else "(no name)" for text in self.texts)
+        return some([repr(text) if text else "(no name)" for text in self.texts], num_shown=60)
 
 
 def read_band_names(source: Any, sensor: Sensor) -> BandNames:
@@ -111,7 +113,8 @@ def is_auxiliary(name: str) -> bool:
 def _texts_of(source: Any, position: int) -> list[str]:
     tags = {key.lower(): str(value) for key, value in source.tags(position).items()}
     texts = [source.descriptions[position - 1] or "", *(tags.get(key, "") for key in _TAGS)]
-    return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    cut = (text.strip()[:MAX_SHOWN] for text in texts)  # what is longer names no band
+    return list(dict.fromkeys(text for text in cut if text))
 
 
 def _meanings(texts: Iterable[str], sensor: Sensor) -> dict[str, str]:
@@ -174,9 +177,13 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     rows = [n for n, extra in enumerate(found.extra) if not extra]
     unknown = [n for n in rows if found.names[n] is None]
     if unknown or not rows:
-        which = ", ".join(
-            f"{found.texts[n]!r} is not known" if found.texts[n] else f"band {n + 1} has no name"
-            for n in unknown
+        which = some(
+            [
+                f"{found.texts[n]!r} is not known"
+                if found.texts[n]
+                else f"band {n + 1} has no name"
+                for n in unknown
+            ]
         )
         raise DataError(f"{there}, called {found.quoted()}: {which or 'none measures'}; {remedy}")
     names = tuple(name for n in rows if (name := found.names[n]) is not None)
@@ -206,7 +213,7 @@ def _warn_once(path: Path, text: str) -> None:
 
 
 def _quote(texts: Iterable[str]) -> str:
-    return ", ".join(map(repr, texts))
+    return some([repr(text) for text in texts])
 
 
 def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Sequence[str]) -> Chosen:
@@ -234,7 +241,7 @@ def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Seque
             "'-' for one to leave out"
         )
     if any(found.names[n] not in (None, name) for n, name in zip(rows, names, strict=True)):
-        called = ", ".join(found.names[n] or repr(found.texts[n]) for n in rows)
+        called = some([found.names[n] or repr(found.texts[n]) for n in rows], num_shown=60)
         raise DataError(
             f"{shown(path)} calls its bands {called}, but {', '.join(names)} was declared; "
             "correct the declaration or the descriptions in the file"

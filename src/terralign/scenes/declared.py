@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from terralign.chips import PixelLayout, Units, make_layout
 from terralign.errors import DataError, SensorError
 from terralign.sensors import RGB, SENSORS, Sensor
+
+DeclaredUnits = Units | Literal["linear"]
+"""`Units`, or linear power of radar files, which is read in dB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +25,7 @@ class Declared:
 
     sensor: Sensor | None = None
     bands: Sequence[str] | None = None
-    units: Units | None = None
+    units: DeclaredUnits | None = None
     dn_offset: float | None = None
     composite: str | None = None
 
@@ -31,14 +34,24 @@ class Declared:
             raise SensorError(
                 f"sensor is a {type(self.sensor).__name__}; give a name, a TOML file or a Sensor"
             )
-        if self.units not in (None, "dn", "physical"):
-            raise SensorError(f'units must be "dn" or "physical", not {self.units!r}')
+        if self.units not in (None, "dn", "physical", "linear"):
+            raise SensorError(f'units must be "dn", "physical" or "linear", not {self.units!r}')
         if isinstance(self.bands, str):
             raise SensorError(
                 f'bands = {self.bands!r} is one text; give a list of names, as in ["B04"]'
             )
         if self.bands is not None and not all(isinstance(one, str) for one in self.bands):
             raise SensorError(f"bands = {self.bands!r}; give a list of names")
+
+    @property
+    def plain_units(self) -> Units | None:
+        """The units, where linear power is not converted; `SensorError` where it is declared."""
+        if self.units == "linear":
+            raise SensorError(
+                "units='linear' is for scenes of radar; bring other numbers to dB first: "
+                "10 * log10(power)"
+            )
+        return self.units
 
     def refuse(self, what: str, *keys: str) -> None:
         """`SensorError` where one of `keys` is declared of `what`, which has its own."""

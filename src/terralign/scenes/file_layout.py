@@ -18,6 +18,7 @@ from terralign.scenes.band_names import declared_bands, named_bands, read_band_n
 from terralign.scenes.declared import Declared, units_of
 from terralign.scenes.declared import has_dn as has_dn
 from terralign.scenes.product_metadata import (
+    Catalogued,
     FileBands,
     is_sensors_scale,
     stated_offset,
@@ -48,21 +49,30 @@ def describe_geotiff(path: Path, source: Any, declared: Declared) -> FileLayout:
 
 
 def shared_layout(
-    path: Path, files: Sequence[FileBands], declared: Declared, products: Sequence[str]
+    path: Path,
+    files: Sequence[FileBands],
+    declared: Declared,
+    products: Sequence[str],
+    catalogued: Catalogued | None = None,
 ) -> tuple[PixelLayout, np.dtype[Any]]:
     """The layout of the bands of one or several open files, and the type that holds all of them.
 
-    `path`: of the scene, as errors name it; `products`: names that may state the DN offset.
+    `path`: of the scene, as errors name it; `products`: names that may state the DN offset;
+    `catalogued`: what a catalogue states, which counts where files and the caller do not.
     """
     sensor = files[0].sensor
     dtype = _shared_dtype(path, {name: kind for file in files for name, kind in file.dtypes()})
     scale = _shared_scale(path, files)
-    units = _units_of(path, sensor, dtype, declared.units, scale)
+    if scale is None and catalogued is not None and declared.units is None:
+        scale = catalogued.scale
+    units = _units_of(path, sensor, dtype, declared.plain_units, scale)
     layout = make_layout(
         sensor,
         [name for file in files for name in file.names],
         units=units,
-        dn_offset=_shared_offset(path, files, units, scale, declared.dn_offset, products),
+        dn_offset=_shared_offset(
+            path, files, units, scale, declared.dn_offset, products, catalogued
+        ),
         composite=declared.composite,
         stated_scale=_other_scale(path, sensor, scale, declared.dn_offset),
     )
@@ -198,6 +208,7 @@ def _shared_offset(
     scale: tuple[float, float] | None,
     declared: float | None,
     products: Sequence[str],
+    catalogued: Catalogued | None,
 ) -> float:
     """The DN offset of all files; `UnknownOffsetError` where nothing states it, `DataError` where
     they differ."""
@@ -212,7 +223,7 @@ def _shared_offset(
     unknown: list[UnknownOffsetError] = []
     for file in files:
         try:
-            offsets[file.names[0]] = _offset_of(file, declared, products)
+            offsets[file.names[0]] = _offset_of(file, declared, products, catalogued)
         except UnknownOffsetError as error:
             unknown.append(error)
     if not offsets:
@@ -227,10 +238,18 @@ def _shared_offset(
     return next(iter(offsets.values()))
 
 
-def _offset_of(file: FileBands, declared: float | None, products: Sequence[str]) -> float:
-    """What is added to a file's DN: stated by it or its metadata, declared, or by a product name;
-    `UnknownOffsetError` where nothing states it."""
+def _offset_of(
+    file: FileBands,
+    declared: float | None,
+    products: Sequence[str],
+    catalogued: Catalogued | None,
+) -> float:
+    """What is added to a file's DN: stated by it or its metadata, declared, by a catalogue or by a
+    product name; `UnknownOffsetError` where nothing states it."""
     stated = stated_offset(file, declared=declared)
+    in_catalogue = None if catalogued is None else catalogued.dn_offset
+    if stated is None and declared is None and in_catalogue is not None:
+        return in_catalogue
     try:
         return sentinel2_dn_offset(
             product_name=" in ".join([file.path.name, *products]),

@@ -13,7 +13,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,8 @@ from rasterio.io import MemoryFile
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
 from terralign.limits import require
+from terralign.scenes.archives import gdal_name, in_archive, open_member
+from terralign.scenes.remote import RemoteRaster, explain_remote
 from terralign.scenes.tiff_pages import read_pages
 
 _warnings_lock = threading.Lock()
@@ -157,14 +159,36 @@ _JP2 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 """First bytes of JPEG 2000 files and codestreams."""
 
 
+Place = Path | RemoteRaster
+"""Where a raster is: a file, one in a zip (see `archives`), or an address."""
+
+_ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+"""GDAL does not look for what lies beside a file in a zip."""
+
+
 @contextmanager
-def open_raster(path: Path) -> Iterator[Any]:
+def open_raster(path: Place) -> Iterator[Any]:
     """An open GeoTIFF or JPEG 2000 file, by these two drivers of GDAL only, as `open_geotiff`."""
-    jpeg2000 = first_bytes(path, 12).startswith(_JP2)
-    _require_utf8(path)
-    driver, kind = ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
+    if isinstance(path, RemoteRaster):
+        with closing(_open_remote(path)) as source:
+            yield source
+        return
+    member = in_archive(path)
+    if member is None:
+        jpeg2000 = first_bytes(path, 12).startswith(_JP2)
+        _require_utf8(path)
+    else:
+        jpeg2000 = _is_jpeg2000(path.name)
+    driver, kind = _driver(jpeg2000)
 
     def opening() -> Any:
+        if member is not None:
+            name = gdal_name(*member)
+            if not jpeg2000:
+                with open_member(*member) as file:
+                    _check_pages(file, shown(path))
+            with rasterio.Env(**_ALONE):
+                return rasterio.open(name, driver=driver)
         if not jpeg2000:
             return _open_file(path)
         _check_beside(path)
@@ -174,7 +198,36 @@ def open_raster(path: Path) -> Iterator[Any]:
         yield source
 
 
-def require_small_blocks(path: Path, source: Any) -> None:
+def _is_jpeg2000(name: str) -> bool:
+    return name.lower().endswith((".jp2", ".j2k"))
+
+
+def _driver(jpeg2000: bool) -> tuple[str, str]:
+    return ("JP2OpenJPEG", "JPEG 2000 file") if jpeg2000 else ("GTiff", "GeoTIFF")
+
+
+def _open_remote(raster: RemoteRaster) -> Any:
+    """Without the lock that `_opened` takes: several are opened at the same time.
+
+    The dataset is to be closed, not left as a context, which would end rasterio's settings of
+    another thread.
+    """
+    driver, kind = _driver(_is_jpeg2000(raster.name))
+    name, settings = raster.address()
+    chosen = {key: value for key, value in settings.items() if key not in os.environ}
+    try:
+        _limit_cache()
+        with rasterio.Env(**chosen):
+            source = rasterio.open(name, driver=driver)
+    except (RasterioError, OSError, ValueError) as error:
+        text = first_line(error).replace(name, str(raster)).replace(f"'{raster}'", "it is")
+        text = f"{raster} is not a readable {kind}: {text.removeprefix('it is ')}"
+        raise DataError(explain_remote(raster, text)) from error
+    _refuse_other_overviews(source, shown(raster))
+    return source
+
+
+def require_small_blocks(path: Place, source: Any) -> None:
     """Raise `DataError` where a block of an open dataset is larger than the limit.
 
     Blocks are read one at a time; those of pixel interleaving hold all bands.
@@ -214,12 +267,16 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
         reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
+    _refuse_other_overviews(source, origin)
+    return source
+
+
+def _refuse_other_overviews(source: Any, origin: str) -> None:
     if any(key.upper() == "OVERVIEW_FILE" for key in source.tags(ns="OVERVIEWS")):
         source.close()
         raise DataError(
             f"{origin} names another file for its overviews; remove that (OVERVIEW_FILE)"
         )
-    return source
 
 
 def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:

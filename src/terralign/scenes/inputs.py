@@ -11,7 +11,9 @@ from typing import Literal
 
 from terralign.errors import DataError, shown
 from terralign.limits import limit, require
+from terralign.scenes.archives import is_archive
 from terralign.scenes.pictures import PICTURE_SUFFIXES
+from terralign.scenes.product_names import sensor_of_names
 from terralign.scenes.products import is_product
 from terralign.sensors import Sensor
 
@@ -116,12 +118,22 @@ def _kind_of(
     """What an entry of a folder is; folders are noted in `seen`. `OSError` where it is unknown."""
     if not entry.is_dir():
         is_picture = entry.suffix.lower() in PICTURE_SUFFIXES and entry.is_file()
-        return "input" if is_picture else "other"
+        return "input" if is_picture or _is_product_zip(entry) else "other"
     identity = _identity(entry)
     if identity in seen:
         return "seen"
     seen.add(identity)
     return "input" if is_product(entry, sensor=sensor) else "folder"
+
+
+def _is_product_zip(entry: Path) -> bool:
+    """Whether a file is a zip named as a standard product, as ESA delivers them."""
+    if not is_archive(entry) or not entry.is_file():
+        return False
+    try:
+        return sensor_of_names([entry.stem], origin=shown(entry)) is not None
+    except DataError:
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:

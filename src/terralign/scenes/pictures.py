@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from terralign.chips import MAX_ASPECT, middle
 from terralign.errors import DataError, first_line, shown
-from terralign.limits import enough_memory, limit, require
+from terralign.limits import beyond, enough_memory, limit, require
 from terralign.scenes.geotiff import read_mask, read_mask_file, require_file
 from terralign.scenes.tiff_pages import read_pages
 
@@ -43,7 +43,6 @@ _IMAGE_FAULTS = (
     ValueError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
 
@@ -228,7 +227,7 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         raise DataError(_too_deep(what, f"{head[24]} bits per channel"))
     has_mask = kind == "TIFF" and _check_tiff(file, what)
     if kind == "JPEG":
-        _check_scans(file, what)
+        _check_jpeg(file, what)
     if kind == "PNG":
         _check_chunks(file, what)
     if Image.MAX_IMAGE_PIXELS is not None and limit("picture_pixels") > Image.MAX_IMAGE_PIXELS:
@@ -242,6 +241,11 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
                 "as an 8-bit RGB picture"
             ) from error
         raise DataError(f"{what} {no_picture(head)}") from error
+    except Image.DecompressionBombError as error:
+        num_pixels = re.search(r"(\d+) pixels", str(error))
+        given = int(num_pixels[1]) if num_pixels else None
+        cut = "cut it into smaller pictures"
+        raise DataError(beyond("picture_pixels", given, f"{what} has", todo=cut)) from error
     except _IMAGE_FAULTS as error:
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image, enough_memory(what):
@@ -265,11 +269,11 @@ def _check_size(width: int, height: int, what: str) -> None:
     require("picture_rows", height, size, todo="cut it into smaller pictures")
 
 
-def _check_scans(file: IO[bytes], what: str) -> None:
-    """Refuse a JPEG of very many scans, each of which goes through all pixels."""
-    head = file.read(_HEADER_BYTES)
+def _check_jpeg(file: IO[bytes], what: str) -> None:
+    """Refuse a JPEG of very many segments, which Pillow joins one by one, or of very many scans,
+    each of which goes through all pixels."""
     num_scans = 0
-    if not _is_of_one_scan(head):
+    if not _is_of_one_scan(file, what):
         file.seek(0)
         last = b""
         while block := file.read(2**20):
@@ -277,6 +281,24 @@ def _check_scans(file: IO[bytes], what: str) -> None:
             last = block[1 - len(_SCAN) :]
     file.seek(0)
     require("jpeg_scans", num_scans, f"{what} has", todo="save it anew")
+
+
+def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
+    """Whether a JPEG is sequential with all colours in its first scan, after which nothing is
+    decoded. `DataError` where too many segments come before that."""
+    position, num_colours, num_segments = 2, 0, 0
+    while True:
+        file.seek(position)
+        head = file.read(10)
+        if len(head) < 10 or head[0] != 0xFF:
+            return False
+        if head[1] in (0xC0, 0xC1):
+            num_colours = head[9]
+        elif head[1] == 0xDA:
+            return num_colours == head[4]
+        num_segments += 1
+        require("jpeg_segments", num_segments, f"{what} has at least", todo="save it anew")
+        position += 2 + int.from_bytes(head[2:4])
 
 
 def _check_chunks(file: IO[bytes], what: str) -> None:
@@ -300,24 +322,6 @@ _LEAST_CHUNK = 12
 
 _SCAN = b"\xff\xda\0"
 """How a scan of a JPEG begins: its marker, and the upper byte of a length below 256."""
-
-_HEADER_BYTES = 2**16
-
-
-def _is_of_one_scan(head: bytes) -> bool:
-    """Whether a JPEG, by its first bytes, is sequential with all colours in its first scan.
-
-    What follows that is not decoded. False also where the scan begins further on.
-    """
-    position, num_colours = 2, 0
-    while position + 10 <= len(head) and head[position] == 0xFF:
-        marker = head[position + 1]
-        if marker in (0xC0, 0xC1):
-            num_colours = head[position + 9]
-        elif marker == 0xDA:
-            return num_colours == head[position + 4]
-        position += 2 + int.from_bytes(head[position + 2 : position + 4])
-    return False
 
 
 def _too_deep(what: str, found: str) -> str:

@@ -162,6 +162,17 @@ def sentinel2_offset_verdict(visible: NDArray[np.floating[Any]], dn_offset: floa
     return "agrees" if floor < 1000 - SENTINEL2_DN_OFFSET * 0.3 else "undecidable"
 
 
+def offset_verdict(
+    samples: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout
+) -> Verdict:
+    """`sentinel2_offset_verdict` of the visible bands of samples, as for `check_numbers`."""
+    known = _numbers_by_band(list(samples), layout)
+    visible = [known[band] for band in _VISIBLE if band in known]
+    if not visible:
+        return "undecidable"
+    return sentinel2_offset_verdict(np.concatenate(visible), layout.dn_offset)
+
+
 def concluded_offset(
     samples: Iterable[tuple[NDArray[Any], NDArray[np.bool_]]], layout: PixelLayout
 ) -> tuple[float, str] | None:

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, shown
-from terralign.files import read_text
+from terralign.errors import DataError, SensorError, UnknownOffsetError, first_line, quoted, shown
+from terralign.files import decode_text, read_text
 from terralign.limits import limit, require
-from terralign.scenes.geotiff import items_of
+from terralign.scenes.archives import exists, in_archive, read_member
+from terralign.scenes.geotiff import Place, items_of
 from terralign.scenes.product_names import eo_browser_day
 from terralign.sensors import OFFSET_FROM_BASELINE, SENSORS, Sensor
 
@@ -50,7 +51,7 @@ class FileBands:
     """Bands of one open file: `source` is its rasterio dataset; `names` are canonical, and lie at
     `indexes` in it, counted from 1."""
 
-    path: Path
+    path: Place
     source: Any
     sensor: Sensor
     names: tuple[str, ...]
@@ -100,14 +101,15 @@ def stated_offset(file: FileBands, *, declared: float | None) -> float | None:
 
 def _from_xml(bands: FileBands) -> Iterable[_Statement]:
     path, sensor = bands.path, bands.sensor
-    if sensor.name not in _FILE_AND_ITEM:
+    if sensor.name not in _FILE_AND_ITEM or not isinstance(path, Path):
         return
     name, item = _FILE_AND_ITEM[sensor.name]
     for folder in _product_folders(path):
         file = folder / name
-        if not file.is_file():
+        if not exists(file):
             continue
-        status = file.stat()
+        member = in_archive(file)
+        status = (file if member is None else member[0]).stat()
         offsets = _read_xml(file, item, status.st_size, status.st_mtime_ns)
         if offsets is not None:
             value = _one_offset(file, {band: offsets.get(band) for band in bands.names})
@@ -130,13 +132,14 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
     Products from before baseline 04.00 list none: 0 for every band. None where the list is absent
     and the baseline does not explain it.
     """
-    root = _parse_xml(file, size)
+    root = _parse_xml(file)
     offsets: dict[str, float] = {}
     for element in root.iter(item):
         band = _BAND_OF_ID.get(element.get("band_id", ""))
         if band is None or band in offsets:
             raise DataError(
-                f"{shown(file)}: {item} of band_id {element.get('band_id')!r}; expected 0-12, once"
+                f"{shown(file)}: {item} of band_id {quoted(element.get('band_id', ''))}; "
+                "expected 0-12, once"
             )
         offsets[band] = _number(file, item, element.text)
     if offsets:
@@ -148,9 +151,17 @@ def _read_xml(file: Path, item: str, size: int, mtime_ns: int) -> Mapping[str, f
     return None
 
 
-def _parse_xml(file: Path, size: int) -> ET.Element:
-    require("xml_bytes", size, f"{shown(file)} has", todo="check that it is product metadata")
-    text = read_text(file, fault=DataError, size="xml_bytes")
+def _parse_xml(file: Path) -> ET.Element:
+    member = in_archive(file)
+    if member is None:
+        size = file.stat().st_size
+        require("xml_bytes", size, f"{shown(file)} has", todo="check that it is product metadata")
+        text = read_text(file, fault=DataError, size="xml_bytes")
+    else:
+        try:
+            text = decode_text(read_member(*member, size="xml_bytes"))
+        except ValueError as error:
+            raise DataError(f"{shown(file)}: {error}") from error
     for declaration in ("<!DOCTYPE", "<!ENTITY"):
         if declaration in text:
             raise DataError(
@@ -213,6 +224,32 @@ def earth_engine_product(folder: Path) -> tuple[str, ...]:
     return (name,)
 
 
+def tile_product(folder: Path) -> tuple[str, ...]:
+    """The product's name in the `tileInfo.json` of a tile as AWS keeps it, if any."""
+    path = folder / "tileInfo.json"
+    try:
+        if not path.is_file() or path.stat().st_size > limit("xml_bytes"):
+            return ()
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError):
+        return ()  # of something else
+    found = re.search(r'"products/[\d/]+/(S2[A-D]_MSIL(?:1C|2A)_\w{15,80})/', text)
+    return () if found is None else (found[1],)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalogued:
+    """What a catalogue states of a product's numbers; None: nothing.
+
+    `dn_offset`: what is added to Sentinel-2's DN; `scale`: (scale, offset) of physical values;
+    `origin`: who states it, as errors name it.
+    """
+
+    dn_offset: float | None = None
+    scale: tuple[float, float] | None = None
+    origin: str
+
+
 def stated_scale(file: FileBands) -> tuple[float, float] | None:
     """(scale, offset) that a GeoTIFF states for bands: physical = DN * scale + offset.
 
@@ -253,7 +290,7 @@ def stated_scale(file: FileBands) -> tuple[float, float] | None:
     return first
 
 
-def _scale_of_export(path: Path, source: Any) -> tuple[float, float] | None:
+def _scale_of_export(path: Place, source: Any) -> tuple[float, float] | None:
     """EO Browser writes a reflectance of 1 as the largest number of 16 bits."""
     if eo_browser_day(path.name) is None or source.dtypes[0] == "float32":
         return None
@@ -284,7 +321,7 @@ def _from_scale(file: FileBands) -> Iterable[_Statement]:
     yield _Statement(value=value, origin=f"the offset {pair[1]:g} of its bands")
 
 
-def _one_offset(origin: Path, offsets: Mapping[str, float | None]) -> float:
+def _one_offset(origin: Place, offsets: Mapping[str, float | None]) -> float:
     values = set(offsets.values())
     value = next(iter(values))
     if len(values) > 1 or value is None:
@@ -299,11 +336,11 @@ def _one_offset(origin: Path, offsets: Mapping[str, float | None]) -> float:
     return value
 
 
-def _number(origin: Path, item: str, text: str | None) -> float:
+def _number(origin: Place, item: str, text: str | None) -> float:
     try:
         value = float(text or "")
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{shown(origin)}: {item} is {text!r}; expected a number")
+        raise DataError(f"{shown(origin)}: {item} is {quoted(text or '')}; expected a number")
     return value

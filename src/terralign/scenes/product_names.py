@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from terralign.errors import DataError
+from terralign.errors import DataError, quoted
 from terralign.scenes.band_names import band_meant, is_auxiliary
 from terralign.sensors import Sensor
 
@@ -56,7 +56,9 @@ def sensor_of_names(names: Iterable[str], *, origin: str) -> str | None:
     """
     found = {sensor: name for name in names for pattern, sensor in _SENSORS if pattern.search(name)}
     if len(found) > 1:
-        stated = " and ".join(f"{name!r} is {sensor}" for sensor, name in sorted(found.items()))
+        stated = " and ".join(
+            f"{quoted(name)} is {sensor}" for sensor, name in sorted(found.items())
+        )
         raise DataError(f"{origin}: product names contradict each other: {stated}; name the sensor")
     return next(iter(found), None)
 

@@ -1,6 +1,6 @@
 """Products that are delivered with one file per band: which files of a folder hold which band.
 
-Folders of ESA (SAFE), the AWS tiles (`R10m`, `R20m`, `R60m`), and flat ones.
+Folders and zips of ESA (SAFE), the AWS tiles (`R10m`, `R20m`, `R60m`), and flat ones.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from terralign.errors import DataError, SensorError, shown
+from terralign.errors import DataError, SensorError, quoted, shown
 from terralign.limits import limit, require
-from terralign.scenes.product_metadata import earth_engine_product
+from terralign.scenes.archives import is_archive, members
+from terralign.scenes.clouds import CloudMask, mask_kind
+from terralign.scenes.geotiff import Place
+from terralign.scenes.product_metadata import Catalogued, earth_engine_product, tile_product
 from terralign.scenes.product_names import (
     NamedBand,
     band_of_name,
@@ -34,19 +37,27 @@ _METADATA = {"MTD_MSIL1C.xml": "sentinel2-l1c", "MTD_MSIL2A.xml": "sentinel2-l2a
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BandFile:
-    """A file that holds one band, whose canonical name is `band`."""
+    """A file that holds one band, whose canonical name is `band`; `index`: where in it, from 1."""
 
-    path: Path
+    path: Place
     band: str
+    index: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Product:
-    """The band files of one product, in the sensor's order, and the names that identify it."""
+    """The band files of one product, in the sensor's order, and the names that identify it.
+
+    `name`: of an item of a catalogue; `clouds`: the mask of clouds that comes with it;
+    `catalogued`: what a catalogue states of it.
+    """
 
     sensor: Sensor
     files: tuple[BandFile, ...]
     names: tuple[str, ...]
+    name: str = ""
+    clouds: CloudMask | None = None
+    catalogued: Catalogued | None = None
 
 
 def is_product(folder: Path, *, sensor: Sensor | None = None) -> bool:
@@ -81,11 +92,15 @@ def find_product(folder: Path, sensor: Sensor | None) -> Product:
     where no bands are found, where the folder holds files of several products or a band twice, or
     is no folder that is read; `SensorError` where the sensor is unknown or another than stated.
     """
-    rasters = _rasters(folder)
-    names = _identifying_names(folder)
-    stated = sensor_of_names(
-        [*names, *(path.name for path in rasters)], origin=shown(folder)
-    ) or _sensor_of_metadata(folder)
+    if is_archive(folder):
+        rasters, names, of_metadata = _in_archive(folder)
+    else:
+        rasters, names = _rasters(folder), _identifying_names(folder)
+        of_metadata = _sensor_of_metadata(folder)
+    stated = (
+        sensor_of_names([*names, *(path.name for path in rasters)], origin=shown(folder))
+        or of_metadata
+    )
     if sensor is None:
         if stated is None:
             raise SensorError(
@@ -105,7 +120,27 @@ def find_product(folder: Path, sensor: Sensor | None) -> Product:
     _require_one_product(folder, names, bands)
     files = _one_file_per_band(folder, sensor, bands)
     _log_left_out(folder, sensor, [path for path in rasters if path not in bands])
-    return Product(sensor=sensor, files=files, names=names)
+    others = [path for path in rasters if path not in bands]
+    return Product(sensor=sensor, files=files, names=names, clouds=_mask_of(others))
+
+
+def _mask_of(others: Iterable[Path]) -> CloudMask | None:
+    """The finest mask of clouds among files that are no bands."""
+    found = [
+        (_resolution_of(path), path, kind)
+        for path in others
+        if (kind := mask_kind(stem_of(path))) is not None
+    ]
+    if not found:
+        return None
+    _, path, kind = min(found)
+    return CloudMask(place=path, kind=kind)
+
+
+def _resolution_of(path: Path) -> int:
+    """Metres, as the name of a file or its folder states; 0 where neither does."""
+    sized = re.search(r"[_-](\d\d)m$", stem_of(path))
+    return int(sized[1]) if sized else _resolution_of_folder(path) or 0
 
 
 def stem_of(path: Path) -> str:
@@ -129,6 +164,51 @@ def _rasters(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _in_archive(archive: Path) -> tuple[list[Path], tuple[str, ...], str | None]:
+    """The rasters that may hold bands, names that identify the product, and the sensor after ESA's
+    metadata, of a product in a zip."""
+    files = [archive / name for name in members(archive)]
+    require("product_files", len(files), f"{shown(archive)} has")
+    folders = {path.parent.name for path in files}
+    if "annotation" in folders and any(path.name == "manifest.safe" for path in files):
+        raise DataError(_radar(archive))
+    rasters = [path for path in files if path.suffix.lower() in _ENDINGS]
+    rasters = [path for path in rasters if not path.name.startswith(".")]
+    if any("GRANULE" in path.parts for path in files):
+        images = {path: _above(path, "IMG_DATA") for path in rasters if "IMG_DATA" in path.parts}
+        several = sorted({folder for folder in images.values() if folder is not None})
+        if len(several) != 1:
+            raise DataError(_granules(archive, several))
+        rasters = list(images)
+    tops = {path.relative_to(archive).parts[0] for path in files if path.parent != archive}
+    names = (archive.name.removesuffix(archive.suffix), *sorted(tops))
+    found = {_METADATA[path.name] for path in files if path.name in _METADATA}
+    return sorted(rasters), names, found.pop() if len(found) == 1 else None
+
+
+def _above(path: Path, name: str) -> Path | None:
+    """The folder of this name that a path leads through."""
+    return next((folder for folder in path.parents if folder.name == name), None)
+
+
+def _granules(folder: Path, images: list[Path]) -> str:
+    """Why a product with no folder of images, or several, is not read."""
+    if images:
+        return (
+            f"{shown(folder)} holds {len(images)} granules, which are scenes of their own; give "
+            f"the folder of one, such as {shown(images[0].parent)}"
+        )
+    return f"{shown(folder)} holds no image data (GRANULE/*/IMG_DATA); download the whole product"
+
+
+def _radar(folder: Path) -> str:
+    return (
+        f"{shown(folder)} is Sentinel-1 as ESA delivers it: uncalibrated amplitude in radar "
+        "geometry. Make sigma0 in dB of it first (SNAP: calibration, terrain correction, "
+        "linear to dB)"
+    )
+
+
 def _is_raster(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS and path.is_file()
 
@@ -150,12 +230,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _image_folder(folder: Path) -> Path:
     """Where the bands lie: `GRANULE/*/IMG_DATA` of a SAFE folder, else the folder itself."""
-    if (folder / "manifest.safe").is_file() and (folder / "annotation").is_dir():
-        raise DataError(
-            f"{shown(folder)} is Sentinel-1 as ESA delivers it: uncalibrated amplitude in radar "
-            "geometry. Make sigma0 in dB of it first (SNAP: calibration, terrain correction, "
-            "linear to dB)"
-        )
+    of_esa = (folder / "manifest.safe").is_file() and (folder / "annotation").is_dir()
+    of_aws = (folder / "productInfo.json").is_file() and (folder / "measurement").is_dir()
+    if of_esa or of_aws:
+        raise DataError(_radar(folder))
     if (folder / "IMG_DATA").is_dir():
         return folder / "IMG_DATA"
     granules = folder / "GRANULE"
@@ -166,27 +244,20 @@ def _image_folder(folder: Path) -> Path:
         for entry in _entries(granules)
         if (Path(entry.path) / "IMG_DATA").is_dir()
     )
-    if len(images) > 1:
-        raise DataError(
-            f"{shown(folder)} holds {len(images)} granules, which are scenes of their own; give "
-            f"the folder of one, such as {shown(images[0].parent)}"
-        )
-    if not images:
-        raise DataError(
-            f"{shown(folder)} holds no image data (GRANULE/*/IMG_DATA); download the whole product"
-        )
+    if len(images) != 1:
+        raise DataError(_granules(folder, images))
     return images[0]
 
 
 def _identifying_names(folder: Path) -> tuple[str, ...]:
     """The folder's own name, above a `GRANULE` that it lies in the product's, and the one that
-    Earth Engine's metadata state."""
+    metadata of Earth Engine or AWS state."""
     whole = folder.absolute()
     names = [whole.name]
     for above in whole.parents:
         if above.name == "GRANULE":
             names.append(above.parent.name)
-    return (*names, *earth_engine_product(whole))
+    return (*names, *earth_engine_product(whole), *tile_product(whole))
 
 
 def _sensor_of_metadata(folder: Path) -> str | None:
@@ -217,9 +288,9 @@ def _require_one_product(
     products = sorted({found.product for found in bands.values()})
     if len(products) > 1:
         raise DataError(
-            f"{shown(folder)} holds bands of {len(products)} products ({products[0]!r}, "
-            f"{products[1]!r}{', ...' if len(products) > 2 else ''}); put each product into a "
-            "folder of its own"
+            f"{shown(folder)} holds bands of {len(products)} products ({quoted(products[0])}, "
+            f"{quoted(products[1])}{', ...' if len(products) > 2 else ''}); put each product "
+            "into a folder of its own"
         )
     stated = tile_and_day(products[0])
     if stated is None:
@@ -228,8 +299,9 @@ def _require_one_product(
         other = tile_and_day(name)
         if other is not None and other != stated:
             raise DataError(
-                f"{shown(folder)} is called {name!r}, but its files are of tile {stated[0]}, day "
-                f"{stated[1]} ({products[0]!r}); put each product into a folder of its own"
+                f"{shown(folder)} is called {quoted(name)}, but its files are of tile "
+                f"{stated[0]}, day {stated[1]} ({quoted(products[0])}); put each product into a "
+                "folder of its own"
             )
 
 

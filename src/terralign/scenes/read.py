@@ -6,10 +6,10 @@ C bands, H W pixels throughout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,30 @@ def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[An
 
 Reader = Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]]
 """Pixels and valid, (C, H, W), of a window; `DataError` where the file is damaged."""
+
+
+class PixelSource(Protocol):
+    """Where a scene's pixels come from."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that holds the numbers of all bands."""
+        ...
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the scene that its highest row of blocks takes the memory of."""
+        ...
+
+    def opened(
+        self, layout: PixelLayout, *, columns: slice | None = None
+    ) -> AbstractContextManager[Reader]:
+        """The files, open: what reads windows of the layout's bands.
+
+        `columns`: the windows lie within these columns and come from the top to the bottom; rows of
+        blocks are then decoded as a whole, each once.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

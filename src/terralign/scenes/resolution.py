@@ -86,18 +86,19 @@ def read_native(
     stop_column: int,
     *,
     origin: str,
+    index: int = 1,
     mask_index: int | None = None,
     rules: MaskRules | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels and valid (H, W) of a part of a dataset's first band, as it is stored.
+    """Pixels and valid (H, W) of a part of a dataset's band `index`, as it is stored.
 
     `mask_index`: a band that is 0 where there is no data; `rules`: `mask_rules` of the first band,
     where several parts are read. `DataError` names `origin` where the file is damaged.
     """
     try:
         window = Window(column, row, stop_column - column, stop_row - row)
-        pixels = source.read(1, window=window)
-        valid = valid_by_file(source, pixels[None], window=window, rules=rules)[0]
+        pixels = source.read(index, window=window)
+        valid = valid_by_file(source, pixels[None], indexes=(index,), window=window, rules=rules)[0]
         if mask_index is not None:
             valid &= source.read(mask_index, window=window) > 0
     except (RasterioError, OSError, ValueError) as error:

@@ -10,31 +10,43 @@ import datetime as dt
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, Grid, PixelLayout, Units, Window, make_layout, marked_dtype
-from terralign.errors import SensorError, UnknownOffsetError, shown
+from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout, marked_dtype
+from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
 from terralign.limits import enough_memory
+from terralign.scenes.archives import is_archive
 from terralign.scenes.band_files import describe_product
-from terralign.scenes.declared import Declared
+from terralign.scenes.band_names import read_band_names
+from terralign.scenes.clouds import CloudMask, mask_kind
+from terralign.scenes.decibel import DecibelSource
+from terralign.scenes.declared import Declared, DeclaredUnits
 from terralign.scenes.file_layout import describe_geotiff, is_rgb
 from terralign.scenes.geotiff import grid_of, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
 from terralign.scenes.orientation import is_south_up, reversed_rows, warn_unless_north_up
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
-from terralign.scenes.plausible import check_numbers, concluded_offset
+from terralign.scenes.plausible import check_numbers, concluded_offset, offset_verdict
+from terralign.scenes.product_metadata import Catalogued
 from terralign.scenes.products import Product, find_product
-from terralign.scenes.read import GeotiffSource, PictureSource, Reader, kind_of, require_fit
+from terralign.scenes.read import (
+    GeotiffSource,
+    PictureSource,
+    PixelSource,
+    Reader,
+    kind_of,
+    require_fit,
+)
 from terralign.scenes.rows import block_step
 from terralign.sensors import SENSORS, Sensor, as_sensor, shorten
 
@@ -56,30 +68,6 @@ MAX_HELD_BYTES = 768 * 1024**2
 """How much it holds of a scene's rows, so that blocks are decoded once."""
 
 
-class PixelSource(Protocol):
-    """Where a scene's pixels come from."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type that holds the numbers of all bands."""
-        ...
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of the scene that its highest row of blocks takes the memory of."""
-        ...
-
-    def opened(
-        self, layout: PixelLayout, *, columns: slice | None = None
-    ) -> AbstractContextManager[Reader]:
-        """The files, open: what reads windows of the layout's bands.
-
-        `columns`: the windows lie within these columns and come from the top to the bottom; rows of
-        blocks are then decoded as a whole, each once.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Scene:
     """Named bands of one acquisition on one pixel grid, the finest band's, read on demand.
@@ -88,7 +76,9 @@ class Scene:
     acquisition, None where no name states it. `is_picture`: True for JPEG, PNG and the like, and
     8-bit RGB TIFFs without a reference system, which are classified whole. `notes`: what was
     concluded rather than declared, one sentence each. `is_reversed`: stored south-up; rows, also
-    those of windows, count from the north all the same.
+    those of windows, count from the north all the same. `name`: of an item of a catalogue.
+    `clouds`: the mask of clouds that came with it. `cloud_cover`: per cent, and `footprint`: a
+    GeoJSON geometry, as a catalogue states them.
     """
 
     path: Path
@@ -99,6 +89,15 @@ class Scene:
     notes: tuple[str, ...] = ()
     source: PixelSource
     is_reversed: bool = False
+    name: str = ""
+    clouds: CloudMask | None = None
+    cloud_cover: float | None = None
+    footprint: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """What results call the scene: the item's name, else the path."""
+        return self.name or str(self.path)
 
     @property
     def height(self) -> int:
@@ -120,38 +119,72 @@ class Scene:
         """Canonical names of the bands."""
         return self.layout.bands
 
-    def read(self, window: Window | None = None, *, bands: Sequence[str] | None = None) -> Chip:
+    def read(
+        self,
+        window: Window | None = None,
+        *,
+        bands: Sequence[str] | None = None,
+        clouds: bool = False,
+    ) -> Chip:
         """The pixels of a window, or of the whole scene, as a chip with its grid and time.
 
-        `bands`: some of the scene's, in any order; only they are read. Coarse bands are enlarged to
-        the scene's grid bilinearly (see `scenes.resolution`). Pixels come as the file has them
-        where they are valid, marked elsewhere (see `Chip`); `valid` is False where they are the
-        sensor's no-data DN, the file's no-data value, masked by the file (internal mask, `.msk`,
-        alpha), or not finite. Raises `DataError` where the window does not lie within the scene,
-        the pixels take more memory than the limit `chip_bytes`, or a file is damaged;
-        `SensorError` for bands that the scene does not have.
+        `bands`: some of the scene's, in any order; only they are read. `clouds`: also read the mask
+        of clouds, where the scene has one. Coarse bands are enlarged to the scene's grid bilinearly
+        (see `scenes.resolution`). Pixels come as the file has them where they are valid, marked
+        elsewhere (see `Chip`); `valid` is False where they are the sensor's no-data DN, the file's
+        no-data value, masked by the file (internal mask, `.msk`, alpha), or not finite. Raises
+        `DataError` where the window does not lie within the scene, the pixels take more memory than
+        the limit `chip_bytes`, or a file is damaged; `SensorError` for bands that the scene does
+        not have.
         """
         whole = Window(row=0, column=0, height=self.height, width=self.width)
         layout = self._layout_of(bands)
-        with self.source.opened(layout) as reader:
-            return self._chip(window or whole, layout, reader)
+        with ExitStack() as stack:
+            return self._chip(window or whole, layout, self._open(stack, layout, clouds))
 
-    def _chip(self, window: Window, layout: PixelLayout, reader: Reader) -> Chip:
+    def _open(
+        self, stack: ExitStack, layout: PixelLayout, clouds: bool, columns: slice | None = None
+    ) -> _Opened:
+        """What reads windows until `stack` is left."""
+        mask = None
+        if clouds and self.clouds is not None:
+            mask = stack.enter_context(self.clouds.opened(self._stored_grid))
+        reader = stack.enter_context(self.source.opened(layout, columns=columns))
+        return _Opened(pixels=reader, clouds=mask)
+
+    @property
+    def _stored_grid(self) -> Grid:
+        return reversed_rows(self.grid) if self.is_reversed else self.grid
+
+    def _chip(self, window: Window, layout: PixelLayout, opened: _Opened) -> Chip:
         grid = self.grid.window(window)
         require_fit(self.path, grid, layout.bands, self.source.dtype)
         if self.is_reversed:
             window = replace(window, row=self.height - window.row - window.height)
         with enough_memory(shown(self.path)):
-            pixels, valid = reader(window)
+            pixels, valid = opened.pixels(window)
+        clouds = None if opened.clouds is None else opened.clouds(window)
         marked = marked_dtype(pixels.dtype, layout)
         if marked != pixels.dtype and not valid.all():
             require_fit(self.path, grid, layout.bands, marked)
         if self.is_reversed:
             pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
-        return Chip(pixels=pixels, valid=valid, layout=layout, grid=grid, datetime=self.datetime)
+            clouds = None if clouds is None else clouds[::-1]
+        return Chip(
+            pixels=pixels,
+            valid=valid,
+            layout=layout,
+            grid=grid,
+            datetime=self.datetime,
+            clouds=clouds,
+        )
 
     def read_windows(
-        self, windows: Iterable[Window], *, bands: Sequence[str] | None = None
+        self,
+        windows: Iterable[Window],
+        *,
+        bands: Sequence[str] | None = None,
+        clouds: bool = False,
     ) -> Iterator[Chip]:
         """A chip of each window, in their order, as `read` gives it.
 
@@ -164,22 +197,18 @@ class Scene:
         pixel_bytes = len(layout.bands) * (self.source.dtype.itemsize + 1)
         strips = list(_strips(windows, MAX_STRIP_BYTES // pixel_bytes))
         columns = self._columns([strip for strip, _ in strips], pixel_bytes)
-        with (
-            self.source.opened(layout, columns=columns) as reader,
-            ThreadPoolExecutor(1) as ahead,
-        ):
+        with ExitStack() as stack:
+            opened = self._open(stack, layout, clouds, columns)
+            ahead = stack.enter_context(ThreadPoolExecutor(1))
             waiting = deque[Future[Chip]]()
-            try:
-                for strip, _ in strips[:1]:
-                    waiting.append(ahead.submit(self._chip, strip, layout, reader))
-                for number, (strip, members) in enumerate(strips, start=1):
-                    chip = waiting.popleft().result()
-                    for following, _ in strips[number : number + 1]:
-                        waiting.append(ahead.submit(self._chip, following, layout, reader))
-                    yield from (self._part(chip, strip, window) for window in members)
-            finally:
-                for future in waiting:
-                    future.cancel()
+            stack.callback(lambda: [future.cancel() for future in waiting])
+            for strip, _ in strips[:1]:
+                waiting.append(ahead.submit(self._chip, strip, layout, opened))
+            for number, (strip, members) in enumerate(strips, start=1):
+                chip = waiting.popleft().result()
+                for following, _ in strips[number : number + 1]:
+                    waiting.append(ahead.submit(self._chip, following, layout, opened))
+                yield from (self._part(chip, strip, window) for window in members)
 
     def _columns(self, strips: Sequence[Window], pixel_bytes: int) -> slice | None:
         """The columns of windows that come from the top to the bottom; None where they do not, or
@@ -202,6 +231,7 @@ class Scene:
             pixels=chip.pixels[:, :, columns].copy(),
             valid=chip.valid[:, :, columns].copy(),
             grid=self.grid.window(window),
+            clouds=None if chip.clouds is None else chip.clouds[:, columns].copy(),
         )
 
     def _layout_of(self, bands: Sequence[str] | None) -> PixelLayout:
@@ -236,6 +266,14 @@ class Scene:
         return f"Scene({self})"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opened:
+    """What reads windows of an open scene: its pixels, and its mask of clouds."""
+
+    pixels: Reader
+    clouds: Callable[[Window], NDArray[np.bool_]] | None
+
+
 def _strips(windows: Iterable[Window], max_pixels: int) -> Iterator[tuple[Window, list[Window]]]:
     """Consecutive windows of the same rows and width, and the window that holds them.
 
@@ -262,16 +300,20 @@ def _around(windows: Sequence[Window]) -> Window:
 
 
 def open_scene(
-    path: Path | str,
+    path: Path | str | Mapping[str, Any] | Any,
     *,
     sensor: Sensor | str | None = None,
     bands: Sequence[str] | None = None,
     dn_offset: float | None = None,
-    units: Units | None = None,
+    units: DeclaredUnits | None = None,
     composite: str | None = None,
+    signer: Callable[[str], str] | None = None,
 ) -> Scene:
-    """Open a picture, a GeoTIFF, or a folder with one file per band (see `scenes.products`).
+    """Open a picture, a GeoTIFF, a product or an item of a STAC catalogue.
 
+    `path`: a file; a folder, or ESA's zip, with one file per band (see `scenes.products`); a STAC
+    item, as its file, address, values or pystac's object (see `scenes.catalogues`). `signer`: gives
+    the address to open for that of an item's asset; by default Planetary Computer's are signed.
     `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures,
     8-bit bands marked red, green, blue (and alpha), and where the name of the file or its folder is
     that of a standard product (see `product_names`) or metadata state it. `bands`: of a file, names
@@ -281,9 +323,10 @@ def open_scene(
     Sentinel-2 it may be left out where metadata (see `stated_offset`; declaring another is an
     error) or a product's name state it. Where nothing does, and the pixels of a folder rule out one
     of the two, the other is concluded, with a warning and a note. `units`: left out, integers are
-    DN, and numbers of a sensor without DN (dB) are physical. `composite`: the sensor's default
-    where left out. A scale and offset that the file states for its bands replace the sensor's.
-    Samples of the pixels are held against what is declared, once (see `scenes.plausible`).
+    DN, and numbers of a sensor without DN (dB) are physical; "linear" power of radar is read in dB.
+    `composite`: the sensor's default where left out. A scale and offset that the file states for
+    its bands replace the sensor's. Samples of the pixels are held against what is declared, once
+    (see `scenes.plausible`).
 
     South-up files are read north-up: rows, and those of windows, count from the north. Other
     mirrored and rotated grids are read as they are stored, with a warning.
@@ -292,7 +335,6 @@ def open_scene(
     cannot be what is declared, and where the bands of a folder do not lie on one grid or state
     different scales; `SensorError` for an unknown band or offset; and what `find_product` raises.
     """
-    path = Path(path)
     declared = Declared(
         sensor=as_sensor(sensor) if isinstance(sensor, str) else sensor,
         bands=bands,
@@ -300,33 +342,110 @@ def open_scene(
         units=units,
         composite=composite,
     )
-    return open_declared(path, declared)
+    from terralign.scenes.catalogues import is_catalogue, open_only
+
+    if not isinstance(path, str | Path) or is_catalogue(path):
+        return open_only(path, declared, signer=signer)
+    if signer is not None:
+        raise DataError(f"{shown(path)}: signer has no effect on files; leave it out")
+    return open_declared(Path(path), declared)
 
 
 def open_declared(path: Path, declared: Declared) -> Scene:
     """`open_scene` of what is declared."""
-    if not path.is_dir() and kind_of(path) == "picture":
+    if path.is_dir() or is_archive(path):
+        product = _only(find_product(path, declared.sensor), declared.bands, path)
+        return open_product(path, product, declared)
+    if kind_of(path) == "picture":
         return _open_picture(path, declared)
-    opening = _open_product if path.is_dir() else _open_geotiff
+    return _checked(_in_decibel(_open_geotiff, path, declared), declared)
+
+
+def open_product(path: Path, product: Product, declared: Declared) -> Scene:
+    """The scene of a product's files; arguments and errors as `open_scene`."""
+
+    def opening(path: Path, declared: Declared) -> Scene:
+        return _open_product(path, product, declared)
+
     unknown = None
     try:
-        scene = opening(path, declared)
+        scene = _in_decibel(opening, path, declared)
     except UnknownOffsetError as error:
-        if not path.is_dir():
-            raise
         unknown = error
-        scene = opening(path, replace(declared, dn_offset=0.0))
-    warn_unless_north_up(scene.grid, origin=shown(path))
+        scene = _in_decibel(opening, path, replace(declared, dn_offset=0.0))
+    return _checked(scene, declared, unknown=unknown, catalogued=product.catalogued)
+
+
+def _in_decibel(
+    opening: Callable[[Path, Declared], Scene], path: Path, declared: Declared
+) -> Scene:
+    """A scene, read in dB where linear power is declared."""
+    if declared.units != "linear":
+        return opening(path, declared)
+    scene = opening(path, replace(declared, units="physical"))
+    if scene.sensor.unit != "dB":
+        raise SensorError(
+            f"{shown(path)}: units='linear' is power of radar; sensor {scene.sensor.name!r} has "
+            f"{scene.sensor.unit}"
+        )
+    return replace(scene, source=DecibelSource(power=scene.source))
+
+
+def _checked(
+    scene: Scene,
+    declared: Declared,
+    *,
+    unknown: UnknownOffsetError | None = None,
+    catalogued: Catalogued | None = None,
+) -> Scene:
+    """A scene whose pixels were held against what is declared of them.
+
+    `unknown`: why its DN offset is not known, and is to be concluded.
+    """
+    origin = shown(scene.key)
+    warn_unless_north_up(scene.grid, origin=origin)
     if is_south_up(scene.grid):
-        logger.info("%s is stored south-up; its rows are read from the north", shown(path))
+        logger.info("%s is stored south-up; its rows are read from the north", origin)
         scene = _reversed(scene)
     samples = [(chip.pixels, chip.valid) for chip in _samples(scene)]
     if unknown is not None:
         scene = _with_concluded_offset(scene, samples, unknown)
+    elif catalogued is not None and declared.dn_offset is None:
+        scene = _held_against_pixels(scene, samples, catalogued)
     else:
         _log_offset(scene, declared)
-    check_numbers(samples, scene.layout, origin=shown(path))
+    check_numbers(samples, scene.layout, origin=origin)
     return scene
+
+
+def _held_against_pixels(
+    scene: Scene,
+    samples: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
+    catalogued: Catalogued,
+) -> Scene:
+    """The scene, with what its pixels make of the DN offset that a catalogue states in its notes;
+    with the other offset, and a warning, where they rule it out."""
+    layout = scene.layout
+    if layout.units != "dn" or not layout.sensor.offset_varies or layout.stated_scale is not None:
+        return scene
+    verdict = offset_verdict(samples, layout)
+    concluded = concluded_offset(samples, layout) if layout.dn_offset < 0 else None
+    if concluded is not None:
+        value, reason = concluded
+        note = f"{catalogued.origin} means a DN offset of {layout.dn_offset:g}, but {reason}"
+        logger.warning("%s: %s", shown(scene.key), note)
+        scene = replace(scene, layout=replace(layout, dn_offset=value))
+    else:
+        note = f"DN offset {layout.dn_offset:g} by {catalogued.origin}; {_PIXELS[verdict]}"
+        logger.info("%s: %s", shown(scene.key), note)
+    return replace(scene, notes=(*scene.notes, note))
+
+
+_PIXELS = {
+    "agrees": "the pixels agree",
+    "contradicts": "the pixels contradict it",
+    "undecidable": "the pixels do not decide",
+}
 
 
 def read_geotiff(path: Path, declared: Declared) -> Chip:
@@ -338,7 +457,8 @@ def read_geotiff(path: Path, declared: Declared) -> Chip:
         scene, source = _describe_geotiff(path, opened, declared)
         whole = Window(row=0, column=0, height=scene.height, width=scene.width)
         scene = _reversed(scene) if is_south_up(scene.grid) else scene
-        return scene._chip(whole, scene.layout, source.reader(opened, scene.layout))
+        reader = source.reader(opened, scene.layout)
+        return scene._chip(whole, scene.layout, _Opened(pixels=reader, clouds=None))
 
 
 def _reversed(scene: Scene) -> Scene:
@@ -362,7 +482,17 @@ def _open_picture(path: Path, declared: Declared) -> Scene:
 
 def _open_geotiff(path: Path, declared: Declared) -> Scene:
     with open_geotiff(path) as opened:
-        return _describe_geotiff(path, opened, declared)[0]
+        scene, _ = _describe_geotiff(path, opened, declared)
+        return replace(scene, clouds=_mask_within(path, opened, scene))
+
+
+def _mask_within(path: Path, opened: Any, scene: Scene) -> CloudMask | None:
+    """The band of an open GeoTIFF that marks clouds, by its name (`QA60`, `SCL`)."""
+    for index, text in enumerate(read_band_names(opened, scene.sensor).texts, start=1):
+        kind = mask_kind(text)
+        if kind is not None:
+            return CloudMask(place=path, kind=kind, index=index)
+    return None
 
 
 def _describe_geotiff(path: Path, opened: Any, declared: Declared) -> tuple[Scene, GeotiffSource]:
@@ -415,10 +545,11 @@ def _samples(scene: Scene) -> list[Chip]:
     if scene.height * scene.width <= MAX_CHECKED_WHOLE:
         return [scene.read()]
     height, width = min(SAMPLE_SIDE, scene.height), min(SAMPLE_SIDE, scene.width)
-    with scene.source.opened(scene.layout) as reader:
+    with ExitStack() as stack:
+        opened = scene._open(stack, scene.layout, clouds=False)
         return [
             scene._chip(
-                Window(row=row, column=column, height=height, width=width), scene.layout, reader
+                Window(row=row, column=column, height=height, width=width), scene.layout, opened
             )
             for row in _spread(scene.height)
             for column in _spread(scene.width)
@@ -435,8 +566,7 @@ def _datetime_of(names: Iterable[str]) -> dt.datetime | None:
     return next((when for name in names if (when := product_datetime(name))), None)
 
 
-def _open_product(path: Path, declared: Declared) -> Scene:
-    product = _only(find_product(path, declared.sensor), declared.bands, path)
+def _open_product(path: Path, product: Product, declared: Declared) -> Scene:
     layout, grid, source = describe_product(path, product, declared)
     return Scene(
         path=path,
@@ -445,6 +575,8 @@ def _open_product(path: Path, declared: Declared) -> Scene:
         datetime=_datetime_of([product.files[0].path.name, *product.names]),
         is_picture=False,
         source=source,
+        name=product.name,
+        clouds=product.clouds,
     )
 
 

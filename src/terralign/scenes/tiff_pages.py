@@ -50,7 +50,7 @@ def read_pages(file: IO[bytes], what: str, tags: tuple[int, ...] = ()) -> Pages:
             if size > room:
                 num_bytes += size
             if tag == _GDAL_METADATA:
-                require("xml_bytes", size, f"{what} has metadata of")
+                require("xml_bytes", size, f"{what} has metadata of", todo="save it anew")
             page[tag] = ()
             if tag in tags and kind in _WHOLE and size <= 2**16:
                 values = value[:size]

@@ -11,16 +11,17 @@ import open_clip
 import torch
 from torch import nn
 
-from terralign.encoders.clip.text_tower import MAX_LAYERS, check_text_cfg, local_text_cfg
+from terralign.encoders.clip.text_tower import check_sizes, check_text_cfg, local_text_cfg
 from terralign.errors import ModelError, first_line
+from terralign.limits import require
 
 Shapes = dict[str, tuple[int, ...]]
 
-MAX_UNSAVED = 2**24
-"""Most numbers that a model may hold beside its weights (masks, positions)."""
-
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}
 """Keys of a tokenizer's configuration that are taken; others load code or files."""
+
+_PATCH_SIZE = 16
+"""open_clip's own, where a configuration states none."""
 
 _DECODER = "text_decoder."
 """Where a captioning model (CoCa) holds what is not of its towers."""
@@ -41,13 +42,12 @@ def check_model_cfg(model_cfg: dict[str, Any], what: str) -> None:
     decoder = model_cfg.get("multimodal_cfg", {})
     if not isinstance(decoder, dict):
         raise ModelError(f"{what}: multimodal_cfg is {decoder!r}, expected a table")
-    for part in (vision, text, decoder):
-        layers = part.get("layers", 0)
-        if any(
-            not isinstance(one, int) or one > MAX_LAYERS
-            for one in (layers if isinstance(layers, list) else [layers])
-        ):
-            raise ModelError(f"{what}: layers {layers!r}; at most {MAX_LAYERS} are supported")
+    check_sizes(model_cfg, f"{what}: its model_cfg")
+    size, patch = vision.get("image_size", 0), vision.get("patch_size", _PATCH_SIZE)
+    sides = [one for one in (size if isinstance(size, list) else [size]) if isinstance(one, int)]
+    patch = patch if isinstance(patch, int) else _PATCH_SIZE
+    num_patches = (max(sides, default=0) // max(patch, 1)) ** 2
+    require("model_patches", num_patches, f"{what}: its pictures have", fault=ModelError)
 
 
 def towers_cfg(model_cfg: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +98,6 @@ def meta_shapes(model_cfg: dict[str, Any], text_config: dict[str, Any] | None, w
         for name, value in itertools.chain(model.named_parameters(), model.named_buffers())
         if name not in state
     )
-    if num_unsaved > MAX_UNSAVED:
-        raise ModelError(
-            f"{what}: its configuration asks for {num_unsaved} numbers beside its weights; at most "
-            f"{MAX_UNSAVED} are supported"
-        )
+    beside = f"{what}: its masks and positions, beside its weights, have"
+    require("model_numbers", num_unsaved, beside, fault=ModelError)
     return {key: tuple(value.shape) for key, value in state.items()}

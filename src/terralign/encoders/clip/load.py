@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
+_MOST_LOGIT_SCALE = 1e6
+"""CLIPs are trained up to 100; far above it probabilities are no longer numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -405,6 +407,11 @@ def _finish(
         text_config=text_config,
     )
     _ = clip.input_spec  # unusable preprocessing is reported at once
+    if not 0 < clip.logit_scale < _MOST_LOGIT_SCALE:
+        raise ModelError(
+            f"{source}: its logit_scale is {clip.logit_scale:.3g} (exp of the weight); expected "
+            f"one between 0 and {_MOST_LOGIT_SCALE:.0e}: it is damaged, or no CLIP"
+        )
     return clip
 
 

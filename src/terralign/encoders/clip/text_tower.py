@@ -7,10 +7,11 @@ kept, of a tokenizer only its own files, both are read from a folder, and no cod
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,20 +23,19 @@ from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 from torch import Tensor
 
 from terralign.encoders.clip.hub import Hub
-from terralign.errors import ModelError, TerralignError, first_line
+from terralign.errors import ModelError, TerralignError, first_line, quoted
 from terralign.files import read_json, write_json
 from terralign.limits import require
 
 TEXT_CONFIG_NAME = "text_config.json"
 """The configuration of a space's text tower, so that it is built again with no network."""
 
-MAX_LAYERS = 1000
-"""A configuration with more layers in one tower is refused before it is built."""
-
 Tokenizer = Callable[[list[str]], Tensor]
 
 _WORDS = {"model_type", "hidden_act", "activation_function", "feed_forward_proj"}
 """Keys of a configuration whose values may be words; others name code, kernels or files."""
+
+_LIMITS = {"context_length": "model_tokens"}
 
 _TOKENIZER_FILES = [
     "tokenizer.json",
@@ -99,9 +99,24 @@ def clean_text_config(config: Any, what: str) -> dict[str, Any]:
     for key, value in kept.items():
         if key in _WORDS and not isinstance(value, str):
             raise ModelError(f"{what}: {key} of its text tower is {value!r}, expected a word")
-        if "layers" in key and (not isinstance(value, int) or value > MAX_LAYERS):
-            raise ModelError(f"{what}: {key} is {value!r}; at most {MAX_LAYERS} are supported")
+    check_sizes(kept, f"{what}: its text tower")
     return kept
+
+
+def check_sizes(values: Mapping[str, Any], what: str) -> None:
+    """Refuse a configuration that asks for more than a model has, before it is built."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            check_sizes(value, what)
+            continue
+        layers = key == "layers" or key.endswith("_layers")
+        name = "model_layers" if layers else _LIMITS.get(key, "model_numbers")
+        for one in value if isinstance(value, list) else [value]:
+            if layers and not isinstance(one, int):
+                raise ModelError(f"{what}: {key} is {one!r:.100}, expected a whole number")
+            if isinstance(one, int | float):
+                counted = int(min(abs(one), 2**63)) if math.isfinite(one) else 2**63
+                require(name, counted, f"{what} has {quoted(key)} of", fault=ModelError)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from terralign.encoders.clip.pickles import read_pickled
-from terralign.errors import ModelError, first_line
+from terralign.errors import ModelError, first_line, quoted, some
 from terralign.files import HASH_LENGTH, atomic_path
 from terralign.limits import require
 
@@ -98,7 +98,7 @@ def read_state_dict(path: Path) -> StateDict:
         if others:
             logger.warning(
                 "%s holds %r and %s; %r is used: save the averaged weights alone to use those",
-                path, found[0], ", ".join(map(repr, others)), found[0],
+                path, found[0], ", ".join(quoted(str(one)) for one in others[:5]), found[0],
             )  # fmt: skip
         loaded = loaded[found[0]]
     if not isinstance(loaded, Mapping) or not loaded:
@@ -110,13 +110,20 @@ def read_state_dict(path: Path) -> StateDict:
     ]
     if wrong:
         raise ModelError(
-            f"{path} is no state dict: {wrong[0]!r} is not a tensor. Save the state dict alone"
+            f"{path} is no state dict: {wrong[0]!r:.120} is not a tensor. Save the state dict alone"
         )
     state = dict(loaded)
+    _check_names(state, path)
     plain = {key: without_wrappers(key) for key in state}
     while all(key.startswith("module.") for key in plain.values()):
         plain = {key: name.removeprefix("module.") for key, name in plain.items()}
     return _renamed(state, plain, str(path))
+
+
+def _check_names(names: Iterable[str], path: Path) -> None:
+    """What names are searched for takes time that grows with the square of their length."""
+    longest = max(map(len, names), default=0)
+    require("weight_name_characters", longest, f"{path} has a name of", fault=ModelError)
 
 
 def without_wrappers(key: str) -> str:
@@ -165,7 +172,9 @@ def shared_prefix(keys: Iterable[str]) -> str:
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, from its header alone."""
     with _reading_safetensors(path), safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        keys = file.keys()
+        _check_names(keys, path)
+        return {key: tuple(file.get_slice(key).get_shape()) for key in keys}
 
 
 def load_weights(module: nn.Module, state: StateDict, *, what: str, strict: bool = True) -> None:
@@ -273,8 +282,8 @@ def check_shapes(
     for key in sorted(expected):
         if expected[key] != given[key]:
             raise ModelError(
-                f"{what} does not fit its architecture: {key} is {given[key]}, "
-                f"expected {expected[key]}"
+                f"{what} does not fit its architecture: {key} is {given[key]!s:.200}, "
+                f"expected {expected[key]!s:.200}"
             )
 
 
@@ -341,4 +350,4 @@ def _likely_prefix(expected: Iterable[str], given: Iterable[str]) -> str:
 
 
 def _example(keys: Sequence[str]) -> str:
-    return f" (such as {keys[0]})" if keys else ""
+    return f" (such as {some(keys[:1])})" if keys else ""

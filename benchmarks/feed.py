@@ -1,0 +1,213 @@
+"""The path of a sample to the model, part by part: store, copy, preprocessing, teacher, student.
+
+Samples per second of each part alone, on this machine's device; what the whole path gives; and the
+share of the time that a device would wait for batches. Beside the parts stand the limits: a bare
+copy of the same bytes, and the tower's forward pass on tensors that are ready. The store lies in
+the system's cache. Embedding goes over pictures (JPEG files) and over the store.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from measuring import (
+    by_turns,
+    data_root,
+    median,
+    median_ratio,
+    parse_arguments,
+    print_result,
+    some_clip,
+)
+from terralign.compute import choose_device, num_readers
+from terralign.datasets.batches import Plan
+from terralign.datasets.sample import SampleSet
+from terralign.datasets.samples import Samples
+from terralign.datasets.store import StoreSet, pack
+from terralign.datasets.synthetic import open_synthetic_scenes
+from terralign.encoders.pixels import ready_pixels
+from terralign.encoders.space import EmbeddingSpace
+from terralign.evaluation.embed import choose_route, embed_samples
+from terralign.feed import Raw, feed
+from terralign.preprocess import ViewSpec, apply_views, draw_views, make_ready, scale_bands
+from terralign.train.student import StudentSettings, new_student
+
+SENSOR = "sentinel2-l2a"
+SIZE = 120
+"""Pixels of a side of the stored samples, as BigEarthNet's."""
+
+
+class Parts:
+    """The parts of the path over one store."""
+
+    def __init__(self, samples: SampleSet, space: EmbeddingSpace, batch_size: int, steps: int):
+        self.samples, self.space, self.steps = samples, space, steps
+        self.plan = Plan([len(samples)], batch_size=batch_size, seed=0)
+        self.layout = samples.layouts[SENSOR]
+        self.student, _ = new_student(
+            "bench", space.clip, StudentSettings(), [SENSOR], [samples], seed=0
+        )
+        self.student.to(space.device)
+        self.num_samples = sum(len(self.plan.batch(step).indices) for step in range(steps))
+        self.raw = [self.read(step) for step in range(min(4, steps))]
+        self.ready = [self.make(one).to(space.device) for one in self.raw]
+
+    def read(self, step: int) -> Raw[int]:
+        indices = self.plan.batch(step % self.plan.steps_per_epoch).indices
+        return Raw(step, {"pixels": torch.from_numpy(self.samples.read(indices)[SENSOR])})
+
+    def make(self, raw: Raw[int]) -> Tensor:
+        pixels, spec = raw.tensors["pixels"], self.student.config.input
+        indices = np.arange(len(pixels))
+        views = draw_views(ViewSpec(), seed=0, view=raw.known, indices=indices)
+        return make_ready(
+            apply_views(scale_bands(pixels, self.layout, spec), views, spec.size), spec
+        )
+
+    def timed(self, work: Callable[[int], object]) -> float:
+        start = time.perf_counter()
+        for step in range(self.steps):
+            work(step)
+        synchronize(self.space.device)
+        return time.perf_counter() - start
+
+    def store(self) -> float:
+        return self.timed(self.read)
+
+    def copy(self) -> float:
+        """The same bytes, from memory to memory."""
+        arrays = [one.tensors["pixels"].numpy() for one in self.raw]
+        return self.timed(lambda step: arrays[step % len(arrays)].copy())
+
+    def to_device(self) -> float:
+        return self.timed(
+            lambda step: self.raw[step % len(self.raw)].tensors["pixels"].to(self.space.device)
+        )
+
+    def preprocess(self) -> float:
+        device = self.space.device
+        moved = [one.mapped(lambda tensor: tensor.to(device)) for one in self.raw]
+        return self.timed(lambda step: self.make(moved[step % len(moved)]))
+
+    def teacher(self) -> float:
+        size = self.space.input_spec().size
+        pictures = torch.rand(len(self.ready[0]), 3, size, size, device=self.space.device)
+        with torch.inference_mode():
+            return self.timed(lambda _: self.space.clip.visual(pictures))
+
+    def student_step(self, batches: Iterable[Tensor] | None = None) -> float:
+        """Forward, backward and optimiser step, on ready tensors or on what is fed."""
+        module: nn.Module = self.student.train()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5)
+        start = time.perf_counter()
+        for bands in batches or (self.ready[step % len(self.ready)] for step in range(self.steps)):
+            optimizer.zero_grad(set_to_none=True)
+            module(bands).square().mean().backward()
+            optimizer.step()
+        synchronize(self.space.device)
+        return time.perf_counter() - start
+
+    def fed(self) -> float:
+        stream = feed(self.read, self.make, range(self.steps), device=self.space.device)
+        with closing(stream):
+            return self.student_step(stream)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def embedding(
+    space: EmbeddingSpace, samples: SampleSet, batch_size: int
+) -> dict[str, Callable[[], float]]:
+    """Embedding all samples, and the tower alone on tensors that are ready."""
+    route = choose_route(space, samples)
+    spec = space.input_spec(route.tower)
+    raw = samples.read(np.arange(min(batch_size, len(samples))))[route.layout.sensor.name]
+    pixels = torch.from_numpy(raw).to(space.device)
+    ready = ready_pixels(pixels, route.layout, spec, tower=route.tower)
+
+    def forward() -> float:
+        start = time.perf_counter()
+        for first in range(0, len(samples), batch_size):
+            space.encode_ready(ready[: len(samples) - first], tower=route.tower)
+        return time.perf_counter() - start
+
+    def whole() -> float:
+        start = time.perf_counter()
+        embed_samples(space, samples, route, batch_size=batch_size)
+        return time.perf_counter() - start
+
+    return {"forward": forward, "embed": whole}
+
+
+def write_pictures(folder: Path, number: int, *, side: int) -> SampleSet:
+    """JPEG files of 256 pixels a side, as aerial data sets have them, opened at `side`."""
+    rng = np.random.default_rng(0)
+    for index in range(number):
+        coarse = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        path = folder / "pictures" / f"class-{index % 3}" / f"{index:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((256, 256)).save(path, quality=90)
+    return Samples.from_folder(folder / "pictures", sensor="rgb", size=side)
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse_arguments(__doc__.splitlines()[0], repeats=5)
+    device = torch.device(choose_device())
+    space = EmbeddingSpace(some_clip(data_root())).to(str(device))
+    batch_size, steps, number = (16, 3, 64) if arguments.quick else (64, 12, 512)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        scenes = open_synthetic_scenes("train", num_samples=number, size=SIZE)
+        pack({"train": scenes}, folder / "store")
+        stored = StoreSet(folder / "store", "train")
+        parts = Parts(stored, space, batch_size, steps)
+        names = (
+            "store", "copy", "to_device", "preprocess", "teacher", "student_step", "fed",
+        )  # fmt: skip
+        seconds = by_turns(
+            {one: partial(getattr(parts, one)) for one in names}, repeats=arguments.repeats
+        )
+        space.add(parts.student.eval())
+        embedded = {
+            kind: by_turns(embedding(space, samples, batch_size), repeats=arguments.repeats)
+            for kind, samples in (
+                ("store", stored),
+                ("jpeg", write_pictures(folder, number, side=space.input_spec().size)),
+            )
+        }
+    print_result(
+        "feed",
+        arguments,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        readers=num_readers(device),
+        sample=[len(parts.layout.bands), SIZE, SIZE],
+        batch_size=batch_size,
+        samples_per_second={
+            one: median([parts.num_samples / turn for turn in seconds[one]]) for one in names
+        },
+        store_over_copy=median_ratio(seconds["copy"], seconds["store"]),
+        fed_over_ready=median_ratio(seconds["student_step"], seconds["fed"]),
+        waiting_share=round(max(0.0, 1 - median_ratio(seconds["student_step"], seconds["fed"])), 3),
+        embed_over_forward={
+            kind: median_ratio(turns["forward"], turns["embed"]) for kind, turns in embedded.items()
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
