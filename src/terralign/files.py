@@ -298,6 +298,16 @@ def read_json(
     )
 
 
+def read_kept_json(path: Path, *, todo: str) -> Any:
+    """The value of a JSON file that terralign wrote; `todo`: what to do where it is damaged."""
+    try:
+        return read_json(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise StorageError(f"{error}; {todo}") from error
+
+
 def parse_json(text: str, *, name: str, fault: type[TerralignError] = StorageError) -> Any:
     """The value of a JSON text. `name`: what it is and where it is from, for `fault`.
 

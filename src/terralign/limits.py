@@ -23,6 +23,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "kib": 2**10, "mib": 2**20,
 LIMITS: dict[str, int] = {
     "array_bytes": 2**30,  # of the arrays in one NumPy file
     "block_bytes": 384 * 2**20,  # of one tile or strip of a raster, with all bands that it holds
+    "bmp_rle_bytes": 16 * 2**20,  # of a BMP that is compressed, which Pillow decodes in Python
     "captions_bytes": 40 * 2**20,  # of the JSON file that names images and their captions
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
@@ -50,6 +51,7 @@ LIMITS: dict[str, int] = {
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
     "raster_bands": 5_000,  # of one raster
+    "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "scene_windows": 4_000_000,  # that one scene is cut into
     "stac_assets": 1_000,  # of one STAC item
@@ -67,6 +69,7 @@ LIMITS: dict[str, int] = {
     "toml_key_parts": 64,  # of a dotted key
     "toml_levels": 80,  # of tables and lists within each other
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
+    "webp_alpha_pixels": 78_000_000,  # of one WebP with alpha, whose decoder holds four copies
     "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
     "zip_file_bytes": 4 * 2**30,  # of one raster in an archive

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from terralign.ablate.differences import Differences
 from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
 from terralign.ablate.summary import study_report, summarise
@@ -142,10 +144,27 @@ def _has_begun(folder: Path) -> bool:
     """Whether `folder` is another study's: unless all its runs failed before they computed
     anything."""
     results = folder / "results.json"
-    if results.is_file() and read_json(results).get("rows"):
+    if results.is_file() and read_rows(results):
         return True
     runs = list((folder / "runs").glob("*/*"))
     return not runs or not all(map(is_untouched, runs))
+
+
+class _Compared(BaseModel):
+    identity: str
+    value_a: float
+    value_b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float | None
+    num_samples: int
+
+
+class _Kept(BaseModel):
+    """What is read of `results.json`."""
+
+    differences: list[_Compared]
 
 
 @dataclass
@@ -166,8 +185,10 @@ class _Study:
     def differences(self) -> Differences:
         """What was compared before is read from the folder."""
         known = []
-        with suppress(StorageError, LookupError, TypeError):  # damaged: compared again
-            known = list(read_json(self.folder / "results.json")["differences"])
+        with suppress(StorageError, ValidationError):  # damaged: compared again
+            kept = read_json(self.folder / "results.json")
+            _Kept.model_validate(kept)
+            known = kept["differences"]
         return Differences(self.folder, known)
 
     def find_finished(self, overrides: Sequence[str]) -> None:
