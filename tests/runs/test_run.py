@@ -37,7 +37,7 @@ from terralign.errors import (
     TerralignError,
 )
 from terralign.files import hash_file
-from terralign.runs.folder import is_untouched, keep_recipe
+from terralign.runs.folder import is_untouched, keep_recipe, keep_threads
 from terralign.runs.recipe import parse_recipe, recipe_text, single_stage
 from terralign.runs.run import run_recipe
 from terralign.sensors import find_sensor
@@ -608,7 +608,7 @@ from pathlib import Path
 import torch
 from terralign.runs.recipe import load_recipe
 from terralign.runs.run import run_recipe
-from terralign.runs.folder import is_untouched, keep_recipe
+from terralign.runs.folder import is_untouched, keep_recipe, keep_threads
 from terralign.train import {module} as module
 from terralign.train.checkpoints import Checkpoints
 
@@ -624,6 +624,38 @@ def killing(*args, **options):
 module.label_loss = killing
 run_recipe(load_recipe(sys.argv[1]), Path(sys.argv[2]), device="cpu")
 """
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"threads": "two"}', '{"threads": 0}'])
+def test_versions_of_another_form_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "versions.json").write_text(content)
+    with pytest.raises(StorageError, match=r"versions\.json is damaged: .*put back a whole copy"):
+        keep_threads(tmp_path, None, device="cpu")
+
+
+@pytest.mark.slow
+def test_json_of_another_form_in_a_run_folder_is_refused_by_its_name(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    files = [path.relative_to(finished_run) for path in finished_run.rglob("*.json")]
+    for number, file in enumerate(path for path in files if path.parts[0] not in ("model", "base")):
+        for content in ("[]", "null", "{}", None):
+            folder = tmp_path / f"{number}-{content}"
+            shutil.copytree(finished_run, folder)
+            path = folder / file
+            if content is None:  # of the same stage, but without its other keys
+                content = json.dumps({"identity": json.loads(path.read_text()).get("identity")})
+            path.write_text(content)
+            if file.name != "results.json":
+                (folder / "results.json").unlink()
+            said = f"{file.name} delete it"
+            try:
+                run_recipe(small_recipe(), folder, device="cpu")
+            except TerralignError as error:
+                said = str(error)
+            assert file.name in said
+            assert "delete it" in said
+            shutil.rmtree(folder)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -180,6 +181,40 @@ def test_a_jpeg_of_very_many_segments_is_refused(tmp_path: Path) -> None:
     assert decode_rgb(path).shape == (3, 8, 8)
     path.write_bytes(data[:2] + 200_000 * segment + data[2:])
     with pytest.raises(DataError, match=r"segments.jpg has at least 5,001 segments"):
+        decode_rgb(path)
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\0", b"\xff\xd0"])
+def test_a_jpeg_that_is_filled_up_is_refused(tmp_path: Path, filling: bytes) -> None:
+    path = tmp_path / "filled.jpg"
+    Image.fromarray(noise(8, 8)).save(path)
+    data = path.read_bytes()
+    end = data.index(b"\xff\xdb")
+    path.write_bytes(data[:end] + 1000 * filling + data[end:])
+    assert decode_rgb(path).shape == (3, 8, 8)
+    path.write_bytes(data[:end] + 5_000_000 * filling + data[end:])
+    with pytest.raises(DataError, match=r"filled.jpg (is damaged: no segment|has at least 5,001)"):
+        decode_rgb(path)
+
+
+def test_a_webp_with_alpha_has_a_limit_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "webp_alpha_pixels=63")
+    path = tmp_path / "a.webp"
+    Image.fromarray(noise(8, 8)).save(path)
+    assert decode_rgb(path).shape == (3, 8, 8)
+    Image.fromarray(noise(8, 8, 4)).save(path)
+    with pytest.raises(DataError, match=r"a.webp has 64 pixels, more than the limit of 63"):
+        decode_rgb(path)
+
+
+def test_run_lengths_of_a_bmp_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "runs.bmp"
+    sizes = struct.pack("<IiiHHIIiiII", 40, 6000, 6000, 1, 8, 1, 0, 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + sizes + bytes(1024))
+    os.truncate(path, 20_000_000)
+    with pytest.raises(DataError, match=r"runs.bmp has run lengths of 19.07 MiB, more than"):
         decode_rgb(path)
 
 

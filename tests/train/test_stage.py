@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from terralign.errors import RecipeError, StorageError
 from terralign.train.stage import Stage, run_stage
@@ -159,3 +160,16 @@ def test_a_stage_that_another_run_makes_is_waited_for(tmp_path: Path) -> None:
     first.join(timeout=10)
     assert made == []
     assert found[0] == found[1]
+
+
+class _Form(BaseModel):
+    value: float
+
+
+@pytest.mark.parametrize("content", ["{}", '{"value": "much"}', '{"value": null}', '{"values": 1}'])
+def test_a_note_of_another_form_is_refused_or_set_aside(tmp_path: Path, content: str) -> None:
+    stage = Stage.named_by_identity("a curve", {"on": 1}, tmp_path, form=_Form)
+    stage.note.write_text(json.dumps({"identity": stage.identity, **json.loads(content)}))
+    with pytest.raises(StorageError, match=r"\.json is damaged: .*value.*; delete it"):
+        run_stage(stage, lambda: {"value": 1})
+    assert run_stage(stage, lambda: {"value": 1}, renew=True)["value"] == 1

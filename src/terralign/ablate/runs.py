@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from terralign.ablate.differences import Differences
 from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_text
 from terralign.ablate.summary import study_report, summarise
@@ -38,7 +40,7 @@ from terralign.files import (
     write_text,
 )
 from terralign.report.render import markdown
-from terralign.runs.data import named_data
+from terralign.runs.data import RunData, named_data
 from terralign.runs.folder import is_untouched, keep_recipe
 from terralign.runs.run import run_recipe
 from terralign.toml_values import keep_toml
@@ -142,10 +144,27 @@ def _has_begun(folder: Path) -> bool:
     """Whether `folder` is another study's: unless all its runs failed before they computed
     anything."""
     results = folder / "results.json"
-    if results.is_file() and read_json(results).get("rows"):
+    if results.is_file() and read_rows(results):
         return True
     runs = list((folder / "runs").glob("*/*"))
     return not runs or not all(map(is_untouched, runs))
+
+
+class _Compared(BaseModel):
+    identity: str
+    value_a: float
+    value_b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float | None
+    num_samples: int
+
+
+class _Kept(BaseModel):
+    """What is read of `results.json`."""
+
+    differences: list[_Compared]
 
 
 @dataclass
@@ -166,8 +185,10 @@ class _Study:
     def differences(self) -> Differences:
         """What was compared before is read from the folder."""
         known = []
-        with suppress(StorageError, LookupError, TypeError):  # damaged: compared again
-            known = list(read_json(self.folder / "results.json")["differences"])
+        with suppress(StorageError, ValidationError):  # damaged: compared again
+            kept = read_json(self.folder / "results.json")
+            _Kept.model_validate(kept)
+            known = kept["differences"]
         return Differences(self.folder, known)
 
     def find_finished(self, overrides: Sequence[str]) -> None:
@@ -197,6 +218,17 @@ class _Study:
             any(data in faults for data, *_ in named_data(one.recipe)) for one in left
         ):
             raise cannot_open(faults)
+        for one in {one.variant.name: one for one in left}.values():
+            if not any(data in faults for data, *_ in named_data(one.recipe)):
+                self.check_variant(one)
+
+    def check_variant(self, one: Planned) -> None:
+        """What the run itself checks of its data and settings before it trains."""
+        recipe = one.recipe.model_copy(update={"pack": False})
+        try:
+            RunData(recipe, self.data_root, self.stores, CHECKED_SIZE).open_everything()
+        except RecipeError as error:
+            raise RecipeError(f"variant {one.variant.name}: {error}") from error
 
     def run(self, one: Planned) -> None:
         """One run; what it gave is written before the next begins."""

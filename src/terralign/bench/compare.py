@@ -12,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from terralign.bench.measurements import Measurement, read_measurement
 from terralign.bench.subject import Job, Measured, Subject
 from terralign.encoders.space import RGB
-from terralign.errors import DataError, ModelError
+from terralign.errors import ModelError, StorageError
 from terralign.evaluation.diagnostics import mean_cosine
 from terralign.evaluation.paired import MIN_SAMPLES, Comparison, compare_outcomes, statistics_of
 from terralign.evaluation.rows import Row
@@ -100,9 +102,15 @@ def _read(path: Path) -> Measurement | None:
         return None
     try:
         return read_measurement(path)
-    except (DataError, KeyError, TypeError):
-        logger.warning("%s is no measurement of a bench; it is not compared", path)
+    except StorageError as error:
+        logger.warning("%s; it is not compared", error)
         return None
+
+
+class _Note(BaseModel):
+    """Of a comparison: metric -> what was found."""
+
+    comparisons: dict[str, Comparison]
 
 
 def compare(
@@ -133,6 +141,7 @@ def compare(
         {"code": VERSION, "a": first.path.stem, "b": second.path.stem, "num": num_bootstrap},
         first.path.parent,
         prefix="compare-",
+        form=_Note,
         cache=cache,
     )
     try:

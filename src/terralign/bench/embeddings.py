@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from terralign.bench.folder import set_damaged_aside
 from terralign.datasets.batches import keep_in_memory
@@ -21,7 +22,7 @@ from terralign.datasets.sample import SampleSet, pixels_id
 from terralign.encoders.clip.weights import read_state_dict, write_state_dict
 from terralign.encoders.protocols import ImageEncoder
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import ModelError
+from terralign.errors import ModelError, StorageError
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.embed import Embedded, Route, embed_samples
 from terralign.evaluation.retrieval import embed_captions
@@ -33,6 +34,13 @@ VERSION = 3
 
 BYTES_PER_SAMPLE = 4 * 1024
 """What a vector takes on disk, at most: 1,024 numbers of float32."""
+
+
+class _Note(BaseModel):
+    """Of kept embeddings."""
+
+    valid_share: float
+    num_empty: int
 
 
 class Embeddings:
@@ -81,8 +89,9 @@ class Embeddings:
     ) -> Embedded:
         """`num` vectors: held, read, or computed and kept."""
         stage = Stage.named_by_identity(
-            "embeddings", depends, self.folder, suffixes=(".safetensors",), cache=self.cache
-        )
+            "embeddings", depends, self.folder, suffixes=(".safetensors",), form=_Note,
+            cache=self.cache,
+        )  # fmt: skip
         path = stage.note.with_suffix(".safetensors")
 
         def make() -> dict[str, Any]:
@@ -94,8 +103,14 @@ class Embeddings:
         if path not in self._embedded:
             set_damaged_aside(stage)
             note = run_stage(stage, make, renew=True)
+            vectors = read_state_dict(path).get("embeddings")
+            if vectors is None or vectors.ndim != 2 or len(vectors) != num:
+                raise StorageError(
+                    f"{path} is damaged: it does not hold {num} embeddings; delete it to make it "
+                    "again"
+                )
             self._embedded[path] = Embedded(
-                vectors=read_state_dict(path)["embeddings"],
+                vectors=vectors,
                 valid_share=note["valid_share"],
                 num_empty=note["num_empty"],
             )

@@ -75,6 +75,7 @@ class Example(_Kept):
 
 
 _EXAMPLES = TypeAdapter(tuple[Example, ...])
+_SENSORS = TypeAdapter(dict[str, str])
 _INDEX = TypeAdapter(dict[str, dict[str, Views]])
 
 
@@ -116,9 +117,10 @@ def find_examples(
             continue
         try:
             examples = _EXAMPLES.validate_python(kept["examples"])
+            sensors = _SENSORS.validate_python(kept.get("sensors", {}))
         except ValidationError as error:
             raise StorageError(f"measurement {name} has damaged examples: {error}") from error
-        blocks[name] = ExampleBlock(row=row, examples=examples, sensors=kept.get("sensors", {}))
+        blocks[name] = ExampleBlock(row=row, examples=examples, sensors=sensors)
     return list(blocks.values())
 
 

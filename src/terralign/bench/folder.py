@@ -36,7 +36,7 @@ def keep_suite(suite: Suite, folder: Path, data_root: Path | None = None) -> Non
 def keep_models(folder: Path, name: str, source: str, model_id: str) -> None:
     """Remember what a name stands for, or refuse another model of the same name."""
     known = read_names(folder / "models.json")
-    if name in known and known[name]["model_id"] != model_id:
+    if name in known and known[name].get("model_id") != model_id:
         raise RecipeError(
             f"{folder} knows {name!r} as model {known[name]['model_id']} ({known[name]['source']}),"
             f" and {source} is {model_id}; give it another name (NAME={source}) or another --out"

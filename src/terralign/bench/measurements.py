@@ -25,13 +25,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from terralign.bench.data import labels_id
 from terralign.bench.folder import keep_versions, set_damaged_aside
 from terralign.bench.subject import Job, Subject
+from terralign.errors import DataError, StorageError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.rows import Row, check_rows
 from terralign.files import hash_json, read_json
+from terralign.toml_values import explain
 from terralign.train.stage import Stage, run_stage
 
 ROWS_VERSION = 2
@@ -61,15 +65,37 @@ class Measurement:
 
 
 def read_measurement(path: Path) -> Measurement:
-    """From its note. Raises `StorageError`; `DataError`, `KeyError` and `TypeError` where the file
-    is no such note."""
-    return _of_note(path, read_json(path))
+    """From its note. Raises `StorageError` where the file is no such note, or is damaged."""
+    note = read_json(path)
+    try:
+        _Note.model_validate(note)
+    except ValidationError as error:
+        raise StorageError(f"{path} is damaged: {explain(error, _Note)}; delete it") from error
+    return _of_note(path, note)
+
+
+class _Note(BaseModel):
+    """Of a measurement. The rows are checked by `check_rows`."""
+
+    samples: str
+    has_outcomes: bool
+    rows: list[dict[str, Any]]
+
+
+class _Made(_Note):
+    """The note as it is written."""
+
+    versions: dict[str, str]
 
 
 def _of_note(path: Path, note: Mapping[str, Any]) -> Measurement:
+    try:
+        rows = check_rows(note["rows"])
+    except DataError as error:
+        raise StorageError(f"{path} is damaged: {error}; delete it to make it again") from error
     return Measurement(
         path=path,
-        rows=check_rows(note["rows"]),
+        rows=rows,
         samples=note["samples"],
         has_outcomes=note["has_outcomes"],
     )
@@ -89,6 +115,7 @@ class Measurements:
             _depends(subject, job),
             self.out / "measurements",
             suffixes=(".safetensors",),
+            form=_Made,
             cache=self.cache,
         )
         made_now = False

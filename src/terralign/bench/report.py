@@ -50,6 +50,12 @@ def read_bench(folder: Path, data_root: Path | None = None) -> BenchReport:
     """All that the report of a bench folder shows; pictures that are missing are made."""
     rows = read_rows(_require_results(folder))
     models = read_names(folder / "models.json")
+    for name, one in models.items():
+        if not all(isinstance(one.get(key), str) for key in ("source", "model_id")):
+            raise StorageError(
+                f"{folder / 'models.json'} is damaged: {name!r} has no source and model_id; delete "
+                "it and run the bench again"
+            )
     details = {name: _details(folder, name) for name in wanted_measurements(rows)}
     blocks = choose_blocks(find_examples(plain_rows(rows), details))
     suite_path = folder / "suite.toml"

@@ -363,10 +363,7 @@ def _rows_before(out: Path) -> list[Row]:
     try:
         return read_rows(path)
     except StorageError as error:
-        raise StorageError(
-            f"{first_line(error)}; delete it and run the same commands again: what was measured is "
-            "kept in measurements/"
-        ) from error
+        raise StorageError(f"{error}: what was measured is kept in measurements/") from error
 
 
 def _write(out: Path, rows: list[Row]) -> None:

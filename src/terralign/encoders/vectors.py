@@ -386,7 +386,7 @@ def _beginning(vector: NDArray[np.float32]) -> str:
 
 _MAX_OFF_LENGTH = 1e-3
 _FAULTS = (
-    *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError),
     *(OverflowError, RecursionError, shapely.errors.ShapelyError),
 )
 _ROW_BYTES = 1000

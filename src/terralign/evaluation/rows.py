@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from terralign.errors import DataError, StorageError
-from terralign.files import read_json
+from terralign.files import read_kept_json
 
 Status = Literal["measured", "skipped", "failed"]
 Role = Literal["patching", "supported", "alignment", "unseen"]
@@ -130,17 +130,21 @@ def check_rows(values: Sequence[Any]) -> list[Row]:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "row"
             raise DataError(
-                f"row {number}: {where}: {fault['msg']} ({fault['input']!r})"
+                f"row {number}: {where}: {fault['msg']} ({repr(fault['input'])[:100]})"
             ) from error
     return rows
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a `results.json`. Raises `StorageError` where it is damaged."""
-    kept = read_json(path)
-    if not isinstance(kept, dict) or not isinstance(kept.get("rows"), list):
-        raise StorageError(f'{path} is no results file; expected {{"rows": [...]}}')
+    kept = read_kept_json(path, todo="delete it and run the same commands again")
+    fault = 'expected {"rows": [...]}'
     try:
-        return check_rows(kept["rows"])
+        if isinstance(kept, dict) and isinstance(kept.get("rows"), list):
+            return check_rows(kept["rows"])
     except DataError as error:
-        raise StorageError(f"{path} is damaged or of another version: {error}") from error
+        fault = str(error)
+    raise StorageError(
+        f"{path} is damaged or of another version: {fault}; "
+        "delete it and run the same commands again"
+    )

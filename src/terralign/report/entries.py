@@ -91,7 +91,7 @@ class EntryFigures:
         for row in self._rows:
             if row in best and (known := self._kept(row, "per_class")):
                 name = self._named(row)
-                values[name] = {label: one["value"] for label, one in known.items()}
+                values[name] = {label: _number(one["value"]) for label, one in known.items()}
                 numbers[name] = self._numbers[row.model, row.tower]
         if any(v is not None for classes in values.values() for v in classes.values()):
             what = "average precision" if best[0].metric == "macro_map" else "accuracy"
@@ -223,6 +223,10 @@ def plain_rows(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row.status == "measured" and row.reference is None and row.variant == PLAIN
     ]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _reliability_curve(kept: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

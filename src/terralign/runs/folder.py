@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from terralign.compute import choose_threads, inference_depends, set_threads
+from terralign.errors import StorageError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes
 from terralign.evaluation.result import Evaluation
 from terralign.evaluation.rows import Role, Row, read_rows
-from terralign.files import read_json, write_json, write_text
+from terralign.files import read_kept_json, write_json, write_text
 from terralign.runs.recipe import Recipe, recipe_text
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import keep_toml
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MEASURED_VERSION = 3
 """Raised with every change of what figures mean."""
+
+MAX_THREADS = 1024
+"""More are no number of threads."""
 
 BEFORE_WORK = frozenset({"recipe.toml", "versions.json", "initial.json"})
 """What a run writes before its first step; packed stores come next, and serve any recipe."""
@@ -62,8 +66,13 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
     path = folder / "versions.json"
     now = {**versions(), "device": device}
     if path.is_file():
-        kept = read_json(path)
-        num_threads = int(kept["threads"])
+        kept = read_kept_json(path, todo="put back a whole copy, or delete it")
+        num_threads = kept.get("threads") if isinstance(kept, dict) else None
+        if not isinstance(num_threads, int) or not 0 < num_threads <= MAX_THREADS:
+            raise StorageError(
+                f"{path} is damaged: it does not say how many threads the run began with; put back "
+                "a whole copy, or delete it"
+            )
         changed = [key for key, value in now.items() if kept.get(key, value) != value]
         if changed:
             logger.warning(

@@ -65,6 +65,7 @@ from terralign.runs.shown import show_samples
 from terralign.scenes.pictures import Size
 from terralign.sensors import find_sensor
 from terralign.toml_paths import TomlPaths, identity_of
+from terralign.train.checkpoints import read_metrics
 from terralign.train.patch import PatchResult, patch
 from terralign.train.pretrain import PretrainSettings, pretrain, pretrain_depends
 from terralign.train.rates import warn_of_patch_rate
@@ -462,7 +463,7 @@ class _Run:
         curves = {}
         for path in sorted(self.folder.rglob("*/metrics.jsonl")):
             label = str(path.parent.relative_to(self.folder)).replace("/checkpoints", "")
-            curves[label] = [json.loads(line) for line in path.read_text().splitlines()]
+            curves[label] = read_metrics(path)
         lines = [{"stage": stage, **line} for stage, rows in curves.items() for line in rows]
         write_text(
             self.folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines)

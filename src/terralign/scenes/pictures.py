@@ -230,6 +230,10 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         _check_jpeg(file, what)
     if kind == "PNG":
         _check_chunks(file, what)
+    if kind == "BMP" and head[30:31] in (b"\1", b"\2"):  # run lengths, decoded one by one
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        require("bmp_rle_bytes", size, f"{what} has run lengths of", todo="save it as PNG")
     if Image.MAX_IMAGE_PIXELS is not None and limit("picture_pixels") > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = limit("picture_pixels")  # or a raised limit would be Pillow's
     try:
@@ -250,6 +254,9 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image, enough_memory(what):
         _check_size(image.width, image.height, what)
+        if kind == "WEBP" and image.mode == "RGBA":
+            size = image.width * image.height
+            require("webp_alpha_pixels", size, f"{what} has", todo="save it as PNG")
         if image.mode not in _CONVERTIBLE_MODES:
             raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
         if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
@@ -290,7 +297,15 @@ def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
     while True:
         file.seek(position)
         head = file.read(10)
-        if len(head) < 10 or head[0] != 0xFF:
+        if head[:1] != b"\xff" or head[1:2] in b"\0\xff":
+            found = _MARKER.search(head + file.read(_MOST_FILLED))
+            if found is None and file.read(1):
+                raise DataError(f"{what} is damaged: no segment begins where one must")
+            if found is None:
+                return False
+            position += found.start()
+            continue
+        if len(head) < 10:
             return False
         if head[1] in (0xC0, 0xC1):
             num_colours = head[9]
@@ -298,7 +313,14 @@ def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
             return num_colours == head[4]
         num_segments += 1
         require("jpeg_segments", num_segments, f"{what} has at least", todo="save it anew")
-        position += 2 + int.from_bytes(head[2:4])
+        position += 2 if head[1] in _WITHOUT_LENGTH else 2 + int.from_bytes(head[2:4])
+
+
+_MARKER = re.compile(rb"\xff[^\0\xff]")
+_MOST_FILLED = 2**12
+"""Bytes between two segments of a JPEG, which Pillow skips one by one."""
+_WITHOUT_LENGTH = (0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE))
+"""Markers that Pillow takes for alone."""
 
 
 def _check_chunks(file: IO[bytes], what: str) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from terralign.encoders.clip.pickles import read_pickled
-from terralign.errors import ModelError, RecipeError, StorageError, first_line
-from terralign.files import atomic_path
+from terralign.errors import ModelError, RecipeError, StorageError, counted, first_line
+from terralign.files import atomic_path, write_text
+from terralign.limits import limit, require
 
 logger = logging.getLogger(__name__)
 
@@ -182,11 +183,9 @@ class MetricsLog:
     """`metrics.jsonl`, one object per line; lines after the checkpoint resumed from are dropped."""
 
     def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= keep_steps]
-            with atomic_path(path) as partial:
-                partial.write_text("".join(f"{line}\n" for line in lines))
+        lines = _lines(path) if path.is_file() else []
+        kept = [line for line, row in lines if row is not None and row["step"] <= keep_steps]
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self._writer: Any = None
         if tensorboard:
             try:
@@ -213,17 +212,47 @@ class MetricsLog:
             self._writer.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; damaged ones, as of a power cut, are skipped with a warning.
+
+    `StorageError` for a file that cannot be read, or that is too large.
+    """
+    lines = _lines(path)
+    rows = [row for _, row in lines if row is not None]
+    if len(rows) < len(lines):
+        logger.warning("%s: %s damaged; skipped", path, counted(len(lines) - len(rows), "line"))
+    return rows
+
+
 def read_losses(path: Path) -> list[float]:
     """The loss of every step in a `metrics.jsonl`, in order; of no file, none."""
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text().splitlines() if _step_of(line) < 2**62]
-    return [float(one["loss"]) for one in map(json.loads, lines) if "loss" in one]
+    return [float(row["loss"]) for row in read_metrics(path) if "loss" in row]
 
 
-def _step_of(line: str) -> int:
-    """The step of a line; a line cut short by a kill counts as after everything."""
+def _lines(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Each line with its values, None where it is damaged."""
+    most = limit("json_bytes")
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    require("json_bytes", len(data), f"{path} has", fault=StorageError, todo="delete it")
+    text = data.decode(errors="replace")
+    return [(line, _row_of(line)) for line in text.split("\n") if line]
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(
+        isinstance(one, int | float | str) for one in row.values()
+    ):
+        return None
+    texts = [key for key, one in row.items() if isinstance(one, str)]
+    is_step = isinstance(row.get("step"), int) and 0 <= row["step"] < 2**62
+    return row if is_step and texts in ([], ["source"]) else None

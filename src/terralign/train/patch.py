@@ -33,7 +33,7 @@ from terralign.train.finetune import (
 from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu, on_device
 from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.stage import Stage, run_stage
-from terralign.train.sweep import Choice, SweepPoint, choose_alpha, sweep
+from terralign.train.sweep import Choice, CurveNote, SweepPoint, choose_alpha, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class _Patching:
         }
         return lambda task: Stage.named_by_identity(
             "the curve of a task", {**depends, "task": task.identity()}, folder / "sweep",
-            cache=self.cache,
+            form=CurveNote, cache=self.cache,
         )  # fmt: skip
 
     def pictures(self, tasks: Sequence[PatchingTask]) -> list[Tensor]:

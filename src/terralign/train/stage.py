@@ -18,8 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel, ValidationError
+
 from terralign.errors import RecipeError, StorageError
-from terralign.files import atomic_path, claimed, hash_json, read_json, set_aside, write_json
+from terralign.files import (
+    atomic_path,
+    claimed,
+    hash_json,
+    read_json,
+    read_kept_json,
+    set_aside,
+    write_json,
+)
+from terralign.toml_values import explain
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +41,16 @@ class Stage:
 
     `what` names it in messages ("a tower"). `depends`: all that its result depends on, as JSON.
     `note`: the path of the note. `files`: the result, as paths of files or folders relative to the
-    note's folder; `logs`: what goes with it where it exists. `cache`: a folder that several runs
-    share, which holds each stage under its identity.
+    note's folder; `form`: what the note holds beside its identity; `logs`: what goes with the files
+    where it exists. `cache`: a folder that several runs share, which holds each stage under its
+    identity.
     """
 
     what: str
     depends: Mapping[str, Any]
     note: Path
     files: tuple[str, ...] = ()
+    form: type[BaseModel] | None = None
     logs: tuple[str, ...] = ()
     cache: Path | None = None
 
@@ -50,6 +63,7 @@ class Stage:
         *,
         prefix: str = "",
         suffixes: tuple[str, ...] = (),
+        form: type[BaseModel] | None = None,
         cache: Path | None = None,
     ) -> Self:
         """The note `<prefix><identity>.json`, and files of the same name with other suffixes: such
@@ -57,7 +71,7 @@ class Stage:
         name = f"{prefix}{hash_json(depends)}"
         files = tuple(f"{name}{suffix}" for suffix in suffixes)
         note = folder / f"{name}.json"
-        return cls(what=what, depends=depends, note=note, files=files, cache=cache)
+        return cls(what=what, depends=depends, note=note, files=files, form=form, cache=cache)
 
     @property
     def identity(self) -> str:
@@ -75,7 +89,7 @@ class Stage:
         folder = self.note.parent
         if not (self.note.is_file() and all((folder / one).exists() for one in self.files)):
             return None
-        note = read_json(self.note)
+        note = read_kept_json(self.note, todo="delete it to make it again")
         if not isinstance(note, dict) or not isinstance(note.get("identity"), str):
             raise StorageError(
                 f"{self.note} is damaged: it does not name what {self.what} was made of; delete it "
@@ -86,6 +100,14 @@ class Stage:
                 f"{folder} holds {self.what} of other settings, data or weights; choose another "
                 "folder"
             )
+        if self.form is not None:
+            try:
+                self.form.model_validate(note)
+            except ValidationError as error:
+                fault = explain(error, self.form)
+                raise StorageError(
+                    f"{self.note} is damaged: {fault}; delete it to make it again"
+                ) from error
         return note
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from terralign.compute import inferring
@@ -22,7 +23,7 @@ from terralign.datasets.feeding import feed_samples
 from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
-from terralign.errors import DataError, RecipeError
+from terralign.errors import DataError, RecipeError, StorageError
 from terralign.evaluation.metrics import hit_probability, multilabel_metrics, rank_labels
 from terralign.preprocess import InputSpec, make_ready, resize, scale_composite
 from terralign.progress import Progress
@@ -31,6 +32,12 @@ from terralign.train.stage import Stage, run_stage
 
 READY_LIMIT_BYTES = 1024**3
 """Ready tensors of the sweep held in memory at a time; larger sets go through in pieces."""
+
+
+class CurveNote(BaseModel):
+    """Of the curve of a task: alpha -> value."""
+
+    values: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +86,15 @@ def sweep(
         def measure() -> dict[str, Any]:
             return {"values": task_values(clip, make, alphas, task, batch_size, limit_bytes)}
 
-        found = measure() if stage_of is None else run_stage(stage_of(task), measure)
-        return dict(found["values"])
+        if stage_of is None:
+            return dict(measure()["values"])
+        stage = stage_of(task)
+        found = dict(run_stage(stage, measure)["values"])
+        if found.keys() != {str(alpha) for alpha in alphas}:
+            raise StorageError(
+                f"{stage.note} is damaged: it has other alphas; delete it to make it again"
+            )
+        return found
 
     values = dict(zip(unique_names(tasks), map(values_of, tasks), strict=True))
     names = list(values)

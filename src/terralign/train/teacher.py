@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel
 from torch import Tensor
 
 from terralign.chips import PixelLayout
@@ -80,6 +81,12 @@ def teacher_features(clip: ClipModel, pictures: Tensor) -> Tensor:
     return features.float().clone()
 
 
+class _Note(BaseModel):
+    """Of stored views."""
+
+    sha256: str
+
+
 def view_features(
     clip: ClipModel,
     samples: SampleSet,
@@ -129,7 +136,13 @@ def views_stage(
         **inference_depends(),
     }
     return Stage.named_by_identity(
-        "the teacher's views", depends, folder, prefix="views-", suffixes=(".npy",), cache=cache
+        "the teacher's views",
+        depends,
+        folder,
+        prefix="views-",
+        suffixes=(".npy",),
+        form=_Note,
+        cache=cache,
     )
 
 
@@ -185,17 +198,13 @@ def _compute_blocks(
         for view in range(plan.num_views)
         for start in range(0, len(samples), batch_size)
     ]
-    done = 0
-    if partial.is_file() and state.is_file():
-        kept: dict[str, Any] = read_json(state)
-        done = int(kept["blocks"]) if kept.get("batch_size") == batch_size else 0
-    if not done:
-        state.unlink(missing_ok=True)  # of another file than the one that is begun here
+    views = _begun(partial, shape)
+    done = 0 if views is None else _blocks_done(state, batch_size, len(blocks))
+    if views is None or not done:
+        for old in (state, partial):  # of another file than the one that is begun here
+            old.unlink(missing_ok=True)
         check_free_space(path.parent, int(np.prod(shape)) * 2)
-    views = np.lib.format.open_memmap(
-        partial, mode="r+" if done else "w+", dtype=np.float16, shape=shape
-    )
-    if not done:
+        views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
         _take_space(partial)
 
     flushed = time.monotonic()
@@ -219,6 +228,27 @@ def _compute_blocks(
     del views
     os.replace(partial, path)
     state.unlink(missing_ok=True)
+
+
+def _begun(partial: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any] | None:
+    """The views of an interrupted call; None where there are none, or they are damaged."""
+    if partial.is_symlink() or not partial.is_file():
+        return None
+    try:
+        views = np.lib.format.open_memmap(partial, mode="r+")
+    except (ValueError, OSError):
+        return None
+    return views if views.shape == shape and views.dtype == np.float16 else None
+
+
+def _blocks_done(state: Path, batch_size: int, num_blocks: int) -> int:
+    """How many blocks of views were flushed to the disk; of no state, or a damaged one, none."""
+    try:
+        kept = read_json(state)
+        done = kept["blocks"] if kept["batch_size"] == batch_size else 0
+        return done if isinstance(done, int) and 0 <= done <= num_blocks else 0
+    except (StorageError, LookupError, TypeError):
+        return 0
 
 
 def _take_space(path: Path) -> None:

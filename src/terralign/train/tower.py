@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from torch import Tensor
 
 from terralign.encoders.clip.load import ClipModel
@@ -28,6 +29,13 @@ from terralign.train.rates import warn_of_align_rate
 from terralign.train.settings import StudentSettings
 from terralign.train.stage import Stage, run_stage
 from terralign.train.student import new_student
+
+
+class _Note(BaseModel):
+    """Of a finished tower."""
+
+    tower_id: str
+    trained: TowerTraining | None
 
 
 def make_tower(
@@ -68,7 +76,7 @@ def make_tower(
     weights = folder / "tower.safetensors"
     stage = Stage(
         what="a tower", depends=depends, note=folder / "tower.json", files=(weights.name,),
-        logs=("initial.json", "metrics.jsonl"), cache=cache,
+        form=_Note, logs=("initial.json", "metrics.jsonl"), cache=cache,
     )  # fmt: skip
 
     def make() -> dict[str, Any]:
