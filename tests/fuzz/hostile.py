@@ -38,15 +38,19 @@ class Hostile:
     make: Callable[[Path], Sequence[str]]
 
 
-def _put(path: str, data: bytes | str) -> Callable[[Path], Sequence[str]]:
+Content = bytes | str | Callable[[], bytes | str]
+"""What a file holds; a call where it is large, so that it is made when it is wanted."""
+
+
+def _put(path: str, content: Content) -> Callable[[Path], Sequence[str]]:
     """The file `path` with other content."""
 
     def make(folder: Path) -> Sequence[str]:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        data = content() if callable(content) else content
         if isinstance(data, str):
-            (folder / path).write_text(data, encoding="utf-8", errors="surrogatepass")
-        else:
-            (folder / path).write_bytes(data)
+            data = data.encode("utf-8", errors="surrogatepass")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
         return [path]
 
     return make
@@ -144,7 +148,7 @@ _PICKLES: dict[str, bytes] = {
     "memo-put": b"\x80\x02}r\xff\xff\xff\xff.",
     "protocol-5-frame": b"\x80\x05\x95" + struct.pack("<Q", 2**62) + b"}.",
     "string-of-2-gb": b"\x80\x02X" + struct.pack("<I", 2**31 - 1) + b"abc",
-    "many-strings": b"\x80\x02(" + b"X\x04\0\0\0abcd" * 3_000_000 + b"l.",
+    "many-strings": b"\x80\x02(" + b"X\x04\0\0\0abcd" * 300_000 + b"l.",
     "sets-of-numbers": b"\x80\x02c__builtin__\nset\n](" + b"K\x01" * 100 + b"e\x85R.",
     "ordered-dict-of-itself": b"\x80\x02ccollections\nOrderedDict\nq\0)Rq\1h\1h\1s.",
     "tensor-of-huge-shape": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(((ctorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ"
@@ -188,18 +192,22 @@ def _npy_header(header: str, data: bytes = b"") -> bytes:
     return b"\x93NUMPY\x02\0" + struct.pack("<I", len(text)) + text + data
 
 
-def _npz(path: str, member: str, data: bytes) -> Callable[[Path], Sequence[str]]:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(member, data)
-    return _put(path, file.getvalue())
+def _npz(
+    path: str, member: str, data: bytes | Callable[[], bytes]
+) -> Callable[[Path], Sequence[str]]:
+    def make(folder: Path) -> Sequence[str]:
+        with zipfile.ZipFile(folder / path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, data() if callable(data) else data)
+        return [path]
+
+    return make
 
 
 def _shape(shape: str, dtype: str = "'<u2'") -> str:
     return f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}\n"
 
 
-_ARRAYS: dict[str, bytes] = {
+_ARRAYS: dict[str, bytes | Callable[[], bytes]] = {
     "brackets": _npy_header(deep(9_000) + "\n"),
     "minus-signs": _npy_header("-" * 9_000 + "1\n"),
     "huge-shape": _npy_header(_shape("(4294967296, 12, 64, 64)")),
@@ -208,7 +216,7 @@ _ARRAYS: dict[str, bytes] = {
     "boolean-shape": _npy_header(_shape("(True, 12, 8, 8)"), bytes(2 * 768)),
     "wide-texts": _npy_header(_shape("(1,)", "'<U500000000'")),
     "objects": _npy_header(_shape("(1,)", "'|O'"), pickle.dumps(_RUN())),
-    "header-of-64-mb": _npy_header(" " * 2**26 + _shape("(1,)")),
+    "header-of-64-mb": lambda: _npy_header(" " * 2**26 + _shape("(1,)")),
 }
 
 
@@ -217,14 +225,14 @@ def _tensors(header: str, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-_TENSORS: dict[str, bytes] = {
+_TENSORS: dict[str, Content] = {
     "shape-0-2**63": _tensors('{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'),
     "shape-0-2**62-8": _tensors('{"a":{"dtype":"F32","shape":[0,4611686018427387904,8],"data_offsets":[0,0]}}'),
     "header-length": struct.pack("<Q", 2**63) + b"{}",
-    "header-of-90-mb": _tensors('{"__metadata__":{"a":"' + "x" * 90_000_000 + '"}}'),
-    "deep-header": _tensors(deep(1_000_000)),
-    "name-of-10-mb": _tensors('{"' + "n" * 10_000_000 + '":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
-    "million-tensors": _tensors(
+    "header-of-90-mb": lambda: _tensors('{"__metadata__":{"a":"' + "x" * 90_000_000 + '"}}'),
+    "deep-header": lambda: _tensors(deep(1_000_000)),
+    "name-of-10-mb": lambda: _tensors('{"' + "n" * 10_000_000 + '":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'),
+    "million-tensors": lambda: _tensors(
         "{" + ",".join(f'"{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for n in range(200_000)) + "}"
     ),
 }  # fmt: skip
@@ -300,33 +308,33 @@ def _gif(width: int, height: int) -> bytes:
             + struct.pack("<HH", width, height) + b"\0\x02\x02\x44\x01\0;")  # fmt: skip
 
 
-_HUGE_PICTURES: dict[str, tuple[str, bytes]] = {
-    "png-thin": ("png", _png(1, 400_000, colour=0)),
-    "png-wide": ("png", _png(400_000, 1)),
-    "png-thinnest": ("png", _png(1, 80_000_000, colour=0, rows=10)),
-    "png-declared-89-mpx": ("png", _png(9_400, 9_400, rows=10)),
-    "png-declared-4-gpx": ("png", _png(65_000, 65_000, rows=10)),
-    "png-zeros-of-9000": ("png", _png(9_000, 9_000)),
-    "png-zeros-16-bit-rgba": ("png-alpha", _png(6_000, 6_000, bits=16, colour=6)),
-    "png-zero-size": ("png", _png(0, 0)),
-    "png-iccp-bomb": ("png", _text_bomb(b"iCCP")),
-    "png-ztxt-bomb": ("png", _text_bomb(b"zTXt")),
-    "png-itxt-bomb": ("png", _text_bomb(b"iTXt")),
-    "jpeg-declared-9400": ("jpeg", _jpeg(9_400, 9_400)),
-    "jpeg-declared-65500": ("jpeg", _jpeg(65_500, 65_500)),
-    "jpeg-scans": ("jpeg-progressive", _jpeg(8_000, 8_000, scans=3_000)),
-    "jpeg-many-scans": ("jpeg-progressive", _jpeg(8_000, 8_000, scans=40_000)),
-    "jpeg-markers": ("jpeg", b"\xff\xd8" + b"\xff\xfe\xff\xffa" + b"b" * 65_532 + b"\xff\xe1\0\x08Exif\0\0" * 100_000 + b"\xff\xd9"),
-    "jpeg-thin": ("jpeg", _jpeg(1, 65_500, progressive=False)),
-    "bmp-declared": ("bmp", _bmp(2**31 - 1, 2**31 - 1)),
-    "bmp-rle": ("bmp", _bmp(9_000, 9_000, 1)),
-    "gif-declared": ("gif", _gif(65_535, 65_535)),
-    "gif-frames": ("gif", _animation("GIF", 500)),
-    "webp-frames": ("webp", _animation("WEBP", 50)),
+_HUGE_PICTURES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "png-thin": ("png", lambda: _png(1, 400_000, colour=0)),
+    "png-wide": ("png", lambda: _png(400_000, 1)),
+    "png-thinnest": ("png", lambda: _png(1, 80_000_000, colour=0, rows=10)),
+    "png-declared-89-mpx": ("png", lambda: _png(9_400, 9_400, rows=10)),
+    "png-declared-4-gpx": ("png", lambda: _png(65_000, 65_000, rows=10)),
+    "png-zeros-of-9000": ("png", lambda: _png(9_000, 9_000)),
+    "png-zeros-16-bit-rgba": ("png-alpha", lambda: _png(6_000, 6_000, bits=16, colour=6)),
+    "png-zero-size": ("png", lambda: _png(0, 0)),
+    "png-iccp-bomb": ("png", lambda: _text_bomb(b"iCCP")),
+    "png-ztxt-bomb": ("png", lambda: _text_bomb(b"zTXt")),
+    "png-itxt-bomb": ("png", lambda: _text_bomb(b"iTXt")),
+    "jpeg-declared-9400": ("jpeg", lambda: _jpeg(9_400, 9_400)),
+    "jpeg-declared-65500": ("jpeg", lambda: _jpeg(65_500, 65_500)),
+    "jpeg-scans": ("jpeg-progressive", lambda: _jpeg(8_000, 8_000, scans=3_000)),
+    "jpeg-many-scans": ("jpeg-progressive", lambda: _jpeg(8_000, 8_000, scans=40_000)),
+    "jpeg-markers": ("jpeg", lambda: b"\xff\xd8" + b"\xff\xfe\xff\xffa" + b"b" * 65_532 + b"\xff\xe1\0\x08Exif\0\0" * 100_000 + b"\xff\xd9"),
+    "jpeg-thin": ("jpeg", lambda: _jpeg(1, 65_500, progressive=False)),
+    "bmp-declared": ("bmp", lambda: _bmp(2**31 - 1, 2**31 - 1)),
+    "bmp-rle": ("bmp", lambda: _bmp(9_000, 9_000, 1)),
+    "gif-declared": ("gif", lambda: _gif(65_535, 65_535)),
+    "gif-frames": ("gif", lambda: _animation("GIF", 500)),
+    "webp-frames": ("webp", lambda: _animation("WEBP", 50)),
 }  # fmt: skip
 
 
-def _picture(kind: str, data: bytes) -> Callable[[Path], Sequence[str]]:
+def _picture(kind: str, data: Callable[[], bytes]) -> Callable[[Path], Sequence[str]]:
     ending = {"png": "png", "jpeg": "jpg", "jpeg-progressive": "jpeg", "png-alpha": "png"}
     return _put(f"photo.{ending.get(kind, kind)}", data)
 
@@ -426,11 +434,12 @@ _CRS = '{"version":"1.1.0","primary_column":"geometry","columns":{"geometry":{"e
 # Tars
 
 
-def _tar(**content: bytes) -> Callable[[Path], Sequence[str]]:
+def _tar(**content: bytes | Callable[[], bytes]) -> Callable[[Path], Sequence[str]]:
     """`train-09.tar` with other members of its sample."""
 
     def make(folder: Path) -> Sequence[str]:
-        found = {**members(3), **{name.replace("_", "."): data for name, data in content.items()}}
+        made = {name: data() if callable(data) else data for name, data in content.items()}
+        found = {**members(3), **{name.replace("_", "."): data for name, data in made.items()}}
         write_tar(
             folder / "shards/train-09.tar", {f"k3.{name}": data for name, data in found.items()}
         )
@@ -558,16 +567,16 @@ def _torn(folder: Path) -> Sequence[str]:
     return [str(file.relative_to(folder)) for file in found]
 
 
-TOML_BOMBS: dict[str, str] = {
+TOML_BOMBS: dict[str, Content] = {
     "dotted-key": "a." * 60_000 + "a = 1\n",
     "dotted-table": "[" + "a." * 60_000 + "a]\n",
     "brackets": "x = " + "[" * 100_000,
     "inline-tables": "x = " + "{a=" * 50_000,
     "integer": "x = " + "9" * 5_000,
-    "of-30-mb": "# " + "x" * 30_000_000,
-    "many-keys": "".join(f"k{n} = 1\n" for n in range(100_000)),
-    "many-tables": "".join(f"[t{n}]\n" for n in range(60_000)),
-    "long-key": '"' + "k" * 500_000 + '" = 1\n',
+    "of-30-mb": lambda: "# " + "x" * 30_000_000,
+    "many-keys": lambda: "".join(f"k{n} = 1\n" for n in range(100_000)),
+    "many-tables": lambda: "".join(f"[t{n}]\n" for n in range(60_000)),
+    "long-key": lambda: '"' + "k" * 500_000 + '" = 1\n',
     "control": '"a\\u001b[2Jb" = 1\n',
 }
 _TOMLS = {"recipe": "tiny.toml", "study": "study.toml", "suite": "suite.toml",
@@ -602,7 +611,8 @@ HOSTILE: dict[str, Hostile] = {
     "nan-weights": Hostile("checkpoint-zip", _with_nan),
     **{f"tensors-{name}": Hostile("checkpoint-safetensors", _put("weights.safetensors", data))
        for name, data in _TENSORS.items()},
-    "tar-tensors": Hostile("webdataset", _tar(safetensors=_TENSORS["shape-0-2**63"])),
+    "tar-tensors": Hostile("webdataset", _tar(safetensors=_tensors(
+        '{"s1":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'))),
     "model-of-layers": Hostile("open-clip-folder", _json(
         "open_clip_config.json", lambda value: value["model_cfg"]["vision_cfg"].update(layers=64_851))),
     "model-of-width": Hostile("open-clip-folder", _json(
@@ -617,8 +627,8 @@ HOSTILE: dict[str, Hostile] = {
         "model/space.json", lambda value: value["files"].update({"../../victim": {"sha256": "0", "bytes": 1}}))),
     "vectors-dictionary": Hostile("vectors", _put("tiles.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1")),
     **{name: Hostile(kind, _picture(kind, data)) for name, (kind, data) in _HUGE_PICTURES.items()},
-    "classify-thin": Hostile("classify-command", _put("photo.png", _png(1, 400_000, colour=0))),
-    "classify-16-bit": Hostile("classify-command", _put("photo.png", _png(900, 900, bits=16))),
+    "classify-thin": Hostile("classify-command", _put("photo.png", lambda: _png(1, 400_000, colour=0))),
+    "classify-16-bit": Hostile("classify-command", _put("photo.png", lambda: _png(900, 900, bits=16))),
     "geotiff-sparse-8800": Hostile("geotiff-none", _raster(width=8_800, height=8_800, tiled=True)),
     "geotiff-sparse-30000": Hostile("geotiff-none", _raster(width=30_000, height=30_000, tiled=True)),
     "geotiff-sparse-wide": Hostile("geotiff-none", _raster(width=2**27, height=1)),
@@ -678,16 +688,16 @@ HOSTILE: dict[str, Hostile] = {
     "prompts-of-many": Hostile("prompts", _put(
         "mine.toml", "templates = [" + '"{} x",' * 100_000 + "]")),
     "prompts-format": Hostile("prompts", _put("mine.toml", 'templates = ["{:>999999999}", "{0.__class__}"]')),
-    "labels-of-many": Hostile("labels", _put("labels.txt", "".join(f"class {n}\n" for n in range(300_000)))),
-    "labels-long": Hostile("labels", _put("labels.txt", "x" * 15_000_000 + "\nforest\n")),
+    "labels-of-many": Hostile("labels", _put("labels.txt", lambda: "".join(f"class {n}\n" for n in range(300_000)))),
+    "labels-long": Hostile("labels", _put("labels.txt", lambda: "x" * 15_000_000 + "\nforest\n")),
     "labels-fifo": Hostile("labels", _special("labels.txt", "fifo")),
-    "split-list-quadratic": Hostile("class-folders", _put("harbours/images/train.txt", _split_list(200_000))),
-    "split-list-all-alike": Hostile("class-folders", _put("harbours/images/train.txt", "Dock/1.jpg\n" * 500_000)),
-    "split-list-long-name": Hostile("class-folders", _put("harbours/images/train.txt", "x" * 10_000_000)),
+    "split-list-quadratic": Hostile("class-folders", _put("harbours/images/train.txt", lambda: _split_list(200_000))),
+    "split-list-all-alike": Hostile("class-folders", _put("harbours/images/train.txt", lambda: "Dock/1.jpg\n" * 500_000)),
+    "split-list-long-name": Hostile("class-folders", _put("harbours/images/train.txt", lambda: "x" * 10_000_000)),
     "split-list-above": Hostile("class-folders", _put("harbours/images/train.txt", "../../../victim\nDock/1.jpg\n")),
     "split-list-nul": Hostile("class-folders", _put("harbours/images/train.txt", "Dock/1.jpg\0\n")),
     "split-list-fifo": Hostile("class-folders", _special("harbours/images/train.txt", "fifo")),
-    "eurosat-list": Hostile("eurosat-rgb", _put("eurosat_rgb/eurosat-spatial-test.txt", _split_list(200_000))),
+    "eurosat-list": Hostile("eurosat-rgb", _put("eurosat_rgb/eurosat-spatial-test.txt", lambda: _split_list(200_000))),
     "class-folders-deep": Hostile("from-folder", _hollow_folders(400)),
     "class-folders-loop": Hostile("from-folder", _linked_folder("../..")),
     "class-folders-root": Hostile("from-folder", _linked_folder("/proc/self")),
@@ -696,9 +706,9 @@ HOSTILE: dict[str, Hostile] = {
     "files-loop": Hostile("folder-of-files", _linked_folder("../..")),
     "csv-nul": Hostile("csv", _change("samples.csv", "s2/1.tif", "s2/1\0.tif")),
     "csv-quote": Hostile("csv", _change("samples.csv", "f1,", '"f1,')),
-    "csv-wide": Hostile("csv", _put("samples.csv", ",".join(f"c{n}" for n in range(300_000)) + "\n")),
-    "csv-long-field": Hostile("csv", _change("samples.csv", "two", "x" * 60_000_000)),
-    "csv-rows": Hostile("csv", _put("samples.csv", "id,s2,crop,fold,day,text\n" + "a,b,2,a,,x\n" * 2_000_000)),
+    "csv-wide": Hostile("csv", _put("samples.csv", lambda: ",".join(f"c{n}" for n in range(300_000)) + "\n")),
+    "csv-long-field": Hostile("csv", _change("samples.csv", "two", "x" * 20_000_000)),
+    "csv-rows": Hostile("csv", _put("samples.csv", lambda: "id,s2,crop,fold,day,text\n" + "a,b,2,a,,x\n" * 2_000_000)),
     "csv-above": Hostile("csv", _change("samples.csv", "s2/1.tif", "../../victim")),
     "csv-date": Hostile("csv", _change("samples.csv", "2024-05-31,", "0001-01-01T00:00+23:59,")),
     "csv-fifo": Hostile("csv", _special("samples.csv", "fifo")),
@@ -719,7 +729,7 @@ HOSTILE: dict[str, Hostile] = {
     "wkb-nan": Hostile("geoparquet", _places(shapely.to_wkb(shapely.Point(_NAN, _NAN)))),
     "wkb-infinite": Hostile("geoparquet", _places(shapely.to_wkb(shapely.box(float("-inf"), 0, 1, 1)))),
     "wkb-empty": Hostile("geoparquet", _places(shapely.to_wkb(shapely.Polygon()))),
-    "wkb-points": Hostile("geoparquet", _places(shapely.to_wkb(shapely.Point(1, 1).buffer(1, 200_000)))),
+    "wkb-points": Hostile("geoparquet", _places(shapely.to_wkb(shapely.Point(1, 1).buffer(1, 20_000)))),
     "geo-brackets": Hostile("geoparquet", _geo(deep(100_000))),
     "geo-crs-list": Hostile("geoparquet", _geo(_CRS % "[1]")),
     "geo-crs-deep": Hostile("geoparquet", _geo(_CRS % ('{"a":' * 5_000 + "1" + "}" * 5_000))),
@@ -728,18 +738,18 @@ HOSTILE: dict[str, Hostile] = {
     "tar-surrogate-name": Hostile("webdataset", _tar_of(lambda: sample_members(("k\udcff3", 3)))),
     "tar-deep-json": Hostile("webdataset", _tar(json=deep(100_000).encode())),
     "tar-json-numbers": Hostile("webdataset", _tar(json=b'{"day":"2024-05-03","tags":[' + b"9" * 5_000 + b"]}")),
-    "tar-long-text": Hostile("webdataset", _tar(txt=b"x" * 60_000_000)),
-    "tar-huge-picture": Hostile("webdataset", _tar(png=_png(9_400, 9_400, rows=10))),
-    "tar-thin-picture": Hostile("webdataset", _tar(png=_png(1, 400_000, colour=0))),
+    "tar-long-text": Hostile("webdataset", _tar(txt=lambda: b"x" * 60_000_000)),
+    "tar-huge-picture": Hostile("webdataset", _tar(png=lambda: _png(9_400, 9_400, rows=10))),
+    "tar-thin-picture": Hostile("webdataset", _tar(png=lambda: _png(1, 400_000, colour=0))),
     "tar-many-members": Hostile("webdataset", _tar_of(lambda: {f"k{n}.x": b"" for n in range(30_000)})),
     "tar-many-of-one-key": Hostile("webdataset", _tar_of(lambda: {f"k.{n}": b"" for n in range(30_000)})),
     "tar-name-above": Hostile("webdataset", _tar_of(lambda: sample_members(("../../../victim", 3)))),
     "tar-date": Hostile("webdataset", _tar(json=b'{"day":"0001-01-01T00:00+23:59","tags":[0]}')),
     "tar-huge-size": Hostile("webdataset", _put("shards/train-09.tar", _tar_header(size=b"77777777777") + bytes(1024))),
     "tar-negative-size": Hostile("webdataset", _put("shards/train-09.tar", _tar_header(size=b"\xff" * 12) + bytes(1024))),
-    "tar-pax-name": Hostile("webdataset", _put("shards/train-09.tar", _pax(50_000_000))),
+    "tar-pax-name": Hostile("webdataset", _put("shards/train-09.tar", lambda: _pax(50_000_000))),
     "tar-pax-chain": Hostile("webdataset", _put(
-        "shards/train-09.tar", _tar_header(kind=b"x", size=b"13", data=b"11 path=ab\n") * 200_000)),
+        "shards/train-09.tar", lambda: _tar_header(kind=b"x", size=b"13", data=b"11 path=ab\n") * 200_000)),
     "tar-gnu-name": Hostile("webdataset", _put(
         "shards/train-09.tar", _tar_header(kind=b"L", size=b"77777777777"))),
     "tar-fifo": Hostile("webdataset", _special("shards/train-09.tar", "fifo")),
@@ -765,14 +775,14 @@ HOSTILE: dict[str, Hostile] = {
     **{f"captions-{name}": Hostile("rsicd", _put(CAPTIONED["rsicd"][0], text)) for name, text in {
         "deep": deep(200_000), "null": "null", "images-number": '{"images": 1}',
         "digits": '{"images": [{"imgid": ' + "9" * 5_000 + "}]}",
-        "many": '{"images": [' + ",".join(["{}"] * 500_000) + "]}"}.items()},
+        "many": lambda: '{"images": [' + ",".join(["{}"] * 500_000) + "]}"}.items()},
     "captions-nul": Hostile("rsicd", _change(CAPTIONED["rsicd"][0], "river_0.jpg", "river\\u0000.jpg")),
     "captions-surrogate": Hostile("rsicd", _change(CAPTIONED["rsicd"][0], "river 0 .", "\\ud800")),
     "captions-above": Hostile("rsicd", _change(CAPTIONED["rsicd"][0], "river_0.jpg", "../../../victim")),
     "captions-fifo": Hostile("rsicd", _special(CAPTIONED["rsicd"][0], "fifo")),
     "bigearthnet-date": Hostile("bigearthnet-v2", lambda folder: _patch_id(folder)),
-    "bigearthnet-csv": Hostile("bigearthnet-v1", _put("train.csv", "a" * 30_000_000)),
-    "bigearthnet-csv-many": Hostile("bigearthnet-v1", _put("train.csv", "".join(
+    "bigearthnet-csv": Hostile("bigearthnet-v1", _put("train.csv", lambda: "a" * 30_000_000)),
+    "bigearthnet-csv-many": Hostile("bigearthnet-v1", _put("train.csv", lambda: "".join(
         f"S2A_MSIL2A_20170613T101031_{n}_9\n" for n in range(400_000)))),
     "bigearthnet-json": Hostile("bigearthnet-v1", lambda folder: _every_json(
         "BigEarthNet-v1.0", deep(100_000), "*.json")(folder)),

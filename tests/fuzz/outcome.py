@@ -16,16 +16,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fuzz.corpus import Entry
 from terralign.errors import TerralignError
+
+if TYPE_CHECKING:
+    from fuzz.corpus import Entry
 
 CPU_S = 20
 GROWTH_MB = 1500
 ROOM_MB = 4000
 """Address space that a case may take beyond what its process has."""
-WALL_S = 90
+WALL_S = 240
 LINE = 2000
 """Characters of a message."""
 

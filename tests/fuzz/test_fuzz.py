@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from fuzz.hostile import HOSTILE
 from fuzz.outcome import GOOD
 
 SCRIPT = Path(__file__).parent / "run.py"
@@ -61,6 +60,8 @@ def test_many_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_hostile_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    from fuzz.hostile import HOSTILE  # its modules take seconds
+
     outcomes = run(tmp_path, "--cases", 0, "--hostile")
     assert len(outcomes) == len(HOSTILE)
     assert_good(outcomes)

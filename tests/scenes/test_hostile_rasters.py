@@ -185,3 +185,11 @@ def test_a_picture_that_pillow_would_call_a_bomb_is_refused_in_our_words(tmp_pat
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with pytest.raises(DataError, match=r"400,000,000 pixels, more than the limit .*; cut it"):
         decode_rgb(path)
+
+
+@pytest.mark.parametrize("system", ['COMPD_CS["a",' * 5_000, "/dev/zero"], ids=["nested", "a file"])
+def test_a_hostile_reference_system_is_a_fault_of_the_file(tmp_path: Path, system: str) -> None:
+    path = write_geotiff(tmp_path / "a.tif", np.ones((1, 8, 8), np.uint16))
+    Path(f"{path}.aux.xml").write_text(f"<PAMDataset><SRS>{system}</SRS></PAMDataset>")
+    with pytest.raises(DataError, match=r"a.tif is damaged"):
+        read_chip(path, **SENTINEL2)

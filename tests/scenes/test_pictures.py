@@ -197,6 +197,18 @@ def test_a_jpeg_that_is_filled_up_is_refused(tmp_path: Path, filling: bytes) -> 
         decode_rgb(path)
 
 
+def test_a_webp_with_alpha_has_a_limit_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "webp_alpha_pixels=63")
+    path = tmp_path / "a.webp"
+    Image.fromarray(noise(8, 8)).save(path)
+    assert decode_rgb(path).shape == (3, 8, 8)
+    Image.fromarray(noise(8, 8, 4)).save(path)
+    with pytest.raises(DataError, match=r"a.webp has 64 pixels, more than the limit of 63"):
+        decode_rgb(path)
+
+
 def test_run_lengths_of_a_bmp_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "runs.bmp"
     sizes = struct.pack("<IiiHHIIiiII", 40, 6000, 6000, 1, 8, 1, 0, 0, 0, 0, 0)

@@ -21,6 +21,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio._env import get_gdal_config, set_gdal_config
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
@@ -77,7 +78,7 @@ def open_geotiff(path: Path, *, num_threads: int = 1) -> Iterator[Any]:
     require_file(path)
     _require_utf8(path)
     threads = {} if num_threads == 1 else {"NUM_THREADS": str(num_threads)}
-    with _opened(lambda: _open_file(path, **threads), shown(path)) as source:
+    with _opened(lambda: _open_file(path, **threads), shown(path)) as source, _told(shown(path)):
         yield source
 
 
@@ -88,8 +89,18 @@ def open_geotiff_bytes(content: bytes, *, origin: str) -> Iterator[Any]:
     with (
         MemoryFile(content) as memory,
         _opened(lambda: memory.open(driver="GTiff"), origin) as source,
+        _told(origin),
     ):
         yield source
+
+
+@contextmanager
+def _told(origin: str) -> Iterator[None]:
+    """Report what GDAL finds wrong with an open file as its fault, whatever it was asked for."""
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError) as error:
+        raise DataError(f"{origin} is damaged: {first_line(error)}") from error
 
 
 def _open_file(path: Path, **options: str) -> Any:
@@ -196,7 +207,7 @@ def open_raster(path: Place) -> Iterator[Any]:
         _check_beside(path)
         return rasterio.open(path, driver=driver)
 
-    with _opened(opening, shown(path), kind=kind) as source:
+    with _opened(opening, shown(path), kind=kind) as source, _told(shown(path)):
         yield source
 
 
@@ -266,7 +277,7 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             _limit_cache()
             source = opening()
-    except (RasterioError, OSError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
         reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error

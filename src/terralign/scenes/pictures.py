@@ -254,6 +254,9 @@ def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, boo
         raise DataError(f"{what} cannot be read as an image: {first_line(error)}") from error
     with image, enough_memory(what):
         _check_size(image.width, image.height, what)
+        if kind == "WEBP" and image.mode == "RGBA":
+            size = image.width * image.height
+            require("webp_alpha_pixels", size, f"{what} has", todo="save it as PNG")
         if image.mode not in _CONVERTIBLE_MODES:
             raise DataError(_too_deep(what, f"pixels of mode {image.mode}"))
         if kind in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False):
