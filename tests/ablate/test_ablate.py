@@ -467,3 +467,16 @@ def test_more_runs_than_anyone_waits_for_are_refused_before_they_are_planned(fol
     lists = (f'"patch.k{number}" = [{", ".join(map(str, range(20)))}]' for number in range(12))
     with pytest.raises(RecipeError, match=r"seeds make 4,096,000,000,000,000 runs, more than the"):
         _study(folder, f"vary = {{ {', '.join(lists)} }}")
+
+
+def test_every_variant_is_checked_before_the_first_runs(folder: Path, tmp_path: Path) -> None:
+    text = """
+    [[variants]]
+    name = "runs"
+    [[variants]]
+    name = "cannot"
+    set = { "align.s2.losses" = { cosine = 1.0 } }
+    """
+    with pytest.raises(RecipeError, match="variant cannot: labels = true has no effect"):
+        run_study(_study(folder, text), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ from terralign.files import (
     write_text,
 )
 from terralign.report.render import markdown
-from terralign.runs.data import named_data
+from terralign.runs.data import RunData, named_data
 from terralign.runs.folder import is_untouched, keep_recipe
 from terralign.runs.run import run_recipe
 from terralign.toml_values import keep_toml
@@ -218,6 +218,17 @@ class _Study:
             any(data in faults for data, *_ in named_data(one.recipe)) for one in left
         ):
             raise cannot_open(faults)
+        for one in {one.variant.name: one for one in left}.values():
+            if not any(data in faults for data, *_ in named_data(one.recipe)):
+                self.check_variant(one)
+
+    def check_variant(self, one: Planned) -> None:
+        """What the run itself checks of its data and settings before it trains."""
+        recipe = one.recipe.model_copy(update={"pack": False})
+        try:
+            RunData(recipe, self.data_root, self.stores, CHECKED_SIZE).open_everything()
+        except RecipeError as error:
+            raise RecipeError(f"variant {one.variant.name}: {error}") from error
 
     def run(self, one: Planned) -> None:
         """One run; what it gave is written before the next begins."""

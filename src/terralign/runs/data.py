@@ -17,7 +17,7 @@ from terralign.evaluation.classification import choose_class_names, choose_promp
 from terralign.runs.checks import check_figures_differ
 from terralign.runs.recipe import AlignData, Asked, Recipe, SupportedData, TaskData, asked
 from terralign.scenes.pictures import Size
-from terralign.train.align import AlignmentSource
+from terralign.train.align import AlignmentSource, check_effects
 from terralign.train.finetune import PatchingTask
 
 
@@ -100,8 +100,8 @@ class RunData:
             raise cannot_open(faults)
         _ = self.patching
         for tower in recipe.align:
-            for source in tower.sources:
-                self.source(source)
+            judged = None if tower.validation is None else self.source(tower.validation)
+            check_effects(tower.settings, [self.source(one) for one in tower.data], judged)
         for entry in recipe.evaluate:
             samples = self.open(*asked(entry))
             if entry.task == "zero-shot":

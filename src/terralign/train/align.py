@@ -193,10 +193,8 @@ def align(
     again resumes. Raises `RecipeError` where validation and training data share samples (see
     `datasets.overlap`), unless `allow_shared_samples`.
     """
+    check_effects(settings, sources, validation)
     losses = _losses(settings, sources)
-    _check_effects(settings, losses, sources, validation)
-    if "infonce" in losses and settings.accumulate > 1:
-        raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
     if "kl" in losses and anchors is None:
         raise RecipeError("the kl loss needs anchors: class names of the patching tasks")
     if validation is not None and not allow_shared_samples:
@@ -255,13 +253,13 @@ def _losses(settings: AlignSettings, sources: Sequence[AlignmentSource]) -> dict
     return settings.weights(labelled=any(source.labelled for source in sources))
 
 
-def _check_effects(
+def check_effects(
     settings: AlignSettings,
-    losses: dict[str, float],
     sources: Sequence[AlignmentSource],
     validation: AlignmentSource | None,
 ) -> None:
-    """Refuse what would change nothing."""
+    """Raise `RecipeError` for settings that contradict each other, or would change nothing."""
+    losses = _losses(settings, sources)
     if settings.label_loss is not None and "label" not in losses:
         raise RecipeError("label_loss has no effect without a label term; leave it out")
     if "label" not in losses and any(source.labelled for source in sources):
@@ -276,6 +274,8 @@ def _check_effects(
         )
     if validation is not None and settings.keep == "last":
         raise RecipeError('validation data have no effect with keep = "last"; set keep = "best"')
+    if "infonce" in losses and settings.accumulate > 1:
+        raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
 
 
 class _Learner(nn.Module):
