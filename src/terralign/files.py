@@ -280,10 +280,19 @@ def read_lines(
     return read_text(path, what=what, fault=fault).removesuffix("\n").split("\n")
 
 
-def read_json(path: Path, *, what: str = "", fault: type[TerralignError] = StorageError) -> Any:
-    """The value of a JSON file; `fault` names one that is missing, too large or damaged."""
+def read_json(
+    path: Path,
+    *,
+    what: str = "",
+    fault: type[TerralignError] = StorageError,
+    size: str = "json_bytes",
+) -> Any:
+    """The value of a JSON file; `fault` names one that is missing, too large or damaged.
+
+    `size`: the limit of its bytes.
+    """
     return parse_json(
-        read_text(path, what=what, fault=fault, size="json_bytes"),
+        read_text(path, what=what, fault=fault, size=size),
         name=f"{what} {path}".strip(),
         fault=fault,
     )

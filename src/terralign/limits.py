@@ -24,18 +24,21 @@ LIMITS: dict[str, int] = {
     "array_bytes": 2**30,  # of the arrays in one NumPy file
     "block_bytes": 384 * 2**20,  # of one tile or strip of a raster, with all bands that it holds
     "bmp_rle_bytes": 16 * 2**20,  # of a BMP that is compressed, which Pillow decodes in Python
+    "captions_bytes": 40 * 2**20,  # of the JSON file that names images and their captions
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder
+    "geometry_points": 100_000,  # of one footprint
     "index_parts": 1_000_000,  # of one folder of embedded scenes
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
     "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
+    "manifest_bytes": 4 * 2**20,  # of a packed store's: some 200 a shard
     "model_layers": 1000,  # of one tower, by its configuration
     "model_numbers": 2**24,  # of any other size in a configuration; beside the weights of a model
     "model_patches": 2**18,  # of one picture: its size over that of a patch, squared
@@ -51,26 +54,26 @@ LIMITS: dict[str, int] = {
     "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "scene_windows": 4_000_000,  # that one scene is cut into
+    "stac_assets": 1_000,  # of one STAC item
+    "stac_items": 100_000,  # of one item collection
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
     "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
     "table_rows": 3_000_000,  # of one table
     "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
+    "tars": 100_000,  # that the patterns of one split name
     "text_bytes": 16 * 2**20,  # of any other text file
     "tiff_pages": 2_000,  # of one TIFF, with its overviews and masks
     "tiff_tag_bytes": 64 * 2**20,  # of what the tags of one TIFF point to
     "tiff_tags": 65_535,  # of one page of a TIFF
     "toml_bytes": 2**20,  # of one TOML file
     "toml_key_parts": 64,  # of a dotted key
-    "stac_items": 100_000,  # of one item collection
-    "stac_assets": 1_000,  # of one STAC item
-    "geometry_points": 100_000,  # of one footprint
-    "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
-    "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive
     "toml_levels": 80,  # of tables and lists within each other
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
-    "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
     "webp_alpha_pixels": 78_000_000,  # of one WebP with alpha, whose decoder holds four copies
+    "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
+    "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
+    "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive
 }
 """The limits by name. Those in bytes end with `_bytes`; all others are counts."""
 

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 
 from fake_world.files import write_optical, write_radar, write_tif
-from terralign.datasets.published.bigearthnet_v2 import open_bigearthnet_v2
+from terralign.datasets.published.bigearthnet_v2 import locate_patch, open_bigearthnet_v2
 from terralign.datasets.published.corine import nomenclature
 from terralign.errors import DataError
 
@@ -177,6 +177,12 @@ def test_a_damaged_table_and_a_missing_band_are_told(v2: Path) -> None:
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"metadata.parquet is not a readable Parquet"):
         open_bigearthnet_v2(v2, "all")
+
+
+def test_a_name_with_an_impossible_time_is_told(tmp_path: Path) -> None:
+    patch = tmp_path / "S2A_MSIL2A_99999999T999999_N9999_R065_T34VER_50_32"
+    with pytest.raises(DataError, match=r"99999999T999999 in its name is no time"):
+        locate_patch(patch)
 
 
 def test_place_comes_from_the_grid_and_time_from_the_name(v2: Path) -> None:

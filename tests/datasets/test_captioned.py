@@ -97,7 +97,7 @@ def test_empty_captions_are_left_out_and_counted(
     assert "1 empty captions were left out" in caplog.text
     value["images"][0]["sentences"] = [caption_sentence(" ", 0)]
     write_captions(tmp_path, "rsitmd", value)
-    with pytest.raises(DataError, match=r"image airport_0\.tif has no caption"):
+    with pytest.raises(DataError, match=r"image 'airport_0\.tif' has no caption"):
         open_captioned("rsitmd", tmp_path, "train")
 
 
@@ -119,7 +119,7 @@ def test_empty_captions_are_left_out_and_counted(
         ),
         (
             {"images": [{"filename": "a.tif", "split": "test", "sentences": []}] * 2},
-            "names image a.tif twice",
+            "names image 'a.tif' twice",
         ),
     ],
 )
@@ -157,3 +157,20 @@ def test_the_json_may_lie_beside_the_images(tmp_path: Path) -> None:
     (tmp_path / CAPTIONED["rsicd"][0]).rename(tmp_path / "rsicd/dataset_rsicd.json")
     assert open_captioned("rsicd", tmp_path, "val").keys == old
     assert open_captioned("rsicd", tmp_path / "rsicd", "val").keys == old
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "x" * 5000 + ".jpg"])
+def test_a_name_that_no_file_has_is_told(tmp_path: Path, name: str) -> None:
+    value = write(tmp_path, "rsicd")
+    value["images"][1]["filename"] = name
+    write_captions(tmp_path, "rsicd", value)
+    with pytest.raises(DataError, match=r"leads outside|not found, though") as caught:
+        open_captioned("rsicd", tmp_path, "all")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_of_wrong_images_is_refused_at_the_first(tmp_path: Path) -> None:
+    write(tmp_path, "rsicd")
+    write_captions(tmp_path, "rsicd", {"images": [1] * 500_000})
+    with pytest.raises(DataError, match=r"is no caption file .*: images.0"):
+        open_captioned("rsicd", tmp_path, "all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -433,3 +434,28 @@ def test_beside_geotiffs_other_rasters_and_previews_are_named(
         assert opened(tmp_path, pixels=MS).keys == ("Sea/a", "Bog/b")
     assert "left out: 3 files" in caplog.text
     assert all(f"{ending} 1" in caplog.text for ending in (".png", ".jp2", ".img"))
+
+
+def test_what_is_neither_file_nor_folder_is_refused(root: Path) -> None:
+    os.mkfifo(root / "Sea/pipe.png")
+    with pytest.raises(DataError, match=r"Sea/pipe.png is neither a file nor a folder; remove it"):
+        opened(root)
+
+
+def test_folders_nested_beyond_sense_are_refused(root: Path) -> None:
+    folder = root / "Sea"
+    for _ in range(150):
+        folder /= "a"
+        folder.mkdir()
+    with pytest.raises(DataError, match=r"lies in more than 100 folders; move it"):
+        opened(root)
+
+
+@pytest.mark.parametrize("entry", ["a\0b.png", "Sea/" + "x" * 10**6, "../" + "x" * 10**6])
+def test_a_name_that_no_file_has_is_one_line_of_sensible_length(
+    root: Path, tmp_path: Path, entry: str
+) -> None:
+    (tmp_path / "list.txt").write_text(entry)
+    with pytest.raises(DataError, match=r"list.txt") as caught:
+        opened(root, split_list=tmp_path / "list.txt")
+    assert len(str(caught.value)) < 1000

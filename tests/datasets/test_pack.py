@@ -30,11 +30,18 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Place, SampleSet, Wrapped
-from terralign.datasets.store import PackSettings, StoreSet, pack, verify_store, writing
+from terralign.datasets.store import (
+    PackSettings,
+    StoreSet,
+    pack,
+    read_manifest,
+    verify_store,
+    writing,
+)
 from terralign.datasets.store.writing import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, StorageError
-from terralign.files import claimed
+from terralign.files import claimed, hash_json
 from terralign.scenes.pictures import PictureSize, Size, describe_size
 from terralign.scenes.places import wgs84_bounds
 from terralign.sensors import SENSORS
@@ -333,6 +340,86 @@ def test_a_table_of_other_columns_is_one_line(
     with pytest.raises(DataError, match=match) as caught:
         StoreSet(store, "train")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "match"),
+    [
+        ("datetime", pa.array([2**62] * 40, pa.timestamp("us", "UTC")), "times or bounds"),
+        ("west", pa.array([float("nan")] * 40), "times or bounds"),
+        (
+            "key",
+            pa.Array.from_buffers(
+                pa.string(),
+                40,
+                [None, pa.py_buffer(np.arange(41, dtype=np.int32)), pa.py_buffer(b"\xff" * 40)],
+            ),
+            "UTF8",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(
+    store: Path, column: str, values: pa.Array, match: str
+) -> None:
+    table = pq.read_table(store / "samples.parquet")
+    table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table, store / "samples.parquet")
+    with pytest.raises(DataError, match=match):
+        StoreSet(store, "train")
+
+
+def test_a_table_of_many_rows_in_few_bytes_is_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_rows=39")
+    with pytest.raises(DataError, match=r"samples.parquet has 40 rows, more than the limit"):
+        StoreSet(store, "train")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", ".", "a/b", "a\nb", "x" * 300])
+def test_a_store_is_named_as_a_folder_may_be(store: Path, name: str) -> None:
+    values = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**values, "name": name}))
+    with pytest.raises(DataError, match=r"manifest.json is damaged: name: String should"):
+        StoreSet(store, "train")
+
+
+def test_a_manifest_of_wrong_values_is_refused_at_the_first(store: Path) -> None:
+    values = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**values, "shards": [1] * 500_000}))
+    with pytest.raises(DataError, match=r"manifest.json is damaged: shards.0"):
+        read_manifest(store)
+    (store / "manifest.json").write_text(json.dumps({**values, "shards": [1] * 2_000_000}))
+    with pytest.raises(DataError, match=r"manifest.json has more than the limit of 4 MiB"):
+        read_manifest(store)
+
+
+def test_swapped_shards_are_found_when_they_are_read(store: Path) -> None:
+    first, second = sorted((store / "shards").iterdir())[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    with pytest.raises(DataError, match=r"00000.safetensors .*not the one that was packed here"):
+        StoreSet(store, "train").read(np.arange(40))
+
+
+def test_a_store_from_before_probes_is_read_and_verified(store: Path) -> None:
+    values = json.loads((store / "manifest.json").read_text())
+    for shard in values["shards"]:
+        del shard["probe"]
+    del values["checksum"]
+    values["checksum"] = hash_json(values)
+    (store / "manifest.json").write_text(json.dumps(values))
+    assert verify_store(store) == []
+    assert len(StoreSet(store, "train").read(np.arange(40))["sentinel2-l2a"]) == 40
+
+
+def test_a_shard_whose_header_takes_memory_is_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "safetensors_header_bytes=64")
+    with pytest.raises(DataError, match=r"shard .*00000.safetensors has a header of \d+ bytes"):
+        StoreSet(store, "train").read(np.arange(1))
 
 
 def _open_files(folder: Path) -> list[Path]:

@@ -354,6 +354,11 @@ def test_a_damaged_or_unsafe_member_is_one_clear_line(
         ("7 = ", "8 = ", r"train-08.tar: a/k1 has label '7', which is not one of"),
         ("{08..09}", "{08..10}", r"train-10.tar not found; .* names 'train-{08..10}.tar'"),
         ("{08..09}", "{09..08}", r"shards 'train-{09..08}.tar' names no tar"),
+        ("{08..09}", "{0..999999999}", r"names 1,000,000,000 tars, more than the limit of"),
+        ("{08..09}", f"{{{'0' * 900}..1}}", r"tar not found; .* names 'train-\{00"),
+        ("{08..09}", "0" * 5000, r"shards 'train-00.*' is no pattern of tars"),
+        ("{08..09}", "**b", r"shards 'train-\*\*b.tar' is no pattern of tars"),
+        ("train-{08..09}", "**/**/*", r"is no pattern of tars; .* and \*\* once"),
         ("train-{08..09}.tar", "none-*.tar", r"no shard in .*shards matches 'none-\*.tar'"),
         ("train-{08..09}.tar", "../*.tar", r"shards: '../\*.tar' leads outside"),
         ('root = "shards"', 'root = "../x"', r"root: '../x' leads outside"),
@@ -426,11 +431,20 @@ def test_a_pipe_is_no_shard(root: Path) -> None:
 
 def test_names_and_texts_that_are_no_utf8_are_named(root: Path) -> None:
     write_tar(root / "shards/train-09.tar", {"k\udc80": sample(3)})
-    with pytest.raises(DataError, match=r"a member named k\\udc80.s2.npy, which is not UTF-8"):
+    with pytest.raises(DataError, match=r"a member named 'k\\udc80.s2.npy', which is not UTF-8"):
         opened(root)
     texts = b'{"texts": ["\\ud800"], "day": null}'
     write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "json": texts}})
     with pytest.raises(DataError, match=r"sample 'k3', .json is not valid JSON: .*surrogates"):
+        opened(root)
+
+
+def test_values_for_all_members_are_bounded(root: Path) -> None:
+    values = {f"key{number}": "x" for number in range(2000)}
+    path = root / "shards/train-09.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=values) as archive:
+        archive.addfile(tarfile.TarInfo("k9.png"))
+    with pytest.raises(DataError, match=r"train-09.tar is damaged.*too many values that hold for"):
         opened(root)
 
 
@@ -473,7 +487,7 @@ def test_a_member_twice_is_named_and_others_are_passed_over(root: Path) -> None:
     assert opened(root).keys[-1] == "k3"
     with tarfile.open(root / "shards/train-09.tar", "a") as archive:
         archive.addfile(tarfile.TarInfo("./k3.PNG"))
-    with pytest.raises(DataError, match=r"train-09.tar has two members k3.png"):
+    with pytest.raises(DataError, match=r"train-09.tar has two members 'k3.png'"):
         opened(root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -139,7 +140,7 @@ def pick_files(
 
 def _hint_for(entry: str, known: Iterable[str], root: Path) -> str:
     """What to do about an entry of a split list that names no image below `root`."""
-    if (root / entry).is_file():
+    if os.path.isfile(root / entry):  # False of a name too long
         return f"files {PurePosixPath(entry).suffix or 'without ending'} are not read here"
     for names in ({one.lower(): one for one in known}, {_stem(one): one for one in known}):
         alike = names.get(entry.lower()) or names.get(_stem(entry))

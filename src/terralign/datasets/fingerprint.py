@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.errors import DataError
+from terralign.errors import DataError, shown
 from terralign.files import hash_json
 from terralign.sensors import describe_sensor
 
@@ -72,8 +73,8 @@ def file_sizes(paths: Iterable[Path], *, named_by: str) -> list[int]:
     for path in paths:
         try:
             sizes.append(path.stat().st_size)
-        except OSError as error:
-            raise DataError(f"{path} not found, though {named_by} names it") from error
+        except (OSError, ValueError) as error:  # a zero byte is a ValueError
+            raise DataError(f"{shown(path)[:300]} not found, though {named_by} names it") from error
     return sizes
 
 
@@ -86,8 +87,9 @@ def sampled_sizes(paths: Sequence[Path], *, num_measured: int = 1000) -> list[in
 
 def _num_bytes(path: Path) -> int | None:
     try:
-        if path.is_dir():
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
             return sum(file.stat().st_size for file in path.iterdir())
-        return path.stat().st_size
-    except OSError:
+        return found.st_size
+    except (OSError, ValueError):
         return None

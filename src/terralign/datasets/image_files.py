@@ -19,6 +19,9 @@ RASTER_SUFFIXES = (".tif", ".tiff")
 MAX_ENDINGS = 5
 """Endings that a warning names, the most frequent first."""
 
+MAX_DEPTH = 100
+"""Folders within folders below which no images are looked for."""
+
 _ACCOMPANYING = frozenset(
     {
         *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".geojson", ".toml", ".yaml", ".yml"),
@@ -116,6 +119,10 @@ def _list(
     for entry, is_folder in listed:
         path = folder / entry.name
         if is_folder:
+            if len(above) > MAX_DEPTH:
+                raise DataError(
+                    f"{shown(path)[:300]} lies in more than {MAX_DEPTH} folders; move it"
+                )
             real = path.resolve() if entry.is_symlink() else above[-1] / entry.name
             if real in above:
                 raise DataError(f"{path} is a link to a folder that holds it; remove the link")
@@ -125,6 +132,8 @@ def _list(
                 left_out.add(path)
         elif entry.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link to {os.readlink(path)}, which is missing; remove it")
+        elif not entry.is_file():
+            raise DataError(f"{path} is neither a file nor a folder; remove it")
         elif not _is_utf8(entry.name):
             raise DataError(f"the name of {shown(path)} is not UTF-8; rename the file")
         else:

@@ -60,6 +60,7 @@ from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.scenes.scene import Scene
+from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, describe_sensor
 
 logger = logging.getLogger(__name__)
@@ -257,17 +258,17 @@ def embed_scenes(
     return work.run([(one, name) for one in mine for name in names])
 
 
-Listed = Path | Scene | Fault
+Listed = Path | Scene | StacItem | Fault
 
 
 def _listed(inputs: Inputs, declared: Declared) -> list[Listed]:
     """The scenes that inputs stand for, in order; `DataError` for other things than scenes."""
     found: list[Listed] = []
     for _, one in list_inputs(inputs, declared):
-        if not isinstance(one, Path | Scene | Fault):
+        if not isinstance(one, Path | Scene | StacItem | Fault):
             raise DataError(
-                f"cannot embed a {type(one).__name__} as a scene; give files, folders or Scenes, "
-                "or use space.embed, which takes chips and numbers too"
+                f"cannot embed a {type(one).__name__} as a scene; give files, folders, Scenes or "
+                "STAC items, or use space.embed, which takes chips and numbers too"
             )
         found.append(one)
     return found
@@ -331,7 +332,7 @@ class _Work:
         """A job's part, made before or now; None where another process has it in hand."""
         if isinstance(one, Fault):
             return one
-        path = one.path if isinstance(one, Scene) else one
+        name = str(one) if isinstance(one, Path) else one.key
         try:
             stamps = stamps_of(one)
             key = self._key(one, tower)
@@ -350,9 +351,9 @@ class _Work:
                     return None
                 raise
         except (DataError, SensorError, OSError) as error:
-            return as_fault(str(path), error)
+            return as_fault(name, error)
 
-    def _key(self, one: Path | Scene, tower: str | None) -> str:
+    def _key(self, one: Path | Scene | StacItem, tower: str | None) -> str:
         """Names a source, what is declared of it, the tower asked for, and the settings."""
         declared: dict[str, Any] = {
             name: getattr(self.declared, name) for name in ("units", "dn_offset", "composite")
@@ -403,7 +404,9 @@ class _Work:
             return None  # a tower that fits better was added to the space
         return EmbeddedScene(path=path, facts=facts, num_vectors=num_vectors, was_done=True)
 
-    def _make(self, one: Path | Scene, tower: str | None, key: str, stamps: str) -> EmbeddedScene:
+    def _make(
+        self, one: Path | Scene | StacItem, tower: str | None, key: str, stamps: str
+    ) -> EmbeddedScene:
         source = self._opened(one)
         name = tower or self.space.tower_for(source.layout)
         check_fit(self.space, name, source.layout)
@@ -448,7 +451,7 @@ class _Work:
         num_vectors = len(embedded.rows)
         return EmbeddedScene(path=path, facts=facts, num_vectors=num_vectors, was_done=False)
 
-    def _opened(self, one: Path | Scene) -> Source:
+    def _opened(self, one: Path | Scene | StacItem) -> Source:
         # What a caller declares of files is not declared of a scene that is open already.
         declared = (
             replace(self.declared, sensor=None, bands=None, units=None, dn_offset=None)

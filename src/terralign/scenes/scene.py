@@ -210,6 +210,23 @@ class Scene:
                     waiting.append(ahead.submit(self._chip, following, layout, opened))
                 yield from (self._part(chip, strip, window) for window in members)
 
+    def cloud_shares(self, windows: Iterable[Window | None]) -> Iterator[float]:
+        """The share (0-1) of each window's pixels that lie under a cloud or its shadow.
+
+        None among `windows`: the whole scene. Only the mask of clouds is read; all are NaN where
+        the scene has none. `DataError` where it is damaged.
+        """
+        whole = Window(row=0, column=0, height=self.height, width=self.width)
+        with ExitStack() as stack:
+            read = None
+            if self.clouds is not None:
+                read = stack.enter_context(self.clouds.opened(self._stored_grid))
+            for window in windows:
+                chosen = window or whole
+                if self.is_reversed:
+                    chosen = replace(chosen, row=self.height - chosen.row - chosen.height)
+                yield math.nan if read is None else float(read(chosen).mean())
+
     def _columns(self, strips: Sequence[Window], pixel_bytes: int) -> slice | None:
         """The columns of windows that come from the top to the bottom; None where they do not, or
         where holding rows of blocks takes too much memory."""

@@ -16,6 +16,7 @@ test = "test.txt"
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -142,7 +143,7 @@ def _split_list(
     if entry is None:
         return None
     require_inside(entry, origin=f"{path}: splits.{split}")
-    if (root / entry).is_file():
+    if os.path.isfile(root / entry):
         return root / str(entry)
     return find_inside(entry, path, data_root, what=f"splits.{split}")
 

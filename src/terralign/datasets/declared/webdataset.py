@@ -42,6 +42,7 @@ import glob
 import hashlib
 import itertools
 import logging
+import os
 import re
 import tarfile
 import threading
@@ -71,7 +72,7 @@ from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.image_files import LeftOut, is_new
 from terralign.datasets.sample import Place
 from terralign.datasets.split import Split
-from terralign.errors import DataError, first_line, nearest, printable
+from terralign.errors import DataError, first_line, nearest, quoted, some
 from terralign.files import decode_text, parse_json
 from terralign.limits import require
 from terralign.progress import Progress
@@ -79,15 +80,18 @@ from terralign.scenes.pictures import Size, describe_size
 
 logger = logging.getLogger(__name__)
 
-MAX_TARS = 1_000_000
-"""A larger member of text is refused."""
 MAX_HEADER_BYTES = 1024**2
 """A tar whose extended headers (long names and the like) are larger is refused."""
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"]\0\0\x80", b"\x28\xb5\x2f\xfd")
 """How gzip, bzip2, xz, lzma and zstd begin; `webdataset` would decompress such a stream."""
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_PAX_VALUES = 1000
+"""A tar with more values that hold for all of its members is refused: each member copies them."""
+MAX_PATTERN = 1000
+"""Characters of a pattern; a longer one is refused."""
+
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 
 
 class TarSensor(PixelSettings):
@@ -305,9 +309,9 @@ def _list_samples(
         for number, tar in enumerate(tars):
             listing.members.append(check_tar(tar, name=declaration.name))
             for sample in stream_samples(tar):
-                what = f"{tar}: sample {sample['__key__']!r}"
+                what = f"{tar}: sample {quoted(sample['__key__'])}"
                 if missing := min(needed - sample.keys(), default=None):
-                    found = ", ".join(sorted(one for one in sample if not one.startswith("__")))
+                    found = some(sorted(one for one in sample if not one.startswith("__")))
                     raise DataError(f"{what} has no member .{missing}; it has {found}")
                 listing.first = listing.first or sample
                 listing.tar_of.append(number)
@@ -321,7 +325,9 @@ def _list_samples(
         keys = [f"{names[tar]}/{key}" for tar, key in zip(listing.tar_of, keys, strict=True)]
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
-        raise DataError(f"{root}: two samples have the key {twice!r}; rename one of their tars")
+        raise DataError(
+            f"{root}: two samples have the key {quoted(twice)}; rename one of their tars"
+        )
     listing.keys = tuple(keys)
     return listing
 
@@ -423,16 +429,28 @@ def find_tars(root: Path, patterns: Sequence[str], path: Path) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         require_inside(pattern, origin=f"{path}: shards")
+        if len(pattern) > MAX_PATTERN or re.search(r"[^/]\*\*|\*\*[^/]|\*\*/.*\*\*", pattern):
+            raise DataError(
+                f"{path}: shards {quoted(pattern)} is no pattern of tars; write at most "
+                f"{MAX_PATTERN} characters, and ** once, as a folder of its own"
+            )
         for name in _expand_ranges(pattern, path):
             if glob.has_magic(name):
-                matched = sorted(root.glob(name))
+                try:
+                    matched = sorted(root.glob(name))
+                except OSError as error:
+                    raise DataError(
+                        f"{path}: shards {quoted(name)} cannot be looked for: {error.strerror}"
+                    ) from error
                 if not matched:
                     raise DataError(f"{path}: no shard in {root} matches {name!r}")
                 if others := [one for one in matched if not one.is_file()]:
                     raise DataError(f"shard {others[0]} is no file; {path} names {pattern!r}")
                 found.update(dict.fromkeys(matched))
-            elif not (root / name).is_file():
-                raise DataError(f"shard {root / name} not found; {path} names {pattern!r}")
+            elif not os.path.isfile(root / name):
+                raise DataError(
+                    f"shard {root}/{quoted(name)[1:-1]} not found; {path} names {quoted(pattern)}"
+                )
             else:
                 found[root / name] = None
     return list(found)
@@ -445,8 +463,9 @@ def _expand_ranges(pattern: str, path: Path) -> list[str]:
     for match in _RANGE.finditer(pattern):
         first, last, width = int(match[1]), int(match[2]), len(match[1])
         num_names *= max(last - first + 1, 0)
-        if not 0 < num_names <= MAX_TARS:
-            raise DataError(f"{path}: shards {pattern!r} names no tar, or more than {MAX_TARS}")
+        if not num_names:
+            raise DataError(f"{path}: shards {pattern!r} names no tar: {match[0]} counts down")
+        require("tars", num_names, f"{path}: shards {pattern!r} names")
         parts += [
             [pattern[end : match.start()]],
             [f"{number:0{width}d}" for number in range(first, last + 1)],
@@ -463,7 +482,7 @@ def stream_samples(path: Path) -> Iterator[Sample]:
         with open(path, "rb") as file:
             members = tar_file_expander([{"url": path.name, "stream": file}])
             yield from group_by_keys(members, keys=split_name)
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:
         raise DataError(f"shard {path} cannot be read: {first_line(error)}") from error
 
 
@@ -502,19 +521,21 @@ def check_tar(path: Path, *, name: str) -> str:
                     continue
                 if key != last and key in seen:
                     raise DataError(
-                        f"shard {path}: the members of sample {key!r} do not lie side by side; "
-                        "write the tar again, sorted by name (tar --sort=name)"
+                        f"shard {path}: the members of sample {quoted(key)} do not lie side by "
+                        "side; write the tar again, sorted by name (tar --sort=name)"
                     )
                 if key != last:
                     last, endings = key, set()
                     seen.add(key)
                 if ending in endings:
-                    raise DataError(f"shard {path} has two members {key}.{ending}")
+                    raise DataError(
+                        f"shard {path} has two members {quoted(f'{key}.{ending}')}; write it again"
+                    )
                 endings.add(ending)
                 digest.update(f"{key}.{ending} {info.size}\n".encode())
     except UnicodeEncodeError as error:
         raise DataError(
-            f"shard {path} has a member named {printable(info.name)}, which is not UTF-8; rename it"
+            f"shard {path} has a member named {quoted(info.name)}, which is not UTF-8; rename it"
         ) from error
     except OSError as error:
         raise DataError(f"shard {path} cannot be read: {error.strerror or error}") from error
@@ -544,12 +565,16 @@ def _headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
                     continue
                 if not info.isreg() or info.issparse():
                     raise DataError(
-                        f"shard {path} holds {info.name!r}, which is a link, a device or a sparse "
-                        "file; write the tar again with plain files only"
+                        f"shard {path} holds {quoted(info.name)}, which is a link, a device or a "
+                        "sparse file; write the tar again with plain files only"
                     )
                 if info.size < 0 or info.offset_data + info.size > num_bytes:
-                    raise DataError(_cut_short(path, f"its member {info.name!r} is not whole"))
-                require("chip_bytes", info.size, f"{path}: {printable(info.name)} has")
+                    raise DataError(
+                        _cut_short(path, f"its member {quoted(info.name)} is not whole")
+                    )
+                require("chip_bytes", info.size, f"{path}: {quoted(info.name)} has")
+                if len(archive.pax_headers) > MAX_PAX_VALUES:
+                    raise ValueError("too many values that hold for all members")
                 yield info
             last = archive.offset
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:

@@ -38,7 +38,7 @@ from terralign.datasets.published.bigearthnet import (
 )
 from terralign.datasets.published.corine import NumClasses, labels_from_names
 from terralign.datasets.sample import Place, require_split
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, StorageError, quoted
 from terralign.files import read_json
 from terralign.scenes.places import wgs84_bounds
 
@@ -129,7 +129,7 @@ def _read_split(name: str, root: Path, split: str) -> tuple[list[str], dict[str,
         columns = [column.strip() for column in entry.split(",")]
         patches = [column for column in columns if _PATCH.fullmatch(column)]
         if len(patches) != 1:
-            raise DataError(f"split list {path}: {entry!r} names no patch of BigEarthNet v1")
+            raise DataError(f"split list {path}: {quoted(entry)} names no patch of BigEarthNet v1")
         names += patches
         partners.update((patches[0], one) for one in columns if _RADAR_PATCH.fullmatch(one))
     todo = f"unpack BigEarthNet-S2-v1.0.tar.gz into {root.parent} again, or shorten the list"
@@ -248,8 +248,8 @@ def locate_patch(patch: Path) -> Place:
     time = content.get("acquisition_date")
     try:
         taken = dt.datetime.fromisoformat(str(time)).replace(tzinfo=dt.UTC)
-    except ValueError as error:
-        raise DataError(f"{origin}: acquisition_date {time!r} is no date and time") from error
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{origin}: acquisition_date {time!r:.100} is no date and time") from error
     return Place(
         bounds=wgs84_bounds((west, south, east, north), projection, origin=origin), datetime=taken
     )

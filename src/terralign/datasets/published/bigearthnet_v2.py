@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ from terralign.datasets.listing import (
     read_each,
     require_all,
 )
-from terralign.datasets.parquet import open_parquet, require_small
+from terralign.datasets.parquet import read_columns
 from terralign.datasets.published.bigearthnet import (
     COVERED,
     SIDE,
@@ -45,7 +45,7 @@ from terralign.datasets.published.bigearthnet import (
 from terralign.datasets.published.corine import ANY_PRESENCE, labels_from_pixels, nomenclature
 from terralign.datasets.published.geotiffs import read_bands
 from terralign.datasets.sample import Place, require_split
-from terralign.errors import DataError
+from terralign.errors import DataError, first_line, quoted
 from terralign.scenes.places import geotiff_bounds
 
 TABLE = "metadata.parquet"
@@ -66,9 +66,6 @@ _SCHEMA = pa.schema(
 
 _PATCH = re.compile(r"S2[AB]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T[0-9A-Z]{5}_\d+_\d+")
 _RADAR_PATCH = re.compile(r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_[0-9A-Z]{5}_\d+_\d+")
-
-MAX_TABLE_BYTES = 4 * 1024**3
-"""A table that takes more memory than this is refused before it is read."""
 
 
 def open_bigearthnet_v2(
@@ -123,9 +120,17 @@ def _has_table(folder: Path) -> bool:
 def _read_table(path: Path) -> pa.Table:
     """The columns of `_SCHEMA`, without nulls."""
     names, todo = _SCHEMA.names, "download metadata.parquet of BigEarthNet v2 again"
-    with open_parquet(path, names, todo=todo) as file:
-        require_small(file, range(file.num_row_groups), names, MAX_TABLE_BYTES, path)
-        table = file.read(columns=names).select(names).cast(_SCHEMA)
+
+    def check(found: Sequence[str]) -> None:
+        if missing := [name for name in names if name not in found]:
+            raise DataError(f"{path} has no column {', '.join(missing)}; {todo}")
+
+    try:
+        table = read_columns(path, names, check=check).select(names).cast(_SCHEMA)
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a readable Parquet file ({first_line(error)}); {todo}"
+        ) from error
     empty = [name for name in table.column_names if table[name].null_count]
     if empty:
         raise DataError(f"{path}: column {', '.join(empty)} has empty entries")
@@ -147,7 +152,7 @@ def _names(path: Path, table: pa.Table, column: str, pattern: re.Pattern[str]) -
     names: list[str] = table[column].to_pylist()
     for name in names:
         if not pattern.fullmatch(name):
-            raise DataError(f"{path}: {name!r} in column {column} is no name of a patch")
+            raise DataError(f"{path}: {quoted(name)} in column {column} is no name of a patch")
     if len(set(names)) < len(names):
         raise DataError(f"{path}: column {column} names a patch twice in one split")
     return names
@@ -183,9 +188,10 @@ def _labels_of(path: Path, table: pa.Table, keys: list[str]) -> NDArray[np.bool_
     found = pc.index_in(names, value_set=pa.array(classes))
     if found.null_count:
         first = pc.index(pc.is_null(found), True).as_py()
+        label = quoted(names[first].as_py())
         raise DataError(
-            f"{path}: {names[first].as_py()!r}, a label of {keys[rows[first]]}, is not one of the "
-            "19 classes of BigEarthNet"
+            f"{path}: {label}, a label of {keys[rows[first]]}, is not one of "
+            "the 19 classes of BigEarthNet"
         )
     values = np.zeros((len(keys), len(classes)), dtype=bool)
     values[rows, found.to_numpy()] = True
@@ -215,7 +221,8 @@ def locate_patch(patch: Path) -> Place:
     """Where a patch lies, from the grid of its B02, and when Sentinel-2 took it, from its name."""
     match = _PATCH.fullmatch(patch.name)
     assert match is not None
-    return Place(
-        bounds=geotiff_bounds(patch / f"{patch.name}_B02.tif"),
-        datetime=dt.datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=dt.UTC),
-    )
+    try:
+        time = dt.datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=dt.UTC)
+    except ValueError as error:
+        raise DataError(f"{patch}: {match[1]} in its name is no time; unpack it again") from error
+    return Place(bounds=geotiff_bounds(patch / f"{patch.name}_B02.tif"), datetime=time)

@@ -21,7 +21,7 @@ from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.listing import find_folder
 from terralign.datasets.pixels import DecodePictures
 from terralign.datasets.sample import Captions, require_split
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, StorageError, quoted
 from terralign.files import read_json
 from terralign.scenes.pictures import Size, describe_size
 from terralign.sensors import SENSORS
@@ -84,11 +84,11 @@ class _Sentence(_Foreign):
 class _Image(_Foreign):
     filename: str = Field(min_length=1)
     split: str
-    sentences: tuple[_Sentence, ...] = Field(strict=False)
+    sentences: tuple[_Sentence, ...] = Field(strict=False, fail_fast=True)
 
 
 class _Annotations(_Foreign):
-    images: tuple[_Image, ...] = Field(min_length=1, strict=False)
+    images: tuple[_Image, ...] = Field(min_length=1, strict=False, fail_fast=True)
 
 
 def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None = None) -> FileSet:
@@ -126,7 +126,7 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None 
 
 def _read_annotations(path: Path) -> tuple[_Image, ...]:
     try:
-        entries = _Annotations.model_validate(read_json(path)).images
+        entries = _Annotations.model_validate(read_json(path, size="captions_bytes")).images
     except StorageError as error:
         raise DataError(str(error)) from error
     except ValidationError as error:
@@ -139,7 +139,7 @@ def _read_annotations(path: Path) -> tuple[_Image, ...]:
     for entry in entries:
         require_inside(entry.filename, origin=str(path))
         if entry.filename in seen:
-            raise DataError(f"{path} names image {entry.filename} twice")
+            raise DataError(f"{path} names image {quoted(entry.filename)} twice")
         seen.add(entry.filename)
     return entries
 
@@ -151,7 +151,7 @@ def _captions(entries: list[_Image], annotations: Path) -> Captions:
         texts = tuple(sentence.raw.strip() for sentence in entry.sentences)
         kept = tuple(text for text in texts if text)
         if not kept:
-            raise DataError(f"{annotations}: image {entry.filename} has no caption")
+            raise DataError(f"{annotations}: image {quoted(entry.filename)} has no caption")
         num_empty += len(texts) - len(kept)
         captions.append(kept)
     if num_empty:

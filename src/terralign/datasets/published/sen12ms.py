@@ -41,7 +41,7 @@ from terralign.datasets.listing import (
 )
 from terralign.datasets.published.geotiffs import read_bands
 from terralign.datasets.sample import Labels, Place, require_split
-from terralign.errors import DataError
+from terralign.errors import DataError, quoted
 from terralign.scenes.places import geotiff_bounds
 from terralign.sensors import SENSORS
 
@@ -158,7 +158,7 @@ def _read_scenes(name: str, split: str, path: Path) -> set[tuple[str, str]]:
     for entry in read_split_list(path):
         match = _SCENE.fullmatch(entry)
         if match is None:
-            raise DataError(f"{path}: {entry!r} is no scene such as ROIs1158_spring/s2_1")
+            raise DataError(f"{path}: {quoted(entry)} is no scene such as ROIs1158_spring/s2_1")
         scenes.add((match["season"], match["scene"]))
     return scenes
 

@@ -13,6 +13,7 @@ per number, `SENSOR.valid` (n, bytes), 1 where a number may be used (see `pack_b
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import mmap
@@ -30,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError, StorageError, first_line
 from terralign.files import hash_json, read_json
+from terralign.limits import require
 from terralign.sensors import describe_sensor, parse_sensor
 from terralign.toml_values import explain
 
@@ -49,7 +51,9 @@ _MAX_SIDE = 1 << 16
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class StoredSensor(_Strict):
@@ -122,7 +126,7 @@ def describe_stored(
 class StoredLabels(_Strict):
     """What the label numbers of the table mean."""
 
-    class_names: tuple[str, ...] = Field(min_length=1)
+    class_names: tuple[str, ...] = Field(min_length=1, fail_fast=True)
     class_list: str
     multi_label: bool
 
@@ -140,6 +144,8 @@ class StoredShard(StoredFile):
 
     split: str
     num_samples: int = Field(ge=1)
+    probe: str = ""
+    """What `probe_file` gave when it was packed; empty in older stores."""
 
 
 class Manifest(_Strict):
@@ -147,8 +153,8 @@ class Manifest(_Strict):
 
     format: Literal["terralign-store"] = "terralign-store"
     version: Literal[1] = 1
-    name: str
-    """The data set that was packed."""
+    name: str = Field(pattern=r"^[\w][\w .-]*$", max_length=200)
+    """The data set that was packed; folders are named by it."""
     sensors: dict[str, StoredSensor] = Field(min_length=1)
     splits: dict[str, int] = Field(min_length=1)
     """Split -> number of samples."""
@@ -156,7 +162,7 @@ class Manifest(_Strict):
     """False where the data set has none, so that its one split is the whole."""
     labels: StoredLabels | None = None
     captions: bool = False
-    prompts: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = Field(default=None, fail_fast=True)
     """The data set's own templates."""
     image_size: int | str | None = None
     """The size to which pictures were resized and cropped (`PictureSize.describe`); None where they
@@ -168,13 +174,17 @@ class Manifest(_Strict):
     packing: dict[str, int | bool | str | None]
     """The settings with which it was packed."""
     table: StoredFile
-    shards: tuple[StoredShard, ...]
+    shards: tuple[StoredShard, ...] = Field(fail_fast=True)
     checksum: str = ""
     """Hash of everything above, for `terralign pack --verify`."""
 
     def hash_of_rest(self) -> str:
         """What `checksum` must be."""
-        return hash_json(self.model_dump(mode="json", exclude={"checksum"}))
+        values = self.model_dump(mode="json", exclude={"checksum"})
+        for shard in values["shards"]:
+            if not shard["probe"]:
+                del shard["probe"]
+        return hash_json(values)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -202,10 +212,10 @@ def read_manifest(store: Path) -> Manifest:
     if not path.is_file():
         raise DataError(f"{store} is not a packed store: {MANIFEST} not found")
     try:
-        values = read_json(path)
+        values = read_json(path, size="manifest_bytes")
         if isinstance(values, dict) and values.get("version", VERSION) != VERSION:
             raise DataError(
-                f"{path} is of version {values['version']}, this program reads {VERSION}; "
+                f"{path} is of version {values['version']!s:.20}, this program reads {VERSION}; "
                 "update terralign or pack again"
             )
         manifest = Manifest.model_validate(values)
@@ -213,7 +223,9 @@ def read_manifest(store: Path) -> Manifest:
             stored.layout()
         return manifest
     except ValidationError as error:
-        raise DataError(f"{path} is damaged: {explain(error, Manifest)}") from error
+        raise DataError(
+            f"{path} is damaged: {explain(error, Manifest)}; copy it again, or pack again"
+        ) from error
     except (StorageError, SensorError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
@@ -254,18 +266,36 @@ def unpack_bits(bits: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray
     return flat.reshape(len(bits), *shape).astype(np.bool_)
 
 
+def probe_file(path: Path) -> str:
+    """A hash of a few places of a file, evenly spaced: whether it is another one is known without
+    reading it whole."""
+    num_bytes = path.stat().st_size
+    places = np.linspace(0, max(0, num_bytes - 512), 8).astype(np.int64)
+    with open(path, "rb") as file:
+        found = hashlib.blake2b(digest_size=16)
+        for place in places.tolist():
+            file.seek(place)
+            found.update(file.read(512))
+    return found.hexdigest()
+
+
 def map_shard(
     path: Path,
     expected: dict[str, tuple[str, tuple[int, ...]]],
     optional: dict[str, tuple[str, tuple[int, ...]]] | None = None,
+    *,
+    probe: str = "",
 ) -> dict[str, Any]:
     """The tensors of a shard, memory-mapped, read-only: name -> `MappedTensor`.
 
     `expected`: name -> (dtype, shape), -1 for any length; `optional`: the same of tensors that a
-    shard may lack. `DataError` names a shard that is missing, truncated, or not as the manifest
-    says.
+    shard may lack. `probe`: what `probe_file` must give. `DataError` names a shard that is missing,
+    truncated, or not as the manifest says.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError("not found")
+        _require_small_header(path)
         with safe_open(path, framework="numpy"):  # checks the header against the file's size
             pass
         with open(path, "rb") as file:
@@ -273,11 +303,12 @@ def map_shard(
             header = json.loads(file.read(header_bytes))
         with pa.memory_map(str(path)) as mapped:  # stays mapped when closed: no file is kept open
             memory = mapped.read_buffer()
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = "not found" if not path.is_file() else first_line(error)
+        if probe and probe_file(path) != probe:
+            raise ValueError("it is not the one that was packed here")
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise DataError(
-            f"shard {path} is damaged or missing ({reason}); `terralign pack --verify` lists the "
-            "shards that are; delete those and pack again, which makes only those"
+            f"shard {path} is damaged or missing ({first_line(error)}); `terralign pack --verify` "
+            "lists the shards that are; delete those and pack again, which makes only those"
         ) from error
     tensors = {}
     found_too = {name: one for name, one in (optional or {}).items() if name in header}
@@ -295,3 +326,10 @@ def map_shard(
         array = np.frombuffer(memory, dtype, math.prod(found[1]), start).reshape(found[1])
         tensors[name] = MappedTensor(array)
     return tensors
+
+
+def _require_small_header(path: Path) -> None:
+    with open(path, "rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+    if num_bytes < path.stat().st_size:  # else it is damaged
+        require("safetensors_header_bytes", num_bytes, f"shard {path} has a header of")

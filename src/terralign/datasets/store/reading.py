@@ -7,19 +7,20 @@ pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.file_set import require_indices, stack_pixels
+from terralign.datasets.parquet import read_columns
 from terralign.datasets.sample import (
     Captions,
     Indexed,
@@ -184,7 +185,9 @@ class StoreSet(Indexed):
                     expected[name] = (stored.dtype, (entry.num_samples, *stored.shape))
                     num_bytes = -(-math.prod(stored.shape) // 8)
                     optional[f"{name}.valid"] = ("uint8", (entry.num_samples, num_bytes))
-            self._maps[shard] = map_shard(self._store / entry.file, expected, optional)
+            self._maps[shard] = map_shard(
+                self._store / entry.file, expected, optional, probe=entry.probe
+            )
         return self._maps[shard]
 
     def _read_pixels(
@@ -247,6 +250,9 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 """Of every table."""
 
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""Microseconds of the first and last moments of the years 1 to 9999."""
+
 
 def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
     """The rows of one split, in the order of its shards."""
@@ -256,13 +262,24 @@ def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
         fields["labels"] = pa.list_(pa.int32())
     if manifest.captions:
         fields["captions"] = pa.list_(pa.string())
+
+    def check(found: Sequence[str]) -> None:
+        if missing := [name for name in fields if name not in found]:
+            raise KeyError(f"it has no column {', '.join(missing)}")
+
     try:
-        table = pq.read_table(path, columns=list(fields), filters=[("split", "=", split)])
-        if table.column_names != list(fields):
-            raise KeyError(f"it has the columns {', '.join(table.column_names)}")
-        table = table.cast(pa.schema(fields))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path} is damaged or missing: {first_line(error)}") from error
+        table = read_columns(path, list(fields), check=check)
+        table = table.filter(pc.equal(table["split"], split)).cast(pa.schema(fields))
+    except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} is damaged or missing ({first_line(error)}); delete it and pack again"
+        ) from error
+    times = pc.min_max(table["datetime"].cast(pa.int64())).as_py()
+    bounds = [table[side] for side in ("west", "south", "east", "north")]
+    if not (_FIRST <= (times["min"] or 0) <= (times["max"] or 0) <= _LAST) or not all(
+        pc.all(pc.is_finite(one)).as_py() in (True, None) for one in bounds
+    ):
+        raise DataError(f"{path} is damaged: it has times or bounds that nothing has; pack again")
     for name in {"key", "labels", "captions"}.intersection(fields):
         if table[name].null_count:
             raise DataError(f"{path} is damaged: column {name!r} has empty entries")

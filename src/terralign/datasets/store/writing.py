@@ -40,6 +40,7 @@ from terralign.datasets.store.files import (
     StoredShard,
     describe_stored,
     is_store,
+    probe_file,
     read_manifest,
 )
 from terralign.datasets.store.shards import Shard, plan_shards, read_encoded, read_pixels
@@ -64,7 +65,8 @@ PLAN, PARTS = ".pack.json", ".parts"
 SHARD_BYTES = 256 * 2**20
 
 Part = dict[str, Any]
-"""What was noted of a shard: `kept` and `skipped` samples, `places`, `num_bytes`, `sha256`."""
+"""What was noted of a shard: `kept` and `skipped` samples, `places`, `num_bytes`, `sha256` and
+`probe`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,7 +347,11 @@ class _Packing:
             path = self.store / shard.file
             with atomic_path(path) as partial_path:
                 save_file(content.tensors, partial_path)
-            part |= {"num_bytes": path.stat().st_size, "sha256": hash_file(path)}
+            part |= {
+                "num_bytes": path.stat().st_size,
+                "sha256": hash_file(path),
+                "probe": probe_file(path),
+            }
         places = [samples.place(i) if isinstance(samples, Located) else NOWHERE for i in kept]
         part["places"] = [
             [list(one.bounds) if one.bounds else None, one.datetime and one.datetime.isoformat()]
@@ -366,6 +372,7 @@ class _Packing:
                 sha256=part["sha256"],
                 split=shard.split,
                 num_samples=len(part["kept"]),
+                probe=part.get("probe", ""),
             )
             for shard, part in parts
             if part["kept"]
