@@ -17,14 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import argparse
 import collections
 import gc
-import importlib
 import json
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -129,8 +127,6 @@ def run_all(
     """The outcome of every case, in order; `jobs` processes share them."""
     base = Path(tempfile.mkdtemp(prefix="fuzz-"))
     runner = Runner(base, cases, seed)
-    if len(cases) > 20:
-        _import_late(runner)
     gc.collect()
     gc.freeze()  # children then share its pages
     started = []
@@ -158,30 +154,6 @@ def run_all(
     os.chdir("/")
     shutil.rmtree(base)
     return [found[number] for number in sorted(found)]
-
-
-def _import_late(runner: Runner) -> None:
-    """Import here what reading the entries imports, so that no case has to.
-
-    They are read in a child: the threads that GDAL keeps would be missing in a fork of their process.
-    """
-    names = runner.base / "modules"
-    child = os.fork()
-    if child == 0:
-        with _silent():
-            for entry in runner.wanted:
-                folder = runner.base / "warm" / entry
-                shutil.copytree(runner.template(entry), folder)
-                os.chdir(folder)
-                with suppress(Exception, SystemExit):  # reported by the cases themselves
-                    BY_NAME[entry].read(folder)
-            names.write_text("\n".join(sys.modules))
-        os._exit(0)
-    os.waitpid(child, 0)
-    for name in names.read_text().splitlines():
-        if name not in sys.modules:
-            with suppress(Exception):
-                importlib.import_module(name)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
