@@ -8,7 +8,6 @@ lets several processes share the folder. N windows, B batch, C bands, D dimensio
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
@@ -37,6 +36,7 @@ from terralign.errors import (
     shown,
 )
 from terralign.files import claimed, clear_partials, hash_json, require_folder
+from terralign.index.names import part_name, part_paths
 from terralign.index.parts import (
     FORMAT_VERSION,
     VECTOR_TYPES,
@@ -55,7 +55,6 @@ from terralign.index.plan import (
     window_shapes,
 )
 from terralign.index.stamps import source_name, stamps_of
-from terralign.limits import require
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
@@ -614,37 +613,6 @@ def self_check(space: EmbeddingSpace, tower: str) -> tuple[float, ...]:
     with torch.inference_mode():
         found = F.normalize(module(picture.to(space.device)).float(), dim=-1)[0].cpu()
     return tuple(round(value, 5) + 0.0 for value in found.tolist())
-
-
-# Names of parts
-
-SUFFIX = ".parquet"
-_MAX_STEM = 80
-"""Characters of a scene's name in a part's."""
-
-
-def part_name(facts: PartFacts) -> str:
-    """SCENE.KEY.IDENTITY.parquet."""
-    plain = "".join(one if one.isascii() and (one.isalnum() or one in "-_") else "_" for one in
-                    Path(facts.scene).name[:_MAX_STEM])  # fmt: skip
-    return f"{plain}.{facts.key}.{facts.identity}{SUFFIX}"
-
-
-def part_paths(folder: Path) -> list[Path]:
-    """The parts of a folder by their names, sorted; `DataError` where there are too many."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [
-                Path(one.path)
-                for one in entries
-                if one.name.endswith(SUFFIX) and not one.name.startswith(".")
-            ]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
-    require("index_parts", len(found), f"{shown(folder)} holds")
-    return sorted(found)
 
 
 class _PartsByKey:

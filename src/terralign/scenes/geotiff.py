@@ -304,12 +304,20 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
         else open_geotiff_bytes(source, origin=what)
     )
     with opening as file:
+        require_small_blocks(what, file)
         return _read(lambda: file.dataset_mask(), what)
 
 
-def read_mask_file(path: Path) -> NDArray[np.bool_]:
-    """(H, W), True where a mask in a separate file (`.msk`) is not 0."""
+def read_mask_file(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W), True where a mask in a separate file (`.msk`) is not 0; `DataError` where it has
+    another shape."""
     with open_geotiff(path) as file:
+        require_small_blocks(path, file)
+        if (file.height, file.width) != shape:
+            raise DataError(
+                f"the mask {shown(path)} has {file.height}x{file.width} pixels, its picture "
+                f"{shape[0]}x{shape[1]}; remove it, or make it anew"
+            )
         return _read(lambda: file.read(1), shown(path))
 
 
