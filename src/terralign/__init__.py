@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
     from terralign.index.embed import embed_scenes
+    from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
@@ -44,6 +45,7 @@ _DEFERRED = {
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
     "load": "terralign.encoders.space",
+    "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",
     "patch": "terralign.training",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_sensor",
+    "open_index",
     "open_scene",
     "patch",
 ]

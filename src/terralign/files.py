@@ -367,16 +367,18 @@ def parse_toml(
 
 def require_plain(value: Any, *, name: str, fault: type[TerralignError]) -> None:
     """Raise `fault` where values of TOML are nested too deeply, or hold integers beyond 64 bits."""
-    level, depth = [value], 0
+    level, depth, most = [value], 0, limit("toml_levels")
     while level:
-        require("toml_levels", depth, f"{name} is nested in", fault=fault)
+        if depth > most:
+            require("toml_levels", depth, f"{name} is nested in", fault=fault)
         inner: list[Any] = []
         for one in level:
-            if isinstance(one, dict):
+            kind = type(one)
+            if kind is dict:
                 inner += one.values()
-            elif isinstance(one, list):
+            elif kind is list:
                 inner += one
-            elif isinstance(one, int) and not -(2**63) <= one < 2**63:
+            elif kind is int and not -(2**63) <= one < 2**63:
                 raise fault(f"{name} holds an integer of more than 64 bits; write a smaller one")
         level, depth = inner, depth + 1
 

@@ -33,6 +33,7 @@ LIMITS: dict[str, int] = {
     "folder_inputs": 100_000,  # inputs below one folder
     "geometry_points": 100_000,  # of one footprint
     "index_parts": 1_000_000,  # of one folder of embedded scenes
+    "index_rows": 2_000_000_000,  # windows of one folder of embedded scenes
     "jpeg_scans": 200,  # of one JPEG; progressive ones have some ten
     "jpeg_segments": 5_000,  # of one JPEG before its pixels; an ICC profile has up to 255
     "json_bytes": 256 * 2**20,  # of one JSON file

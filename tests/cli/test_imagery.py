@@ -174,6 +174,56 @@ def test_windows_are_printed_with_their_counts(model: Path, tmp_path: Path) -> N
     assert sum(counts) == 169
 
 
+def write_catalogue(root: Path, hrefs: str = ".") -> Path:
+    """An item collection of one product, twice."""
+    folder = write_product(root / NEW_PRODUCT, dn(120, offset=1000))
+    assets = {
+        path.stem: {"href": f"{hrefs}/{folder.name}/{path.name}", "bands": [{"name": path.stem}]}
+        for path in folder.glob("*.tif")
+    }
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "geometry": None,
+        "collection": "sentinel-2-l2a",
+        "properties": {"datetime": "2022-07-06T08:56:11Z", "processing:version": "04.00"},
+        "assets": assets,
+    }
+    items = [{**item, "id": name} for name in ("one", "two")]
+    path = root / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}), encoding="utf-8")
+    return path
+
+
+def test_items_of_a_catalogue_are_taken_wherever_imagery_is(
+    model: Path, space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    items = write_catalogue(tmp_path)
+    folder = space.embed(tmp_path / NEW_PRODUCT, window=32)
+    found = space.embed(items, window=32)
+    assert len(found) == 2 * len(folder)
+    assert np.array_equal(found.vectors[: len(folder)], folder.vectors)
+    assert found.keys[0].startswith(f"{items}#one")
+    rows = _classify(model, items, "--window", "32")
+    assert [row["file"] for row in rows] == [f"{items}#one", f"{items}#two"]
+    for out in (tmp_path / "a.parquet", tmp_path / "parts"):
+        result = _call("embed", items, "--model", model, "--out", out, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "parts").glob("**/*.parquet"))) == 2
+
+
+def test_catalogues_that_cannot_be_read_are_one_line(model: Path, tmp_path: Path) -> None:
+    items = write_catalogue(tmp_path, hrefs="ftp://host")
+    for source, said in [
+        (items, "is not opened; expected an https, http or s3 address"),
+        ("stac:https://host.invalid/v1", "names no collections"),
+        ("http://127.0.0.1:9/items.json", "does not answer"),
+    ]:
+        result = _call("classify", model, source, "--labels", "a,b", "--device", "cpu")
+        assert result.exit_code == 1, result.output
+        assert said in result.stderr
+
+
 def test_embed_writes_what_search_finds(model: Path, space: EmbeddingSpace, tmp_path: Path) -> None:
     folder = tmp_path / "tiles"
     for number in range(5):

@@ -291,6 +291,21 @@ def test_windows_without_data_are_left_out_and_counted(
     assert (one.num_vectors, one.facts.num_invalid) == (3, 6)
 
 
+def test_clouds_of_a_mask_within_the_file_leave_windows_out(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    names = (*S2.band_names, "QA60")
+    pixels = np.concatenate([dn(80), np.zeros((1, 80, 80), np.uint16)])
+    pixels[-1, :40, :40] = 1 << 10
+    path = write_geotiff(tmp_path / "a.tif", pixels, names, tags=NO_OFFSET)
+    rows = table_of(embedded(space, path, tmp_path / "all"))
+    shares = [row["cloud_share"] for row in rows]
+    assert max(shares) == 1
+    assert min(shares) == 0
+    found = embedded(space, path, tmp_path / "few", max_cloud=0.5)
+    assert len(table_of(found)) == sum(share <= 0.5 for share in shares) < len(shares)
+
+
 def test_max_cloud_needs_a_mask(space: EmbeddingSpace, tmp_path: Path) -> None:
     path = write_scene(tmp_path / "scene.tif")
     found = embedded(space, path, tmp_path / "out", max_cloud=0.1)

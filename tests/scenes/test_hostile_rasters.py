@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio import Affine
 
 from imagery import dn, read_chip, write_geotiff
@@ -193,3 +194,25 @@ def test_a_hostile_reference_system_is_a_fault_of_the_file(tmp_path: Path, syste
     Path(f"{path}.aux.xml").write_text(f"<PAMDataset><SRS>{system}</SRS></PAMDataset>")
     with pytest.raises(DataError, match=r"a.tif is damaged"):
         read_chip(path, **SENTINEL2)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_the_mask_beside_a_picture_is_not_read_unless_it_has_its_shape(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    form = {"driver": "GTiff", "count": 1, "dtype": "uint8", "SPARSE_OK": True, "tiled": True}
+    with rasterio.open(f"{path}.msk", "w", height=30_000, width=30_000, **form):
+        pass
+    with pytest.raises(DataError, match=r"a.png.msk has 30000x30000 pixels, its picture 8x8"):
+        decode_rgb(path)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_tiles_of_pictures_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    form = {"driver": "GTiff", "count": 3, "dtype": "uint8", "SPARSE_OK": True, "tiled": True}
+    tiles = {"blockxsize": 16384, "blockysize": 16384, "interleave": "pixel", "photometric": "rgb"}
+    with rasterio.open(path, "w", height=8, width=8, **form, **tiles):
+        pass
+    with pytest.raises(DataError, match=r"a.tif has tiles of 768 MiB, more than"):
+        decode_rgb(path)

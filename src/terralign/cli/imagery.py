@@ -395,13 +395,18 @@ _FOLDER_OPTIONS = [
         help="ray: spread the scenes over a Ray cluster (extra ray); default: local.",
     ),
     click.option(
+        "--format", "layer", type=click.Choice(["gpkg", "geojson"]),
+        help="Also write a map of all windows into the folder: windows.gpkg or windows.geojson.",
+    ),
+    click.option(
         "--workers", "num_workers", type=click.IntRange(1), help="Actors of --engine ray."
     ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
     *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
+    "layer",
 )
-_FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers"}
+_FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 
 
 def _folder_options(function: Command) -> Command:
@@ -512,7 +517,7 @@ def _embed_into_folder(
         )
     if reading["window"] == "whole":
         raise click.UsageError("--window whole: scenes are cut into windows; give a number")
-    towers = reading.pop("tower")
+    towers, layer = reading.pop("tower"), parting.pop("layer", None)
     sensor = _check(model, files, reading)
     if sensor is not None:
         reading["sensor"] = sensor
@@ -529,6 +534,12 @@ def _embed_into_folder(
     )
     alike = Counter[str]()
     _report(found.faults, alike)
+    if layer is not None and found.scenes:
+        from terralign.index.results import save_hits
+        from terralign.index.search import open_index
+
+        written = save_hits(open_index(out).places(), out / f"windows.{layer}")
+        click.echo(f"all windows written to {written}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
@@ -536,34 +547,168 @@ def _embed_into_folder(
     _end(alike, len(found.scenes))
 
 
+def _bbox(context: click.Context, option: click.Parameter, value: str | None) -> list[float] | None:
+    """WEST,SOUTH,EAST,NORTH."""
+    if value is None:
+        return None
+    try:
+        west, south, east, north = (float(one) for one in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected WEST,SOUTH,EAST,NORTH in degrees") from None
+    return [west, south, east, north]
+
+
+_SEARCH_OPTIONS = [
+    click.option(
+        "--for", "also", multiple=True, metavar="[WEIGHT*]TEXT",
+        help="Another text to search for; repeatable.",
+    ),
+    click.option(
+        "--against", multiple=True, metavar="[WEIGHT*]TEXT",
+        help="A text to stay away from; repeatable.",
+    ),
+    click.option(
+        "--like", multiple=True, metavar="ID", help="A window to search for, by its id; repeatable."
+    ),
+    click.option(
+        "--unlike", multiple=True, metavar="ID", help="A window to stay away from; repeatable."
+    ),
+    click.option(
+        "--image", "images", multiple=True, type=click.Path(exists=True),
+        help="A picture or chip to search for, of any sensor (--sensor, --bands ...); repeatable.",
+    ),
+    click.option(
+        "--bbox", callback=_bbox, metavar="W,S,E,N",
+        help="Only windows that touch this box, in degrees; W above E crosses the antimeridian.",
+    ),
+    click.option(
+        "--polygon", type=click.Path(exists=True, dir_okay=False),
+        help="Only windows that touch the polygons of a GeoJSON file, in degrees.",
+    ),
+    click.option("--start", metavar="DAY", help="The first day or time, as 2022-07-06."),
+    click.option("--end", metavar="DAY", help="The last day, included, or a time."),
+    click.option(
+        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Only windows with at most this share of cloud and shadow.",
+    ),
+    click.option(
+        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Only windows with at least this share of valid pixels.",
+    ),
+    click.option("--sensors", help="Only windows of these sensors: NAME,NAME."),
+    click.option("--towers", help="Only vectors of these towers: NAME,NAME."),
+    click.option(
+        "--collapse", is_flag=True, help="Of windows that overlap, keep the best alone.",
+        default=None,
+    ),
+    click.option(
+        "--cut", type=click.FloatRange(0, 1), metavar="PROBABILITY",
+        help="Keep hits for which the query is at least so probable among background texts.",
+    ),
+    click.option(
+        "--centre/--no-centre", default=None,
+        help="Rank by how far the cosine is above the usual one of its tower, in standard "
+        "deviations; default: where several towers are compared.",
+    ),
+    click.option(
+        "--page", type=click.IntRange(1), metavar="N",
+        help="Print the N-th page of the hits; default: all of them.",
+    ),
+    click.option(
+        "--page-size", type=click.IntRange(1), default=50, show_default=True,
+        help="Hits of a page.",
+    ),
+    click.option(
+        "--out", type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write all hits: .geojson, .gpkg or .parquet.",
+    ),
+]  # fmt: skip
+_SEARCH_NAMES = (
+    *("also", "against", "like", "unlike", "images", "bbox", "polygon", "start", "end"),
+    *("max_cloud", "min_valid", "sensors", "towers", "collapse", "cut", "centre", "page", "out"),
+)
+_SEARCH_FLAGS = {"also": "--for", "images": "--image"}
+
+
+def _search_options(function: Command) -> Command:
+    """The options of a search over a folder; passed on as one mapping of those given, `asked`."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _SEARCH_NAMES}
+        asked = {name: one for name, one in given.items() if one not in (None, ())}
+        function(asked=asked, **arguments)
+
+    wrapped: Command = call
+    for option in reversed(_SEARCH_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a path is a folder of parts, by the name or the footer of its first Parquet file."""
+    if not path.is_dir():
+        return False
+    from terralign.index.names import is_part_name, part_paths
+
+    found = part_paths(path)
+    if not found or any(is_part_name(one.name) for one in found):
+        return bool(found)
+    from terralign.index.parts import facts_of
+
+    try:
+        facts_of(found[0])
+    except TerralignError:
+        return False
+    return True
+
+
 @main.command()
 @click.argument("imagery", type=click.Path())
-@click.argument("query")
+@click.argument("query", required=False, default="")
 @click.option("--model", help="A space; default: the one that the vectors were made with.")
-@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits.")
+@click.option(
+    "-k", "k", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Hits."
+)
 @click.option("--prompts", help="Templates to put the query in; default: the query as it is.")
+@_search_options
 @_reading_options
 @geojson_option
 @device_option
 @json_option
-@example('terralign search tiles.parquet "solar panels beside a motorway"')
+@example('terralign search scenes "flooded fields beside a river" --against clouds --out hits.gpkg')
 def search(
     imagery: str,
     query: str,
     model: str | None,
     k: int,
     prompts: str | None,
+    page_size: int,
     geojson: Path | None,
     device: str | None,
     as_json: bool,
     reading: dict[str, Any],
+    asked: dict[str, Any],
 ) -> None:
     """Search imagery by words.
 
-    IMAGERY is a file that `terralign embed` wrote; or a file, product or folder, which is embedded
-    first. Prints the places that are nearest to QUERY, best first.
+    IMAGERY is a folder or a file that `terralign embed` wrote; or a file, product or folder, which
+    is embedded first. Prints the places that are nearest to QUERY, best first. Everything from
+    --for to --out is for folders of parts.
     """
     _check_geojson(geojson)
+    if _is_index(Path(imagery)):
+        _search_folder(
+            Path(imagery), query, model, k, prompts, page_size, geojson, device, as_json, reading,
+            asked,
+        )  # fmt: skip
+        return
+    if asked:
+        flags = [_SEARCH_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in asked]
+        raise click.UsageError(
+            f"{', '.join(flags)}: only for a folder of parts (terralign embed ... --out FOLDER); "
+            f"{shown(imagery)} is another kind"
+        )
     if not query.strip():
         raise click.UsageError("the query is empty; say what to search for")
     is_vectors, alike = imagery.endswith(".parquet"), Counter[str]()
@@ -597,3 +742,63 @@ def search(
         hits.save_geojson(geojson)
         click.echo(f"{counted(len(hits), 'feature')} written to {geojson}", err=True)
     _end(alike, len({one.source for one in embeddings.places}))
+
+
+def _search_folder(
+    folder: Path,
+    query: str,
+    model: str | None,
+    k: int,
+    prompts: str | None,
+    page_size: int,
+    geojson: Path | None,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+    asked: dict[str, Any],
+) -> None:
+    images, out, page = asked.pop("images", ()), asked.pop("out", None), asked.pop("page", None)
+    given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
+    if given and not images:
+        raise click.UsageError(f"{', '.join(given)}: no effect without --image; leave it out")
+    if not (query.strip() or images or {"also", "against", "like", "unlike"} & asked.keys()):
+        raise click.UsageError("the query is empty; say what to search for")
+    if out is not None:
+        _check_folder(out, "--out")
+    from terralign.index.filters import make_filters, read_polygon
+    from terralign.index.results import check_output, save_hits, weighted
+
+    if out is not None:
+        check_output(out)
+    terms = {name: [weighted(one) for one in asked.pop(name, ())] for name in ("also", "against")}
+    for name in {"sensors", "towers"} & asked.keys():
+        asked[name] = split_list(asked[name], f"--{name}")
+    if "polygon" in asked:
+        asked["polygon"] = read_polygon(Path(asked["polygon"]))
+    filters = ("bbox", "start", "end")
+    make_filters(**{name: asked[name] for name in filters if name in asked})
+    sensor = _check(model, images, reading, prompts)
+    from terralign.index.search import open_index
+
+    index = open_index(folder)
+    space = _load(model or index.model, device)
+    positive: list[Any] = [query] if query.strip() else []
+    positive += terms["also"]
+    if images:
+        reading["sensor"] = reading["sensor"] if sensor is None else sensor
+        positive.append(space.embed(list(images), **reading))
+    hits = space.search(index, positive, k, against=terms["against"], prompts=prompts, **asked)
+    shown_hits = hits if page is None else hits[(page - 1) * page_size : page * page_size]
+    if as_json:
+        click.echo(json.dumps([hit.to_json() for hit in shown_hits]))
+    else:
+        click.echo(shown_hits.table(max_rows=len(shown_hits)).text())
+        if page is not None:
+            click.echo(
+                f"page {page} of {max(1, -(-len(hits) // page_size))}, "
+                f"{counted(len(hits), 'hit')} of {counted(len(index), 'window')}"
+            )
+    for path in (geojson, out):
+        if path is not None:
+            save_hits(hits, path)
+            click.echo(f"{counted(len(hits), 'feature')} written to {path}", err=True)

@@ -185,13 +185,15 @@ def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], st
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Hit:
-    """One result of a search. `score`: its cosine to the query (-1 to 1)."""
+    """One result of a search. `score`: its cosine to the query (-1 to 1). `facts`: what else is
+    known of a window of an index."""
 
     rank: int
     key: str
     score: float
     place: Footprint
     tower: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         place = _centre(self.place)
@@ -206,6 +208,7 @@ class Hit:
             "source": self.place.source,
             **self.place.describe(),
             "tower": self.tower,
+            **self.facts,
         }
 
 
@@ -260,6 +263,7 @@ class Hits(Shown, Sequence[Hit]):
                         "key": hit.key,
                         "score": round(hit.score, 6),
                         "tower": hit.tower,
+                        **hit.facts,
                         "query": self.query,
                     },
                 )

@@ -245,6 +245,7 @@ def from_scene(scene: Scene) -> Source:
         datetime=scene.datetime,
         is_scene=not scene.is_picture,
         notes=scene.notes,
+        cloud_shares=None if scene.clouds is None else scene.cloud_shares,
     )
 
 

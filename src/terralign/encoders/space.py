@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,10 +66,20 @@ from terralign.sensors import RGB as RGB
 from terralign.sensors import SENSORS, Sensor, describe_sensor, find_sensor, parse_sensor
 
 FORMAT_VERSION = 1
-MAX_QUERY = 10_000
+MAX_QUERY = 2_000
 """Characters of a text to search for."""
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """An index of vectors that lie on disk."""
+
+    @property
+    def search(self) -> Callable[..., Hits]:
+        """The k best rows: `search(space, query, k, **options)`."""
+        ...
 
 
 class EmbeddingSpace(Shown):
@@ -414,18 +424,29 @@ class EmbeddingSpace(Shown):
 
     def search(
         self,
-        embeddings: Embeddings,
-        query: str | Embeddings,
+        embeddings: Embeddings | Searchable,
+        query: Any = None,
         k: int = 10,
         *,
         prompts: Prompts | None = None,
+        **options: Any,
     ) -> Hits:
         """The k vectors nearest to a text, or to other vectors, by cosine; best first.
+
+        `embeddings`: those that `embed` gives, or an index of scenes (`terralign.open_index`); see
+        its `search` for the further `options`.
 
         `query`: words, taken as they are unless `prompts` names templates to put them in; or
         embeddings (of an example, a chip of another sensor), whose mean is searched for. Raises
         `SpaceMismatchError` for vectors of another space.
         """
+        if not isinstance(embeddings, Embeddings) and isinstance(embeddings, Searchable):
+            return embeddings.search(self, query, k, prompts=prompts, **options)
+        if options:
+            raise DataError(
+                f"{', '.join(options)}: no effect on embeddings, only on an index of scenes "
+                "(terralign.open_index); leave it out"
+            )
         if not isinstance(embeddings, Embeddings):
             raise DataError(
                 f"cannot search a {type(embeddings).__name__}; embed the imagery first: "
@@ -454,10 +475,11 @@ class EmbeddingSpace(Shown):
             name = ", ".join(query.keys[:3]) + ("..." if len(query) > 3 else "")
             vector = as_unit(query.vectors.mean(0, keepdims=True))[0]
         else:
-            name, vector = query, self._text_vector(query, prompts)
+            name, vector = query, self.text_vector(query, prompts)
         return nearest_hits(embeddings, vector, query=name, k=k)
 
-    def _text_vector(self, query: str, prompts: Prompts | None) -> NDArray[np.float32]:
+    def text_vector(self, query: str, prompts: Prompts | None = None) -> NDArray[np.float32]:
+        """(D,) unit vector of a text to search for; `DataError` for one that makes no sense."""
         if not isinstance(query, str):
             raise DataError(
                 f"cannot search for a {type(query).__name__}; give a text, or embeddings of an "

@@ -8,7 +8,6 @@ lets several processes share the folder. N windows, B batch, C bands, D dimensio
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
@@ -37,6 +36,7 @@ from terralign.errors import (
     shown,
 )
 from terralign.files import claimed, clear_partials, hash_json, require_folder
+from terralign.index.names import part_name, part_paths
 from terralign.index.parts import (
     FORMAT_VERSION,
     VECTOR_TYPES,
@@ -55,11 +55,11 @@ from terralign.index.plan import (
     window_shapes,
 )
 from terralign.index.stamps import source_name, stamps_of
-from terralign.limits import require
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.scenes.scene import Scene
+from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, describe_sensor
 
 logger = logging.getLogger(__name__)
@@ -257,17 +257,17 @@ def embed_scenes(
     return work.run([(one, name) for one in mine for name in names])
 
 
-Listed = Path | Scene | Fault
+Listed = Path | Scene | StacItem | Fault
 
 
 def _listed(inputs: Inputs, declared: Declared) -> list[Listed]:
     """The scenes that inputs stand for, in order; `DataError` for other things than scenes."""
     found: list[Listed] = []
     for _, one in list_inputs(inputs, declared):
-        if not isinstance(one, Path | Scene | Fault):
+        if not isinstance(one, Path | Scene | StacItem | Fault):
             raise DataError(
-                f"cannot embed a {type(one).__name__} as a scene; give files, folders or Scenes, "
-                "or use space.embed, which takes chips and numbers too"
+                f"cannot embed a {type(one).__name__} as a scene; give files, folders, Scenes or "
+                "STAC items, or use space.embed, which takes chips and numbers too"
             )
         found.append(one)
     return found
@@ -331,7 +331,7 @@ class _Work:
         """A job's part, made before or now; None where another process has it in hand."""
         if isinstance(one, Fault):
             return one
-        path = one.path if isinstance(one, Scene) else one
+        name = str(one) if isinstance(one, Path) else one.key
         try:
             stamps = stamps_of(one)
             key = self._key(one, tower)
@@ -350,9 +350,9 @@ class _Work:
                     return None
                 raise
         except (DataError, SensorError, OSError) as error:
-            return as_fault(str(path), error)
+            return as_fault(name, error)
 
-    def _key(self, one: Path | Scene, tower: str | None) -> str:
+    def _key(self, one: Path | Scene | StacItem, tower: str | None) -> str:
         """Names a source, what is declared of it, the tower asked for, and the settings."""
         declared: dict[str, Any] = {
             name: getattr(self.declared, name) for name in ("units", "dn_offset", "composite")
@@ -403,7 +403,9 @@ class _Work:
             return None  # a tower that fits better was added to the space
         return EmbeddedScene(path=path, facts=facts, num_vectors=num_vectors, was_done=True)
 
-    def _make(self, one: Path | Scene, tower: str | None, key: str, stamps: str) -> EmbeddedScene:
+    def _make(
+        self, one: Path | Scene | StacItem, tower: str | None, key: str, stamps: str
+    ) -> EmbeddedScene:
         source = self._opened(one)
         name = tower or self.space.tower_for(source.layout)
         check_fit(self.space, name, source.layout)
@@ -448,7 +450,7 @@ class _Work:
         num_vectors = len(embedded.rows)
         return EmbeddedScene(path=path, facts=facts, num_vectors=num_vectors, was_done=False)
 
-    def _opened(self, one: Path | Scene) -> Source:
+    def _opened(self, one: Path | Scene | StacItem) -> Source:
         # What a caller declares of files is not declared of a scene that is open already.
         declared = (
             replace(self.declared, sensor=None, bands=None, units=None, dn_offset=None)
@@ -611,37 +613,6 @@ def self_check(space: EmbeddingSpace, tower: str) -> tuple[float, ...]:
     with torch.inference_mode():
         found = F.normalize(module(picture.to(space.device)).float(), dim=-1)[0].cpu()
     return tuple(round(value, 5) + 0.0 for value in found.tolist())
-
-
-# Names of parts
-
-SUFFIX = ".parquet"
-_MAX_STEM = 80
-"""Characters of a scene's name in a part's."""
-
-
-def part_name(facts: PartFacts) -> str:
-    """SCENE.KEY.IDENTITY.parquet."""
-    plain = "".join(one if one.isascii() and (one.isalnum() or one in "-_") else "_" for one in
-                    Path(facts.scene).name[:_MAX_STEM])  # fmt: skip
-    return f"{plain}.{facts.key}.{facts.identity}{SUFFIX}"
-
-
-def part_paths(folder: Path) -> list[Path]:
-    """The parts of a folder by their names, sorted; `DataError` where there are too many."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [
-                Path(one.path)
-                for one in entries
-                if one.name.endswith(SUFFIX) and not one.name.startswith(".")
-            ]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
-    require("index_parts", len(found), f"{shown(folder)} holds")
-    return sorted(found)
 
 
 class _PartsByKey:

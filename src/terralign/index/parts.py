@@ -26,7 +26,7 @@ from terralign.encoders.vectors import as_utf8
 from terralign.errors import DataError, first_line, shown
 from terralign.files import atomic_path
 from terralign.index.grids import hilbert_numbers, majortom_cells
-from terralign.limits import require
+from terralign.limits import limit, require
 
 FORMAT_VERSION = 1
 
@@ -314,11 +314,20 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: Any = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        path = self.path
         try:
             self._file = pq.ParquetFile(
                 path,
                 page_checksum_verification=True,
-                read_dictionary=["scene", "source", "sensor", "tower", "cell"],
+                thrift_string_size_limit=limit("parquet_footer_bytes"),
             )
             entry = (self._file.schema_arrow.metadata or {}).get(b"terralign")
             if entry is None or b"identity" not in entry:
@@ -397,7 +406,8 @@ class Part:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def vectors_of(batch: pa.RecordBatch, facts: PartFacts) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from terralign.errors import DataError, shown
 from terralign.files import hash_json
 from terralign.scenes.scene import Scene
+from terralign.scenes.stac import StacItem
 
 _MAX_FILES = 20_000
 """A folder with more files than this is no single scene."""
@@ -16,18 +17,23 @@ _BESIDE = (".msk", ".aux.xml", ".ovr")
 """Endings that GDAL adds to the name of a file for those that belong to it."""
 
 
-def source_name(scene: Path | Scene) -> str:
-    """The absolute path, or the address, that names a scene in parts."""
+def source_name(scene: Path | Scene | StacItem) -> str:
+    """The absolute path, the address, or the collection and id of an item, that names a scene in
+    parts."""
+    if isinstance(scene, StacItem):
+        return f"{scene.collection}/{scene.id}"
     path = scene.path if isinstance(scene, Scene) else scene
     return os.path.abspath(path) if os.path.lexists(path) else str(path)
 
 
-def stamps_of(scene: Path | Scene) -> str:
+def stamps_of(scene: Path | Scene | StacItem) -> str:
     """A hash of the name, size and time of change of every file of a scene.
 
-    Of one that is not on this machine, of what its opening found. `DataError` where a path cannot
-    be listed.
+    Of an item, of what it states; of a scene that is not on this machine, of what its opening
+    found. `DataError` where a path cannot be listed.
     """
+    if isinstance(scene, StacItem):
+        return scene.stamp()
     path = scene.path if isinstance(scene, Scene) else scene
     try:
         if path.is_dir():

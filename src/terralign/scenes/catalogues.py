@@ -201,7 +201,7 @@ def _without_nulls(value: Any) -> Any:
 # APIs and pystac
 
 _NO_API = (ValueError, TypeError, KeyError, NotImplementedError)
-"""What pystac raises of answers that are none of an API."""
+"""What pystac raises of answers that no API gives."""
 
 
 def _search(text: str, signer: Signer | None) -> Iterator[StacItem]:

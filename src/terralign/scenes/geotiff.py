@@ -240,7 +240,7 @@ def _open_remote(raster: RemoteRaster) -> Any:
     return source
 
 
-def require_small_blocks(path: Place, source: Any) -> None:
+def require_small_blocks(path: Place | str, source: Any) -> None:
     """Raise `DataError` where a block of an open dataset is larger than the limit.
 
     Blocks are read one at a time; those of pixel interleaving hold all bands.
@@ -304,12 +304,20 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
         else open_geotiff_bytes(source, origin=what)
     )
     with opening as file:
+        require_small_blocks(what, file)
         return _read(lambda: file.dataset_mask(), what)
 
 
-def read_mask_file(path: Path) -> NDArray[np.bool_]:
-    """(H, W), True where a mask in a separate file (`.msk`) is not 0."""
+def read_mask_file(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W), True where a mask in a separate file (`.msk`) is not 0; `DataError` where it has
+    another shape."""
     with open_geotiff(path) as file:
+        require_small_blocks(path, file)
+        if (file.height, file.width) != shape:
+            raise DataError(
+                f"the mask {shown(path)} has {file.height}x{file.width} pixels, its picture "
+                f"{shape[0]}x{shape[1]}; remove it, or make it anew"
+            )
         return _read(lambda: file.read(1), shown(path))
 
 

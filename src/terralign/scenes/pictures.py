@@ -8,6 +8,7 @@ Numbers are whole, uint8, where every pixel may be used. Where a picture has pix
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import struct
@@ -354,8 +355,9 @@ def _too_deep(what: str, found: str) -> str:
 
 
 _BITS, _EXTRA, _FORMAT, _SUBFILE, _NODATA = 258, 338, 339, 254, 42113
-"""TIFF tags: bits per sample, what further samples are, the kind of numbers, what a page is, and
-GDAL's no-data number."""
+_TILE = (322, 323)
+"""TIFF tags: bits per sample, what further samples are, the kind of numbers, what a page is,
+GDAL's no-data number; width and height of tiles."""
 _KINDS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _REDUCED, _MASK = 1, 4
 """Bits of what a page is: an overview, and a mask, of the page before it."""
@@ -367,13 +369,15 @@ def _check_tiff(file: IO[bytes], what: str) -> bool:
     True where it has a mask or a no-data number.
     """
     try:
-        pages = read_pages(file, what, (_BITS, _EXTRA, _FORMAT, _SUBFILE))
+        pages = read_pages(file, what, (_BITS, _EXTRA, _FORMAT, _SUBFILE, *_TILE))
     except ValueError as error:
         raise DataError(f"{what} is damaged: {first_line(error)}") from error
     finally:
         file.seek(0)
     bits = pages[0].get(_BITS) or (1,)
     kind = _KINDS.get(max(pages[0].get(_FORMAT) or (1,)))
+    tile = math.prod(max(pages[0].get(side) or (0,)) for side in _TILE)
+    require("block_bytes", tile * len(bits), f"{what} has tiles of", todo="save it as PNG")
     if max(bits) > 8 or kind:
         number = " and ".join(str(one) for one in sorted(set(bits))[:5])
         described = f"{number} bits per channel" + (f", {kind}" if kind else "")
@@ -412,7 +416,7 @@ def _decode(
     """`masked`: a TIFF with its own mask; `path`: beside which a mask may be (`.msk`)."""
     try:
         picture, valid = _to_rgb(image)
-        mask = _mask_of(masked, path, what)
+        mask = _mask_of(masked, path, what, (image.height, image.width))
         if mask is not None:
             if mask.shape != (image.height, image.width):
                 raise ValueError(f"its mask has {mask.shape[1]}x{mask.shape[0]} pixels")
@@ -426,11 +430,13 @@ def _decode(
     return picture, valid
 
 
-def _mask_of(masked: Path | bytes | None, path: Path | None, what: str) -> _Mask:
+def _mask_of(
+    masked: Path | bytes | None, path: Path | None, what: str, shape: tuple[int, int]
+) -> _Mask:
     if masked is not None:
         return read_mask(masked, what)
     beside = None if path is None else path.with_name(f"{path.name}.msk")
-    return None if beside is None or not beside.is_file() else read_mask_file(beside)
+    return None if beside is None or not beside.is_file() else read_mask_file(beside, shape)
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, _Mask]:

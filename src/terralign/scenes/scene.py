@@ -38,7 +38,7 @@ from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset, offset_verdict
 from terralign.scenes.product_metadata import Catalogued
-from terralign.scenes.products import Product, find_product
+from terralign.scenes.products import Product, find_product, product_of_files
 from terralign.scenes.read import (
     GeotiffSource,
     PictureSource,
@@ -210,6 +210,23 @@ class Scene:
                     waiting.append(ahead.submit(self._chip, following, layout, opened))
                 yield from (self._part(chip, strip, window) for window in members)
 
+    def cloud_shares(self, windows: Iterable[Window | None]) -> Iterator[float]:
+        """The share (0-1) of each window's pixels that lie under a cloud or its shadow.
+
+        None among `windows`: the whole scene. Only the mask of clouds is read; all are NaN where
+        the scene has none. `DataError` where it is damaged.
+        """
+        whole = Window(row=0, column=0, height=self.height, width=self.width)
+        with ExitStack() as stack:
+            read = None
+            if self.clouds is not None:
+                read = stack.enter_context(self.clouds.opened(self._stored_grid))
+            for window in windows:
+                chosen = window or whole
+                if self.is_reversed:
+                    chosen = replace(chosen, row=self.height - chosen.row - chosen.height)
+                yield math.nan if read is None else float(read(chosen).mean())
+
     def _columns(self, strips: Sequence[Window], pixel_bytes: int) -> slice | None:
         """The columns of windows that come from the top to the bottom; None where they do not, or
         where holding rows of blocks takes too much memory."""
@@ -311,7 +328,8 @@ def open_scene(
 ) -> Scene:
     """Open a picture, a GeoTIFF, a product or an item of a STAC catalogue.
 
-    `path`: a file; a folder, or ESA's zip, with one file per band (see `scenes.products`); a STAC
+    `path`: a file; a folder, ESA's zip, or a list, with one file per band (see `scenes.products`);
+    a STAC
     item, as its file, address, values or pystac's object (see `scenes.catalogues`). `signer`: gives
     the address to open for that of an item's asset; by default Planetary Computer's are signed.
     `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures,
@@ -344,6 +362,11 @@ def open_scene(
     )
     from terralign.scenes.catalogues import is_catalogue, open_only
 
+    if isinstance(path, list | tuple):
+        files = [Path(one) for one in path]
+        product = product_of_files(files, declared.sensor)
+        folder = files[0].absolute().parent
+        return open_product(folder, _only(product, bands, folder), declared)
     if not isinstance(path, str | Path) or is_catalogue(path):
         return open_only(path, declared, signer=signer)
     if signer is not None:

@@ -24,6 +24,7 @@ import shapely
 from shapely.errors import ShapelyError
 
 from terralign.errors import DataError, SensorError, first_line, printable
+from terralign.files import hash_json
 from terralign.limits import require
 from terralign.scenes.band_names import band_meant, is_auxiliary
 from terralign.scenes.clouds import CloudMask, mask_kind
@@ -60,6 +61,20 @@ class StacItem:
     def __str__(self) -> str:
         return f"item {printable(self.id)}"
 
+    def stamp(self) -> str:
+        """A hash of what the item states, without signatures, and of its files on this machine."""
+        places: dict[str, Any] = {}
+        for key, asset in self.assets.items():
+            href = _text(asset.get("href")).split("?", 1)[0]
+            places[key] = [href]
+            if "://" not in href and "://" not in self.base and self.base:
+                path = Path(self.base).parent / href
+                if path.is_file():
+                    status = path.stat()
+                    places[key] += [status.st_size, status.st_mtime_ns]
+        properties = {key: str(value) for key, value in self.properties.items()}
+        return hash_json({"id": self.id, "properties": properties, "assets": places})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemProduct:
@@ -73,7 +88,7 @@ class ItemProduct:
 
 
 def read_item(value: Any, *, origin: str, base: str = "", signer: Signer | None = None) -> StacItem:
-    """An item of its JSON values; `DataError` naming `origin` where it is none."""
+    """An item of its JSON values; `DataError` naming `origin` for values of another kind."""
     if not isinstance(value, dict) or value.get("type") != "Feature":
         raise DataError(f"{origin} is no STAC item: its type is not 'Feature'")
     name, assets, properties = (value.get(key) for key in ("id", "assets", "properties"))
@@ -154,8 +169,8 @@ def open_item(item: StacItem, declared: Declared) -> Scene:
 def describe_item(item: StacItem, declared: Declared) -> ItemProduct:
     """What an item is, by what it states alone; no asset is opened.
 
-    `SensorError` where its sensor is unknown; `DataError` where none of its assets is a band, where
-    they are raw radar, or where an address is none that is opened.
+    `SensorError` where its sensor is unknown; `DataError` where no asset is a band, where they are
+    raw radar, or where an address is of a kind that is not opened.
     """
     names = _names_of(item)
     sensor = _sensor_of(item, declared.sensor, names)
@@ -276,7 +291,7 @@ def _is_raster(asset: Mapping[str, Any]) -> bool:
 
 
 def _path_of(href: str) -> str:
-    """The path in an address; the address itself where it is none."""
+    """The path in an address; a text that is no address as it is."""
     try:
         return urlsplit(href).path
     except ValueError:

@@ -33,6 +33,9 @@ _MOST_SHARED = 64
 """Tensors may share numbers (tied weights, expanded ones): together at most so many times the file,
 or so many MiB."""
 
+_USUAL_BYTES = 2**20
+"""The pickles of most files are smaller; only for larger ones is more read than that."""
+
 _LIST_BYTES = 5
 """Where `zipfile` has the size of an archive's list, among what it read at its end."""
 
@@ -124,22 +127,19 @@ def _member(file: BufferedReader, record: zipfile.ZipInfo) -> bytes:
 def _read_stream(path: Path, file: BufferedReader, size: int, only_check: bool) -> Any:
     """The form before: pickles of a magic number, a version, the machine, the checkpoint and the
     keys of its storages, then of each its length and numbers."""
-    file.seek(0)
-    data = file.read(limit("pickle_bytes"))
-    reader = _Reader(path, size)
-    try:
-        magic, at = reader.follow(data)
-        if magic != _MAGIC:
-            raise _Refused(f"a pickle, but not one of torch. {_ASK}")
-        for _ in range(2):
-            _, at = reader.follow(data, at)
-        loaded, at = reader.follow(data, at)
-        keys, at = reader.follow(data, at)
-    except (IndexError, struct.error):
-        if len(data) < size:
-            name = "pickle_bytes"
-            raise ModelError(beyond(name, None, f"{path} has, beside tensors,")) from None
-        raise
+    most = limit("pickle_bytes")
+    for num_bytes in (min(_USUAL_BYTES, most), most):
+        file.seek(0)
+        data = file.read(num_bytes)
+        reader = _Reader(path, size)
+        try:
+            loaded, keys, at = _follow_stream(reader, data)
+            break
+        except (IndexError, struct.error):
+            if len(data) == size:
+                raise
+    else:
+        raise ModelError(beyond("pickle_bytes", None, f"{path} has, beside tensors,"))
     if type(keys) is not list or sorted(keys) != sorted(reader.storages):
         raise _Refused(f"fewer numbers than it lists; {_AGAIN}")
     file.seek(at)
@@ -149,6 +149,18 @@ def _read_stream(path: Path, file: BufferedReader, size: int, only_check: bool) 
             raise _Refused(f"other numbers than it lists; {_AGAIN}")
         _fill(storage, file)
     return loaded
+
+
+def _follow_stream(reader: _Reader, data: bytes) -> tuple[Any, Any, int]:
+    """The checkpoint, the keys of its storages, and where their numbers begin."""
+    magic, at = reader.follow(data)
+    if magic != _MAGIC:
+        raise _Refused(f"a pickle, but not one of torch. {_ASK}")
+    for _ in range(2):
+        _, at = reader.follow(data, at)
+    loaded, at = reader.follow(data, at)
+    keys, at = reader.follow(data, at)
+    return loaded, keys, at
 
 
 def _fill(storage: torch.UntypedStorage, file: BufferedReader) -> None:

@@ -1,0 +1,292 @@
+"""Which rows of an index a search looks at: place, dates, shares, sensors and towers."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from terralign.errors import DataError, first_line, nearest, shown
+from terralign.files import read_json
+from terralign.index.parts import Part
+from terralign.index.store import NO_TIME, Store
+
+Day = dt.date | dt.datetime | str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Filters:
+    """Conditions that rows must meet; None: any.
+
+    `bbox`: (west, south, east, north) in degrees, west greater than east across the antimeridian;
+    `polygon`: in degrees; windows that touch them are found. `start`, `end`: microseconds since
+    1970, the end left out. Windows of unknown time, or cloud, do not meet a condition on it.
+    """
+
+    bbox: tuple[float, float, float, float] | None = None
+    polygon: Any = None
+    start: int | None = None
+    end: int | None = None
+    max_cloud: float | None = None
+    min_valid: float | None = None
+    sensors: tuple[str, ...] | None = None
+    towers: tuple[str, ...] | None = None
+
+
+def make_filters(
+    *,
+    bbox: Sequence[float] | None = None,
+    polygon: Any = None,
+    start: Day | None = None,
+    end: Day | None = None,
+    max_cloud: float | None = None,
+    min_valid: float | None = None,
+    sensors: str | Sequence[str] | None = None,
+    towers: str | Sequence[str] | None = None,
+) -> Filters:
+    """Filters from what a caller gives; `DataError` for what makes no sense.
+
+    `polygon`: a shapely geometry, GeoJSON (mapping, text or file). `start`, `end`: days, both
+    included, or times.
+    """
+    first, last = _microseconds(start, "start"), _microseconds(end, "end", is_end=True)
+    if first is not None and last is not None and first >= last:
+        raise DataError(f"start {start} is after end {end}; give the earlier one first")
+    for name, value in (("max_cloud", max_cloud), ("min_valid", min_valid)):
+        if value is not None and not 0 <= value <= 1:
+            raise DataError(f"{name} is {value!r}; expected a share from 0 to 1")
+    return Filters(
+        bbox=None if bbox is None else _box(bbox),
+        polygon=None if polygon is None else read_polygon(polygon),
+        start=first,
+        end=last,
+        max_cloud=max_cloud,
+        min_valid=min_valid,
+        sensors=_names(sensors),
+        towers=_names(towers),
+    )
+
+
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if given is None:
+        return None
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _box(given: Sequence[float]) -> tuple[float, float, float, float]:
+    try:
+        west, south, east, north = (float(one) for one in given)
+    except (TypeError, ValueError):
+        west = south = east = north = float("nan")
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+        raise DataError(
+            f"bbox is {given!r}; expected west, south, east, north in degrees, south below north"
+        )
+    return west, south, east, north
+
+
+def read_polygon(given: Any) -> Any:
+    """A polygon, or several, in degrees; `DataError` for others, or one that crosses itself."""
+    name = "the polygon"
+    if isinstance(given, str | Path):
+        text = str(given)
+        if text.lstrip().startswith("{"):
+            try:
+                given = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"the polygon is no GeoJSON: {first_line(error)}") from error
+        else:
+            name = f"polygon {shown(text)}"
+            given = read_json(Path(text), what="polygon", fault=DataError)
+    if isinstance(given, Mapping):
+        given = _shape_of(given, name)
+    if getattr(given, "geom_type", None) not in ("Polygon", "MultiPolygon") or given.is_empty:
+        kind = getattr(given, "geom_type", type(given).__name__)
+        raise DataError(f"{name} is a {kind}; give a Polygon or MultiPolygon in degrees")
+    if not given.is_valid:
+        reason = shapely.is_valid_reason(given)
+        raise DataError(
+            f"{name} is not valid ({reason}), as where it crosses itself; correct it (QGIS: Fix "
+            "geometries)"
+        )
+    west, south, east, north = given.bounds
+    if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise DataError(
+            f"{name} extends over {west:g}, {south:g}, {east:g}, {north:g}; expected degrees of "
+            "WGS84 (EPSG:4326)"
+        )
+    return given
+
+
+def _shape_of(value: Mapping[str, Any], name: str) -> Any:
+    try:
+        kind = value["type"]
+        if kind == "FeatureCollection":
+            shapes = [shapely.geometry.shape(one["geometry"]) for one in value["features"]]
+        elif kind == "Feature":
+            shapes = [shapely.geometry.shape(value["geometry"])]
+        else:
+            shapes = [shapely.geometry.shape(value)]
+    except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
+        raise DataError(f"{name} is no GeoJSON of a polygon: {first_line(error)}") from error
+    if len(shapes) == 1:
+        return shapes[0]
+    for one in shapes:
+        read_polygon(one)
+    return shapely.union_all(shapes)
+
+
+def _microseconds(given: Day | None, name: str, *, is_end: bool = False) -> int | None:
+    if given is None:
+        return None
+    try:
+        when = given
+        if isinstance(when, str):
+            when = dt.date.fromisoformat(when) if len(when) == 10 else dt.datetime.fromisoformat(
+                when
+            )  # fmt: skip
+        if not isinstance(when, dt.datetime):
+            day = when + dt.timedelta(days=1) if is_end else when
+            when = dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
+        elif when.tzinfo is None:
+            when = when.replace(tzinfo=dt.UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{name} is {given!r}; expected a day or a time, as 2022-07-06 or 2022-07-06T08:56:11Z"
+        ) from error
+    delta = when - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return delta // dt.timedelta(microseconds=1)
+
+
+def rows_meeting(store: Store, filters: Filters) -> NDArray[np.int64] | None:
+    """The rows that meet all conditions, ascending; None where there are no conditions.
+
+    `DataError` for a sensor or tower that the index does not have.
+    """
+    if all(getattr(filters, name) is None for name in Filters.__slots__):
+        return None
+    rows = store.rows
+    mask = _meets(store, filters)[rows["part"]]
+    if filters.max_cloud is not None:
+        mask &= rows["cloud"] <= filters.max_cloud
+    if filters.min_valid is not None:
+        mask &= rows["valid"] >= filters.min_valid
+    if filters.start is not None:
+        mask &= rows["time"] >= filters.start
+    if filters.end is not None:
+        mask &= (rows["time"] < filters.end) & (rows["time"] != NO_TIME)
+    if filters.bbox is not None:
+        mask &= _touches_box(rows, filters.bbox)
+    if filters.polygon is not None:
+        mask &= _touches_box(rows, filters.polygon.bounds)
+    found = np.flatnonzero(mask)
+    shape = filters.polygon
+    if filters.bbox is not None:
+        west, south, east, north = filters.bbox
+        box = (
+            shapely.box(west, south, east, north)
+            if west <= east
+            else shapely.union_all(
+                [shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)]
+            )
+        )
+        shape = box if shape is None else shapely.intersection(shape, box)
+    if shape is None:
+        return found
+    if filters.polygon is None and filters.bbox is not None:
+        inside = _within_box(rows[found], filters.bbox)
+        border = _touching(store, found[~inside], shape)
+        return np.union1d(found[inside], border)
+    return _touching(store, found, shape)
+
+
+def _meets(store: Store, filters: Filters) -> NDArray[np.bool_]:
+    """Of each part: whether its sensor and tower are among those wanted."""
+    found = np.ones(len(store.facts), dtype=bool)
+    for name, wanted in (("sensor", filters.sensors), ("tower", filters.towers)):
+        if wanted is None:
+            continue
+        there = {getattr(one, name) for one in store.facts}
+        for one in wanted:
+            if one not in there:
+                raise DataError(f"no windows of {name} {one!r} here; {nearest(one, there)}")
+        found &= np.array([getattr(one, name) in wanted for one in store.facts])
+    return found
+
+
+def _touches_box(rows: NDArray[Any], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+    west, south, east, north = box
+    found: NDArray[np.bool_] = (rows["south"] <= north) & (rows["north"] >= south)
+    parts = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    left, right = rows["west"], rows["east"]
+    across = left > right
+    beside = np.zeros(len(rows), dtype=bool)
+    for low, high in parts:
+        plain = (left <= high) & (right >= low) & ~across
+        beside |= plain | (across & ((left <= high) | (right >= low)))
+    return found & beside
+
+
+def _within_box(rows: NDArray[Any], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+    """Rows that lie within a box that does not cross the antimeridian."""
+    west, south, east, north = box
+    found: NDArray[np.bool_] = (rows["west"] >= west) & (rows["east"] <= east)
+    found &= (rows["south"] >= south) & (rows["north"] <= north) & (rows["west"] <= rows["east"])
+    return found
+
+
+def _touching(store: Store, found: NDArray[np.int64], shape: Any) -> NDArray[np.int64]:
+    """Those rows whose window touches a shape: by their bounds where these lie within it, else by
+    their outlines."""
+    if not len(found):
+        return found
+    rows = store.rows[found]
+    boxes = shapely.box(rows["west"], rows["south"], rows["east"], rows["north"])
+    across = rows["west"] > rows["east"]
+    shapely.prepare(shape)
+    inside = shapely.contains(shape, boxes) & ~across
+    doubtful = np.flatnonzero(~inside & (across | shapely.intersects(shape, boxes)))
+    outlines = np.array(outlines_of(store, found[doubtful]), dtype=object)
+    inside[doubtful] = shapely.intersects(shape, outlines) if len(doubtful) else []
+    chosen: NDArray[np.int64] = found[inside]
+    return chosen
+
+
+def outlines_of(store: Store, numbers: NDArray[np.int64]) -> list[Any]:
+    """The outlines (shapely, degrees) of rows, in their order."""
+    values = columns_of(store, numbers, ["geometry"])
+    try:
+        return list(shapely.from_wkb([one["geometry"] for one in values]))
+    except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
+        raise DataError(f"a part is damaged: an outline is no WKB ({first_line(error)})") from error
+
+
+def columns_of(
+    store: Store, numbers: NDArray[np.int64], columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Columns of the parts for rows of the index, in their order; each part is opened once."""
+    found: list[dict[str, Any]] = [{} for _ in numbers]
+    owners = store.rows["part"][numbers]
+    for owner in np.unique(owners).tolist():
+        places = np.flatnonzero(owners == owner)
+        inner = store.rows["row"][numbers[places]].astype(np.int64)
+        order = np.argsort(inner, kind="stable")
+        if not store.paths[owner].is_file():
+            raise DataError(f"{shown(store.paths[owner])} is gone; open the index again")
+        part = Part(store.paths[owner])
+        values = part.rows(inner[order], columns)
+        part.close()
+        if len(values) != len(places):
+            raise DataError(
+                f"{shown(part.path)} changed while it was searched; open the index again"
+            )
+        for place, value in zip(places[order].tolist(), values, strict=True):
+            found[place] = value
+    return found

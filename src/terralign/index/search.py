@@ -1,0 +1,447 @@
+"""Exact search over a folder of parts.
+
+Filters first; then the cosine of every row that is left, in float32, block by block on the space's
+device; then the best k. N rows, D dimensions, T towers.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+
+from terralign.compute import available_cores
+from terralign.encoders.answers import Hit, Hits
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.tables import Shown, Table
+from terralign.encoders.vectors import Footprint, check_same_space
+from terralign.encoders.zeroshot import Prompts
+from terralign.errors import DataError, counted, nearest, shown
+from terralign.index.filters import columns_of, make_filters, rows_meeting
+from terralign.index.overlaps import without_overlaps
+from terralign.index.parts import PartFacts, describe_window
+from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
+from terralign.index.store import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+MAX_K = 100_000
+
+_BLOCK_BYTES = 512 * 1024
+"""Of float32 vectors that are compared at a time on a CPU: they fit into its cache."""
+
+_DEVICE_ROWS = 65_536
+"""Rows that are compared at a time on another device."""
+
+_NUM_FOR_MOMENTS = 8192
+"""Rows of a tower, evenly spaced, that mean and spread of its cosines are taken from."""
+
+_MIN_SPREAD = 1e-4
+"""The least standard deviation of a tower's cosines to a query, as of equal vectors."""
+
+BACKGROUND = (
+    *("a satellite image", "an aerial photo", "land", "vegetation", "bare ground", "water"),
+    *("forest", "farmland", "grassland", "a town", "clouds", "mountains"),
+)
+"""Texts that a relevance cut holds the query against."""
+
+_MAX_ALIKE = 0.9
+"""Background texts with a greater cosine to the query mean the same, and are left out."""
+
+
+def open_index(folder: str | Path) -> Index:
+    """The index of a folder that `embed_scenes` filled; new parts are read into its cache.
+
+    `DataError` where the folder has no parts or a damaged one, `SpaceMismatchError` where its parts
+    are of several spaces.
+    """
+    folder = Path(folder)
+    return Index(folder, open_store(folder))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Ranking:
+    """Rows of the index that were compared (None: all), their cosines to the query, and what they
+    are ranked by, each (n,)."""
+
+    numbers: NDArray[np.int64] | None
+    scores: NDArray[np.float32]
+    ranked_by: NDArray[np.float32]
+
+    def number(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return places if self.numbers is None else self.numbers[places]
+
+
+class Index(Shown):
+    """Windows of scenes with their vectors, on disk.
+
+    `facts`: of each part. `space_id`: of the space that made all vectors.
+    """
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.folder, self._store = folder, store
+        self._moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    @property
+    def facts(self) -> tuple[PartFacts, ...]:
+        """What the footers of the parts state, in the order of their rows."""
+        return self._store.facts
+
+    @property
+    def space_id(self) -> str:
+        """Of the space that made the vectors."""
+        return self._store.facts[0].space_id
+
+    @property
+    def model(self) -> str:
+        """What the space was loaded from."""
+        return self._store.facts[0].model
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self._store.facts[0].dim
+
+    @cached_property
+    def towers(self) -> tuple[str, ...]:
+        """The towers that made vectors, sorted."""
+        return tuple(sorted({one.tower for one in self._store.facts}))
+
+    @cached_property
+    def sensors(self) -> tuple[str, ...]:
+        """The sensors of the scenes, sorted."""
+        return tuple(sorted({one.sensor for one in self._store.facts}))
+
+    def __len__(self) -> int:
+        return len(self._store.rows)
+
+    def _title(self) -> str:
+        return (
+            f"Index {shown(self.folder)}: {counted(len(self), 'window')} of "
+            f"{counted(len({one.source for one in self.facts}), 'scene')}, {self.dim} dimensions, "
+            f"towers: {', '.join(self.towers)}, space {self.space_id}"
+        )
+
+    def table(self) -> Table:
+        """Scene, sensor, tower and number of windows of each part."""
+        lengths = np.diff(self._store.firsts)
+        return Table.of_rows(
+            len(self.facts),
+            [
+                ("scene", lambda row: self.facts[row].scene),
+                ("sensor", lambda row: self.facts[row].sensor),
+                ("tower", lambda row: self.facts[row].tower),
+                ("windows", lambda row: f"{lengths[row]:,}"),
+            ],
+        )
+
+    def search(
+        self,
+        space: EmbeddingSpace,
+        query: Terms = None,
+        k: int = 10,
+        *,
+        against: Terms = None,
+        like: str | Sequence[str] = (),
+        unlike: str | Sequence[str] = (),
+        prompts: Prompts | None = None,
+        bbox: Sequence[float] | None = None,
+        polygon: Any = None,
+        start: Any = None,
+        end: Any = None,
+        max_cloud: float | None = None,
+        min_valid: float | None = None,
+        sensors: str | Sequence[str] | None = None,
+        towers: str | Sequence[str] | None = None,
+        collapse: bool = False,
+        cut: float | None = None,
+        centre: bool | None = None,
+    ) -> Hits:
+        """The k best windows, best first; the same as `space.search(index, ...)`.
+
+        `query`, `against`: a text, a picture or chip of any sensor (path, `Chip`, `Embeddings`), a
+        list of these, each alone or with its weight: `[("a river", 2), "a lake"]`; `against` counts
+        half. `like`, `unlike`: ids of windows, as hits have them. `k`: 1 to 100,000; slices of the
+        hits are pages.
+
+        `bbox`: west, south, east, north in degrees; `polygon`: shapely, or GeoJSON (mapping, text,
+        file); `start`, `end`: days, both included; `max_cloud`, `min_valid`: shares (0-1);
+        `sensors`, `towers`: names. `collapse`: of windows that overlap by a quarter or more only
+        the best is kept, of whatever date and tower. `cut`: keeps hits for which the query is at
+        least so probable (0-1) among background texts. `centre`: rank by how many standard
+        deviations the cosine is above the mean of its tower's, so that no tower has an advantage;
+        by default where windows of several towers are compared. `score` is the cosine in any case,
+        `ranked_by` what decided.
+
+        Raises `SpaceMismatchError` for another space, `DataError` for what makes no sense.
+        """
+        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+            raise DataError(f"k must be a whole number, 1 to {MAX_K:,}, not {k!r}")
+        if cut is not None and not 0 <= cut <= 1:
+            raise DataError(f"cut is {cut!r}; expected a probability from 0 to 1")
+        filters = make_filters(
+            bbox=bbox, polygon=polygon, start=start, end=end, max_cloud=max_cloud,
+            min_valid=min_valid, sensors=sensors, towers=towers,
+        )  # fmt: skip
+        positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
+        negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
+        numbers = rows_meeting(self._store, filters)
+        names = self._towers_of(numbers)
+        centred = len(names) > 1 if centre is None else centre
+        vector = query_vector(positive, negative)
+        ranking = self._rank(space, vector, numbers, centred=centred)
+        places = _best(ranking.ranked_by, k, lambda found: self._kept(
+            space, found, ranking, positive, cut=cut, collapse=collapse))  # fmt: skip
+        return Hits(
+            query=name_of(positive, negative),
+            hits=self._hits(ranking, places),
+            num_searched=len(ranking.scores),
+        )
+
+    # The parts of a search
+
+    def _windows(self, ids: str | Sequence[str]) -> list[Term]:
+        """Windows of the index, by id, as terms."""
+        found = []
+        for name in [ids] if isinstance(ids, str) else ids:
+            number = self.row_of(name)
+            vector = self._store.vectors[number].astype(np.float32)
+            tower = self._store.facts[self._store.rows["part"][number]].tower
+            vector /= max(1e-12, float(np.linalg.norm(vector)))
+            found.append(Term(name=name, vector=vector, weight=1.0, tower=tower))
+        return found
+
+    @cached_property
+    def _parts_by_identity(self) -> dict[str, int]:
+        return {one.identity: number for number, one in enumerate(self._store.facts)}
+
+    def row_of(self, window_id: str) -> int:
+        """The row of a window's id; `DataError` where the index has no such window."""
+        identity, _, corner = str(window_id).partition("-")
+        part = self._parts_by_identity.get(identity)
+        row, _, column = corner.partition("-")
+        if part is not None and row.isdecimal() and column.isdecimal():
+            first, end = (int(one) for one in self._store.firsts[part : part + 2])
+            corners = self._store.rows["window"][first:end, :2]
+            found = np.flatnonzero((corners == (int(row), int(column))).all(1))
+            if len(found):
+                return int(first) + int(found[0])
+        raise DataError(
+            f"no window {str(window_id)[:100]!r} in {shown(self.folder)}; give an id as hits have "
+            "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
+        )
+
+    def _towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
+        """The towers of rows."""
+        if numbers is None:
+            return list(self.towers)
+        parts = np.unique(self._store.rows["part"][numbers])
+        return sorted({self._store.facts[part].tower for part in parts.tolist()})
+
+    def moments_of(self, tower: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(D,) mean and (D, D) covariance of a tower's vectors, from up to 8,192 of them, evenly
+        spaced: from these follow mean and spread of its cosines to any query."""
+        if tower not in self._moments:
+            mine = np.array([one.tower == tower for one in self._store.facts])
+            numbers = np.flatnonzero(mine[self._store.rows["part"]])
+            chosen = numbers[:: max(1, len(numbers) // _NUM_FOR_MOMENTS)]
+            sample = self._store.vectors[chosen].astype(np.float64)
+            mean = sample.mean(0) if len(sample) else np.zeros(self.dim)
+            away = sample - mean
+            self._moments[tower] = (mean, away.T @ away / max(1, len(sample)))
+        return self._moments[tower]
+
+    def _rank(
+        self,
+        space: EmbeddingSpace,
+        vector: NDArray[np.float32],
+        numbers: NDArray[np.int64] | None,
+        *,
+        centred: bool,
+    ) -> _Ranking:
+        scores = cosines(self._store.vectors, vector, numbers, device=space.device)
+        ranked_by = scores
+        if centred:
+            usual = {}
+            for tower in self.towers:
+                mean, covariance = self.moments_of(tower)
+                spread = math.sqrt(max(0.0, float(vector @ covariance @ vector)))
+                usual[tower] = (float(vector @ mean), max(spread, _MIN_SPREAD))
+            of_part = np.array([usual[one.tower] for one in self._store.facts], dtype=np.float32)
+            parts = self._store.rows["part"]
+            of_row = of_part[parts if numbers is None else parts[numbers]]
+            ranked_by = (scores - of_row[:, 0]) / of_row[:, 1]
+        return _Ranking(numbers=numbers, scores=scores, ranked_by=ranked_by)
+
+    def _kept(
+        self,
+        space: EmbeddingSpace,
+        places: NDArray[np.int64],
+        ranking: _Ranking,
+        positive: Sequence[Term],
+        *,
+        cut: float | None,
+        collapse: bool,
+    ) -> NDArray[np.int64]:
+        """Those places, best first, that pass the cut and do not overlap with better ones."""
+        if cut is not None and len(places):
+            places = places[self._probabilities(space, ranking, places, positive) >= cut]
+        if collapse and len(places):
+            rows = self._store.rows[ranking.number(places)]
+            boxes = np.stack([rows[name] for name in ("west", "south", "east", "north")], 1)
+            places = places[without_overlaps(boxes)]
+        return places
+
+    def _probabilities(
+        self,
+        space: EmbeddingSpace,
+        ranking: _Ranking,
+        places: NDArray[np.int64],
+        positive: Sequence[Term],
+    ) -> NDArray[np.float64]:
+        """(n,) of the query among the background texts, by softmax of the logits."""
+        texts = space.encode_text(BACKGROUND).numpy()
+        for one in positive:
+            if one.tower is None:
+                texts = texts[texts @ one.vector < _MAX_ALIKE]
+        vectors = self._store.vectors[ranking.number(places)].astype(np.float32)
+        logits = np.concatenate([ranking.scores[places][:, None], vectors @ texts.T], axis=1)
+        logits = logits.astype(np.float64) * space.clip.logit_scale
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        chances: NDArray[np.float64] = powers[:, 0] / powers.sum(1)
+        return chances
+
+    def _hits(self, ranking: _Ranking, places: NDArray[np.int64]) -> tuple[Hit, ...]:
+        numbers = ranking.number(places)
+        columns = ["id", "window_row", "window_column", "window_height", "window_width", "geometry"]
+        values = columns_of(self._store, numbers, [*columns, "datetime", "cell"])
+        shapes = shapely.from_wkb([one["geometry"] for one in values])
+        rows = self._store.rows[numbers]
+        found = []
+        for rank, (place, value, shape, row) in enumerate(
+            zip(places.tolist(), values, shapes, rows, strict=True), start=1
+        ):
+            facts = self._store.facts[row["part"]]
+            found.append(
+                Hit(
+                    rank=rank,
+                    key=value["id"],
+                    score=float(ranking.scores[place]),
+                    place=Footprint(
+                        source=facts.source,
+                        window=describe_window(value),
+                        shape=shape,
+                        datetime=value["datetime"],
+                    ),
+                    tower=facts.tower,
+                    facts=_facts_of(facts, row, value, float(ranking.ranked_by[place])),
+                )
+            )
+        return tuple(found)
+
+    def places(self) -> Hits:
+        """Every window in the order of the rows, as hits without a score: for maps of the whole."""
+        every = np.arange(len(self), dtype=np.int64)
+        nothing = np.zeros(len(self), dtype=np.float32)
+        ranking = _Ranking(numbers=None, scores=nothing, ranked_by=nothing)
+        return Hits(query="", hits=self._hits(ranking, every), num_searched=0)
+
+
+def _facts_of(
+    facts: PartFacts, row: Any, value: dict[str, Any], ranked_by: float
+) -> dict[str, Any]:
+    cloud = float(row["cloud"])
+    return {
+        "scene": facts.scene,
+        "sensor": facts.sensor,
+        "valid_share": round(float(row["valid"]), 4),
+        "cloud_share": None if math.isnan(cloud) else round(cloud, 4),
+        "cell": value["cell"],
+        "ranked_by": round(ranked_by, 6),
+    }
+
+
+def _best(ranked_by: NDArray[np.float32], k: int, keep: Any) -> NDArray[np.int64]:
+    """Places of the k greatest numbers that `keep` leaves, greatest first, equal ones in order."""
+    num = len(ranked_by)
+    wanted = min(num, max(k, 16))
+    while True:
+        if wanted < num:
+            chosen = np.argpartition(-ranked_by, wanted - 1)[:wanted]
+            # Equal numbers at the end: all of them, so that the first ones can be taken.
+            chosen = np.flatnonzero(ranked_by >= ranked_by[chosen].min())
+        else:
+            chosen = np.arange(num)
+        order = chosen[np.lexsort((chosen, -ranked_by[chosen]))]
+        found: NDArray[np.int64] = keep(order)
+        if len(found) >= k or len(chosen) == num:
+            return found[:k]
+        wanted = min(num, 4 * wanted)
+
+
+def cosines(
+    vectors: NDArray[Any],
+    query: NDArray[np.float32],
+    numbers: NDArray[np.int64] | None,
+    *,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """(n,) float32 products of a query (D,) with rows of vectors (N, D), all or those numbered.
+
+    Vectors are turned into float32 block by block, so that memory does not grow with their number.
+    """
+    device = torch.device(device)
+    num = len(vectors) if numbers is None else len(numbers)
+    found = torch.empty(num)
+    block = _DEVICE_ROWS
+    if device.type == "cpu":
+        block = max(16, _BLOCK_BYTES // (4 * vectors.shape[1]))
+    wanted = torch.from_numpy(np.ascontiguousarray(query)).to(device)
+
+    def compare(span: tuple[int, int]) -> None:
+        buffer = torch.empty(block, vectors.shape[1], device=device)
+        for start in range(*span, block):
+            end = min(span[1], start + block)
+            rows = vectors[start:end] if numbers is None else vectors[numbers[start:end]]
+            numbers_in = buffer[: end - start]
+            numbers_in.copy_(torch.from_numpy(rows))
+            found[start:end] = numbers_in @ wanted
+
+    workers = available_cores() if device.type == "cpu" else 1
+    share = max(block, math.ceil(num / workers / block) * block)
+    spans = [(start, min(num, start + share)) for start in range(0, num, share)]
+    with torch.inference_mode(), ThreadPoolExecutor(max(1, len(spans))) as pool:
+        list(pool.map(compare, spans))
+    return found.numpy()
+
+
+def describe_index(index: Index) -> dict[str, Any]:
+    """Plain values of an index, for `--json`."""
+    times = index._store.rows["time"]
+    known = times[times != np.iinfo(np.int64).min]
+    days = [
+        (dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=int(one))).isoformat()
+        for one in ((known.min(), known.max()) if len(known) else ())
+    ]
+    return {
+        "folder": str(index.folder),
+        "windows": len(index),
+        "parts": len(index.facts),
+        "dimensions": index.dim,
+        "space_id": index.space_id,
+        "towers": list(index.towers),
+        "sensors": list(index.sensors),
+        "dates": days,
+    }

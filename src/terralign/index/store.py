@@ -1,0 +1,311 @@
+"""The vectors of a folder's parts in one memory-mapped file, and what its rows are filtered by.
+
+A cache beside the parts (`.cache`), from which nothing is lost: rows of new parts are appended, and
+where a part changed or is gone the whole is made again. Where the folder cannot be written, the
+cache is a temporary one. N rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from terralign.encoders.vectors import Footprint
+from terralign.errors import DataError, SpaceMismatchError, StorageError, counted, shown
+from terralign.files import claimed, write_text
+from terralign.index.names import part_paths
+from terralign.index.parts import Part, PartFacts, vectors_of
+from terralign.limits import limit, require
+from terralign.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+CACHE = ".cache"
+_FORMAT = 1
+
+ROW = np.dtype(
+    [
+        ("part", "<i4"),
+        ("row", "<i4"),
+        ("window", "<i4", (4,)),
+        ("west", "<f8"),
+        ("south", "<f8"),
+        ("east", "<f8"),
+        ("north", "<f8"),
+        ("time", "<i8"),
+        ("valid", "<f4"),
+        ("cloud", "<f4"),
+    ]
+)
+"""A row: its part and its place in it, window (row, column, height, width), bounds in degrees (west
+is greater than east across the antimeridian), microseconds since 1970 (`NO_TIME`: unknown), shares
+of valid pixels and of cloud (NaN: unknown)."""
+
+NO_TIME = np.iinfo(np.int64).min
+
+_READ = (
+    *("window_row", "window_column", "window_height", "window_width", "datetime", "valid_share"),
+    *("cloud_share", "bbox", "vector"),
+)
+
+
+class _Entry(BaseModel):
+    """A part whose rows are in the cache."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size: int
+    mtime_ns: int
+    num_rows: int = Field(ge=0)
+    facts: PartFacts
+
+
+class _Contents(BaseModel):
+    """What the cache holds, in the order of its rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    generation: int
+    dtype: str
+    parts: tuple[_Entry, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(one.num_rows for one in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Store:
+    """`vectors`: (N, D) float16 or float32, memory-mapped; `rows`: (N,) of dtype `ROW`; `facts` and
+    `paths` of the parts, and `firsts`, the first row of each."""
+
+    vectors: NDArray[Any]
+    rows: NDArray[Any]
+    facts: tuple[PartFacts, ...]
+    paths: tuple[Path, ...]
+    firsts: NDArray[np.int64]
+    temporary: Any = None
+
+
+def open_store(folder: Path) -> Store:
+    """The rows of all parts of a folder, with the cache brought up to date.
+
+    `DataError` where the folder has no parts, or a part is damaged; `SpaceMismatchError` where
+    parts are of several spaces.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{shown(folder)} not found; expected the folder of `terralign embed`")
+    paths = part_paths(folder)
+    if not paths:
+        raise DataError(
+            f"{shown(folder)} holds no parts of embedded scenes (*.parquet); make them: terralign "
+            f"embed SCENES --model SPACE --out {shown(folder)}"
+        )
+    cache = folder / CACHE
+    try:
+        contents = _read_contents(cache)
+        if contents is None or not _is_of(contents, paths):
+            with claimed(cache, wait=True):
+                contents = _updated(cache, paths)
+        return _mapped(cache, folder, contents)
+    except StorageError as error:
+        logger.warning("%s; the vectors are read into a temporary folder", error)
+        temporary = _Temporary()
+        contents = _updated(temporary.folder, paths)
+        return _mapped(temporary.folder, folder, contents, temporary)
+
+
+class _Temporary:
+    """A folder that is removed with the index that holds it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="terralign-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def _is_of(contents: _Contents, paths: Sequence[Path]) -> bool:
+    """Whether a cache holds just these parts, as they are."""
+    return sorted((one.name, one.size, one.mtime_ns) for one in contents.parts) == sorted(
+        _stamp(path) for path in paths
+    )
+
+
+def _read_contents(cache: Path) -> _Contents | None:
+    path = cache / "contents.json"
+    try:
+        if path.stat().st_size > limit("json_bytes"):
+            return None
+        found = _Contents.model_validate_json(path.read_bytes())
+        vectors, rows = _paths(cache, found)
+        row_bytes = np.dtype(found.dtype).itemsize * (
+            found.parts[0].facts.dim if found.parts else 1
+        )
+        whole = (
+            vectors.stat().st_size >= found.num_rows * row_bytes
+            and rows.stat().st_size >= found.num_rows * ROW.itemsize
+        )
+    except (OSError, ValidationError, ValueError, TypeError):
+        return None
+    return found if whole and found.format == _FORMAT else None
+
+
+def _paths(cache: Path, contents: _Contents) -> tuple[Path, Path]:
+    return cache / f"vectors.{contents.generation}", cache / f"rows.{contents.generation}"
+
+
+def _updated(cache: Path, paths: Sequence[Path]) -> _Contents:
+    """The contents of a cache after the rows of new parts were appended, or all made again."""
+    old = _read_contents(cache)
+    stamps = {_stamp(path): path for path in paths}
+    known = {(one.name, one.size, one.mtime_ns) for one in old.parts} if old else set()
+    opened = [Part(path) for stamp, path in stamps.items() if stamp not in known]
+    facts = [one.facts for one in old.parts] if old else []
+    facts += [one.facts for one in opened]
+    wide = any(one.vector_type == "float32" for one in facts)
+    dtype = "float32" if wide else "float16"
+    if old is None or old.dtype != dtype or not known <= stamps.keys():
+        for part in opened:
+            part.close()
+        opened = [Part(path) for path in paths]
+        generation = 1 if old is None else old.generation + 1
+        contents = _Contents(format=_FORMAT, generation=generation, dtype=dtype, parts=())
+        for path in (*cache.glob("vectors.*"), *cache.glob("rows.*")):
+            path.unlink(missing_ok=True)  # who has them mapped keeps them
+    else:
+        contents = old
+    _check_spaces([*(one.facts for one in contents.parts), *(one.facts for one in opened)])
+    require(
+        "index_rows",
+        contents.num_rows + sum(one.num_rows for one in opened),
+        f"{shown(cache.parent)} holds",
+    )
+    return _append(cache, contents, opened)
+
+
+def _check_spaces(facts: Sequence[PartFacts]) -> None:
+    first = facts[0]
+    for one in facts:
+        if (one.space_id, one.dim) != (first.space_id, first.dim):
+            raise SpaceMismatchError(
+                f"the folder has vectors of several spaces: {shown(first.source)} of "
+                f"{first.space_id}, {shown(one.source)} of {one.space_id}; move those of one into "
+                "a folder of their own"
+            )
+
+
+def _append(cache: Path, contents: _Contents, opened: Sequence[Part]) -> _Contents:
+    entries = list(contents.parts)
+    dim = (entries[0].facts if entries else opened[0].facts).dim
+    vector_path, row_path = _paths(cache, contents)
+    total = sum(one.num_rows for one in opened)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (
+            open(vector_path, "ab") as vectors,
+            open(row_path, "ab") as rows,
+            Progress("read vectors", total=total, unit="vector") as progress,
+        ):
+            # What a killed process appended is not in the contents.
+            vectors.truncate(contents.num_rows * dim * np.dtype(contents.dtype).itemsize)
+            rows.truncate(contents.num_rows * ROW.itemsize)
+            for part in opened:
+                first = 0
+                for batch in part.batches(_READ):
+                    numbers = vectors_of(batch, part.facts)
+                    if part.facts.scale != 1:
+                        numbers = numbers * np.float32(part.facts.scale)
+                    if not np.isfinite(numbers).all():
+                        raise DataError(
+                            f"{shown(part.path)} is damaged: vectors that are not finite; embed "
+                            "its scene again"
+                        )
+                    numbers.astype(contents.dtype).tofile(vectors)
+                    _rows_of(batch, part, len(entries), first).tofile(rows)
+                    first += len(batch)
+                    progress.advance(len(batch))
+                part.close()
+                name, size, mtime_ns = _stamp(part.path)
+                entries.append(
+                    _Entry(
+                        name=name, size=size, mtime_ns=mtime_ns, num_rows=first, facts=part.facts
+                    )
+                )
+    except OSError as error:
+        raise StorageError(f"cannot write into {cache}: {error.strerror or error}") from error
+    contents = contents.model_copy(update={"parts": tuple(entries)})
+    write_text(cache / "contents.json", contents.model_dump_json())
+    if opened:
+        logger.info(
+            "%s: %s of %s read into its cache",
+            shown(cache.parent), counted(total, "vector"), counted(len(opened), "part"),
+        )  # fmt: skip
+    return contents
+
+
+def _rows_of(batch: pa.RecordBatch, part: Part, number: int, first: int) -> NDArray[Any]:
+    rows = np.zeros(len(batch), dtype=ROW)
+    rows["part"], rows["row"] = number, np.arange(first, first + len(batch))
+    columns = {name: batch.column(batch.schema.get_field_index(name)) for name in _READ}
+    try:
+        for place, name in enumerate(("row", "column", "height", "width")):
+            rows["window"][:, place] = columns[f"window_{name}"].to_numpy(zero_copy_only=False)
+        box = columns["bbox"]
+        for name, corner in zip(("west", "south", "east", "north"), _CORNERS, strict=True):
+            rows[name] = box.field(corner).to_numpy(zero_copy_only=False)
+        times = columns["datetime"].cast(pa.int64())
+        rows["time"] = times.fill_null(int(NO_TIME)).to_numpy(zero_copy_only=False)
+        rows["valid"] = columns["valid_share"].to_numpy(zero_copy_only=False)
+        rows["cloud"] = columns["cloud_share"].to_numpy(zero_copy_only=False)
+        wide = np.flatnonzero(rows["east"] - rows["west"] > 180)
+        for row, values in zip(
+            wide.tolist(), part.rows(first + wide, ["geometry"]) if len(wide) else [], strict=True
+        ):
+            bounds = Footprint(shape=shapely.from_wkb(values["geometry"])).bounds
+            assert bounds is not None
+            rows["west"][row], rows["east"][row] = bounds[0], bounds[2]
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{shown(part.path)} is damaged: {error}; embed its scene again") from error
+    return rows
+
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def _mapped(cache: Path, folder: Path, contents: _Contents, temporary: Any = None) -> Store:
+    facts = tuple(one.facts for one in contents.parts)
+    vector_path, row_path = _paths(cache, contents)
+    num, dim = contents.num_rows, facts[0].dim
+    if num:
+        # Copy on write: torch takes no arrays that are read-only, and nothing is written.
+        vectors: NDArray[Any] = np.memmap(vector_path, contents.dtype, "c", shape=(num, dim))
+        rows: NDArray[Any] = np.memmap(row_path, ROW, "r", shape=(num,))
+    else:
+        vectors, rows = np.zeros((0, dim), contents.dtype), np.zeros(0, ROW)
+    lengths = np.array([one.num_rows for one in contents.parts], dtype=np.int64)
+    return Store(
+        vectors=vectors,
+        rows=rows,
+        facts=facts,
+        paths=tuple(folder / one.name for one in contents.parts),
+        firsts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        temporary=temporary,
+    )
