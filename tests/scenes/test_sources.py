@@ -331,3 +331,34 @@ def test_radar_in_linear_power_is_read_in_db(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scene.read(window).pixels, chip.pixels[:, 4:12, 5:13])
     with pytest.raises(SensorError, match="units='linear' is power of radar"):
         open_scene(write_folder(tmp_path / "b", random_bands()), units="linear")
+
+
+def test_a_list_of_band_files_is_one_scene(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, random_bands())
+    names = ("B04", "B02", "SCL")
+    scene = open_scene([folder / f"{name}.tif" for name in names])
+    assert scene.bands == ("B02", "B04")
+    assert scene.clouds is not None
+    assert same(scene.read(), open_scene(folder, bands=["B02", "B04"]).read())
+    (folder / "notes.tif").write_bytes((folder / "B02.tif").read_bytes())
+    for files, match in [
+        ([], "a list of band files is empty"),
+        ([folder / "B99.tif"], "B99.tif not found"),
+        ([folder / "B02.tif", folder / "notes.tif"], "notes.tif is no band of sensor"),
+    ]:
+        with pytest.raises(TerralignError, match=match):
+            open_scene(files)
+
+
+def test_what_lies_beside_a_file_in_a_zip_is_not_opened(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, {"B04": random_bands()["B04"]})
+    whole = open_scene(folder).read()
+    (folder / "B04.tif.msk").write_bytes(b"<VRTDataset/>")
+    (folder / "B04.tif.ovr").write_bytes(b"<VRTDataset/>")
+    assert same(open_scene(zip_folder(folder, tmp_path / "a.zip")).read(), whole)
+
+
+def test_a_server_that_stops_while_reading_is_said_to_have() -> None:
+    remote_text = remote.explain_reading("https://host/B04.tif", "HTTP response code: 403")
+    assert "cannot be read further: HTTP response code: 403; where its signature" in remote_text
+    assert remote.explain_reading("B04.tif", "bad tile") == "B04.tif is damaged: bad tile"

@@ -240,7 +240,7 @@ def _open_remote(raster: RemoteRaster) -> Any:
     return source
 
 
-def require_small_blocks(path: Place, source: Any) -> None:
+def require_small_blocks(path: Place | str, source: Any) -> None:
     """Raise `DataError` where a block of an open dataset is larger than the limit.
 
     Blocks are read one at a time; those of pixel interleaving hold all bands.

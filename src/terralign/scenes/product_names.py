@@ -21,6 +21,8 @@ _START = r"(?:^|[^A-Za-z0-9])"
 _SENSORS = (
     (re.compile(_START + r"S2[A-D]_MSIL1C_\d{8}T\d"), "sentinel2-l1c"),
     (re.compile(_START + r"S2[A-D]_MSIL2A_\d{8}T\d"), "sentinel2-l2a"),
+    (re.compile(_START + r"S2[A-D]_OPER_(?:MSI_L1C|PRD_MSIL1C)_"), "sentinel2-l1c"),
+    (re.compile(_START + r"S2[A-D]_(?:OPER_MSI|USER_MSI|USER_PRD_MSI)_?L2A_"), "sentinel2-l2a"),
     (re.compile(_START + r"T\d\d[A-Z]{3}_\d{8}T\d{6}_\w{3}_[126]0m\b"), "sentinel2-l2a"),
     (re.compile(r"Sentinel-2_L1C_"), "sentinel2-l1c"),
     (re.compile(r"Sentinel-2_L2A_"), "sentinel2-l2a"),

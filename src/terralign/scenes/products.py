@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from terralign.errors import DataError, SensorError, quoted, shown
 from terralign.limits import limit, require
 from terralign.scenes.archives import is_archive, members
 from terralign.scenes.clouds import CloudMask, mask_kind
-from terralign.scenes.geotiff import Place
+from terralign.scenes.geotiff import Place, require_file
 from terralign.scenes.product_metadata import Catalogued, earth_engine_product, tile_product
 from terralign.scenes.product_names import (
     NamedBand,
@@ -97,6 +97,40 @@ def find_product(folder: Path, sensor: Sensor | None) -> Product:
     else:
         rasters, names = _rasters(folder), _identifying_names(folder)
         of_metadata = _sensor_of_metadata(folder)
+    return _product_of(folder, rasters, names, of_metadata, sensor)
+
+
+def product_of_files(files: Sequence[Path], sensor: Sensor | None) -> Product:
+    """The product whose bands are these files, one each; errors as `find_product`."""
+    if not files:
+        raise DataError("a list of band files is empty; give one file for each band")
+    require("product_files", len(files), "a list of band files has")
+    for path in files:
+        require_file(path)
+        if path.suffix.lower() not in _ENDINGS:
+            raise DataError(
+                f"{shown(path)} is no band: expected a file that ends in {', '.join(_ENDINGS)}"
+            )
+    folder = files[0].absolute().parent
+    product = _product_of(folder, sorted(files), _identifying_names(folder), None, sensor)
+    left = set(files) - {file.path for file in product.files}
+    if product.clouds is not None:
+        left.discard(Path(str(product.clouds.place)))
+    if left:
+        raise DataError(
+            f"{shown(min(left))} is no band of sensor {product.sensor.name!r} by its name, or one "
+            "that another file holds; leave it out"
+        )
+    return product
+
+
+def _product_of(
+    folder: Path,
+    rasters: list[Path],
+    names: tuple[str, ...],
+    of_metadata: str | None,
+    sensor: Sensor | None,
+) -> Product:
     stated = (
         sensor_of_names([*names, *(path.name for path in rasters)], origin=shown(folder))
         or of_metadata

@@ -174,6 +174,16 @@ def explain_remote(raster: RemoteRaster, text: str) -> str:
     return text
 
 
+def explain_reading(origin: str, text: str) -> str:
+    """What a failed reading of an open raster means; `origin`: its path or address."""
+    if "://" not in origin:
+        return f"{origin} is damaged: {text}"
+    return (
+        f"{origin} cannot be read further: {text}; where its signature has expired meanwhile, or "
+        "the server failed, run the same again"
+    )
+
+
 TOKENS = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 """Where Planetary Computer gives tokens for reading: `/ACCOUNT/CONTAINER`."""
 

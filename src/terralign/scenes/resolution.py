@@ -19,6 +19,7 @@ from rasterio.windows import Window
 
 from terralign.errors import DataError, first_line
 from terralign.scenes.geotiff import MaskRules, valid_by_file
+from terralign.scenes.remote import explain_reading
 
 _FLAT = "EPSG:3857"
 """Both sides of an enlargement, which is about rows and columns only."""
@@ -102,7 +103,7 @@ def read_native(
         if mask_index is not None:
             valid &= source.read(mask_index, window=window) > 0
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"{origin} is damaged: {first_line(error)}") from error
+        raise DataError(explain_reading(origin, first_line(error))) from error
     return pixels, valid
 
 

@@ -38,7 +38,7 @@ from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset, offset_verdict
 from terralign.scenes.product_metadata import Catalogued
-from terralign.scenes.products import Product, find_product
+from terralign.scenes.products import Product, find_product, product_of_files
 from terralign.scenes.read import (
     GeotiffSource,
     PictureSource,
@@ -328,7 +328,8 @@ def open_scene(
 ) -> Scene:
     """Open a picture, a GeoTIFF, a product or an item of a STAC catalogue.
 
-    `path`: a file; a folder, or ESA's zip, with one file per band (see `scenes.products`); a STAC
+    `path`: a file; a folder, ESA's zip, or a list, with one file per band (see `scenes.products`);
+    a STAC
     item, as its file, address, values or pystac's object (see `scenes.catalogues`). `signer`: gives
     the address to open for that of an item's asset; by default Planetary Computer's are signed.
     `sensor`: a sensor, the name of a built-in one, or a TOML file; may be left out for pictures,
@@ -361,6 +362,11 @@ def open_scene(
     )
     from terralign.scenes.catalogues import is_catalogue, open_only
 
+    if isinstance(path, list | tuple):
+        files = [Path(one) for one in path]
+        product = product_of_files(files, declared.sensor)
+        folder = files[0].absolute().parent
+        return open_product(folder, _only(product, bands, folder), declared)
     if not isinstance(path, str | Path) or is_catalogue(path):
         return open_only(path, declared, signer=signer)
     if signer is not None:
