@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest
+from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest, quoted
 from terralign.files import read_toml
 from terralign.toml_values import explain
 
@@ -114,7 +114,7 @@ class Sensor:
             if wanted in {_simplify(name) for name in (band.name, *band.aliases)}:
                 return band
         raise SensorError(
-            f"unknown band {spelling!r} of sensor {self.name!r}; "
+            f"unknown band {quoted(spelling)} of sensor {self.name!r}; "
             f"known bands: {', '.join(self.band_names)}"
         )
 

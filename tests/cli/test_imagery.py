@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -412,3 +415,17 @@ def test_a_run_folder_names_its_space(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert f"its space is {tmp_path / 'run' / 'model'}" in result.stderr
     assert f"its space is {tmp_path / 'run' / 'model'}" in _call("info", tmp_path / "run").stderr
+
+
+def test_what_pillow_warns_of_is_not_printed(model: Path, tmp_path: Path) -> None:
+    photo = write_picture(tmp_path / "photo.png")
+    data = photo.read_bytes()
+    frames = b"acTL" + bytes(8)  # an animation of no picture
+    chunk = b"\0\0\0\x08" + frames + zlib.crc32(frames).to_bytes(4)
+    photo.write_bytes(data[:33] + chunk + data[33:])
+    script = "import sys; from terralign.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "classify", model, photo, "--labels", "forest,river"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "PIL" not in done.stderr

@@ -166,7 +166,7 @@ def test_geotiffs_with_declared_bands(tmp_path: Path) -> None:
     [
         ("bands =", "# bands =", r"a.tif has 4 band\(s\) and does not name them"),
         ('"B8a"', '"B8a", "B9"', r"has 4 band\(s\), but 5 were declared"),
-        ('"B8a"', '"B13"', r"unknown band 'B13'"),
+        ('"B8a"', '"B13"', r"a.tif: unknown band 'B13'"),
         ("dn_offset = 0", "", r"offset unknown"),
         ('"eurosat"', '"eurosta"', r"did you mean 'eurosat'"),
     ],

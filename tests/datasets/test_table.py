@@ -651,3 +651,8 @@ def test_real_geotiffs_without_labels_know_their_places(real_data: Path, tmp_pat
             np.testing.assert_array_equal(got[index], file.read())
             expected = transform_bounds(file.crs, "EPSG:4326", *file.bounds)
         assert samples.place(index).bounds == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_unknown_band_is_told_with_the_file(root: Path) -> None:
+    with pytest.raises(TerralignError, match=r"s2/1.tif: unknown band 'B,04' of sensor"):
+        opened(root, TOML.replace('"B04"', '"B,04"'), "all")

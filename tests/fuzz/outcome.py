@@ -105,6 +105,7 @@ def _child(entry: Entry, place: Path, damage: Callable[[Path], Sequence[str]]) -
     warnings.simplefilter("always")
     for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", quiet)
+    warnings.filterwarnings("ignore", module="PIL")  # Python shows them to callers from Python
     result = open(place / "result", "w")  # noqa: SIM115
     sink: list[str] = []
     start_mb = _memory("VmRSS")

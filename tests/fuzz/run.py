@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -37,12 +36,21 @@ from fuzz.hostile import HOSTILE
 from fuzz.mutations import damage_folder
 from fuzz.outcome import GOOD, Outcome, run_case
 
+SLOW = ("run-complete", "run-resumed", "bench", "majortom")
+"""Entries that take seconds to write or to read."""
+
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 
 
-def plan(num_cases: int, only: Sequence[str], hostile: bool) -> list[str]:
-    """The names of cases: entries take turns."""
-    entries = [one.name for one in ENTRIES if not only or one.name in only]
+def plan(
+    num_cases: int, only: Sequence[str] = (), *, hostile: bool = False, quick: bool = False
+) -> list[str]:
+    """The names of cases: entries take turns; `quick` leaves out those that train or draw."""
+    entries = [
+        one.name
+        for one in ENTRIES
+        if (not only or one.name in only) and not (quick and one.name in SLOW)
+    ]
     made = [
         f"hostile:{name}"
         for name, one in HOSTILE.items()
@@ -119,9 +127,6 @@ def run_all(
     """The outcome of every case, in order; `jobs` processes share them."""
     base = Path(tempfile.mkdtemp(prefix="fuzz-"))
     runner = Runner(base, cases, seed)
-    with _silent():
-        for name in runner.wanted if len(cases) > 20 else ():  # what is imported late, is now
-            _warm(runner, name)
     gc.collect()
     gc.freeze()  # children then share its pages
     started = []
@@ -151,16 +156,6 @@ def run_all(
     return [found[number] for number in sorted(found)]
 
 
-def _warm(runner: Runner, name: str) -> None:
-    """Read an entry once in this process, so that its children find all modules imported."""
-    folder = runner.base / "warm" / name
-    shutil.copytree(runner.template(name), folder)
-    os.chdir(folder)
-    with suppress(Exception, SystemExit):  # reported by the cases themselves
-        BY_NAME[name].read(folder)
-    os.chdir(runner.base)
-
-
 def table(outcomes: Sequence[Outcome]) -> str:
     """How the cases of each entry ended."""
     kinds = [*GOOD, *sorted({one.kind for one in outcomes} - set(GOOD))]
@@ -186,6 +181,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="entry; repeatable")
     parser.add_argument("--case", action="append", default=[], help="one case; repeatable")
+    parser.add_argument("--quick", action="store_true", help="without entries that take seconds")
     parser.add_argument("--hostile", action="store_true", help="also all files made by hand")
     parser.add_argument("--intact", action="store_true", help="read the valid files")
     parser.add_argument("--keep", type=Path, help="keep the files of a single case here")
@@ -193,9 +189,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all outcomes to this file")
     given = parser.parse_args()
     keep = given.keep.absolute() if given.keep else None
-    cases = given.case or plan(given.cases, given.only, given.hostile)
-    if given.intact:
-        cases = plan(len(ENTRIES), given.only, hostile=False)[: len(given.only) or len(ENTRIES)]
+    num_cases = len(given.only or ENTRIES) if given.intact else given.cases
+    cases = given.case or plan(num_cases, given.only, hostile=given.hostile, quick=given.quick)
     out = given.json.absolute() if given.json else None
     start = time.monotonic()
     outcomes = run_all(cases, given.seed, jobs=given.jobs, keep=keep, intact=given.intact)

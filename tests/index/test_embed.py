@@ -196,7 +196,7 @@ def test_a_finished_scene_is_not_done_again(
     paths = [write_scene(tmp_path / f"{n}.tif", seed=n) for n in range(2)]
     first = embedded(space, paths, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(EmbeddingSpace, "encode_layout", None)
+    monkeypatch.setattr(EmbeddingSpace, "encode_ready", None)
     again = embedded(space, paths, tmp_path / "out")
     assert [one.was_done for one in again.scenes] == [True, True]
     assert contents(tmp_path / "out") == before

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("huggingface_hub", "httpx", "matplotlib", "rasterio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of the same kind
 
 
 def say_loading(model: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from terralign.chips import Chip, PixelLayout, Units, make_layout
 from terralign.datasets.file_set import Decode, sizes_differ
 from terralign.datasets.image_files import RASTER_SUFFIXES
-from terralign.errors import DataError
+from terralign.errors import DataError, SensorError
 from terralign.scenes.declared import Declared
 from terralign.scenes.pictures import PICTURE_SUFFIXES, Size, decode_rgb, picture_shape
 from terralign.scenes.plausible import check_sample
@@ -62,7 +62,11 @@ class Pixels:
             units=self.units,
             composite=self.composite,
         )
-        return read_geotiff(file, declared)
+        try:
+            return read_geotiff(file, declared)
+        except SensorError as error:
+            text = str(error)
+            raise type(error)(text if str(file) in text else f"{file}: {text}") from error
 
     def _open_pictures(self, first: Path) -> tuple[PixelLayout, Decode]:
         layout = make_layout(self.sensor, self.sensor.band_names, units="dn")

@@ -7,9 +7,10 @@ lets several processes share the folder. N windows, B batch, C bands, D dimensio
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from terralign.chips import PixelLayout, Window, make_layout
 from terralign.encoders.embedding import check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
+from terralign.encoders.pixels import ready_pixels
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table, short_keys
 from terralign.encoders.vectors import Fault, as_fault, not_read
@@ -484,6 +486,7 @@ class _Work:
         clouds: list[float] = []
         blocks: list[NDArray[Any]] = []
         num_invalid = num_cloudy = 0
+        spec, on_cpu = self.space.input_spec(tower), self.space.device.type == "cpu"
         label = f"embed {shown(source.key)} with {tower}"
         reading = self._read(source, tower, plan.windows)
         with (
@@ -494,7 +497,12 @@ class _Work:
                 num_invalid += batch.num_invalid
                 num_cloudy += batch.num_cloudy
                 if batch.pixels is not None and batch.layout is not None:
-                    vectors = self.space.encode_layout(batch.pixels, batch.layout, tower=tower)
+                    ready = batch.pixels
+                    if not on_cpu:
+                        ready = ready_pixels(
+                            ready.to(self.space.device), batch.layout, spec, tower=tower
+                        )
+                    vectors = self.space.encode_ready(ready, tower=tower)
                     numbers = F.normalize(vectors, dim=-1).numpy()
                     if not np.isfinite(numbers).all():
                         raise DataError(
@@ -537,6 +545,10 @@ class _Work:
             )
         unknown = (float("nan") for _ in windows)
         shares = unknown if source.cloud_shares is None else source.cloud_shares(windows)
+        ready: Callable[[Tensor, PixelLayout], Tensor] | None = None
+        if self.space.device.type == "cpu":  # where the tower leaves a core to this thread
+            spec = self.space.input_spec(tower)
+            ready = functools.partial(ready_pixels, spec=spec, tower=tower)
         batch = _Batch()
         chips = read_chips(self.space, source, windows, tower)
         for number, ((_, chip, layout, share), cloud) in enumerate(zip(chips, shares, strict=True)):
@@ -547,10 +559,10 @@ class _Work:
             else:
                 batch.add(number, chip, layout, share, cloud)
             if len(batch.numbers) == self.batch_size or batch.num_seen >= _MAX_SEEN:
-                yield batch.stacked()
+                yield batch.stacked(ready)
                 batch = _Batch()
         if batch.num_seen:
-            yield batch.stacked()
+            yield batch.stacked(ready)
 
 
 _MAX_SEEN = 4096
@@ -583,12 +595,15 @@ class _Batch:
         self.chips.append(chip)
         self.layout = layout
 
-    def stacked(self) -> _Batch:
-        if self.chips:
+    def stacked(self, ready: Callable[[Tensor, PixelLayout], Tensor] | None) -> _Batch:
+        """With the pixels in one tensor: raw, or as `ready` makes them."""
+        if self.chips and self.layout is not None:
             # Of chips that lack data some may be floating point, among whole numbers.
             kind = max((one.dtype for one in self.chips), key=lambda one: one.is_floating_point)
             self.pixels = torch.stack([one.to(kind) for one in self.chips])
             self.chips = []
+            if ready is not None:
+                self.pixels = ready(self.pixels, self.layout)
         return self
 
 

@@ -222,7 +222,10 @@ def declared_bands(path: Path, found: BandNames, sensor: Sensor, declared: Seque
     `DataError` where their number does not fit, or the file's own names contradict them.
     """
     kept = [n for n, text in enumerate(declared) if text.strip().lower() not in SKIP]
-    names = sensor.resolve(declared[n] for n in kept)
+    try:
+        names = sensor.resolve(declared[n] for n in kept)
+    except SensorError as error:
+        raise SensorError(f"{shown(path)}: {error}") from error
     if not names:
         raise DataError(f"{shown(path)}: every band was declared as left out; name at least one")
     count = len(found.texts)
