@@ -636,7 +636,7 @@ HOSTILE: dict[str, Hostile] = {
         width=9_000, height=9_000, dtype="float64", tiled=True, compress="zstd")),
     "geotiff-bands": Hostile("geotiff-none", _raster(count=60_000, width=1, height=1)),
     "geotiff-rgb-sparse": Hostile("geotiff-jpeg", _raster(
-        count=3, dtype="uint8", width=16_000, height=16_000, tiled=True, compress="deflate")),
+        count=3, dtype="uint8", width=4_000, height=4_000, tiled=True, compress="deflate")),
     "geotiff-huge-tile": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(tw=(322, 32_768), th=(323, 32_768))))),
     "geotiff-hugest-tile": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(tw=(322, 2**31 - 16), th=(323, 2**31 - 16))))),
     "geotiff-of-2-gpx": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(w=(256, 2**31 - 1), h=(257, 2**31 - 1))))),
