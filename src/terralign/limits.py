@@ -28,6 +28,7 @@ LIMITS: dict[str, int] = {
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies
+    "class_names": 100_000,  # in one file, each of which the text tower embeds
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder

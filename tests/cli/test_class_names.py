@@ -97,6 +97,16 @@ def test_a_name_of_one_very_long_word_is_refused_with_its_line(tmp_path: Path) -
         read_class_names([], [], path)
 
 
+def test_a_file_of_very_many_names_is_refused_by_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("forest\nriver\ntown\n")
+    monkeypatch.setenv("TERRALIGN_LIMITS", "class_names=2")
+    with pytest.raises(DataError, match=r"names.txt has 3 names, more than the limit of 2 names"):
+        read_class_names([], [], path)
+
+
 def test_names_are_utf8_also_where_the_locale_is_ascii() -> None:
     given = "森林,Fluß".encode().decode("ascii", errors="surrogateescape")
     assert read_class_names([given], [], None) == ("森林", "Fluß")

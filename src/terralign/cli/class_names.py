@@ -115,4 +115,5 @@ def _read_file(path: Path) -> list[str]:
         found[name] = number
     if not found:
         raise click.UsageError(f"--labels-file {path} names no class")
+    require("class_names", len(found), f"--labels-file {path} has")
     return list(found)
