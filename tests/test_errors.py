@@ -70,3 +70,9 @@ def test_a_name_of_megabytes_has_no_nearest() -> None:
     start = time.process_time()
     assert nearest("x" * 10**7, ["B04", "y" * 10**7]).startswith("known: B04, yyy")
     assert time.process_time() - start < 1
+
+
+def test_a_very_long_path_is_shown_without_its_middle() -> None:
+    assert shown("/a/b\n") == "/a/b\\n"
+    path = "/".join(["x" * 100] * 39)
+    assert shown(path) == f"{path[:500]}...{path[-500:]}"

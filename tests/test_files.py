@@ -474,3 +474,21 @@ def test_a_place_for_a_folder_may_be_missing_or_a_link_to_one(tmp_path: Path) ->
     for place in ("new", "link", "link/new/deeper"):
         require_folder(tmp_path / place)
     require_folder(Path("new"))
+
+
+def test_a_pipe_is_read_to_its_end_and_without_a_writer_is_empty(tmp_path: Path) -> None:
+    pipe = tmp_path / "names.txt"
+    os.mkfifo(pipe)
+    assert read_text(pipe) == ""
+    reading, writing = os.pipe()
+
+    def write_later() -> None:
+        time.sleep(0.1)
+        os.write(writing, b"forest\n")
+        os.close(writing)
+
+    writer = threading.Thread(target=write_later)
+    writer.start()
+    assert read_text(Path(f"/dev/fd/{reading}")) == "forest\n"
+    writer.join()
+    os.close(reading)

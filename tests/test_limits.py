@@ -1,5 +1,8 @@
 """Limits of what readers take of one file."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from terralign.errors import DataError, RecipeError
@@ -64,3 +67,15 @@ def test_json_of_many_values_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(parse_json("[" + "1," * 98 + "1]", name="x")) == 99
     with pytest.raises(Exception, match="x holds 102 values, more than the limit of 100 values"):
         parse_json("[" + "[],".join("" for _ in range(51)) + "[]]", name="x")
+
+
+def test_the_documentation_lists_every_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    sizes = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+    def number(text: str) -> float:
+        value, _, unit = text.replace(",", "").partition(" ")
+        return float(value) * sizes.get(unit, 1)
+
+    assert {name: number(text) for name, text in rows.items()} == pytest.approx(LIMITS, rel=1e-3)

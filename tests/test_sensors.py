@@ -181,6 +181,22 @@ def test_a_wrong_sensor_file_is_one_clear_error(
     assert "\n" not in str(caught.value).strip()
 
 
+def test_a_sensor_of_very_many_bands_is_refused_by_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "hyper.toml"
+    bands = "".join(f'[[bands]]\nname = "b{number}"\n' for number in range(2_001))
+    path.write_text('name = "hyper"\nunit = "reflectance"\n' + bands)
+    with pytest.raises(SensorError, match=r"hyper.toml has 2,001 bands.*sensor_bands=2100"):
+        load_sensor(path)
+
+
+def test_a_long_key_is_shown_without_its_middle(tmp_path: Path) -> None:
+    path = tmp_path / "hyper.toml"
+    path.write_text(f'"{"k" * 10_000}" = 1\n' + SENSOR_TOML)
+    with pytest.raises(SensorError, match=r"unknown key 'k+\.\.\.k+'") as caught:
+        load_sensor(path)
+    assert len(str(caught.value)) < 1000
+
+
 def test_an_unknown_sensor_names_the_nearest() -> None:
     with pytest.raises(SensorError, match="did you mean 'sentinel2-l2a'"):
         find_sensor("sentinel-2-l2a")

@@ -178,5 +178,10 @@ def printable(text: str) -> str:
 
 
 def shown(path: object) -> str:
-    """A path as one line of printable characters, as errors show those that may hold any."""
-    return printable(str(path))
+    """A path as one line of printable characters, as errors show those that may hold any.
+
+    One of more than `_MAX_LENGTH` is shown without its middle.
+    """
+    text = str(path)
+    half = _MAX_LENGTH // 2
+    return printable(text if len(text) <= 2 * half else f"{text[:half]}...{text[-half:]}")

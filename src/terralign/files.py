@@ -229,7 +229,7 @@ def read_text(
     """
     name = f"{what} {path}".strip()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(limit(size) + 1)
     except OSError as error:
         raise fault(f"cannot read {name}: {error.strerror or error}") from error
@@ -239,6 +239,13 @@ def read_text(
         return decode_text(data)
     except ValueError as error:
         raise fault(f"cannot read {name}: {error}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a named pipe that nothing writes to as an empty file, where `open` would wait."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)  # of one that is written to, everything is read
+    return descriptor
 
 
 def decode_text(data: bytes) -> str:

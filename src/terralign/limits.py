@@ -28,6 +28,7 @@ LIMITS: dict[str, int] = {
     "checkpoint_records": 100_000,  # members of an archive that torch wrote: one for each tensor
     "checkpoint_values": 2_000_000,  # texts, numbers and the like in its pickle; a tensor is ten
     "chip_bytes": 1280 * 2**20,  # of pixels that are read at once, with their masks and copies
+    "class_names": 100_000,  # in one file, each of which the text tower embeds
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
     "folder_inputs": 100_000,  # inputs below one folder
@@ -55,6 +56,7 @@ LIMITS: dict[str, int] = {
     "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors
     "scene_windows": 4_000_000,  # that one scene is cut into
+    "sensor_bands": 2_000,  # of one sensor, with its composites
     "stac_assets": 1_000,  # of one STAC item
     "stac_items": 100_000,  # of one item collection
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
@@ -72,6 +74,7 @@ LIMITS: dict[str, int] = {
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
     "webp_alpha_pixels": 78_000_000,  # of one WebP with alpha, whose decoder holds four copies
     "weight_name_characters": 1000,  # of the name of one tensor in a file of weights
+    "word_characters": 1000,  # without a space, in a class name, prompt or caption
     "xml_bytes": 2 * 2**20,  # of one metadata file of a product
     "zip_file_bytes": 4 * 2**30,  # of one raster in an archive
     "zip_index_bytes": 16 * 2**20,  # names and sizes of the files in an archive

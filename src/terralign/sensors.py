@@ -12,6 +12,7 @@ S2A); quantification 10000 and the RADIO_ADD_OFFSET / BOA_ADD_OFFSET of processi
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,6 +24,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest, quoted
 from terralign.files import read_toml
+from terralign.limits import require
 from terralign.toml_values import explain
 
 Unit = Literal["reflectance", "dB", "intensity", "other"]
@@ -121,7 +123,7 @@ class Sensor:
     def resolve(self, spellings: Iterable[str]) -> tuple[str, ...]:
         """Canonical names of several spellings, in their order; a band named twice is an error."""
         names = tuple(self.band(spelling).name for spelling in spellings)
-        twice = {name for name in names if names.count(name) > 1}
+        twice = {name for name, number in Counter(names).items() if number > 1}
         if twice:
             raise SensorError(f"sensor {self.name!r}: band {', '.join(sorted(twice))} named twice")
         return names
@@ -326,14 +328,16 @@ def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor
         raise SensorError(
             f"{origin}: {sensor.name!r} is a built-in sensor; give yours another name"
         )
+    num_bands = len(sensor.bands) + len(sensor.composites)
+    require("sensor_bands", num_bands, f"{origin} has", fault=SensorError)
     spellings = [
         name
         for band in sensor.bands
         for name in {_simplify(one) for one in (band.name, *band.aliases)}
     ]
-    twice = next((name for name in spellings if spellings.count(name) > 1), None)
-    if twice is not None:
-        raise SensorError(f"{origin}: two bands answer to {twice!r}")
+    twice = [name for name, number in Counter(spellings).items() if number > 1]
+    if twice:
+        raise SensorError(f"{origin}: two bands answer to {quoted(twice[0])}")
     if sensor.possible is not None and not sensor.possible[0] < sensor.possible[1]:
         raise SensorError(
             f"{origin}: possible = {list(sensor.possible)}: expected [least, greatest]"

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from terralign.errors import RecipeError, StorageError, first_line, nearest
+from terralign.errors import RecipeError, StorageError, first_line, nearest, quoted
 from terralign.files import (
     name_of_folder,
     parse_toml,
@@ -98,7 +98,7 @@ def explain(error: ValidationError, model: type[Any]) -> str:
     where = ".".join(str(part) for part in place)
     if first["type"] in _UNKNOWN:
         fields = _fields_at(model, place[:-1])
-        return f"unknown key {where!r}; {nearest(str(place[-1]), fields)}"
+        return f"unknown key {quoted(where)}; {nearest(str(place[-1]), fields)}"
     if first["type"] == "missing":
         return f"key {where!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

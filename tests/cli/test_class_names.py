@@ -8,6 +8,7 @@ import click
 import pytest
 
 from terralign.cli.class_names import read_class_names, split_list
+from terralign.errors import DataError
 
 LAND = "Land principally occupied by agriculture, with significant areas of natural vegetation"
 
@@ -86,6 +87,23 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(
     path = tmp_path / "names.txt"
     path.write_bytes(content)
     with pytest.raises(click.UsageError, match=said):
+        read_class_names([], [], path)
+
+
+def test_a_name_of_one_very_long_word_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("forest\n" + "x" * 1001 + "\n")
+    with pytest.raises(DataError, match=r"names.txt, line 2, has a word of 1,001 characters"):
+        read_class_names([], [], path)
+
+
+def test_a_file_of_very_many_names_is_refused_by_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("forest\nriver\ntown\n")
+    monkeypatch.setenv("TERRALIGN_LIMITS", "class_names=2")
+    with pytest.raises(DataError, match=r"names.txt has 3 names, more than the limit of 2 names"):
         read_class_names([], [], path)
 
 

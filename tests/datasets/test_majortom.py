@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,11 @@ def test_a_real_cell(real_data: Path, tmp_path: Path) -> None:
     west, south, east, north = samples.place(9).bounds or (0, 0, 0, 0)
     assert 17 < west < east < 18.2
     assert -1 < south < north < 0.1
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "Core-S2L2A/images/part_00001.parquet"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match=r"part_00001.parquet.*it is no regular file"):
+        open_majortom_s2l2a(tmp_path, "all")

@@ -242,7 +242,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"pixels": numbers() / 10_000}, "digital numbers or reflectance.*Declare units"),
     ({"pixels": numbers() / 10_000, "units": "dn"}, "declared to be DN"),
     ({"units": "physical", "dn_offset": None}, "digital numbers or per cent"),
-    ({"units": "reflectance"}, 'units must be "dn" or "physical"'),
+    ({"units": "reflectance"}, 'units must be "dn", "physical" or "linear"'),
     ({"sensor": "sentinel2"}, "sentinel2"),
     ({"sensor": None}, "sensor is missing"),
     ({"labels": [0] * 6}, "class_names is missing"),

@@ -92,6 +92,14 @@ def test_a_text_longer_than_the_context_is_warned_of_once(
     assert f"({len(tiny_clip.tokenizer.encode(LONG)) + 2} tokens), and 2 more" in said  # type: ignore[attr-defined]
 
 
+def test_a_very_long_word_is_refused_since_tokenizers_square_its_length(
+    tiny_clip: ClipModel,
+) -> None:
+    with pytest.raises(DataError, match=r"has a word of 1,001 characters.*word_characters="):
+        embed_text(tiny_clip, ["forest", "a " + "x" * 1001])
+    embed_text(tiny_clip, ["forest", "a " + "x" * 1000])
+
+
 def test_a_prompt_longer_than_the_context_is_named(
     tiny_clip: ClipModel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -636,7 +636,7 @@ HOSTILE: dict[str, Hostile] = {
         width=9_000, height=9_000, dtype="float64", tiled=True, compress="zstd")),
     "geotiff-bands": Hostile("geotiff-none", _raster(count=60_000, width=1, height=1)),
     "geotiff-rgb-sparse": Hostile("geotiff-jpeg", _raster(
-        count=3, dtype="uint8", width=16_000, height=16_000, tiled=True, compress="deflate")),
+        count=3, dtype="uint8", width=2_000, height=2_000, tiled=True, compress="deflate")),
     "geotiff-huge-tile": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(tw=(322, 32_768), th=(323, 32_768))))),
     "geotiff-hugest-tile": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(tw=(322, 2**31 - 16), th=(323, 2**31 - 16))))),
     "geotiff-of-2-gpx": Hostile("geotiff-none", _put("scene.tif", _tagged(_tags(w=(256, 2**31 - 1), h=(257, 2**31 - 1))))),
@@ -712,7 +712,7 @@ HOSTILE: dict[str, Hostile] = {
     "csv-above": Hostile("csv", _change("samples.csv", "s2/1.tif", "../../victim")),
     "csv-date": Hostile("csv", _change("samples.csv", "2024-05-31,", "0001-01-01T00:00+23:59,")),
     "csv-fifo": Hostile("csv", _special("samples.csv", "fifo")),
-    "parquet-rows": Hostile("parquet", _rows(15_000_000)),
+    "parquet-rows": Hostile("geoparquet", _rows(15_000_000)),
     "parquet-long-text": Hostile("geoparquet", _table(
         text=lambda rows: pa.array(["x" * 300_000_000, *["y"] * (rows - 1)]))),
     "parquet-not-utf-8": Hostile("geoparquet", _table(
@@ -769,6 +769,12 @@ HOSTILE: dict[str, Hostile] = {
     "store-keys": Hostile("store", _store_row("key", lambda rows: pa.Array.from_buffers(
         pa.string(), rows, pa.array([b"\xff\xfe"] * rows).buffers()))),
     "store-dates": Hostile("store", _store_row("datetime", lambda rows: pa.array([2**62] * rows, pa.timestamp("us")))),
+    "parquet-fifo": Hostile("parquet", _special("samples.parquet", "fifo")),
+    "majortom-fifo": Hostile("majortom", _special("Core-S2L2A/images/part_00001.parquet", "fifo")),
+    "vectors-fifo": Hostile("vectors", _special("tiles.parquet", "fifo")),
+    "checkpoint-fifo": Hostile("checkpoint-zip", _special("weights.pt", "fifo")),
+    "safetensors-fifo": Hostile("checkpoint-safetensors", _special("weights.safetensors", "fifo")),
+    "space-fifo": Hostile("space", _special("model/space.json", "fifo")),
     "store-fifo": Hostile("store", _special("store/samples.parquet", "fifo")),
     "store-shard-fifo": Hostile("store", _special("store/shards/00000.safetensors", "fifo")),
     "store-shard-dev-zero": Hostile("store", _special("store/shards/00000.safetensors", "link", "/dev/zero")),

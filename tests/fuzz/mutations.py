@@ -533,7 +533,7 @@ def damage_folder(
 
 def _become(rng: Random, file: Path) -> str:
     """Put something else in the place of a file."""
-    what = rng.choice(("missing", "empty", "folder", "broken link", "link", "loop", "unreadable"))
+    what = rng.choice(("missing", "empty", "folder", "broken link", "link", "loop", "cut", "pipe"))
     content = file.read_bytes()
     file.unlink()
     if what == "empty":
@@ -546,6 +546,8 @@ def _become(rng: Random, file: Path) -> str:
         file.symlink_to(file.name)
     elif what == "link":
         file.symlink_to(os.path.relpath(file.parent, file.parent) + "/../" * 9 + "dev/null")
-    elif what == "unreadable":
+    elif what == "cut":
         file.write_bytes(content[:10])
+    elif what == "pipe":
+        os.mkfifo(file)
     return what

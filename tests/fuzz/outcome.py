@@ -184,7 +184,7 @@ def _hook(place: Path, sink: list[str]) -> Callable[[str, tuple[Any, ...]], None
                 writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
                 if writes and outside(path):
                     sink.append(f"outside: open {path!r}")
-                elif writes and isinstance(path, str) and os.path.islink(path):
+                elif writes and not flags & os.O_NOFOLLOW and os.path.islink(path):
                     sink.append(f"outside: open of a link {path!r}")
             elif event in _PLACES:
                 for number in _PLACES[event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 
 from terralign.errors import StorageError
 from terralign.files import read_lines
+from terralign.limits import require
 
 
 def read_class_names(
@@ -38,9 +40,9 @@ def read_class_names(
         found += _read_file(file)
     if not found:
         raise click.UsageError("name the classes: --labels, --label or --labels-file")
-    twice = next((name for name in found if found.count(name) > 1), None)
-    if twice is not None:
-        raise click.UsageError(f"class {twice!r} is given more than once; name each class once")
+    twice = [name for name, number in Counter(found).items() if number > 1]
+    if twice:
+        raise click.UsageError(f"class {twice[0]!r} is given more than once; name each class once")
     if len(found) == 1:
         raise click.UsageError(
             f'one class is given, {found[0]!r}; give at least two, as in --labels "forest,river"'
@@ -103,6 +105,8 @@ def _read_file(path: Path) -> list[str]:
             (name, *others) = split_list(name, f"--labels-file {path}, line {number},")
             if others:
                 raise click.UsageError(f"--labels-file {path}, line {number}: one name a line")
+        longest = max(map(len, name.split()))
+        require("word_characters", longest, f"--labels-file {path}, line {number}, has a word of")
         if name in found:
             raise click.UsageError(
                 f"--labels-file {path}: lines {found[name]} and {number} are both {name!r}; "
@@ -111,4 +115,5 @@ def _read_file(path: Path) -> list[str]:
         found[name] = number
     if not found:
         raise click.UsageError(f"--labels-file {path} names no class")
+    require("class_names", len(found), f"--labels-file {path} has")
     return list(found)

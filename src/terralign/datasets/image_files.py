@@ -115,7 +115,7 @@ def _list(
         with os.scandir(folder) as entries:
             listed = [(entry, entry.is_dir()) for entry in entries if entry.name[0] != "."]
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}") from error
+        raise DataError(f"cannot list {shown(folder)}: {error.strerror}") from error
     for entry, is_folder in listed:
         path = folder / entry.name
         if is_folder:

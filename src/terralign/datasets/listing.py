@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from terralign.errors import DataError
+from terralign.errors import DataError, shown
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def list_names(folder: Path, kind: Literal["files", "folders"]) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise DataError(f"cannot list {folder}: {error.strerror}") from error
+        raise DataError(f"cannot list {shown(folder)}: {error.strerror}") from error
 
 
 def require_all(

@@ -26,6 +26,7 @@ def open_parquet(path: Path, columns: Sequence[str], *, todo: str) -> Iterator[p
     `DataError`, with the remedy `todo`, where it lacks one, is damaged, or is no such file.
     """
     try:
+        _require_file(path)
         with pq.ParquetFile(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
@@ -46,6 +47,7 @@ def read_columns(
     declares is bounded first, then what is decoded. `check` raises where the names of all columns
     lack some. `DataError` beyond a limit, pyarrow's errors where the file is damaged.
     """
+    _require_file(path)
     _require_small_footer(path)
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
@@ -79,6 +81,12 @@ def _batches(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> Iterat
                 yield from list(compact.iter_batches(row_groups=[group], columns=wanted))
             except pa.ArrowNotImplementedError:  # lists of texts, some of them in no dictionary
                 yield from file.iter_batches(_LEAST_ROWS, row_groups=[group], columns=wanted)
+
+
+def _require_file(path: Path) -> None:
+    """Raise `OSError` for a named pipe or a device, which opening would wait for."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
 
 
 def _require_small_footer(path: Path) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import ModelError, RecipeError
+from terralign.errors import ModelError, RecipeError, quoted
 from terralign.files import hash_json, shipped_names
 from terralign.toml_values import read_named
 
@@ -53,7 +53,7 @@ def load_prompts(name: str) -> PromptSet:
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')
     if values:
-        raise RecipeError(f"prompt file {name}: unknown key {next(iter(values))!r}")
+        raise RecipeError(f"prompt file {name}: unknown key {quoted(next(iter(values)))}")
     return PromptSet(name=Path(name).stem, templates=tuple(templates))
 
 

@@ -24,8 +24,9 @@ from terralign.encoders.prompt_sets import PromptSet as PromptSet
 from terralign.encoders.prompt_sets import load_prompts as load_prompts
 from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
 from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
-from terralign.errors import DataError, ModelError, RecipeError
+from terralign.errors import DataError, ModelError, RecipeError, quoted
 from terralign.files import hash_json, set_aside
+from terralign.limits import require
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,13 @@ def finite(vectors: Tensor, *, what: str, source: str) -> Tensor:
 
 
 def tokenize(clip: ClipModel, texts: Sequence[str]) -> Tensor:
-    """(N, L) int64 tokens of N texts, with the warning of `embed_text`."""
+    """(N, L) int64 tokens of N texts, with the warning of `embed_text`.
+
+    `DataError` for a word whose length, which tokenizers square, is beyond the limit.
+    """
+    for text in texts:
+        longest = max(map(len, text.split()), default=0)
+        require("word_characters", longest, f"the text {quoted(text)} has a word of")
     tokens = clip.tokenizer(list(texts))
     shortened = shortened_texts(clip.tokenizer, texts, tokens)
     if shortened:

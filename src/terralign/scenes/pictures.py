@@ -219,7 +219,7 @@ def no_picture(head: bytes, *, read: str = _READ) -> str:
 def _open_picture(file: IO[bytes], what: str) -> Iterator[tuple[Image.Image, bool]]:
     """The picture, not yet decoded, and whether it is a TIFF with a mask or no-data number.
 
-    What fails for want of memory within the block is a fault of the file.
+    What fails within the block because memory is short is a fault of the file.
     """
     head = file.read(HEAD_BYTES)
     file.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def student_bands(
     """
     if settings.bands is not None:
         bands = tuple(_known_band(spelling, sensors) for spelling in settings.bands)
-        twice = [band for band in bands if bands.count(band) > 1]
+        twice = [band for band, number in Counter(bands).items() if number > 1]
         if twice:
             raise SensorError(f"the student's bands name {twice[0]} twice; leave one out")
     else:

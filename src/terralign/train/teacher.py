@@ -231,7 +231,7 @@ def _compute_blocks(
 
 
 def _begun(partial: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any] | None:
-    """The views of an interrupted call; None where there are none, or they are damaged."""
+    """The views of an interrupted call; None without any, or where they are damaged."""
     if partial.is_symlink() or not partial.is_file():
         return None
     try:

@@ -23,7 +23,7 @@ from terralign.datasets.declared.table import TableDeclaration, TableSensor, ope
 from terralign.datasets.declared.webdataset import TarDeclaration, TarSensor, open_tars
 from terralign.datasets.facts import DatasetFacts
 from terralign.datasets.sample import WHOLE_SPLITS, SampleSet
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError, nearest, quoted
 from terralign.files import read_toml
 from terralign.scenes.pictures import Size
 from terralign.toml_values import explain
@@ -61,7 +61,7 @@ def _reader_of(values: Mapping[str, Any], path: Path) -> str:
     if "reader" not in values:
         misspelt = difflib.get_close_matches("reader", values, n=1)
         if misspelt:
-            raise DataError(f"{path}: unknown key {misspelt[0]!r}; did you mean 'reader'?")
+            raise DataError(f"{path}: unknown key {quoted(misspelt[0])}; did you mean 'reader'?")
         raise DataError(f"{path}: key 'reader' is missing; it is one of {', '.join(READERS)}")
     reader = values["reader"]
     if reader not in READERS:
