@@ -80,6 +80,11 @@ def test_the_folder_of_the_file_comes_before_the_data_root(tmp_path: Path) -> No
     )
 
 
+def test_a_path_that_is_not_found_is_shown_in_printable_characters(tmp_path: Path) -> None:
+    paths = TomlPaths.beside(tmp_path / "x.toml")
+    assert paths.not_found("a\n\u202eb").startswith(r"a\n\u202eb not found; looked in")
+
+
 def test_a_recipe_finds_its_files_from_any_working_directory(project: Path) -> None:
     recipe = load_recipe(str(project / "r.toml"), data_root=project.parent / "data")
     assert recipe.patch is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from terralign.errors import RecipeError
+from terralign.errors import RecipeError, shown
 
 PATH_KEYS = frozenset({"data", "prompts", "average_prompts", "sensors", "model", "initial"})
 """The keys of recipes and suites whose texts, or lists of texts, may be paths."""
@@ -65,12 +65,12 @@ class TomlPaths:
     def not_found(self, written: str | Path) -> str:
         """The error text for a path that was not found, with the places that were searched."""
         if Path(written).is_absolute():
-            return f"{written} not found"
+            return f"{shown(written)} not found"
         places = [] if self.folder is None else [str(self.folder)]
         if self.data_root is not None:
             places.append(f"the data root {self.data_root}")
         hint = "" if self.data_root is not None else "; no data root was given to look in"
-        return f"{written} not found; looked in {' and '.join(places) or 'no folder'}{hint}"
+        return f"{shown(written)} not found; looked in {' and '.join(places) or 'no folder'}{hint}"
 
     def resolve(self, values: Any, *, names: Container[str] = ()) -> Any:
         """A copy of a TOML file's values, its paths absolute. `names`: of data sets.

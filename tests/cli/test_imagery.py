@@ -17,7 +17,16 @@ import rasterio
 import torch
 from click.testing import CliRunner, Result
 
-from imagery import NEW_PRODUCT, S2, dn, space_of, write_geotiff, write_picture, write_product
+from imagery import (
+    NEW_PRODUCT,
+    NO_OFFSET,
+    S2,
+    dn,
+    space_of,
+    write_geotiff,
+    write_picture,
+    write_product,
+)
 from terralign.cli import main
 from terralign.cli.checks import check_sensor
 from terralign.encoders.clip.load import ClipModel
@@ -417,15 +426,29 @@ def test_a_run_folder_names_its_space(model: Path, tmp_path: Path) -> None:
     assert f"its space is {tmp_path / 'run' / 'model'}" in _call("info", tmp_path / "run").stderr
 
 
+def _printed(*arguments: object) -> str:
+    """What a command of its own process prints on stderr."""
+    script = "import sys; from terralign.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_what_gdal_says_of_bytes_that_are_no_text_is_not_printed(
+    model: Path, tmp_path: Path
+) -> None:
+    path = write_geotiff(tmp_path / "a.tif", dn(32), S2.band_names, tags=NO_OFFSET)
+    data = path.read_bytes()
+    assert data.count(b"<GDALMetadata>") == 1
+    path.write_bytes(data.replace(b"<GDALMetadata>", b"<GDALMetad\xfft>>"))
+    said = _printed("classify", model, path, "--sensor", S2.name, "--dn-offset", "0",
+                    "--labels", "forest,river")  # fmt: skip
+    assert "Traceback" not in said
+
+
 def test_what_pillow_warns_of_is_not_printed(model: Path, tmp_path: Path) -> None:
     photo = write_picture(tmp_path / "photo.png")
     data = photo.read_bytes()
     frames = b"acTL" + bytes(8)  # an animation of no picture
     chunk = b"\0\0\0\x08" + frames + zlib.crc32(frames).to_bytes(4)
     photo.write_bytes(data[:33] + chunk + data[33:])
-    script = "import sys; from terralign.cli import main; main(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "classify", model, photo, "--labels", "forest,river"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "PIL" not in done.stderr
+    assert "PIL" not in _printed("classify", model, photo, "--labels", "forest,river")

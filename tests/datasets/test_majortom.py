@@ -230,6 +230,15 @@ def test_a_damaged_or_hostile_cell_is_one_line(
     assert "\n" not in str(fault.value)
 
 
+def test_a_band_of_dates_is_one_line(tmp_path: Path, flat: dict[str, Any]) -> None:
+    path = write_part(tmp_path, [named(flat, NEW)])
+    table = pq.read_table(path)
+    dates = pa.array([-(2**30)], pa.date32())
+    pq.write_table(table.set_column(table.schema.get_field_index("B05"), "B05", dates), path)
+    with pytest.raises(DataError, match=r"row 0 \(391U_536R\) is damaged: days=-1073741824"):
+        read_first(tmp_path)
+
+
 @pytest.mark.realdata
 def test_a_real_cell(real_data: Path, tmp_path: Path) -> None:
     scene = next((real_data / "scenes").glob("S2A_MSIL2A_20220706*"))

@@ -106,6 +106,9 @@ def _child(entry: Entry, place: Path, damage: Callable[[Path], Sequence[str]]) -
     for quiet in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", quiet)
     warnings.filterwarnings("ignore", module="PIL")  # Python shows them to callers from Python
+    sys.unraisablehook = lambda fault: (
+        None if str(fault.object).startswith("rasterio.") else sys.__unraisablehook__(fault)
+    )
     result = open(place / "result", "w")  # noqa: SIM115
     sink: list[str] = []
     start_mb = _memory("VmRSS")

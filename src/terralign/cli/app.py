@@ -123,6 +123,13 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     for name in ("huggingface_hub", "httpx", "matplotlib", "rasterio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of the same kind
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(fault: Any) -> None:
+    """As Python does, but for GDAL's messages with bytes that are no text, which rasterio drops."""
+    if not str(fault.object).startswith("rasterio."):
+        sys.__unraisablehook__(fault)
 
 
 def say_loading(model: str) -> None:

@@ -38,7 +38,7 @@ from terralign.datasets.file_set import FileSet
 from terralign.datasets.parquet import open_parquet, require_small
 from terralign.datasets.published.geotiffs import require_form, window_bounds
 from terralign.datasets.sample import Place, require_split
-from terralign.errors import DataError, SensorError, SplitError
+from terralign.errors import DataError, SensorError, SplitError, first_line
 from terralign.scenes.geotiff import open_geotiff_bytes
 from terralign.scenes.places import product_datetime
 from terralign.scenes.resolution import read_enlarged
@@ -218,7 +218,11 @@ def _read_bands(cell: _Cell, bands: tuple[str, ...]) -> Mapping[str, bytes]:
     """Band -> the bytes of its GeoTIFF; a few cells are kept, whose windows follow one another."""
     with open_parquet(cell.part, bands, todo=DOWNLOAD) as file:
         require_small(file, [cell.group], bands, MAX_ROW_BYTES, cell)
-        [row] = file.read_row_group(cell.group, columns=list(bands)).to_pylist()
+        table = file.read_row_group(cell.group, columns=list(bands))
+    try:
+        [row] = table.to_pylist()
+    except (ValueError, OverflowError) as error:  # texts and dates that Python cannot hold
+        raise DataError(f"{cell} is damaged: {first_line(error)}; {DOWNLOAD}") from error
     for band in bands:
         if not isinstance(row[band], bytes):
             raise DataError(f"{cell}: {band} holds no bytes; {DOWNLOAD}")
