@@ -258,8 +258,8 @@ def _write_raster(
 def _classify_scene(folder: Path, **declared: Any) -> None:
     space = shared().space
     path = folder / "scene.tif"
-    space.classify(ta.open_scene(path, sensor=S2, **declared).read(), LABELS, prompts=["{}"])
     space.classify(path, LABELS, sensor=S2, prompts=["{}"], **declared)
+    space.classify(ta.open_scene(path, sensor=S2, **declared).read(), LABELS, prompts=["{}"])
 
 
 def _classify_rgb_scene(folder: Path) -> None:

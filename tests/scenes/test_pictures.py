@@ -481,3 +481,14 @@ def test_overviews_are_no_pages(tmp_path: Path) -> None:
     with rasterio.open(path, "r+") as file:
         file.build_overviews([2, 4])
     assert decode_rgb(path).dtype == np.uint8
+
+
+def test_a_damaged_profile_behind_the_pixels_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(path)
+    profile = b"iCCPname\0"
+    chunk = (len(profile) - 4).to_bytes(4) + profile + zlib.crc32(profile).to_bytes(4)
+    data = path.read_bytes()
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    with pytest.raises(DataError, match=r"photo.png is damaged: index out of range"):
+        read_chip(path)

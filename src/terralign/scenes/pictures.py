@@ -44,8 +44,13 @@ _IMAGE_FAULTS = (
     ValueError,
     EOFError,
     struct.error,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
     Image.DecompressionBombWarning,
 )
+"""What Pillow raises of damaged files: its readers are Python that believes what files say."""
 
 Picture = NDArray[np.uint8] | NDArray[np.float32]
 """(3, H, W): uint8, or float32 0-255 with NaN where there is no data."""

@@ -63,10 +63,10 @@ def _reader_of(values: Mapping[str, Any], path: Path) -> str:
         if misspelt:
             raise DataError(f"{path}: unknown key {quoted(misspelt[0])}; did you mean 'reader'?")
         raise DataError(f"{path}: key 'reader' is missing; it is one of {', '.join(READERS)}")
-    reader = values["reader"]
+    reader = str(values["reader"])
     if reader not in READERS:
-        raise DataError(f"{path}: unknown reader {reader!r}; {nearest(str(reader), READERS)}")
-    return str(reader)
+        raise DataError(f"{path}: unknown reader {quoted(reader)}; {nearest(reader, READERS)}")
+    return reader
 
 
 def declared_facts(
