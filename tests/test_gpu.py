@@ -239,9 +239,7 @@ def test_a_compiled_student_learns_the_same(
 def test_a_stopped_run_ends_in_the_bits_of_the_unbroken_one(
     clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if DEVICE == "cuda":
-        compute.compute_deterministically()
-    try:
+    with compute.computing(inference="fp32", deterministic=True):
         whole, log = _align(clip, scenes, tmp_path / "a")
         taken = []
 
@@ -256,8 +254,6 @@ def test_a_stopped_run_ends_in_the_bits_of_the_unbroken_one(
             with pytest.raises(Interrupted):
                 _align(clip, scenes, tmp_path / "b")
         assert _align(clip, scenes, tmp_path / "b") == (whole, log)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_samples(

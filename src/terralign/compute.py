@@ -137,19 +137,46 @@ def inferring(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def in_precision(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Compute in a precision within the block, whatever is set around it."""
+    """Compute in a precision within the block, whatever is set around it.
+
+    A backward pass belongs into `products_in` alone: autocast is part of what it goes back over.
+    """
+    with (
+        products_in(precision),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        yield
+
+
+@contextmanager
+def products_in(precision: Precision) -> Iterator[None]:
+    """CUDA's products of float32 numbers in TF32 within the block, or not."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
     try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            yield
+        yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def compute_deterministically() -> None:
-    """Have CUDA give the same bits each time; operations that cannot raise `RuntimeError`."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+@contextmanager
+def computing(*, inference: Precision, deterministic: bool) -> Iterator[None]:
+    """A run's way of computing within the block: see `choose_inference`; `deterministic`: CUDA
+    gives the same bits each time, and operations that cannot raise `RecipeError`."""
+    before = _Chosen.inference, torch.are_deterministic_algorithms_enabled()
+    choose_inference(inference)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if deterministic and "deterministic" in str(error):
+            raise RecipeError(
+                f"deterministic = true: {first_line(error)}; leave it out, or start a new process"
+            ) from error
+        raise
+    finally:
+        choose_inference(before[0])
+        torch.use_deterministic_algorithms(before[1])

@@ -75,6 +75,7 @@ def feed(
     with closing(
         read_ahead(read_pinned, items, depth=depth, num_threads=readers, initializer=compute_alone)
     ) as raws:
+        stream.wait_stream(torch.cuda.current_stream(device))  # what `make` uses may be made there
 
         def made() -> Generator[tuple[Made, Any], None, None]:
             for raw in raws:

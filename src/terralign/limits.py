@@ -31,7 +31,7 @@ LIMITS: dict[str, int] = {
     "class_names": 100_000,  # in one file, each of which the text tower embeds
     "folder_depth": 32,  # of folders within folders; deeper ones are skipped
     "folder_entries": 2_000_000,  # files and folders below one folder
-    "folder_inputs": 100_000,  # inputs below one folder
+    "folder_inputs": 1_000_000,  # inputs below one folder
     "geometry_points": 100_000,  # of one footprint
     "index_parts": 1_000_000,  # of one folder of embedded scenes
     "index_rows": 2_000_000_000,  # windows of one folder of embedded scenes
@@ -60,8 +60,8 @@ LIMITS: dict[str, int] = {
     "stac_assets": 1_000,  # of one STAC item
     "stac_items": 100_000,  # of one item collection
     "study_runs": 2_000,  # variants times seeds, each of which is checked before the first runs
-    "table_bytes": 256 * 2**20,  # of the columns that are read of one table, decoded
-    "table_rows": 3_000_000,  # of one table
+    "table_bytes": 512 * 2**20,  # of the columns that are read of one table, decoded
+    "table_rows": 10_000_000,  # of one table
     "table_values": 10_000_000,  # texts, and values in lists, in the columns that are read of it
     "tars": 100_000,  # that the patterns of one split name
     "text_bytes": 16 * 2**20,  # of any other text file
@@ -117,7 +117,10 @@ def enough_memory(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+        of_device = type(error).__name__ == "OutOfMemoryError"  # torch's; it is not imported here
+        if isinstance(error, RuntimeError) and not (
+            of_device or "DefaultCPUAllocator" in str(error)
+        ):
             raise
         reason = f" ({printable(str(error))[:100]})" if isinstance(error, MemoryError) else ""
         reason = "" if reason == " ()" else reason

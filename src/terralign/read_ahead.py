@@ -43,7 +43,12 @@ def read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def drawn_ahead(items: Generator[Item, None, None], *, depth: int) -> Generator[Item, None, None]:
+def drawn_ahead(
+    items: Generator[Item, None, None],
+    *,
+    depth: int,
+    initializer: Callable[[], None] | None = None,
+) -> Generator[Item, None, None]:
     """The items of a generator, which a background thread draws up to `depth` ahead.
 
     An exception of the generator is raised where its item is due. It is closed at the end.
@@ -52,8 +57,9 @@ def drawn_ahead(items: Generator[Item, None, None], *, depth: int) -> Generator[
     def draw(_: None) -> list[Item]:
         return list(itertools.islice(items, 1))
 
-    with closing(items), closing(read_ahead(draw, itertools.repeat(None), depth=depth)) as drawn:
-        for found in drawn:
+    stream = read_ahead(draw, itertools.repeat(None), depth=depth, initializer=initializer)
+    with closing(items), closing(stream):
+        for found in stream:
             if not found:
                 return
             yield found[0]

@@ -137,8 +137,10 @@ class KeptInMemory(Wrapped):
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
         with self._lock:
             missing = np.unique(indices[~self._have[indices]])
+        found = self._samples.read(missing) if len(missing) else {}  # others read meanwhile
+        with self._lock:
             if len(missing):
-                for sensor, pixels in self._samples.read(missing).items():
+                for sensor, pixels in found.items():
                     if sensor not in self._pixels:
                         shape = (len(self), *pixels.shape[1:])
                         self._pixels[sensor] = np.empty(shape, dtype=pixels.dtype)

@@ -61,7 +61,3 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     if version in ((2, 0), (3, 0)):  # which differ in names of fields, and numbers have none
         return np.lib.format.read_array_header_2_0(file)
     raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")
-
-
-def _damaged(what: str, error: BaseException) -> str:
-    return f"{what} is damaged or no NumPy file ({first_line(error)}); copy it again"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window
+from terralign.compute import compute_alone
 from terralign.encoders.inputs import (
     Inputs,
     Source,
@@ -93,18 +94,30 @@ def embed_each(
     if tower is not None:
         space.input_spec(tower)
     read = _read_each(space, inputs, declared, tower, window, errors, batch_size)
-    return _embed_each(space, read, normalize=normalize)
+    return _embed_each(space, read, errors, normalize=normalize)
 
 
 def _embed_each(
-    space: EmbeddingSpace, read: Generator[_Read, None, None], *, normalize: bool
+    space: EmbeddingSpace, read: Generator[_Read, None, None], errors: Errors, *, normalize: bool
 ) -> Iterator[EmbeddedChip | Fault]:
     """Embed what a background thread reads, a batch ahead."""
     ready: list[EmbeddedChip] = []  # a source that fails half-way gives its fault alone
-    with closing(drawn_ahead(read, depth=1)) as stream:
+    failed: set[int] = set()
+    with closing(drawn_ahead(read, depth=1, initializer=compute_alone)) as stream:
         for one in stream:
             if isinstance(one, list):
-                ready += _embed_batch(space, one, normalize=normalize)
+                chips = [chip for chip in one if chip.source_number not in failed]
+                try:
+                    ready += list(_embed_batch(space, chips, normalize=normalize))
+                except DataError as error:
+                    if errors == "raise":
+                        raise
+                    sources = {chip.source_number: chip.of["source_key"] for chip in chips}
+                    failed |= sources.keys()
+                    ready = [chip for chip in ready if chip.source_number not in sources]
+                    yield from (as_fault(key, error) for key in sources.values())
+                continue
+            if one.source_number in failed:
                 continue
             if one.fault is not None:
                 ready = [chip for chip in ready if chip.source_number != one.source_number]
@@ -118,6 +131,8 @@ def _embed_each(
 def _embed_batch(
     space: EmbeddingSpace, chips: list[_Waiting], *, normalize: bool
 ) -> Iterator[EmbeddedChip]:
+    if not chips:
+        return
     tower = chips[0].tower
     pixels = chips[0].pixels[None]
     if len(chips) > 1:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window, make_layout
+from terralign.compute import compute_alone
 from terralign.encoders.embedding import check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
 from terralign.encoders.pixels import ready_pixels
@@ -491,7 +492,7 @@ class _Work:
         reading = self._read(source, tower, plan.windows)
         with (
             Progress(label, total=len(plan.windows), unit="window") as progress,
-            closing(drawn_ahead(reading, depth=READ_AHEAD)) as batches,
+            closing(drawn_ahead(reading, depth=READ_AHEAD, initializer=compute_alone)) as batches,
         ):
             for batch in batches:
                 num_invalid += batch.num_invalid

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from terralign import progress
-from terralign.compute import choose_device, choose_inference, compute_deterministically
+from terralign.compute import choose_device, computing
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.fingerprint import describe_layout
 from terralign.datasets.sample import SampleSet, pixels_id
@@ -111,7 +111,8 @@ def run_recipe(
             rows = read_rows(results)
             return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
         run = _Run(recipe, folder, data_root, choose_device(device), stores, cache)
-        rows = run.run()
+        with computing(inference=recipe.inference, deterministic=recipe.deterministic):
+            rows = run.run()
         return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
 
 
@@ -162,9 +163,6 @@ class _Run:
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
-        choose_inference(self.recipe.inference)
-        if self.recipe.deterministic:
-            compute_deterministically()
         if (settings := self.recipe.base.pretrain) is None:
             base = self._existing_base()
             self._open(picture_size(base.input_spec()))

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import PixelLayout
 from terralign.errors import NumbersError
 from terralign.sensors import SENTINEL2_DN_OFFSET, Sensor
 
@@ -70,11 +70,6 @@ Verdict = Literal["agrees", "contradicts", "undecidable"]
 
 _warned: set[tuple[str, ...]] = set()
 _lock = threading.Lock()
-
-
-def check_chip(chip: Chip, *, origin: str) -> None:
-    """`check_numbers` of one chip; `origin` is what errors and warnings call it."""
-    check_numbers([(chip.pixels, chip.valid)], chip.layout, origin=origin)
 
 
 def check_numbers(

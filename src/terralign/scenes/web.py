@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -22,7 +23,11 @@ def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = N
     `DataError` where the server does not answer so, or with more than the limit `json_bytes`.
     """
     what = printable(url.split("?", 1)[0])
-    if urlsplit(url).scheme not in ("http", "https"):
+    try:
+        known = urlsplit(url).scheme in ("http", "https")
+    except ValueError:
+        known = False
+    if not known:
         raise DataError(f"{what!r} is no http or https address")
     data = None if body is None else json.dumps(body).encode()
     all_headers = {"Accept": "application/geo+json, application/json", "User-Agent": "terralign"}
@@ -32,10 +37,13 @@ def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = N
     try:
         with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
             content = answer.read(limit("json_bytes") + 1)
+            length = answer.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:
         raise DataError(f"{what} answers {error.code} {printable(str(error.reason))}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"{what} does not answer: {first_line(error)}") from error
+    if length.isdecimal() and len(content) < min(int(length), limit("json_bytes")):
+        raise DataError(f"{what} broke off after {len(content)} of {length} bytes; try again")
     require("json_bytes", len(content), f"{what} answers with")
     try:
         text = content.decode("utf-8-sig")

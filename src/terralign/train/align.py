@@ -43,8 +43,8 @@ from terralign.train.losses import (
     label_loss,
     start_calibration,
 )
+from terralign.train.settings import WITHOUT_EFFECT, LabelLoss
 from terralign.train.settings import AlignSettings as AlignSettings
-from terralign.train.settings import LabelLoss
 from terralign.train.student import student_layout
 from terralign.train.student_validation import validation_value
 from terralign.train.teacher import (
@@ -241,7 +241,7 @@ def align_depends(
         "teacher": clip.anchor_id(),
         "student": student.tower_id(),
         "sources": [source.identity() for source in sources],
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "losses": _losses(settings, sources),
         "anchors": None if anchors is None else hash_state({"anchors": anchors}),
         "validation": None if validation is None else validation.identity(),

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from terralign.encoders.clip.pickles import read_pickled
-from terralign.errors import ModelError, RecipeError, StorageError, counted, first_line
+from terralign.errors import (
+    ModelError,
+    RecipeError,
+    StorageError,
+    TrainingError,
+    counted,
+    first_line,
+)
 from terralign.files import atomic_path, write_text
 from terralign.limits import limit, require
 
@@ -125,8 +132,9 @@ def training_state(
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state_all()
+    device = next(module.parameters()).device
+    if device.type == "cuda":
+        state["cuda_rng"] = torch.cuda.get_rng_state(device)
     return state
 
 
@@ -139,6 +147,11 @@ def restore(
         return 0, None
     try:
         step, best = _resume(state, module, optimizer)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device has too little memory to resume ({first_line(error)}); free some, or set "
+            "accumulate or gradient_checkpointing"
+        ) from error
     except _OF_OTHER_FORM as error:
         raise _damaged(checkpoints.last, error) from error
     logger.info("resuming after step %d (%s)", step, checkpoints.last)
@@ -172,10 +185,18 @@ def _resume(
         )  # fmt: skip
         torch.set_num_threads(state["threads"])
     module.load_state_dict(state["model"])
+    fused = [group.get("fused") for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, own in zip(optimizer.param_groups, fused, strict=True):
+        group["fused"] = own  # that of this device, which may be another one now
+    for value, kept in optimizer.state.items():
+        for name, one in kept.items():
+            if isinstance(one, Tensor) and one.shape == value.shape:
+                kept[name] = torch.empty_like(value).copy_(one)  # in the layout of the weights
     torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
+    device = next(module.parameters()).device
+    if "cuda_rng" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
     return int(state["step"]), state["best"]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from terralign.compute import in_precision
+from terralign.compute import in_precision, products_in
 from terralign.errors import Interrupted, RecipeError, TrainingError
 from terralign.feed import Raw, feed
 from terralign.files import hash_json
@@ -305,10 +305,11 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     figures: list[tuple[str, Tensor, float]] = []
     for part in batch.split(min(settings.accumulate, len(batch))):
-        with in_precision(settings.precision, part.pixels.device):
-            loss, of_part = learner(part)
         share = len(part) / len(batch)
-        (loss * share).backward()
+        with products_in(settings.precision):
+            with in_precision(settings.precision, part.pixels.device):
+                loss, of_part = learner(part)
+            (loss * share).backward()
         figures.append(("loss", loss.detach(), share))
         figures += [(name, value.detach(), share) for name, value in of_part.items()]
     trainable = [value for value in learner.parameters() if value.requires_grad]
@@ -353,18 +354,15 @@ class _Journal:
         """Read and log all; `TrainingError` for the first step that was not finite."""
         taken, self._taken = self._taken, []
         numbers = iter(_read([value for one in taken for _, value, _ in one.figures]))
-        rows = []
+        waited = sum(one.waited for one in taken)
+        training = max(time.monotonic() - self._since - waited, 1e-9)
+        self.restart()
+        rate = sum(len(one.batch) for one in taken) / training
         for one in taken:
             figures: dict[str, float] = {}
             for name, _, share in one.figures:
                 figures[name] = figures.get(name, 0.0) + next(numbers) * share
             self._check(one, figures)
-            rows.append((one, figures))
-        waited = sum(one.waited for one in taken)
-        training = max(time.monotonic() - self._since - waited, 1e-9)
-        self.restart()
-        rate = sum(len(one.batch) for one in taken) / training
-        for one, figures in rows:
             of_source = f" ({one.batch.title})" if one.batch.title else ""
             values = {
                 "lr": one.rate, **figures,

@@ -23,6 +23,7 @@ from terralign.feed import Raw
 from terralign.preprocess import apply_views, draw_views, make_ready, scale_composite
 from terralign.train.loop import Batch, fit
 from terralign.train.losses import Context, infonce
+from terralign.train.settings import WITHOUT_EFFECT
 from terralign.train.settings import PretrainSettings as PretrainSettings
 
 MAX_LOG_SCALE = math.log(100)
@@ -120,7 +121,7 @@ def pretrain_depends(
     """All that the pretrained CLIP depends on, as hashes and names."""
     return {
         "stage": "pretrain",
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "data": samples.fingerprint,
         "seed": seed,
     }

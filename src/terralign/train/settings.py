@@ -16,6 +16,11 @@ from terralign.sensors import Sensor
 LabelLoss = Literal["cross_entropy", "bce", "calibrated_bce"]
 
 
+WITHOUT_EFFECT = {"compile", "gradient_checkpointing"}
+"""Settings that change how fast something is computed, and not what: a run may be resumed with
+others."""
+
+
 class LoopSettings(BaseModel):
     """How long and how fast to train. The learning rate warms up linearly, then follows a cosine
     to zero over exactly the steps of the run."""
@@ -54,7 +59,7 @@ class LoopSettings(BaseModel):
 
     def values_of(self, kind: type[LoopSettings]) -> dict[str, Any]:
         """The values of the fields that `kind`, a class that this one derives from, has."""
-        return self.model_dump(mode="json", include=set(kind.model_fields))
+        return self.model_dump(mode="json", include=set(kind.model_fields) - WITHOUT_EFFECT)
 
 
 # Before both stages
