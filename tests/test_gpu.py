@@ -225,7 +225,6 @@ def test_every_way_of_training_learns(
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
 
 
-@pytest.mark.slow
 def test_a_compiled_student_learns_the_same(
     clip: ClipModel, scenes: SyntheticSet, tmp_path: Path
 ) -> None:
