@@ -446,18 +446,12 @@ def _killed_again_and_again(
     return num_killed
 
 
-@pytest.mark.parametrize(
-    ("kills", "size"), [(4, 80), pytest.param(20, 160, marks=pytest.mark.slow)]
-)
-def test_killed_processes_leave_the_same_bytes(
-    model: Path, tmp_path: Path, kills: int, size: int
-) -> None:
-    paths = [write_scene(tmp_path / f"{n}.tif", size, seed=n) for n in range(6)]
+@pytest.mark.slow
+def test_killed_processes_leave_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    paths = [write_scene(tmp_path / f"{n}.tif", 160, seed=n) for n in range(6)]
     _embed_in_process(model, paths, tmp_path / "whole")
-    killed = _killed_again_and_again(
-        model, paths, tmp_path / "out", kills=kills, seconds=2.5 if kills < 10 else 6
-    )
-    assert killed >= kills // 4
+    killed = _killed_again_and_again(model, paths, tmp_path / "out", kills=20, seconds=6)
+    assert killed >= 5
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
