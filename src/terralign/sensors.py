@@ -306,7 +306,7 @@ def find_sensor(name: str, own: Mapping[str, Sensor] = MappingProxyType({})) -> 
     if name.endswith(".toml"):
         return load_sensor(Path(name))
     raise UnknownSensorError(
-        f"unknown sensor {name!r}; {nearest(name, known)} (or the path of a .toml file)"
+        f"unknown sensor {quoted(name)}; {nearest(name, known)} (or the path of a .toml file)"
     )
 
 

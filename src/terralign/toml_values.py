@@ -54,7 +54,9 @@ def read_named(what: str, name_or_path: str, *, others: Sequence[str] = ()) -> d
     if name_or_path.endswith(".toml"):
         return read_toml(Path(name_or_path), what=what, fault=RecipeError)
     hint = nearest(name_or_path, [*names, *others])
-    raise RecipeError(f"unknown {what} {name_or_path!r}; {hint} (or the path of a .toml file)")
+    raise RecipeError(
+        f"unknown {what} {quoted(name_or_path)}; {hint} (or the path of a .toml file)"
+    )
 
 
 FolderName = Annotated[str, AfterValidator(name_of_folder)]

@@ -85,6 +85,13 @@ def _counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[An
     return calls
 
 
+def test_a_recipe_that_is_unknown_is_told_with_the_study(folder: Path) -> None:
+    path = folder / "astray.toml"
+    path.write_text('name = "astray"\nrecipe = "quikstart"\nvary = { "patch.lr" = [1e-3] }\n')
+    with pytest.raises(RecipeError, match="study astray: unknown recipe 'quikstart'; did you mean"):
+        plan_study(load_study(str(path)))
+
+
 SHARING = """
 stage = "patch"
 vary = { "patch.max_supported_drop" = [0.5, 0.0] }

@@ -95,6 +95,7 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
     ("old", "new", "message"),
     [
         ("prompts", "prompt", r"unknown key 'prompt'; did you mean 'prompts'"),
+        ('"rgb"', '"rgbb"', r"harbours.toml: unknown sensor 'rgbb'; did you mean 'rgb'"),
         ('"folder"', "{ a = 1 }", r"unknown reader \"\{'a': 1\}\"; known"),
         ('"folder"', '"zip"', r"unknown reader 'zip'; known: folder, shards, table"),
         ('name = "harbours"', "", r"key .name. is missing"),

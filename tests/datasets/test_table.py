@@ -303,6 +303,7 @@ def test_rows_of_no_declared_split_are_named_once(
     ("old", "new", "message"),
     [
         ('column = "s2"', 'colum = "s2"', r"sensors.sentinel2-l2a: unknown key 'colum'; did you m"),
+        ('column = "crop"', f'column = "{"x" * 999}"', r"has no column 'x{60}\.\.\.x{60}'"),
         ('column = "crop"', 'column = "corp"', r"has no column 'corp'; did you mean 'crop'"),
         ("[columns]", "[colums]", r"unknown key 'colums'; did you mean 'columns'"),
         ('key = "id"', 'ky = "id"', r"unknown key 'columns.ky'; did you mean 'key'"),

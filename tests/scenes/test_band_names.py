@@ -223,3 +223,12 @@ def test_alpha_is_no_band(tmp_path: Path) -> None:
     assert read_chip(path).bands == RGB.band_names
     assert levels(path, bands=["B04", "B03", "B02"]) == {"B04": 10, "B03": 20, "B02": 30}
     assert len(levels(path, bands=["B04", "B03", "B02", "B08"])) == 4
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", ["B2", "B3", "B4"])
+    data = path.read_bytes()
+    assert data.count(b">B3<") == 1
+    path.write_bytes(data.replace(b">B3<", b">\xff3<"))
+    with pytest.raises(DataError, match=r"a.tif is damaged: 'utf-8' codec can't decode"):
+        read_chip(path, sensor=SENSORS["sentinel2-l2a"], dn_offset=0)

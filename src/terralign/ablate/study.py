@@ -227,7 +227,10 @@ def plan_study(
             raise RecipeError(f"study {study.name} has no variant {name!r}; {nearest(name, known)}")
     chosen = [variant for name, variant in known.items() if not only or name in only]
     data_root = study._paths.data_root
-    text = recipe_text(load_recipe(study.recipe, data_root=data_root))
+    try:
+        text = recipe_text(load_recipe(study.recipe, data_root=data_root))
+    except RecipeError as error:
+        raise RecipeError(f"study {study.name}: {error}") from error
     base = parse_toml(text, name=study.recipe, fault=RecipeError)
     if study.towers is not None:
         _keep_towers(base, study.towers)

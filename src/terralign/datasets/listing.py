@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from terralign.errors import DataError, shown
+from terralign.errors import DataError, shown, some
 from terralign.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def require_all(
     if missing:
         raise DataError(
             f"{by} {len(names):,} {what}, of which {len(missing):,} are missing, "
-            f"{missing[0]} first; {todo}"
+            f"{some(missing[:1])} first; {todo}"
         )
 
 

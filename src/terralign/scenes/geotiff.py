@@ -99,7 +99,7 @@ def _told(origin: str) -> Iterator[None]:
     """Report what GDAL finds wrong with an open file as its fault, whatever it was asked for."""
     try:
         yield
-    except (RasterioError, CPLE_BaseError) as error:
+    except (RasterioError, CPLE_BaseError, UnicodeDecodeError) as error:
         raise DataError(f"{origin} is damaged: {first_line(error)}") from error
 
 

@@ -12,7 +12,7 @@ from terralign.chips import Units
 from terralign.datasets.class_folders import require_inside
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import require_split, require_whole_split
-from terralign.errors import DataError
+from terralign.errors import DataError, UnknownSensorError
 from terralign.scenes.pictures import Size
 from terralign.sensors import Sensor, find_sensor
 from terralign.toml_paths import TomlPaths
@@ -112,7 +112,11 @@ class Declaration(BaseModel):
 def sensor_of(key: str, path: Path, data_root: Path | None) -> Sensor:
     """The sensor that the declaration in the file `path` calls `key`; a TOML's path is found as any
     other path of the file."""
-    return find_sensor(str(_find(key, path, data_root, "sensor")) if key.endswith(".toml") else key)
+    name = str(_find(key, path, data_root, "sensor")) if key.endswith(".toml") else key
+    try:
+        return find_sensor(name)
+    except UnknownSensorError as error:
+        raise UnknownSensorError(f"{path}: {error}") from error
 
 
 def find_inside(entry: str, path: Path, data_root: Path, *, what: str) -> Path:

@@ -36,6 +36,7 @@ from __future__ import annotations
 import codecs
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -419,8 +420,9 @@ def _require_closed_quotes(path: Path, delimiter: str, *, is_utf16: bool) -> Non
 
 
 def _require_columns(path: Path, columns: Sequence[str], found: Sequence[str]) -> None:
+    counts = Counter(found)
     for name in columns:
-        if found.count(name) != 1:
-            if name in found:
-                raise DataError(f"table {path} has several columns {name!r}; rename the others")
-            raise DataError(f"table {path} has no column {name!r}; {nearest(name, found)}")
+        if counts[name] > 1:
+            raise DataError(f"table {path} has several columns {quoted(name)}; rename the others")
+        if name not in counts:
+            raise DataError(f"table {path} has no column {quoted(name)}; {nearest(name, found)}")
