@@ -52,6 +52,7 @@ LIMITS: dict[str, int] = {
     "picture_rows": 500_000,  # of one picture, each of which takes memory of its own
     "png_chunks": 200_000,  # of one PNG
     "product_files": 5_000,  # in a product's folder; real ones have some dozens
+    "prompt_templates": 10_000,  # of one prompt set
     "raster_bands": 5_000,  # of one raster
     "raster_rows": 4_000_000,  # of one raster; the whole globe has as many of 5 m
     "safetensors_header_bytes": 8 * 2**20,  # names, types and shapes of a file of tensors

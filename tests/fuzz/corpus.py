@@ -258,8 +258,9 @@ def _write_raster(
 def _classify_scene(folder: Path, **declared: Any) -> None:
     space = shared().space
     path = folder / "scene.tif"
+    chip = ta.open_scene(path, sensor=S2, **declared).read()
     space.classify(path, LABELS, sensor=S2, prompts=["{}"], **declared)
-    space.classify(ta.open_scene(path, sensor=S2, **declared).read(), LABELS, prompts=["{}"])
+    space.classify(chip, LABELS, prompts=["{}"])
 
 
 def _classify_rgb_scene(folder: Path) -> None:

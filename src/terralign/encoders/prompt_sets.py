@@ -10,6 +10,7 @@ from typing import Any
 
 from terralign.errors import ModelError, RecipeError, quoted
 from terralign.files import hash_json, shipped_names
+from terralign.limits import require
 from terralign.toml_values import read_named
 
 OPENAI_IMAGENET = "openai-imagenet"
@@ -52,6 +53,7 @@ def load_prompts(name: str) -> PromptSet:
     templates = values.pop("templates", None)
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')
+    require("prompt_templates", len(templates), f"prompt file {name} has", fault=RecipeError)
     if values:
         raise RecipeError(f"prompt file {name}: unknown key {quoted(next(iter(values)))}")
     return PromptSet(name=Path(name).stem, templates=tuple(templates))
