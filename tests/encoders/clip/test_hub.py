@@ -119,7 +119,7 @@ def test_hub_weights_that_are_not_finite_are_refused(
         torch.save(state, hub / NEW / "open_clip_pytorch_model.bin")
     else:
         write_state_dict(hub / NEW / WEIGHTS_NAME, state)
-    with pytest.raises(ModelError, match="tiny: logit_scale holds numbers that are not finite"):
+    with pytest.raises(ModelError, match=r"tiny.* logit_scale .*(not finite|is nan)"):
         load_clip(TINY)
 
 
