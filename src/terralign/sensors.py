@@ -22,7 +22,14 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from terralign.errors import SensorError, UnknownOffsetError, UnknownSensorError, nearest, quoted
+from terralign.errors import (
+    SensorError,
+    UnknownOffsetError,
+    UnknownSensorError,
+    nearest,
+    quoted,
+    some,
+)
 from terralign.files import read_toml
 from terralign.limits import require
 from terralign.toml_values import explain
@@ -117,7 +124,7 @@ class Sensor:
                 return band
         raise SensorError(
             f"unknown band {quoted(spelling)} of sensor {self.name!r}; "
-            f"known bands: {', '.join(self.band_names)}"
+            f"known bands: {some(self.band_names, num_shown=60)}"
         )
 
     def resolve(self, spellings: Iterable[str]) -> tuple[str, ...]:

@@ -218,7 +218,7 @@ def _importing() -> bool:
 _FROM_C = re.compile(r"^Error: Key .* of TIFFTagLocation.*$", re.MULTILINE)
 """What libgeotiff, of which JPEG 2000 files hold one, prints past GDAL."""
 
-_NOISE = re.compile(r"Traceback|Warning[: ]|warning:|ERROR|^Error \d|Exception ignored|libpng|TIFF")
+_NOISE = re.compile(r"Traceback|Warning[: ]|warning:|ERROR|Exception ignored|^libpng|^_?TIFF", re.M)
 
 
 def _judge(

@@ -39,6 +39,16 @@ def test_a_folder_without_its_parts_is_told(tiny_clip: ClipModel, tmp_path: Path
         load_clip(str(tmp_path))
 
 
+def test_a_configuration_nested_deeply_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    save_clip(tiny_clip, tmp_path)
+    deep = "[" * 500 + "]" * 500
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    config["model_cfg"]["x"] = 0
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config).replace('"x": 0', f'"x": {deep}'))
+    with pytest.raises(ModelError, match=f"{CONFIG_NAME} is nested in"):
+        load_clip(str(tmp_path))
+
+
 def test_a_folder_with_truncated_weights_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
     save_clip(tiny_clip, tmp_path)
     content = (tmp_path / WEIGHTS_NAME).read_bytes()

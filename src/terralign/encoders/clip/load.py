@@ -52,7 +52,7 @@ from terralign.encoders.clip.weights import (
 )
 from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
 from terralign.errors import ModelError, first_line, nearest
-from terralign.files import hash_json, read_json, write_json
+from terralign.files import hash_json, read_json, require_plain, write_json
 from terralign.preprocess import InputSpec, rgb_spec
 
 logger = logging.getLogger(__name__)
@@ -226,6 +226,7 @@ def _load_folder(folder: Path, sha256: str | None, hub: Hub) -> ClipModel:
 
 def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
     config = read_json(path)
+    require_plain(config, name=str(path), fault=ModelError)
     model_cfg = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(model_cfg, dict) or not all(
         isinstance(model_cfg.get(part), dict) for part in ("vision_cfg", "text_cfg")
