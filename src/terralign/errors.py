@@ -174,6 +174,8 @@ def _reason(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """`text` with its control characters, and bytes that are no text, written as escapes."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 

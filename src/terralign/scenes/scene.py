@@ -511,6 +511,8 @@ def _open_geotiff(path: Path, declared: Declared) -> Scene:
 
 def _mask_within(path: Path, opened: Any, scene: Scene) -> CloudMask | None:
     """The band of an open GeoTIFF that marks clouds, by its name (`QA60`, `SCL`)."""
+    if len(scene.bands) == opened.count:
+        return None  # all are the sensor's
     for index, text in enumerate(read_band_names(opened, scene.sensor).texts, start=1):
         kind = mask_kind(text)
         if kind is not None:
