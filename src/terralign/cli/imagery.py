@@ -663,6 +663,11 @@ def _is_index(path: Path) -> bool:
     return True
 
 
+def _flags_given(reading: dict[str, Any]) -> list[str]:
+    """The flags of the options that say how imagery is read, of those that were given."""
+    return [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
+
+
 @main.command()
 @click.argument("imagery", type=click.Path())
 @click.argument("query", required=False, default="")
@@ -713,7 +718,7 @@ def search(
         raise click.UsageError("the query is empty; say what to search for")
     is_vectors, alike = imagery.endswith(".parquet"), Counter[str]()
     if is_vectors:
-        given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
+        given = _flags_given(reading)
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     elif model is None:
@@ -758,7 +763,7 @@ def _search_folder(
     asked: dict[str, Any],
 ) -> None:
     images, out, page = asked.pop("images", ()), asked.pop("out", None), asked.pop("page", None)
-    given = [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
+    given = _flags_given(reading)
     if given and not images:
         raise click.UsageError(f"{', '.join(given)}: no effect without --image; leave it out")
     if not (query.strip() or images or {"also", "against", "like", "unlike"} & asked.keys()):

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout
@@ -14,6 +15,16 @@ from terralign.datasets.sample import SampleSet
 from terralign.feed import Raw, feed
 
 Made = TypeVar("Made")
+
+
+def raw_pixels(samples: SampleSet, layout: PixelLayout, indices: NDArray[np.int64]) -> Tensor:
+    """Raw pixels (B, C, H, W) of one of the samples' sensors, on the CPU."""
+    return torch.from_numpy(samples.read(indices)[layout.sensor.name])
+
+
+def block_of(samples: SampleSet, start: int, size: int) -> NDArray[np.int64]:
+    """The indices of up to `size` samples from `start` on."""
+    return np.arange(start, min(start + size, len(samples)), dtype=np.int64)
 
 
 def feed_samples(
@@ -30,8 +41,9 @@ def feed_samples(
     """
 
     def read(start: int) -> Raw[None]:
-        indices = np.arange(start, min(start + batch_size, len(samples)), dtype=np.int64)
-        return Raw(None, {"pixels": torch.from_numpy(samples.read(indices)[layout.sensor.name])})
+        return Raw(
+            None, {"pixels": raw_pixels(samples, layout, block_of(samples, start, batch_size))}
+        )
 
     starts = range(0, len(samples), batch_size)
     yield from feed(read, lambda raw: make(raw.tensors["pixels"]), starts, device=device)

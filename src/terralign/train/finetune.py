@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
+from terralign.datasets.feeding import raw_pixels
 from terralign.datasets.sample import SampleSet, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
@@ -104,8 +103,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-_Choice = tuple[Chosen, Chosen]
-"""The samples of a step, and the other pictures that it sees."""
+_Choice = tuple[Chosen, Chosen | None]
+"""The samples of a step, and the other pictures that it sees, if any."""
 
 
 class PictureBatches:
@@ -150,21 +149,22 @@ class PictureBatches:
         return self._read(self.first_step + step)
 
     def _read(self, step: int) -> Raw[_Choice]:
-        chosen, others = self._plan.batch(step), self._preserve_plan.batch(step)
+        chosen, others = self._plan.batch(step), None
         samples = self._tasks[chosen.source]
         tensors = {
-            "pixels": _optical_pixels(samples, chosen.indices),
+            "pixels": raw_pixels(samples, optical_layout(samples), chosen.indices),
             "labels": torch.from_numpy(require_labels(samples).values[chosen.indices]),
         }
         if self._preserve_on is not None:
-            tensors["unlabelled"] = _optical_pixels(self._preserve_on, others.indices)
+            others, layout = self._preserve_plan.batch(step), optical_layout(self._preserve_on)
+            tensors["unlabelled"] = raw_pixels(self._preserve_on, layout, others.indices)
         return Raw((chosen, others), tensors)
 
     def make(self, raw: Raw[_Choice]) -> Batch:
         (chosen, others), tensors = raw.known, raw.tensors
         samples = self._tasks[chosen.source]
         unlabelled = None
-        if self._preserve_on is not None:
+        if self._preserve_on is not None and others is not None:
             unlabelled = self._pictures(tensors["unlabelled"], self._preserve_on, others)
         return Batch(
             keys=keys_of(samples, chosen.indices),
@@ -187,11 +187,6 @@ class PictureBatches:
         if settings.photometric is not None:
             pictures = augment_photometric(pictures.clamp(0, 1), settings.photometric, **draw)
         return make_ready(pictures, self._spec)
-
-
-def _optical_pixels(samples: SampleSet, indices: NDArray[np.int64]) -> Tensor:
-    """Raw pixels (B, C, H, W) of the sensor that makes the samples' pictures."""
-    return torch.from_numpy(samples.read(indices)[optical_layout(samples).sensor.name])
 
 
 class _Learner(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
+from terralign.datasets.feeding import raw_pixels
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
@@ -51,8 +52,7 @@ class _CaptionBatches:
 
     def read(self, step: int) -> Raw[Chosen]:
         chosen = self._plan.batch(step)
-        sensor = optical_layout(self._samples).sensor.name
-        pixels = torch.from_numpy(self._samples.read(chosen.indices)[sensor])
+        pixels = raw_pixels(self._samples, optical_layout(self._samples), chosen.indices)
         return Raw(chosen, {"pixels": pixels, "tokens": self._tokens[chosen.indices]})
 
     def make(self, raw: Raw[Chosen]) -> Batch:

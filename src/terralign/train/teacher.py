@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
 from terralign.chips import PixelLayout
 from terralign.compute import inference_depends, inferring
+from terralign.datasets.feeding import block_of, raw_pixels
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
@@ -98,12 +98,13 @@ def view_features(
     layout = optical_layout(samples)
 
     def read(block: tuple[int, int]) -> Raw[tuple[int, int]]:
-        indices = _indices(block[1], size, samples)
-        return Raw(block, {"pixels": torch.from_numpy(samples.read(indices)[layout.sensor.name])})
+        return Raw(
+            block, {"pixels": raw_pixels(samples, layout, block_of(samples, block[1], size))}
+        )
 
     def make(raw: Raw[tuple[int, int]]) -> tuple[tuple[int, int], Tensor]:
         view, start = raw.known
-        indices = _indices(start, size, samples)
+        indices = block_of(samples, start, size)
         views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
         return raw.known, teacher_pictures(clip, raw.tensors["pixels"], layout, views)
 
@@ -111,10 +112,6 @@ def view_features(
     with closing(feed(read, make, blocks, device=device)) as stream:
         for (view, start), pictures in stream:
             yield view, start, teacher_features(clip, pictures)
-
-
-def _indices(start: int, size: int, samples: SampleSet) -> NDArray[np.int64]:
-    return np.arange(start, min(start + size, len(samples)), dtype=np.int64)
 
 
 def views_stage(
