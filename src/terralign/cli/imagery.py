@@ -610,6 +610,11 @@ _SEARCH_OPTIONS = [
     click.option("--sensors", help="Only windows of these sensors: NAME,NAME."),
     click.option("--towers", help="Only vectors of these towers: NAME,NAME."),
     click.option(
+        "--compare", nargs=2, metavar="DATE DATE",
+        help="Where the score rose most from the first date to the second; a date is a day, or a "
+        "first and a last one as 2022-07-01/2022-07-31.",
+    ),
+    click.option(
         "--collapse", is_flag=True, help="Of windows that overlap, keep the best alone.",
         default=None,
     ),
@@ -638,6 +643,7 @@ _SEARCH_OPTIONS = [
 _SEARCH_NAMES = (
     *("also", "against", "like", "unlike", "images", "bbox", "polygon", "start", "end"),
     *("max_cloud", "min_valid", "sensors", "towers", "collapse", "cut", "centre", "page", "out"),
+    "compare",
 )
 _SEARCH_FLAGS = {"also": "--for", "images": "--image"}
 
@@ -766,7 +772,11 @@ def _search_folder(
         raise click.UsageError("the query is empty; say what to search for")
     if out is not None:
         _check_folder(out, "--out")
-    from terralign.index.filters import make_filters, read_polygon
+    dates = asked.pop("compare", None)
+    useless = [f"--{name}" for name in ("start", "end", "cut") if name in asked]
+    if dates is not None and useless:
+        raise click.UsageError(f"{', '.join(useless)}: no effect with --compare; leave it out")
+    from terralign.index.filters import make_filters, period_of, read_polygon
     from terralign.index.results import check_output, save_hits, weighted
 
     if out is not None:
@@ -778,6 +788,9 @@ def _search_folder(
         asked["polygon"] = read_polygon(Path(asked["polygon"]))
     filters = ("bbox", "start", "end")
     make_filters(**{name: asked[name] for name in filters if name in asked})
+    for date in dates or ():
+        first, last = period_of(date, "a date of --compare")
+        make_filters(start=first, end=last)
     sensor = _check(model, images, reading, prompts)
     from terralign.index.search import open_index
 
@@ -788,7 +801,12 @@ def _search_folder(
     if images:
         reading["sensor"] = reading["sensor"] if sensor is None else sensor
         positive.append(space.embed(list(images), **reading))
-    hits = space.search(index, positive, k, against=terms["against"], prompts=prompts, **asked)
+    asked |= {"against": terms["against"], "prompts": prompts}
+    hits = (
+        space.search(index, positive, k, **asked)
+        if dates is None
+        else index.compare(space, positive, dates[0], dates[1], k, **asked)
+    )
     shown_hits = hits if page is None else hits[(page - 1) * page_size : page * page_size]
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in shown_hits]))
