@@ -413,10 +413,14 @@ _FOLDER_OPTIONS = [
     click.option(
         "--workers", "num_workers", type=click.IntRange(1), help="Actors of --engine ray."
     ),
+    click.option(
+        "--stac", is_flag=True, default=None,
+        help="Also write a STAC collection of all parts, and an item beside each (extra stac).",
+    ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
     *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
-    "layer",
+    *("layer", "stac"),
 )
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 
