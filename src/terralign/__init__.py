@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from terralign.index.embed import embed_scenes
     from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
+    from terralign.searching import evaluate_search
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
 
@@ -44,6 +45,7 @@ _DEFERRED = {
     "align": "terralign.training",
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
+    "evaluate_search": "terralign.searching",
     "load": "terralign.encoders.space",
     "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",
@@ -64,6 +66,7 @@ __all__ = [
     "align",
     "embed_scenes",
     "evaluate",
+    "evaluate_search",
     "load",
     "load_sensor",
     "open_index",

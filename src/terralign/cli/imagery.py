@@ -547,7 +547,9 @@ def _embed_into_folder(
     _end(alike, len(found.scenes))
 
 
-def _bbox(context: click.Context, option: click.Parameter, value: str | None) -> list[float] | None:
+def read_bbox(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> list[float] | None:
     """WEST,SOUTH,EAST,NORTH."""
     if value is None:
         return None
@@ -578,7 +580,7 @@ _SEARCH_OPTIONS = [
         help="A picture or chip to search for, of any sensor (--sensor, --bands ...); repeatable.",
     ),
     click.option(
-        "--bbox", callback=_bbox, metavar="W,S,E,N",
+        "--bbox", callback=read_bbox, metavar="W,S,E,N",
         help="Only windows that touch this box, in degrees; W above E crosses the antimeridian.",
     ),
     click.option(
