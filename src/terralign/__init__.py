@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
     from terralign.index.embed import embed_scenes
+    from terralign.index.score import class_map, score_map
     from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
     from terralign.searching import evaluate_search
@@ -43,6 +44,7 @@ _DEFERRED = {
     "Samples": "terralign.datasets.samples",
     "Scene": "terralign.scenes.scene",
     "align": "terralign.training",
+    "class_map": "terralign.index.score",
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
     "evaluate_search": "terralign.searching",
@@ -50,6 +52,7 @@ _DEFERRED = {
     "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",
     "patch": "terralign.training",
+    "score_map": "terralign.index.score",
 }
 """The same of modules that take seconds (torch): imported when the name is first used."""
 
@@ -64,6 +67,7 @@ __all__ = [
     "TerralignError",
     "__version__",
     "align",
+    "class_map",
     "embed_scenes",
     "evaluate",
     "evaluate_search",
@@ -72,6 +76,7 @@ __all__ = [
     "open_index",
     "open_scene",
     "patch",
+    "score_map",
 ]
 
 

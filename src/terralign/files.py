@@ -13,11 +13,12 @@ import shutil
 import stat
 import tomllib
 import unicodedata
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from terralign.errors import StorageError, TerralignError, first_line, shown
 from terralign.limits import beyond, limit, require
@@ -426,6 +427,22 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def zip_index_bytes(file: IO[bytes]) -> int:
+    """Size of the index of a zip archive, which `zipfile.ZipFile` reads whole.
+
+    Found as `zipfile` finds it, with ZIP64, and so before it is read; `BadZipFile` where it is
+    missing.
+    """
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end is None:
+        raise zipfile.BadZipFile("it is cut off, or something else")
+    return int(end[_ZIP_INDEX_BYTES])
+
+
+_ZIP_INDEX_BYTES = 5
+"""Where `zipfile` keeps that size, among what it reads at an archive's end."""
 
 
 def hash_json(value: Mapping[str, Any] | list[Any]) -> str:

@@ -192,6 +192,22 @@ def test_hostile_zips_end_in_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     refused(tmp_path / "c.zip", "has an index of .* more than the limit")
 
 
+def test_a_zip_of_more_than_four_gigabytes_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safe = write_safe(tmp_path, random_bands())
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # larger archives are written as such
+        path = zip_folder(safe, tmp_path / "a.zip")
+    content = path.read_bytes()
+    # Beyond 4 GB, the size and place of the index stand in the ZIP64 record alone.
+    path.write_bytes(content[:-10] + b"\xff" * 8 + content[-2:])
+    assert same(open_scene(path).read(), open_scene(safe).read())
+    monkeypatch.setenv("TERRALIGN_LIMITS", "zip_index_bytes=10")
+    path.touch()
+    refused(path, "has an index of .* more than the limit")
+
+
 def test_an_address_with_a_token_is_opened_and_one_without_is_not(tmp_path: Path) -> None:
     bands = random_bands()
     folder = write_folder(tmp_path, bands)

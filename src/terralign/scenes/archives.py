@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import IO
 
 from terralign.errors import DataError, first_line, shown
+from terralign.files import zip_index_bytes
 from terralign.limits import require
 
 _PLAIN = re.compile(r"[A-Za-z0-9._()+ -]+(?:/[A-Za-z0-9._()+ -]+)*")
 """Names that are read; GDAL takes others apart."""
 
 _DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-_END = b"PK\x05\x06"
-_END_BYTES = 22
 
 
 def is_archive(path: Path) -> bool:
@@ -56,13 +55,7 @@ def members(archive: Path) -> Mapping[str, int]:
 @lru_cache(maxsize=16)
 def _members(archive: Path, size: int, mtime_ns: int) -> Mapping[str, int]:
     with open(archive, "rb") as file:
-        file.seek(max(0, size - _END_BYTES - 2**16))
-        tail = file.read()
-        place = tail.rfind(_END)
-        if place < 0 or place + _END_BYTES > len(tail):
-            raise zipfile.BadZipFile("it is cut off, or something else")
-        (index_bytes,) = struct.unpack_from("<I", tail, place + 12)
-        require("zip_index_bytes", index_bytes, f"{shown(archive)} has an index of")
+        require("zip_index_bytes", zip_index_bytes(file), f"{shown(archive)} has an index of")
         with zipfile.ZipFile(file) as opened:
             infos = opened.infolist()
     found: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,30 @@ def test_weights_are_held_to_their_hash_before_they_are_read(
     for source in (TINY, str(space), str(hub / OLD), f"ViT-B-32:{broken}"):
         with pytest.raises(ModelError, match=rf"SHA-256 [0-9a-f]{{64}}, expected {wrong}; fetch"):
             load(source, sha256=wrong)
+
+
+def test_large_files_of_the_cache_are_hashed_when_fetched_and_when_pinned(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, wrong = hub / NEW / WEIGHTS_NAME, "0" * 64
+    blob = hub.parent / "blobs" / wrong  # as huggingface_hub names it, by what the hub states
+    blob.parent.mkdir()
+    content = weights.read_bytes()
+    right = hash_file(weights)
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    with pytest.raises(ModelError, match=rf"came damaged: .*{right}, the hub states {wrong}; run"):
+        load_clip(TINY)
+    assert not blob.exists()  # or the next load would take it
+    blob.write_bytes(content)
+    hour = 3600 * 10**9
+    monkeypatch.setattr("time.time_ns", lambda now=time.time_ns: now() + hour)  # it was there
+    fetched = load_clip(TINY).fetched
+    assert fetched is not None
+    assert fetched["someone/tiny"]["files"][WEIGHTS_NAME] == wrong
+    with pytest.raises(ModelError, match=f"SHA-256 {right}, expected {wrong}"):
+        load_clip(TINY, sha256=wrong)
+    assert load_clip(TINY, sha256=right).source == TINY
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from terralign.files import hash_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COARSE_NS = 10**9
+"""File systems may date a file so much too early."""
 
 
 class Hub:
@@ -26,6 +31,7 @@ class Hub:
     def __init__(self, revisions: Mapping[str, str] | None = None) -> None:
         self.revisions = dict(revisions or {})
         self.fetched: dict[str, dict[str, Any]] = {}
+        self._begun_ns = time.time_ns() - _COARSE_NS
         for name, revision in self.revisions.items():
             if not _NAME.fullmatch(name) or not _REVISION.fullmatch(str(revision)):
                 raise ModelError(
@@ -99,16 +105,36 @@ class Hub:
         found = next((one[1] for one in commits if one), None)
         entry = self.fetched.setdefault(name, {"revision": None, "files": {}})
         entry["revision"] = entry["revision"] or found or self.revisions.get(name)
-        entry["files"].update({one.name: hash_file(one) for one in paths})
+        entry["files"].update({one.name: self._sha256(one) for one in paths})
         if found and name not in self.revisions:
             self.revisions[name] = found  # all files are of one commit
 
+    def _sha256(self, path: Path) -> str:
+        """SHA-256 of a file, as the hub's cache names its large files (`blobs/SHA256`).
 
-def check_sha256(path: Path, expected: str | None, *, found: str | None = None) -> None:
+        The name is what the hub stated: the file is held to it when it has just been fetched, not
+        at each load. `ModelError` where it came damaged; it is removed, so that it is fetched anew.
+        """
+        blob = path.resolve()
+        if blob.parent.name != "blobs" or not _SHA256.fullmatch(blob.name):
+            return hash_file(path)
+        if blob.stat().st_ctime_ns >= self._begun_ns:
+            found = hash_file(blob)
+            if found != blob.name:
+                with suppress(OSError):
+                    blob.unlink()
+                raise ModelError(
+                    f"{path} came damaged: it has the SHA-256 {found}, the hub states {blob.name}; "
+                    "run the same again to fetch it anew"
+                )
+        return blob.name
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
     """`ModelError`, with both hashes, where a file of weights is not the one expected."""
     if expected is None:
         return
-    found = found or hash_file(path)
+    found = hash_file(path)
     if found != expected.lower():
         raise ModelError(
             f"{path} has the SHA-256 {found}, expected {expected}; fetch it again or, if these are "

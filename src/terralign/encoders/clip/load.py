@@ -243,7 +243,7 @@ def _load_hub(source: str, sha256: str | None, hub: Hub) -> ClipModel:
         weights = hub.file(name)
     except Exception as error:  # a hub and its network fail in many ways
         raise _not_loaded(source, error) from error
-    _check_fetched(weights, sha256, hub.fetched[name])
+    _check_fetched(weights, sha256)
     model_cfg = _read_model_cfg(config, source)
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=source)
     # open_clip converts some of the hub's weights while loading, so only sizes can be compared:
@@ -262,9 +262,9 @@ def _load_hub(source: str, sha256: str | None, hub: Hub) -> ClipModel:
     return _finish(model, model_cfg, text_config, hub, source=source)
 
 
-def _check_fetched(weights: Path, sha256: str | None, record: Mapping[str, Any]) -> None:
+def _check_fetched(weights: Path, sha256: str | None) -> None:
     """What open_clip is about to load is what was asked for, and takes no more than its size."""
-    check_sha256(weights, sha256, found=record["files"][weights.name])
+    check_sha256(weights, sha256)
     if weights.suffix == ".safetensors":
         read_shapes(weights)
     elif weights.suffix not in (".npz", ".npy"):
@@ -290,8 +290,7 @@ def _load_tag(architecture: str, tag: str, sha256: str | None, hub: Hub) -> Clip
         weights = hub.published(pretrained)
     except Exception as error:  # a hub and its network fail in many ways
         raise _not_loaded(source, error) from error
-    record = next(one for one in hub.fetched.values() if weights.name in one["files"])
-    _check_fetched(weights, sha256, record)
+    _check_fetched(weights, sha256)
     preprocess = {key: value for key, value in pretrained.items() if key != "size"}
     model = _create(
         architecture, model_cfg, text_config, weights=weights, preprocess=preprocess, what=source
@@ -371,6 +370,8 @@ def _create(
 
 
 def _not_loaded(what: str, error: Exception) -> ModelError:
+    if isinstance(error, ModelError):
+        return error
     remedy = "" if Path(what).exists() else ". Without a network, give a local folder or file"
     return ModelError(f"cannot load {what}: {first_line(error)}{remedy}")
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from terralign.errors import ModelError, first_line, printable
+from terralign.files import zip_index_bytes
 from terralign.limits import beyond, limit, require
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -35,9 +36,6 @@ or so many MiB."""
 
 _USUAL_BYTES = 2**20
 """The pickles of most files are smaller; only for larger ones is more read than that."""
-
-_LIST_BYTES = 5
-"""Where `zipfile` has the size of an archive's list, among what it read at its end."""
 
 _ASK = "Ask its author for a state dict or a safetensors file"
 _AGAIN = "fetch it again"
@@ -78,8 +76,7 @@ def read_pickled(path: Path, *, only_check: bool = False) -> Any:
 def _read_archive(path: Path, file: BufferedReader, size: int, only_check: bool) -> Any:
     """The archive of torch 1.6 and later: `data.pkl`, and `data/KEY` for each storage."""
     # The list of members is bounded before it is read; torch takes about so many bytes for each.
-    num_listed = zipfile._EndRecData(file)[_LIST_BYTES] // 128  # type: ignore[attr-defined]
-    require("checkpoint_records", num_listed, f"{path} has", fault=ModelError)
+    require("checkpoint_records", zip_index_bytes(file) // 128, f"{path} has", fault=ModelError)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     stored = all(one.compress_type == zipfile.ZIP_STORED for one in members)
