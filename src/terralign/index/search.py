@@ -99,6 +99,11 @@ class Index(Shown):
         return self._store.facts
 
     @property
+    def store(self) -> Store:
+        """The rows and vectors on disk."""
+        return self._store
+
+    @property
     def space_id(self) -> str:
         """Of the space that made the vectors."""
         return self._store.facts[0].space_id
