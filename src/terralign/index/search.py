@@ -248,6 +248,10 @@ class Index(Shown):
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
 
+    def facts_of(self, window_id: str) -> PartFacts:
+        """What the part of a window states, by the window's id."""
+        return self._store.facts[int(self._store.rows["part"][self.row_of(window_id)])]
+
     def towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
         """The towers that made the vectors of rows (None: of all), sorted."""
         if numbers is None:
