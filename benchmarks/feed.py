@@ -31,7 +31,8 @@ from measuring import (
 )
 from terralign.compute import choose_device, num_readers
 from terralign.datasets.batches import Plan
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.feeding import raw_pixels
+from terralign.datasets.sample import SampleSet, only_sensors
 from terralign.datasets.samples import Samples
 from terralign.datasets.store import StoreSet, pack
 from terralign.datasets.synthetic import open_synthetic_scenes
@@ -51,7 +52,7 @@ class Parts:
     """The parts of the path over one store."""
 
     def __init__(self, samples: SampleSet, space: EmbeddingSpace, batch_size: int, steps: int):
-        self.samples, self.space, self.steps = samples, space, steps
+        self.samples, self.space, self.steps = only_sensors(samples, [SENSOR]), space, steps
         self.plan = Plan([len(samples)], batch_size=batch_size, seed=0)
         self.layout = samples.layouts[SENSOR]
         self.student, _ = new_student(
@@ -64,7 +65,7 @@ class Parts:
 
     def read(self, step: int) -> Raw[int]:
         indices = self.plan.batch(step % self.plan.steps_per_epoch).indices
-        return Raw(step, {"pixels": torch.from_numpy(self.samples.read(indices)[SENSOR])})
+        return Raw(step, {"pixels": raw_pixels(self.samples, self.layout, indices)})
 
     def make(self, raw: Raw[int]) -> Tensor:
         pixels, spec = raw.tensors["pixels"], self.student.config.input

@@ -29,7 +29,7 @@ from terralign.datasets.declared.footprints import box_of
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.packing import pack_dataset, pack_on_use
 from terralign.datasets.pixels import Pixels
-from terralign.datasets.sample import Place, SampleSet, Wrapped
+from terralign.datasets.sample import Place, SampleSet, Wrapped, only_sensors
 from terralign.datasets.store import (
     PackSettings,
     StoreSet,
@@ -94,6 +94,23 @@ def test_a_store_holds_the_samples_it_was_made_of(tmp_path: Path, source: Sample
     assert_same(stored, source)
     assert_same(pickle.loads(pickle.dumps(stored)), source)  # noqa: S301
     assert verify_store(tmp_path / "s") == []
+
+
+def test_the_other_sensors_can_be_left_unread(tmp_path: Path) -> None:
+    pack({"train": scenes()}, tmp_path / "s", SMALL)
+    whole = StoreSet(tmp_path / "s", "train")
+    chosen = whole[np.array([3, 1, 4, 7])]
+    sensor = "sentinel1-grd"
+    indices = np.array([2, 0, 2])
+    expected = chosen.read(indices)
+    for found in (
+        only_sensors(chosen, [sensor]),
+        pickle.loads(pickle.dumps(only_sensors(chosen, [sensor]))),  # noqa: S301
+    ):
+        pixels = found.read(indices)
+        assert list(found.layouts) == list(pixels) == [sensor]
+        np.testing.assert_array_equal(pixels[sensor], expected[sensor])
+    assert list(chosen.layouts) == list(expected) == list(whole.layouts)
 
 
 def test_splits_stay_apart(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from terralign.datasets.catalog import find_dataset, open_dataset
 from terralign.datasets.declared.footprints import read_footprints
 from terralign.datasets.declared.table import read_table
 from terralign.datasets.published.scene_classes import open_scene_classes
-from terralign.datasets.sample import Located
+from terralign.datasets.sample import Located, only_sensors
 from terralign.errors import DataError, TerralignError
 
 TOML = """
@@ -137,6 +137,19 @@ def test_a_csv_gives_what_it_says(root: Path) -> None:
         True,
         ["train", "test"],
     )
+
+
+def test_files_of_other_sensors_can_be_left_unread(root: Path) -> None:
+    samples = opened(root)
+    indices = np.arange(len(samples))
+    expected = samples.read(indices)
+    for path in root.rglob("s1/*.tif"):
+        path.unlink()
+    found = only_sensors(samples, ["sentinel2-l2a"]).read(indices)
+    assert list(found) == ["sentinel2-l2a"]
+    np.testing.assert_array_equal(found["sentinel2-l2a"], expected["sentinel2-l2a"])
+    with pytest.raises(DataError):
+        samples.read(indices)
 
 
 def test_splits_are_values_of_a_column(root: Path) -> None:

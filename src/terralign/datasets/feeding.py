@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, only_sensors
 from terralign.feed import Raw, feed
 
 Made = TypeVar("Made")
@@ -39,6 +39,7 @@ def feed_samples(
 
     `layout`: which of the samples' sensors is read.
     """
+    samples = only_sensors(samples, [layout.sensor.name])
 
     def read(start: int) -> Raw[None]:
         return Raw(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,14 @@ class PathSet(Split):
             files = [self.file(sensor, index) for index in indices.tolist()]
             pixels[sensor] = stack_pixels(files, [decode(file)[sensor] for file in files])
         return pixels
+
+    def only_sensors(self, sensors: Sequence[str]) -> PathSet:
+        """The same samples with the pixels of these sensors alone."""
+        found = copy.copy(self)
+        for name in ("layouts", "decoders"):
+            chosen = {one: getattr(self, name)[one] for one in sensors}
+            object.__setattr__(found, name, chosen)
+        return found
 
     def place(self, index: int) -> Place:
         """Where and when a sample was taken."""

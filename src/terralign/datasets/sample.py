@@ -6,6 +6,7 @@ are read on demand, in batches, by index.
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import html
 import logging
@@ -216,6 +217,21 @@ class Resizable(Protocol):
 def at_size(samples: SampleSet, size: Size) -> SampleSet:
     """`samples` with RGB pictures of `size`, where the set can give them, else as it is."""
     return samples.at_size(size) if isinstance(samples, Resizable) else samples
+
+
+@runtime_checkable
+class Selectable(Protocol):
+    """A `SampleSet` that can leave some of its sensors unread."""
+
+    def only_sensors(self, sensors: Sequence[str]) -> SampleSet:
+        """The same samples with the pixels of these sensors alone."""
+        ...
+
+
+def only_sensors(samples: SampleSet, sensors: Sequence[str]) -> SampleSet:
+    """`samples` with the pixels of these of its sensors, where the set can leave the others unread,
+    else as it is: for reading, since both have the same fingerprint."""
+    return samples.only_sensors(sensors) if isinstance(samples, Selectable) else samples
 
 
 Sample = dict[str, Any]
@@ -435,3 +451,10 @@ class Subset(Wrapped):
         """The same samples with RGB pictures of `size`."""
         resized = at_size(self._samples, size)
         return self if resized is self._samples else Subset(resized, self._indices)
+
+    def only_sensors(self, sensors: Sequence[str]) -> SampleSet:
+        """The same samples with the pixels of these sensors alone."""
+        found = copy.copy(self)
+        found._samples = only_sensors(self._samples, sensors)
+        found.layouts = {name: self.layouts[name] for name in sensors}
+        return found

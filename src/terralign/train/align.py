@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet, optical_layout, require_labels
+from terralign.datasets.sample import SampleSet, only_sensors, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
@@ -113,6 +113,10 @@ class _PairBatches:
             self._stored = [
                 stored_views(clip, samples, self._views, folder, cache=cache)
                 for samples in self._samples
+            ]
+            self._samples = [  # the teacher's sensor need not be read any more
+                only_sensors(samples, [layout.sensor.name])
+                for samples, layout in zip(self._samples, self._layouts, strict=True)
             ]
         self._plan = Plan(
             [len(samples) for samples in self._samples],

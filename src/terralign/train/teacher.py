@@ -25,7 +25,7 @@ from torch import Tensor
 from terralign.chips import PixelLayout
 from terralign.compute import inference_depends, inferring
 from terralign.datasets.feeding import block_of, raw_pixels
-from terralign.datasets.sample import SampleSet, optical_layout
+from terralign.datasets.sample import SampleSet, only_sensors, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
 from terralign.feed import Raw, feed
@@ -96,6 +96,7 @@ def view_features(
 ) -> Generator[tuple[int, int, Tensor], None, None]:
     """(view, start, features (B, D) float32) of blocks (view, start) of `size` samples each."""
     layout = optical_layout(samples)
+    samples = only_sensors(samples, [layout.sensor.name])
 
     def read(block: tuple[int, int]) -> Raw[tuple[int, int]]:
         return Raw(

@@ -100,10 +100,17 @@ class StoreSet(Indexed):
         self._maps: dict[int, dict[str, MappedTensor]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (partial(StoreSet, size=self._size), (self._store, self.split))
+        return _opened, (self._store, self.split, self._size, tuple(self.layouts))
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def only_sensors(self, sensors: Sequence[str]) -> StoreSet:
+        """The same samples with the pixels of these sensors alone."""
+        found = object.__new__(StoreSet)
+        vars(found).update(vars(self))
+        found.layouts = {name: self.layouts[name] for name in sensors}
+        return found
 
     @property
     def is_mapped(self) -> bool:
@@ -131,12 +138,15 @@ class StoreSet(Indexed):
         order = np.argsort(shards, kind="stable")
         cuts = np.flatnonzero(np.diff(shards[order])) + 1
         parts = [(int(shards[part[0]]), part) for part in np.split(order, cuts)]
-        return {
-            name: self._read_encoded(name, rows, parts)
-            if stored.images == "encoded"
-            else self._read_pixels(name, stored, rows, parts)
-            for name, stored in self._manifest.sensors.items()
-        }
+        return {name: self._read(name, rows, parts) for name in self.layouts}
+
+    def _read(
+        self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, NDArray[np.int64]]]
+    ) -> NDArray[Any]:
+        stored = self._manifest.sensors[name]
+        if stored.images == "encoded":
+            return self._read_encoded(name, rows, parts)
+        return self._read_pixels(name, stored, rows, parts)
 
     def contents(self) -> Contents:
         """The samples' pixels in the memory map, or the bytes of their pictures, as packed."""
@@ -207,10 +217,9 @@ class StoreSet(Indexed):
         valid: NDArray[np.bool_] | None = None
         for shard, part in parts:
             tensors = self._tensors(shard)
-            if len(part) == 1:  # one copy rather than two
-                pixels[part[0]] = tensors[name].array[rows[part[0]]]
-            else:
-                pixels[part] = tensors[name].array[rows[part]]
+            array = tensors[name].array
+            for place in part.tolist():  # each number is copied once
+                pixels[place] = array[rows[place]]
             if f"{name}.valid" in tensors:
                 valid = np.ones(pixels.shape, dtype=np.bool_) if valid is None else valid
                 bits = tensors[f"{name}.valid"].array[rows[part]]
@@ -243,6 +252,10 @@ class StoreSet(Indexed):
         if not 0 <= start < end <= len(content):
             raise DataError(f"{self._store / self._shards[shard].file} has wrong offsets")
         return content[start:end]
+
+
+def _opened(store: Path, split: str, size: Size | None, sensors: tuple[str, ...]) -> StoreSet:
+    return StoreSet(store, split, size=size).only_sensors(sensors)
 
 
 _COLUMNS: dict[str, pa.DataType] = {
