@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from terralign.cli.faults import name_options
 from terralign.cli.info import about
 from terralign.encoders.clip import weights
 from terralign.errors import Interrupted
+from terralign.report.searched import FoundWindow, SearchedText
 from terralign.runs.run import RunResult
 from terralign.sensors import SENSORS
 
@@ -446,6 +448,24 @@ def test_quickstart_runs_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "complete_before": False,
         "rows": [],
     }
+
+
+def test_quickstart_ends_with_what_its_search_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = {"row": 0, "column": 32, "height": 32, "width": 32, "score": 0.5, "is_right": True}
+    found = SearchedText(text="snow", chance=0.1, hits=(FoundWindow(**window),))
+
+    def fake(recipe: Any, out: Path, **options: Any) -> RunResult:
+        return RunResult(folder=out, rows=(), complete_before=False, searched=(found,))
+
+    monkeypatch.setattr("terralign.runs.run.run_recipe", fake)
+    shown = _call("quickstart", "--out", tmp_path / "q").stdout
+    assert re.search(r"1 +snow +100\.0 +10\.0\n", shown)
+    [command] = re.findall(r"^search: terralign (search .*)$", shown, re.MULTILINE)
+    assert shlex.split(command)[1] == str(tmp_path / "q" / "search" / "parts")
+    values = json.loads(_call("quickstart", "--out", tmp_path / "q", "--json").stdout)
+    assert values["searched"] == [{"text": "snow", "hits": 1, "precision": 1.0, "chance": 0.1}]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
     from terralign.index.embed import embed_scenes
+    from terralign.index.score import class_map, score_map
     from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
+    from terralign.searching import evaluate_search
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
 
@@ -42,12 +44,15 @@ _DEFERRED = {
     "Samples": "terralign.datasets.samples",
     "Scene": "terralign.scenes.scene",
     "align": "terralign.training",
+    "class_map": "terralign.index.score",
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
+    "evaluate_search": "terralign.searching",
     "load": "terralign.encoders.space",
     "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",
     "patch": "terralign.training",
+    "score_map": "terralign.index.score",
 }
 """The same of modules that take seconds (torch): imported when the name is first used."""
 
@@ -62,13 +67,16 @@ __all__ = [
     "TerralignError",
     "__version__",
     "align",
+    "class_map",
     "embed_scenes",
     "evaluate",
+    "evaluate_search",
     "load",
     "load_sensor",
     "open_index",
     "open_scene",
     "patch",
+    "score_map",
 ]
 
 

@@ -148,20 +148,22 @@ def threads() -> None:
 def print_run(result: Any, as_json: bool) -> None:
     """What `run_recipe` did, as a table or as JSON."""
     from terralign.report.comparison import format_table
+    from terralign.report.searched import format_searched
 
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "folder": str(result.folder),
-                    "complete_before": result.complete_before,
-                    "rows": [row.to_json() for row in result.rows],
-                }
-            )
-        )
+        values = {
+            "folder": str(result.folder),
+            "complete_before": result.complete_before,
+            "rows": [row.to_json() for row in result.rows],
+        }
+        if result.searched:
+            values["searched"] = [one.to_json() for one in result.searched]
+        click.echo(json.dumps(values))
         return
     if result.rows:
         click.echo(format_table(result.rows))
+    if result.searched:
+        click.echo(format_searched(result.searched))
     if result.complete_before:
         click.echo(f"{result.folder} is already complete; nothing to do.")
     click.echo(f"model:  {result.folder / 'model'}")

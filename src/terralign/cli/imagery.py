@@ -99,6 +99,29 @@ def _reading_options(function: Command) -> Command:
     return wrapped
 
 
+def _label_options(function: Command) -> Command:
+    """The options that name classes."""
+    for option in (
+        click.option(
+            "--labels-file",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="A text file of class names, one a line.",
+        ),
+        click.option(
+            "--label", "names", multiple=True, help="One class name as it is; may be repeated."
+        ),
+        click.option(
+            "--labels",
+            "lists",
+            multiple=True,
+            help='Class names: "forest,river,industrial area"; a name with a comma in quotes, as '
+            "in CSV.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 geojson_option = click.option(
     "--geojson",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -170,18 +193,7 @@ def _load(model: str, device: str | None) -> EmbeddingSpace:
 @main.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "--labels",
-    "lists",
-    multiple=True,
-    help='Class names: "forest,river,industrial area"; a name with a comma in quotes, as in CSV.',
-)
-@click.option("--label", "names", multiple=True, help="One class name as it is; may be repeated.")
-@click.option(
-    "--labels-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A text file of class names, one a line.",
-)
+@_label_options
 @_reading_options
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option(
@@ -547,7 +559,9 @@ def _embed_into_folder(
     _end(alike, len(found.scenes))
 
 
-def _bbox(context: click.Context, option: click.Parameter, value: str | None) -> list[float] | None:
+def read_bbox(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> list[float] | None:
     """WEST,SOUTH,EAST,NORTH."""
     if value is None:
         return None
@@ -578,7 +592,7 @@ _SEARCH_OPTIONS = [
         help="A picture or chip to search for, of any sensor (--sensor, --bands ...); repeatable.",
     ),
     click.option(
-        "--bbox", callback=_bbox, metavar="W,S,E,N",
+        "--bbox", callback=read_bbox, metavar="W,S,E,N",
         help="Only windows that touch this box, in degrees; W above E crosses the antimeridian.",
     ),
     click.option(
@@ -645,24 +659,6 @@ def _search_options(function: Command) -> Command:
     return wrapped
 
 
-def _is_index(path: Path) -> bool:
-    """Whether a path is a folder of parts, by the name or the footer of its first Parquet file."""
-    if not path.is_dir():
-        return False
-    from terralign.index.names import is_part_name, part_paths
-
-    found = part_paths(path)
-    if not found or any(is_part_name(one.name) for one in found):
-        return bool(found)
-    from terralign.index.parts import facts_of
-
-    try:
-        facts_of(found[0])
-    except TerralignError:
-        return False
-    return True
-
-
 def _flags_given(reading: dict[str, Any]) -> list[str]:
     """The flags of the options that say how imagery is read, of those that were given."""
     return [f"--{name.replace('_', '-')}" for name, one in reading.items() if one is not None]
@@ -702,7 +698,9 @@ def search(
     --for to --out is for folders of parts.
     """
     _check_geojson(geojson)
-    if _is_index(Path(imagery)):
+    from terralign.index.parts import is_folder_of_parts
+
+    if is_folder_of_parts(Path(imagery)):
         _search_folder(
             Path(imagery), query, model, k, prompts, page_size, geojson, device, as_json, reading,
             asked,
@@ -807,3 +805,154 @@ def _search_folder(
         if path is not None:
             save_hits(hits, path)
             click.echo(f"{counted(len(hits), 'feature')} written to {path}", err=True)
+
+
+_MAP_OPTIONS = [
+    click.option("--scene", help="Which scene of a folder, by its name or that of its part."),
+    click.option(
+        "--pixel", "pixel_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
+        help="Size of the map's pixels; default: an eighth of a window.",
+    ),
+    click.option(
+        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with a smaller share of valid pixels; default: those without any.",
+    ),
+    click.option(
+        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with more cloud and shadow.",
+    ),
+    click.option(
+        "--stride", type=click.IntRange(1), metavar="PIXELS",
+        help="Of a scene that is embedded first: from one window to the next; default: half a "
+        "window.",
+    ),
+    click.option(
+        "--gsd", "gsd_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
+        help="Of a scene that is embedded first: the GSD that the tower was trained at.",
+    ),
+]  # fmt: skip
+_MAP_NAMES = ("scene", "pixel_m", "min_valid", "max_cloud", "stride", "gsd_m")
+
+
+def _map_options(function: Command) -> Command:
+    """The options of a map; passed on as one mapping of those given, `mapping`."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _MAP_NAMES}
+        function(mapping={name: one for name, one in given.items() if one is not None}, **arguments)
+
+    wrapped: Command = call
+    for option in reversed(_MAP_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@main.command()
+@click.argument("imagery", type=click.Path())
+@click.argument("query", required=False, default="")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The GeoTIFF to write: .tif.",
+)
+@click.option("--model", help="A space; default: the one that the vectors were made with.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="[WEIGHT*]TEXT",
+    help="A text to stay away from; repeatable.",
+)
+@click.option("--prompts", help="Templates to put the query or the class names in.")
+@_label_options
+@_map_options
+@_reading_options
+@device_option
+@json_option
+@example('terralign score scenes "a river or a lake" --out map.tif')
+def score(
+    imagery: str,
+    query: str,
+    out: Path,
+    model: str | None,
+    against: tuple[str, ...],
+    prompts: str | None,
+    lists: tuple[str, ...],
+    names: tuple[str, ...],
+    labels_file: Path | None,
+    device: str | None,
+    as_json: bool,
+    reading: dict[str, Any],
+    mapping: dict[str, Any],
+) -> None:
+    """Map a scene by words, as a GeoTIFF for QGIS.
+
+    IMAGERY is a folder of parts that `terralign embed` wrote, or one scene, which is embedded first
+    (--model). With QUERY, the map holds the cosine of each place to it; with --labels, the
+    likeliest of these classes, and a second map its probability.
+    """
+    labels = read_class_names(lists, names, labels_file) if lists or names or labels_file else ()
+    if labels and (query.strip() or against):
+        raise click.UsageError("give a query, or class names (--labels), not both")
+    if not labels and not query.strip():
+        raise click.UsageError("the query is empty; say what to map, or name classes (--labels)")
+    if reading["window"] == "whole":
+        raise click.UsageError("--window whole: scenes are cut into windows; give a number")
+    _check_folder(out, "--out")
+    from terralign.index.cog import check_map
+    from terralign.index.results import weighted
+
+    check_map(out)
+    terms = [weighted(one) for one in against]
+    source, model = _source_of_map(imagery, model, reading, mapping, prompts)
+    space = _load(model, device)
+    from terralign.index.score import class_map, score_map
+
+    found = (
+        class_map(space, source, labels, out, prompts=prompts, **reading, **mapping)
+        if labels
+        else score_map(
+            space, source, query, out, against=terms, prompts=prompts, **reading, **mapping
+        )
+    )
+    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+def _source_of_map(
+    imagery: str,
+    model: str | None,
+    reading: dict[str, Any],
+    mapping: Mapping[str, Any],
+    prompts: str | None,
+) -> tuple[Any, str]:
+    """What a map is made of, an index or the path of a scene, and the model's name; `reading` is
+    left with what is to be passed on."""
+    from terralign.index.parts import is_folder_of_parts
+
+    tower = reading["tower"]
+    if not is_folder_of_parts(Path(imagery)):
+        if model is None:
+            raise click.UsageError(
+                "--model is needed to embed imagery; only a folder of parts records its model"
+            )
+        sensor = _check(model, [imagery], reading, prompts)
+        if sensor is not None:
+            reading["sensor"] = sensor
+        return imagery, model
+    given = [one for one in _flags_given(reading) if one != "--tower"]
+    given += [
+        flag for name, flag in (("stride", "--stride"), ("gsd_m", "--gsd")) if name in mapping
+    ]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: no effect on a folder of parts, whose scenes are embedded "
+            "already; leave it out"
+        )
+    _check(model, [], reading, prompts)
+    from terralign.index.search import open_index
+
+    index = open_index(imagery)
+    reading.clear()
+    reading["tower"] = tower
+    return index, model or index.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,17 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
     """Run the whole method on a synthetic world, offline, in minutes.
 
     Pretrains a tiny CLIP on pictures of everyday shapes, shows that it fails on synthetic
-    Sentinel-2 scenes, patches it, aligns Sentinel-2 and Sentinel-1 towers, evaluates, and writes a
-    report. The numbers do not transfer to real imagery.
+    Sentinel-2 scenes, patches it, aligns Sentinel-2 and Sentinel-1 towers, evaluates, embeds a
+    scene and searches it by text, and writes a report. The numbers do not transfer to real imagery.
     """
     from terralign.runs.recipe import load_recipe
     from terralign.runs.run import run_recipe
+    from terralign.runs.searched import PARTS, SEARCH
 
     print_run(run_recipe(load_recipe("quickstart"), out, device=device), as_json)
     if not as_json:
+        parts = shlex.quote(str(out / SEARCH / PARTS))
+        click.echo(f'search: terralign search {parts} "a lake of shallow water"')
         click.echo("Synthetic data: these numbers do not transfer to real imagery.")
 
 

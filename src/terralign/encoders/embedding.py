@@ -24,13 +24,13 @@ from terralign.encoders.inputs import (
     open_sources,
 )
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.pixels import resize_pictures, seen_shares
+from terralign.encoders.pixels import resize_pictures, seen_cells, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
 from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
-from terralign.preprocess.spec import layout_composite
+from terralign.preprocess.spec import ALL_CELLS, layout_composite
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
@@ -242,7 +242,7 @@ def _chips(
     shown = len(windows) >= NUM_SHOWN_PROGRESS
     counter = Progress(label, total=len(windows), unit="window") if shown else nullcontext()
     with counter as progress:
-        for window, chip, layout, share in read_chips(space, source, windows, tower):
+        for window, chip, layout, share, _ in read_chips(space, source, windows, tower):
             if progress is not None:
                 progress.advance()
             if share == 0:
@@ -277,16 +277,18 @@ def _chips(
 
 def read_chips(
     space: EmbeddingSpace, source: Source, windows: Sequence[Window | None], tower: str
-) -> Iterator[tuple[Window | None, Tensor, PixelLayout, float]]:
-    """Each window, its raw pixels (C, H, W) in the bands that a tower looks at, what they mean, and
-    the share (0-1) of valid numbers in what the tower sees; pictures at the size it takes."""
+) -> Iterator[tuple[Window | None, Tensor, PixelLayout, float, int]]:
+    """Each window, its raw pixels (C, H, W) in the bands that a tower looks at, what they mean, the
+    share (0-1) of valid numbers in what the tower sees, and its cells that have one (see
+    `seen_cells`); pictures at the size it takes."""
     spec = space.input_spec(tower)
     bands = bands_seen(space, tower, source.layout)
     for window, (chip, layout) in zip(windows, source.read(windows, bands), strict=True):
         share = float(seen_shares(spec, chip[None], layout, tower=tower)[0])
+        cells = ALL_CELLS if share == 1 else seen_cells(spec, chip, layout, tower=tower)
         if share > 0 and layout.sensor == SENSORS["rgb"] and layout.units == "dn":
             chip = resize_pictures(chip[None], picture_size(spec))[0]
-        yield window, chip, layout, share
+        yield window, chip, layout, share, cells
 
 
 def bands_seen(space: EmbeddingSpace, tower: str, layout: PixelLayout) -> tuple[str, ...]:

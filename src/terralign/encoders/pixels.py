@@ -20,7 +20,12 @@ from terralign.preprocess import (
     scale_bands,
     scale_composite,
 )
-from terralign.preprocess.spec import check_channels, layout_composite, valid_shares
+from terralign.preprocess.spec import (
+    check_channels,
+    layout_composite,
+    valid_cells,
+    valid_shares,
+)
 from terralign.scenes.declared import Declared, declare_layout, units_of
 from terralign.scenes.pictures import PictureSize, resize_rgb
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers, check_sample
@@ -108,6 +113,14 @@ def seen_shares(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: 
     if tower == RGB:
         return valid_shares(pixels, layout, layout_composite(layout).bands, together=True)
     return valid_shares(pixels, layout, spec.bands)
+
+
+def seen_cells(spec: InputSpec, pixels: Tensor, layout: PixelLayout, *, tower: str) -> int:
+    """Which of 8x8 cells of raw pixels (C, H, W) have a valid number that a tower sees, as 64 bits
+    (see `preprocess.spec.valid_cells`)."""
+    if tower == RGB:
+        return valid_cells(pixels, layout, layout_composite(layout).bands, together=True)
+    return valid_cells(pixels, layout, spec.bands)
 
 
 def ready_pixels(pixels: Tensor, layout: PixelLayout, spec: InputSpec, *, tower: str) -> Tensor:

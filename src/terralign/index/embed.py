@@ -46,6 +46,7 @@ from terralign.index.parts import (
     Part,
     PartFacts,
     PartRows,
+    SceneGrid,
     VectorType,
     facts_of,
     write_part,
@@ -446,6 +447,7 @@ class _Work:
             num_windows=len(plan.windows),
             num_invalid=embedded.num_invalid,
             num_cloudy=embedded.num_cloudy,
+            grid=_scene_grid(source),
         )
         path = self.out / part_name(facts)
         facts = write_part(path, embedded.rows, facts)
@@ -484,6 +486,7 @@ class _Work:
         stored = np.float16 if self.settings.vectors == "float16" else np.float32
         chosen: list[int] = []
         shares: list[float] = []
+        cells: list[int] = []
         clouds: list[float] = []
         blocks: list[NDArray[Any]] = []
         num_invalid = num_cloudy = 0
@@ -513,6 +516,7 @@ class _Work:
                     blocks.append(numbers.astype(stored))
                     chosen += batch.numbers
                     shares += batch.shares
+                    cells += batch.cells
                     clouds += batch.clouds
                 progress.advance(len(batch.numbers) + batch.num_invalid + batch.num_cloudy)
         if num_invalid == len(plan.windows):
@@ -528,6 +532,7 @@ class _Work:
             shapes=shapes,
             centres=centres,
             valid_shares=np.array(shares, dtype=np.float32),
+            valid_cells=np.array(cells, dtype=np.uint64),
             clouds=np.array(clouds, dtype=np.float32),
             vectors=np.concatenate(blocks) if blocks else empty,
             datetime=source.datetime,
@@ -552,13 +557,15 @@ class _Work:
             ready = functools.partial(ready_pixels, spec=spec, tower=tower)
         batch = _Batch()
         chips = read_chips(self.space, source, windows, tower)
-        for number, ((_, chip, layout, share), cloud) in enumerate(zip(chips, shares, strict=True)):
+        for number, ((_, chip, layout, share, cells), cloud) in enumerate(
+            zip(chips, shares, strict=True)
+        ):
             if share == 0 or share < self.settings.min_valid:
                 batch.num_invalid += 1
             elif max_cloud is not None and cloud > max_cloud:
                 batch.num_cloudy += 1
             else:
-                batch.add(number, chip, layout, share, cloud)
+                batch.add(number, chip, layout, share, cells, cloud)
             if len(batch.numbers) == self.batch_size or batch.num_seen >= _MAX_SEEN:
                 yield batch.stacked(ready)
                 batch = _Batch()
@@ -572,10 +579,12 @@ _MAX_SEEN = 4096
 
 @dataclass(kw_only=True, slots=True)
 class _Batch:
-    """Windows of a scene by number, with their shares and, stacked, their pixels (B, C, H, W)."""
+    """Windows of a scene by number, with their shares, valid cells and, stacked, their pixels
+    (B, C, H, W)."""
 
     numbers: list[int] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
     clouds: list[float] = field(default_factory=list)
     chips: list[Tensor] = field(default_factory=list)
     layout: PixelLayout | None = None
@@ -588,10 +597,17 @@ class _Batch:
         return len(self.numbers) + self.num_invalid + self.num_cloudy
 
     def add(
-        self, number: int, chip: Tensor, layout: PixelLayout, share: float, cloud: float
+        self,
+        number: int,
+        chip: Tensor,
+        layout: PixelLayout,
+        share: float,
+        cells: int,
+        cloud: float,
     ) -> None:
         self.numbers.append(number)
         self.shares.append(share)
+        self.cells.append(cells)
         self.clouds.append(cloud)
         self.chips.append(chip)
         self.layout = layout
@@ -613,6 +629,13 @@ class _Embedded:
     rows: PartRows
     num_invalid: int
     num_cloudy: int
+
+
+def _scene_grid(source: Source) -> SceneGrid:
+    grid = source.grid
+    assert grid is not None
+    assert grid.crs is not None  # or it had no windows
+    return SceneGrid(crs=grid.crs, transform=grid.transform, height=grid.height, width=grid.width)
 
 
 def self_check(space: EmbeddingSpace, tower: str) -> tuple[float, ...]:

@@ -26,7 +26,9 @@ from terralign.encoders.vectors import as_utf8
 from terralign.errors import DataError, first_line, shown
 from terralign.files import atomic_path
 from terralign.index.grids import hilbert_numbers, majortom_cells
+from terralign.index.names import is_part_name, part_paths
 from terralign.limits import limit, require
+from terralign.preprocess.spec import ALL_CELLS
 
 FORMAT_VERSION = 1
 
@@ -85,6 +87,19 @@ _EPSG_4326 = {
 """EPSG:4326 as PROJJSON; in GeoParquet x is the longitude, whatever the order of the axes here."""
 
 
+class SceneGrid(BaseModel):
+    """The pixel grid of the scene of a part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    crs: str = Field(max_length=100_000)
+    """An authority code, or WKT."""
+    transform: tuple[float, float, float, float, float, float]
+    """From column and row to map units, as `Grid` has it."""
+    height: int = Field(ge=1, le=2**31 - 1)
+    width: int = Field(ge=1, le=2**31 - 1)
+
+
 class PartFacts(BaseModel):
     """What the footer of a part states of all its rows (its entry `terralign`)."""
 
@@ -140,6 +155,8 @@ class PartFacts(BaseModel):
     """Left out, since less than `min_valid`, or nothing, of them is valid."""
     num_cloudy: int = Field(ge=0)
     """Left out, since more than `max_cloud` of them is cloud."""
+    grid: SceneGrid | None = None
+    """Of the scene; None in parts of early versions, which lack the column `valid_cells` too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,6 +166,8 @@ class PartRows:
     `shapes`: polygons in degrees of WGS84, several where they cross the antimeridian. `centres`:
     (N, 2) longitude and latitude. `clouds`: (N,) share of cloud and shadow, NaN where unknown.
     `vectors`: (N, D) float32 of unit length. `datetime`: of all of them, None where unknown.
+    `valid_cells`: (N,) which of 8x8 cells have a valid number (see `preprocess.spec.valid_cells`);
+    None: all.
     """
 
     windows: Sequence[Window]
@@ -158,6 +177,7 @@ class PartRows:
     clouds: NDArray[np.float32]
     vectors: NDArray[np.floating[Any]]
     datetime: dt.datetime | None
+    valid_cells: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -170,8 +190,8 @@ def write_part(path: Path, rows: PartRows, facts: PartFacts) -> PartFacts:
     """Write a part, whole or not at all; returns the facts as written, with the scale.
 
     Columns: id, scene, source, sensor, tower, window_row, window_column, window_height,
-    window_width, datetime, valid_share, cloud_share, cell (Major-TOM), geometry (WKB), bbox
-    (xmin, ymin, xmax, ymax), vector. `StorageError` where the disk is full.
+    window_width, datetime, valid_share, cloud_share, valid_cells, cell (Major-TOM), geometry
+    (WKB), bbox (xmin, ymin, xmax, ymax), vector. `StorageError` where the disk is full.
     """
     order = _hilbert_order(rows)
     stored, scale = as_stored(np.asarray(rows.vectors)[order], facts.vector_type)
@@ -182,6 +202,9 @@ def write_part(path: Path, rows: PartRows, facts: PartFacts) -> PartFacts:
     bounds = shapely.bounds(shapes).reshape(num, 4)
     corners = ("xmin", "ymin", "xmax", "ymax")
     clouds = rows.clouds[order].astype(np.float32)
+    cells = np.full(num, ALL_CELLS, np.uint64)
+    if rows.valid_cells is not None:
+        cells = rows.valid_cells[order]
     columns: dict[str, Any] = {
         "id": pa.array([window_id(facts.identity, one) for one in windows], pa.string()),
         "scene": pa.array([as_utf8(facts.scene)] * num, pa.string()),
@@ -195,6 +218,7 @@ def write_part(path: Path, rows: PartRows, facts: PartFacts) -> PartFacts:
         "datetime": pa.array([rows.datetime] * num, pa.timestamp("us", tz="UTC")),
         "valid_share": pa.array(rows.valid_shares[order].astype(np.float32), pa.float32()),
         "cloud_share": pa.array(clouds, pa.float32(), mask=np.isnan(clouds)),
+        "valid_cells": pa.array(cells, pa.uint64()),
         "cell": pa.array(majortom_cells(centres[:, 0], centres[:, 1]), pa.string()),
         "geometry": pa.array(shapely.to_wkb(shapes), pa.binary()),
         "bbox": pa.StructArray.from_arrays(
@@ -357,6 +381,7 @@ class Part:
         schema = self._file.schema_arrow
         wanted = {
             **_COLUMNS,
+            **({} if self.facts.grid is None else {"valid_cells": pa.uint64()}),
             "vector": pa.list_(_NUMBER_TYPES[self.facts.vector_type], self.facts.dim),
         }
         for name, kind in wanted.items():
@@ -424,6 +449,20 @@ def facts_of(path: Path) -> PartFacts:
     part = Part(path)
     part.close()
     return part.facts
+
+
+def is_folder_of_parts(path: Path) -> bool:
+    """Whether a path is a folder of parts, by the name or the footer of its first Parquet file."""
+    if not path.is_dir():
+        return False
+    found = part_paths(path)
+    if not found or any(is_part_name(one.name) for one in found):
+        return bool(found)
+    try:
+        facts_of(found[0])
+    except DataError:
+        return False
+    return True
 
 
 def describe_window(row: Mapping[str, Any]) -> Window | None:

@@ -99,6 +99,11 @@ class Index(Shown):
         return self._store.facts
 
     @property
+    def store(self) -> Store:
+        """The rows and vectors on disk."""
+        return self._store
+
+    @property
     def space_id(self) -> str:
         """Of the space that made the vectors."""
         return self._store.facts[0].space_id
@@ -198,7 +203,7 @@ class Index(Shown):
         positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
         negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
         numbers = rows_meeting(self._store, filters)
-        names = self._towers_of(numbers)
+        names = self.towers_of(numbers)
         centred = len(names) > 1 if centre is None else centre
         vector = query_vector(positive, negative)
         ranking = self._rank(space, vector, numbers, centred=centred)
@@ -243,8 +248,8 @@ class Index(Shown):
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
 
-    def _towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
-        """The towers of rows."""
+    def towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
+        """The towers that made the vectors of rows (None: of all), sorted."""
         if numbers is None:
             return list(self.towers)
         parts = np.unique(self._store.rows["part"][numbers])

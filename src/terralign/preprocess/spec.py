@@ -173,6 +173,41 @@ def valid_shares(
     return shares
 
 
+NUM_CELLS = 8
+"""Cells along each side of a chip, of which it is recorded whether they have a valid number."""
+
+ALL_CELLS = 2**64 - 1
+
+
+def valid_cells(
+    pixels: Tensor, layout: PixelLayout, names: Sequence[str], *, together: bool = False
+) -> int:
+    """Which of 8x8 cells of one chip of raw pixels (C, H, W) have a valid number, as 64 bits.
+
+    Bit 8 r + c is that of the cell in row r and column c, from 0. Names and `together` as for
+    `valid_shares`.
+    """
+    channels = [layout.bands.index(name) for name in names if name in layout.bands]
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    if not channels or (nodata is None and not pixels.is_floating_point()):
+        return ALL_CELLS
+    numbers = pixels[channels].cpu().numpy()
+    valid = np.isfinite(numbers)
+    if nodata is not None:
+        valid &= numbers != nodata
+    valid = valid.all(0) if together else valid.any(0)
+    rows = np.stack([valid[span].any(0) for span in _cell_spans(valid.shape[0])])
+    cells = np.stack([rows[:, span].any(1) for span in _cell_spans(valid.shape[1])], axis=1)
+    return int.from_bytes(np.packbits(cells, bitorder="little").tobytes(), "little")
+
+
+def _cell_spans(length: int) -> list[slice]:
+    """The pixels of a side that each of its cells touches."""
+    return [
+        slice(length * n // NUM_CELLS, -(-length * (n + 1) // NUM_CELLS)) for n in range(NUM_CELLS)
+    ]
+
+
 def select_bands(
     pixels: Tensor, layout: PixelLayout, names: Sequence[str]
 ) -> tuple[Tensor, PixelLayout]:

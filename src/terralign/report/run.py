@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from terralign.evaluation.rows import ROLES, Role, Row
 from terralign.report.comparison import comparison_table, primary_rows, row_notes
 from terralign.report.document import (
@@ -23,6 +26,13 @@ from terralign.report.document import (
 )
 from terralign.report.figures import Sweep, alpha_figure, comparison_figure, loss_figure
 from terralign.report.render import write_document
+from terralign.report.searched import (
+    SEARCHED_CAPTION,
+    SEARCHED_TITLE,
+    SearchedText,
+    searched_figure,
+    searched_table,
+)
 from terralign.report.tables import Table, text_table
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -53,7 +63,8 @@ class RunReport:
     """What a run's report shows.
 
     `sweep`: None where nothing was patched. `notes`: on the run; those of rows are added. `shown`:
-    samples with what models predict for them. `next_steps`: (what for, command).
+    samples with what models predict for them. `searched`: what texts found in `scene` (H, W, 3).
+    `next_steps`: (what for, command).
     """
 
     title: str
@@ -64,6 +75,8 @@ class RunReport:
     notes: Sequence[str] = ()
     sweep: Sweep | None = None
     shown: Gallery | None = None
+    searched: Sequence[SearchedText] = ()
+    scene: NDArray[np.uint8] | None = None
     next_steps: Sequence[tuple[str, str]] = ()
 
     def write(self, folder: Path) -> Path:
@@ -81,6 +94,8 @@ class RunReport:
         if self.shown is not None:
             about = Text(text=self.shown.legend, small=True)
             sections.append(Section(title=self.shown.title, blocks=(about, self.shown)))
+        if self.searched:
+            sections.append(Section(title=SEARCHED_TITLE, blocks=tuple(self._searched())))
         if plots := self._plots():
             sections.append(Section(title="Figures", blocks=(Plots(plots=tuple(plots)),)))
         if self.next_steps:
@@ -96,6 +111,14 @@ class RunReport:
         table = comparison_table(primary_rows(self.rows), "Results")
         tables: list[Table] = [] if table is None else [table]
         return [Text(text=LEGEND, small=True), *tables, Notes(items=tuple(notes))]
+
+    def _searched(self) -> list[Block]:
+        blocks: list[Block] = [searched_table(self.searched)]
+        if self.scene is not None:
+            draw = partial(searched_figure, self.scene, self.searched)
+            plot = Plot(name="search", caption=SEARCHED_CAPTION, draw=draw)
+            blocks.append(Plots(plots=(plot,)))
+        return blocks
 
     def _plots(self) -> list[Plot]:
         plots = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from terralign.datasets.sample import SampleSet, optical_layout
+from terralign.datasets.synthetic.landscape import SENSOR
 from terralign.encoders.space import RGB, EmbeddingSpace
 from terralign.errors import RecipeError, SensorError, nearest
 from terralign.evaluation.retrieval import TEXT
@@ -45,6 +46,15 @@ def check_towers(recipe: Recipe, base: EmbeddingSpace, open_samples: Open) -> No
             elif name not in (None, TEXT):
                 hint = nearest(str(name), [*towers, RGB, TEXT])
                 raise RecipeError(f"evaluate names tower {name!r}; {hint}")
+    if recipe.search is not None:
+        name = recipe.search.tower
+        if name not in towers:
+            raise RecipeError(f"search names tower {name!r}; {nearest(name, towers)}")
+        if SENSOR not in towers[name].sensors:
+            taken = ", ".join(towers[name].sensors)
+            raise RecipeError(
+                f"search: tower {name!r} takes {taken}; the scene has {SENSOR}: name another tower"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,18 @@ class EvaluateRecipe(Strict):
         return self
 
 
+class SearchRecipe(Strict):
+    """A scene of the synthetic world, embedded by a tower and searched by the names of what covers
+    it."""
+
+    tower: str
+    """An aligned tower that takes Sentinel-2 L2A."""
+    regions: int = Field(default=6, ge=2, le=24)
+    """Regions along each side of the scene, of 96 pixels each."""
+    k: int = Field(default=10, ge=1, le=100)
+    """Hits of each query."""
+
+
 def asked(one: UnlabelledData | AlignData | EvaluateRecipe) -> Asked:
     """The samples that a table names."""
     return one.data, one.split, one.limit, one.composite
@@ -240,6 +252,7 @@ class Recipe(Strict):
     patch: PatchRecipe | None = None
     align: tuple[AlignRecipe, ...] = ()
     evaluate: tuple[EvaluateRecipe, ...] = ()
+    search: SearchRecipe | None = None
 
     @model_validator(mode="after")
     def _towers_exist(self) -> Self:
@@ -253,6 +266,9 @@ class Recipe(Strict):
                     raise ValueError(f"evaluate names tower {name!r}; {nearest(name, known)}")
             if self.patch is None and set(entry.models) & {"finetuned", "patched"}:
                 raise ValueError("evaluate names finetuned or patched, but there is no patch stage")
+        tower = None if self.search is None else self.search.tower
+        if tower is not None and tower not in towers and self.patch is not None:
+            raise ValueError(f"search names tower {tower!r}; {nearest(tower, towers)}")
         return self
 
 
@@ -304,7 +320,8 @@ def single_stage(recipe: Recipe, stage: str, *, base: str | None = None) -> Reci
             for entry in recipe.evaluate
             if entry.models or {entry.query, entry.gallery} == {"text", "rgb"}
         )
-        return recipe.model_copy(update={"base": start, "align": (), "evaluate": measured})
+        changes = {"base": start, "align": (), "evaluate": measured, "search": None}
+        return recipe.model_copy(update=changes)
     if not recipe.align:
         raise RecipeError(f"recipe {recipe.name!r} has no align stage")
     if base is None:

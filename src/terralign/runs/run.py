@@ -1,9 +1,9 @@
-"""Running a recipe: base -> patch -> align* -> evaluate, each stage kept in the run folder.
+"""Running a recipe: base -> patch -> align* -> evaluate -> search, each stage kept in the folder.
 
 A run folder holds `recipe.toml` (resolved), `versions.json`, the stages' checkpoints and
-`metrics.jsonl` (all stages' lines are in the run folder's own too), `model/` (the space),
-`results.json` and the report. Running the same recipe again resumes, or does nothing; another
-recipe in the same folder is refused.
+`metrics.jsonl` (all stages' lines are in the run folder's own too), `model/` (the space), `search/`
+(a scene and its parts), `results.json` and the report. Running the same recipe again resumes, or
+does nothing; another recipe in the same folder is refused.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from terralign.files import (
 from terralign.report.document import Gallery
 from terralign.report.figures import Sweep
 from terralign.report.run import RunReport
+from terralign.report.searched import SearchedText
 from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData
 from terralign.runs.folder import BEFORE_WORK, keep_measurement, keep_recipe, keep_threads
@@ -61,6 +62,7 @@ from terralign.runs.recipe import (
     recipe_hash,
     recipe_text,
 )
+from terralign.runs.searched import PARTS, SEARCH, picture_of, read_searched, search_landscape
 from terralign.runs.shown import show_samples
 from terralign.scenes.pictures import Size
 from terralign.sensors import find_sensor
@@ -78,11 +80,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """A finished run. `complete_before`: nothing had to be done."""
+    """A finished run. `complete_before`: nothing had to be done. `searched`: what the texts found
+    that a recipe's scene was searched by."""
 
     folder: Path
     rows: tuple[Row, ...]
     complete_before: bool
+    searched: tuple[SearchedText, ...] = ()
 
 
 def run_recipe(
@@ -109,11 +113,13 @@ def run_recipe(
         results = folder / "results.json"
         if results.is_file() and (folder / "model" / "space.json").is_file():
             rows = read_rows(results)
-            return RunResult(folder=folder, rows=tuple(rows), complete_before=True)
+            found = read_searched(folder)
+            return RunResult(folder=folder, rows=tuple(rows), complete_before=True, searched=found)
         run = _Run(recipe, folder, data_root, choose_device(device), stores, cache)
         with computing(inference=recipe.inference, deterministic=recipe.deterministic):
             rows = run.run()
-        return RunResult(folder=folder, rows=tuple(rows), complete_before=False)
+        found = read_searched(folder)
+        return RunResult(folder=folder, rows=tuple(rows), complete_before=False, searched=found)
 
 
 def evaluate_entry(
@@ -178,6 +184,9 @@ class _Run:
         model = self.folder / "model"
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
+        if (search := self.recipe.search) is not None:
+            with self.stages.within("search"):
+                search_landscape(model, search, self.folder / SEARCH, device=self.device)
         with self.stages.within("report"):
             self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
@@ -209,9 +218,8 @@ class _Run:
             samples = sum(len(one.samples) * one.repeats for one in sources)
             epochs = tower.settings.epochs
             stages.append(progress.Stage(name=f"align {tower.name}", samples=epochs * samples))
-        return progress.Stages(
-            [*stages, progress.Stage(name="evaluate"), progress.Stage(name="report")]
-        )
+        last = ["evaluate", *(["search"] if recipe.search else []), "report"]
+        return progress.Stages([*stages, *(progress.Stage(name=name) for name in last)])
 
     def _existing_base(self) -> EmbeddingSpace:
         model, root = self.recipe.base.model, self.data_root
@@ -436,6 +444,14 @@ class _Run:
                 f"--sensor {sensor}{offset}",
             ),
         ]
+        if self.recipe.search is not None:
+            parts = shlex.quote(f"{folder}/{SEARCH}/{PARTS}")
+            steps.append(
+                (
+                    "Search the scene in other words",
+                    f'terralign search {parts} "a lake of shallow water"',
+                )
+            )
         if self.recipe.base.pretrain is not None:
             base = shlex.quote(f"{folder}/base")
             steps.append(
@@ -484,6 +500,8 @@ class _Run:
             versions=read_json(self.folder / "versions.json"),
             notes=notes,
             shown=self._shown(space),
+            searched=read_searched(self.folder),
+            scene=picture_of(self.folder / SEARCH) if self.recipe.search else None,
             next_steps=self._next_steps(space),
         ).write(self.folder)
 
