@@ -31,8 +31,8 @@ _LEAST_DEGREES = 1e-4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HitCard:
-    """One hit. `pictures`: what each shows, and its JPEG; `missing`: what keeps from showing it. `facts`:
-    names and values. `rings`: its outline."""
+    """One hit. `pictures`: what each shows, and its JPEG; `missing`: what keeps from showing it.
+    `facts`: names and values. `rings`: its outline."""
 
     rank: int
     score: str
