@@ -203,7 +203,7 @@ class Index(Shown):
         positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
         negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
         numbers = rows_meeting(self._store, filters)
-        names = self._towers_of(numbers)
+        names = self.towers_of(numbers)
         centred = len(names) > 1 if centre is None else centre
         vector = query_vector(positive, negative)
         ranking = self._rank(space, vector, numbers, centred=centred)
@@ -248,8 +248,12 @@ class Index(Shown):
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
 
-    def _towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
-        """The towers of rows."""
+    def facts_of(self, window_id: str) -> PartFacts:
+        """What the part of a window states, by the window's id."""
+        return self._store.facts[int(self._store.rows["part"][self.row_of(window_id)])]
+
+    def towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
+        """The towers that made the vectors of rows (None: of all), sorted."""
         if numbers is None:
             return list(self.towers)
         parts = np.unique(self._store.rows["part"][numbers])
