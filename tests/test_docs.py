@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 import terralign
 from fakes import input_spec
-from imagery import NEW_PRODUCT, write_geotiff, write_product
+from imagery import NEW_PRODUCT, ORIGIN, write_geotiff, write_product
 from terralign.bench.suite import parse_suite
 from terralign.cli import main
 from terralign.datasets.catalog import DATASETS
@@ -122,7 +122,21 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
             chip = (rng.integers(0, 300, (4, 32, 32)) + level).astype(np.uint16)
             write_geotiff(folder / "planet" / kind / f"{number}.tif", chip, bands, gsd_m=3)
     (folder / "planetscope.toml").write_text(_PLANETSCOPE)
+    _write_polygons(folder)
     return folder
+
+
+def _write_polygons(folder: Path) -> None:
+    """Water over the left of the scene."""
+    west, south, east, north = ORIGIN[0], ORIGIN[1] - 600, ORIGIN[0] + 400, ORIGIN[1]
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    value = {
+        "type": "FeatureCollection",
+        "crs": {"type": "name", "properties": {"name": "EPSG:32633"}},
+        "features": [{"type": "Feature", "properties": {"class": "water"}, "geometry": geometry}],
+    }
+    (folder / "polygons.geojson").write_text(json.dumps(value))
 
 
 @pytest.fixture

@@ -335,10 +335,19 @@ def mark_invalid(
     dtype = marked_dtype(pixels.dtype, layout)
     if dtype == pixels.dtype:
         whole = not np.issubdtype(dtype, np.floating)
-        return np.where(valid, pixels, dtype.type(layout.sensor.nodata if whole else np.nan))
+        nothing = dtype.type(layout.sensor.nodata if whole else np.nan)
+        return pixels if _is_marked(pixels, valid, nothing) else np.where(valid, pixels, nothing)
     marked = pixels.astype(dtype)
     np.copyto(marked, np.nan, where=~valid)
     return marked
+
+
+def _is_marked(pixels: NDArray[Any], valid: NDArray[np.bool_], nothing: Any) -> bool:
+    """Whether `pixels` are `nothing` wherever not `valid`; band by band, which takes no memory."""
+    if pixels.ndim > 2:
+        return all(_is_marked(*pair, nothing) for pair in zip(pixels, valid, strict=True))
+    marked = np.isnan(pixels) if np.isnan(nothing) else pixels == nothing
+    return bool(np.logical_or(marked, valid, out=marked).all())
 
 
 def marked_dtype(dtype: np.dtype[Any], layout: PixelLayout) -> np.dtype[Any]:

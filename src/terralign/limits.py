@@ -40,7 +40,7 @@ LIMITS: dict[str, int] = {
     "json_bytes": 256 * 2**20,  # of one JSON file
     "json_values": 10_000_000,  # numbers, texts, lists and tables in it
     "label_values": 400_000_000,  # samples times classes of one data set with several labels each
-    "manifest_bytes": 4 * 2**20,  # of a packed store's: some 200 a shard
+    "manifest_bytes": 32 * 2**20,  # of a packed store's: some 300 a shard
     "map_pixels": 1_000_000_000,  # of one map of scores
     "model_layers": 1000,  # of one tower, by its configuration
     "model_numbers": 2**24,  # of any other size in a configuration; beside the weights of a model

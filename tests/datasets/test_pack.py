@@ -385,12 +385,36 @@ def test_values_that_cannot_be_are_one_line(
         StoreSet(store, "train")
 
 
-def test_a_table_of_many_rows_in_few_bytes_is_refused(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        ("table_rows=39", r"samples.parquet has 40 rows, more than the limit"),
+        ("table_values=79", r"samples.parquet has \d+ values, more than the limit"),
+        ("table_bytes=1000", r"samples.parquet has .* KiB, more than the limit"),
+        ("label_values=39", r"samples.parquet has \d+ values, more than the limit"),
+    ],
+)
+def test_a_table_is_read_whose_samples_take_as_much_in_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: str, refused: str
 ) -> None:
-    monkeypatch.setenv("TERRALIGN_LIMITS", "table_rows=39")
-    with pytest.raises(DataError, match=r"samples.parquet has 40 rows, more than the limit"):
-        StoreSet(store, "train")
+    pack({"train": scenes(multi_label=True)}, tmp_path / "s", SMALL)
+    monkeypatch.setenv("TERRALIGN_LIMITS", limits)
+    assert len(StoreSet(tmp_path / "s", "train")) == 40
+    for shard in (tmp_path / "s" / "shards").iterdir():
+        size = shard.stat().st_size
+        shard.write_bytes(b"")
+        os.truncate(shard, size)  # as large as before, but a hole
+    with pytest.raises(DataError, match=refused):
+        StoreSet(tmp_path / "s", "train")
+
+
+def test_a_store_of_more_shards_than_could_be_opened_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERRALIGN_LIMITS", "manifest_bytes=2000")
+    with pytest.raises(DataError, match=r"would hold 40 shards, .*pack in larger shards"):
+        pack({"train": scenes()}, tmp_path / "s", replace(SMALL, shard_bytes=33_000))
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", ".", "a/b", "a\nb", "x" * 300])
@@ -401,13 +425,15 @@ def test_a_store_is_named_as_a_folder_may_be(store: Path, name: str) -> None:
         StoreSet(store, "train")
 
 
-def test_a_manifest_of_wrong_values_is_refused_at_the_first(store: Path) -> None:
+def test_a_manifest_of_wrong_values_is_refused_at_the_first(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps({**values, "shards": [1] * 500_000}))
     with pytest.raises(DataError, match=r"manifest.json is damaged: shards.0"):
         read_manifest(store)
-    (store / "manifest.json").write_text(json.dumps({**values, "shards": [1] * 2_000_000}))
-    with pytest.raises(DataError, match=r"manifest.json has more than the limit of 4 MiB"):
+    monkeypatch.setenv("TERRALIGN_LIMITS", "manifest_bytes=1MiB")
+    with pytest.raises(DataError, match=r"manifest.json has more than the limit of 1 MiB"):
         read_manifest(store)
 
 

@@ -266,6 +266,7 @@ def test_a_prompt_file_of_ones_own_loads(tmp_path: Path) -> None:
         (b'template = ["{}"]', "needs templates ="),
         (b"templates = [1]", "needs templates ="),
         (b"templates = [" + b"'{}'," * 10_001 + b"]", "10,001 templates, more than the limit"),
+        (b"templates = ['{}" + b"-" * 1000 + b"']", r"mine\.toml has a word of 1,002 characters"),
         (b'templates = ["{}"]\nname = "x"', "unknown key 'name'"),
         (b"templates = []", "has no template"),
         (b'templates = ["a photo"]', "every template needs one {}, 'a photo' has not"),

@@ -72,6 +72,17 @@ def test_a_palette_with_transparency_reads_quietly(tmp_path: Path) -> None:
     assert decode_rgb(path).shape == (3, 8, 9)
 
 
+def test_a_palette_picture_without_a_palette_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(8, 9)).convert("P").save(path)
+    content = path.read_bytes()
+    start = content.index(b"PLTE") - 4
+    stop = content.index(b"IDAT") - 4
+    path.write_bytes(content[:start] + content[stop:])
+    with pytest.raises(DataError, match=r"a\.png is damaged"):
+        decode_rgb(path)
+
+
 def test_16_bit_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path)

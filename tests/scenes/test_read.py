@@ -178,7 +178,7 @@ def test_size_is_checked_before_memory_is_taken(
     settings = {"driver": "GTiff", "tiled": True, "SPARSE_OK": True}
     with rasterio.open(path, "w", transform=Affine(10, 0, 0, 0, -10, 0), **settings, **huge):
         pass
-    with pytest.raises(DataError, match=r"needs 241.4 GiB, .*limit of 1.25 GiB"):
+    with pytest.raises(DataError, match=r"needs 12\d.\d GiB, .*limit of 1.25 GiB"):
         read_chip(path, sensor=L2A, bands=L2A.band_names, dn_offset=0)
     small = write_geotiff(tmp_path / "small.tif", dn(1))
     monkeypatch.setenv("TERRALIGN_LIMITS", "chip_bytes=288")

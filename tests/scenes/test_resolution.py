@@ -11,6 +11,7 @@ from rasterio import Affine
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
+from terralign.scenes import resolution
 from terralign.scenes.resolution import enlarge
 
 
@@ -53,10 +54,13 @@ def test_bands_are_enlarged_as_gdal_does(
         assert (difference > 0).mean() < 0.02
 
 
-def test_a_part_is_enlarged_as_the_whole_is() -> None:
+def test_a_part_is_enlarged_as_the_whole_is(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(1, 9000, (20, 20), np.uint16)
-    whole = np.zeros((120, 120), np.uint16)
+    whole, by_rows = np.zeros((2, 120, 120), np.uint16)
     enlarge(pixels, pixels > 0, whole, factor=6, top=0, left=0, origin="a.tif")
+    monkeypatch.setattr(resolution, "_ROWS", 7)
+    enlarge(pixels, pixels > 0, by_rows, factor=6, top=0, left=0, origin="a.tif")
+    np.testing.assert_array_equal(by_rows, whole)
     part = np.zeros((31, 40), np.uint16)
     cut = pixels[3:12, 4:14]
     enlarge(cut, cut > 0, part, factor=6, top=29 - 18, left=35 - 24, origin="a.tif")

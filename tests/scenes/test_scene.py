@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import resource
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,43 @@ def test_a_scene_larger_than_memory_allows_is_refused_whole(
         scene.read()
     with pytest.raises(DataError, match="does not lie within 40000x40000 pixels"):
         scene.read(Window(row=39_990, column=0, height=64, width=64))
+
+
+def test_a_large_window_is_read_by_rows_as_it_is_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name / NAME / "a.tif" for name in ("plain", "south-up", "marked")]
+    write_stack(paths[0], nodata=500)
+    write_stack(paths[1])
+    with rasterio.open(paths[1], "r+") as file:
+        file.transform = rasterio.Affine(10, 0, 500_000, 0, 10, 5_000_000)
+    mine = Sensor(
+        name="mine", bands=tuple(Band(name=one) for one in STACK), unit="reflectance", dn_scale=1e-4
+    )
+    gap = np.full((4, 40, 40), 7)
+    gap[:, 30:] = 500
+    write_band(paths[2], gap, descriptions=STACK, nodata=500)  # float32 from row 30 on
+    folder = write_product(tmp_path / NAME, {"B04.tif": 1, "B05.tif": 2, "SCL.tif": 2}, side=40)
+    scenes = [open_scene(path, sensor="sentinel2-l2a") for path in paths[:2]]
+    scenes += [open_scene(paths[2], sensor=mine), open_scene(folder)]
+    window = Window(row=3, column=2, height=35, width=31)
+    expected = [[scene.read(one, clouds=True) for one in (None, window)] for scene in scenes]
+    monkeypatch.setattr(scene_module, "STEP_BYTES", 7 * 40 * 4 * 3)  # seven rows of the stacks
+    monkeypatch.setattr(scene_module, "STEP_COPIES", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(scene_module, "limit", lambda _: 0)
+        found = [[scene.read(one, clouds=True) for one in (None, window)] for scene in scenes]
+    for one, other in zip(chain(*found), chain(*expected), strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+        np.testing.assert_array_equal(one.valid, other.valid)
+        np.testing.assert_array_equal(one.clouds, other.clouds)
+        assert (one.grid, one.pixels.dtype) == (other.grid, other.pixels.dtype)
+    kept = expected[0][0].pixels.nbytes + expected[0][0].valid.nbytes
+    monkeypatch.setenv("TERRALIGN_LIMITS", f"chip_bytes={kept}")
+    assert scenes[0].read().pixels.shape == (4, 40, 40)
+    monkeypatch.setenv("TERRALIGN_LIMITS", f"chip_bytes={kept - 1}")
+    with pytest.raises(DataError, match=r"needs .* more than the limit"):
+        scenes[0].read()
 
 
 def test_windows_of_a_file_that_changed_are_new(tmp_path: Path) -> None:

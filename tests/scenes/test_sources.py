@@ -26,7 +26,9 @@ from sources import (
 from terralign.chips import Chip, Window
 from terralign.errors import DataError, SensorError, TerralignError
 from terralign.scenes import archives, remote
+from terralign.scenes.geotiff import open_raster
 from terralign.scenes.inputs import find_inputs
+from terralign.scenes.remote import RemoteRaster
 from terralign.scenes.scene import Scene, open_scene
 from terralign.scenes.windows import cut_windows
 
@@ -206,6 +208,23 @@ def test_a_zip_of_more_than_four_gigabytes_is_read(
     monkeypatch.setenv("TERRALIGN_LIMITS", "zip_index_bytes=10")
     path.touch()
     refused(path, "has an index of .* more than the limit")
+
+
+def test_tags_of_a_remote_tiff_are_bounded_by_what_opening_it_fetches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path, random_bands())
+    with serve(folder) as served:
+        raster = RemoteRaster(href=f"{served.url}/B04.tif")
+        with open_raster(raster):
+            assert [how for _, how in served.asked] == ["", "bytes=0-16383"]
+        monkeypatch.setenv("TERRALIGN_LIMITS", "tiff_tags=3")
+        with (
+            pytest.raises(DataError, match=r"B04\.tif has a page of 1\d tags, more than the limit"),
+            open_raster(raster),
+        ):
+            pass
+        assert len(served.asked) == 2
 
 
 def test_an_address_with_a_token_is_opened_and_one_without_is_not(tmp_path: Path) -> None:

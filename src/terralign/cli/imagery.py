@@ -413,10 +413,14 @@ _FOLDER_OPTIONS = [
     click.option(
         "--workers", "num_workers", type=click.IntRange(1), help="Actors of --engine ray."
     ),
+    click.option(
+        "--stac", is_flag=True, default=None,
+        help="Also write a STAC collection of all parts, and an item beside each (extra stac).",
+    ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
     *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
-    "layer",
+    *("layer", "stac"),
 )
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 
@@ -559,7 +563,9 @@ def _embed_into_folder(
     _end(alike, len(found.scenes))
 
 
-def _bbox(context: click.Context, option: click.Parameter, value: str | None) -> list[float] | None:
+def read_bbox(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> list[float] | None:
     """WEST,SOUTH,EAST,NORTH."""
     if value is None:
         return None
@@ -590,7 +596,7 @@ _SEARCH_OPTIONS = [
         help="A picture or chip to search for, of any sensor (--sensor, --bands ...); repeatable.",
     ),
     click.option(
-        "--bbox", callback=_bbox, metavar="W,S,E,N",
+        "--bbox", callback=read_bbox, metavar="W,S,E,N",
         help="Only windows that touch this box, in degrees; W above E crosses the antimeridian.",
     ),
     click.option(
@@ -639,13 +645,17 @@ _SEARCH_OPTIONS = [
         "--out", type=click.Path(path_type=Path, dir_okay=False),
         help="Also write all hits: .geojson, .gpkg or .parquet.",
     ),
+    click.option(
+        "--report", "page_path", type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write an offline page of the first 50 hits, with pictures and a map: .html.",
+    ),
 ]  # fmt: skip
 _SEARCH_NAMES = (
     *("also", "against", "like", "unlike", "images", "bbox", "polygon", "start", "end"),
     *("max_cloud", "min_valid", "sensors", "towers", "collapse", "cut", "centre", "page", "out"),
-    "compare",
+    *("page_path", "compare"),
 )
-_SEARCH_FLAGS = {"also": "--for", "images": "--image"}
+_SEARCH_FLAGS = {"also": "--for", "images": "--image", "page_path": "--report"}
 
 
 def _search_options(function: Command) -> Command:
@@ -765,6 +775,7 @@ def _search_folder(
     asked: dict[str, Any],
 ) -> None:
     images, out, page = asked.pop("images", ()), asked.pop("out", None), asked.pop("page", None)
+    page_path = asked.pop("page_path", None)
     given = _flags_given(reading)
     if given and not images:
         raise click.UsageError(f"{', '.join(given)}: no effect without --image; leave it out")
@@ -776,6 +787,11 @@ def _search_folder(
     useless = [f"--{name}" for name in ("start", "end", "cut") if name in asked]
     if dates is not None and useless:
         raise click.UsageError(f"{', '.join(useless)}: no effect with --compare; leave it out")
+    if page_path is not None:
+        _check_folder(page_path, "--report")
+        from terralign.report.hits import check_page
+
+        check_page(page_path)
     from terralign.index.filters import make_filters, period_of, read_polygon
     from terralign.index.results import check_output, save_hits, weighted
 
@@ -821,6 +837,10 @@ def _search_folder(
         if path is not None:
             save_hits(hits, path)
             click.echo(f"{counted(len(hits), 'feature')} written to {path}", err=True)
+    if page_path is not None:
+        from terralign.searching.report import save_report
+
+        click.echo(f"report: {save_report(space, index, hits, page_path)}", err=True)
 
 
 _MAP_OPTIONS = [

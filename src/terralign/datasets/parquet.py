@@ -38,8 +38,16 @@ def open_parquet(path: Path, columns: Sequence[str], *, todo: str) -> Iterator[p
         ) from error
 
 
+Room = Callable[[], int]
+"""Bytes that a table may take beyond the limits, asked for where it is beyond them."""
+
+
 def read_columns(
-    path: Path, columns: Sequence[str], *, check: Callable[[Sequence[str]], None]
+    path: Path,
+    columns: Sequence[str],
+    *,
+    check: Callable[[Sequence[str]], None],
+    room: Room = lambda: 0,
 ) -> pa.Table:
     """Columns of a Parquet file, each as one checked chunk without dictionaries.
 
@@ -54,10 +62,10 @@ def read_columns(
         check(schema.names)
         parts: dict[str, list[pa.Array]] = {name: [] for name in columns}
         num_bytes = 0
-        for batch in _batches(path, file, columns):
+        for batch in _batches(path, file, columns, room):
             for name, part in parts.items():
                 num_bytes += _decoded_bytes(batch.column(name))
-                require("table_bytes", num_bytes, f"table {path} has", todo="split it")
+                _require_room("table_bytes", num_bytes, path, room)
                 part.append(_decode(batch.column(name)))
     arrays = {}
     for name in columns:
@@ -68,10 +76,21 @@ def read_columns(
     return pa.table(arrays).replace_schema_metadata(schema.metadata)
 
 
-def _batches(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+_ENTRY_BYTES = {"table_rows": 64, "table_values": 64, "table_bytes": 1}
+"""What an entry takes at least, in Python too."""
+
+
+def _require_room(name: str, given: int, path: Path, room: Room) -> None:
+    if given > limit(name) and given * _ENTRY_BYTES[name] > room():
+        require(name, given, f"table {path} has", todo="split it")
+
+
+def _batches(
+    path: Path, file: pq.ParquetFile, columns: Sequence[str], room: Room
+) -> Iterator[pa.RecordBatch]:
     """The rows of a file, of which columns whose texts may be too large come as dictionaries."""
     metadata, wanted = file.metadata, list(columns)
-    names = _repeating(path, metadata, columns)
+    names = _repeating(path, metadata, columns, room)
     if not names:
         yield from file.iter_batches(_batch_rows(metadata, columns), columns=wanted)
         return
@@ -110,9 +129,11 @@ def _chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[pq.Co
             yield row_group.column(position)
 
 
-def _repeating(path: Path, metadata: pq.FileMetaData, columns: Sequence[str]) -> list[str]:
+def _repeating(
+    path: Path, metadata: pq.FileMetaData, columns: Sequence[str], room: Room
+) -> list[str]:
     """The columns whose texts might decode to more than the limit, to be read as dictionaries."""
-    require("table_rows", metadata.num_rows, f"table {path} has", todo="split it")
+    _require_room("table_rows", metadata.num_rows, path, room)
     num_values = num_bytes = 0
     most: dict[str, int] = {}
     for chunk in _chunks(metadata, columns):
@@ -125,8 +146,8 @@ def _repeating(path: Path, metadata: pq.FileMetaData, columns: Sequence[str]) ->
                 most[name] = most.get(name, 0) + chunk.num_values * size
         elif "." in chunk.path_in_schema:
             num_values += chunk.num_values
-    require("table_values", num_values, f"table {path} has", todo="split it")
-    require("table_bytes", num_bytes, f"table {path} has", todo="split it")
+    _require_room("table_values", num_values, path, room)
+    _require_room("table_bytes", num_bytes, path, room)
     names = [name for name, size in most.items() if size > limit("table_bytes")]
     if not names:
         return []
@@ -173,10 +194,12 @@ def _decoded_bytes(array: pa.Array) -> int:
     if not pa.types.is_dictionary(values.type):
         return int(array.nbytes)
     kind = values.type.value_type
+    # The dictionary, which all batches of a row group share, is not of this one.
+    num_bytes = int(array.nbytes) - int(values.nbytes) + 8 * len(values)
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)):
-        return int(array.nbytes) + 8 * len(values)
+        return num_bytes
     lengths = pc.binary_length(values.dictionary).take(values.indices)
-    return int(array.nbytes) + (pc.sum(lengths.cast(pa.int64())).as_py() or 0)
+    return num_bytes + (pc.sum(lengths.cast(pa.int64())).as_py() or 0)
 
 
 def _decode(array: pa.Array) -> pa.Array:

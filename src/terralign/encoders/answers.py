@@ -196,7 +196,7 @@ class Hit:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        place = _centre(self.place)
+        place = centre_of(self.place)
         return f"Hit({self.rank}: {self.key!r}, score {self.score:.4f}{place and f', {place}'})"
 
     def to_json(self) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class Hits(Shown, Sequence[Hit]):
                 ("rank", lambda row: str(self.hits[row].rank)),
                 ("score", lambda row: f"{self.hits[row].score:.4f}"),
                 ("key", lambda row: keys[row]),
-                ("place", lambda row: _centre(self.hits[row].place)),
+                ("place", lambda row: centre_of(self.hits[row].place)),
             ],
             max_rows=max_rows,
         )
@@ -305,7 +305,7 @@ class Changes(Hits):
                 ("after", lambda row: f"{self.hits[row].facts['score_after']:.4f}"),
                 ("on", lambda row: day(self.hits[row].place.datetime)),
                 ("key", lambda row: keys[row]),
-                ("place", lambda row: _centre(self.hits[row].place)),
+                ("place", lambda row: centre_of(self.hits[row].place)),
                 ("scene before", lambda row: self.hits[row].facts["scene_before"]),
                 ("scene after", lambda row: self.hits[row].facts["scene"]),
             ],
@@ -335,7 +335,8 @@ def nearest_hits(
     )
 
 
-def _centre(place: Footprint) -> str:
+def centre_of(place: Footprint) -> str:
+    """The middle of a place, as "17.9652 N, 103.7044 E"; empty where it is unknown."""
     bounds = place.bounds
     if bounds is None:
         return ""

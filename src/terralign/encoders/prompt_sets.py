@@ -54,6 +54,8 @@ def load_prompts(name: str) -> PromptSet:
     if not isinstance(templates, list) or not all(isinstance(one, str) for one in templates):
         raise RecipeError(f'prompt file {name} needs templates = ["...{{}}...", ...]')
     require("prompt_templates", len(templates), f"prompt file {name} has", fault=RecipeError)
+    longest = max((len(word) for one in templates for word in one.split()), default=0)
+    require("word_characters", longest, f"prompt file {name} has a word of", fault=RecipeError)
     if values:
         raise RecipeError(f"prompt file {name}: unknown key {quoted(next(iter(values)))}")
     return PromptSet(name=Path(name).stem, templates=tuple(templates))

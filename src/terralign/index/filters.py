@@ -145,6 +145,12 @@ def read_polygon(given: Any) -> Any:
             given = read_json(Path(text), what="polygon", fault=DataError)
     if isinstance(given, Mapping):
         given = _shape_of(given, name)
+    return check_polygon(given, name)
+
+
+def check_polygon(given: Any, name: str) -> Any:
+    """A shapely polygon, or several, in degrees, as it is; `DataError`, which begins with
+    `name`, for anything else and for one that crosses itself."""
     if getattr(given, "geom_type", None) not in ("Polygon", "MultiPolygon") or given.is_empty:
         kind = getattr(given, "geom_type", type(given).__name__)
         raise DataError(f"{name} is a {kind}; give a Polygon or MultiPolygon in degrees")

@@ -212,7 +212,7 @@ class Index(Shown):
         positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
         negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
         numbers = rows_meeting(self._store, filters)
-        names = self._towers_of(numbers)
+        names = self.towers_of(numbers)
         centred = len(names) > 1 if centre is None else centre
         vector = query_vector(positive, negative)
         ranking = self._rank(space, vector, numbers, centred=centred)
@@ -271,7 +271,7 @@ class Index(Shown):
         vector = query_vector(positive, negative)
         earlier, later = self._pairs(first, last)
         self._check_paired(len(later), first, last)
-        centred = len(self._towers_of(later)) > 1 if centre is None else centre
+        centred = len(self.towers_of(later)) > 1 if centre is None else centre
         old = self._rank(space, vector, earlier, centred=centred)
         new = self._rank(space, vector, later, centred=centred)
         rises = _Ranking(
@@ -317,7 +317,7 @@ class Index(Shown):
     def _check_paired(self, num: int, first: Filters, last: Filters) -> None:
         """`DataError` unless two periods have pairs."""
         if not num:
-            towers = [", ".join(self._towers_of(self._rows_of(one))) for one in (first, last)]
+            towers = [", ".join(self.towers_of(self._rows_of(one))) for one in (first, last)]
             raise DataError(
                 f"{shown(self.folder)}: nothing to compare: no window of {last.period} (towers: "
                 f"{towers[1]}) has half of its area in common with one of {first.period} (towers: "
@@ -374,8 +374,12 @@ class Index(Shown):
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
 
-    def _towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
-        """The towers of rows."""
+    def facts_of(self, window_id: str) -> PartFacts:
+        """What the part of a window states, by the window's id."""
+        return self._store.facts[int(self._store.rows["part"][self.row_of(window_id)])]
+
+    def towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
+        """The towers that made the vectors of rows (None: of all), sorted."""
         if numbers is None:
             return list(self.towers)
         parts = np.unique(self._store.rows["part"][numbers])

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -30,8 +30,9 @@ from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
 from terralign.limits import require
 from terralign.scenes.archives import gdal_name, in_archive, open_member
+from terralign.scenes.gdal_files import open_gdal_file
 from terralign.scenes.remote import RemoteRaster, explain_remote
-from terralign.scenes.tiff_pages import read_pages
+from terralign.scenes.tiff_pages import Readable, read_pages
 
 _warnings_lock = threading.Lock()
 
@@ -111,7 +112,7 @@ def _open_file(path: Path, **options: str) -> Any:
     return rasterio.open(path, driver="GTiff", **options)
 
 
-def _check_pages(file: IO[bytes], what: str) -> None:
+def _check_pages(file: Readable, what: str) -> None:
     """Raise `DataError` where a TIFF claims too much; other damage is GDAL's to report."""
     with suppress(ValueError):
         read_pages(file, what)
@@ -231,6 +232,10 @@ def _open_remote(raster: RemoteRaster) -> Any:
     try:
         _limit_cache()
         with rasterio.Env(**chosen):
+            if driver == "GTiff":
+                with open_gdal_file(name) as file:
+                    if file is not None:
+                        _check_pages(file, shown(raster))
             source = rasterio.open(name, driver=driver)
     except (RasterioError, OSError, ValueError) as error:
         text = first_line(error).replace(name, str(raster)).replace(f"'{raster}'", "it is")

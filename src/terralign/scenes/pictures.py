@@ -48,6 +48,7 @@ _IMAGE_FAULTS = (
     ArithmeticError,
     TypeError,
     AttributeError,
+    AssertionError,
     Image.DecompressionBombWarning,
 )
 """What Pillow raises of damaged files: its readers are Python that believes what files say."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import shapely
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
@@ -191,6 +193,26 @@ def _outline(grid: Grid, origin: str) -> list[tuple[float, float]]:
     slack = abs(d) + abs(e) if is_geographic(grid.crs) else 0.0
     latitudes = _latitudes(latitudes, slack=slack, origin=origin)
     return list(zip(np.unwrap(longitudes, period=360).tolist(), latitudes, strict=True))
+
+
+def to_wgs84(shape: Any, crs: Any, *, origin: str) -> Any:
+    """A shapely geometry, of a reference system that rasterio understands, in degrees of WGS84.
+
+    `DataError` naming `origin` where the system is unknown or does not reach there.
+    """
+
+    def moved(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = transform(_parse_crs(crs), WGS84, points[:, 0].tolist(), points[:, 1].tolist())
+        return np.stack([np.array(one, dtype=np.float64) for one in found], axis=1)
+
+    try:
+        with rasterio.Env():  # which keeps PROJ's own lines off stderr
+            found = shapely.transform(shape, moved)
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        raise DataError(f"{origin}: cannot be brought to WGS84: {first_line(error)}") from error
+    if not np.isfinite(found.bounds).all():
+        raise DataError(f"{origin}: cannot be brought to WGS84: it leaves the globe")
+    return found
 
 
 def box(bounds: Bounds) -> dict[str, Any]:

@@ -5,7 +5,7 @@ C bands, H W pixels throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +48,31 @@ def kind_of(path: Path) -> Literal["tiff", "picture"]:
     )
 
 
-def require_fit(path: Path, grid: Grid, bands: Sequence[str], dtype: np.dtype[Any]) -> None:
-    """Raise `DataError` where pixels of these bands, with what is made of them, take too much."""
-    # Beside the numbers: what replaces them where some are masked, the mask, and its parts.
-    each = 2 * dtype.itemsize + 2
+STEP_BYTES = 32 * 2**20
+"""How much of a large window is read at a time, by rows."""
+
+STEP_COPIES = 4
+"""How often that and a row of blocks are held: by GDAL, decoded, joined, and marked."""
+
+
+def numbers_bytes(window: Window | Grid, layout: PixelLayout, dtype: np.dtype[Any]) -> int:
+    """What the numbers of a window and their mask take."""
+    return len(layout.bands) * window.height * window.width * (dtype.itemsize + 1)
+
+
+def require_fit(
+    path: Path, grid: Grid, layout: PixelLayout, dtype: np.dtype[Any], *, held: int | None = None
+) -> None:
+    """Raise `DataError` where the pixels of a window, with what reading them takes, are too much.
+
+    `held`: bytes that are held beside them; without, as much again, for numbers in which those
+    without data are marked, and for parts of the mask.
+    """
+    num_bytes = numbers_bytes(grid, layout, dtype)
     require(
         "chip_bytes",
-        len(bands) * grid.height * grid.width * each,
-        f"{shown(path)} ({len(bands)} bands of {grid.width}x{grid.height} {dtype}) needs",
+        num_bytes + (num_bytes if held is None else held),
+        f"{shown(path)} ({len(layout.bands)} bands of {grid.width}x{grid.height} {dtype}) needs",
         todo="read it in windows, or cut it into smaller files",
     )
 

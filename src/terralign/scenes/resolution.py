@@ -135,8 +135,19 @@ def enlarge(
         valid = valid & (pixels != nothing)
     if shift != (0.0, 0.0):
         _enlarge_shifted(pixels, valid, into, factor, top, left, shift, origin)
-    elif valid.any():
-        _enlarge_nested(pixels, valid, into, factor, top, left)
+        return
+    for first in range(0, len(into), _ROWS):  # sums of a whole scene would take several times it
+        part = into[first : first + _ROWS]
+        row, _, stop, _ = native_span(
+            len(pixels), pixels.shape[1], part.shape, factor=factor, top=top + first, left=left
+        )
+        if valid[row:stop].any():
+            start = top + first - row * factor
+            _enlarge_nested(pixels[row:stop], valid[row:stop], part, factor, start, left)
+
+
+_ROWS = 512
+"""Rows of the fine grid that are enlarged at a time."""
 
 
 def _enlarge_nested(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout, marked_dtype
 from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
-from terralign.limits import enough_memory
+from terralign.limits import enough_memory, limit
 from terralign.scenes.archives import is_archive
 from terralign.scenes.band_files import describe_product
 from terralign.scenes.band_names import read_band_names
@@ -40,11 +40,14 @@ from terralign.scenes.plausible import check_numbers, concluded_offset, offset_v
 from terralign.scenes.product_metadata import Catalogued
 from terralign.scenes.products import Product, find_product, product_of_files
 from terralign.scenes.read import (
+    STEP_BYTES,
+    STEP_COPIES,
     GeotiffSource,
     PictureSource,
     PixelSource,
     Reader,
     kind_of,
+    numbers_bytes,
     require_fit,
 )
 from terralign.scenes.rows import block_step
@@ -137,10 +140,51 @@ class Scene:
         the limit `chip_bytes`, or a file is damaged; `SensorError` for bands that the scene does
         not have.
         """
-        whole = Window(row=0, column=0, height=self.height, width=self.width)
+        chosen = window or Window(row=0, column=0, height=self.height, width=self.width)
         layout = self._layout_of(bands)
+        num_bytes = numbers_bytes(chosen, layout, self.source.dtype)
+        row_bytes = num_bytes // chosen.height
+        held = STEP_COPIES * (STEP_BYTES + self.source.block_rows * row_bytes)
+        if held < num_bytes and 2 * num_bytes > limit("chip_bytes"):
+            return self._read_by_rows(chosen, layout, clouds, max(1, STEP_BYTES // row_bytes), held)
         with ExitStack() as stack:
-            return self._chip(window or whole, layout, self._open(stack, layout, clouds))
+            return self._chip(chosen, layout, self._open(stack, layout, clouds))
+
+    def _read_by_rows(
+        self, window: Window, layout: PixelLayout, clouds: bool, num_rows: int, held: int
+    ) -> Chip:
+        """A window that is too large to be read at once: beside its pixels, `held` bytes are taken,
+        which some rows need."""
+        grid = self.grid.window(window)
+        require_fit(self.path, grid, layout, self.source.dtype, held=held)
+        parts = [
+            replace(window, row=window.row + first, height=min(num_rows, window.height - first))
+            for first in range(0, window.height, num_rows)
+        ]
+        shape = (len(layout.bands), window.height, window.width)
+        columns = self._columns(parts, len(layout.bands) * (self.source.dtype.itemsize + 1))
+        with enough_memory(shown(self.path)), ExitStack() as stack:
+            opened = self._open(stack, layout, clouds, columns)
+            pixels: NDArray[Any] = np.empty(shape, self.source.dtype)
+            valid, under_cloud = np.empty(shape, bool), np.empty(shape[1:], bool)
+            for part in parts:
+                chip = self._chip(part, layout, opened)
+                dtype = np.result_type(pixels, chip.pixels)  # another one from the first gap on
+                if dtype != pixels.dtype:
+                    require_fit(self.path, grid, layout, dtype, held=held + pixels.nbytes)
+                    pixels = pixels.astype(dtype)
+                first = part.row - window.row
+                rows = slice(first, first + part.height)
+                pixels[:, rows], valid[:, rows] = chip.pixels, chip.valid
+                if chip.clouds is not None:
+                    under_cloud[rows] = chip.clouds
+        return replace(
+            chip,
+            pixels=pixels,
+            valid=valid,
+            grid=grid,
+            clouds=None if chip.clouds is None else under_cloud,
+        )
 
     def _open(
         self, stack: ExitStack, layout: PixelLayout, clouds: bool, columns: slice | None = None
@@ -158,7 +202,7 @@ class Scene:
 
     def _chip(self, window: Window, layout: PixelLayout, opened: _Opened) -> Chip:
         grid = self.grid.window(window)
-        require_fit(self.path, grid, layout.bands, self.source.dtype)
+        require_fit(self.path, grid, layout, self.source.dtype)
         if self.is_reversed:
             window = replace(window, row=self.height - window.row - window.height)
         with enough_memory(shown(self.path)):
@@ -166,7 +210,7 @@ class Scene:
         clouds = None if opened.clouds is None else opened.clouds(window)
         marked = marked_dtype(pixels.dtype, layout)
         if marked != pixels.dtype and not valid.all():
-            require_fit(self.path, grid, layout.bands, marked)
+            require_fit(self.path, grid, layout, marked)
         if self.is_reversed:
             pixels, valid = (np.ascontiguousarray(one[:, ::-1]) for one in (pixels, valid))
             clouds = None if clouds is None else clouds[::-1]

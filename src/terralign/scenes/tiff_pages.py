@@ -7,7 +7,7 @@ same bytes, or a chain of pages, would take any memory and time.
 from __future__ import annotations
 
 import struct
-from typing import IO
+from typing import Protocol
 
 from terralign.limits import require
 
@@ -22,7 +22,17 @@ _WHOLE = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _GDAL_METADATA = 42112
 
 
-def read_pages(file: IO[bytes], what: str, tags: tuple[int, ...] = ()) -> Pages:
+class Readable(Protocol):
+    """An open file."""
+
+    def seek(self, position: int, /) -> object:
+        """To a byte, counted from the start."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+
+
+def read_pages(file: Readable, what: str, tags: tuple[int, ...] = ()) -> Pages:
     """The pages of a TIFF, up to the first that repeats.
 
     `DataError` where there are more than the limit, or their tags are larger in all; `ValueError`
@@ -65,7 +75,7 @@ def read_pages(file: IO[bytes], what: str, tags: tuple[int, ...] = ()) -> Pages:
     return pages
 
 
-def _take(file: IO[bytes], position: int, size: int) -> bytes:
+def _take(file: Readable, position: int, size: int) -> bytes:
     file.seek(position)
     data = file.read(size)
     if len(data) < size and position:

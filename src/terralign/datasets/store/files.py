@@ -37,6 +37,8 @@ from terralign.toml_values import explain
 
 MANIFEST = "manifest.json"
 TABLE = "samples.parquet"
+SHARD_ENTRY_BYTES = 300
+"""What a shard takes in the manifest, beside the name of its split."""
 SHARDS = "shards"
 VERSION = 1
 
@@ -155,7 +157,7 @@ class Manifest(_Strict):
     version: Literal[1] = 1
     name: str = Field(pattern=r"^[\w][\w .-]*$", max_length=200)
     """The data set that was packed; folders are named by it."""
-    sensors: dict[str, StoredSensor] = Field(min_length=1)
+    sensors: dict[str, StoredSensor] = Field(min_length=1, max_length=1000)
     splits: dict[str, int] = Field(min_length=1)
     """Split -> number of samples."""
     has_splits: bool = True

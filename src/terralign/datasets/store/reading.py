@@ -7,7 +7,10 @@ pixels.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from terralign.datasets.store.files import (
 )
 from terralign.errors import DataError, first_line
 from terralign.files import hash_json
+from terralign.limits import limit, require
 from terralign.scenes.pictures import (
     Picture,
     PictureSize,
@@ -280,7 +284,7 @@ def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
             raise KeyError(f"it has no column {', '.join(missing)}")
 
     try:
-        table = read_columns(path, list(fields), check=check)
+        table = read_columns(path, list(fields), check=check, room=partial(_room, store, manifest))
         table = table.filter(pc.equal(table["split"], split)).cast(pa.schema(fields))
     except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as error:
         raise DataError(
@@ -302,6 +306,16 @@ def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
     return table
 
 
+def _room(store: Path, manifest: Manifest) -> int:
+    """Bytes on disk of the shards: a table of many samples may take as much, but no more."""
+    num_bytes = 0
+    for shard in manifest.shards:
+        with suppress(OSError):
+            status = os.stat(store / shard.file)
+            num_bytes += min(status.st_size, 512 * status.st_blocks)  # the rest is a hole
+    return num_bytes
+
+
 def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
     if manifest.labels is None:
         return None
@@ -315,6 +329,9 @@ def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
     if len(values) and not 0 <= values.min() <= values.max() < num_classes:
         raise DataError(f"{store / TABLE} has labels outside its {num_classes} classes")
     if manifest.labels.multi_label:
+        num_values = len(table) * num_classes
+        if num_values > limit("label_values") and num_values > _room(store, manifest):
+            require("label_values", num_values, f"{store / TABLE} has", todo="split it")
         hot = np.zeros((len(table), num_classes), dtype=bool)
         hot[np.repeat(np.arange(len(table)), counts), values] = True
         values = hot

@@ -31,6 +31,7 @@ from terralign.datasets.fingerprint import file_sizes
 from terralign.datasets.sample import NOWHERE, Located, SampleSet
 from terralign.datasets.store.files import (
     MANIFEST,
+    SHARD_ENTRY_BYTES,
     TABLE,
     Images,
     Manifest,
@@ -54,6 +55,7 @@ from terralign.files import (
     read_json,
     write_json,
 )
+from terralign.limits import require
 from terralign.progress import Progress
 from terralign.read_ahead import read_ahead
 from terralign.scenes.pictures import as_picture_size
@@ -220,8 +222,20 @@ class _Packing:
                 f"{self.store} holds other files ({', '.join(sorted(others)[:3])}) and no store; "
                 "choose an empty folder"
             )
+        self._check_manifest()
         check_free_space(self.store, sum(map(sum, self._sizes().values())))
         write_json(plan, self.identity)
+
+    def _check_manifest(self) -> None:
+        """`DataError` where so many shards are planned that the store could not be opened."""
+        shards = plan_shards(self._sizes(), self.settings.shard_bytes)
+        num_bytes = sum(SHARD_ENTRY_BYTES + len(shard.split) for shard in shards)
+        require(
+            "manifest_bytes",
+            num_bytes,
+            f"{self.store} would hold {len(shards):,} shards, whose list has",
+            todo="pack in larger shards (--shard-mb), or splits into stores of their own",
+        )
 
     def _run(self, num_workers: int) -> Manifest:
         shards = plan_shards(self._sizes(), self.settings.shard_bytes)
