@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
@@ -39,7 +40,7 @@ from terralign.errors import (
     shown,
 )
 from terralign.files import claimed, clear_partials, hash_json, require_folder
-from terralign.index.names import part_name, part_paths
+from terralign.index.names import CLAIMS, part_name, part_paths
 from terralign.index.parts import (
     FORMAT_VERSION,
     VECTOR_TYPES,
@@ -58,6 +59,7 @@ from terralign.index.plan import (
     tower_gsd,
     window_shapes,
 )
+from terralign.index.stac import check_catalogue, has_catalogue, write_catalogue
 from terralign.index.stamps import source_name, stamps_of
 from terralign.precision import PRECISIONS, Precision
 from terralign.progress import Progress
@@ -68,9 +70,6 @@ from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, describe_sensor
 
 logger = logging.getLogger(__name__)
-
-CLAIMS = ".claims"
-"""The folder, beside the parts, of the locks on scenes that are being embedded."""
 
 READ_AHEAD = 4
 """Batches that are read before the model takes them."""
@@ -221,6 +220,7 @@ def embed_scenes(
     batch_size: int = 64,
     engine: Engine = "local",
     num_workers: int | None = None,
+    stac: bool = False,
 ) -> EmbeddedScenes:
     """Embed scenes into a folder of GeoParquet parts, one per scene and tower.
 
@@ -238,7 +238,9 @@ def embed_scenes(
     A part that exists with the same scene, settings and tower is not made again; one whose scene or
     tower changed is replaced. Scenes that another process works on are left to it, and looked for
     at the end. A scene that fails is a fault of the result, and does not stop the others. `engine`:
-    "ray" spreads the scenes over `num_workers` actors (see `ray_engine`).
+    "ray" spreads the scenes over `num_workers` actors (see `ray_engine`). `stac`: describe all
+    parts of `out` by a STAC collection, `collection.json`, and an item beside each part (see
+    `index.stac`); the extra `stac`.
 
     Raises `DataError` for settings that make no sense, `SpaceMismatchError` where `out` has parts
     of another space, `StorageError` where the disk is full.
@@ -259,8 +261,17 @@ def embed_scenes(
     )
     out = Path(out)
     require_folder(out)
+    if stac:
+        check_catalogue(out)
+    elif has_catalogue(out):
+        logger.warning(
+            "%s has a STAC collection, which is not brought up to date; give stac= (--stac)",
+            shown(out),
+        )
     found = _listed(inputs, declared)
     mine = found[part[0] - 1 :: part[1]]
+    if engine not in ("local", "ray"):
+        raise DataError(f"engine is 'local' or 'ray', not {engine!r}")
     if engine == "ray":
         from terralign.index.ray_engine import embed_by_actors
 
@@ -268,13 +279,15 @@ def embed_scenes(
             sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite,
             tower=tower, batch_size=batch_size, **asdict(settings),
         )  # fmt: skip
-        return embed_by_actors(space, mine, out, options, num_workers=num_workers)
-    if engine != "local":
-        raise DataError(f"engine is 'local' or 'ray', not {engine!r}")
-    if num_workers is not None:
+        done = embed_by_actors(space, mine, out, options, num_workers=num_workers)
+    elif num_workers is not None:
         raise DataError("num_workers has no effect on engine 'local'; leave it out")
-    work = _Work(space, out, declared, settings, batch_size)
-    return work.run([(one, name) for one in mine for name in names])
+    else:
+        work = _Work(space, out, declared, settings, batch_size)
+        done = work.run([(one, name) for one in mine for name in names])
+    if stac:
+        write_catalogue(out)
+    return done
 
 
 Listed = Path | Scene | StacItem | Fault
@@ -449,7 +462,7 @@ class _Work:
             space_id=self.space.space_id,
             tower=name,
             tower_id=tower_id,
-            model=self.space.source,
+            model=_model_name(self.space.source),
             dim=self.space.dim,
             vector_type=self.settings.vectors,
             precision=self.settings.precision,
@@ -647,6 +660,11 @@ class _Embedded:
     rows: PartRows
     num_invalid: int
     num_cloudy: int
+
+
+def _model_name(source: str) -> str:
+    """What a space was loaded from: a folder by its absolute path, so that it is found again."""
+    return os.path.abspath(source) if os.path.isdir(source) else source
 
 
 def _scene_grid(source: Source) -> SceneGrid:

@@ -287,30 +287,42 @@ def _geo(shapes: NDArray[np.object_], bounds: NDArray[np.float64]) -> dict[str, 
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
+def chip_layout(window_px: int, stride_px: int) -> dict[str, Any]:
+    """The field `emb:chip_layout`; windows of a smaller stride than their size overlap."""
+    return {
+        "layout_type": "regular_grid",
+        "chip_size": [window_px] * 2,
+        "stride": [stride_px] * 2,
+    }
+
+
+def quantization(facts: PartFacts) -> dict[str, Any] | None:
+    """The field `emb:quantization`; None where numbers are stored as they are."""
+    if facts.vector_type != "int8":
+        return None
+    return {
+        "method": "linear",
+        "original_dtype": "float32",
+        "quantized_dtype": "int8",
+        "scale": [facts.scale],
+        "offset": [0.0],
+    }
+
+
 def _emb(facts: PartFacts) -> dict[str, Any]:
     """The entry `emb`: fields of the STAC extension `embeddings` 0.0.1."""
     found: dict[str, Any] = {
         "emb:type": "chip",
         "emb:dimensions": facts.dim,
         "data_type": facts.vector_type,
-        "emb:chip_layout": {
-            "layout_type": "regular_grid" if facts.stride_px == facts.window_px else "overlapping",
-            "chip_size": [facts.window_px] * 2,
-            "stride": [facts.stride_px] * 2,
-        },
+        "emb:chip_layout": chip_layout(facts.window_px, facts.stride_px),
         "emb:temporal_resolution": "single_acquisition",
         "emb:postprocessing": {"format": "text", "expression": "l2_normalize"},
         "terralign:space_id": facts.space_id,
         "terralign:tower_id": facts.tower_id,
     }
-    if facts.vector_type == "int8":
-        found["emb:quantization"] = {
-            "method": "linear",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-            "scale": [facts.scale],
-            "offset": [0.0],
-        }
+    if (stored := quantization(facts)) is not None:
+        found["emb:quantization"] = stored
     return found
 
 
