@@ -218,6 +218,20 @@ def test_a_changed_scene_replaces_its_part_and_a_changed_setting_is_another(
     assert set((tmp_path / "out").glob("*.parquet")) == {new.path, other.path}
 
 
+def test_another_precision_is_recorded_and_makes_another_part_of_nearly_the_same_vectors(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    path = write_scene(tmp_path / "scene.tif")
+    exact, half = (
+        embedded(space, path, tmp_path / "out", vectors="float32", precision=one)
+        for one in ("fp32", "bf16")
+    )
+    assert [one.scenes[0].facts.precision for one in (exact, half)] == ["fp32", "bf16"]
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+    one, other = (np.array([row["vector"] for row in table_of(found)]) for found in (exact, half))
+    assert 0 < np.abs(one - other).max() < 0.03
+
+
 def test_a_tower_with_other_weights_replaces_the_part(tiny_clip: ClipModel, tmp_path: Path) -> None:
     path = write_scene(tmp_path / "scene.tif")
     space = space_of(tiny_clip)
@@ -367,6 +381,7 @@ def test_a_scene_given_open_and_a_product_are_taken(space: EmbeddingSpace, tmp_p
         ({"tower": "s3"}, "no tower 's3'"),
         ({"num_workers": 2}, "no effect"),
         ({"gsd_m": -1}, "gsd_m must be"),
+        ({"precision": "fp8"}, "precision must be one of fp32, tf32, bf16, not 'fp8'"),
     ],
 )
 def test_settings_without_sense_have_one_line(

@@ -24,6 +24,7 @@ from terralign.cli.app import (
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
 from terralign.errors import TerralignError, counted, shown
+from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
 
 if TYPE_CHECKING:
@@ -399,6 +400,10 @@ _FOLDER_OPTIONS = [
         help="How vectors are stored; default: float16.",
     ),
     click.option(
+        "--precision", type=click.Choice(PRECISIONS),
+        help="What the tower computes in; default: fp32. tf32 and bf16 are faster on CUDA.",
+    ),
+    click.option(
         "--part", callback=_share, metavar="I/N",
         help="Embed only the I-th of N shares of the scenes, as for job arrays.",
     ),
@@ -419,8 +424,8 @@ _FOLDER_OPTIONS = [
     ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
-    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
-    *("layer", "stac"),
+    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "precision", "part", "engine"),
+    *("num_workers", "layer", "stac"),
 )
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 
