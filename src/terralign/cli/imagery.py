@@ -24,6 +24,7 @@ from terralign.cli.app import (
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
 from terralign.errors import TerralignError, counted, shown
+from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
 
 if TYPE_CHECKING:
@@ -383,8 +384,8 @@ _FOLDER_OPTIONS = [
     ),
     click.option(
         "--gsd", "gsd_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
-        help="GSD that the tower was trained at; default: that of the sensor's bands. Scenes at "
-        "another are resampled.",
+        help="GSD that the tower was trained at; default: as it records, else that of the sensor's "
+        "bands. Scenes at another are resampled.",
     ),
     click.option(
         "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
@@ -397,6 +398,10 @@ _FOLDER_OPTIONS = [
     click.option(
         "--vectors", type=click.Choice(["float16", "float32", "int8"]),
         help="How vectors are stored; default: float16.",
+    ),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS),
+        help="What the tower computes in; default: fp32. tf32 and bf16 are faster on CUDA.",
     ),
     click.option(
         "--part", callback=_share, metavar="I/N",
@@ -419,8 +424,8 @@ _FOLDER_OPTIONS = [
     ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
-    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
-    *("layer", "stac"),
+    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "precision", "part", "engine"),
+    *("num_workers", "layer", "stac"),
 )
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window, make_layout
-from terralign.compute import compute_alone
+from terralign.compute import compute_alone, computing
 from terralign.encoders.embedding import check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
 from terralign.encoders.pixels import ready_pixels
@@ -56,11 +56,12 @@ from terralign.index.plan import (
     WindowPlan,
     plan_windows,
     require_shares,
-    tower_gsd,
+    sensor_gsd,
     window_shapes,
 )
 from terralign.index.stac import check_catalogue, has_catalogue, write_catalogue
 from terralign.index.stamps import source_name, stamps_of
+from terralign.precision import PRECISIONS, Precision
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
@@ -89,6 +90,7 @@ class EmbedSettings:
     min_valid: float = 0.0
     max_cloud: float | None = None
     vectors: VectorType = "float16"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         for name in ("window", "stride"):
@@ -102,7 +104,18 @@ class EmbedSettings:
             raise DataError(
                 f"vectors are stored as {', '.join(VECTOR_TYPES)}, not as {self.vectors!r}"
             )
+        if self.precision not in PRECISIONS:
+            raise DataError(
+                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+            )
         require_shares(self.min_valid, self.max_cloud)
+
+    def for_key(self) -> dict[str, Any]:
+        """What vectors depend on; parts of before there were precisions keep their key."""
+        values = asdict(self)
+        if self.precision == "fp32":
+            del values["precision"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,6 +215,7 @@ def embed_scenes(
     min_valid: float = 0.0,
     max_cloud: float | None = None,
     vectors: VectorType = "float16",
+    precision: Precision = "fp32",
     part: tuple[int, int] = (1, 1),
     batch_size: int = 64,
     engine: Engine = "local",
@@ -214,10 +228,13 @@ def embed_scenes(
     `units`, `dn_offset`, `composite` as for `EmbeddingSpace.embed`. `tower`: one or several; left
     out, the one that fits each scene. `window`, `stride`: pixels of the tower's GSD, by default the
     tower's input size, without overlap; every pixel is covered, and windows at the far edges are
-    shifted inwards. `gsd_m`: metres of these pixels; left out, those of the sensor's bands; a scene
-    at another GSD is resampled. Windows without a valid number, with a smaller share than
-    `min_valid`, or with more than `max_cloud` (0-1) of cloud and shadow, are left out. `vectors`:
-    how numbers are stored. `part`: (i, n), the i-th of n shares of the scenes, from 1.
+    shifted inwards. `gsd_m`: metres of these pixels; left out, those that the tower was trained on,
+    or the sensor's where it does not record them; a scene at another GSD is resampled. Windows
+    without a valid number, with a smaller share than `min_valid`, or with more than `max_cloud`
+    (0-1) of cloud and shadow, are left out. `vectors`: how numbers are stored. `precision`: what
+    the tower computes in; "tf32" and "bf16" are faster on recent CUDA devices and less exact:
+    bfloat16's vectors of a scene had cosines of 0.995 and more to those of float32. `part`: (i, n),
+    the i-th of n shares of the scenes, from 1.
 
     A part that exists with the same scene, settings and tower is not made again; one whose scene or
     tower changed is replaced. Scenes that another process works on are left to it, and looked for
@@ -231,7 +248,7 @@ def embed_scenes(
     """
     settings = EmbedSettings(
         window=window, stride=stride, gsd_m=gsd_m, min_valid=min_valid, max_cloud=max_cloud,
-        vectors=vectors,
+        vectors=vectors, precision=precision,
     )  # fmt: skip
     names = [tower] if isinstance(tower, str) or tower is None else list(tower)
     for name in filter(None, names):
@@ -386,7 +403,7 @@ class _Work:
                 "opened": opened,
                 "declared": declared,
                 "tower": tower,
-                "settings": asdict(self.settings),
+                "settings": self.settings.for_key(),
             }
         )
 
@@ -449,6 +466,7 @@ class _Work:
             model=_model_name(self.space.source),
             dim=self.space.dim,
             vector_type=self.settings.vectors,
+            precision=self.settings.precision,
             logit_scale=self.space.clip.logit_scale,
             self_check=self_check(self.space, name),
             window_px=plan.window_px,
@@ -483,7 +501,8 @@ class _Work:
     def _plan(self, source: Source, tower: str) -> WindowPlan:
         assert source.grid is not None
         spec = self.space.input_spec(tower)
-        gsd = self.settings.gsd_m or tower_gsd(spec, source.layout, tower=tower)
+        trained = None if tower == RGB else self.space.towers[tower].config.gsd_m
+        gsd = self.settings.gsd_m or trained or sensor_gsd(spec, source.layout, tower=tower)
         return plan_windows(
             source.grid,
             size=spec.size,
@@ -519,7 +538,8 @@ class _Work:
                         ready = ready_pixels(
                             ready.to(self.space.device), batch.layout, spec, tower=tower
                         )
-                    vectors = self.space.encode_ready(ready, tower=tower)
+                    with computing(inference=self.settings.precision, deterministic=False):
+                        vectors = self.space.encode_ready(ready, tower=tower)
                     numbers = F.normalize(vectors, dim=-1).numpy()
                     if not np.isfinite(numbers).all():
                         raise DataError(

@@ -28,6 +28,7 @@ from terralign.files import atomic_path
 from terralign.index.grids import hilbert_numbers, majortom_cells
 from terralign.index.names import is_part_name, part_paths
 from terralign.limits import limit, require
+from terralign.precision import Precision
 from terralign.preprocess.spec import ALL_CELLS
 
 FORMAT_VERSION = 1
@@ -137,6 +138,8 @@ class PartFacts(BaseModel):
     vector_type: VectorType
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """What stored numbers are multiplied by; 1 unless they are `int8`."""
+    precision: Precision = "fp32"
+    """What the tower computed in."""
     normalisation: Literal["unit"] = "unit"
     """Vectors have unit length, but for the rounding of their type."""
     logit_scale: float = Field(gt=0, allow_inf_nan=False)
