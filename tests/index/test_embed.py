@@ -26,6 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from imagery import NEW_PRODUCT, NO_OFFSET, S2, dn, space_of, write_geotiff, write_product
 from terralign.chips import Grid, Window
+from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, SpaceMismatchError
@@ -36,6 +37,7 @@ from terralign.index.grids import hilbert_numbers, majortom_cells
 from terralign.index.parts import facts_of
 from terralign.index.plan import plan_windows, window_shapes
 from terralign.scenes.scene import open_scene
+from terralign.train.student import StudentSettings, new_student
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +359,21 @@ def test_scenes_at_another_gsd_are_resampled_to_the_towers(
     expected = space.encode_image(chip)[0].numpy()
     [first] = [row for row in rows if (row["window_row"], row["window_column"]) == (0, 0)]
     assert np.allclose(first["vector"], expected, atol=1e-3)
+
+
+def test_windows_are_as_large_on_the_ground_as_the_samples_of_the_towers_training(
+    tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    samples = open_synthetic_scenes("train", num_samples=12, size=16)
+    tower, _ = new_student("s2", tiny_clip, StudentSettings(), [S2.name], [samples], seed=0)
+    space = EmbeddingSpace(tiny_clip)
+    space.add(tower)
+    assert tower.config.gsd_m == 160 / tower.config.input.size  # 16 pixels of 10 m
+    [one] = embedded(space, write_scene(tmp_path / "scene.tif"), tmp_path / "out").scenes
+    assert (one.facts.gsd_m, one.facts.tower) == (tower.config.gsd_m, "s2")
+    assert {row["window_height"] for row in pq.read_table(one.path).to_pylist()} == {16}
+    [as_asked] = embedded(space, tmp_path / "scene.tif", tmp_path / "out", gsd_m=10).scenes
+    assert {row["window_height"] for row in pq.read_table(as_asked.path).to_pylist()} == {32}
 
 
 def test_a_scene_given_open_and_a_product_are_taken(space: EmbeddingSpace, tmp_path: Path) -> None:

@@ -384,8 +384,8 @@ _FOLDER_OPTIONS = [
     ),
     click.option(
         "--gsd", "gsd_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
-        help="GSD that the tower was trained at; default: that of the sensor's bands. Scenes at "
-        "another are resampled.",
+        help="GSD that the tower was trained at; default: as it records, else that of the sensor's "
+        "bands. Scenes at another are resampled.",
     ),
     click.option(
         "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",

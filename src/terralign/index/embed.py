@@ -56,7 +56,7 @@ from terralign.index.plan import (
     WindowPlan,
     plan_windows,
     require_shares,
-    tower_gsd,
+    sensor_gsd,
     window_shapes,
 )
 from terralign.index.stac import check_catalogue, has_catalogue, write_catalogue
@@ -228,12 +228,13 @@ def embed_scenes(
     `units`, `dn_offset`, `composite` as for `EmbeddingSpace.embed`. `tower`: one or several; left
     out, the one that fits each scene. `window`, `stride`: pixels of the tower's GSD, by default the
     tower's input size, without overlap; every pixel is covered, and windows at the far edges are
-    shifted inwards. `gsd_m`: metres of these pixels; left out, those of the sensor's bands; a scene
-    at another GSD is resampled. Windows without a valid number, with a smaller share than
-    `min_valid`, or with more than `max_cloud` (0-1) of cloud and shadow, are left out. `vectors`:
-    how numbers are stored. `precision`: what the tower computes in; "tf32" and "bf16"
-    are faster on recent CUDA devices and less exact: bfloat16's vectors of a scene had cosines of
-    0.995 and more to those of float32. `part`: (i, n), the i-th of n shares of the scenes, from 1.
+    shifted inwards. `gsd_m`: metres of these pixels; left out, those that the tower was trained on,
+    or the sensor's where it does not record them; a scene at another GSD is resampled. Windows
+    without a valid number, with a smaller share than `min_valid`, or with more than `max_cloud`
+    (0-1) of cloud and shadow, are left out. `vectors`: how numbers are stored. `precision`: what
+    the tower computes in; "tf32" and "bf16" are faster on recent CUDA devices and less exact:
+    bfloat16's vectors of a scene had cosines of 0.995 and more to those of float32. `part`: (i, n),
+    the i-th of n shares of the scenes, from 1.
 
     A part that exists with the same scene, settings and tower is not made again; one whose scene or
     tower changed is replaced. Scenes that another process works on are left to it, and looked for
@@ -500,7 +501,8 @@ class _Work:
     def _plan(self, source: Source, tower: str) -> WindowPlan:
         assert source.grid is not None
         spec = self.space.input_spec(tower)
-        gsd = self.settings.gsd_m or tower_gsd(spec, source.layout, tower=tower)
+        trained = None if tower == RGB else self.space.towers[tower].config.gsd_m
+        gsd = self.settings.gsd_m or trained or sensor_gsd(spec, source.layout, tower=tower)
         return plan_windows(
             source.grid,
             size=spec.size,
