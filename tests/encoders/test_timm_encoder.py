@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,24 @@ def test_faults_are_told(tmp_path: Path) -> None:
     save(tmp_path / "w13.pth", 13)
     with pytest.raises(ModelError, match=r"12 band names .* \(with 13: sentinel2-l1c, hls-s30\)$"):
         load_timm_encoder(f"{NAME}@sentinel2-l2a:{tmp_path / 'w13.pth'}")
+
+
+def test_published_weights_are_taken_at_the_commit_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    create = timm.create_model
+
+    def fetching(name: str, *, pretrained: bool, pretrained_cfg_overlay: object, **how: Any) -> Any:
+        asked.append(pretrained_cfg_overlay if pretrained else "nothing")
+        return create(name, **how)
+
+    monkeypatch.setattr(timm, "create_model", fetching)
+    commit = "0123456789abcdef" * 2 + "01234567"
+    assert load_timm_encoder(f"{NAME}@{commit}").tower_names == ("rgb",)
+    load_timm_encoder(NAME)
+    assert asked == [{"hf_hub_id": f"timm/test_vit.r160_in1k@{commit}"}, None]
+    with pytest.raises(ModelError, match=r"has no model on the hub; leave the revision out"):
+        load_timm_encoder(f"coatnet_0_224@{commit}")
+    with pytest.raises(SensorError, match="unknown sensor"):
+        load_timm_encoder(f"{NAME}@{commit[:-1]}:file.pth")

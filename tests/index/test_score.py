@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,10 @@ def test_classes_are_the_argmax_of_the_blended_probabilities(
     assert [one.text for one in tree.iter("Category")] == ["no data", *labels]
     rows = [[cell.text for cell in row] for row in tree.iter("Row")]
     assert rows[2] == ["2", labels[1], "255", "127", "14", "255"]
+    style = ElementTree.parse(found.path.with_suffix(".qml"))
+    entries = [one.attrib for one in style.iter("paletteEntry")]
+    assert [one["label"] for one in entries] == labels
+    assert entries[1]["color"] == "#ff7f0e"
 
 
 def test_more_classes_than_a_byte_holds_are_16_bits(
@@ -292,20 +297,46 @@ def test_a_folder_of_several_scenes_towers_or_settings_asks_which(
         mapped(window=16)
 
 
+def rewritten(part: Path, folder: Path, change: Any, drop: Sequence[str] = ()) -> Path:
+    """A folder with a part whose footer is changed in place, without some columns."""
+    table = pq.read_table(part).drop_columns(list(drop))
+    footer = json.loads(table.schema.metadata[b"terralign"])
+    change(footer)
+    metadata = {**table.schema.metadata, b"terralign": json.dumps(footer).encode()}
+    folder.mkdir()
+    pq.write_table(table.replace_schema_metadata(metadata), folder / part.name)
+    return folder
+
+
 def test_a_part_of_an_early_version_is_searched_and_not_mapped(
     space: KnownSpace, folder: Path, tmp_path: Path
 ) -> None:
-    [path] = folder.glob("*.parquet")
-    table = pq.read_table(path).drop_columns(["valid_cells"])
-    footer = json.loads(table.schema.metadata[b"terralign"])
-    del footer["grid"]
-    metadata = {**table.schema.metadata, b"terralign": json.dumps(footer).encode()}
-    (tmp_path / "out").mkdir()
-    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "out" / path.name)
-    assert facts_of(tmp_path / "out" / path.name).grid is None
-    assert len(space.search(open_index(tmp_path / "out"), "bright", 3)) == 3
+    [part] = folder.glob("*.parquet")
+    old = rewritten(part, tmp_path / "out", lambda footer: footer.pop("grid"), ["valid_cells"])
+    assert facts_of(old / part.name).grid is None
+    assert len(space.search(open_index(old), "bright", 3)) == 3
     with pytest.raises(DataError, match="does not state the scene's grid; remove it, and embed"):
-        score_map(space, tmp_path / "out", "bright", tmp_path / "map.tif")
+        score_map(space, old, "bright", tmp_path / "map.tif")
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"crs": "junk"}, "reference system is not known"),
+        ({"transform": [0] * 6}, "pixels of size 0"),
+        ({"transform": [1e308, 0, 0, 0, -1e308, 0]}, r"damaged: its footer has grid\.transform"),
+        ({"height": 20}, "its windows do not lie within the scene"),
+        ({"height": 2**30, "width": 2**30}, "more than the limit of 1,000,000,000 pixels"),
+    ],
+)
+def test_a_part_with_a_wrong_grid_is_one_clear_line(
+    space: KnownSpace, folder: Path, tmp_path: Path, grid: dict[str, Any], told: str
+) -> None:
+    [part] = folder.glob("*.parquet")
+    wrong = rewritten(part, tmp_path / "out", lambda footer: footer["grid"].update(grid))
+    with pytest.raises(DataError, match=told):
+        score_map(space, wrong, "bright", tmp_path / "map.tif")
+    assert not (tmp_path / "map.tif").exists()
 
 
 def test_vectors_of_another_space_and_missing_windows_are_refused(
@@ -323,6 +354,10 @@ def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_pat
     class_map(space, folder, ["bright", "dark"], out)
     score_map(space, folder, "bright", out)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["map.tif", "map_probability.tif"]
+    style = tmp_path / "map.qml"
+    style.write_text("as QGIS saved it")
+    class_map(space, folder, ["bright", "dark"], out)
+    assert style.read_text() == "as QGIS saved it"
     foreign = write_geotiff(tmp_path / "foreign.tif", np.zeros((1, 4, 4), np.uint8))
     before = foreign.read_bytes()
     for wrong in (foreign, tmp_path / "map.png"):

@@ -158,6 +158,26 @@ def test_the_same_parts_are_described_by_the_same_bytes(
     assert not (described / CLAIMS).exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item["properties"].pop("terralign:tower"),
+        lambda item: item.update(bbox="everywhere"),
+        lambda item: item["properties"].update({"terralign:format": 0}),
+        lambda item: item.update(type="Collection", **{"terralign:space_id": "0"}),
+        lambda item: item.clear(),
+    ],
+)
+def test_an_item_that_was_changed_is_written_again(described: Path, change: Any) -> None:
+    before = described_by(described)
+    path = next(described.glob("a_scene*.json"))
+    item = values(path)
+    change(item)
+    path.write_text(json.dumps(item))
+    write_catalogue(described)
+    assert described_by(described) == before
+
+
 def test_a_replaced_part_takes_its_item_along(space: EmbeddingSpace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     scene = write_scene(tmp_path / "scene.tif")

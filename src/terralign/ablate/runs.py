@@ -8,7 +8,7 @@ common, by identity), `stores` (packed data sets), `results.json` (all rows, eac
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,10 +22,12 @@ from terralign.ablate.study import Planned, Study, only_adds, plan_study, study_
 from terralign.ablate.summary import study_report, summarise
 from terralign.baselines.run import baseline_settings, run_baseline
 from terralign.datasets.catalog import cannot_open, check_data_root, open_dataset
+from terralign.encoders.sensor import SensorTower
 from terralign.errors import (
     DataError,
     Interrupted,
     RecipeError,
+    SensorError,
     StorageError,
     TerralignError,
     first_line,
@@ -40,9 +42,11 @@ from terralign.files import (
     write_text,
 )
 from terralign.report.render import markdown
+from terralign.runs.checks import check_towers
 from terralign.runs.data import RunData, named_data
 from terralign.runs.folder import is_untouched, keep_recipe
-from terralign.runs.run import run_recipe
+from terralign.runs.recipe import BaseRecipe, Recipe
+from terralign.runs.run import load_base, run_recipe
 from terralign.toml_values import keep_toml
 from terralign.train.settings import PictureSettings
 
@@ -180,6 +184,7 @@ class _Study:
     rows: dict[tuple[str, int], list[Row]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     complete_before: bool = True
+    _base: tuple[BaseRecipe, Mapping[str, SensorTower]] | None = None
 
     @cached_property
     def differences(self) -> Differences:
@@ -223,12 +228,23 @@ class _Study:
                 self.check_variant(one)
 
     def check_variant(self, one: Planned) -> None:
-        """What the run itself checks of its data and settings before it trains."""
+        """What the run itself checks of its data, towers and settings before it trains."""
         recipe = one.recipe.model_copy(update={"pack": False})
         try:
-            RunData(recipe, self.data_root, self.stores, CHECKED_SIZE).open_everything()
-        except RecipeError as error:
+            data = RunData(recipe, self.data_root, self.stores, CHECKED_SIZE)
+            data.open_everything()
+            if one.variant.method == "recipe":
+                check_towers(recipe, self.towers_of_base(recipe), data.open)
+        except (RecipeError, SensorError) as error:
             raise RecipeError(f"variant {one.variant.name}: {error}") from error
+
+    def towers_of_base(self, recipe: Recipe) -> Mapping[str, SensorTower]:
+        """Those that a variant keeps; a base that several start from is loaded once."""
+        if recipe.patch is not None or recipe.base.model is None:
+            return {}
+        if self._base is None or self._base[0] != recipe.base:
+            self._base = recipe.base, load_base(recipe, self.data_root).towers
+        return self._base[1]
 
     def run(self, one: Planned) -> None:
         """One run; what it gave is written before the next begins."""

@@ -67,7 +67,7 @@ class SuiteEntry(Strict):
     """Towers to use, "rgb" among them; none named: every tower that takes the data."""
     shots: tuple[int, ...] = (1, 4, 16)
     """Of few-shot: samples per class."""
-    num_seeds: int = Field(default=5, ge=1)
+    num_seeds: int = Field(default=5, ge=1, le=1000)
     """Of few-shot: draws of the samples."""
     robustness_limit: int | None = Field(default=512, ge=1)
     """Robustness is measured on at most this many samples."""
@@ -109,7 +109,7 @@ class Suite(Strict):
     note: str = ""
     """What a reader of the results should know."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    num_bootstrap: int = Field(default=1000, ge=1)
+    num_bootstrap: int = Field(default=1000, ge=1, le=1_000_000)
     """Resamples of every interval; average precision and F1 are slower and use a fifth."""
     allow_shared_samples: bool = False
     """Measure although what is fitted or chosen on shares samples with what is reported; the rows

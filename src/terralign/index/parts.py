@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +88,9 @@ _EPSG_4326 = {
 """EPSG:4326 as PROJJSON; in GeoParquet x is the longitude, whatever the order of the axes here."""
 
 
+_Coefficient = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+
+
 class SceneGrid(BaseModel):
     """The pixel grid of the scene of a part."""
 
@@ -95,7 +98,9 @@ class SceneGrid(BaseModel):
 
     crs: str = Field(max_length=100_000)
     """An authority code, or WKT."""
-    transform: tuple[float, float, float, float, float, float]
+    transform: tuple[
+        _Coefficient, _Coefficient, _Coefficient, _Coefficient, _Coefficient, _Coefficient
+    ]
     """From column and row to map units, as `Grid` has it."""
     height: int = Field(ge=1, le=2**31 - 1)
     width: int = Field(ge=1, le=2**31 - 1)

@@ -522,6 +522,7 @@ def _change(new: Hit, old: Hit) -> Hit:
     when = old.place.datetime
     return replace(
         new,
+        before=old,
         facts={
             **new.facts,
             "score_before": round(old.score, 6),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.datasets.synthetic.landscape import SENSOR
-from terralign.encoders.space import RGB, EmbeddingSpace
+from terralign.encoders.sensor import SensorTower
+from terralign.encoders.space import RGB
 from terralign.errors import RecipeError, SensorError, nearest
 from terralign.evaluation.retrieval import TEXT
 from terralign.preprocess import InputSpec
@@ -21,10 +22,10 @@ Open = Callable[[str, str, int | None, str | None], SampleSet]
 """(data set, split, limit, composite) -> its samples."""
 
 
-def check_towers(recipe: Recipe, base: EmbeddingSpace, open_samples: Open) -> None:
+def check_towers(recipe: Recipe, of_base: Mapping[str, SensorTower], open_samples: Open) -> None:
     """Raise where a tower cannot be made of its data, and where a measurement names a tower that
-    does not exist, or that does not take the data."""
-    kept = {} if recipe.patch is not None else base.towers
+    does not exist, or that does not take the data. `of_base`: the base's towers."""
+    kept = {} if recipe.patch is not None else of_base
     towers = {name: _Tower.of(tower.config.input) for name, tower in kept.items()}
     for tower in recipe.align:
         sensors = [find_sensor(name) for name in tower.sensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,15 @@ from terralign.datasets.packing import pack_on_use
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.encoders.zeroshot import PromptSet
-from terralign.errors import DataError, TerralignError
+from terralign.errors import DataError, RecipeError, TerralignError
 from terralign.evaluation.classification import choose_class_names, choose_prompts
 from terralign.runs.checks import check_figures_differ
 from terralign.runs.recipe import AlignData, Asked, Recipe, SupportedData, TaskData, asked
 from terralign.scenes.pictures import Size
 from terralign.train.align import AlignmentSource, check_effects
 from terralign.train.finetune import PatchingTask
+from terralign.train.outcome import num_steps
+from terralign.train.settings import LoopSettings, check_loop
 
 
 def named_data(recipe: Recipe) -> list[Asked]:
@@ -107,6 +110,30 @@ class RunData:
             if entry.task == "zero-shot":
                 choose_class_names(samples, entry.classes)
         check_figures_differ(recipe, self.open)
+        self._check_trainings()
+
+    def _check_trainings(self) -> None:
+        """Raise `RecipeError` for settings that a stage would refuse when its turn comes."""
+        for name, settings, sizes, repeats, validated in self._trainings():
+            try:
+                check_loop(settings, num_steps(sizes, settings, repeats), validated=validated)
+            except RecipeError as error:
+                raise RecipeError(f"{name}: {error}") from error
+
+    def _trainings(self) -> Iterator[tuple[str, LoopSettings, list[int], list[int], bool]]:
+        """Name, settings, sizes and repeats of the sets, and whether it is validated, of each."""
+        recipe = self.recipe
+        if (base := recipe.base.pretrain) is not None:
+            yield "pretrain", base, [len(self.open(base.data, base.split, base.limit))], [], False
+        if recipe.patch is not None:
+            sizes = [len(task.samples) for task in self.patching.tasks]
+            together = recipe.patch.settings.mode == "joint"
+            for fit in [sizes] if together else [[size] for size in sizes]:
+                yield "patch", recipe.patch.settings, fit, [], False
+        for tower in recipe.align:
+            sizes = [len(self.open(*asked(one))) for one in tower.data]
+            repeats, validated = [one.repeats for one in tower.data], tower.validation is not None
+            yield f"align {tower.name}", tower.settings, sizes, repeats, validated
 
     @cached_property
     def patching(self) -> PatchingData:

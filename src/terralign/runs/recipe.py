@@ -234,7 +234,7 @@ class Recipe(Strict):
     note: str = ""
     """What a reader of the report should know."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""
     deterministic: bool = False
     """Have CUDA compute the same bits each time, so that a resumed run ends in the same ones: some

@@ -143,6 +143,23 @@ def evaluate_entry(
     )  # fmt: skip
 
 
+def load_base(recipe: Recipe, data_root: Path | None) -> EmbeddingSpace:
+    """The space that a recipe names as its base; `ModelError` where it is not found."""
+    model = recipe.base.model
+    assert model is not None
+    found = TomlPaths(folder=None, data_root=data_root).find(model)
+    if found is None and not Path(model).exists() and ":" not in model:
+        places = "beside the recipe" + (f" and in the data root {data_root}" if data_root else "")
+        hint = "" if data_root else "; give the data root to look there too (data_root=)"
+        raise ModelError(
+            f"base.model: {model} not found; looked {places}{hint}. It may also be "
+            "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
+        )
+    return EmbeddingSpace.load(
+        found or model, sha256=recipe.base.sha256, revisions=recipe.base.revisions
+    )
+
+
 class _Run:
     """One run in progress: its folder, its opened data, its vectors so far."""
 
@@ -170,12 +187,12 @@ class _Run:
         check_data_root(self.data_root)
         keep_threads(self.folder, self.recipe.threads, device=self.device)
         if (settings := self.recipe.base.pretrain) is None:
-            base = self._existing_base()
+            base = load_base(self.recipe, self.data_root).to(self.device)
             self._open(picture_size(base.input_spec()))
         else:
             self._open(settings.image_size)
             base = self._pretrained_base(settings)
-        check_towers(self.recipe, base, self.data.open)
+        check_towers(self.recipe, base.towers, self.data.open)
         self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
@@ -221,22 +238,6 @@ class _Run:
             stages.append(progress.Stage(name=f"align {tower.name}", samples=epochs * samples))
         last = ["evaluate", *(["search"] if recipe.search else []), "report"]
         return progress.Stages([*stages, *(progress.Stage(name=name) for name in last)])
-
-    def _existing_base(self) -> EmbeddingSpace:
-        model, root = self.recipe.base.model, self.data_root
-        assert model is not None
-        found = TomlPaths(folder=None, data_root=root).find(model)
-        if found is None and not Path(model).exists() and ":" not in model:
-            places = "beside the recipe" + (f" and in the data root {root}" if root else "")
-            hint = "" if root else "; give the data root to look there too (data_root=)"
-            raise ModelError(
-                f"base.model: {model} not found; looked {places}{hint}. It may also be "
-                "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
-            )
-        pinned = self.recipe.base
-        return EmbeddingSpace.load(
-            found or model, sha256=pinned.sha256, revisions=pinned.revisions
-        ).to(self.device)
 
     def _pretrained_base(self, settings: PretrainSettings) -> EmbeddingSpace:
         samples = self.data.open(settings.data, settings.split, settings.limit)

@@ -37,6 +37,7 @@ from terralign.train.checkpoints import (
     training_state,
 )
 from terralign.train.settings import LoopSettings as LoopSettings
+from terralign.train.settings import check_loop
 
 STEPS_BETWEEN_READS = 20
 """Steps after which losses are read from a device other than the CPU; each reading waits for it."""
@@ -181,7 +182,7 @@ def fit(
     after saving, on SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
     """
     num_steps = settings.epochs * batches.steps_per_epoch
-    _check_settings(settings, num_steps, validate is not None)
+    check_loop(settings, num_steps, validated=validate is not None)
     checkpoints = Checkpoints(
         folder,
         identity=hash_json({"seed": seed, "loop": settings.values_of(LoopSettings), **identity}),
@@ -276,20 +277,6 @@ def _arranged(
             set_checkpointing(False)
         if settings.compile and tower is not None:
             tower._compiled_call_impl = None
-
-
-def _check_settings(settings: LoopSettings, num_steps: int, has_validation: bool) -> None:
-    if settings.decay == "all" and settings.weight_decay == 0:
-        raise RecipeError('decay = "all" has no effect with weight_decay = 0; leave it out')
-    if settings.warmup_steps >= num_steps:
-        raise RecipeError(
-            f"warmup_steps = {settings.warmup_steps}, but the run has only {num_steps} steps; "
-            "lower it or train longer"
-        )
-    if settings.keep == "best" and not has_validation:
-        raise RecipeError('keep = "best" needs validation data; name some, or keep = "last"')
-    if settings.keep == "last" and settings.validate_every is not None:
-        raise RecipeError('validate_every has no effect with keep = "last"; leave it out')
 
 
 def _train_step(

@@ -21,9 +21,10 @@ NUM_COMPARED = 256
 """Training samples, evenly spaced, on which a finished student is compared with its teacher."""
 
 
-def num_steps(sizes: Sequence[int], settings: LoopSettings) -> int:
-    """The optimiser steps of training on sets of `sizes` samples."""
-    plan = Plan(sizes, batch_size=settings.batch_size, seed=0)
+def num_steps(sizes: Sequence[int], settings: LoopSettings, repeats: Sequence[int] = ()) -> int:
+    """The optimiser steps of training on sets of `sizes` samples, each seen `repeats` times an
+    epoch."""
+    plan = Plan(sizes, batch_size=settings.batch_size, seed=0, repeats=repeats)
     return settings.epochs * plan.steps_per_epoch
 
 
@@ -60,7 +61,7 @@ def outcome_of(
         batch_size=settings.batch_size,
         lr=settings.lr,
         seed=seed,
-        num_steps=num_steps(sizes, settings),
+        num_steps=num_steps(sizes, settings, [source.repeats for source in sources]),
         first_loss=first,
         last_loss=last,
         cosine=round(_cosine(clip, student.eval(), sets), 4),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from terralign.augmentation import Photometric, Spectral, ViewSpec
 from terralign.encoders.backbones import CUSTOM, INFLATE, Scaling
 from terralign.errors import RecipeError, nearest
+from terralign.limits import require
 from terralign.precision import Precision
 from terralign.sensors import Sensor
 
@@ -60,6 +61,23 @@ class LoopSettings(BaseModel):
     def values_of(self, kind: type[LoopSettings]) -> dict[str, Any]:
         """The values of the fields that `kind`, a class that this one derives from, has."""
         return self.model_dump(mode="json", include=set(kind.model_fields) - WITHOUT_EFFECT)
+
+
+def check_loop(settings: LoopSettings, num_steps: int, *, validated: bool) -> None:
+    """Raise `RecipeError` for settings that a training of so many steps, with validation data or
+    without, cannot have, or that would change nothing."""
+    if settings.decay == "all" and settings.weight_decay == 0:
+        raise RecipeError('decay = "all" has no effect with weight_decay = 0; leave it out')
+    require("training_steps", num_steps, "its epochs take", fault=RecipeError, todo="lower them")
+    if settings.warmup_steps >= num_steps:
+        raise RecipeError(
+            f"warmup_steps = {settings.warmup_steps}, but the run has only {num_steps} steps; "
+            "lower it or train longer"
+        )
+    if settings.keep == "best" and not validated:
+        raise RecipeError('keep = "best" needs validation data; name some, or keep = "last"')
+    if settings.keep == "last" and settings.validate_every is not None:
+        raise RecipeError('validate_every has no effect with keep = "last"; leave it out')
 
 
 # Before both stages
@@ -287,7 +305,7 @@ class AlignSettings(LoopSettings):
     that MoCo-v3 keeps fixed are "backbone.pos_embed"."""
     views: ViewSpec = ViewSpec()
     """Geometry of a view, the same for teacher and student."""
-    num_views: int = Field(default=1, ge=1)
+    num_views: int = Field(default=1, ge=1, le=10_000)
     """Seeded views per sample that the teacher embeds; a sample that is seen for the n-th time
     (0-based, over epochs and repeats) is in view n modulo this."""
     live_teacher: bool = False

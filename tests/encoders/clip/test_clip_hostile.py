@@ -7,9 +7,14 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from terralign.encoders.clip.load import CONFIG_NAME, WEIGHTS_NAME, ClipModel, load_clip, save_clip
+from terralign.encoders.clip.weights import write_state_dict
+from terralign.encoders.space import load
 from terralign.errors import ModelError
 
 
@@ -47,6 +52,32 @@ def test_a_configuration_nested_deeply_is_told(tiny_clip: ClipModel, tmp_path: P
     (tmp_path / CONFIG_NAME).write_text(json.dumps(config).replace('"x": 0', f'"x": {deep}'))
     with pytest.raises(ModelError, match=f"{CONFIG_NAME} is nested in"):
         load_clip(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [100.0, -200.0])
+def test_a_scale_of_logits_that_no_clip_has_is_refused(
+    tiny_clip: ClipModel, tmp_path: Path, value: float
+) -> None:
+    save_clip(tiny_clip, tmp_path)
+    state = tiny_clip.model.state_dict() | {"logit_scale": torch.tensor(value)}
+    write_state_dict(tmp_path / WEIGHTS_NAME, state)
+    with pytest.raises(ModelError, match=r"its logit_scale is (inf|0) \(exp of the weight\)"):
+        load_clip(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("weight", "what"), [("text_projection", "the text tower"), ("visual.proj", "tower 'rgb'")]
+)
+def test_finite_weights_whose_embeddings_are_not_are_told(
+    tiny_clip: ClipModel, tmp_path: Path, weight: str, what: str
+) -> None:
+    save_clip(tiny_clip, tmp_path)
+    state = tiny_clip.model.state_dict()
+    write_state_dict(tmp_path / WEIGHTS_NAME, state | {weight: state[weight].sign() * 3e38})
+    space = load(tmp_path)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
+    with pytest.raises(ModelError, match=f"{what} gives embeddings that are not finite"):
+        space.classify(picture, ["forest", "river"])
 
 
 def test_a_folder_with_truncated_weights_is_told(tiny_clip: ClipModel, tmp_path: Path) -> None:
