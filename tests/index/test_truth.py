@@ -225,7 +225,8 @@ def test_classes_and_texts_that_do_not_meet_are_reported(
         (("--text", "a river"), "say which class it means"),
         (("--text", "lefd=a river"), "one of the classes left, far"),
         (("-k", "0"), "whole numbers from 1"),
-        (("--data", "eurosat-ms"), "no effect with --truth"),
+        (("--data", "eurosat-ms"), "--data: no effect with --truth"),
+        (("--split", "test"), "--split: no effect with --truth"),
     ):
         result = _call(*words, *options)
         assert result.exit_code == 2
@@ -289,7 +290,9 @@ def test_water_of_a_real_scene_is_judged_as_its_pixels_are(
                 for one, _ in found]  # fmt: skip
     path = write_truth(tmp_path / "water.geojson", *features, crs=crs)
     scene = real_data / "scenes" / SCENE
-    embed_scenes(space, scene, tmp_path / "out", dn_offset=0, window=64)
+    embed_scenes(
+        space, scene, tmp_path / "out", dn_offset=0, bands=("B02", "B03", "B04", "B08"), window=64
+    )
     index = open_index(tmp_path / "out")
     numbers, shares = covers(index, read_truth(path).shapes)
     windows = index._store.rows["window"][numbers]
