@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from terralign.cli.app import (
     Command,
@@ -146,6 +147,9 @@ def evaluate(
               "--composite": composite}  # fmt: skip
     if truth is not None:
         given = [name for name, one in others.items() if one is not None]
+        source_of = click.get_current_context().get_parameter_source
+        given += [f"--{name}" for name in ("split", "task")
+                  if source_of(name) is ParameterSource.COMMANDLINE]  # fmt: skip
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect with --truth; leave it out")
         _evaluate_search(Path(model), truth, tower, prompts, asked, device, as_json)
