@@ -17,13 +17,14 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import shapely
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from terralign.encoders.vectors import Footprint
 from terralign.errors import DataError, StorageError, counted, shown
 from terralign.files import claimed, read_json, write_json
 from terralign.index.names import CLAIMS, is_part_name, part_paths
-from terralign.index.parts import Part, PartFacts, chip_layout, quantization
+from terralign.index.parts import Part, PartFacts, chip_layout, quantization, shapes_of
+from terralign.scenes.places import as_wkt2
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 
 _JSON, _PARQUET = "application/json", "application/vnd.apache.parquet"
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised with every change of what an item holds."""
 
 _UNKNOWN_TIME = (
@@ -235,7 +236,7 @@ def _projection(facts: PartFacts) -> dict[str, Any]:
     known = authority.upper() == "EPSG" and code.isdecimal()
     return {
         "proj:epsg": int(code) if known else None,
-        "proj:wkt2": None if known else grid.crs,
+        "proj:wkt2": None if known else as_wkt2(grid.crs, origin=shown(facts.source)),
         "proj:shape": [grid.height, grid.width],
         "proj:transform": list(grid.transform),
     }
@@ -268,7 +269,7 @@ def _extent(part: Part) -> tuple[Any, dt.datetime | None]:
     east: list[Any] = []
     when = None
     for batch in part.batches(["geometry", "datetime"]):
-        pieces = shapely.get_parts(shapely.from_wkb(batch.column(0).to_pylist()))
+        pieces = shapely.get_parts(shapes_of(batch.column(0).to_pylist(), shown(part.path)))
         in_east = shapely.get_x(shapely.centroid(pieces)) > 0
         for side, chosen in ((west, pieces[~in_east]), (east, pieces[in_east])):
             side[:] = [_hull([*side, *chosen])] if len(side) + len(chosen) else []
@@ -311,7 +312,7 @@ def _ours(name: str) -> Any:
 class _Described(BaseModel):
     """What a collection needs of an item: its properties, its box, and the type of its asset."""
 
-    datetime: dt.datetime | None
+    datetime: AwareDatetime | None
     parameters: _Parameters = Field(validation_alias="emb:runtime_parameters")
     format: int = _ours("format")
     space_id: str = _ours("space_id")
@@ -445,7 +446,11 @@ def _union(boxes: Sequence[Sequence[float]]) -> list[float] | None:
     if not boxes:
         return None
     south, north = min(one[1] for one in boxes), max(one[3] for one in boxes)
-    spans = sorted((one[0], one[2] + (360 if one[2] < one[0] else 0)) for one in boxes)
+    spans = sorted(
+        span
+        for west, _, east, _ in boxes
+        for span in ([(west, east)] if west <= east else [(west, 180.0), (-180.0, east)])
+    )
     merged = [list(spans[0])]
     for west, east in spans[1:]:
         if west <= merged[-1][1]:
@@ -458,8 +463,4 @@ def _union(boxes: Sequence[Sequence[float]]) -> list[float] | None:
     if gaps[widest] <= 0:
         return [-180.0, south, 180.0, north]
     west, east = after[widest][0], merged[widest][1]
-    return [_longitude(west), south, _longitude(east), north]
-
-
-def _longitude(degrees: float) -> float:
-    return degrees - 360 if degrees > 180 else degrees
+    return [west if west <= 180 else west - 360, south, east, north]
