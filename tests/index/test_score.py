@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -337,6 +338,19 @@ def test_a_part_with_a_wrong_grid_is_one_clear_line(
     with pytest.raises(DataError, match=told):
         score_map(space, wrong, "bright", tmp_path / "map.tif")
     assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_map_without_any_value_has_no_lowest_one(
+    space: KnownSpace, folder: Path, tmp_path: Path
+) -> None:
+    [part] = folder.glob("*.parquet")
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("valid_cells")
+    cells = pa.array(np.full(len(table), 1 << (8 * 2 + 2), np.uint64))  # where no pixel is centred
+    (tmp_path / "out").mkdir()
+    pq.write_table(table.set_column(place, "valid_cells", cells), tmp_path / "out" / part.name)
+    found = score_map(space, tmp_path / "out", "bright", tmp_path / "map.tif", pixel_m=320)
+    assert (found.covered, found.to_json()["lowest"], found.to_json()["highest"]) == (0, None, None)
 
 
 def test_vectors_of_another_space_and_missing_windows_are_refused(

@@ -561,6 +561,8 @@ def _embed_into_folder(
 
         written = save_hits(open_index(out).places(), out / f"windows.{layer}")
         click.echo(f"all windows written to {written}", err=True)
+    if parting.get("stac") and found.scenes:
+        click.echo(f"all parts described by {out / 'collection.json'}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from terralign.cli.app import (
     Command,
@@ -142,10 +143,13 @@ def evaluate(
     first k hits that are of the class (precision), and the share of its windows that are among them
     (recall).
     """
-    others = {"--data": data, "--query": query, "--gallery": gallery, "--classes": classes,
-              "--composite": composite}  # fmt: skip
     if truth is not None:
-        given = [name for name, one in others.items() if one is not None]
+        context = click.get_current_context()
+        given = [
+            f"--{name}"
+            for name in ("data", "split", "task", "query", "gallery", "classes", "composite")
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect with --truth; leave it out")
         _evaluate_search(Path(model), truth, tower, prompts, asked, device, as_json)

@@ -48,7 +48,8 @@ MAX_CLASSES = 65_535
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
 class ScoreMap(Shown):
     """A map of scores: its file, scene and tower. `grid`: of the map. `pixel_m`: metres of its
-    pixels. `lowest`, `highest`: cosines. `covered`: share (0-1) of its pixels with a score."""
+    pixels. `lowest`, `highest`: cosines, NaN without any. `covered`: share (0-1) of its pixels with
+    a score."""
 
     path: Path
     query: str
@@ -80,8 +81,8 @@ class ScoreMap(Shown):
             "out": str(self.path),
             "query": self.query,
             **_described(self),
-            "lowest": self.lowest,
-            "highest": self.highest,
+            "lowest": self.lowest if self.covered else None,
+            "highest": self.highest if self.covered else None,
         }
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 import torch
 from numpy.typing import NDArray
 
@@ -40,7 +39,7 @@ from terralign.index.filters import (
 )
 from terralign.index.overlaps import without_overlaps
 from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
-from terralign.index.parts import PartFacts, describe_window
+from terralign.index.parts import PartFacts, describe_window, shapes_of
 from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
 from terralign.index.store import NO_TIME, Store, open_store
 
@@ -461,7 +460,7 @@ class Index(Shown):
         numbers = ranking.number(places)
         columns = ["id", "window_row", "window_column", "window_height", "window_width", "geometry"]
         values = columns_of(self._store, numbers, [*columns, "datetime", "cell"])
-        shapes = shapely.from_wkb([one["geometry"] for one in values])
+        shapes = shapes_of([one["geometry"] for one in values], "a part")
         rows = self._store.rows[numbers]
         found = []
         for rank, (place, value, shape, row) in enumerate(
