@@ -423,6 +423,7 @@ def test_the_command_writes_what_python_writes(model: Path, scene: Path, tmp_pat
         (["SCENE", "x"], "--model is needed"),
         (["IMAGERY", "x", "--stride", "8", "--sensor", "rgb"], "--sensor, --stride: no effect"),
         (["IMAGERY", "x", "--window", "whole"], "give a number"),
+        (["SCENE", "x", "--scene", "y", "--model", "MODEL"], "--scene: no effect on a scene"),
     ],
 )
 def test_slips_are_usage_errors(

@@ -420,9 +420,9 @@ class _Windows:
         side = int(boxes[:, 2:].max())
         pixel_px = max(1, round(side / PIXELS_A_WINDOW))
         if pixel_m is not None:
-            if not gsd_m / 2 < pixel_m <= side * gsd_m:
+            if not 0.9 * gsd_m <= pixel_m <= side * gsd_m:
                 raise DataError(
-                    f"pixel_m is {pixel_m:g}; expected metres from {gsd_m:.3g}, the scene's, to "
+                    f"pixel_m={pixel_m:g}: expected metres from {gsd_m:.3g}, the scene's, to "
                     f"{side * gsd_m:.4g}, a window's"
                 )
             pixel_px = max(1, round(pixel_m / gsd_m))
