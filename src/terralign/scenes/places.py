@@ -249,7 +249,6 @@ def map_unit(crs: Any) -> str:
     return "m" if unit in ("metre", "meter") else unit
 
 
-@lru_cache(maxsize=256)
 def as_wkt2(crs: Any, *, origin: str) -> str:
     """A reference system as WKT 2; `DataError` naming `origin` where it is unknown."""
     try:
@@ -260,6 +259,7 @@ def as_wkt2(crs: Any, *, origin: str) -> str:
         ) from error
 
 
+@lru_cache(maxsize=256)
 def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)
 
