@@ -77,7 +77,7 @@ def test_a_windows_share_is_that_of_its_area(index: Index, tmp_path: Path) -> No
     path = write_truth(tmp_path / "truth.json", polygon(in_degrees(*LEFT)))
     truth = read_truth(path)
     numbers, shares = covers(index, truth.shapes)
-    columns = index._store.rows["window"][numbers, 1]
+    columns = index.store.rows["window"][numbers, 1]
     expected = {0: 1, 16: 0.75, 32: 0.25, 48: 0, 64: 0}
     assert shares["polygons"] == pytest.approx([expected[one] for one in columns], abs=1e-3)
 
@@ -299,7 +299,7 @@ def test_water_of_a_real_scene_is_judged_as_its_pixels_are(
     )
     index = open_index(tmp_path / "out")
     numbers, shares = covers(index, read_truth(path).shapes)
-    windows = index._store.rows["window"][numbers]
+    windows = index.store.rows["window"][numbers]
     expected = [
         water[row : row + height, column : column + width].mean()
         for row, column, height, width in windows.tolist()

@@ -89,6 +89,10 @@ def test_a_scene_that_is_not_at_hand_is_named_and_stops_nothing(
     assert page.text.count("No picture: ") == gone
     assert "undated.tif not found" in page.text
     assert page.tags.count("img") == 2 * (30 - gone)
+    write_geotiff(moved / "undated.tif", dn(192, seed=5), S2.band_names, tags=NO_OFFSET)
+    page = Page(save_report(space, index, hits, tmp_path / "page.html").read_text())
+    assert page.text.count("undated.tif changed since it was embedded") == gone
+    assert page.tags.count("img") == 2 * (30 - gone)
 
 
 def test_the_command_writes_the_page_and_no_other_file(scenes: Path, tmp_path: Path) -> None:

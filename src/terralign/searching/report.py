@@ -12,10 +12,11 @@ import shapely
 from terralign.chips import Chip, Grid
 from terralign.encoders.answers import Changes, Hit, Hits, centre_of
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import TerralignError, counted, shown
+from terralign.errors import DataError, TerralignError, counted, shown
 from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes, view_bands
 from terralign.index.parts import PartFacts
 from terralign.index.search import Index
+from terralign.index.stamps import stamps_of
 from terralign.progress import Progress
 from terralign.report.hits import MAX_CARDS, HitCard, HitPage, Ring, check_page, write_hits
 from terralign.scenes.places import wgs84_footprint
@@ -32,7 +33,8 @@ def save_report(space: EmbeddingSpace, index: Index, hits: Hits, path: str | Pat
     """Write an offline page of the first 50 hits: pictures, scores, dates, scenes, and a map.
 
     True and false colour (radar: VV, VH) are read from each hit's scene. A scene that is not at
-    hand, or cannot be read, is named on the page. `StorageError` where another file has the name.
+    hand, changed since it was embedded, or cannot be read, is named on the page. `StorageError`
+    where another file has the name.
     """
     path = Path(path)
     check_page(path)
@@ -162,7 +164,10 @@ def _pictures(
 
 
 def _opened(space: EmbeddingSpace, facts: PartFacts) -> Scene:
-    """The scene of a part, read as it was embedded."""
+    """The scene of a part, read as it was embedded; `DataError` where its files changed since."""
+    path = Path(facts.source)
+    if path.exists() and stamps_of(path) != facts.stamps:
+        raise DataError(f"{shown(path)} changed since it was embedded; embed it again")
     return open_scene(
         facts.source,
         sensor=space.find_sensor(facts.sensor),
