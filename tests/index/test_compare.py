@@ -223,7 +223,7 @@ def test_what_cannot_be_compared_is_one_clear_line(
             index.compare(space, "bright", *wrong)
     with pytest.raises(DataError, match="k must be"):
         index.compare(space, "bright", BEFORE, AFTER, 0)
-    with pytest.raises(SpaceMismatchError):
+    with pytest.raises(SpaceMismatchError, match=f"index's vectors are of space {space.space_id}"):
         index.compare(EmbeddingSpace(norm_clip), "bright", BEFORE, AFTER)
     out = tmp_path / "out"
     for path, tower in zip(paths, ("rgb", "s2"), strict=True):

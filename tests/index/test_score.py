@@ -356,7 +356,7 @@ def test_a_map_without_any_value_has_no_lowest_one(
 def test_vectors_of_another_space_and_missing_windows_are_refused(
     space: KnownSpace, folder: Path, norm_clip: ClipModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpaceMismatchError):
+    with pytest.raises(SpaceMismatchError, match=f"index's vectors are of space {space.space_id}"):
         score_map(EmbeddingSpace(norm_clip), folder, "bright", tmp_path / "map.tif")
     with pytest.raises(DataError, match="has no window to map: none of 24"):
         score_map(space, folder, "bright", tmp_path / "map.tif", max_cloud=0.5)

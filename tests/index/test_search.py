@@ -315,7 +315,9 @@ def test_what_makes_no_sense_has_one_line(
 def test_another_space_is_refused(
     space: EmbeddingSpace, norm_clip: ClipModel, index: Index, scenes: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpaceMismatchError, match="the index's vectors are of space"):
+    with pytest.raises(
+        SpaceMismatchError, match=f"the index's vectors are of space {index.space_id}"
+    ):
         EmbeddingSpace(norm_clip).search(index, QUERY)
     tile = write_geotiff(tmp_path / "a.tif", dn(32), S2.band_names, tags=NO_OFFSET)
     [one] = embed_scenes(

@@ -22,6 +22,7 @@ from terralign.cli.app import (
     threads,
 )
 from terralign.cli.class_names import split_list
+from terralign.cli.faults import name_options
 from terralign.cli.imagery import read_bbox
 from terralign.errors import counted
 
@@ -251,7 +252,7 @@ def _evaluate_search(
         return
     click.echo(found)
     for note in found.notes:
-        click.echo(note)
+        click.echo(name_options(note, click.get_current_context().command.params))
 
 
 def _chosen(asked: dict[str, Any], name: str) -> dict[str, Any]:

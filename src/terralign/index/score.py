@@ -344,7 +344,7 @@ class _Windows:
         min_valid: float | None,
         max_cloud: float | None,
     ) -> None:
-        check_same_space(index.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, index.space_id, "the index's vectors")
         require_shares(0 if min_valid is None else min_valid, max_cloud)
         self._space, self._store = space, index.store
         self.facts: PartFacts = index.facts[part]

@@ -200,7 +200,7 @@ class Index(Shown):
 
         Raises `SpaceMismatchError` for another space, `DataError` for what makes no sense.
         """
-        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, self.space_id, "the index's vectors")
         _check_k(k)
         if cut is not None and not 0 <= cut <= 1:
             raise DataError(f"cut is {cut!r}; expected a probability from 0 to 1")
@@ -255,7 +255,7 @@ class Index(Shown):
 
         Raises `DataError` where the periods overlap, or no window lies over another.
         """
-        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, self.space_id, "the index's vectors")
         _check_k(k)
         first, last = (
             make_filters(

@@ -23,7 +23,7 @@ KS = (10, 20, 50)
 
 _OVERLAPPING = (
     "Windows overlap, so that hits repeat one another and the intervals are too narrow; "
-    "collapse=True counts places."
+    "collapse= counts places."
 )
 
 
