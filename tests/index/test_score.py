@@ -290,7 +290,9 @@ def test_a_folder_of_several_scenes_towers_or_settings_asks_which(
         mapped(scene="scene.tif")
     with pytest.raises(DataError, match="no windows by tower 's1' here"):
         mapped(scene="scene.tif", tower="s1")
-    with pytest.raises(DataError, match=r"several settings; .*every 16\), .*every 32\)|every 32"):
+    with pytest.raises(
+        DataError, match=r"several settings; .*every (16|32), fp32\), .*every (16|32), fp32\)"
+    ):
         mapped(scene="other.tif", tower="s2")
     assert mapped(scene=str(scene), tower="rgb").tower == "rgb"
     assert mapped(scene=coarse.path.name).scene == "other.tif"

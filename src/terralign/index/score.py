@@ -551,7 +551,7 @@ def choose_part(index: Index, *, scene: str | None, tower: str | None) -> int:
     if len(parts) > 1:
         kinds = [
             f"{index.store.paths[one].name} (windows of {index.facts[one].window_px}, every "
-            f"{index.facts[one].stride_px})"
+            f"{index.facts[one].stride_px}, {index.facts[one].precision})"
             for one in parts
         ]
         raise DataError(
