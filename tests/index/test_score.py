@@ -365,7 +365,9 @@ def test_vectors_of_another_space_and_missing_windows_are_refused(
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_path: Path) -> None:
+def test_only_maps_of_ours_are_replaced(
+    space: KnownSpace, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "map.tif"
     class_map(space, folder, ["bright", "dark"], out)
     score_map(space, folder, "bright", out)
@@ -374,6 +376,7 @@ def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_pat
     style.write_text("as QGIS saved it")
     class_map(space, folder, ["bright", "dark"], out)
     assert style.read_text() == "as QGIS saved it"
+    assert "map.qml stays, in whose style QGIS shows the map" in caplog.text
     foreign = write_geotiff(tmp_path / "foreign.tif", np.zeros((1, 4, 4), np.uint8))
     before = foreign.read_bytes()
     for wrong in (foreign, tmp_path / "map.png"):
