@@ -295,6 +295,7 @@ def test_a_cut_keeps_what_the_query_explains_best(space: EmbeddingSpace, index: 
         ({"polygon": shapely.box(500_000, 0, 600_000, 1)}, "expected degrees"),
         ({"polygon": {"type": "Point", "coordinates": [0, 0]}}, "is a Point"),
         ({"polygon": "{]"}, "no GeoJSON"),
+        ({"polygon": {"type": "Polygon", "coordinates": [[[0, 10**400]] * 4]}}, "no GeoJSON"),
         ({"cut": 2}, "cut is 2"),
         ({"max_cloud": 7}, "max_cloud is 7"),
     ],

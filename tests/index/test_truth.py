@@ -175,6 +175,7 @@ CROSSED = [[15.0, 45.0], [15.1, 45.1], [15.1, 45.0], [15.0, 45.1], [15.0, 45.0]]
         ([{"geometry": {"type": "Point", "coordinates": [1, 2]}}], {}, "feature 1 is a Point"),
         ([{"geometry": None}], {}, "feature 1 has no geometry"),
         ([{"geometry": {"type": "Polygon", "coordinates": "x"}}], {}, "feature 1 is no polygon"),
+        ([polygon([[0, 10**400]] * 4)], {}, "feature 1 is no polygon: int too large"),
         ([polygon(CROSSED, **{"class": "a"})], {}, r"feature 1 \(a\) is not valid .*crosses"),
         ([polygon(TRIANGLE, **{"class": "a"}), polygon(TRIANGLE)], {}, "feature 2 has no text as"),
         ([polygon([[5e5, 0.0], [6e5, 0.0], [5e5, 1.0], [5e5, 0.0]])], {}, "expected degrees"),

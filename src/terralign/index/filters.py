@@ -169,6 +169,13 @@ def check_polygon(given: Any, name: str) -> Any:
     return given
 
 
+NO_GEOMETRY = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError),
+    shapely.errors.ShapelyError,
+)
+"""What shapely raises of GeoJSON that is no geometry."""
+
+
 def _shape_of(value: Mapping[str, Any], name: str) -> Any:
     try:
         kind = value["type"]
@@ -178,7 +185,7 @@ def _shape_of(value: Mapping[str, Any], name: str) -> Any:
             shapes = [shapely.geometry.shape(value["geometry"])]
         else:
             shapes = [shapely.geometry.shape(value)]
-    except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
+    except NO_GEOMETRY as error:
         raise DataError(f"{name} is no GeoJSON of a polygon: {first_line(error)}") from error
     if len(shapes) == 1:
         return shapes[0]

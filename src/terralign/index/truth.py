@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, shown
 from terralign.files import read_json
-from terralign.index.filters import check_polygon, make_filters, outlines_of, rows_meeting
+from terralign.index.filters import (
+    NO_GEOMETRY,
+    check_polygon,
+    make_filters,
+    outlines_of,
+    rows_meeting,
+)
 from terralign.index.search import Index
 from terralign.index.store import Store
 from terralign.limits import require
@@ -104,10 +110,7 @@ def _polygon_of(feature: Mapping[str, Any], crs: str | None, what: str) -> Any:
     try:
         shape = shapely.geometry.shape(feature["geometry"])
         num_points = int(shapely.get_num_coordinates(shape))
-    except (
-        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
-        shapely.errors.ShapelyError,
-    ) as error:
+    except NO_GEOMETRY as error:
         raise DataError(f"{what} is no polygon: {first_line(error)}") from error
     require("geometry_points", num_points, f"{what} has", todo="simplify it")
     if crs is not None and not shape.is_empty:
