@@ -325,7 +325,7 @@ def test_ci_runs_the_two_commands_of_the_readme_word_for_word() -> None:
 def test_contributing_names_the_tests_that_ci_runs_besides() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     markers = re.findall(r'^\w+="\.venv/bin/pytest -m (\w+)"$', script, re.MULTILINE)
-    assert markers == ["shipped"]
+    assert markers == ["shipped", "slow"]
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert [one for one in markers if f"`pytest -m {one}`" not in text] == []
 
