@@ -7,10 +7,12 @@ import re
 import shlex
 import shutil
 import stat
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import click
 import numpy as np
@@ -150,7 +152,42 @@ def working_folder(documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("working_folder")
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_blocks_run(text: str) -> None:
+    for name in ("duckdb", "lancedb"):
+        if f"import {name}" in text:
+            pytest.importorskip(name, reason=f"{name} is not in the extra dev")
+    if "import psycopg" in text:
+        pytest.skip("the next test runs it, without a server")
     exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+
+
+def test_the_pgvector_block_fills_its_table(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    rows: list[list[Any]] = []
+    server = MagicMock()
+    connection = server.connect.return_value.__enter__.return_value
+    connection.execute.side_effect = lambda sql, values=None: asked.append(sql) or []
+    copying = connection.cursor.return_value.copy.return_value.__enter__.return_value
+    copying.write_row.side_effect = rows.append
+    monkeypatch.setitem(sys.modules, "psycopg", server)
+    page = (ROOT / "docs" / "howto" / "databases.md").read_text()
+    [text] = [one for kind, one in FENCE.findall(page) if "import psycopg" in one]
+    exec(compile(text, "block", "exec"), {})
+    [table] = [sql for sql in asked if sql.startswith("CREATE TABLE")]
+    columns = [one.split()[:2] for one in re.split(r", (?=\w)", table.split("(", 1)[1])]
+    index = terralign.open_index("scenes")
+    assert len(rows) == len(index)
+    for row in rows:
+        values = dict(zip((name for name, _ in columns), row, strict=True))
+        west, south, east, north = (values[one] for one in ("west", "south", "east", "north"))
+        assert west < east
+        assert south < north
+        vector = np.array(json.loads(values["vector"]))
+        expected = index.search(terralign.load("runs/b32/model"), k=1, like=values["id"])[0]
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-2)
+        assert (expected.key, len(vector)) == (values["id"], index.dim)
+    assert columns[-1] == ["vector", f"halfvec({index.dim}))"]
 
 
 def test_the_readmes_python_gives_what_its_command_does(working_folder: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from terralign.index.score import class_map, score_map
     from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
-    from terralign.searching import evaluate_search
+    from terralign.searching.evaluate import evaluate_search
     from terralign.sensors import SENSORS, Sensor, load_sensor
     from terralign.training import align, evaluate, patch
 
@@ -47,7 +47,7 @@ _DEFERRED = {
     "class_map": "terralign.index.score",
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
-    "evaluate_search": "terralign.searching",
+    "evaluate_search": "terralign.searching.evaluate",
     "load": "terralign.encoders.space",
     "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",

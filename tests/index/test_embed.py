@@ -26,6 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from imagery import NEW_PRODUCT, NO_OFFSET, S2, dn, space_of, write_geotiff, write_product
 from terralign.chips import Grid, Window
+from terralign.datasets.synthetic import open_synthetic_scenes
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, SpaceMismatchError
@@ -36,6 +37,7 @@ from terralign.index.grids import hilbert_numbers, majortom_cells
 from terralign.index.parts import facts_of
 from terralign.index.plan import plan_windows, window_shapes
 from terralign.scenes.scene import open_scene
+from terralign.train.student import StudentSettings, new_student
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,20 @@ def test_a_changed_scene_replaces_its_part_and_a_changed_setting_is_another(
     assert set((tmp_path / "out").glob("*.parquet")) == {new.path, other.path}
 
 
+def test_another_precision_is_recorded_and_makes_another_part_of_nearly_the_same_vectors(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    path = write_scene(tmp_path / "scene.tif")
+    exact, half = (
+        embedded(space, path, tmp_path / "out", vectors="float32", precision=one)
+        for one in ("fp32", "bf16")
+    )
+    assert [one.scenes[0].facts.precision for one in (exact, half)] == ["fp32", "bf16"]
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+    one, other = (np.array([row["vector"] for row in table_of(found)]) for found in (exact, half))
+    assert 0 < np.abs(one - other).max() < 0.03
+
+
 def test_a_tower_with_other_weights_replaces_the_part(tiny_clip: ClipModel, tmp_path: Path) -> None:
     path = write_scene(tmp_path / "scene.tif")
     space = space_of(tiny_clip)
@@ -345,6 +361,21 @@ def test_scenes_at_another_gsd_are_resampled_to_the_towers(
     assert np.allclose(first["vector"], expected, atol=1e-3)
 
 
+def test_windows_are_as_large_on_the_ground_as_the_samples_of_the_towers_training(
+    tiny_clip: ClipModel, tmp_path: Path
+) -> None:
+    samples = open_synthetic_scenes("train", num_samples=12, size=16)
+    tower, _ = new_student("s2", tiny_clip, StudentSettings(), [S2.name], [samples], seed=0)
+    space = EmbeddingSpace(tiny_clip)
+    space.add(tower)
+    assert tower.config.gsd_m == 160 / tower.config.input.size  # 16 pixels of 10 m
+    [one] = embedded(space, write_scene(tmp_path / "scene.tif"), tmp_path / "out").scenes
+    assert (one.facts.gsd_m, one.facts.tower) == (tower.config.gsd_m, "s2")
+    assert {row["window_height"] for row in pq.read_table(one.path).to_pylist()} == {16}
+    [as_asked] = embedded(space, tmp_path / "scene.tif", tmp_path / "out", gsd_m=10).scenes
+    assert {row["window_height"] for row in pq.read_table(as_asked.path).to_pylist()} == {32}
+
+
 def test_a_scene_given_open_and_a_product_are_taken(space: EmbeddingSpace, tmp_path: Path) -> None:
     product = write_product(tmp_path / NEW_PRODUCT, dn(60, offset=1000))
     by_path = embed_scenes(space, product, tmp_path / "a")
@@ -367,6 +398,7 @@ def test_a_scene_given_open_and_a_product_are_taken(space: EmbeddingSpace, tmp_p
         ({"tower": "s3"}, "no tower 's3'"),
         ({"num_workers": 2}, "no effect"),
         ({"gsd_m": -1}, "gsd_m must be"),
+        ({"precision": "fp8"}, "precision must be one of fp32, tf32, bf16, not 'fp8'"),
     ],
 )
 def test_settings_without_sense_have_one_line(

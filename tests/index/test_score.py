@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from imagery import NO_OFFSET, S2, space_of, write_geotiff
+from imagery import NO_OFFSET, S2, KnownSpace, known_space, space_of, write_geotiff
 from terralign.chips import Grid, make_layout
 from terralign.cli import main
 from terralign.encoders.clip.load import ClipModel
@@ -35,26 +36,9 @@ HEIGHT, WIDTH = 100, 76
 """Of the scene: no multiple of stride or pixel, so that windows are shifted inwards."""
 
 
-class Known(EmbeddingSpace):
-    """A space whose cosine of a window and any text is the mean of B02 in it, as a share of 0.4."""
-
-    def encode_ready(self, ready: torch.Tensor, *, tower: str) -> torch.Tensor:
-        share = (ready[:, 0] * 0.25 + 0.5).mean((1, 2)).clip(0, 1)
-        found = torch.zeros(len(ready), self.dim)
-        found[:, 0], found[:, 1] = share, (1 - share**2).sqrt()
-        return found
-
-    def text_vector(self, query: Any, prompts: Any = None) -> NDArray[np.float32]:
-        return np.eye(self.dim, dtype=np.float32)[0]
-
-    def zero_shot_weights(self, labels: Any, prompts: Any = None, **others: Any) -> torch.Tensor:
-        return torch.eye(self.dim)[: len(labels)]
-
-
 @pytest.fixture(scope="module")
-def space(tiny_clip: ClipModel) -> Known:
-    plain = space_of(tiny_clip)
-    return Known(tiny_clip, towers=plain.towers, prompts=plain.prompts)
+def space(tiny_clip: ClipModel) -> KnownSpace:
+    return known_space(tiny_clip)
 
 
 def reflectances() -> NDArray[np.uint16]:
@@ -76,7 +60,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(space: Known, scene: Path) -> Path:
+def folder(space: KnownSpace, scene: Path) -> Path:
     out = scene.parent / "out"
     embed_scenes(space, scene, out, sensor=S2.name, stride=STRIDE, vectors="float32")
     return out
@@ -124,7 +108,7 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def test_a_score_map_is_the_blend_of_the_windows_cosines(
-    space: Known, folder: Path, tmp_path: Path
+    space: KnownSpace, folder: Path, tmp_path: Path
 ) -> None:
     found = score_map(space, folder, "bright", tmp_path / "map.tif")
     expected = by_definition(cosine)[0]
@@ -138,7 +122,7 @@ def test_a_score_map_is_the_blend_of_the_windows_cosines(
 
 
 def test_a_scene_gives_the_map_that_its_folder_gives(
-    space: Known, scene: Path, folder: Path, tmp_path: Path
+    space: KnownSpace, scene: Path, folder: Path, tmp_path: Path
 ) -> None:
     by_folder = score_map(space, folder, "bright", tmp_path / "folder.tif")
     by_scene = score_map(space, scene, "bright", tmp_path / "scene.tif", sensor=S2.name)
@@ -147,7 +131,7 @@ def test_a_scene_gives_the_map_that_its_folder_gives(
 
 
 def test_the_map_lies_on_the_scenes_own_grid_and_says_what_it_is(
-    space: Known, scene: Path, folder: Path, tmp_path: Path
+    space: KnownSpace, scene: Path, folder: Path, tmp_path: Path
 ) -> None:
     score_map(space, folder, "bright", tmp_path / "map.tif", against="a \x07 bell")
     with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(scene) as whole:
@@ -167,7 +151,7 @@ def test_the_map_lies_on_the_scenes_own_grid_and_says_what_it_is(
 
 @pytest.mark.parametrize(("pixel_m", "shape"), [(10, (100, 76)), (75, (13, 10)), (320, (4, 3))])
 def test_the_size_of_a_pixel_is_the_callers(
-    space: Known, folder: Path, tmp_path: Path, pixel_m: float, shape: tuple[int, int]
+    space: KnownSpace, folder: Path, tmp_path: Path, pixel_m: float, shape: tuple[int, int]
 ) -> None:
     found = score_map(space, folder, "bright", tmp_path / "map.tif", pixel_m=pixel_m)
     assert read(found.path).shape == shape
@@ -177,7 +161,7 @@ def test_the_size_of_a_pixel_is_the_callers(
 
 
 def test_a_pixel_that_is_no_fraction_of_a_window_is_refused(
-    space: Known, folder: Path, tmp_path: Path
+    space: KnownSpace, folder: Path, tmp_path: Path
 ) -> None:
     for wrong in (1, 321, float("nan")):
         with pytest.raises(DataError, match="expected metres from 10, the scene's, to 320"):
@@ -185,7 +169,7 @@ def test_a_pixel_that_is_no_fraction_of_a_window_is_refused(
 
 
 def test_memory_is_bounded_by_strips_that_give_the_same_map(
-    space: Known, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    space: KnownSpace, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = read(score_map(space, folder, "bright", tmp_path / "a.tif").path)
     monkeypatch.setattr("terralign.index.blend._STRIP_BYTES", 3 * 8 * 2 * whole.shape[1])
@@ -204,7 +188,7 @@ def test_windows_that_only_touch_leave_no_gap_between_them() -> None:
 
 
 def test_classes_are_the_argmax_of_the_blended_probabilities(
-    space: Known, folder: Path, tmp_path: Path
+    space: KnownSpace, folder: Path, tmp_path: Path
 ) -> None:
     def chances(window: NDArray[np.float64]) -> NDArray[np.float64]:
         [share] = cosine(window)
@@ -232,17 +216,21 @@ def test_classes_are_the_argmax_of_the_blended_probabilities(
     assert [one.text for one in tree.iter("Category")] == ["no data", *labels]
     rows = [[cell.text for cell in row] for row in tree.iter("Row")]
     assert rows[2] == ["2", labels[1], "255", "127", "14", "255"]
+    style = ElementTree.parse(found.path.with_suffix(".qml"))
+    entries = [one.attrib for one in style.iter("paletteEntry")]
+    assert [one["label"] for one in entries] == labels
+    assert entries[1]["color"] == "#ff7f0e"
 
 
 def test_more_classes_than_a_byte_holds_are_16_bits(
-    space: Known, folder: Path, tmp_path: Path
+    space: KnownSpace, folder: Path, tmp_path: Path
 ) -> None:
     names = [f"class {number}" for number in range(300)]
     space_of_few = space.zero_shot_weights(["one"])
     assert len(set(colours(300).values())) > 290
     with pytest.MonkeyPatch.context() as patch:
         weights = torch.cat([torch.zeros(299, space.dim), space_of_few])
-        patch.setattr(Known, "zero_shot_weights", lambda *_, **__: weights)
+        patch.setattr(KnownSpace, "zero_shot_weights", lambda *_, **__: weights)
         found = class_map(space, folder, names, tmp_path / "map.tif")
     with rasterio.open(found.path) as file:
         assert file.dtypes == ("uint16",)
@@ -282,7 +270,7 @@ def test_cells_are_valid_where_a_number_is() -> None:
 
 
 def test_a_folder_of_several_scenes_towers_or_settings_asks_which(
-    space: Known, scene: Path, tmp_path: Path
+    space: KnownSpace, scene: Path, tmp_path: Path
 ) -> None:
     other = write_geotiff(tmp_path / "other.tif", reflectances(), S2.band_names, tags=NO_OFFSET)
     out = tmp_path / "out"
@@ -309,24 +297,50 @@ def test_a_folder_of_several_scenes_towers_or_settings_asks_which(
         mapped(window=16)
 
 
-def test_a_part_of_an_early_version_is_searched_and_not_mapped(
-    space: Known, folder: Path, tmp_path: Path
-) -> None:
-    [path] = folder.glob("*.parquet")
-    table = pq.read_table(path).drop_columns(["valid_cells"])
+def rewritten(part: Path, folder: Path, change: Any, drop: Sequence[str] = ()) -> Path:
+    """A folder with a part whose footer is changed in place, without some columns."""
+    table = pq.read_table(part).drop_columns(list(drop))
     footer = json.loads(table.schema.metadata[b"terralign"])
-    del footer["grid"]
+    change(footer)
     metadata = {**table.schema.metadata, b"terralign": json.dumps(footer).encode()}
-    (tmp_path / "out").mkdir()
-    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "out" / path.name)
-    assert facts_of(tmp_path / "out" / path.name).grid is None
-    assert len(space.search(open_index(tmp_path / "out"), "bright", 3)) == 3
+    folder.mkdir()
+    pq.write_table(table.replace_schema_metadata(metadata), folder / part.name)
+    return folder
+
+
+def test_a_part_of_an_early_version_is_searched_and_not_mapped(
+    space: KnownSpace, folder: Path, tmp_path: Path
+) -> None:
+    [part] = folder.glob("*.parquet")
+    old = rewritten(part, tmp_path / "out", lambda footer: footer.pop("grid"), ["valid_cells"])
+    assert facts_of(old / part.name).grid is None
+    assert len(space.search(open_index(old), "bright", 3)) == 3
     with pytest.raises(DataError, match="does not state the scene's grid; remove it, and embed"):
-        score_map(space, tmp_path / "out", "bright", tmp_path / "map.tif")
+        score_map(space, old, "bright", tmp_path / "map.tif")
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        ({"crs": "junk"}, "reference system is not known"),
+        ({"transform": [0] * 6}, "pixels of size 0"),
+        ({"transform": [1e308, 0, 0, 0, -1e308, 0]}, r"damaged: its footer has grid\.transform"),
+        ({"height": 20}, "its windows do not lie within the scene"),
+        ({"height": 2**30, "width": 2**30}, "more than the limit of 1,000,000,000 pixels"),
+    ],
+)
+def test_a_part_with_a_wrong_grid_is_one_clear_line(
+    space: KnownSpace, folder: Path, tmp_path: Path, grid: dict[str, Any], told: str
+) -> None:
+    [part] = folder.glob("*.parquet")
+    wrong = rewritten(part, tmp_path / "out", lambda footer: footer["grid"].update(grid))
+    with pytest.raises(DataError, match=told):
+        score_map(space, wrong, "bright", tmp_path / "map.tif")
+    assert not (tmp_path / "map.tif").exists()
 
 
 def test_vectors_of_another_space_and_missing_windows_are_refused(
-    space: Known, folder: Path, norm_clip: ClipModel, tmp_path: Path
+    space: KnownSpace, folder: Path, norm_clip: ClipModel, tmp_path: Path
 ) -> None:
     with pytest.raises(SpaceMismatchError):
         score_map(EmbeddingSpace(norm_clip), folder, "bright", tmp_path / "map.tif")
@@ -335,11 +349,15 @@ def test_vectors_of_another_space_and_missing_windows_are_refused(
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_only_maps_of_ours_are_replaced(space: Known, folder: Path, tmp_path: Path) -> None:
+def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.tif"
     class_map(space, folder, ["bright", "dark"], out)
     score_map(space, folder, "bright", out)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["map.tif", "map_probability.tif"]
+    style = tmp_path / "map.qml"
+    style.write_text("as QGIS saved it")
+    class_map(space, folder, ["bright", "dark"], out)
+    assert style.read_text() == "as QGIS saved it"
     foreign = write_geotiff(tmp_path / "foreign.tif", np.zeros((1, 4, 4), np.uint8))
     before = foreign.read_bytes()
     for wrong in (foreign, tmp_path / "map.png"):

@@ -22,7 +22,7 @@ from terralign.errors import DataError
 from terralign.index.embed import embed_scenes
 from terralign.index.search import Index, open_index
 from terralign.index.truth import covers, read_truth
-from terralign.searching import evaluate_search
+from terralign.searching.evaluate import evaluate_search
 
 DRAWN = Path(__file__).parents[1] / "data" / "t48que.geojson"
 SIZE, STRIDE = 96, 16

@@ -60,36 +60,41 @@ def test_a_run_ends_by_searching_a_scene(finished_run: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def searched(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def space(finished_run: Path) -> EmbeddingSpace:
+    return EmbeddingSpace.load(finished_run / "model")
+
+
+@pytest.fixture(scope="module")
+def searched(space: EmbeddingSpace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    search_landscape(finished_run / "model", SEARCH, folder, device="cpu")
+    search_landscape(space, SEARCH, folder)
     return folder
 
 
 @pytest.mark.parametrize("lost", ["search.json", "**/*.*"])
 def test_a_stopped_search_ends_in_the_same_files(
-    finished_run: Path, searched: Path, lost: str
+    space: EmbeddingSpace, searched: Path, lost: str
 ) -> None:
     whole = contents(searched)
     assert len(whole) == 3
     for path in [path for path in searched.glob(lost) if path.is_file()]:
         path.unlink()
-    search_landscape(finished_run / "model", SEARCH, searched, device="cpu")
+    search_landscape(space, SEARCH, searched)
     assert contents(searched) == whole
 
 
 def test_a_complete_search_is_not_repeated(
-    finished_run: Path, searched: Path, monkeypatch: pytest.MonkeyPatch
+    space: EmbeddingSpace, searched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise AssertionError
 
     monkeypatch.setattr("terralign.runs.searched.draw_landscape", fail)
-    found = search_landscape(finished_run / "model", SEARCH, searched, device="cpu")
+    found = search_landscape(space, SEARCH, searched)
     assert len(found.queries) == 12
     other = SEARCH.model_copy(update={"k": 5})
     with pytest.raises(RecipeError, match="holds a searched scene of other settings"):
-        search_landscape(finished_run / "model", other, searched, device="cpu")
+        search_landscape(space, other, searched)
 
 
 def test_damaged_notes_of_a_search_are_told(tmp_path: Path) -> None:

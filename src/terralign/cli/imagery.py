@@ -24,6 +24,7 @@ from terralign.cli.app import (
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
 from terralign.errors import TerralignError, counted, shown
+from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
 
 if TYPE_CHECKING:
@@ -383,8 +384,8 @@ _FOLDER_OPTIONS = [
     ),
     click.option(
         "--gsd", "gsd_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
-        help="GSD that the tower was trained at; default: that of the sensor's bands. Scenes at "
-        "another are resampled.",
+        help="GSD that the tower was trained at; default: as it records, else that of the sensor's "
+        "bands. Scenes at another are resampled.",
     ),
     click.option(
         "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
@@ -397,6 +398,10 @@ _FOLDER_OPTIONS = [
     click.option(
         "--vectors", type=click.Choice(["float16", "float32", "int8"]),
         help="How vectors are stored; default: float16.",
+    ),
+    click.option(
+        "--precision", type=click.Choice(PRECISIONS),
+        help="What the tower computes in; default: fp32. tf32 and bf16 are faster on CUDA.",
     ),
     click.option(
         "--part", callback=_share, metavar="I/N",
@@ -413,10 +418,14 @@ _FOLDER_OPTIONS = [
     click.option(
         "--workers", "num_workers", type=click.IntRange(1), help="Actors of --engine ray."
     ),
+    click.option(
+        "--stac", is_flag=True, default=None,
+        help="Also write a STAC collection of all parts, and an item beside each (extra stac).",
+    ),
 ]  # fmt: skip
 _FOLDER_NAMES = (
-    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "part", "engine", "num_workers"),
-    "layer",
+    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "precision", "part", "engine"),
+    *("num_workers", "layer", "stac"),
 )
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
 
@@ -612,6 +621,11 @@ _SEARCH_OPTIONS = [
     click.option("--sensors", help="Only windows of these sensors: NAME,NAME."),
     click.option("--towers", help="Only vectors of these towers: NAME,NAME."),
     click.option(
+        "--compare", nargs=2, metavar="DATE DATE",
+        help="Where the score rose most from the first date to the second; a date is a day, or a "
+        "first and a last one as 2022-07-01/2022-07-31.",
+    ),
+    click.option(
         "--collapse", is_flag=True, help="Of windows that overlap, keep the best alone.",
         default=None,
     ),
@@ -636,12 +650,17 @@ _SEARCH_OPTIONS = [
         "--out", type=click.Path(path_type=Path, dir_okay=False),
         help="Also write all hits: .geojson, .gpkg or .parquet.",
     ),
+    click.option(
+        "--report", "page_path", type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write an offline page of the first 50 hits, with pictures and a map: .html.",
+    ),
 ]  # fmt: skip
 _SEARCH_NAMES = (
     *("also", "against", "like", "unlike", "images", "bbox", "polygon", "start", "end"),
     *("max_cloud", "min_valid", "sensors", "towers", "collapse", "cut", "centre", "page", "out"),
+    *("page_path", "compare"),
 )
-_SEARCH_FLAGS = {"also": "--for", "images": "--image"}
+_SEARCH_FLAGS = {"also": "--for", "images": "--image", "page_path": "--report"}
 
 
 def _search_options(function: Command) -> Command:
@@ -761,6 +780,7 @@ def _search_folder(
     asked: dict[str, Any],
 ) -> None:
     images, out, page = asked.pop("images", ()), asked.pop("out", None), asked.pop("page", None)
+    page_path = asked.pop("page_path", None)
     given = _flags_given(reading)
     if given and not images:
         raise click.UsageError(f"{', '.join(given)}: no effect without --image; leave it out")
@@ -768,7 +788,16 @@ def _search_folder(
         raise click.UsageError("the query is empty; say what to search for")
     if out is not None:
         _check_folder(out, "--out")
-    from terralign.index.filters import make_filters, read_polygon
+    dates = asked.pop("compare", None)
+    useless = [f"--{name}" for name in ("start", "end", "cut") if name in asked]
+    if dates is not None and useless:
+        raise click.UsageError(f"{', '.join(useless)}: no effect with --compare; leave it out")
+    if page_path is not None:
+        _check_folder(page_path, "--report")
+        from terralign.report.hits import check_page
+
+        check_page(page_path)
+    from terralign.index.filters import make_filters, period_of, read_polygon
     from terralign.index.results import check_output, save_hits, weighted
 
     if out is not None:
@@ -780,6 +809,9 @@ def _search_folder(
         asked["polygon"] = read_polygon(Path(asked["polygon"]))
     filters = ("bbox", "start", "end")
     make_filters(**{name: asked[name] for name in filters if name in asked})
+    for date in dates or ():
+        first, last = period_of(date, "a date of --compare")
+        make_filters(start=first, end=last)
     sensor = _check(model, images, reading, prompts)
     from terralign.index.search import open_index
 
@@ -790,7 +822,12 @@ def _search_folder(
     if images:
         reading["sensor"] = reading["sensor"] if sensor is None else sensor
         positive.append(space.embed(list(images), **reading))
-    hits = space.search(index, positive, k, against=terms["against"], prompts=prompts, **asked)
+    asked |= {"against": terms["against"], "prompts": prompts}
+    hits = (
+        space.search(index, positive, k, **asked)
+        if dates is None
+        else index.compare(space, positive, dates[0], dates[1], k, **asked)
+    )
     shown_hits = hits if page is None else hits[(page - 1) * page_size : page * page_size]
     if as_json:
         click.echo(json.dumps([hit.to_json() for hit in shown_hits]))
@@ -805,6 +842,10 @@ def _search_folder(
         if path is not None:
             save_hits(hits, path)
             click.echo(f"{counted(len(hits), 'feature')} written to {path}", err=True)
+    if page_path is not None:
+        from terralign.searching.report import save_report
+
+        click.echo(f"report: {save_report(space, index, hits, page_path)}", err=True)
 
 
 _MAP_OPTIONS = [

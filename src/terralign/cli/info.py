@@ -275,6 +275,8 @@ def _about_space(source: str) -> dict[str, Any]:
         name: {"tower_id": space.tower_id(name), **_about_input(space.input_spec(name))}
         for name in space.tower_names
     }
+    for name, tower in space.towers.items():
+        towers[name]["gsd_m"] = tower.config.gsd_m or "not recorded"
     for config in space.skipped:
         towers[config.name] = {
             "custom encoder": config.describe_encoder(),

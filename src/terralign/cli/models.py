@@ -235,7 +235,7 @@ def _evaluate_search(
     say_loading(name or index.model)
     from terralign.compute import choose_device
     from terralign.encoders.space import EmbeddingSpace
-    from terralign.searching import evaluate_search
+    from terralign.searching.evaluate import evaluate_search
 
     space = EmbeddingSpace.load(name or index.model).to(choose_device(device))
     threads()

@@ -185,8 +185,8 @@ def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], st
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Hit:
-    """One result of a search. `score`: its cosine to the query (-1 to 1). `facts`: what else is
-    known of a window of an index."""
+    """One result of a search. `score`: its cosine to the query (-1 to 1), of two dates the rise of
+    it. `facts`: what else is known of a window of an index."""
 
     rank: int
     key: str
@@ -196,7 +196,7 @@ class Hit:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        place = _centre(self.place)
+        place = centre_of(self.place)
         return f"Hit({self.rank}: {self.key!r}, score {self.score:.4f}{place and f', {place}'})"
 
     def to_json(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Hits(Shown, Sequence[Hit]):
     def __getitem__(self, index: Any) -> Any:
         found = self.hits[index]
         if isinstance(found, tuple):
-            return Hits(query=self.query, hits=found, num_searched=self.num_searched)
+            return replace(self, hits=found)
         return found
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -247,7 +247,7 @@ class Hits(Shown, Sequence[Hit]):
                 ("rank", lambda row: str(self.hits[row].rank)),
                 ("score", lambda row: f"{self.hits[row].score:.4f}"),
                 ("key", lambda row: keys[row]),
-                ("place", lambda row: _centre(self.hits[row].place)),
+                ("place", lambda row: centre_of(self.hits[row].place)),
             ],
             max_rows=max_rows,
         )
@@ -276,6 +276,43 @@ class Hits(Shown, Sequence[Hit]):
         return write_geojson(path, self.to_geojson())
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Changes(Hits):
+    """The k places whose score rose most from one date to another, most first.
+
+    Each hit is of the later window, and its `score` the rise; its `facts` have `score_before`,
+    `score_after`, and of the earlier window `key_before`, `scene_before`, `source_before` and
+    `datetime_before`. `num_searched`: how many pairs were compared.
+    """
+
+    def _title(self) -> str:
+        return f"Changes: {len(self):,} of {self.num_searched:,} pairs for {self.query!r}"
+
+    def table(self, max_rows: int = MAX_ROWS) -> Table:
+        """Rank, rise, both scores and dates, key, the centre of the place, and both scenes."""
+        keys = short_keys([hit.key for hit in self.hits])
+
+        def day(when: object) -> str:
+            return str(when)[:10] if when else ""
+
+        return Table.of_rows(
+            len(self),
+            [
+                ("rank", lambda row: str(self.hits[row].rank)),
+                ("rise", lambda row: f"{self.hits[row].score:.4f}"),
+                ("before", lambda row: f"{self.hits[row].facts['score_before']:.4f}"),
+                ("on", lambda row: day(self.hits[row].facts["datetime_before"])),
+                ("after", lambda row: f"{self.hits[row].facts['score_after']:.4f}"),
+                ("on", lambda row: day(self.hits[row].place.datetime)),
+                ("key", lambda row: keys[row]),
+                ("place", lambda row: centre_of(self.hits[row].place)),
+                ("scene before", lambda row: self.hits[row].facts["scene_before"]),
+                ("scene after", lambda row: self.hits[row].facts["scene"]),
+            ],
+            max_rows=max_rows,
+        )
+
+
 def nearest_hits(
     embeddings: Embeddings, vector: NDArray[np.float32], *, query: str, k: int
 ) -> Hits:
@@ -298,7 +335,8 @@ def nearest_hits(
     )
 
 
-def _centre(place: Footprint) -> str:
+def centre_of(place: Footprint) -> str:
+    """The middle of a place, as "17.9652 N, 103.7044 E"; empty where it is unknown."""
     bounds = place.bounds
     if bounds is None:
         return ""

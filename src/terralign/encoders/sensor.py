@@ -63,6 +63,8 @@ class TowerConfig(BaseModel):
     scaling: Scaling | None = None
     """Which scaling `input` holds (timm and custom backbones); None: not recorded, or an inflated
     tower."""
+    gsd_m: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Metres on the ground of a pixel of `input` in training; None: not recorded."""
     encoder: str | None = None
     """The class of a custom encoder, for people; nothing is imported by it."""
     width: int | None = Field(default=None, gt=0)
@@ -113,7 +115,7 @@ class SensorTower(nn.Module):
     def tower_id(self) -> str:
         """The name of these weights with this configuration."""
         values = self.config.model_dump(mode="json")
-        for key in ("scaling", "encoder", "width"):
+        for key in ("scaling", "gsd_m", "encoder", "width"):
             if values[key] is None:  # as in spaces from before it was recorded
                 del values[key]
         return hash_module(self, extra=hash_json(values))

@@ -71,6 +71,15 @@ def chip_views(pixels: NDArray[np.generic], layout: PixelLayout) -> dict[str, Pi
     return views
 
 
+def view_bands(layout: PixelLayout) -> tuple[str, ...]:
+    """The bands that `chip_views` looks at."""
+    composite = layout.composite or next(iter(layout.sensor.composites), None)
+    if composite is not None and set(composite.bands) <= set(layout.bands):
+        infrared = near_infrared(layout)
+        return tuple(dict.fromkeys((*composite.bands, *filter(None, (infrared,)))))
+    return tuple(name for name in ("VV", "VH") if name in layout.bands) or layout.bands
+
+
 def near_infrared(layout: PixelLayout) -> str | None:
     """The band of the layout that is nearest to the middle of the near infrared, if any."""
     low, high = NEAR_INFRARED_NM
@@ -89,17 +98,17 @@ def sample_views(samples: SampleSet, index: int) -> dict[str, dict[str, Picture8
     return {name: views for name, views in found.items() if views}
 
 
-def jpeg_bytes(picture: Picture8) -> bytes:
-    """A picture as JPEG, its longer side at most `MAX_SIDE`.
+def jpeg_bytes(picture: Picture8, *, max_side: int = MAX_SIDE) -> bytes:
+    """A picture as JPEG, its longer side at most `max_side`.
 
     A small one is enlarged by a whole number, so that its pixels stay sharp.
     """
     image = Image.fromarray(picture)
-    factor = MAX_SIDE // max(image.size)
+    factor = max_side // max(image.size)
     if factor > 1:
         size = image.width * factor, image.height * factor
         image = image.resize(size, Image.Resampling.NEAREST)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return out.getvalue()

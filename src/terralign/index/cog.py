@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 import rasterio
 import rasterio.shutil
@@ -23,7 +23,8 @@ from rasterio.windows import Window
 from terralign.chips import Grid
 from terralign.encoders.vectors import as_utf8
 from terralign.errors import DataError, StorageError, first_line, printable, shown
-from terralign.files import atomic_path
+from terralign.files import atomic_path, read_text
+from terralign.progress import Progress
 from terralign.scenes.geotiff import open_geotiff
 
 SUFFIXES = (".tif", ".tiff")
@@ -96,7 +97,9 @@ def write_maps(
                     files.enter_context(_created(path, layer, grid))
                     for path, layer in zip(plain, layers, strict=True)
                 ]
+                progress = files.enter_context(Progress("map", total=grid.height, unit="row"))
                 for first, arrays in strips:
+                    progress.advance(len(arrays[0]))
                     for file, array in zip(opened, arrays, strict=True):
                         place = Window(0, first, grid.width, len(array))
                         file.write(array, 1, window=place)
@@ -143,14 +146,26 @@ def _text(value: str) -> str:
 
 
 def _write_beside(layer: Layer, stack: ExitStack) -> None:
-    """The names and colours of classes, where GDAL and QGIS look for them; of other maps nothing,
-    so that those of an earlier one of this name do not stay."""
-    path = _beside(layer.path)
-    if not layer.classes:
-        stack.callback(path.unlink, missing_ok=True)
-        return
-    names = ["no data", *(_text(name) for name in layer.classes)]
-    palette = {0: (0, 0, 0, 0), **colours(len(layer.classes))}
+    """Names and colours of classes, where GDAL and QGIS look for them; of other maps nothing, so
+    that those of an earlier one of this name do not stay.
+
+    A style that is not ours, as QGIS saves one, stays.
+    """
+    texts = {_beside(layer.path): _attributes, layer.path.with_suffix(".qml"): _style}
+    for path, text_of in texts.items():
+        if path.suffix == ".qml" and path.exists() and _STYLE_MARK not in read_text(path):
+            continue
+        if layer.classes:
+            names = [_text(name) for name in layer.classes]
+            partial = stack.enter_context(atomic_path(path))
+            partial.write_text(text_of(names), encoding="utf-8")
+        else:
+            stack.callback(path.unlink, missing_ok=True)
+
+
+def _attributes(names: Sequence[str]) -> str:
+    """GDAL's category names and raster attribute table."""
+    palette = {0: (0, 0, 0, 0), **colours(len(names))}
     fields = "".join(
         f'<FieldDefn index="{index}"><Name>{name}</Name><Type>{kind}</Type>'
         f"<Usage>{usage}</Usage></FieldDefn>"
@@ -158,16 +173,35 @@ def _write_beside(layer: Layer, stack: ExitStack) -> None:
     )
     rows = "".join(
         f'<Row index="{code}">'
-        + "".join(f"<F>{escape(str(one))}</F>" for one in (code, names[code], *palette[code]))
+        + "".join(f"<F>{escape(str(one))}</F>" for one in (code, name, *palette[code]))
         + "</Row>"
-        for code in range(len(names))
+        for code, name in enumerate(["no data", *names])
     )
-    categories = "".join(f"<Category>{escape(name)}</Category>" for name in names)
-    stack.enter_context(atomic_path(path)).write_text(
+    categories = "".join(f"<Category>{escape(name)}</Category>" for name in ["no data", *names])
+    return (
         f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames>'
         f'<GDALRasterAttributeTable tableType="thematic">{fields}{rows}'
-        "</GDALRasterAttributeTable></PAMRasterBand></PAMDataset>\n",
-        encoding="utf-8",
+        "</GDALRasterAttributeTable></PAMRasterBand></PAMDataset>\n"
+    )
+
+
+_STYLE_MARK = "<!-- written by terralign -->"
+
+
+def _style(names: Sequence[str]) -> str:
+    """QGIS's style of just these classes: by the colour table it lists 256 of them."""
+    entries = "".join(
+        f'<paletteEntry value="{code}" label={quoteattr(name)} alpha="255" '
+        f'color="#{red:02x}{green:02x}{blue:02x}"/>'
+        for name, (code, (red, green, blue, _)) in zip(
+            names, colours(len(names)).items(), strict=True
+        )
+    )
+    return (
+        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+        f'<qgis version="3.22.0">{_STYLE_MARK}<pipe><rasterrenderer type="paletted" band="1" '
+        f'opacity="1" alphaBand="-1"><colorPalette>{entries}</colorPalette></rasterrenderer></pipe>'
+        "</qgis>\n"
     )
 
 

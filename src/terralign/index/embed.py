@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window, make_layout
-from terralign.compute import compute_alone
+from terralign.compute import compute_alone, computing
 from terralign.encoders.embedding import check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
 from terralign.encoders.pixels import ready_pixels
@@ -39,7 +40,7 @@ from terralign.errors import (
     shown,
 )
 from terralign.files import claimed, clear_partials, hash_json, require_folder
-from terralign.index.names import part_name, part_paths
+from terralign.index.names import CLAIMS, part_name, part_paths
 from terralign.index.parts import (
     FORMAT_VERSION,
     VECTOR_TYPES,
@@ -55,10 +56,12 @@ from terralign.index.plan import (
     WindowPlan,
     plan_windows,
     require_shares,
-    tower_gsd,
+    sensor_gsd,
     window_shapes,
 )
+from terralign.index.stac import check_catalogue, has_catalogue, write_catalogue
 from terralign.index.stamps import source_name, stamps_of
+from terralign.precision import PRECISIONS, Precision
 from terralign.progress import Progress
 from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
@@ -67,9 +70,6 @@ from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, describe_sensor
 
 logger = logging.getLogger(__name__)
-
-CLAIMS = ".claims"
-"""The folder, beside the parts, of the locks on scenes that are being embedded."""
 
 READ_AHEAD = 4
 """Batches that are read before the model takes them."""
@@ -90,6 +90,7 @@ class EmbedSettings:
     min_valid: float = 0.0
     max_cloud: float | None = None
     vectors: VectorType = "float16"
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         for name in ("window", "stride"):
@@ -103,7 +104,18 @@ class EmbedSettings:
             raise DataError(
                 f"vectors are stored as {', '.join(VECTOR_TYPES)}, not as {self.vectors!r}"
             )
+        if self.precision not in PRECISIONS:
+            raise DataError(
+                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+            )
         require_shares(self.min_valid, self.max_cloud)
+
+    def for_key(self) -> dict[str, Any]:
+        """What vectors depend on; parts of before there were precisions keep their key."""
+        values = asdict(self)
+        if self.precision == "fp32":
+            del values["precision"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,10 +215,12 @@ def embed_scenes(
     min_valid: float = 0.0,
     max_cloud: float | None = None,
     vectors: VectorType = "float16",
+    precision: Precision = "fp32",
     part: tuple[int, int] = (1, 1),
     batch_size: int = 64,
     engine: Engine = "local",
     num_workers: int | None = None,
+    stac: bool = False,
 ) -> EmbeddedScenes:
     """Embed scenes into a folder of GeoParquet parts, one per scene and tower.
 
@@ -214,22 +228,27 @@ def embed_scenes(
     `units`, `dn_offset`, `composite` as for `EmbeddingSpace.embed`. `tower`: one or several; left
     out, the one that fits each scene. `window`, `stride`: pixels of the tower's GSD, by default the
     tower's input size, without overlap; every pixel is covered, and windows at the far edges are
-    shifted inwards. `gsd_m`: metres of these pixels; left out, those of the sensor's bands; a scene
-    at another GSD is resampled. Windows without a valid number, with a smaller share than
-    `min_valid`, or with more than `max_cloud` (0-1) of cloud and shadow, are left out. `vectors`:
-    how numbers are stored. `part`: (i, n), the i-th of n shares of the scenes, from 1.
+    shifted inwards. `gsd_m`: metres of these pixels; left out, those that the tower was trained on,
+    or the sensor's where it does not record them; a scene at another GSD is resampled. Windows
+    without a valid number, with a smaller share than `min_valid`, or with more than `max_cloud`
+    (0-1) of cloud and shadow, are left out. `vectors`: how numbers are stored. `precision`: what
+    the tower computes in; "tf32" and "bf16" are faster on recent CUDA devices and less exact:
+    bfloat16's vectors of a scene had cosines of 0.995 and more to those of float32. `part`: (i, n),
+    the i-th of n shares of the scenes, from 1.
 
     A part that exists with the same scene, settings and tower is not made again; one whose scene or
     tower changed is replaced. Scenes that another process works on are left to it, and looked for
     at the end. A scene that fails is a fault of the result, and does not stop the others. `engine`:
-    "ray" spreads the scenes over `num_workers` actors (see `ray_engine`).
+    "ray" spreads the scenes over `num_workers` actors (see `ray_engine`). `stac`: describe all
+    parts of `out` by a STAC collection, `collection.json`, and an item beside each part (see
+    `index.stac`); the extra `stac`.
 
     Raises `DataError` for settings that make no sense, `SpaceMismatchError` where `out` has parts
     of another space, `StorageError` where the disk is full.
     """
     settings = EmbedSettings(
         window=window, stride=stride, gsd_m=gsd_m, min_valid=min_valid, max_cloud=max_cloud,
-        vectors=vectors,
+        vectors=vectors, precision=precision,
     )  # fmt: skip
     names = [tower] if isinstance(tower, str) or tower is None else list(tower)
     for name in filter(None, names):
@@ -243,8 +262,17 @@ def embed_scenes(
     )
     out = Path(out)
     require_folder(out)
+    if stac:
+        check_catalogue(out)
+    elif has_catalogue(out):
+        logger.warning(
+            "%s has a STAC collection, which is not brought up to date; give stac= (--stac)",
+            shown(out),
+        )
     found = _listed(inputs, declared)
     mine = found[part[0] - 1 :: part[1]]
+    if engine not in ("local", "ray"):
+        raise DataError(f"engine is 'local' or 'ray', not {engine!r}")
     if engine == "ray":
         from terralign.index.ray_engine import embed_by_actors
 
@@ -252,13 +280,15 @@ def embed_scenes(
             sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite,
             tower=tower, batch_size=batch_size, **asdict(settings),
         )  # fmt: skip
-        return embed_by_actors(space, mine, out, options, num_workers=num_workers)
-    if engine != "local":
-        raise DataError(f"engine is 'local' or 'ray', not {engine!r}")
-    if num_workers is not None:
+        done = embed_by_actors(space, mine, out, options, num_workers=num_workers)
+    elif num_workers is not None:
         raise DataError("num_workers has no effect on engine 'local'; leave it out")
-    work = _Work(space, out, declared, settings, batch_size)
-    return work.run([(one, name) for one in mine for name in names])
+    else:
+        work = _Work(space, out, declared, settings, batch_size)
+        done = work.run([(one, name) for one in mine for name in names])
+    if stac:
+        write_catalogue(out)
+    return done
 
 
 Listed = Path | Scene | StacItem | Fault
@@ -373,7 +403,7 @@ class _Work:
                 "opened": opened,
                 "declared": declared,
                 "tower": tower,
-                "settings": asdict(self.settings),
+                "settings": self.settings.for_key(),
             }
         )
 
@@ -433,9 +463,10 @@ class _Work:
             space_id=self.space.space_id,
             tower=name,
             tower_id=tower_id,
-            model=self.space.source,
+            model=_model_name(self.space.source),
             dim=self.space.dim,
             vector_type=self.settings.vectors,
+            precision=self.settings.precision,
             logit_scale=self.space.clip.logit_scale,
             self_check=self_check(self.space, name),
             window_px=plan.window_px,
@@ -470,7 +501,8 @@ class _Work:
     def _plan(self, source: Source, tower: str) -> WindowPlan:
         assert source.grid is not None
         spec = self.space.input_spec(tower)
-        gsd = self.settings.gsd_m or tower_gsd(spec, source.layout, tower=tower)
+        trained = None if tower == RGB else self.space.towers[tower].config.gsd_m
+        gsd = self.settings.gsd_m or trained or sensor_gsd(spec, source.layout, tower=tower)
         return plan_windows(
             source.grid,
             size=spec.size,
@@ -506,7 +538,8 @@ class _Work:
                         ready = ready_pixels(
                             ready.to(self.space.device), batch.layout, spec, tower=tower
                         )
-                    vectors = self.space.encode_ready(ready, tower=tower)
+                    with computing(inference=self.settings.precision, deterministic=False):
+                        vectors = self.space.encode_ready(ready, tower=tower)
                     numbers = F.normalize(vectors, dim=-1).numpy()
                     if not np.isfinite(numbers).all():
                         raise DataError(
@@ -629,6 +662,11 @@ class _Embedded:
     rows: PartRows
     num_invalid: int
     num_cloudy: int
+
+
+def _model_name(source: str) -> str:
+    """What a space was loaded from: a folder by its absolute path, so that it is found again."""
+    return os.path.abspath(source) if os.path.isdir(source) else source
 
 
 def _scene_grid(source: Source) -> SceneGrid:

@@ -39,6 +39,15 @@ class Filters:
     sensors: tuple[str, ...] | None = None
     towers: tuple[str, ...] | None = None
 
+    @property
+    def period(self) -> str:
+        """The days from start to end, as messages name them."""
+        days = [
+            "..." if one is None else str(np.datetime64(one, "us").astype("datetime64[D]"))
+            for one in (self.start, None if self.end is None else self.end - 1)
+        ]
+        return days[0] if days[0] == days[1] else f"{days[0]} to {days[1]}"
+
 
 def make_filters(
     *,
@@ -71,6 +80,35 @@ def make_filters(
         min_valid=min_valid,
         sensors=_names(sensors),
         towers=_names(towers),
+    )
+
+
+def check_apart(first: Filters, last: Filters) -> None:
+    """`DataError` where two periods have a time in common."""
+    spans = sorted((one.start or 0, one.end or 0) for one in (first, last))
+    if spans[0][1] > spans[1][0]:
+        raise DataError(
+            f"the periods {first.period} and {last.period} overlap; give two that have no day in "
+            "common"
+        )
+
+
+def period_of(given: Day | Sequence[Day], name: str) -> tuple[Day, Day]:
+    """The first and the last day, or time, of a period; `DataError` for anything else.
+
+    `given`: a day, two of them or two times in a pair, or as a text with a slash.
+    """
+    if isinstance(given, str) and "/" in given:
+        given = given.split("/")
+    if isinstance(given, str | dt.date):
+        is_day = len(given) == 10 if isinstance(given, str) else not isinstance(given, dt.datetime)
+        if is_day:
+            return given, given
+    elif isinstance(given, Sequence) and len(given) == 2 and None not in given:
+        return given[0], given[1]
+    raise DataError(
+        f"{name} is {given!r}; expected a day, as 2022-07-06, or a first and a last one, as "
+        "2022-07-01/2022-07-31"
     )
 
 

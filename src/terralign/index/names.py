@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from terralign.index.parts import PartFacts
 
 SUFFIX = ".parquet"
+
+CLAIMS = ".claims"
+"""The folder, beside the parts, of the locks on what processes work on."""
+
 _MAX_STEM = 80
 """Characters of a scene's name in a part's."""
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from terralign.files import atomic_path
 from terralign.index.grids import hilbert_numbers, majortom_cells
 from terralign.index.names import is_part_name, part_paths
 from terralign.limits import limit, require
+from terralign.precision import Precision
 from terralign.preprocess.spec import ALL_CELLS
 
 FORMAT_VERSION = 1
@@ -87,6 +88,9 @@ _EPSG_4326 = {
 """EPSG:4326 as PROJJSON; in GeoParquet x is the longitude, whatever the order of the axes here."""
 
 
+_Coefficient = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+
+
 class SceneGrid(BaseModel):
     """The pixel grid of the scene of a part."""
 
@@ -94,7 +98,9 @@ class SceneGrid(BaseModel):
 
     crs: str = Field(max_length=100_000)
     """An authority code, or WKT."""
-    transform: tuple[float, float, float, float, float, float]
+    transform: tuple[
+        _Coefficient, _Coefficient, _Coefficient, _Coefficient, _Coefficient, _Coefficient
+    ]
     """From column and row to map units, as `Grid` has it."""
     height: int = Field(ge=1, le=2**31 - 1)
     width: int = Field(ge=1, le=2**31 - 1)
@@ -132,6 +138,8 @@ class PartFacts(BaseModel):
     vector_type: VectorType
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """What stored numbers are multiplied by; 1 unless they are `int8`."""
+    precision: Precision = "fp32"
+    """What the tower computed in."""
     normalisation: Literal["unit"] = "unit"
     """Vectors have unit length, but for the rounding of their type."""
     logit_scale: float = Field(gt=0, allow_inf_nan=False)
@@ -284,30 +292,42 @@ def _geo(shapes: NDArray[np.object_], bounds: NDArray[np.float64]) -> dict[str, 
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
+def chip_layout(window_px: int, stride_px: int) -> dict[str, Any]:
+    """The field `emb:chip_layout`; windows of a smaller stride than their size overlap."""
+    return {
+        "layout_type": "regular_grid",
+        "chip_size": [window_px] * 2,
+        "stride": [stride_px] * 2,
+    }
+
+
+def quantization(facts: PartFacts) -> dict[str, Any] | None:
+    """The field `emb:quantization`; None where numbers are stored as they are."""
+    if facts.vector_type != "int8":
+        return None
+    return {
+        "method": "linear",
+        "original_dtype": "float32",
+        "quantized_dtype": "int8",
+        "scale": [facts.scale],
+        "offset": [0.0],
+    }
+
+
 def _emb(facts: PartFacts) -> dict[str, Any]:
     """The entry `emb`: fields of the STAC extension `embeddings` 0.0.1."""
     found: dict[str, Any] = {
         "emb:type": "chip",
         "emb:dimensions": facts.dim,
         "data_type": facts.vector_type,
-        "emb:chip_layout": {
-            "layout_type": "regular_grid" if facts.stride_px == facts.window_px else "overlapping",
-            "chip_size": [facts.window_px] * 2,
-            "stride": [facts.stride_px] * 2,
-        },
+        "emb:chip_layout": chip_layout(facts.window_px, facts.stride_px),
         "emb:temporal_resolution": "single_acquisition",
         "emb:postprocessing": {"format": "text", "expression": "l2_normalize"},
         "terralign:space_id": facts.space_id,
         "terralign:tower_id": facts.tower_id,
     }
-    if facts.vector_type == "int8":
-        found["emb:quantization"] = {
-            "method": "linear",
-            "original_dtype": "float32",
-            "quantized_dtype": "int8",
-            "scale": [facts.scale],
-            "offset": [0.0],
-        }
+    if (stored := quantization(facts)) is not None:
+        found["emb:quantization"] = stored
     return found
 
 

@@ -44,11 +44,9 @@ class WindowPlan:
     note: str
 
 
-def tower_gsd(spec: InputSpec, layout: PixelLayout, *, tower: str) -> float | None:
-    """Metres of the pixels that a tower was trained on, as far as its sensor states it.
-
-    That of the finest of the bands that it sees of `layout`; None for sensors without GSD.
-    """
+def sensor_gsd(spec: InputSpec, layout: PixelLayout, *, tower: str) -> float | None:
+    """Metres of the pixels of the finest of the bands that a tower sees of `layout`: what it takes
+    where its training was not recorded. None for sensors without GSD."""
     names = layout_composite(layout).bands if tower == RGB else spec.bands
     sizes = [band.gsd_m for band in layout.sensor.bands if band.name in names and band.gsd_m]
     return min(sizes) if sizes else None

@@ -246,9 +246,9 @@ def class_map(
     `labels`, `prompts`: as for `EmbeddingSpace.classify`; everything else as for `score_map`. The
     probabilities of overlapping windows are blended, and the greatest decides. `out` holds 1 to K
     in the order of the labels, uint8 or, of more than 255 classes, uint16, with a colour table; 0
-    is no data. The names are in `out`.aux.xml, where GDAL and QGIS look for them, and in the tag
-    CLASSES. `out` with `_probability` before its ending holds the probability (0-1, float32) of the
-    class of each pixel.
+    is no data. The names are in the tag CLASSES, and beside `out` in .tif.aux.xml, where GDAL looks
+    for them, and in .qml for QGIS. `out` with `_probability` before its ending holds the
+    probability (0-1, float32) of the class of each pixel.
     """
     path = Path(out)
     probability_path = path.with_name(f"{path.stem}_probability{path.suffix}")
@@ -449,10 +449,17 @@ class _Windows:
     def _valid_cells(self) -> NDArray[np.uint64]:
         part = Part(self._path)
         try:
-            batches = [one.column(0).to_numpy() for one in part.batches(["valid_cells"])]
+            batches = [
+                one.column(0).fill_null(0).to_numpy() for one in part.batches(["valid_cells"])
+            ]
         finally:
             part.close()
         cells: NDArray[np.uint64] = np.concatenate(batches)[self._inner]
+        if not cells.any():
+            raise DataError(
+                f"{shown(self._path)} is damaged: no window has a valid cell; remove it, and embed "
+                "its scene again"
+            )
         return cells
 
     def cosines(

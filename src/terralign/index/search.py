@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,27 @@ import torch
 from numpy.typing import NDArray
 
 from terralign.compute import available_cores
-from terralign.encoders.answers import Hit, Hits
+from terralign.encoders.answers import Changes, Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.vectors import Footprint, check_same_space
 from terralign.encoders.zeroshot import Prompts
-from terralign.errors import DataError, counted, nearest, shown
-from terralign.index.filters import columns_of, make_filters, rows_meeting
+from terralign.errors import DataError, counted, nearest, shown, some
+from terralign.index.filters import (
+    Day,
+    Filters,
+    check_apart,
+    columns_of,
+    make_filters,
+    outlines_of,
+    period_of,
+    rows_meeting,
+)
 from terralign.index.overlaps import without_overlaps
+from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
 from terralign.index.parts import PartFacts, describe_window
 from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
-from terralign.index.store import Store, open_store
+from terralign.index.store import NO_TIME, Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +202,7 @@ class Index(Shown):
         Raises `SpaceMismatchError` for another space, `DataError` for what makes no sense.
         """
         check_same_space(self.space_id, space.space_id, "the index's vectors")
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
-            raise DataError(f"k must be a whole number, 1 to {MAX_K:,}, not {k!r}")
+        _check_k(k)
         if cut is not None and not 0 <= cut <= 1:
             raise DataError(f"cut is {cut!r}; expected a probability from 0 to 1")
         filters = make_filters(
@@ -214,6 +223,123 @@ class Index(Shown):
             hits=self._hits(ranking, places),
             num_searched=len(ranking.scores),
         )
+
+    def compare(
+        self,
+        space: EmbeddingSpace,
+        query: Terms,
+        before: Day | Sequence[Day],
+        after: Day | Sequence[Day],
+        k: int = 10,
+        *,
+        against: Terms = None,
+        like: str | Sequence[str] = (),
+        unlike: str | Sequence[str] = (),
+        prompts: Prompts | None = None,
+        bbox: Sequence[float] | None = None,
+        polygon: Any = None,
+        max_cloud: float | None = None,
+        min_valid: float | None = None,
+        sensors: str | Sequence[str] | None = None,
+        towers: str | Sequence[str] | None = None,
+        collapse: bool = False,
+        centre: bool | None = None,
+    ) -> Changes:
+        """The k places whose score rose most from one date to another, most first.
+
+        `before`, `after`: a day, or a first and a last one (a pair, or "2022-07-01/2022-07-31");
+        swap them for what fell. A window of `after` is compared with the window of `before` by the
+        same tower that has the largest area in common with it, at least half of the larger of both;
+        of equal ones with the latest. `centre`: rank by the rise in standard deviations of the
+        tower's cosines; by default where several towers are compared. Everything else as for
+        `search`.
+
+        Raises `DataError` where the periods overlap, or no window lies over another.
+        """
+        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        _check_k(k)
+        first, last = (
+            make_filters(
+                bbox=bbox, polygon=polygon, start=start, end=end, max_cloud=max_cloud,
+                min_valid=min_valid, sensors=sensors, towers=towers,
+            )
+            for start, end in (period_of(before, "before"), period_of(after, "after"))
+        )  # fmt: skip
+        check_apart(first, last)
+        positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
+        negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
+        vector = query_vector(positive, negative)
+        earlier, later = self._pairs(first, last)
+        self._check_paired(len(later), first, last)
+        centred = len(self.towers_of(later)) > 1 if centre is None else centre
+        old = self._rank(space, vector, earlier, centred=centred)
+        new = self._rank(space, vector, later, centred=centred)
+        rises = _Ranking(
+            numbers=later, scores=new.scores - old.scores, ranked_by=new.ranked_by - old.ranked_by
+        )
+
+        def keep(places: NDArray[np.int64]) -> NDArray[np.int64]:
+            shares = outline_shares(
+                np.array(outlines_of(self._store, earlier[places]), dtype=object),
+                np.array(outlines_of(self._store, later[places]), dtype=object),
+            )
+            places = places[shares >= MIN_SHARE]
+            return self._kept(space, places, rises, positive, cut=None, collapse=collapse)
+
+        places = _best(rises.ranked_by, k, keep)
+        self._check_paired(len(places), first, last)
+        return Changes(
+            query=name_of(positive, negative),
+            hits=tuple(
+                _change(hit, partner)
+                for hit, partner in zip(
+                    self._hits(rises, places), self._hits(old, places), strict=True
+                )
+            ),
+            num_searched=len(later),
+        )
+
+    def _pairs(self, first: Filters, last: Filters) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows (p,) of the earlier period and of the later one, by the same tower over the same
+        place."""
+        earlier, later = self._rows_of(first), self._rows_of(last)
+        rows = self._store.rows
+        pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        for tower in self.towers:
+            mine = np.array([one.tower == tower for one in self._store.facts])
+            old, new = (found[mine[rows["part"][found]]] for found in (earlier, later))
+            numbers, partners = best_partners(
+                _boxes(rows[new]), _boxes(rows[old]), rows["time"][old]
+            )
+            pairs.append((old[partners], new[numbers]))
+        return np.concatenate([one for one, _ in pairs]), np.concatenate([one for _, one in pairs])
+
+    def _check_paired(self, num: int, first: Filters, last: Filters) -> None:
+        """`DataError` unless two periods have pairs."""
+        if not num:
+            towers = [", ".join(self.towers_of(self._rows_of(one))) for one in (first, last)]
+            raise DataError(
+                f"{shown(self.folder)}: nothing to compare: no window of {last.period} (towers: "
+                f"{towers[1]}) has half of its area in common with one of {first.period} (towers: "
+                f"{towers[0]}) by the same tower; embed scenes of one place by one tower (tower=)"
+            )
+
+    def _rows_of(self, filters: Filters) -> NDArray[np.int64]:
+        """The rows of a period; `DataError` where it has no rows."""
+        found = rows_meeting(self._store, filters)
+        assert found is not None  # a period is a condition
+        if not len(found):
+            raise DataError(
+                f"{shown(self.folder)}: nothing to compare: no window of {filters.period} meets "
+                f"the conditions; it has windows of {self._days()}"
+            )
+        return found
+
+    def _days(self) -> str:
+        """The days of the index, the first few of many."""
+        times = self._store.rows["time"]
+        days = np.unique(times[times != NO_TIME].astype("datetime64[us]").astype("datetime64[D]"))
+        return some([str(day) for day in days]) if len(days) else "no day"
 
     # The parts of a search
 
@@ -247,6 +373,10 @@ class Index(Shown):
             f"no window {str(window_id)[:100]!r} in {shown(self.folder)}; give an id as hits have "
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
+
+    def facts_of(self, window_id: str) -> PartFacts:
+        """What the part of a window states, by the window's id."""
+        return self._store.facts[int(self._store.rows["part"][self.row_of(window_id)])]
 
     def towers_of(self, numbers: NDArray[np.int64] | None) -> list[str]:
         """The towers that made the vectors of rows (None: of all), sorted."""
@@ -305,8 +435,7 @@ class Index(Shown):
             places = places[self._probabilities(space, ranking, places, positive) >= cut]
         if collapse and len(places):
             rows = self._store.rows[ranking.number(places)]
-            boxes = np.stack([rows[name] for name in ("west", "south", "east", "north")], 1)
-            places = places[without_overlaps(boxes)]
+            places = places[without_overlaps(_boxes(rows))]
         return places
 
     def _probabilities(
@@ -376,6 +505,33 @@ def _facts_of(
         "cell": value["cell"],
         "ranked_by": round(ranked_by, 6),
     }
+
+
+def _check_k(k: Any) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+        raise DataError(f"k must be a whole number, 1 to {MAX_K:,}, not {k!r}")
+
+
+def _boxes(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """(n, 4) west, south, east, north of rows."""
+    return np.stack([rows[name] for name in ("west", "south", "east", "north")], axis=1)
+
+
+def _change(new: Hit, old: Hit) -> Hit:
+    """A window, with what is known of the earlier one over the same place."""
+    when = old.place.datetime
+    return replace(
+        new,
+        facts={
+            **new.facts,
+            "score_before": round(old.score, 6),
+            "score_after": round(old.score + new.score, 6),
+            "key_before": old.key,
+            "scene_before": old.facts["scene"],
+            "source_before": old.place.source,
+            "datetime_before": None if when is None else when.isoformat(),
+        },
+    )
 
 
 def _best(ranked_by: NDArray[np.float32], k: int, keep: Any) -> NDArray[np.int64]:

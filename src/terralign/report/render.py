@@ -53,10 +53,14 @@ def write_document(document: Document, folder: Path, *, end: str = "") -> Path:
 
 def html(document: Document, figures: dict[str, tuple[str, str]]) -> str:
     """The page. `figures`: name of a plot -> data URIs, light and dark."""
+    return page("page.html.j2", document=document, figures=figures)
+
+
+def page(template: str, **values: object) -> str:
+    """A template of HTML with values, all of which are escaped."""
     environment = _environment(autoescape=True)
     environment.filters["jpeg"] = partial(_data_uri, "jpeg")
-    template = environment.get_template("page.html.j2")
-    return _CONTROLS.sub("", template.render(document=document, figures=figures))
+    return _CONTROLS.sub("", environment.get_template(template).render(**values))
 
 
 def markdown(document: Document) -> str:

@@ -203,7 +203,8 @@ class _Run:
             space.to("cpu").save(model)
         if (search := self.recipe.search) is not None:
             with self.stages.within("search"):
-                search_landscape(model, search, self.folder / SEARCH, device=self.device)
+                space.source = str(model.absolute())  # where `terralign search` finds it
+                search_landscape(space.to(self.device), search, self.folder / SEARCH)
         with self.stages.within("report"):
             self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}

@@ -50,13 +50,11 @@ class Searched(BaseModel):
     queries: tuple[SearchedText, ...]
 
 
-def search_landscape(model: Path, recipe: SearchRecipe, folder: Path, *, device: str) -> Searched:
-    """Embed a landscape with a tower of the space in `model`, and search it by the names of all
-    land covers.
+def search_landscape(space: EmbeddingSpace, recipe: SearchRecipe, folder: Path) -> Searched:
+    """Embed a landscape with a tower of a space, and search it by the names of all land covers.
 
     `folder` then holds `scene.tif`, its `parts`, and `search.json`. Complete ones are read.
     """
-    space = EmbeddingSpace.load(model.absolute()).to(device)
     stage = Stage(
         what="a searched scene",
         depends={

@@ -173,6 +173,7 @@ def new_student(
         embed_dim=clip.dim,
         drop_path=settings.drop_path,
         scaling=scaling,
+        gsd_m=_trained_gsd(raw, layouts, [len(samples) for samples in data], spec),
         encoder=class_name,
         width=width,
     )
@@ -186,6 +187,24 @@ def new_student(
     if path is None:
         return tower, {}
     return tower, load_initial_weights(tower, path, bands=_initial_bands(settings, declared, bands))
+
+
+def _trained_gsd(
+    raw: Sequence[Tensor], layouts: Sequence[PixelLayout], nums: Sequence[int], spec: InputSpec
+) -> float | None:
+    """Metres of the tower's pixels as most training samples have them, once resized to its input.
+
+    `raw`: pixels (B, C, H, W) of each data set; `nums`: its samples. A sample's pixels are as fine
+    as the finest of its bands; None where one of the sensors does not state that.
+    """
+    found = []
+    for pixels, layout in zip(raw, layouts, strict=True):
+        sizes = [layout.sensor.band(name).gsd_m for name in layout.bands]
+        known = [one for one in sizes if one]
+        if not known:
+            return None
+        found.append(min(known) * min(pixels.shape[-2:]) / spec.size)
+    return round(float(np.quantile(np.repeat(found, nums), 0.5, method="lower")), 6)
 
 
 def _custom(

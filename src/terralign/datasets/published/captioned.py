@@ -107,7 +107,8 @@ def open_captioned(name: str, data_root: Path, split: str, *, size: Size | None 
     splits = sorted({entry.split for entry in entries})
     require_split(name, split, [*splits, "all"], where=annotations.name)
     chosen = [entry for entry in entries if split in (entry.split, "all")]
-    files = tuple(folder / archive.images / entry.filename for entry in chosen)
+    images = folder / archive.images
+    files = tuple(images / entry.filename for entry in chosen)
     captions = _captions(chosen, annotations)
     side = archive.side if size is None else size
     sensor = SENSORS["rgb"]

@@ -1,0 +1,1 @@
+"""What is done with a search of an index: measured against polygons, or written as a page."""

@@ -1,0 +1,167 @@
+"""The hits of a search of an index as a page, with pictures read from their scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from terralign.chips import Chip, Grid
+from terralign.encoders.answers import Changes, Hit, Hits, centre_of
+from terralign.encoders.space import EmbeddingSpace
+from terralign.errors import TerralignError, counted, shown
+from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes, view_bands
+from terralign.index.parts import PartFacts
+from terralign.index.search import Index
+from terralign.progress import Progress
+from terralign.report.hits import MAX_CARDS, HitCard, HitPage, Ring, check_page, write_hits
+from terralign.scenes.places import wgs84_footprint
+from terralign.scenes.scene import Scene, open_scene
+
+Found = tuple[tuple[str, bytes], ...] | str
+"""The pictures of a hit, by what they show, or what keeps from showing it."""
+
+PICTURE_SIDE = 192
+"""Pixels of the longer side of a picture."""
+
+
+def save_report(space: EmbeddingSpace, index: Index, hits: Hits, path: str | Path) -> Path:
+    """Write an offline page of the first 50 hits: pictures, scores, dates, scenes, and a map.
+
+    True and false colour (radar: VV, VH) are read from each hit's scene. A scene that is not at
+    hand, or cannot be read, is named on the page. `StorageError` where another file has the name.
+    """
+    path = Path(path)
+    check_page(path)
+    chosen = list(hits[:MAX_CARDS])
+    of_hit = {hit.key: index.facts_of(hit.key) for hit in chosen}
+    pictures: dict[str, Found] = {}
+    with Progress("read pictures", total=len(chosen), unit="hit") as progress:
+        for key, found in _pictures(space, chosen, of_hit):
+            pictures[key] = found
+            progress.advance(1)
+    parts = {facts.identity: facts for facts in of_hit.values()}
+    content = HitPage(
+        query=hits.query,
+        lines=_lines(index, hits),
+        cards=tuple(_card(hit, of_hit[hit.key], pictures[hit.key]) for hit in chosen),
+        num_left_out=len(hits) - len(chosen),
+        scenes=tuple((one.scene, _outline(one)) for one in parts.values()),
+        legend=_legend(pictures.values()),
+    )
+    return write_hits(content, path)
+
+
+def _lines(index: Index, hits: Hits) -> tuple[str, ...]:
+    what = "pair" if isinstance(hits, Changes) else "window"
+    return (
+        f"{counted(len(hits), 'hit')} of {counted(hits.num_searched, what)} searched in "
+        f"{shown(index.folder)}; scores are cosines.",
+        f"Model {index.model}, space {index.space_id}.",
+    )
+
+
+def _legend(found: Iterable[Found]) -> tuple[str, ...]:
+    views = {view for one in found if not isinstance(one, str) for view, _ in one}
+    return tuple(text for view, text in VIEWS_LEGEND.items() if view in views)
+
+
+def _card(hit: Hit, facts: PartFacts, found: Found) -> HitCard:
+    ranked_by = hit.facts.get("ranked_by", hit.score)
+    values = {
+        "scene": facts.scene,
+        "date": None if hit.place.datetime is None else f"{hit.place.datetime:%Y-%m-%d %H:%M} UTC",
+        "place": centre_of(hit.place),
+        "tower": f"{facts.tower} ({facts.sensor})",
+        "cloud": _percent(hit.facts.get("cloud_share")),
+        "valid": _percent(hit.facts.get("valid_share")),
+        "id": hit.key,
+    }
+    score = f"score {hit.score:.4f}"
+    if "score_before" in hit.facts:
+        score = _rise(hit)
+        values["before"] = f"{hit.facts['scene_before']}, {hit.facts['key_before']}"
+    elif abs(ranked_by - hit.score) > 1e-5:
+        score += f", {ranked_by:.2f} standard deviations above the usual one of its tower"
+    return HitCard(
+        rank=hit.rank,
+        score=score,
+        pictures=() if isinstance(found, str) else found,
+        missing=found if isinstance(found, str) else "",
+        facts=tuple((name, value) for name, value in values.items() if value),
+        rings=_rings(hit.place.shape),
+    )
+
+
+def _rise(hit: Hit) -> str:
+    """What a comparison of two dates found."""
+    return (
+        f"rise {hit.score:.4f}, from {hit.facts['score_before']:.4f} on "
+        f"{hit.facts['datetime_before'][:10]} to {hit.facts['score_after']:.4f}"
+    )
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
+
+
+def _outline(facts: PartFacts) -> tuple[Ring, ...]:
+    """That of a scene; nothing where its part has no grid."""
+    if facts.grid is None:
+        return ()
+    grid = Grid(**facts.grid.model_dump())
+    footprint = wgs84_footprint(grid, origin=facts.scene)
+    return () if footprint is None else _rings(shapely.geometry.shape(footprint))
+
+
+def _rings(shape: Any) -> tuple[Ring, ...]:
+    """The outer rings of a polygon, or of several."""
+    if shape is None:
+        return ()
+    return tuple(
+        tuple((float(x), float(y)) for x, y in shapely.get_coordinates(one.exterior))
+        for one in shapely.get_parts(shape)
+        if one.geom_type == "Polygon"
+    )
+
+
+def _pictures(
+    space: EmbeddingSpace, hits: Sequence[Hit], of_hit: dict[str, PartFacts]
+) -> Iterator[tuple[str, Found]]:
+    """The id of each hit, and its pictures or what keeps from it; every scene is opened once."""
+    for identity in dict.fromkeys(facts.identity for facts in of_hit.values()):
+        own = [hit for hit in hits if of_hit[hit.key].identity == identity and hit.place.window]
+        own.sort(key=lambda hit: (hit.place.window.row, hit.place.window.column))  # type: ignore[union-attr]
+        done = 0
+        try:
+            scene = _opened(space, of_hit[own[0].key])
+            windows = [hit.place.window for hit in own if hit.place.window is not None]
+            chips = scene.read_windows(windows, bands=view_bands(scene.layout))
+            for hit, chip in zip(own, chips, strict=True):
+                yield hit.key, _views(chip)
+                done += 1
+        except (TerralignError, OSError) as error:
+            for hit in own[done:]:
+                yield hit.key, f"No picture: {error}"
+
+
+def _opened(space: EmbeddingSpace, facts: PartFacts) -> Scene:
+    """The scene of a part, read as it was embedded."""
+    return open_scene(
+        facts.source,
+        sensor=space.find_sensor(facts.sensor),
+        bands=facts.bands,
+        dn_offset=facts.dn_offset,
+    )
+
+
+def _views(chip: Chip) -> Found:
+    views = chip_views(np.asarray(chip.pixels), chip.layout)
+    if not views:
+        return f"No picture: {chip.layout.sensor.name} has no composite of its bands."
+    return tuple(
+        (view, jpeg_bytes(picture, max_side=PICTURE_SIDE)) for view, picture in views.items()
+    )
