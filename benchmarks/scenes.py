@@ -5,6 +5,9 @@ written to a temporary folder, as tiled GeoTIFFs (deflate, blocks of 512 pixels)
 JPEG 2000 (tiles of 1,024), and read once in windows, by `Scene.read_windows`, in a process of its
 own, whose peak of resident memory (`getrusage`) holds everything. `alone`: each window by itself,
 as `Scene.read` gives it, some of them.
+
+`--embed MODEL` embeds the GeoTIFFs into a folder of parts as well, in a process of its own, and
+compares with the tower's forward pass alone on windows that are ready, before and after it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ NAME = "S2A_MSIL2A_20200706T085611_N0214_R007_T33NZA_20200706T153419"
 CORNER = (499_980.0, 5_000_040.0)
 ALONE = 24
 """Windows that are read by themselves."""
+BATCH = 64
+NUM_READY = 512
+"""Windows that lie ready for the tower alone."""
 
 
 def rows_of(band: int, first: int, count: int, width: int) -> NDArray[np.uint16]:
@@ -114,12 +120,59 @@ def measure(folder: Path, size: int) -> dict[str, Any]:
     }
 
 
+def embed(folder: Path, model: str) -> dict[str, Any]:
+    """Embed the scene by the model's tower for it, and time the tower alone on ready windows."""
+    import torch
+
+    from terralign.compute import choose_threads
+    from terralign.encoders.pixels import ready_pixels
+    from terralign.encoders.space import EmbeddingSpace
+    from terralign.index.embed import embed_scenes
+
+    torch.set_num_threads(choose_threads(None))
+    space = EmbeddingSpace.load(model)
+    scene = open_scene(folder)
+    tower = space.tower_for(scene.layout)
+    spec = space.input_spec(tower)
+    some = cut_windows(scene.height, scene.width, spec.size)[:NUM_READY]
+    raw = np.stack([chip.pixels for chip in scene.read_windows(some)])
+    ready = ready_pixels(torch.from_numpy(raw), scene.layout, spec, tower=tower)
+
+    def forward() -> float:
+        start = time.perf_counter()
+        for first in range(0, len(ready), BATCH):
+            space.encode_ready(ready[first : first + BATCH], tower=tower)
+        return len(ready) / (time.perf_counter() - start)
+
+    forward()
+    before = [forward() for _ in range(3)]
+    start, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as out:
+        found = embed_scenes(space, folder, out, batch_size=BATCH)
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    alone = float(np.median([*before, *(forward() for _ in range(3))]))
+    return {
+        "model": Path(model).name,
+        "tower": tower,
+        "input": spec.size,
+        "threads": torch.get_num_threads(),
+        "windows": found.num_vectors,
+        "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu, 2),
+        "windows_per_second": round(found.num_vectors / wall, 1),
+        "forward_windows_per_second": round(alone, 1),
+        "embed_over_forward": round(found.num_vectors / wall / alone, 3),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
 def main() -> None:
     """Print and write what was measured as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=10_980, help="pixels of the GeoTIFFs' scene")
     parser.add_argument("--jp2-side", type=int, default=3_600, help="and of the JPEG 2000 one's")
     parser.add_argument("--window", type=int, default=224, help="pixels of a window's side")
+    parser.add_argument("--embed", metavar="MODEL", help="also embed the GeoTIFFs by this model")
     parser.add_argument("--out", type=Path, help="a JSON file to write, too")
     parser.add_argument("--quick", action="store_true", help="small scenes: a smoke test")
     arguments = parser.parse_args()
@@ -136,6 +189,9 @@ def main() -> None:
             with spawn.Pool(1) as pool:
                 measured = pool.apply(measure, (folder, arguments.window))
             found["jp2" if jp2 else "geotiff"] = {"seconds_to_write": written, **measured}
+            if arguments.embed is not None and not jp2:
+                with spawn.Pool(1) as pool:
+                    found["embed"] = pool.apply(embed, (folder, arguments.embed))
     text = json.dumps(found, indent=2)
     sys.stdout.write(text + "\n")
     if arguments.out is not None:

@@ -1,7 +1,8 @@
-"""Make the pictures of README and docs anew: `docs/images/*.png`.
+"""Make the pictures of README and docs anew: `docs/images`.
 
     python docs/make_pictures.py [--run FOLDER]
     python docs/make_pictures.py --bench FOLDER [--data-root DATA]
+    python docs/make_pictures.py --search MODEL --data-root DATA
 
 The first line needs no data: it draws the results of `terralign quickstart` (run now, some minutes,
 unless `--run` names a finished one) and scenes of the synthetic world. The second draws an excerpt
@@ -15,7 +16,8 @@ describes (`micro-clip`, EuroSAT, AID, Tiny-ImageNet, S2 L2A patches, BigEarthNe
     terralign bench micro --models micro-clip=DATA/micro-clip short=runs/short/model \\
         --data-root DATA --out FOLDER
 
-The first of them takes some six minutes on two cores; without its --set half an hour.
+The first of them takes some six minutes on two cores; without its --set half an hour. The third
+draws the hits of three searches on a real scene, as `benchmarks/search_truth.py` judges them.
 
 Look at the pictures before you commit them.
 """
@@ -28,20 +30,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageChops
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from terralign.bench.report import read_bench
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
-from terralign.evaluation.chip_views import sample_views
+from terralign.encoders.space import EmbeddingSpace
+from terralign.evaluation.chip_views import chip_views, sample_views
 from terralign.evaluation.rows import read_rows
+from terralign.index.embed import embed_scenes
+from terralign.index.search import Index, open_index
+from terralign.index.truth import covers
 from terralign.report.canvas import DARK, LIGHT, png_bytes
 from terralign.report.document import Document, Gallery, Plots, Section
 from terralign.report.figures import comparison_figure
 from terralign.report.render import write_document
 from terralign.runs.recipe import load_recipe
 from terralign.runs.run import run_recipe
+from terralign.scenes.scene import open_scene
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from search_truth import ASKED, SCENE, truth_of
 
 IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 300_000
@@ -50,6 +62,9 @@ ENTRY = "eurosat-ms"
 """The entry of the suite whose figures and examples the excerpt shows."""
 PAGE_SIZE = (1180, 3000)
 NUM_SCENES = 10
+NUM_HITS = 10
+PANEL = 480
+RIGHT, WRONG = "#ffffff", "#ff6b6b"
 
 
 def main() -> None:
@@ -59,10 +74,14 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, help="a finished run of quickstart")
     parser.add_argument("--bench", type=Path, help="draw the excerpt of this bench folder alone")
+    parser.add_argument("--search", metavar="MODEL", help="draw the hits of searches alone")
     parser.add_argument("--data-root", type=Path)
     arguments = parser.parse_args()
     if arguments.bench is not None:
         draw_bench(arguments.bench, arguments.data_root)
+        return
+    if arguments.search is not None:
+        draw_search(arguments.search, arguments.data_root / "scenes" / SCENE)
         return
     draw_scenes()
     with tempfile.TemporaryDirectory() as folder:
@@ -90,6 +109,52 @@ def draw_scenes() -> None:
             image = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(image, (column * (side + gap), row * (side + gap)))
     write("scenes", sheet)
+
+
+def draw_search(model: str, scene: Path) -> None:
+    """The scene, once for each search, with its best hits by rank: white where they are relevant,
+    red where not."""
+    space = EmbeddingSpace.load(model)
+    chip = open_scene(scene, dn_offset=0).read(bands=("B02", "B03", "B04"))
+    picture = Image.fromarray(chip_views(np.asarray(chip.pixels), chip.layout)["true colour"])
+    gap, head = 8, 24
+    sheet = Image.new("RGB", (len(ASKED[1:]) * (PANEL + gap) - gap, PANEL + head), "white")
+    with tempfile.TemporaryDirectory() as folder:
+        embed_scenes(space, scene, folder, dn_offset=0, stride=32)
+        index = open_index(folder)
+        for number, (text, panel) in enumerate(panels(space, index, scene, picture)):
+            left = number * (PANEL + gap)
+            sheet.paste(panel, (left, head))
+            ImageDraw.Draw(sheet).text((left, 3), text, "black", font=ImageFont.load_default(15))
+    path = IMAGES / "search.jpg"
+    sheet.save(path, quality=82, optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def panels(
+    space: EmbeddingSpace, index: Index, scene: Path, picture: Image.Image
+) -> Iterator[tuple[str, Image.Image]]:
+    """Each text, and the scene with its hits."""
+    numbers, shares = covers(index, truth_of(scene).shapes)
+    factor = PANEL / picture.width
+    for label, text, min_cover in ASKED[1:]:
+        panel = picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+        draw = ImageDraw.Draw(panel)
+        for hit in reversed(index.search(space, text, NUM_HITS, collapse=True)):
+            share = shares[label][np.searchsorted(numbers, index.row_of(hit.key))]
+            at, color = hit.place.window, RIGHT if share >= min_cover else WRONG
+            assert at is not None
+            x, y = at.column * factor, at.row * factor
+            box = (x, y, x + at.width * factor, y + at.height * factor)
+            for inset, ink in ((0, "black"), (1, color), (2, color), (3, "black")):
+                draw.rectangle(
+                    (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), outline=ink
+                )
+            draw.text(
+                (x + 5, y + 3), str(hit.rank), color, stroke_width=2, stroke_fill="black",
+                font=ImageFont.load_default(13),
+            )  # fmt: skip
+        yield text, panel
 
 
 def draw_bench(folder: Path, data_root: Path | None) -> None:

@@ -419,6 +419,18 @@ def test_a_table_is_read_whose_samples_take_as_much_in_the_shards(
         StoreSet(tmp_path / "s", "train")
 
 
+def test_a_shard_of_many_names_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack({"train": scenes()}, tmp_path / "s", replace(SMALL, shard_bytes=33_000))
+    monkeypatch.setenv("TERRALIGN_LIMITS", "table_rows=39")
+    first, *others = sorted((tmp_path / "s" / "shards").iterdir())
+    first.write_bytes(bytes(1000))
+    for other in others:
+        other.unlink()
+        other.hardlink_to(first)
+    with pytest.raises(DataError, match="has 40 rows, more than the limit"):
+        StoreSet(tmp_path / "s", "train")
+
+
 def test_a_store_of_more_shards_than_could_be_opened_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

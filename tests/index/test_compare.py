@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 
 from imagery import NO_OFFSET, ORIGIN, S2, KnownSpace, known_space, space_of, write_geotiff
+from report_page import Page
 from terralign.cli import main
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
@@ -25,6 +26,7 @@ from terralign.index.embed import embed_scenes
 from terralign.index.pairs import best_partners, outline_shares
 from terralign.index.results import save_hits
 from terralign.index.search import Index, open_index
+from terralign.searching.report import save_report
 
 BEFORE, AFTER = "2022-07-06", "2023-07-11"
 SIZE, SIDE = 128, 32
@@ -192,6 +194,17 @@ def test_partners_are_found_across_the_antimeridian() -> None:
     assert best_partners(east, west, times)[0].tolist() == []
 
 
+def test_the_report_shows_both_dates(space: KnownSpace, index: Index, tmp_path: Path) -> None:
+    hits = index.compare(space, "bright", BEFORE, AFTER, 3)
+    page = Page(save_report(space, index, hits, tmp_path / "page.html").read_text())
+    assert "rise 0.5000, from 0.2500 on 2022-07-06 to 0.7500" in page.text
+    assert hits[0].facts["key_before"] in page.text
+    pictures = [one for one in page.sources if one.startswith("data:image/jpeg")]
+    assert len(pictures) == 3 * 4
+    assert pictures[0] != pictures[2]
+    assert "before, true colour" in page.text
+
+
 # What is refused
 
 
@@ -210,7 +223,7 @@ def test_what_cannot_be_compared_is_one_clear_line(
             index.compare(space, "bright", *wrong)
     with pytest.raises(DataError, match="k must be"):
         index.compare(space, "bright", BEFORE, AFTER, 0)
-    with pytest.raises(SpaceMismatchError):
+    with pytest.raises(SpaceMismatchError, match=f"index's vectors are of space {space.space_id}"):
         index.compare(EmbeddingSpace(norm_clip), "bright", BEFORE, AFTER)
     out = tmp_path / "out"
     for path, tower in zip(paths, ("rgb", "s2"), strict=True):

@@ -35,7 +35,7 @@ from terralign.index import embed as embedding
 from terralign.index.embed import EmbeddedScenes, embed_scenes
 from terralign.index.grids import hilbert_numbers, majortom_cells
 from terralign.index.parts import facts_of
-from terralign.index.plan import plan_windows, window_shapes
+from terralign.index.plan import grid_gsd, plan_windows, window_shapes
 from terralign.scenes.scene import open_scene
 from terralign.train.student import StudentSettings, new_student
 
@@ -359,6 +359,24 @@ def test_scenes_at_another_gsd_are_resampled_to_the_towers(
     expected = space.encode_image(chip)[0].numpy()
     [first] = [row for row in rows if (row["window_row"], row["window_column"]) == (0, 0)]
     assert np.allclose(first["vector"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("crs", "corner", "pixel", "metres"),
+    [
+        ("EPSG:32633", (500_000, 5_000_000), 10, 10),
+        ("EPSG:4326", (15, 60), 1e-4, 111_320e-4 * 0.5**0.5),
+        ("EPSG:2263", (1_000_000, 200_000), 32.808, 10),  # US survey feet
+        ("EPSG:3857", (1_669_792, 8_399_738), 10, 5),  # web Mercator at 60 degrees north
+    ],
+)
+def test_pixels_are_measured_on_the_ground(
+    crs: str, corner: tuple[float, float], pixel: float, metres: float
+) -> None:
+    for turn in ((pixel, 0, 0, -pixel), (0, pixel, pixel, 0)):
+        transform = (*turn[:2], corner[0], *turn[2:], corner[1])
+        grid = Grid(crs=crs, transform=transform, height=40, width=40)
+        assert grid_gsd(grid, "scene.tif") == pytest.approx(metres, rel=0.01)
 
 
 def test_windows_are_as_large_on_the_ground_as_the_samples_of_the_towers_training(

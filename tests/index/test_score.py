@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -289,7 +290,9 @@ def test_a_folder_of_several_scenes_towers_or_settings_asks_which(
         mapped(scene="scene.tif")
     with pytest.raises(DataError, match="no windows by tower 's1' here"):
         mapped(scene="scene.tif", tower="s1")
-    with pytest.raises(DataError, match=r"several settings; .*every 16\), .*every 32\)|every 32"):
+    with pytest.raises(
+        DataError, match=r"several settings; .*every (16|32), fp32\), .*every (16|32), fp32\)"
+    ):
         mapped(scene="other.tif", tower="s2")
     assert mapped(scene=str(scene), tower="rgb").tower == "rgb"
     assert mapped(scene=coarse.path.name).scene == "other.tif"
@@ -339,17 +342,32 @@ def test_a_part_with_a_wrong_grid_is_one_clear_line(
     assert not (tmp_path / "map.tif").exists()
 
 
+def test_a_map_without_any_value_has_no_lowest_one(
+    space: KnownSpace, folder: Path, tmp_path: Path
+) -> None:
+    [part] = folder.glob("*.parquet")
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("valid_cells")
+    cells = pa.array(np.full(len(table), 1 << (8 * 2 + 2), np.uint64))  # where no pixel is centred
+    (tmp_path / "out").mkdir()
+    pq.write_table(table.set_column(place, "valid_cells", cells), tmp_path / "out" / part.name)
+    found = score_map(space, tmp_path / "out", "bright", tmp_path / "map.tif", pixel_m=320)
+    assert (found.covered, found.to_json()["lowest"], found.to_json()["highest"]) == (0, None, None)
+
+
 def test_vectors_of_another_space_and_missing_windows_are_refused(
     space: KnownSpace, folder: Path, norm_clip: ClipModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpaceMismatchError):
+    with pytest.raises(SpaceMismatchError, match=f"index's vectors are of space {space.space_id}"):
         score_map(EmbeddingSpace(norm_clip), folder, "bright", tmp_path / "map.tif")
     with pytest.raises(DataError, match="has no window to map: none of 24"):
         score_map(space, folder, "bright", tmp_path / "map.tif", max_cloud=0.5)
     assert not (tmp_path / "map.tif").exists()
 
 
-def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_path: Path) -> None:
+def test_only_maps_of_ours_are_replaced(
+    space: KnownSpace, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "map.tif"
     class_map(space, folder, ["bright", "dark"], out)
     score_map(space, folder, "bright", out)
@@ -358,6 +376,7 @@ def test_only_maps_of_ours_are_replaced(space: KnownSpace, folder: Path, tmp_pat
     style.write_text("as QGIS saved it")
     class_map(space, folder, ["bright", "dark"], out)
     assert style.read_text() == "as QGIS saved it"
+    assert "map.qml stays, in whose style QGIS shows the map" in caplog.text
     foreign = write_geotiff(tmp_path / "foreign.tif", np.zeros((1, 4, 4), np.uint8))
     before = foreign.read_bytes()
     for wrong in (foreign, tmp_path / "map.png"):
@@ -409,6 +428,7 @@ def test_the_command_writes_what_python_writes(model: Path, scene: Path, tmp_pat
         (["SCENE", "x"], "--model is needed"),
         (["IMAGERY", "x", "--stride", "8", "--sensor", "rgb"], "--sensor, --stride: no effect"),
         (["IMAGERY", "x", "--window", "whole"], "give a number"),
+        (["SCENE", "x", "--scene", "y", "--model", "MODEL"], "--scene: no effect on a scene"),
     ],
 )
 def test_slips_are_usage_errors(

@@ -295,6 +295,7 @@ def test_a_cut_keeps_what_the_query_explains_best(space: EmbeddingSpace, index: 
         ({"polygon": shapely.box(500_000, 0, 600_000, 1)}, "expected degrees"),
         ({"polygon": {"type": "Point", "coordinates": [0, 0]}}, "is a Point"),
         ({"polygon": "{]"}, "no GeoJSON"),
+        ({"polygon": {"type": "Polygon", "coordinates": [[[0, 10**400]] * 4]}}, "no GeoJSON"),
         ({"cut": 2}, "cut is 2"),
         ({"max_cloud": 7}, "max_cloud is 7"),
     ],
@@ -315,7 +316,9 @@ def test_what_makes_no_sense_has_one_line(
 def test_another_space_is_refused(
     space: EmbeddingSpace, norm_clip: ClipModel, index: Index, scenes: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SpaceMismatchError, match="the index's vectors are of space"):
+    with pytest.raises(
+        SpaceMismatchError, match=f"the index's vectors are of space {index.space_id}"
+    ):
         EmbeddingSpace(norm_clip).search(index, QUERY)
     tile = write_geotiff(tmp_path / "a.tif", dn(32), S2.band_names, tags=NO_OFFSET)
     [one] = embed_scenes(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -25,6 +26,7 @@ from terralign.files import claimed
 from terralign.index.embed import EmbeddedScenes, embed_scenes
 from terralign.index.names import CLAIMS
 from terralign.index.parts import PartRows, facts_of, write_part
+from terralign.index.search import open_index
 from terralign.index.stac import COLLECTION, _union, write_catalogue
 
 pystac = pytest.importorskip("pystac")
@@ -158,6 +160,27 @@ def test_the_same_parts_are_described_by_the_same_bytes(
     assert not (described / CLAIMS).exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item["properties"].pop("terralign:tower"),
+        lambda item: item.update(bbox="everywhere"),
+        lambda item: item["properties"].update(datetime="2022-07-06T08:56:11"),  # in no time zone
+        lambda item: item["properties"].update({"terralign:format": 0}),
+        lambda item: item.update(type="Collection", **{"terralign:space_id": "0"}),
+        lambda item: item.clear(),
+    ],
+)
+def test_an_item_that_was_changed_is_written_again(described: Path, change: Any) -> None:
+    before = described_by(described)
+    path = next(described.glob("a_scene*.json"))
+    item = values(path)
+    change(item)
+    path.write_text(json.dumps(item))
+    write_catalogue(described)
+    assert described_by(described) == before
+
+
 def test_a_replaced_part_takes_its_item_along(space: EmbeddingSpace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     scene = write_scene(tmp_path / "scene.tif")
@@ -242,6 +265,36 @@ def test_a_scene_across_the_antimeridian_is_split(described: Path, tmp_path: Pat
     assert box == item["bbox"]
 
 
+def test_a_reference_system_without_epsg_code_is_stated_as_wkt(
+    described: Path, tmp_path: Path
+) -> None:
+    part = next(described.glob("a_scene*.parquet"))
+    table = pq.read_table(part)
+    footer = json.loads(table.schema.metadata[b"terralign"])
+    for crs in ("ESRI:54009", "junk"):
+        footer["grid"]["crs"] = crs
+        metadata = {**table.schema.metadata, b"terralign": json.dumps(footer).encode()}
+        (tmp_path / crs).mkdir()
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / crs / part.name)
+    write_catalogue(tmp_path / "ESRI:54009")
+    properties = values(tmp_path / "ESRI:54009" / f"{part.stem}.json")["properties"]
+    assert properties["proj:wkt2"].startswith('PROJCRS["World_Mollweide"')
+    assert "proj:epsg" not in properties
+    with pytest.raises(DataError, match="its reference system is not known"):
+        write_catalogue(tmp_path / "junk")
+
+
+def test_an_outline_that_is_none_is_one_clear_line(described: Path, tmp_path: Path) -> None:
+    part = next(described.glob("a_scene*.parquet"))
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("geometry")
+    junk = pa.array([b"junk"] * len(table), pa.binary())
+    pq.write_table(table.set_column(place, table.schema.field(place), junk), tmp_path / part.name)
+    for use in (write_catalogue, lambda folder: open_index(folder).places()):
+        with pytest.raises(DataError, match="is damaged: an outline is no WKB"):
+            use(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("boxes", "wanted"),
     [
@@ -250,6 +303,7 @@ def test_a_scene_across_the_antimeridian_is_split(described: Path, tmp_path: Pat
         ([[-10, 0, -5, 1], [5, 0, 10, 1]], [-10, 0, 10, 1]),
         ([[170, 0, 175, 1], [-175, 0, -170, 1]], [170, 0, -170, 1]),
         ([[170, 0, -170, 1], [-172, 0, -160, 1]], [170, 0, -160, 1]),
+        ([[170, 0, -170, 1], [-180, 0, -175, 1]], [170, 0, -170, 1]),
         ([[-180, -90, 180, 90], [0, 0, 1, 1]], [-180, -90, 180, 90]),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_windows_share_is_that_of_its_area(index: Index, tmp_path: Path) -> No
     path = write_truth(tmp_path / "truth.json", polygon(in_degrees(*LEFT)))
     truth = read_truth(path)
     numbers, shares = covers(index, truth.shapes)
-    columns = index._store.rows["window"][numbers, 1]
+    columns = index.store.rows["window"][numbers, 1]
     expected = {0: 1, 16: 0.75, 32: 0.25, 48: 0, 64: 0}
     assert shares["polygons"] == pytest.approx([expected[one] for one in columns], abs=1e-3)
 
@@ -175,9 +175,11 @@ CROSSED = [[15.0, 45.0], [15.1, 45.1], [15.1, 45.0], [15.0, 45.1], [15.0, 45.0]]
         ([{"geometry": {"type": "Point", "coordinates": [1, 2]}}], {}, "feature 1 is a Point"),
         ([{"geometry": None}], {}, "feature 1 has no geometry"),
         ([{"geometry": {"type": "Polygon", "coordinates": "x"}}], {}, "feature 1 is no polygon"),
+        ([polygon([[0, 10**400]] * 4)], {}, "feature 1 is no polygon: int too large"),
         ([polygon(CROSSED, **{"class": "a"})], {}, r"feature 1 \(a\) is not valid .*crosses"),
         ([polygon(TRIANGLE, **{"class": "a"}), polygon(TRIANGLE)], {}, "feature 2 has no text as"),
         ([polygon([[5e5, 0.0], [6e5, 0.0], [5e5, 1.0], [5e5, 0.0]])], {}, "expected degrees"),
+        ([polygon(TRIANGLE, **{"class": 3})], {}, "feature 1 has 3 as property 'class'"),
         ([polygon(TRIANGLE)], {"crs": "EPSG:4326"}, "member crs is not understood"),
         (
             [polygon(TRIANGLE)],
@@ -218,6 +220,8 @@ def test_classes_and_texts_that_do_not_meet_are_reported(
         evaluate_search(space, index, truth, "a river")
     with pytest.raises(DataError, match=r"class 'far' .*0\.0 % at most.*elsewhere"):
         evaluate_search(space, index, truth)
+    with pytest.raises(DataError, match="ks is empty"):
+        evaluate_search(space, index, truth, {"left": "a river"}, ks=())
     with pytest.raises(DataError, match="min_cover is 0"):
         evaluate_search(space, index, truth, min_cover=0)
     words = (index.folder, "--truth", truth)
@@ -226,6 +230,8 @@ def test_classes_and_texts_that_do_not_meet_are_reported(
         (("--text", "lefd=a river"), "one of the classes left, far"),
         (("-k", "0"), "whole numbers from 1"),
         (("--data", "eurosat-ms"), "no effect with --truth"),
+        (("--split", "test"), "--split: no effect with --truth"),
+        (("--task", "retrieval"), "--task: no effect with --truth"),
     ):
         result = _call(*words, *options)
         assert result.exit_code == 2
@@ -289,10 +295,12 @@ def test_water_of_a_real_scene_is_judged_as_its_pixels_are(
                 for one, _ in found]  # fmt: skip
     path = write_truth(tmp_path / "water.geojson", *features, crs=crs)
     scene = real_data / "scenes" / SCENE
-    embed_scenes(space, scene, tmp_path / "out", dn_offset=0, window=64)
+    embed_scenes(
+        space, scene, tmp_path / "out", dn_offset=0, bands=("B02", "B03", "B04", "B08"), window=64
+    )
     index = open_index(tmp_path / "out")
     numbers, shares = covers(index, read_truth(path).shapes)
-    windows = index._store.rows["window"][numbers]
+    windows = index.store.rows["window"][numbers]
     expected = [
         water[row : row + height, column : column + width].mean()
         for row, column, height, width in windows.tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def print_run(result: Any, as_json: bool) -> None:
     """What `run_recipe` did, as a table or as JSON."""
     from terralign.report.comparison import format_table
     from terralign.report.searched import format_searched
+    from terralign.runs.searched import PARTS, SEARCH
 
     if as_json:
         values = {
@@ -169,3 +171,6 @@ def print_run(result: Any, as_json: bool) -> None:
     click.echo(f"model:  {result.folder / 'model'}")
     if (result.folder / "report.html").is_file():
         click.echo(f"report: {result.folder / 'report.html'}")
+    if result.searched:
+        parts = shlex.quote(str(result.folder / SEARCH / PARTS))
+        click.echo(f'search: terralign search {parts} "a lake of shallow water"')

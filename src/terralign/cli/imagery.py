@@ -561,6 +561,8 @@ def _embed_into_folder(
 
         written = save_hits(open_index(out).places(), out / f"windows.{layer}")
         click.echo(f"all windows written to {written}", err=True)
+    if parting.get("stac") and found.scenes:
+        click.echo(f"all parts described by {out / 'collection.json'}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
@@ -973,6 +975,8 @@ def _source_of_map(
 
     tower = reading["tower"]
     if not is_folder_of_parts(Path(imagery)):
+        if "scene" in mapping:
+            raise click.UsageError("--scene: no effect on a scene, only on a folder of parts")
         if model is None:
             raise click.UsageError(
                 "--model is needed to embed imagery; only a folder of parts records its model"
@@ -991,9 +995,11 @@ def _source_of_map(
             "already; leave it out"
         )
     _check(model, [], reading, prompts)
+    from terralign.index.score import choose_part
     from terralign.index.search import open_index
 
     index = open_index(imagery)
+    choose_part(index, scene=mapping.get("scene"), tower=tower)
     reading.clear()
     reading["tower"] = tower
     return index, model or index.model

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from terralign.cli.app import (
     Command,
@@ -21,6 +22,7 @@ from terralign.cli.app import (
     threads,
 )
 from terralign.cli.class_names import split_list
+from terralign.cli.faults import name_options
 from terralign.cli.imagery import read_bbox
 from terralign.errors import counted
 
@@ -142,10 +144,13 @@ def evaluate(
     first k hits that are of the class (precision), and the share of its windows that are among them
     (recall).
     """
-    others = {"--data": data, "--query": query, "--gallery": gallery, "--classes": classes,
-              "--composite": composite}  # fmt: skip
     if truth is not None:
-        given = [name for name, one in others.items() if one is not None]
+        context = click.get_current_context()
+        given = [
+            f"--{name}"
+            for name in ("data", "split", "task", "query", "gallery", "classes", "composite")
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect with --truth; leave it out")
         _evaluate_search(Path(model), truth, tower, prompts, asked, device, as_json)
@@ -247,7 +252,7 @@ def _evaluate_search(
         return
     click.echo(found)
     for note in found.notes:
-        click.echo(note)
+        click.echo(name_options(note, click.get_current_context().command.params))
 
 
 def _chosen(asked: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,9 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
     """
     from terralign.runs.recipe import load_recipe
     from terralign.runs.run import run_recipe
-    from terralign.runs.searched import PARTS, SEARCH
 
     print_run(run_recipe(load_recipe("quickstart"), out, device=device), as_json)
     if not as_json:
-        parts = shlex.quote(str(out / SEARCH / PARTS))
-        click.echo(f'search: terralign search {parts} "a lake of shallow water"')
         click.echo("Synthetic data: these numbers do not transfer to real imagery.")
 
 

@@ -186,7 +186,8 @@ def _percent_of(numbers: NDArray[np.float32], column: int) -> Callable[[int], st
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Hit:
     """One result of a search. `score`: its cosine to the query (-1 to 1), of two dates the rise of
-    it. `facts`: what else is known of a window of an index."""
+    it. `facts`: what else is known of a window of an index. `before`: of two dates, the earlier
+    window over the same place."""
 
     rank: int
     key: str
@@ -194,6 +195,7 @@ class Hit:
     place: Footprint
     tower: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    before: Hit | None = None
 
     def __repr__(self) -> str:
         place = centre_of(self.place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,36 +90,29 @@ class Blend:
         values: NDArray[np.floating],
     ) -> None:
         """Add windows to the sums (K, h, W) and weights (h, W) of the rows centred at `ys`."""
-        boxes = self.windows[numbers]
-        tops, lefts = boxes[:, 0], boxes[:, 1]
-        spans = np.stack(
-            [
-                np.searchsorted(ys, tops, side="left"),
-                np.searchsorted(ys, tops + boxes[:, 2], side="right"),
-                np.searchsorted(xs, lefts, side="left"),
-                np.searchsorted(xs, lefts + boxes[:, 3], side="right"),
-            ],
-            axis=1,
-        ).tolist()
-        for box, cells, value, (top, bottom, left, right) in zip(
-            boxes.tolist(), self.cells[numbers].tolist(), values, spans, strict=True
+        along, across = (cache(partial(_falling_off, centres)) for centres in (ys, xs))
+        for box, cells, value in zip(
+            self.windows[numbers].tolist(), self.cells[numbers].tolist(), values, strict=True
         ):
-            along, along_cells = _falling_off(ys[top:bottom], box[0], box[2])
-            across, across_cells = _falling_off(xs[left:right], box[1], box[3])
-            weight = np.outer(along, across)
+            rows, row_weights, row_cells = along(box[0], box[2])
+            columns, column_weights, column_cells = across(box[1], box[3])
+            weight = np.outer(row_weights, column_weights)
             if cells != ALL_CELLS:
-                weight *= _unpacked(cells)[np.ix_(along_cells, across_cells)]
-            sums[:, top:bottom, left:right] += value[:, None, None] * weight
-            weights[top:bottom, left:right] += weight
+                weight *= _unpacked(cells)[np.ix_(row_cells, column_cells)]
+            sums[:, rows, columns] += value[:, None, None] * weight
+            weights[rows, columns] += weight
 
 
 def _falling_off(
     centres: NDArray[np.float64], start: int, length: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The weights of pixels along one side of a window, and the cells that they lie in."""
-    place = (centres - start) / length
+) -> tuple[slice, NDArray[np.float64], NDArray[np.int64]]:
+    """The pixels along one side of a window, their weights, and the cells that they lie in."""
+    first = np.searchsorted(centres, start, side="left")
+    last = np.searchsorted(centres, start + length, side="right")
+    place = (centres[first:last] - start) / length
     weights = np.maximum(1 - np.abs(2 * place - 1), _LEAST_WEIGHT)
-    return weights, np.minimum((place * NUM_CELLS).astype(np.int64), NUM_CELLS - 1)
+    cells = np.minimum((place * NUM_CELLS).astype(np.int64), NUM_CELLS - 1)
+    return slice(first, last), weights, cells
 
 
 def _unpacked(cells: int) -> NDArray[np.bool_]:

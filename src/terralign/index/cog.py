@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from terralign.errors import DataError, StorageError, first_line, printable, sho
 from terralign.files import atomic_path, read_text
 from terralign.progress import Progress
 from terralign.scenes.geotiff import open_geotiff
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -154,6 +157,12 @@ def _write_beside(layer: Layer, stack: ExitStack) -> None:
     texts = {_beside(layer.path): _attributes, layer.path.with_suffix(".qml"): _style}
     for path, text_of in texts.items():
         if path.suffix == ".qml" and path.exists() and _STYLE_MARK not in read_text(path):
+            if layer.classes:
+                logger.warning(
+                    "%s stays, in whose style QGIS shows the map, although its classes may be "
+                    "others; remove it for that of terralign",
+                    shown(path),
+                )
             continue
         if layer.classes:
             names = [_text(name) for name in layer.classes]

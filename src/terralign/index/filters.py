@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, nearest, shown
 from terralign.files import read_json
-from terralign.index.parts import Part
+from terralign.index.parts import Part, shapes_of
 from terralign.index.store import NO_TIME, Store
 
 Day = dt.date | dt.datetime | str
@@ -169,6 +169,13 @@ def check_polygon(given: Any, name: str) -> Any:
     return given
 
 
+NO_GEOMETRY = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError),
+    shapely.errors.ShapelyError,
+)
+"""What shapely raises of GeoJSON that is no geometry."""
+
+
 def _shape_of(value: Mapping[str, Any], name: str) -> Any:
     try:
         kind = value["type"]
@@ -178,7 +185,7 @@ def _shape_of(value: Mapping[str, Any], name: str) -> Any:
             shapes = [shapely.geometry.shape(value["geometry"])]
         else:
             shapes = [shapely.geometry.shape(value)]
-    except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
+    except NO_GEOMETRY as error:
         raise DataError(f"{name} is no GeoJSON of a polygon: {first_line(error)}") from error
     if len(shapes) == 1:
         return shapes[0]
@@ -306,10 +313,7 @@ def _touching(store: Store, found: NDArray[np.int64], shape: Any) -> NDArray[np.
 def outlines_of(store: Store, numbers: NDArray[np.int64]) -> list[Any]:
     """The outlines (shapely, degrees) of rows, in their order."""
     values = columns_of(store, numbers, ["geometry"])
-    try:
-        return list(shapely.from_wkb([one["geometry"] for one in values]))
-    except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
-        raise DataError(f"a part is damaged: an outline is no WKB ({first_line(error)})") from error
+    return list(shapes_of([one["geometry"] for one in values], "a part"))
 
 
 def columns_of(

@@ -15,7 +15,7 @@ MIN_SHARE = 0.5
 _SAME_SHARE = 3
 """Decimal places to which shares are compared: of equal ones the time decides."""
 
-_CHUNK = 50_000
+_CHUNK = 2048
 """Windows whose partners are looked for at a time, which bounds memory."""
 
 

@@ -464,6 +464,19 @@ def vectors_of(batch: pa.RecordBatch, facts: PartFacts) -> NDArray[Any]:
     return numbers.reshape(len(batch), facts.dim)
 
 
+def shapes_of(outlines: Sequence[bytes], origin: str) -> NDArray[np.object_]:
+    """(n,) outlines of windows, shapely in degrees, from the column `geometry`; `DataError`, which
+    begins with `origin`, for what is no WKB."""
+    try:
+        found: NDArray[np.object_] = shapely.from_wkb(np.array(outlines, dtype=object))
+    except (shapely.errors.ShapelyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{origin} is damaged: an outline is no WKB ({first_line(error)}); embed its scene "
+            "again"
+        ) from error
+    return found
+
+
 def facts_of(path: Path) -> PartFacts:
     """What a part states, from its footer alone."""
     part = Part(path)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
@@ -104,7 +105,11 @@ def plan_windows(
 
 
 def grid_gsd(grid: Grid, origin: str) -> float:
-    """Metres of a grid's pixels, the mean of both sides; degrees are measured at its centre."""
+    """Metres of a grid's pixels, the mean of both sides.
+
+    As its map units say, or as measured on the ground at its centre: where these are degrees or
+    feet, or not true to scale, as those of web maps.
+    """
     if grid.crs is None:
         raise DataError(
             f"{origin} has no reference system, so that its windows have no place on the map; "
@@ -118,12 +123,32 @@ def grid_gsd(grid: Grid, origin: str) -> float:
         across *= _METRES_A_DEGREE * max(1e-3, math.cos(math.radians(latitude)))
         down *= _METRES_A_DEGREE
     found = math.sqrt(across * down)
+    if found > 0 and abs((measured := _measured_gsd(grid)) / found - 1) > SAME_GSD:
+        found = measured
     if not (math.isfinite(found) and found > 0):
         raise DataError(
             f"{origin} has pixels of size 0 by its georeferencing; correct it "
             "(gdal_edit.py -a_ullr)"
         )
     return found
+
+
+def _measured_gsd(grid: Grid) -> float:
+    """Metres on the ground of the pixel at a grid's centre; NaN where it has no place."""
+    a, b, c, d, e, f = grid.transform
+    columns = grid.width / 2 + np.array([-0.5, 0.5, 0, 0])
+    rows = grid.height / 2 + np.array([0, 0, -0.5, 0.5])
+    xs, ys = a * columns + b * rows + c, d * columns + e * rows + f
+    try:
+        longitudes, latitudes = map(np.array, transform(grid.crs, WGS84, xs, ys))
+    except (RasterioError, CPLE_BaseError, ValueError):
+        return math.nan
+    with np.errstate(invalid="ignore"):
+        east = (np.diff(longitudes)[::2] + 180) % 360 - 180
+        sides = np.hypot(
+            east * np.cos(np.radians(latitudes.mean())), np.diff(latitudes)[::2]
+        )  # of the pixel, in degrees of latitude
+        return float(math.sqrt(sides.prod()) * _METRES_A_DEGREE)
 
 
 def window_shapes(

@@ -48,7 +48,8 @@ MAX_CLASSES = 65_535
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
 class ScoreMap(Shown):
     """A map of scores: its file, scene and tower. `grid`: of the map. `pixel_m`: metres of its
-    pixels. `lowest`, `highest`: cosines. `covered`: share (0-1) of its pixels with a score."""
+    pixels. `lowest`, `highest`: cosines, NaN without any. `covered`: share (0-1) of its pixels with
+    a score."""
 
     path: Path
     query: str
@@ -80,8 +81,8 @@ class ScoreMap(Shown):
             "out": str(self.path),
             "query": self.query,
             **_described(self),
-            "lowest": self.lowest,
-            "highest": self.highest,
+            "lowest": self.lowest if self.covered else None,
+            "highest": self.highest if self.covered else None,
         }
 
 
@@ -343,7 +344,7 @@ class _Windows:
         min_valid: float | None,
         max_cloud: float | None,
     ) -> None:
-        check_same_space(index.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, index.space_id, "the index's vectors")
         require_shares(0 if min_valid is None else min_valid, max_cloud)
         self._space, self._store = space, index.store
         self.facts: PartFacts = index.facts[part]
@@ -419,9 +420,9 @@ class _Windows:
         side = int(boxes[:, 2:].max())
         pixel_px = max(1, round(side / PIXELS_A_WINDOW))
         if pixel_m is not None:
-            if not gsd_m / 2 < pixel_m <= side * gsd_m:
+            if not 0.9 * gsd_m <= pixel_m <= side * gsd_m:
                 raise DataError(
-                    f"pixel_m is {pixel_m:g}; expected metres from {gsd_m:.3g}, the scene's, to "
+                    f"pixel_m={pixel_m:g}: expected metres from {gsd_m:.3g}, the scene's, to "
                     f"{side * gsd_m:.4g}, a window's"
                 )
             pixel_px = max(1, round(pixel_m / gsd_m))
@@ -550,7 +551,7 @@ def choose_part(index: Index, *, scene: str | None, tower: str | None) -> int:
     if len(parts) > 1:
         kinds = [
             f"{index.store.paths[one].name} (windows of {index.facts[one].window_px}, every "
-            f"{index.facts[one].stride_px})"
+            f"{index.facts[one].stride_px}, {index.facts[one].precision})"
             for one in parts
         ]
         raise DataError(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 import torch
 from numpy.typing import NDArray
 
@@ -40,7 +39,7 @@ from terralign.index.filters import (
 )
 from terralign.index.overlaps import without_overlaps
 from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
-from terralign.index.parts import PartFacts, describe_window
+from terralign.index.parts import PartFacts, describe_window, shapes_of
 from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
 from terralign.index.store import NO_TIME, Store, open_store
 
@@ -201,7 +200,7 @@ class Index(Shown):
 
         Raises `SpaceMismatchError` for another space, `DataError` for what makes no sense.
         """
-        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, self.space_id, "the index's vectors")
         _check_k(k)
         if cut is not None and not 0 <= cut <= 1:
             raise DataError(f"cut is {cut!r}; expected a probability from 0 to 1")
@@ -256,7 +255,7 @@ class Index(Shown):
 
         Raises `DataError` where the periods overlap, or no window lies over another.
         """
-        check_same_space(self.space_id, space.space_id, "the index's vectors")
+        check_same_space(space.space_id, self.space_id, "the index's vectors")
         _check_k(k)
         first, last = (
             make_filters(
@@ -461,7 +460,7 @@ class Index(Shown):
         numbers = ranking.number(places)
         columns = ["id", "window_row", "window_column", "window_height", "window_width", "geometry"]
         values = columns_of(self._store, numbers, [*columns, "datetime", "cell"])
-        shapes = shapely.from_wkb([one["geometry"] for one in values])
+        shapes = shapes_of([one["geometry"] for one in values], "a part")
         rows = self._store.rows[numbers]
         found = []
         for rank, (place, value, shape, row) in enumerate(
@@ -522,6 +521,7 @@ def _change(new: Hit, old: Hit) -> Hit:
     when = old.place.datetime
     return replace(
         new,
+        before=old,
         facts={
             **new.facts,
             "score_before": round(old.score, 6),

@@ -13,16 +13,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import shapely
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from terralign.encoders.vectors import Footprint
 from terralign.errors import DataError, StorageError, counted, shown
 from terralign.files import claimed, read_json, write_json
 from terralign.index.names import CLAIMS, is_part_name, part_paths
-from terralign.index.parts import Part, PartFacts, chip_layout, quantization
+from terralign.index.parts import Part, PartFacts, chip_layout, quantization, shapes_of
+from terralign.scenes.places import as_wkt2
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 
 _JSON, _PARQUET = "application/json", "application/vnd.apache.parquet"
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised with every change of what an item holds."""
 
 _UNKNOWN_TIME = (
@@ -55,7 +57,7 @@ def check_catalogue(folder: Path) -> None:
     """
     _pystac()
     path = folder / COLLECTION
-    if path.exists() and _read_ours(path) is None:
+    if path.exists() and _read_ours(path, "Collection") is None:
         raise StorageError(
             f"{shown(path)} is no collection that terralign wrote; move it, or choose another "
             "folder (out=, --out)"
@@ -65,7 +67,7 @@ def check_catalogue(folder: Path) -> None:
 def has_catalogue(folder: Path) -> bool:
     """Whether terralign wrote a collection into a folder."""
     path = folder / COLLECTION
-    return path.exists() and _read_ours(path) is not None
+    return path.exists() and _read_ours(path, "Collection") is not None
 
 
 def write_catalogue(folder: Path) -> Path | None:
@@ -79,9 +81,7 @@ def write_catalogue(folder: Path) -> Path | None:
     with claimed(claim, wait=True):
         summary = _Summary()
         for path in part_paths(folder):
-            item = _item(path)
-            if item is not None:
-                summary.add(item)
+            _describe(path, summary)
         _remove_stale(folder, set(summary.names))
         if summary.names:
             _write_changed(folder / COLLECTION, _collection(summary))
@@ -109,40 +109,37 @@ def _pystac() -> Any:
 # Files
 
 
-def _item_path(part: Path) -> Path:
-    return part.with_suffix(".json")
-
-
-def _read_ours(path: Path) -> dict[str, Any] | None:
-    """A collection or an item that terralign wrote; None for any other file."""
+def _read_ours(path: Path, kind: Literal["Collection", "Feature"]) -> dict[str, Any] | None:
+    """A collection, or an item, that terralign wrote; None for any other file."""
     try:
         value = read_json(path)
     except StorageError:
         return None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or value.get("type") != kind:
         return None
-    facts = value.get("properties", {}) if value.get("type") == "Feature" else value
+    facts = value.get("properties") if kind == "Feature" else value
     is_ours = isinstance(facts, dict) and isinstance(facts.get("terralign:space_id"), str)
     return value if is_ours else None
 
 
-def _item(part: Path) -> dict[str, Any] | None:
-    """The item of a part, written where it is missing; None where the part is gone by now."""
-    path = _item_path(part)
+def _describe(part: Path, summary: _Summary) -> None:
+    """Add a part to a summary, by its item, which is written where it is missing, of another
+    version, or changed by others; nothing where the part is gone by now."""
+    path = part.with_suffix(".json")
     if path.exists():
-        kept = _read_ours(path)
+        kept = _read_ours(path, "Feature")
         if kept is None and not is_part_name(part.name):
             raise StorageError(f"{shown(path)} is no item that terralign wrote; move it")
-        if kept is not None and kept["properties"].get("terralign:format") == _FORMAT:
-            return kept
+        if kept is not None and summary.add(part.stem, kept):
+            return
     try:
         item = _make_item(part)
     except DataError:
         if part.exists():
             raise
-        return None
+        return
     write_json(path, item)
-    return item
+    summary.add(part.stem, item)
 
 
 def _write_changed(path: Path, value: dict[str, Any]) -> None:
@@ -153,7 +150,7 @@ def _write_changed(path: Path, value: dict[str, Any]) -> None:
 def _remove_stale(folder: Path, names: set[str]) -> None:
     """Remove the items of parts that are gone."""
     for path in folder.glob("*.json"):
-        if path.stem not in names and is_part_name(f"{path.stem}.parquet") and _read_ours(path):
+        if path.stem not in names and _read_ours(path, "Feature") is not None:
             path.unlink(missing_ok=True)
 
 
@@ -239,7 +236,7 @@ def _projection(facts: PartFacts) -> dict[str, Any]:
     known = authority.upper() == "EPSG" and code.isdecimal()
     return {
         "proj:epsg": int(code) if known else None,
-        "proj:wkt2": None if known else grid.crs,
+        "proj:wkt2": None if known else as_wkt2(grid.crs, origin=shown(facts.source)),
         "proj:shape": [grid.height, grid.width],
         "proj:transform": list(grid.transform),
     }
@@ -272,7 +269,7 @@ def _extent(part: Part) -> tuple[Any, dt.datetime | None]:
     east: list[Any] = []
     when = None
     for batch in part.batches(["geometry", "datetime"]):
-        pieces = shapely.get_parts(shapely.from_wkb(batch.column(0).to_pylist()))
+        pieces = shapely.get_parts(shapes_of(batch.column(0).to_pylist(), shown(part.path)))
         in_east = shapely.get_x(shapely.centroid(pieces)) > 0
         for side, chosen in ((west, pieces[~in_east]), (east, pieces[in_east])):
             side[:] = [_hull([*side, *chosen])] if len(side) + len(chosen) else []
@@ -303,6 +300,33 @@ def _hull(shapes: Sequence[Any]) -> Any:
 # The collection
 
 
+class _Parameters(BaseModel):
+    chip_size: int
+    stride: int
+
+
+def _ours(name: str) -> Any:
+    return Field(validation_alias=f"terralign:{name}")
+
+
+class _Described(BaseModel):
+    """What a collection needs of an item: its properties, its box, and the type of its asset."""
+
+    datetime: AwareDatetime | None
+    parameters: _Parameters = Field(validation_alias="emb:runtime_parameters")
+    format: int = _ours("format")
+    space_id: str = _ours("space_id")
+    tower: str = _ours("tower")
+    sensor: str = _ours("sensor")
+    model: str = _ours("model")
+    source: str = _ours("source")
+    dimensions: int = _ours("dimensions")
+    data_type: str
+    num_vectors: int = _ours("num_vectors")
+    gsd: float | None = Field(default=None, validation_alias="terralign:gsd")
+    bbox: tuple[float, float, float, float] | None
+
+
 @dataclass(kw_only=True, slots=True)
 class _Summary:
     """What the items of a folder have in common, one after the other."""
@@ -321,25 +345,33 @@ class _Summary:
     times: set[dt.datetime] = field(default_factory=set)
     num_vectors: int = 0
 
-    def add(self, item: dict[str, Any]) -> None:
-        facts = item["properties"]
-        self.names.append(item["id"])
-        self.space_ids.add(facts["terralign:space_id"])
-        self.towers.add(facts["terralign:tower"])
-        self.sensors.add(facts["terralign:sensor"])
-        self.models.add(facts["terralign:model"])
-        self.homes.add(facts["terralign:source"].rpartition("/")[0] or facts["terralign:source"])
-        self.dims.add(facts["terralign:dimensions"])
-        self.types.add(item["assets"]["embeddings"]["data_type"])
-        if facts.get("terralign:gsd") is not None:
-            self.gsds.add(facts["terralign:gsd"])
-        how = facts["emb:runtime_parameters"]
-        self.layouts.add((how["chip_size"], how["stride"]))
-        if item.get("bbox"):
-            self.boxes.append(item["bbox"])
-        if facts["datetime"] is not None:
-            self.times.add(dt.datetime.fromisoformat(facts["datetime"]))
-        self.num_vectors += facts["terralign:num_vectors"]
+    def add(self, name: str, item: dict[str, Any]) -> bool:
+        """Add an item by its name; False for one that lacks what others have."""
+        try:
+            kind = item["assets"]["embeddings"]["data_type"]
+            of_asset = {"bbox": item.get("bbox"), "data_type": kind}
+            found = _Described.model_validate({**item["properties"], **of_asset})
+        except (ValidationError, KeyError, TypeError):
+            return False
+        if found.format != _FORMAT:
+            return False
+        self.names.append(name)
+        self.space_ids.add(found.space_id)
+        self.towers.add(found.tower)
+        self.sensors.add(found.sensor)
+        self.models.add(found.model)
+        self.homes.add(found.source.rpartition("/")[0] or found.source)
+        self.dims.add(found.dimensions)
+        self.types.add(found.data_type)
+        self.layouts.add((found.parameters.chip_size, found.parameters.stride))
+        self.num_vectors += found.num_vectors
+        if found.gsd is not None:
+            self.gsds.add(found.gsd)
+        if found.bbox is not None:
+            self.boxes.append(found.bbox)
+        if found.datetime is not None:
+            self.times.add(found.datetime)
+        return True
 
 
 def _collection_id(space_id: str) -> str:
@@ -414,7 +446,11 @@ def _union(boxes: Sequence[Sequence[float]]) -> list[float] | None:
     if not boxes:
         return None
     south, north = min(one[1] for one in boxes), max(one[3] for one in boxes)
-    spans = sorted((one[0], one[2] + (360 if one[2] < one[0] else 0)) for one in boxes)
+    spans = sorted(
+        span
+        for west, _, east, _ in boxes
+        for span in ([(west, east)] if west <= east else [(west, 180.0), (-180.0, east)])
+    )
     merged = [list(spans[0])]
     for west, east in spans[1:]:
         if west <= merged[-1][1]:
@@ -427,8 +463,4 @@ def _union(boxes: Sequence[Sequence[float]]) -> list[float] | None:
     if gaps[widest] <= 0:
         return [-180.0, south, 180.0, north]
     west, east = after[widest][0], merged[widest][1]
-    return [_longitude(west), south, _longitude(east), north]
-
-
-def _longitude(degrees: float) -> float:
-    return degrees - 360 if degrees > 180 else degrees
+    return [west if west <= 180 else west - 360, south, east, north]

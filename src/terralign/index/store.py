@@ -53,6 +53,9 @@ ROW = np.dtype(
 is greater than east across the antimeridian), microseconds since 1970 (`NO_TIME`: unknown), shares
 of valid pixels and of cloud (NaN: unknown)."""
 
+_MANY = 100_000
+"""Vectors that take seconds to read, so that it is reported."""
+
 NO_TIME = np.iinfo(np.int64).min
 
 _READ = (
@@ -253,7 +256,7 @@ def _append(cache: Path, contents: _Contents, opened: Sequence[Part]) -> _Conten
         raise StorageError(f"cannot write into {cache}: {error.strerror or error}") from error
     contents = contents.model_copy(update={"parts": tuple(entries)})
     write_text(cache / "contents.json", contents.model_dump_json())
-    if opened:
+    if total >= _MANY:
         logger.info(
             "%s: %s of %s read into its cache",
             shown(cache.parent), counted(total, "vector"), counted(len(opened), "part"),

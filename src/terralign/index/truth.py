@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, shown
 from terralign.files import read_json
-from terralign.index.filters import check_polygon, make_filters, outlines_of, rows_meeting
+from terralign.index.filters import (
+    NO_GEOMETRY,
+    check_polygon,
+    make_filters,
+    outlines_of,
+    rows_meeting,
+)
 from terralign.index.search import Index
 from terralign.index.store import Store
 from terralign.limits import require
@@ -53,7 +59,10 @@ def read_truth(path: str | Path, *, class_property: str = "class") -> Truth:
     if not features:
         raise DataError(f"{name} has no features; draw at least one polygon")
     crs = _crs_of(value, name)
-    classes = [_class_of(one, class_property) for one in features]
+    classes = [
+        _class_of(one, class_property, f"{name}: feature {number}")
+        for number, one in enumerate(features, start=1)
+    ]
     if not any(classes):
         classes = [UNNAMED] * len(features)
     shapes: dict[str, list[Any]] = {}
@@ -84,10 +93,15 @@ def _crs_of(value: Mapping[str, Any], name: str) -> str | None:
     return named
 
 
-def _class_of(feature: Mapping[str, Any], class_property: str) -> str:
+def _class_of(feature: Mapping[str, Any], class_property: str, what: str) -> str:
     properties = feature.get("properties")
     found = properties.get(class_property) if isinstance(properties, Mapping) else None
-    return found.strip() if isinstance(found, str) else ""
+    if not isinstance(found, str | None):
+        raise DataError(
+            f"{what} has {shown(found)} as property {class_property!r}; expected a text, the name "
+            "of its class"
+        )
+    return (found or "").strip()
 
 
 def _polygon_of(feature: Mapping[str, Any], crs: str | None, what: str) -> Any:
@@ -96,10 +110,7 @@ def _polygon_of(feature: Mapping[str, Any], crs: str | None, what: str) -> Any:
     try:
         shape = shapely.geometry.shape(feature["geometry"])
         num_points = int(shapely.get_num_coordinates(shape))
-    except (
-        *(KeyError, TypeError, ValueError, IndexError, AttributeError),
-        shapely.errors.ShapelyError,
-    ) as error:
+    except NO_GEOMETRY as error:
         raise DataError(f"{what} is no polygon: {first_line(error)}") from error
     require("geometry_points", num_points, f"{what} has", todo="simplify it")
     if crs is not None and not shape.is_empty:
@@ -115,7 +126,7 @@ def covers(
 
     `shapes`: as in `Truth`. `filters`: as in `Index.search`.
     """
-    numbers = rows_meeting(index._store, make_filters(**filters))
+    numbers = rows_meeting(index.store, make_filters(**filters))
     if numbers is None:
         numbers = np.arange(len(index), dtype=np.int64)
     return numbers, {
@@ -123,7 +134,7 @@ def covers(
             [
                 np.zeros(0),
                 *(
-                    _shares(index._store, numbers[start : start + _ROWS], shape)
+                    _shares(index.store, numbers[start : start + _ROWS], shape)
                     for start in range(0, len(numbers), _ROWS)
                 ),
             ]

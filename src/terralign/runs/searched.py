@@ -33,11 +33,10 @@ from terralign.train.stage import Stage, run_stage
 SEARCHED_VERSION = 1
 """Raised with every change of what is searched, and of what is right."""
 
-SEARCH, PARTS, SCENE = "search", "parts", "scene.tif"
-"""In a run folder, what is searched; in it, the parts and the scene."""
+SEARCH = "search"
+"""The folder, in that of a run, of these files."""
+SCENE, PARTS, NOTE = "scene.tif", "parts", "search.json"
 
-
-NOTE = "search.json"
 _TODO = "delete it and results.json, and run the same command again"
 
 

@@ -249,6 +249,16 @@ def map_unit(crs: Any) -> str:
     return "m" if unit in ("metre", "meter") else unit
 
 
+def as_wkt2(crs: Any, *, origin: str) -> str:
+    """A reference system as WKT 2; `DataError` naming `origin` where it is unknown."""
+    try:
+        return str(_parse_crs(crs).to_wkt(version="WKT2_2019"))
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
+        raise DataError(
+            f"{origin}: its reference system is not known: {first_line(error)}"
+        ) from error
+
+
 @lru_cache(maxsize=256)
 def _parse_crs(crs: Any) -> CRS:
     return CRS.from_user_input(crs)

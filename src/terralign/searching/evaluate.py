@@ -23,7 +23,7 @@ KS = (10, 20, 50)
 
 _OVERLAPPING = (
     "Windows overlap, so that hits repeat one another and the intervals are too narrow; "
-    "collapse=True counts places."
+    "collapse= counts places."
 )
 
 
@@ -125,6 +125,8 @@ def evaluate_search(
     Intervals are exact 95 % ones, chance is that of a random order (see `hit_metrics`). Raises
     `DataError` for polygons that are not, an unknown class, or one that no window is covered by.
     """
+    if not ks:
+        raise DataError("ks is empty; give at least one number of hits to judge")
     if not 0 < min_cover <= 1:
         raise DataError(f"min_cover is {min_cover!r}; expected a share above 0, at most 1")
     if isinstance(truth, str | Path):

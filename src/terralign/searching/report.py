@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import shapely
 from terralign.chips import Chip, Grid
 from terralign.encoders.answers import Changes, Hit, Hits, centre_of
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import TerralignError, counted, shown
+from terralign.errors import DataError, TerralignError, counted, shown
 from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes, view_bands
 from terralign.index.parts import PartFacts
 from terralign.index.search import Index
+from terralign.index.stamps import stamps_of
 from terralign.progress import Progress
 from terralign.report.hits import MAX_CARDS, HitCard, HitPage, Ring, check_page, write_hits
 from terralign.scenes.places import wgs84_footprint
@@ -32,22 +33,24 @@ def save_report(space: EmbeddingSpace, index: Index, hits: Hits, path: str | Pat
     """Write an offline page of the first 50 hits: pictures, scores, dates, scenes, and a map.
 
     True and false colour (radar: VV, VH) are read from each hit's scene. A scene that is not at
-    hand, or cannot be read, is named on the page. `StorageError` where another file has the name.
+    hand, changed since it was embedded, or cannot be read, is named on the page. `StorageError`
+    where another file has the name.
     """
     path = Path(path)
     check_page(path)
     chosen = list(hits[:MAX_CARDS])
-    of_hit = {hit.key: index.facts_of(hit.key) for hit in chosen}
+    every = {hit.key: hit for one in chosen for hit in (one, one.before) if hit is not None}
+    of_hit = {key: index.facts_of(key) for key in every}
     pictures: dict[str, Found] = {}
-    with Progress("read pictures", total=len(chosen), unit="hit") as progress:
-        for key, found in _pictures(space, chosen, of_hit):
+    with Progress("read pictures", total=len(every), unit="window") as progress:
+        for key, found in _pictures(space, list(every.values()), of_hit):
             pictures[key] = found
             progress.advance(1)
-    parts = {facts.identity: facts for facts in of_hit.values()}
+    parts = {of_hit[hit.key].identity: of_hit[hit.key] for hit in chosen}
     content = HitPage(
         query=hits.query,
         lines=_lines(index, hits),
-        cards=tuple(_card(hit, of_hit[hit.key], pictures[hit.key]) for hit in chosen),
+        cards=tuple(_card(hit, of_hit[hit.key], pictures) for hit in chosen),
         num_left_out=len(hits) - len(chosen),
         scenes=tuple((one.scene, _outline(one)) for one in parts.values()),
         legend=_legend(pictures.values()),
@@ -69,7 +72,8 @@ def _legend(found: Iterable[Found]) -> tuple[str, ...]:
     return tuple(text for view, text in VIEWS_LEGEND.items() if view in views)
 
 
-def _card(hit: Hit, facts: PartFacts, found: Found) -> HitCard:
+def _card(hit: Hit, facts: PartFacts, pictures: Mapping[str, Found]) -> HitCard:
+    found = pictures[hit.key]
     ranked_by = hit.facts.get("ranked_by", hit.score)
     values = {
         "scene": facts.scene,
@@ -81,9 +85,10 @@ def _card(hit: Hit, facts: PartFacts, found: Found) -> HitCard:
         "id": hit.key,
     }
     score = f"score {hit.score:.4f}"
-    if "score_before" in hit.facts:
-        score = _rise(hit)
-        values["before"] = f"{hit.facts['scene_before']}, {hit.facts['key_before']}"
+    if hit.before is not None:
+        score = _rise(hit, hit.before)
+        values["before"] = f"{hit.before.facts['scene']}, {hit.before.key}"
+        found = _of_both(pictures[hit.before.key], found)
     elif abs(ranked_by - hit.score) > 1e-5:
         score += f", {ranked_by:.2f} standard deviations above the usual one of its tower"
     return HitCard(
@@ -96,12 +101,22 @@ def _card(hit: Hit, facts: PartFacts, found: Found) -> HitCard:
     )
 
 
-def _rise(hit: Hit) -> str:
+def _rise(hit: Hit, before: Hit) -> str:
     """What a comparison of two dates found."""
     return (
-        f"rise {hit.score:.4f}, from {hit.facts['score_before']:.4f} on "
-        f"{hit.facts['datetime_before'][:10]} to {hit.facts['score_after']:.4f}"
+        f"rise {hit.score:.4f}, from {before.score:.4f} on {before.place.datetime:%Y-%m-%d} to "
+        f"{before.score + hit.score:.4f}"
     )
+
+
+def _of_both(before: Found, after: Found) -> Found:
+    """The pictures of two dates; where one has none, why."""
+    if isinstance(before, str):
+        return before
+    if isinstance(after, str):
+        return after
+    earlier = ((f"before, {view}", picture) for view, picture in before)
+    return (*earlier, *((f"after, {view}", picture) for view, picture in after))
 
 
 def _percent(share: float | None) -> str | None:
@@ -149,7 +164,10 @@ def _pictures(
 
 
 def _opened(space: EmbeddingSpace, facts: PartFacts) -> Scene:
-    """The scene of a part, read as it was embedded."""
+    """The scene of a part, read as it was embedded; `DataError` where its files changed since."""
+    path = Path(facts.source)
+    if path.exists() and stamps_of(path) != facts.stamps:
+        raise DataError(f"{shown(path)} changed since it was embedded; embed it again")
     return open_scene(
         facts.source,
         sensor=space.find_sensor(facts.sensor),

@@ -308,12 +308,13 @@ def _read_table(store: Path, manifest: Manifest, split: str) -> pa.Table:
 
 def _room(store: Path, manifest: Manifest) -> int:
     """Bytes on disk of the shards: a table of many samples may take as much, but no more."""
-    num_bytes = 0
+    sizes: dict[tuple[int, int], int] = {}  # a file counts once, by whatever names
     for shard in manifest.shards:
         with suppress(OSError):
             status = os.stat(store / shard.file)
-            num_bytes += min(status.st_size, 512 * status.st_blocks)  # the rest is a hole
-    return num_bytes
+            size = min(status.st_size, 512 * status.st_blocks)  # the rest is a hole
+            sizes[status.st_dev, status.st_ino] = size
+    return sum(sizes.values())
 
 
 def _labels(table: pa.Table, manifest: Manifest, store: Path) -> Labels | None:
