@@ -115,6 +115,7 @@ def test_images_are_resized_where_a_size_is_asked_for(root: Path) -> None:
         ('"harbours/images"', '"/etc"', r"root: '/etc' leads outside"),
         ('"harbours/images"', '"../x"', r"root: '../x' leads outside"),
         ('"harbours/images"', '"elsewhere"', r"root: .*elsewhere not found; looked in"),
+        ('"harbours/images"', f'"{"a" * 300}"', r"root: .*aaa not found; looked in"),
         ('"test.txt"', '"../test.txt"', r"splits.test: '../test.txt' leads outside"),
         ('"test.txt"', '"gone.txt"', r"splits.test: gone.txt not found; looked in"),
         ("test =", "val =", r"no split 'test' in .*harbours.toml; splits: all, train, val"),

@@ -284,6 +284,17 @@ def test_splits_that_share_samples_are_told(
     assert "share 3 keys" in caplog.text
 
 
+def test_numbers_that_nothing_has_are_told_with_the_store(tmp_path: Path) -> None:
+    class Wrong(Wrapped):
+        def read(self, indices: Any) -> Any:
+            pixels = super().read(indices)
+            return {name: np.full_like(one, 60_000) for name, one in pixels.items()}
+
+    pack({"train": Wrong(scenes())}, tmp_path / "s", SMALL)
+    with pytest.raises(DataError, match=rf"{tmp_path / 's'}\), split .train., sentinel"):
+        open_dataset(str(tmp_path / "s"), data_root=None, split="train")
+
+
 def test_a_truncated_shard_is_named_when_it_is_read(store: Path) -> None:
     path = sorted((store / "shards").iterdir())[0]
     path.write_bytes(path.read_bytes()[:-10])

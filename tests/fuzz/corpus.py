@@ -45,6 +45,7 @@ from terralign.bench.suite import load_suite
 from terralign.cli import main
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.sample import Located
+from terralign.datasets.store.files import probe_file
 from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
 from terralign.encoders.clip.weights import read_state_dict, write_state_dict
 from terralign.encoders.ms_clip import load_ms_clip
@@ -176,6 +177,8 @@ def _write_space(folder: Path) -> None:
 def seal_space(folder: Path) -> None:
     """Write the true hashes of all files into `space.json`, where it still lists any."""
     path = folder / "model" / "space.json"
+    if not path.is_file():  # reading a named pipe would wait
+        return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for name, kept in content["files"].items():
@@ -528,11 +531,16 @@ def _write_store(
 def seal_store(folder: Path) -> None:
     """Write the true hashes and sizes of all files into `manifest.json`."""
     path = folder / "store" / "manifest.json"
+    if not path.is_file():  # reading a named pipe would wait
+        return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         for kept in [content["table"], *content["shards"]]:
-            file = path.parent / kept["path"]
-            kept["sha256"], kept["num_bytes"] = hash_file(file), file.stat().st_size
+            file = path.parent / kept["file"]
+            if file.is_file():
+                kept["sha256"], kept["num_bytes"] = hash_file(file), file.stat().st_size
+                if kept.get("probe"):
+                    kept["probe"] = probe_file(file)
         path.write_text(json.dumps(content), encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return

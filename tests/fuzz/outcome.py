@@ -93,6 +93,8 @@ def _child(entry: Entry, place: Path, damage: Callable[[Path], Sequence[str]]) -
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.chdir(place / "files")
     tempfile.tempdir = os.environ["TMPDIR"] = str(place / "tmp")
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, WALL_S)
     done = damage(place / "files")
     if entry.sealed is not None:
         entry.sealed(place / "files")
@@ -120,8 +122,6 @@ def _child(entry: Entry, place: Path, damage: Callable[[Path], Sequence[str]]) -
     limit = int(used + CPU_S + 1)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, WALL_S)
     sys.addaudithook(_hook(place, sink))
     kind, text, where = "read", "", ""
     try:

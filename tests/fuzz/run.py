@@ -10,6 +10,12 @@ A case is named ENTRY:NUMBER, or `hostile:NAME` of those made by hand (`--hostil
 from __future__ import annotations
 
 import os
+import sys
+
+if __name__ == "__main__" and "PYTHONMALLOC" not in os.environ:
+    # Every case is forked from this process: in large pages, that takes a quarter less.
+    large = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **large})
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: every case is a process of its own
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,7 +25,6 @@ import collections
 import gc
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence

@@ -215,5 +215,5 @@ def open_dataset(
         check_data_root(data_root)
     samples = entry.open(Path(data_root), split, size)
     some = Subset(samples, np.arange(min(NUM_CHECKED, len(samples)))) if entry.in_order else samples
-    check_samples(some)
+    check_samples(some, opened_as=name_or_toml)
     return samples

@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.datasets.sample import SampleSet
-from terralign.errors import DataError, NumbersError
+from terralign.errors import DataError, NumbersError, shown
 from terralign.scenes.plausible import NUM_CHECKED, check_numbers
 
 
-def check_samples(samples: SampleSet) -> None:
+def check_samples(samples: SampleSet, *, opened_as: str = "") -> None:
     """Raise `NumbersError` where the numbers of a split cannot be what its layouts declare.
 
     Samples that cannot be read are skipped here, and are errors where they are used. RGB digital
     numbers of 8 bits, which pictures are decoded to, may be any, and are not checked further.
+    `opened_as`: the name or path by which the data set was opened.
     """
     if not len(samples):
         return
@@ -36,5 +37,6 @@ def check_samples(samples: SampleSet) -> None:
         if not found:
             return
     for name, parts in found.items():
-        origin = f"data set {samples.name!r}, split {samples.split!r}, {name}"
+        place = "" if opened_as in ("", samples.name) else f" ({shown(opened_as)})"
+        origin = f"data set {samples.name!r}{place}, split {samples.split!r}, {name}"
         check_numbers(parts, samples.layouts[name], origin=origin)

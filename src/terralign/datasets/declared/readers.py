@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ def declared_facts(
         class_list=path.name if labels in ("single", "multi") else None,
         splits=dict.fromkeys(splits or WHOLE_SPLITS),
         has_splits=splits is not None,
-        needs_root=not (path.parent / declaration.location).exists(),
+        needs_root=not os.path.exists(path.parent / declaration.location),  # of any name
         layout=(declaration.location,),
     )
 
