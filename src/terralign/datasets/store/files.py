@@ -17,10 +17,11 @@ import hashlib
 import json
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -243,18 +244,20 @@ class MappedTensor:
 
         By the system's own call: Python's is of its own maps only, each of which keeps a file open.
         """
+        advise = _madvise()
         stride = self.array.nbytes // len(self.array)
         start = self.array.ctypes.data
         for row in rows.tolist():
             first = start + row * stride
             aligned = first - first % mmap.PAGESIZE
-            size = ctypes.c_size_t(first + stride - aligned)
-            _libc().madvise(ctypes.c_void_p(aligned), size, ctypes.c_int(mmap.MADV_WILLNEED))
+            advise(aligned, first + stride - aligned, mmap.MADV_WILLNEED)
 
 
 @cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _madvise() -> Callable[[int, int, int], int]:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return cast(Callable[[int, int, int], int], function)
 
 
 def pack_bits(valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
