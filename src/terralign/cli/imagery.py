@@ -719,7 +719,7 @@ def search(
     --for to --out is for folders of parts.
     """
     _check_geojson(geojson)
-    from terralign.index.parts import is_folder_of_parts
+    from terralign.index.names import is_folder_of_parts
 
     if is_folder_of_parts(Path(imagery)):
         _search_folder(
@@ -971,7 +971,7 @@ def _source_of_map(
 ) -> tuple[Any, str]:
     """What a map is made of, an index or the path of a scene, and the model's name; `reading` is
     left with what is to be passed on."""
-    from terralign.index.parts import is_folder_of_parts
+    from terralign.index.names import is_folder_of_parts
 
     tower = reading["tower"]
     if not is_folder_of_parts(Path(imagery)):

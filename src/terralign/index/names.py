@@ -52,3 +52,19 @@ _PART = re.compile(r".*\.[0-9a-f]{16}\.[0-9a-f]{16}\.parquet")
 def is_part_name(name: str) -> bool:
     """Whether a file is called as `part_name` calls parts."""
     return _PART.fullmatch(name) is not None
+
+
+def is_folder_of_parts(path: Path) -> bool:
+    """Whether a path is a folder of parts, by the name or the footer of its first Parquet file."""
+    if not path.is_dir():
+        return False
+    found = part_paths(path)
+    if not found or any(is_part_name(one.name) for one in found):
+        return bool(found)
+    from terralign.index.parts import facts_of  # which takes torch
+
+    try:
+        facts_of(found[0])
+    except DataError:
+        return False
+    return True

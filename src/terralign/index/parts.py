@@ -26,7 +26,6 @@ from terralign.encoders.vectors import as_utf8
 from terralign.errors import DataError, first_line, shown
 from terralign.files import atomic_path
 from terralign.index.grids import hilbert_numbers, majortom_cells
-from terralign.index.names import is_part_name, part_paths
 from terralign.limits import limit, require
 from terralign.precision import Precision
 from terralign.preprocess.spec import ALL_CELLS
@@ -482,20 +481,6 @@ def facts_of(path: Path) -> PartFacts:
     part = Part(path)
     part.close()
     return part.facts
-
-
-def is_folder_of_parts(path: Path) -> bool:
-    """Whether a path is a folder of parts, by the name or the footer of its first Parquet file."""
-    if not path.is_dir():
-        return False
-    found = part_paths(path)
-    if not found or any(is_part_name(one.name) for one in found):
-        return bool(found)
-    try:
-        facts_of(found[0])
-    except DataError:
-        return False
-    return True
 
 
 def describe_window(row: Mapping[str, Any]) -> Window | None:

@@ -28,7 +28,8 @@ from terralign.errors import DataError, SensorError, counted, nearest, quoted, s
 from terralign.index.blend import Blend
 from terralign.index.cog import MARK, Layer, check_map, write_maps
 from terralign.index.embed import embed_scenes
-from terralign.index.parts import Part, PartFacts, is_folder_of_parts
+from terralign.index.names import is_folder_of_parts
+from terralign.index.parts import Part, PartFacts
 from terralign.index.plan import grid_gsd, require_shares
 from terralign.index.query import Terms, name_of, query_vector, terms_of
 from terralign.index.search import Index, cosines, open_index

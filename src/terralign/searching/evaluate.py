@@ -28,7 +28,7 @@ _OVERLAPPING = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchedText:
+class EvaluatedText:
     """What the search for one text found of one class. `metrics`: `precision@k`, `recall@k`."""
 
     text: str
@@ -51,7 +51,7 @@ class SearchEvaluation(Shown):
     towers: tuple[str, ...]
     num_searched: int
     min_cover: float
-    texts: tuple[SearchedText, ...]
+    texts: tuple[EvaluatedText, ...]
     notes: tuple[str, ...] = ()
 
     def _title(self) -> str:
@@ -149,7 +149,7 @@ def evaluate_search(
         relevant = of_label[label][np.searchsorted(numbers, rows)]
         num_relevant = int(np.count_nonzero(of_label[label]))
         found.append(
-            SearchedText(
+            EvaluatedText(
                 text=text,
                 class_name=label,
                 num_relevant=num_relevant,
@@ -208,7 +208,7 @@ def _pairs(
 
 
 def _notes(
-    index: Index, found: Sequence[SearchedText], k: int, *, collapsed: bool
+    index: Index, found: Sequence[EvaluatedText], k: int, *, collapsed: bool
 ) -> tuple[str, ...]:
     notes = [
         f"{one.text!r} has {counted(one.num_hits, 'hit')} of the {k} wanted; precision is of these."
