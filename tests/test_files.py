@@ -60,6 +60,21 @@ def test_a_written_file_is_whole_and_alone(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == ["a.txt"]
 
 
+def test_what_a_library_writes_beside_a_file_goes_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with atomic_path(path, alone=True) as begun:
+        (begun.parent / ".tmpAbCdEf").write_text("half")
+        begun.with_suffix(".new").write_text("whole")
+        begun.with_suffix(".new").replace(begun)  # the file that was locked is another one now
+        clear_partials(tmp_path)  # as another process does
+    assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_text() == "whole"
+    with pytest.raises(ZeroDivisionError), atomic_path(path, alone=True) as begun:
+        begun.write_text(str(1 // 0))
+    assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_text() == "whole"
+
+
 @pytest.mark.parametrize("fault", [ValueError("wrong"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_file_and_no_part(tmp_path: Path, fault: BaseException) -> None:
     path = tmp_path / "a.txt"

@@ -53,27 +53,34 @@ _BYTE_ORDER_MARKS = (
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; renamed over it when the block ends well.
 
     When the block raises, nothing of `path` has changed and the part written is removed. A link in
     the place of `path` is replaced, not followed. A full or read-only disk raises `StorageError`.
+    `alone`: in a folder of its own, for libraries that write beside a file and rename it themselves
+    (safetensors): what is left of theirs is cleared with the folder.
     """
     path = Path(path)
     partial = _partial_of(path)
+    begun = partial / path.name if alone else partial
+    flags = os.O_RDONLY | os.O_DIRECTORY if alone else os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _begun(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as lock:
-            usual = os.fstat(lock).st_mode  # some libraries let the owner alone read their files
-            yield partial
-            with open(partial, "rb") as written:
+        with _begun(partial, flags):
+            begun.touch()
+            usual = begun.stat().st_mode  # some libraries let the owner alone read their files
+            yield begun
+            with open(begun, "rb") as written:
                 os.fsync(written.fileno())
-            partial.chmod(stat.S_IMODE(usual))
-            os.replace(partial, path)
+            begun.chmod(stat.S_IMODE(usual))
+            os.replace(begun, path)
+            if alone:
+                shutil.rmtree(partial, ignore_errors=True)
     except BaseException as error:
         with suppress(OSError):
-            partial.unlink()
-        storage_error = _as_storage_error(error, path, partial)
+            _remove(partial)
+        storage_error = _as_storage_error(error, path, begun)
         if storage_error is not None:
             raise storage_error from error
         raise
@@ -175,7 +182,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _as_storage_error(error: BaseException, path: Path, partial: Path) -> StorageError | None:
+def _as_storage_error(error: BaseException, path: Path, begun: Path) -> StorageError | None:
     """A failed write: OSErrors of the disk, and the libraries' own wrapping of them.
 
     None for a fault of something else, such as an input that is missing.
@@ -193,7 +200,7 @@ def _as_storage_error(error: BaseException, path: Path, partial: Path) -> Storag
             "free some space and run the same command again"
         )
     if isinstance(error, OSError) and (
-        error.filename is None or Path(str(error.filename)) in (partial, path, *path.parents)
+        error.filename is None or Path(str(error.filename)) in (path, begun, *begun.parents)
     ):
         return StorageError(f"cannot write {path}: {error.strerror or error}")
     return None

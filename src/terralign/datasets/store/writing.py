@@ -359,7 +359,7 @@ class _Packing:
         part: Part = {"kept": kept, "skipped": content.skipped, "num_bytes": 0, "sha256": ""}
         if kept:
             path = self.store / shard.file
-            with atomic_path(path) as partial_path:
+            with atomic_path(path, alone=True) as partial_path:
                 save_file(content.tensors, partial_path)
             part |= {
                 "num_bytes": path.stat().st_size,

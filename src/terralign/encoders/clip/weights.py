@@ -210,7 +210,7 @@ def write_state_dict(path: Path, state: Mapping[str, Tensor]) -> None:
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state.items()
     }
-    with atomic_path(path) as partial:
+    with atomic_path(path, alone=True) as partial:
         save_file(ready, partial)
 
 
