@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,32 @@ READING_ORDER = (
     "bench", "ablate", "pack", "info",
 )  # fmt: skip
 """The commands as help lists them: what a newcomer needs first. Others come last."""
+
+
+def option_group(
+    options: Sequence[Callable[[Command], Command]], into: str, *, apart: Sequence[str] = ()
+) -> Callable[[Command], Command]:
+    """Options for a command, of which those that are given are passed on as one mapping, `into`.
+
+    `apart`: names of options that are passed on by themselves.
+    """
+
+    def wrap(function: Command) -> Command:
+        @functools.wraps(function)
+        def call(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            asked = {name: one for name, one in given.items() if one not in (None, ())}
+            function(**{into: asked}, **arguments)
+
+        wrapped: Any = call
+        others = len(getattr(wrapped, "__click_params__", ()))
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        names = [one.name for one in wrapped.__click_params__[others:] if one.name not in apart]
+        command: Command = wrapped
+        return command
+
+    return wrap
 
 
 def example(text: str) -> Callable[[Command], Command]:

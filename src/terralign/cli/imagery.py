@@ -18,6 +18,7 @@ from terralign.cli.app import (
     example,
     json_option,
     main,
+    option_group,
     say_loading,
     threads,
 )
@@ -423,25 +424,7 @@ _FOLDER_OPTIONS = [
         help="Also write a STAC collection of all parts, and an item beside each (extra stac).",
     ),
 ]  # fmt: skip
-_FOLDER_NAMES = (
-    *("stride", "gsd_m", "min_valid", "max_cloud", "vectors", "precision", "part", "engine"),
-    *("num_workers", "layer", "stac"),
-)
 _FLAGS_OF = {"gsd_m": "--gsd", "num_workers": "--workers", "layer": "--format"}
-
-
-def _folder_options(function: Command) -> Command:
-    """The options of a folder of parts; passed on as one mapping of those given, `parting`."""
-
-    @functools.wraps(function)
-    def call(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in _FOLDER_NAMES}
-        function(parting={name: one for name, one in given.items() if one is not None}, **arguments)
-
-    wrapped: Command = call
-    for option in reversed(_FOLDER_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 @main.command()
@@ -454,7 +437,7 @@ def _folder_options(function: Command) -> Command:
     help="The folder of GeoParquet parts to fill; or, ending in .parquet, the one file to write.",
 )
 @_reading_options
-@_folder_options
+@option_group(_FOLDER_OPTIONS, "parting")
 @device_option
 @json_option
 @example("terralign embed S2A_MSIL2A_*.SAFE --model runs/m/model --out scenes --stride 32")
@@ -657,27 +640,7 @@ _SEARCH_OPTIONS = [
         help="Also write an offline page of the first 50 hits, with pictures and a map: .html.",
     ),
 ]  # fmt: skip
-_SEARCH_NAMES = (
-    *("also", "against", "like", "unlike", "images", "bbox", "polygon", "start", "end"),
-    *("max_cloud", "min_valid", "sensors", "towers", "collapse", "cut", "centre", "page", "out"),
-    *("page_path", "compare"),
-)
 _SEARCH_FLAGS = {"also": "--for", "images": "--image", "page_path": "--report"}
-
-
-def _search_options(function: Command) -> Command:
-    """The options of a search over a folder; passed on as one mapping of those given, `asked`."""
-
-    @functools.wraps(function)
-    def call(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in _SEARCH_NAMES}
-        asked = {name: one for name, one in given.items() if one not in (None, ())}
-        function(asked=asked, **arguments)
-
-    wrapped: Command = call
-    for option in reversed(_SEARCH_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 def _flags_given(reading: dict[str, Any]) -> list[str]:
@@ -693,7 +656,7 @@ def _flags_given(reading: dict[str, Any]) -> list[str]:
     "-k", "k", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Hits."
 )
 @click.option("--prompts", help="Templates to put the query in; default: the query as it is.")
-@_search_options
+@option_group(_SEARCH_OPTIONS, "asked", apart=["page_size"])
 @_reading_options
 @geojson_option
 @device_option
@@ -874,21 +837,6 @@ _MAP_OPTIONS = [
         help="Of a scene that is embedded first: the GSD that the tower was trained at.",
     ),
 ]  # fmt: skip
-_MAP_NAMES = ("scene", "pixel_m", "min_valid", "max_cloud", "stride", "gsd_m")
-
-
-def _map_options(function: Command) -> Command:
-    """The options of a map; passed on as one mapping of those given, `mapping`."""
-
-    @functools.wraps(function)
-    def call(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in _MAP_NAMES}
-        function(mapping={name: one for name, one in given.items() if one is not None}, **arguments)
-
-    wrapped: Command = call
-    for option in reversed(_MAP_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 @main.command()
@@ -909,7 +857,7 @@ def _map_options(function: Command) -> Command:
 )
 @click.option("--prompts", help="Templates to put the query or the class names in.")
 @_label_options
-@_map_options
+@option_group(_MAP_OPTIONS, "mapping")
 @_reading_options
 @device_option
 @json_option

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ import click
 from click.core import ParameterSource
 
 from terralign.cli.app import (
-    Command,
     data_root_option,
     device_option,
     example,
     json_option,
     main,
+    option_group,
     say_loading,
     threads,
 )
@@ -73,25 +72,6 @@ _TRUTH_OPTIONS = [
         help="With --truth: how windows of several towers are ranked, see search.",
     ),
 ]  # fmt: skip
-_TRUTH_NAMES = (
-    *("texts", "ks", "min_cover", "class_property", "space", "bbox", "polygon", "collapse", "cut"),
-    "centre",
-)
-
-
-def _truth_options(function: Command) -> Command:
-    """The options of the measurement of a search; those given are passed on as `asked`."""
-
-    @functools.wraps(function)
-    def call(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in _TRUTH_NAMES}
-        asked = {name: one for name, one in given.items() if one not in (None, ())}
-        function(asked=asked, **arguments)
-
-    wrapped: Command = call
-    for option in reversed(_TRUTH_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
 
 
 @main.command()
@@ -112,7 +92,7 @@ def _truth_options(function: Command) -> Command:
 @click.option("--prompts", help="A prompt set's name, or a TOML with templates.")
 @click.option("--classes", help="Class names: openai-imagenet; default: the data set's own.")
 @click.option("--composite", help="RGB recipe of the data's sensor, for the RGB tower.")
-@_truth_options
+@option_group(_TRUTH_OPTIONS, "asked", apart=["truth"])
 @device_option
 @json_option
 @example(
