@@ -377,6 +377,16 @@ def _share(
     return int(first), int(last)
 
 
+_LEFT_OUT = [
+    click.option(
+        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with a smaller share of valid pixels; default: those without any.",
+    ),
+    click.option(
+        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
+        help="Leave out windows with more cloud and shadow.",
+    ),
+]  # fmt: skip
 _FOLDER_OPTIONS = [
     click.option(
         "--stride", type=click.IntRange(1), metavar="PIXELS",
@@ -388,14 +398,7 @@ _FOLDER_OPTIONS = [
         help="GSD that the tower was trained at; default: as it records, else that of the sensor's "
         "bands. Scenes at another are resampled.",
     ),
-    click.option(
-        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
-        help="Leave out windows with a smaller share of valid pixels; default: those without any.",
-    ),
-    click.option(
-        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
-        help="Leave out windows with more cloud and shadow.",
-    ),
+    *_LEFT_OUT,
     click.option(
         "--vectors", type=click.Choice(["float16", "float32", "int8"]),
         help="How vectors are stored; default: float16.",
@@ -819,14 +822,7 @@ _MAP_OPTIONS = [
         "--pixel", "pixel_m", type=click.FloatRange(0, min_open=True), metavar="METRES",
         help="Size of the map's pixels; default: an eighth of a window.",
     ),
-    click.option(
-        "--min-valid", type=click.FloatRange(0, 1), metavar="SHARE",
-        help="Leave out windows with a smaller share of valid pixels; default: those without any.",
-    ),
-    click.option(
-        "--max-cloud", type=click.FloatRange(0, 1), metavar="SHARE",
-        help="Leave out windows with more cloud and shadow.",
-    ),
+    *_LEFT_OUT,
     click.option(
         "--stride", type=click.IntRange(1), metavar="PIXELS",
         help="Of a scene that is embedded first: from one window to the next; default: half a "

@@ -47,25 +47,53 @@ MAX_CLASSES = 65_535
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
-class ScoreMap(Shown):
-    """A map of scores: its file, scene and tower. `grid`: of the map. `pixel_m`: metres of its
-    pixels. `lowest`, `highest`: cosines, NaN without any. `covered`: share (0-1) of its pixels with
-    a score."""
+class _Map(Shown):
+    """What all maps state. `grid`: of the map. `pixel_m`: metres of its pixels. `covered`: share
+    (0-1) of its pixels that have a value."""
 
     path: Path
-    query: str
     scene: str
     source: str
     tower: str
     grid: Grid
     pixel_m: float | None
     num_windows: int
-    lowest: float
-    highest: float
     covered: float
 
+    def _titled(self, what: str) -> str:
+        size = "" if self.pixel_m is None else f" of {self.pixel_m:.3g} m"
+        return (
+            f"{shown(self.path)}: {what}, {self.grid.height}x{self.grid.width} pixels{size} from "
+            f"{counted(self.num_windows, 'window')} of {self.scene} ({self.tower})"
+        )
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "scene": self.scene,
+            "source": self.source,
+            "tower": self.tower,
+            "height": self.grid.height,
+            "width": self.grid.width,
+            "pixel_m": self.pixel_m,
+            "crs": self.grid.crs,
+            "transform": list(self.grid.transform),
+            "windows": self.num_windows,
+            "covered": self.covered,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
+class ScoreMap(_Map):
+    """A map of scores: its file, scene and tower. `grid`: of the map. `pixel_m`: metres of its
+    pixels. `lowest`, `highest`: cosines, NaN without any. `covered`: share (0-1) of its pixels with
+    a score."""
+
+    query: str
+    lowest: float
+    highest: float
+
     def _title(self) -> str:
-        return _title_of(self, f"scores of {self.query!r}")
+        return self._titled(f"scores of {self.query!r}")
 
     def table(self) -> Table:
         """The lowest and the highest score, and the share of the map that has one."""
@@ -81,31 +109,23 @@ class ScoreMap(Shown):
         return {
             "out": str(self.path),
             "query": self.query,
-            **_described(self),
+            **self._described(),
             "lowest": self.lowest if self.covered else None,
             "highest": self.highest if self.covered else None,
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
-class ClassMap(Shown):
+class ClassMap(_Map):
     """A map of classes, and one of the probability of the class of each pixel. `shares`: of each
     label, of the pixels with a class (0-1)."""
 
-    path: Path
     probability_path: Path
     labels: tuple[str, ...]
     shares: tuple[float, ...]
-    scene: str
-    source: str
-    tower: str
-    grid: Grid
-    pixel_m: float | None
-    num_windows: int
-    covered: float
 
     def _title(self) -> str:
-        return _title_of(self, f"{len(self.labels)} classes") + f"; {shown(self.probability_path)}"
+        return self._titled(f"{len(self.labels)} classes") + f"; {shown(self.probability_path)}"
 
     def table(self) -> Table:
         """Value, name and share of each class."""
@@ -124,35 +144,12 @@ class ClassMap(Shown):
         return {
             "out": str(self.path),
             "probability": str(self.probability_path),
-            **_described(self),
+            **self._described(),
             "classes": [
                 {"value": value, "label": label, "share": share}
                 for value, (label, share) in classes
             ],
         }
-
-
-def _title_of(found: ScoreMap | ClassMap, what: str) -> str:
-    size = "" if found.pixel_m is None else f" of {found.pixel_m:.3g} m"
-    return (
-        f"{shown(found.path)}: {what}, {found.grid.height}x{found.grid.width} pixels{size} from "
-        f"{counted(found.num_windows, 'window')} of {found.scene} ({found.tower})"
-    )
-
-
-def _described(found: ScoreMap | ClassMap) -> dict[str, Any]:
-    return {
-        "scene": found.scene,
-        "source": found.source,
-        "tower": found.tower,
-        "height": found.grid.height,
-        "width": found.grid.width,
-        "pixel_m": found.pixel_m,
-        "crs": found.grid.crs,
-        "transform": list(found.grid.transform),
-        "windows": found.num_windows,
-        "covered": found.covered,
-    }
 
 
 def score_map(
