@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in two 
 if TYPE_CHECKING:
     from fake_world import FakeWorld
     from terralign.encoders.clip.load import ClipModel
+    from terralign.encoders.space import EmbeddingSpace
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,22 @@ def tiny_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
 
     preprocess_cfg = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
     return new_clip(tiny_clip_config, preprocess_cfg, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a space with a Sentinel-2 tower, of random weights."""
+    from imagery import space_of
+
+    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def space(model: Path) -> EmbeddingSpace:
+    """The space of `model`."""
+    from terralign.encoders.space import EmbeddingSpace
+
+    return EmbeddingSpace.load(model)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ from imagery import (
     NO_OFFSET,
     S2,
     dn,
-    space_of,
     write_geotiff,
     write_picture,
     write_product,
@@ -45,16 +44,6 @@ def threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def space(model: Path) -> EmbeddingSpace:
-    return EmbeddingSpace.load(model)
 
 
 def _call(*arguments: object) -> Result:

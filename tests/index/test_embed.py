@@ -40,16 +40,6 @@ from terralign.scenes.scene import open_scene
 from terralign.train.student import StudentSettings, new_student
 
 
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def space(model: Path) -> EmbeddingSpace:
-    return EmbeddingSpace.load(model)
-
-
 def write_scene(path: Path, size: int = 80, *, seed: int = 0, **options: Any) -> Path:
     return write_geotiff(path, dn(size, seed=seed), S2.band_names, tags=NO_OFFSET, **options)
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from rasterio import Affine
 
-from imagery import NO_OFFSET, S2, KnownSpace, known_space, space_of, write_geotiff
+from imagery import NO_OFFSET, S2, KnownSpace, known_space, write_geotiff
 from terralign.chips import Grid, make_layout
 from terralign.cli import main
 from terralign.encoders.clip.load import ClipModel
@@ -389,11 +389,6 @@ def test_only_maps_of_ours_are_replaced(
 
 
 # The command
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
 
 
 def call(*arguments: object) -> Result:

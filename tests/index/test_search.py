@@ -13,7 +13,7 @@ import pytest
 import shapely
 from click.testing import CliRunner, Result
 
-from imagery import NO_OFFSET, S2, dn, space_of, write_geotiff, write_picture
+from imagery import NO_OFFSET, S2, dn, write_geotiff, write_picture
 from terralign.cli import main
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
@@ -27,16 +27,6 @@ from terralign.index.results import save_hits
 from terralign.index.search import Index, cosines, describe_index, open_index
 
 QUERY = "a river"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def space(model: Path) -> EmbeddingSpace:
-    return EmbeddingSpace.load(model)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
-from imagery import NEW_PRODUCT, NO_OFFSET, S2, dn, space_of, write_geotiff, write_product
+from imagery import NEW_PRODUCT, NO_OFFSET, S2, dn, write_geotiff, write_product
 from terralign.chips import Window
-from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, StorageError
 from terralign.files import claimed
@@ -30,11 +29,6 @@ from terralign.index.search import open_index
 from terralign.index.stac import COLLECTION, _union, write_catalogue
 
 pystac = pytest.importorskip("pystac")
-
-
-@pytest.fixture(scope="module")
-def space(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingSpace:
-    return EmbeddingSpace.load(space_of(tiny_clip).save(tmp_path_factory.mktemp("m") / "model"))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from click.testing import CliRunner, Result
 from rasterio.features import rasterize, shapes
 from rasterio.warp import transform, transform_geom
 
-from imagery import NO_OFFSET, ORIGIN, S2, dn, space_of, write_geotiff
+from imagery import NO_OFFSET, ORIGIN, S2, dn, write_geotiff
 from terralign.cli import main
-from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError
 from terralign.index.embed import embed_scenes
@@ -26,16 +25,6 @@ from terralign.searching.evaluate import evaluate_search
 
 DRAWN = Path(__file__).parents[1] / "data" / "t48que.geojson"
 SIZE, STRIDE = 96, 16
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def space(model: Path) -> EmbeddingSpace:
-    return EmbeddingSpace.load(model)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from imagery import NO_OFFSET, S2, dn, space_of, write_geotiff
+from imagery import NO_OFFSET, S2, dn, write_geotiff
 from report_page import NASTY, Page
 from terralign.cli import main
-from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import StorageError
 from terralign.index.embed import embed_scenes
@@ -20,16 +19,6 @@ from terralign.index.search import Index, open_index
 from terralign.searching.report import save_report
 
 LAST = "S2A_MSIL2A_20220706T085611_N9999_R007_T33NZA_20220706T153419.tif"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return space_of(tiny_clip).save(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def space(model: Path) -> EmbeddingSpace:
-    return EmbeddingSpace.load(model)
 
 
 @pytest.fixture(scope="module")
