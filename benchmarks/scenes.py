@@ -7,7 +7,7 @@ own, whose peak of resident memory (`getrusage`) holds everything. `alone`: each
 as `Scene.read` gives it, some of them.
 
 `--embed MODEL` embeds the GeoTIFFs into a folder of parts as well, in a process of its own, and
-compares with the tower's forward pass alone on windows that are ready, before and after it.
+compares with the tower's forward pass alone on windows that are ready, by turns.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ ALONE = 24
 BATCH = 64
 NUM_READY = 512
 """Windows that lie ready for the tower alone."""
+FORWARDS = 10
+"""Times that they go through it, in a turn."""
+EMBEDDINGS = 5
+"""Turns of embedding the scene, after a first one that is measured for its memory."""
 
 
 def rows_of(band: int, first: int, count: int, width: int) -> NDArray[np.uint16]:
@@ -121,48 +125,63 @@ def measure(folder: Path, size: int) -> dict[str, Any]:
 
 
 def embed(folder: Path, model: str) -> dict[str, Any]:
-    """Embed the scene by the model's tower for it, and time the tower alone on ready windows."""
+    """Embed the scene by the model's tower for it, and time the tower alone on ready windows.
+
+    By turns, since machines are shared: a ratio is over the mean of the tower's turns around it.
+    """
     import torch
 
-    from terralign.compute import choose_threads
+    from terralign.compute import choose_threads, set_threads
     from terralign.encoders.pixels import ready_pixels
     from terralign.encoders.space import EmbeddingSpace
     from terralign.index.embed import embed_scenes
 
-    torch.set_num_threads(choose_threads(None))
+    set_threads(choose_threads(None))  # as the command does
     space = EmbeddingSpace.load(model)
     scene = open_scene(folder)
     tower = space.tower_for(scene.layout)
     spec = space.input_spec(tower)
+
+    def whole() -> tuple[int, float, float]:
+        start, cpu = time.perf_counter(), time.process_time()
+        with tempfile.TemporaryDirectory() as out:
+            found = embed_scenes(space, folder, out, batch_size=BATCH)
+        return found.num_vectors, time.perf_counter() - start, time.process_time() - cpu
+
+    turns = [whole()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     some = cut_windows(scene.height, scene.width, spec.size)[:NUM_READY]
     raw = np.stack([chip.pixels for chip in scene.read_windows(some)])
     ready = ready_pixels(torch.from_numpy(raw), scene.layout, spec, tower=tower)
 
     def forward() -> float:
         start = time.perf_counter()
-        for first in range(0, len(ready), BATCH):
-            space.encode_ready(ready[first : first + BATCH], tower=tower)
-        return len(ready) / (time.perf_counter() - start)
+        for _ in range(FORWARDS):
+            for first in range(0, len(ready), BATCH):
+                space.encode_ready(ready[first : first + BATCH], tower=tower)
+        return FORWARDS * len(ready) / (time.perf_counter() - start)
 
-    forward()
-    before = [forward() for _ in range(3)]
-    start, cpu = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as out:
-        found = embed_scenes(space, folder, out, batch_size=BATCH)
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-    alone = float(np.median([*before, *(forward() for _ in range(3))]))
+    alone = [forward()]
+    for _ in range(EMBEDDINGS):
+        turns.append(whole())
+        alone.append(forward())
+    windows, *_ = turns[0]
+    rates = [windows / wall for _, wall, _ in turns[1:]]
     return {
         "model": Path(model).name,
         "tower": tower,
         "input": spec.size,
         "threads": torch.get_num_threads(),
-        "windows": found.num_vectors,
-        "seconds": round(wall, 2),
-        "cpu_seconds": round(cpu, 2),
-        "windows_per_second": round(found.num_vectors / wall, 1),
-        "forward_windows_per_second": round(alone, 1),
-        "embed_over_forward": round(found.num_vectors / wall / alone, 3),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "windows": windows,
+        "seconds": [round(wall, 2) for _, wall, _ in turns],
+        "cpu_seconds": [round(cpu, 2) for *_, cpu in turns],
+        "windows_per_second": round(float(np.median(rates)), 1),
+        "forward_windows_per_second": [round(rate, 1) for rate in alone],
+        "embed_over_forward": [
+            round(2 * rate / (before + after), 3)
+            for rate, before, after in zip(rates, alone[:-1], alone[1:], strict=True)
+        ],
+        "peak_mib": round(peak / 1024),
     }
 
 

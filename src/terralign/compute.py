@@ -9,11 +9,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from threadpoolctl import ThreadpoolController
 
+from terralign.cores import available_cores
 from terralign.errors import RecipeError, first_line
 from terralign.precision import Precision
 
@@ -24,20 +24,6 @@ MAX_READERS = 16
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's mallopt."""
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its control group where set."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores
 
 
 def choose_threads(requested: int | None = None) -> int:

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -522,14 +523,22 @@ class _Work:
         clouds: list[float] = []
         blocks: list[NDArray[Any]] = []
         num_invalid = num_cloudy = 0
+        shaping: Future[tuple[NDArray[np.object_], NDArray[np.float64]]] | None = None
         spec, on_cpu = self.space.input_spec(tower), self.space.device.type == "cpu"
         label = f"embed {shown(source.key)} with {tower}"
         reading = self._read(source, tower, plan.windows)
         with (
+            ThreadPoolExecutor(1) as aside,
             Progress(label, total=len(plan.windows), unit="window") as progress,
             closing(drawn_ahead(reading, depth=READ_AHEAD, initializer=compute_alone)) as batches,
         ):
             for batch in batches:
+                if shaping is None:  # beside the tower, which waits for the first batch alone
+                    shaping = aside.submit(
+                        window_shapes, source.grid, plan.windows, origin=shown(source.key)
+                    )
+                elif shaping.done():
+                    shaping.result()  # raises before the tower is through all windows
                 num_invalid += batch.num_invalid
                 num_cloudy += batch.num_cloudy
                 if batch.pixels is not None and batch.layout is not None:
@@ -558,12 +567,13 @@ class _Work:
                 "embed; leave it out"
             )
         windows = [plan.windows[number] for number in chosen]
-        shapes, centres = window_shapes(source.grid, windows, origin=shown(source.key))
+        assert shaping is not None  # or there was no batch
+        shapes, centres = shaping.result()
         empty = np.zeros((0, self.space.dim), dtype=stored)
         rows = PartRows(
             windows=windows,
-            shapes=shapes,
-            centres=centres,
+            shapes=shapes[chosen],
+            centres=centres[chosen],
             valid_shares=np.array(shares, dtype=np.float32),
             valid_cells=np.array(cells, dtype=np.uint64),
             clouds=np.array(clouds, dtype=np.float32),

@@ -247,6 +247,7 @@ def write_part(path: Path, rows: PartRows, facts: PartFacts) -> PartFacts:
             compression="zstd",
             row_group_size=max(1, _ROW_GROUP_BYTES // row_bytes),
             use_dictionary=["scene", "source", "sensor", "tower", "cell"],
+            write_statistics=[name for name in table.column_names if name != "vector"],
             write_page_checksum=True,
         )
     return facts

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terralign.compute import available_cores
+from terralign.cores import available_cores
 from terralign.encoders.answers import Changes, Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table

@@ -25,7 +25,7 @@ from terralign.scenes.geotiff import Place, grid_of, mask_rules, open_raster, re
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
-from terralign.scenes.read import MAX_THREADS, Reader
+from terralign.scenes.read import MAX_THREADS, Reader, decoding_threads
 from terralign.scenes.remote import RemoteRaster
 from terralign.scenes.resolution import enlarge, native_span, read_native
 from terralign.scenes.rows import Pair, RowBuffer, block_step
@@ -231,9 +231,15 @@ class BandFiles:
                 natives = [_native_of(*pair) for pair in zip(bands, sources, strict=True)]
                 yield lambda window: self._read(window, layout, bands, natives, map)
                 return
-            pool = stack.enter_context(ThreadPoolExecutor(min(len(bands), MAX_THREADS)))
+            pool = stack.enter_context(ThreadPoolExecutor(self._num_threads(bands)))
             natives = [_rows_of(*pair, columns) for pair in zip(bands, sources, strict=True)]
             yield lambda window: self._read(window, layout, bands, natives, pool.map)
+
+    @staticmethod
+    def _num_threads(bands: Sequence[_Band]) -> int:
+        """Remote files are waited for, by as many threads as there may be."""
+        remote = any(isinstance(band.path, RemoteRaster) for band in bands)
+        return min(len(bands), MAX_THREADS if remote else decoding_threads())
 
     def _read(
         self,

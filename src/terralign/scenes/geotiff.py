@@ -265,7 +265,7 @@ def require_small_blocks(path: Place | str, source: Any) -> None:
     )
 
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 128 * 2**20
 """What GDAL keeps of blocks that it read; a row of tiles of 13 bands of a Sentinel-2 scene fits."""
 
 

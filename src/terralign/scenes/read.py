@@ -17,6 +17,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Grid, PixelLayout, Window
+from terralign.cores import available_cores
 from terralign.errors import DataError, first_line, shown
 from terralign.limits import require
 from terralign.scenes.file_layout import FileLayout
@@ -32,7 +33,16 @@ from terralign.scenes.rows import Pair, RowBuffer, block_step
 from terralign.sensors import SENSORS
 
 MAX_THREADS = 8
-"""Threads that decode one scene at the same time."""
+"""Threads that read one scene at the same time, at most."""
+
+
+def decoding_threads() -> int:
+    """Threads that decode a scene row by row: one core is left to what its windows are for.
+
+    With all of them a tower that computes on the CPU stands still at each row of blocks, and the
+    cores then wait for the tower.
+    """
+    return max(1, min(MAX_THREADS, available_cores() - 1))
 
 
 def kind_of(path: Path) -> Literal["tiff", "picture"]:
@@ -161,7 +171,7 @@ class GeotiffSource:
             with open_geotiff(self.path) as source:
                 yield self.reader(source, layout)
             return
-        with open_geotiff(self.path, num_threads=MAX_THREADS) as source:
+        with open_geotiff(self.path, num_threads=decoding_threads()) as source:
             yield _by_rows(self.reader(source, layout), source, columns)
 
     def reader(self, source: Any, layout: PixelLayout) -> Reader:
