@@ -371,7 +371,8 @@ def parse_toml(
 ) -> dict[str, Any]:
     """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
     # A key lies on one line; looking for keys in all of them would take long.
-    lines = [line for line in text.split("\n") if line.count(".") >= limit("toml_key_parts")]
+    most = limit("toml_key_parts")
+    lines = [line for line in text.split("\n") if line.count(".") >= most]
     keys = (key for line in lines for key in _DOTTED_KEY.findall(line))
     num_parts = max((key.count(".") + 1 for key in keys), default=1)
     require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)

@@ -114,7 +114,8 @@ def read_state_dict(path: Path) -> StateDict:
         )
     state = dict(loaded)
     _check_names(state, path)
-    plain = {key: without_wrappers(key) for key in state}
+    wrapped = _WRAPPERS.search("\n".join(state)) is not None  # one search: most have none
+    plain = {key: without_wrappers(key) if wrapped else key for key in state}
     while all(key.startswith("module.") for key in plain.values()):
         plain = {key: name.removeprefix("module.") for key, name in plain.items()}
     return _renamed(state, plain, str(path))
