@@ -75,7 +75,8 @@ def test_both_models_are_found_by_name_and_share_the_text_tower(
     space, base = EmbeddingSpace.load("starter"), EmbeddingSpace.load("starter:base")
     assert (space.source, space.tower_names) == ("starter", ("rgb", "s2"))
     assert (base.source, base.tower_names) == ("starter:base", ("rgb",))
-    assert space.clip.text_id() == base.clip.text_id() and space.space_id != base.space_id
+    assert space.clip.text_id() == base.clip.text_id()
+    assert space.space_id != base.space_id
     assert base.space_id == as_compact(EmbeddingSpace(tiny_clip)).space_id
     stored = load_file(starter / "text.safetensors")
     assert stored["token_embedding.weight"].dtype == torch.int8
@@ -85,13 +86,15 @@ def test_both_models_are_found_by_name_and_share_the_text_tower(
 def test_rounding_a_rounded_space_changes_no_bit(tiny_clip: ClipModel) -> None:
     once = as_compact(patched(tiny_clip))
     twice = as_compact(once)
-    assert twice.space_id == once.space_id and twice.tower_id("s2") == once.tower_id("s2")
+    assert twice.space_id == once.space_id
+    assert twice.tower_id("s2") == once.tower_id("s2")
 
 
 def test_the_starter_is_saved_as_any_space_and_loads_again(starter: Path, tmp_path: Path) -> None:
     space = EmbeddingSpace.load("starter")
     again = EmbeddingSpace.load(space.save(tmp_path / "mine"))
-    assert again.space_id == space.space_id and again.tower_id("s2") == space.tower_id("s2")
+    assert again.space_id == space.space_id
+    assert again.tower_id("s2") == space.tower_id("s2")
     assert torch.equal(again.encode_text(TEXTS), space.encode_text(TEXTS))
 
 

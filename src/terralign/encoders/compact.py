@@ -1,4 +1,4 @@
-"""Spaces in few bytes: `save_compact`, in a quarter to a half of the bytes of `EmbeddingSpace.save`.
+"""Spaces in few bytes: `save_compact` needs a quarter to a half of those of `EmbeddingSpace.save`.
 
 A space and its unpatched base share one folder and the file of their text tower. `space.json`
 describes the space, `base.json` the base; `EmbeddingSpace.load` reads the folder as any other.
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from terralign.encoders.clip.compact import compact_state, expand_state
-from terralign.encoders.clip.load import CONFIG_NAME, save_clip_config
+from terralign.encoders.clip.load import save_clip_config
 from terralign.encoders.clip.weights import StateDict, write_state_dict
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import ModelError, StorageError
@@ -40,7 +40,7 @@ def as_compact(space: EmbeddingSpace) -> EmbeddingSpace:
         rounded = copy.deepcopy(tower)
         rounded.load_state_dict(_rounded(rounded.state_dict()))
         rounded.space_id = None
-        compact.add(rounded, [one for one in space.sensors.values()])
+        compact.add(rounded, list(space.sensors.values()))
     return compact
 
 

@@ -620,8 +620,8 @@ class EmbeddingSpace(Shown):
         sha256: str | None = None,
         revisions: Mapping[str, str] | None = None,
     ) -> EmbeddingSpace:
-        """A space from its folder, one that comes with terralign (`starter`, and `starter:base`, its
-        unpatched base), or what `load_clip` takes (text and RGB only).
+        """A space from its folder, `starter` or `starter:base`, which come with terralign, or what
+        `load_clip` takes (text and RGB only).
 
         `encoders`: tower name -> custom encoder, a module or a function that builds it, whose
         weights the folder has; a space with such towers needs one for each, unless `skip_custom`,
