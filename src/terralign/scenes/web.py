@@ -24,7 +24,7 @@ def open_address(
     """The answer of an http or https address, to be read and closed; `data`: is posted.
 
     `DataError` for any other address, also where it is redirected to one, or from https to http.
-    Else as `urllib`: `HTTPError` for an answer that is an error, `OSError` where there is none.
+    Else as `urllib`: `HTTPError` for an answer that is an error, `OSError` without an answer.
     """
     try:
         known = urlsplit(url).scheme in ("http", "https")
@@ -76,6 +76,8 @@ class _OnlyHttp(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):  # type: ignore[no-untyped-def]
         schemes = ("https",) if urlsplit(req.full_url).scheme == "https" else ("http", "https")
         if urlsplit(newurl).scheme not in schemes:
+            if fp is not None:
+                fp.close()
             raise DataError(
                 f"{name_of(req.full_url)} redirects to {printable(newurl[:200])!r}; expected an "
                 f"address of {' or '.join(schemes)}"
