@@ -182,10 +182,11 @@ def info(what: str | None, as_json: bool) -> None:
     WHAT is a list (datasets, sensors, recipes, suites, studies, prompts), a name of one of them, a
     packed store, a TOML file, or a model. Without it: the versions of terralign and what it uses.
     """
-    from terralign.cli.info import about, dataset_table
+    from terralign.cli.info import about, dataset_table, recipe_table
 
-    if what == "datasets" and not as_json:
-        click.echo(dataset_table())
+    tables = {"datasets": dataset_table, "recipes": recipe_table}
+    if what in tables and not as_json:
+        click.echo(tables[what]())
         return
     value = about(what)
     click.echo(json.dumps(value) if as_json else _outline(value))
