@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,54 +11,39 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fakes import input_spec
+from imagery import S2, space_of
 from terralign.encoders import sources
 from terralign.encoders.clip.compact import compact_state, expand_state
 from terralign.encoders.clip.load import ClipModel, load_compact_clip
 from terralign.encoders.compact import as_compact, save_compact
-from terralign.encoders.sensor import TowerConfig, inflate
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import ModelError, StorageError
 from terralign.files import read_json, write_json
 from terralign.runs.recipe import BaseRecipe, load_recipe
 from terralign.runs.run import load_base
-from terralign.sensors import SENSORS
 from terralign.toml_paths import TomlPaths
 
-L2A = SENSORS["sentinel2-l2a"]
 BANDS = ("B02", "B03", "B04", "B08")
 TEXTS = ["a river", "a town", "fields"]
 
 
-def patched(clip: ClipModel) -> EmbeddingSpace:
-    """A space of the same text tower with another RGB tower, and a tower of Sentinel-2."""
-    state = {key: value * 1.01 for key, value in clip.visual.state_dict().items()}
-    space = EmbeddingSpace(clip.with_visual(state, source="patched"))
-    spec = input_spec(L2A.name, BANDS, (0.0, 0.5))
-    config = TowerConfig(name="s2", backbone="inflate", embed_dim=clip.dim, input=spec)
-    space.add(inflate(config, space.clip, L2A.composites[0], others="mean"))
-    return space
-
-
 @pytest.fixture
-def starter(tiny_clip: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a small starter, in the place of the shipped one."""
-    folder = tmp_path / "starter"
-    save_compact(patched(tiny_clip), folder, base=EmbeddingSpace(tiny_clip))
-    monkeypatch.setattr(sources, "STARTER", folder)
-    return folder
+def starter(tiny_starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the small starter in its place, to be changed."""
+    monkeypatch.setattr(sources, "STARTER", shutil.copytree(tiny_starter, tmp_path / "starter"))
+    return sources.STARTER
 
 
 def test_a_compact_space_gives_nearly_the_vectors_of_the_one_that_it_was_made_of(
     tiny_clip: ClipModel, starter: Path
 ) -> None:
-    space, loaded = patched(tiny_clip), EmbeddingSpace.load("starter")
+    space, loaded = space_of(tiny_clip), EmbeddingSpace.load("starter")
     pixels = torch.randint(1, 4000, (3, 4, 32, 32), generator=torch.Generator().manual_seed(0))
     for one, other in (
         (space.encode_text(TEXTS), loaded.encode_text(TEXTS)),
         *(
             tuple(
-                each.encode_image(pixels, L2A.name, BANDS, units="dn", dn_offset=0, tower=tower)
+                each.encode_image(pixels, S2.name, BANDS, units="dn", dn_offset=0, tower=tower)
                 for each in (space, loaded)
             )
             for tower in ("rgb", "s2")
@@ -77,14 +63,14 @@ def test_both_models_are_found_by_name_and_share_the_text_tower(
     assert (base.source, base.tower_names) == ("starter:base", ("rgb",))
     assert space.clip.text_id() == base.clip.text_id()
     assert space.space_id != base.space_id
-    assert base.space_id == as_compact(EmbeddingSpace(tiny_clip)).space_id
+    assert space.space_id == as_compact(space_of(tiny_clip)).space_id
     stored = load_file(starter / "text.safetensors")
     assert stored["token_embedding.weight"].dtype == torch.int8
     assert {one.dtype for one in load_file(starter / "rgb.safetensors").values()} == {torch.float16}
 
 
 def test_rounding_a_rounded_space_changes_no_bit(tiny_clip: ClipModel) -> None:
-    once = as_compact(patched(tiny_clip))
+    once = as_compact(space_of(tiny_clip))
     twice = as_compact(once)
     assert twice.space_id == once.space_id
     assert twice.tower_id("s2") == once.tower_id("s2")
@@ -163,9 +149,9 @@ def test_a_base_of_another_text_tower_is_refused(tiny_clip: ClipModel, tmp_path:
         replace(tiny_clip, model_cfg={**tiny_clip.model_cfg, "quick_gelu": True})
     )
     with pytest.raises(ModelError, match="not the unpatched base"):
-        save_compact(patched(tiny_clip), tmp_path / "new", base=other)
+        save_compact(space_of(tiny_clip), tmp_path / "new", base=other)
     with pytest.raises(StorageError, match="exists"):
-        save_compact(patched(tiny_clip), tmp_path, base=EmbeddingSpace(tiny_clip))
+        save_compact(space_of(tiny_clip), tmp_path, base=EmbeddingSpace(tiny_clip))
 
 
 def test_weights_that_float16_cannot_hold_are_refused() -> None:

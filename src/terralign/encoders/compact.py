@@ -1,4 +1,4 @@
-"""Spaces in few bytes: `save_compact` needs a quarter to a half of those of `EmbeddingSpace.save`.
+"""Spaces in few bytes: `save_compact` needs a third to a half of those of `EmbeddingSpace.save`.
 
 A space and its unpatched base share one folder and the file of their text tower. `space.json`
 describes the space, `base.json` the base; `EmbeddingSpace.load` reads the folder as any other.

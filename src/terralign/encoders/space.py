@@ -630,7 +630,8 @@ class EmbeddingSpace(Shown):
         or missing file is refused by its hash, and an encoder by its shapes and by what it computes
         (`ModelError`); nothing is ever searched for, guessed, or imported by name.
         """
-        folder, described = Path(source), shipped_model(str(source))
+        folder = Path(source)
+        described = shipped_model(source) if isinstance(source, str) else None
         if described is None and not _is_space(folder):
             if encoders is not None and (encoders or not isinstance(encoders, Mapping)):
                 raise ModelError(
