@@ -46,7 +46,7 @@ from terralign.train.student import StudentSettings, new_student
 SENSOR = "sentinel2-l2a"
 SIZE = 120
 """Pixels of a side of the stored samples, as BigEarthNet's."""
-TIMES = 4
+TIMES = 8
 """How often every sample is embedded in a turn."""
 
 

@@ -3,6 +3,7 @@
     python docs/make_pictures.py [--run FOLDER]
     python docs/make_pictures.py --bench FOLDER [--data-root DATA]
     python docs/make_pictures.py --search MODEL --data-root DATA
+    python docs/make_pictures.py --demo MODEL --data-root DATA
 
 The first line needs no data: it draws the results of `terralign quickstart` (run now, some minutes,
 unless `--run` names a finished one) and scenes of the synthetic world. The second draws an excerpt
@@ -17,7 +18,8 @@ describes (`micro-clip`, EuroSAT, AID, Tiny-ImageNet, S2 L2A patches, BigEarthNe
         --data-root DATA --out FOLDER
 
 The first of them takes some six minutes on two cores; without its --set half an hour. The third
-draws the hits of three searches on a real scene, as `benchmarks/search_truth.py` judges them.
+draws the hits of three searches on a real scene, as `benchmarks/search_truth.py` judges them; the
+fourth draws the hits of the README's four questions on the same scene, as they are.
 
 Look at the pictures before you commit them.
 """
@@ -30,7 +32,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +40,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from terralign.bench.report import read_bench
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
+from terralign.encoders.answers import Hit
 from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.chip_views import chip_views, sample_views
 from terralign.evaluation.rows import read_rows
 from terralign.index.embed import embed_scenes
-from terralign.index.search import Index, open_index
+from terralign.index.search import open_index
 from terralign.index.truth import covers
 from terralign.report.canvas import DARK, LIGHT, png_bytes
 from terralign.report.document import Document, Gallery, Plots, Section
@@ -63,7 +66,8 @@ ENTRY = "eurosat-ms"
 PAGE_SIZE = (1180, 3000)
 NUM_SCENES = 10
 NUM_HITS = 10
-PANEL = 480
+PANEL, GAP, HEAD = 480, 4, 38
+QUESTIONS = ("a river", "a town with houses", "ponds", "bare ground")
 RIGHT, WRONG = "#ffffff", "#ff6b6b"
 
 
@@ -75,6 +79,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished run of quickstart")
     parser.add_argument("--bench", type=Path, help="draw the excerpt of this bench folder alone")
     parser.add_argument("--search", metavar="MODEL", help="draw the hits of searches alone")
+    parser.add_argument("--demo", metavar="MODEL", help="draw the hits of four questions alone")
     parser.add_argument("--data-root", type=Path)
     arguments = parser.parse_args()
     if arguments.bench is not None:
@@ -82,6 +87,9 @@ def main() -> None:
         return
     if arguments.search is not None:
         draw_search(arguments.search, arguments.data_root / "scenes" / SCENE)
+        return
+    if arguments.demo is not None:
+        draw_demo(arguments.demo, arguments.data_root / "scenes" / SCENE)
         return
     draw_scenes()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,47 +122,74 @@ def draw_scenes() -> None:
 def draw_search(model: str, scene: Path) -> None:
     """The scene, once for each search, with its best hits by rank: white where they are relevant,
     red where not."""
-    space = EmbeddingSpace.load(model)
-    chip = open_scene(scene, dn_offset=0).read(bands=("B02", "B03", "B04"))
-    picture = Image.fromarray(chip_views(np.asarray(chip.pixels), chip.layout)["true colour"])
-    gap, head = 8, 24
-    sheet = Image.new("RGB", (len(ASKED[1:]) * (PANEL + gap) - gap, PANEL + head), "white")
+    space, picture = EmbeddingSpace.load(model), true_colour(scene)
     with tempfile.TemporaryDirectory() as folder:
         embed_scenes(space, scene, folder, dn_offset=0, stride=32)
         index = open_index(folder)
-        for number, (text, panel) in enumerate(panels(space, index, scene, picture)):
-            left = number * (PANEL + gap)
-            sheet.paste(panel, (left, head))
-            ImageDraw.Draw(sheet).text((left, 3), text, "black", font=ImageFont.load_default(15))
-    path = IMAGES / "search.jpg"
-    sheet.save(path, quality=82, optimize=True)
-    print(f"{path}: {path.stat().st_size:,} bytes")
+        numbers, shares = covers(index, truth_of(scene).shapes)
+        panels = []
+        for label, text, min_cover in ASKED[1:]:
+            hits = index.search(space, text, NUM_HITS, collapse=True)
+            found = [shares[label][np.searchsorted(numbers, index.row_of(one.key))] for one in hits]
+            inks = [RIGHT if share >= min_cover else WRONG for share in found]
+            panels.append((text, outlined(picture, hits, inks)))
+    save_panels("search", panels, num_columns=len(panels))
 
 
-def panels(
-    space: EmbeddingSpace, index: Index, scene: Path, picture: Image.Image
-) -> Iterator[tuple[str, Image.Image]]:
-    """Each text, and the scene with its hits."""
-    numbers, shares = covers(index, truth_of(scene).shapes)
-    factor = PANEL / picture.width
-    for label, text, min_cover in ASKED[1:]:
-        panel = picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
-        draw = ImageDraw.Draw(panel)
-        for hit in reversed(index.search(space, text, NUM_HITS, collapse=True)):
-            share = shares[label][np.searchsorted(numbers, index.row_of(hit.key))]
-            at, color = hit.place.window, RIGHT if share >= min_cover else WRONG
-            assert at is not None
-            x, y = at.column * factor, at.row * factor
-            box = (x, y, x + at.width * factor, y + at.height * factor)
-            for inset, ink in ((0, "black"), (1, color), (2, color), (3, "black")):
-                draw.rectangle(
-                    (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), outline=ink
-                )
-            draw.text(
-                (x + 5, y + 3), str(hit.rank), color, stroke_width=2, stroke_fill="black",
-                font=ImageFont.load_default(13),
-            )  # fmt: skip
-        yield text, panel
+def draw_demo(model: str, scene: Path) -> None:
+    """The scene, once for each of four questions, with its best hits by rank."""
+    space, picture = EmbeddingSpace.load(model), true_colour(scene)
+    with tempfile.TemporaryDirectory() as folder:
+        embed_scenes(space, scene, folder, dn_offset=0, stride=32)
+        index = open_index(folder)
+        found = {text: index.search(space, text, NUM_HITS, collapse=True) for text in QUESTIONS}
+    panels = [
+        (f"“{text}”", outlined(picture, hits, [RIGHT] * len(hits))) for text, hits in found.items()
+    ]
+    save_panels("demo", panels, num_columns=2)
+
+
+def true_colour(scene: Path) -> Image.Image:
+    """The scene's composite as the report shows it."""
+    chip = open_scene(scene, dn_offset=0).read(bands=("B02", "B03", "B04"))
+    return Image.fromarray(chip_views(np.asarray(chip.pixels), chip.layout)["true colour"])
+
+
+def outlined(picture: Image.Image, hits: Sequence[Hit], inks: Sequence[str]) -> Image.Image:
+    """A panel of the picture with its hits, each outlined in its own ink, the best on top."""
+    panel = picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    draw, factor = ImageDraw.Draw(panel), PANEL / picture.width
+    for hit, ink in reversed(list(zip(hits, inks, strict=True))):
+        at = hit.place.window
+        assert at is not None
+        x, y = at.column * factor, at.row * factor
+        box = (x, y, x + at.width * factor, y + at.height * factor)
+        for inset, color in ((0, "black"), (1, ink), (2, ink), (3, "black")):
+            draw.rectangle(
+                (box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), outline=color
+            )
+        draw.text(
+            (x + 5, y + 1), str(hit.rank), ink, stroke_width=2, stroke_fill="black",
+            font=ImageFont.load_default(18),
+        )  # fmt: skip
+    return panel
+
+
+def save_panels(name: str, panels: Sequence[tuple[str, Image.Image]], *, num_columns: int) -> None:
+    """Panels below their texts, in rows, as a JPEG that suits a light and a dark page."""
+    num_rows = -(-len(panels) // num_columns)
+    size = (num_columns * (PANEL + GAP) - GAP, num_rows * (PANEL + HEAD + GAP) - GAP)
+    sheet = Image.new("RGB", size, "grey")
+    for number, (text, panel) in enumerate(panels):
+        row, column = divmod(number, num_columns)
+        left, top = column * (PANEL + GAP), row * (PANEL + HEAD + GAP)
+        sheet.paste(panel, (left, top + HEAD))
+        draw = ImageDraw.Draw(sheet)
+        draw.rectangle((left, top, left + PANEL - 1, top + HEAD - 1), "black")
+        draw.text((left + 8, top + 4), text, "white", font=ImageFont.load_default(24))
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=74, optimize=True)
+    keep(IMAGES / f"{name}.jpg", content.getvalue())
 
 
 def draw_bench(folder: Path, data_root: Path | None) -> None:
@@ -205,14 +240,19 @@ def trimmed(picture: Image.Image, margin: int = 16) -> Image.Image:
 
 
 def write(name: str, picture: Image.Image) -> None:
-    """Save as PNG of few colours; a picture that is too large a file ends the script."""
-    path = IMAGES / f"{name}.png"
+    """Save as PNG of few colours."""
     quantized = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    quantized.save(path, "PNG", optimize=True)
-    size = path.stat().st_size
-    if size >= MAX_BYTES:
-        sys.exit(f"{path} has {size:,} bytes, more than {MAX_BYTES:,}: show less in it")
-    print(f"{path}: {size:,} bytes")
+    content = io.BytesIO()
+    quantized.save(content, "PNG", optimize=True)
+    keep(IMAGES / f"{name}.png", content.getvalue())
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a picture's file; one that is too large ends the script."""
+    if len(content) >= MAX_BYTES:
+        sys.exit(f"{path} has {len(content):,} bytes, more than {MAX_BYTES:,}: show less in it")
+    path.write_bytes(content)
+    print(f"{path}: {len(content):,} bytes")
 
 
 if __name__ == "__main__":

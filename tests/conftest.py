@@ -97,6 +97,23 @@ def space(model: Path) -> EmbeddingSpace:
     return EmbeddingSpace.load(model)
 
 
+@pytest.fixture(scope="module")
+def tiny_starter(tiny_clip: ClipModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of what the name `starter` means in these tests: the space of `model`, and a base
+    of another RGB tower."""
+    from imagery import space_of
+    from terralign.encoders import sources
+    from terralign.encoders.compact import save_compact
+    from terralign.encoders.space import EmbeddingSpace
+
+    state = {key: value * 1.01 for key, value in tiny_clip.visual.state_dict().items()}
+    base = EmbeddingSpace(tiny_clip.with_visual(state, source="base"))
+    folder = tmp_path_factory.mktemp("models") / "starter"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "STARTER", save_compact(space_of(tiny_clip), folder, base=base))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def norm_clip(tiny_clip_config: dict[str, Any]) -> ClipModel:
     """The same with a small ResNet, which has batch norms, as its image tower; shared."""

@@ -34,6 +34,7 @@ from terralign.cli.faults import name_options
 from terralign.cli.info import about
 from terralign.encoders.clip import weights
 from terralign.errors import Interrupted
+from terralign.files import shipped_names
 from terralign.report.searched import FoundWindow, SearchedText
 from terralign.runs.run import RunResult
 from terralign.sensors import SENSORS
@@ -492,7 +493,19 @@ def test_info_says_what_each_file_that_ships_is_for(what: str) -> None:
     shipped = {path.name for path in folder.iterdir() if path.name.endswith(".toml")}
     value = json.loads(_call("info", what, "--json").stdout)
     assert {f"{name}.toml" for name in value} == shipped
-    assert all(len(note) > 20 for note in value.values())
+    notes = [one["note"] if what == "recipes" else one for one in value.values()]
+    assert all(len(note) > 20 for note in notes)
+
+
+@pytest.mark.parametrize("name", shipped_names("recipes"))
+def test_every_recipe_states_what_it_needs_and_what_is_estimated(name: str) -> None:
+    needs = json.loads(_call("info", "recipes", "--json").stdout)[name]["needs"]
+    assert needs["source"]
+    [line] = [
+        line for line in _call("info", "recipes").stdout.splitlines() if line.split()[:1] == [name]
+    ]
+    assert f"{'~' if 'disk_gb' in needs['estimated'] else ' '}{needs['disk_gb']:g} GB" in line
+    assert line.count("~") == len(needs["estimated"])
 
 
 def test_info_on_a_model_names_its_towers(finished_run: Path) -> None:

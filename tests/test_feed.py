@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from terralign.feed import Raw, feed, tensors_in
+from terralign.feed import Raw, feed, feed_drawn, tensors_in
 
 
 @pytest.fixture
@@ -86,6 +86,52 @@ def test_readers_compute_with_one_thread_and_leave_the_others_theirs() -> None:
     assert list(feed(_read, lambda _: torch.get_num_threads(), [0], device="cpu")) == [1]
 
 
+def _drawn(
+    make: Callable[[Raw[int]], int], *, fail_at: int | None = None
+) -> tuple[Generator[int, None, None], list[str]]:
+    """A stream of batches that a generator reads, and where it was drawn and closed."""
+    seen: list[str] = []
+
+    def read() -> Generator[Raw[int], None, None]:
+        try:
+            for item in range(9):
+                if item == fail_at:
+                    raise ValueError(f"item {item}")
+                seen.append(threading.current_thread().name)
+                yield _read(item)
+        finally:
+            seen.append("closed")
+
+    return feed_drawn(read(), make, device="cpu", depth=2), seen
+
+
+def test_batches_of_a_generator_are_drawn_and_made_in_order_by_one_thread_ahead() -> None:
+    threads = set()
+
+    def make(raw: Raw[int]) -> int:
+        threads.add(threading.current_thread().name)
+        return raw.known
+
+    stream, seen = _drawn(make)
+    assert list(stream) == list(range(9))
+    assert seen[-1] == "closed"
+    assert len({*seen[:-1], *threads}) == 1
+    assert threads.pop().startswith("read-ahead")
+
+
+def test_a_generator_of_batches_is_closed_with_the_stream_and_its_fault_comes_in_turn() -> None:
+    stream, seen = _drawn(lambda raw: raw.known)
+    assert next(stream) == 0
+    stream.close()
+    assert seen[-1] == "closed"
+    assert len(seen) < 9
+    stream, seen = _drawn(lambda raw: raw.known, fail_at=3)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="item 3"):
+        next(stream)
+    assert seen[-1] == "closed"
+
+
 @dataclass
 class _Pair:
     one: Tensor
@@ -108,10 +154,12 @@ def test_a_device_gets_the_numbers_of_the_cpu() -> None:
     def make(raw: Raw[int]) -> Tensor:
         return (raw.tensors["x"].float() / 1000).sqrt()
 
-    for here, there in zip(
+    for here, there, drawn in zip(
         feed(read, make, range(12), device="cpu"),
         feed(read, make, range(12), device="cuda"),
+        feed_drawn((read(item) for item in range(12)), make, device="cuda", depth=2),
         strict=True,
     ):
+        assert torch.equal(there, drawn)
         assert there.device.type == "cuda"
         torch.testing.assert_close(there.cpu(), here)

@@ -39,6 +39,7 @@ from terralign.report import canvas
 from terralign.report.run import RunReport
 from terralign.runs.recipe import Recipe, load_recipe
 from terralign.sensors import SENSORS
+from terralign.toml_paths import SHIPPED_MODELS
 
 Figure = tuple[str, ...]
 """What names a figure: model, role, data set, split, task, tower or "query -> gallery"."""
@@ -79,9 +80,9 @@ def prepare(world: FakeWorld, recipe: Recipe) -> list[str]:
     if model is None:
         return []
     architecture, colon, _ = model.partition(":")
-    if not colon:
+    if not colon or model in SHIPPED_MODELS:
         world.add_micro_clip()
-        return []
+        return ["base.model=micro-clip"]
     if not (world.root / architecture).is_dir():
         write_clip(openai_clip(architecture), world.root / architecture)
     return [f"base.model={architecture}"]

@@ -71,26 +71,61 @@ def feed(
     def read_pinned(item: Item) -> Raw[Known]:
         return read(item).mapped(Tensor.pin_memory)
 
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with closing(
         read_ahead(read_pinned, items, depth=depth, num_threads=readers, initializer=compute_alone)
     ) as raws:
-        stream.wait_stream(torch.cuda.current_stream(device))  # what `make` uses may be made there
+        yield from _made_on_cuda(raws, make, device)
 
-        def made() -> Generator[tuple[Made, Any], None, None]:
-            for raw in raws:
-                with torch.cuda.device(device), torch.cuda.stream(stream):
-                    batch = make(raw.mapped(lambda one: one.to(device, non_blocking=True)))
-                    done = stream.record_event()
-                yield batch, done
 
-        with closing(drawn_ahead(made(), depth=NUM_READY)) as ready:
-            for batch, done in ready:
-                current = torch.cuda.current_stream(device)
-                current.wait_event(done)
-                for tensor in tensors_in(batch):
-                    tensor.record_stream(current)  # its memory is free when this stream is past it
-                yield batch
+def feed_drawn(
+    batches: Generator[Raw[Known], None, None],
+    make: Callable[[Raw[Known]], Made],
+    *,
+    device: torch.device | str,
+    depth: int,
+) -> Generator[Made, None, None]:
+    """The same of batches that can only be read one after another, such as windows of a scene.
+
+    A background thread draws them, up to `depth` ahead. They are closed at the end.
+    """
+    device = torch.device(device)
+    on_cuda = device.type == "cuda"
+
+    def drawn() -> Generator[Any, None, None]:
+        with closing(batches):
+            for raw in batches:
+                if on_cuda:
+                    yield raw.mapped(Tensor.pin_memory)
+                else:
+                    yield make(raw.mapped(lambda one: one.to(device)))
+
+    with closing(drawn_ahead(drawn(), depth=depth, initializer=compute_alone)) as stream:
+        yield from _made_on_cuda(stream, make, device) if on_cuda else stream
+
+
+def _made_on_cuda(
+    raws: Generator[Raw[Known], None, None],
+    make: Callable[[Raw[Known]], Made],
+    device: torch.device,
+) -> Generator[Made, None, None]:
+    """Batches in pinned memory, copied and made ready on a stream of their own."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))  # what `make` uses may be made there
+
+    def made() -> Generator[tuple[Made, Any], None, None]:
+        for raw in raws:
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                batch = make(raw.mapped(lambda one: one.to(device, non_blocking=True)))
+                done = stream.record_event()
+            yield batch, done
+
+    with closing(drawn_ahead(made(), depth=NUM_READY)) as ready:
+        for batch, done in ready:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            for tensor in tensors_in(batch):
+                tensor.record_stream(current)  # its memory is free when this stream is past it
+            yield batch
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

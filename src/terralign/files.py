@@ -87,6 +87,30 @@ def atomic_path(path: Path, *, alone: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def growing_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written piece by piece, over several processes one after the other: open at
+    its end, for this one alone. A full or read-only disk, or another process, is a `StorageError`.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with open(path, "r+b", opener=lambda name, _: os.open(name, flags, 0o666)) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise StorageError(f"{path} is not a file; delete it")
+                _take(file.fileno(), path.parent, wait=False)
+                if _is_at(file.fileno(), path):  # or another process has finished and removed it
+                    file.seek(0, os.SEEK_END)
+                    yield file
+                    return
+    except Exception as error:
+        storage_error = _as_storage_error(error, path, path)
+        if storage_error is not None:
+            raise storage_error from error
+        raise
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path`, which takes its place when the block ends well.
 
@@ -148,11 +172,22 @@ def clear_partials(folder: Path) -> None:
     """
     for parent, folders, files in os.walk(folder):
         for name in filter(_PARTIAL.fullmatch, [*folders, *files]):
-            path = Path(parent, name)
-            with suppress(OSError):
-                if path.is_symlink() or not _is_locked(path):
-                    _remove(path)
+            _clear(Path(parent, name))
         folders[:] = [name for name in folders if not _PARTIAL.fullmatch(name)]
+
+
+def clear_partials_of(path: Path) -> None:
+    """The same of what was begun for one file or folder."""
+    if path.parent.is_dir():
+        for name in filter(_PARTIAL.fullmatch, os.listdir(path.parent)):
+            if name.startswith(f".{path.name}."):
+                _clear(path.with_name(name))
+
+
+def _clear(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_symlink() or not _is_locked(path):
+            _remove(path)
 
 
 def _is_locked(path: Path) -> bool:
@@ -371,7 +406,8 @@ def parse_toml(
 ) -> dict[str, Any]:
     """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
     # A key lies on one line; looking for keys in all of them would take long.
-    lines = [line for line in text.split("\n") if line.count(".") >= limit("toml_key_parts")]
+    most = limit("toml_key_parts")
+    lines = [line for line in text.split("\n") if line.count(".") >= most]
     keys = (key for line in lines for key in _DOTTED_KEY.findall(line))
     num_parts = max((key.count(".") + 1 for key in keys), default=1)
     require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)

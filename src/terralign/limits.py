@@ -74,6 +74,7 @@ LIMITS: dict[str, int] = {
     "toml_key_parts": 64,  # of a dotted key
     "toml_levels": 80,  # of tables and lists within each other
     "training_steps": 1_000_000_000,  # of one stage
+    "unpacked_bytes": 256 * 2**30,  # of the files of an archive that `fetch` unpacks
     "vector_bytes": 2**29,  # of the vectors in one file, with their keys and places
     "webp_alpha_pixels": 78_000_000,  # of one WebP with alpha, whose decoder holds four copies
     "weight_name_characters": 1000,  # of the name of one tensor in a file of weights

@@ -24,6 +24,10 @@ _ANY_PATH = frozenset({"model", "initial"})
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Endings of files of weights."""
 
+SHIPPED_MODELS = {"starter": "space.json", "starter:base": "base.json"}
+"""Names of the models that come with terralign, which no path of the same name hides -> the file
+in `models/starter` that describes each."""
+
 _NOT_OURS = frozenset({"architecture"})
 """Tables of other libraries, whose keys mean something else."""
 
@@ -81,6 +85,8 @@ class TomlPaths:
 
         def resolve(key: str, written: str) -> str:
             if key in _ANY_PATH:
+                if written in SHIPPED_MODELS:
+                    return written
                 prefix, path = _split(written)
                 found = self.find(path)
                 return written if found is None else f"{prefix}{found}"

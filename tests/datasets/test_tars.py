@@ -27,6 +27,7 @@ from terralign.datasets.declared.webdataset import find_tars, split_name
 from terralign.datasets.packing import pack_dataset
 from terralign.datasets.sample import Located
 from terralign.datasets.store import StoreSet
+from terralign.datasets.tars import MAX_HEADER_BYTES
 from terralign.errors import DataError, TerralignError
 
 TOML = """
@@ -466,7 +467,7 @@ def test_sizes_are_checked_before_memory_is_taken(root: Path) -> None:
     with pytest.raises(DataError, match=r"cut short \(its member 'k9.png' is not whole"):
         opened(root)
     header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.XHDTYPE, webdataset.MAX_HEADER_BYTES * 2
+    header.type, header.size = tarfile.XHDTYPE, MAX_HEADER_BYTES * 2
     path.write_bytes(header.tobuf() + b"\0" * (header.size + 1024))
     with pytest.raises(DataError, match=r"no tar \(a header of 2097152 bytes"):
         opened(root)

@@ -64,7 +64,7 @@ SOURCES: dict[str, Source] = {
         pictures.write_imagenet_val,
         {"val": _IMAGENET, "val-select": _IMAGENET // 2, "val-report": _IMAGENET // 2},
     ),
-    "cifar100": Source(pictures.write_cifar100, {"test": 200}),
+    "cifar100": Source(pictures.write_cifar100, {"val": 20, "test": 200}),
     **{
         name: Source(partial(pictures.write_captioned, name=name), pictures.CAPTION_SIZES)
         for name in pictures.CAPTIONED

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio.warp
 import shapely
 from click.testing import CliRunner, Result
 
@@ -125,6 +126,15 @@ def test_a_place_is_met_by_the_outlines_that_touch_it(
     assert {one.key for one in found} == wanted
     geojson = {"type": "Feature", "geometry": shapely.geometry.mapping(triangle), "properties": {}}
     assert len(space.search(index, QUERY, 1000, polygon=geojson)) == len(wanted)
+    points = rasterio.warp.transform("EPSG:4326", "EPSG:3857", *triangle.exterior.xy)
+    mercator = shapely.geometry.mapping(shapely.Polygon(np.transpose(points)))
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}}
+    moved = {
+        "type": "FeatureCollection",
+        "crs": crs,
+        "features": [{"type": "Feature", "geometry": mercator, "properties": {}}],
+    }
+    assert len(space.search(index, QUERY, 1000, polygon=moved)) == len(wanted)
 
 
 def test_a_box_across_the_antimeridian_finds_both_sides(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from range_server import serve
 from sources import (
     Bands,
     copy_bands,
@@ -23,6 +22,7 @@ from sources import (
     zip_folder,
 )
 
+from range_server import serve
 from terralign.chips import Chip, Window
 from terralign.errors import DataError, SensorError, TerralignError
 from terralign.scenes import archives, remote

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from range_server import serve
 from sources import item_of, random_bands, write_folder, write_item
 
+from range_server import serve
 from terralign.errors import DataError, SensorError, TerralignError
 from terralign.scenes.catalogues import is_catalogue, read_items
 from terralign.scenes.declared import Declared

@@ -15,6 +15,7 @@ except ImportError as error:
 from terralign.cli import ablate as ablate
 from terralign.cli import bench as bench
 from terralign.cli import data as data
+from terralign.cli import demo as demo
 from terralign.cli import imagery as imagery
 from terralign.cli import models as models
 from terralign.cli import runs as runs

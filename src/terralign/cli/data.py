@@ -1,8 +1,9 @@
-"""The commands about data and what is available: pack, info."""
+"""The commands about data and what is available: fetch, pack, info."""
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,56 @@ from typing import Any
 import click
 
 from terralign.cli.app import data_root_option, example, json_option, main
+
+
+@main.command()
+@click.argument("dataset")
+@data_root_option
+@click.option("--yes", is_flag=True, help="Do not ask before downloading.")
+@json_option
+@example("terralign fetch eurosat-rgb --data-root data")
+def fetch(dataset: str, data_root: Path | None, yes: bool, as_json: bool) -> None:
+    """Download and unpack a DATASET into the data root.
+
+    Shows size, licence and source, and asks first. Run the same command again to resume. Hashes
+    are checked, and nothing that is there is replaced.
+    """
+    from terralign.datasets.facts import as_bytes, read_facts
+    from terralign.datasets.fetch import fetch as fetch_planned
+    from terralign.datasets.fetch import plan_fetch
+    from terralign.errors import counted
+
+    if data_root is None:
+        raise click.UsageError("fetch needs a folder to write into: --data-root, or TERRALIGN_DATA")
+    planned = plan_fetch(dataset, data_root)
+    left = [one for one in planned if not one.done]
+    facts = read_facts(dataset)
+    num_bytes = sum(one.file.num_bytes or 0 for one in left)
+    if left:
+        hosts = " and ".join(dict.fromkeys(one.file.host for one in left))
+        size = as_bytes(num_bytes) if num_bytes else "lists of names"
+        click.echo(f"{facts.description}, {facts.size}", err=True)
+        click.echo(f"download: {size} from {hosts}, {counted(len(left), 'file')}", err=True)
+        click.echo(f"licence:  {facts.licence}", err=True)
+        click.echo(f"source:   {facts.source}", err=True)
+        if not yes:
+            _ask_before(f"download into {data_root}?")
+    fetch_planned(planned)
+    places = [str(one.place) for one in planned]
+    if as_json:
+        value = {"dataset": dataset, "fetched": [str(one.place) for one in left], "places": places}
+        click.echo(json.dumps(value))
+    elif left:
+        click.echo(f"{dataset}: {counted(len(left), 'file')} fetched into {data_root}")
+    else:
+        click.echo(f"{dataset} is complete in {data_root}; nothing to do.")
+
+
+def _ask_before(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError("fetch asks before it downloads; without a terminal give --yes")
+    if not click.confirm(question, err=True):
+        raise click.Abort
 
 
 @main.command()
@@ -131,10 +182,11 @@ def info(what: str | None, as_json: bool) -> None:
     WHAT is a list (datasets, sensors, recipes, suites, studies, prompts), a name of one of them, a
     packed store, a TOML file, or a model. Without it: the versions of terralign and what it uses.
     """
-    from terralign.cli.info import about, dataset_table
+    from terralign.cli.info import about, dataset_table, recipe_table
 
-    if what == "datasets" and not as_json:
-        click.echo(dataset_table())
+    tables = {"datasets": dataset_table, "recipes": recipe_table}
+    if what in tables and not as_json:
+        click.echo(tables[what]())
         return
     value = about(what)
     click.echo(json.dumps(value) if as_json else _outline(value))

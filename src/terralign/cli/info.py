@@ -79,6 +79,34 @@ def dataset_table() -> str:
     return f"{table.text()}\n\nterralign info NAME describes one; --json has all values."
 
 
+def recipe_table() -> str:
+    """The recipes and what each needs, a line each."""
+    recipes = _list("recipes")
+    names = list(recipes)
+
+    def cell(row: int, need: str, unit: str) -> str:
+        needs = recipes[names[row]]["needs"]
+        if need not in needs:
+            return "-"
+        return f"{'~' if need in needs.get('estimated', ()) else ''}{needs[need]:g} {unit}"
+
+    table = Table.of_rows(
+        len(names),
+        [
+            ("name", lambda row: names[row]),
+            ("base", lambda row: recipes[names[row]]["base"]),
+            ("download", lambda row: cell(row, "download_gb", "GB")),
+            ("disk", lambda row: cell(row, "disk_gb", "GB")),
+            ("memory", lambda row: cell(row, "memory_gb", "GB")),
+            ("one core", lambda row: cell(row, "cpu_hours", "h")),
+            ("one GPU", lambda row: cell(row, "gpu_hours", "h")),
+        ],
+        max_rows=len(names),
+    )
+    legend = "~ estimated, - not known."
+    return f"{table.text()}\n\n{legend} terralign info NAME describes one; --json has all values."
+
+
 # By name
 
 
@@ -99,7 +127,13 @@ def _list(kind: str) -> dict[str, Any]:
             name: counted(len(load_prompts(name).templates), "template")
             for name in prompt_set_names()
         }
-    return {name: str(read_shipped(kind, name).get("note", "")) for name in shipped_names(kind)}
+    shipped = {name: read_shipped(kind, name) for name in shipped_names(kind)}
+    if kind == "recipes":
+        return {
+            name: {"note": one["note"], "base": _base_of(one), "needs": one.get("needs", {})}
+            for name, one in shipped.items()
+        }
+    return {name: str(one.get("note", "")) for name, one in shipped.items()}
 
 
 def _about_dataset(facts: DatasetFacts) -> dict[str, Any]:
@@ -134,12 +168,13 @@ def _about_sensor(sensor: Sensor) -> dict[str, Any]:
 
 
 def _about_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    patch, base = values.get("patch", {}), values.get("base", {})
+    patch = values.get("patch", {})
     towers = values.get("align", [])
     return {
         "kind": "recipe",
         "note": values.get("note", ""),
-        "base": base.get("model") or "pretrained by the recipe",
+        "needs": _about_needs(values.get("needs", {})) or "not stated",
+        "base": _base_of(values),
         "patched on": _data_of(patch.get("tasks", [])) or "not patched",
         "supported": _data_of(patch.get("supported", [])) or "nothing",
         "towers": {
@@ -150,6 +185,26 @@ def _about_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         or "none",
         "evaluated on": _data_of(values.get("evaluate", [])) or "nothing",
     }
+
+
+def _base_of(values: Mapping[str, Any]) -> str:
+    return values.get("base", {}).get("model") or "pretrained by the recipe"
+
+
+_NEEDS = {
+    "download_gb": "GB to download", "disk_gb": "GB of disk", "memory_gb": "GB of memory",
+    "cpu_hours": "hours of one CPU core", "gpu_hours": "hours of one GPU instead",
+}  # fmt: skip
+
+
+def _about_needs(needs: Mapping[str, Any]) -> list[str]:
+    estimated = needs.get("estimated", ())
+    lines = [
+        f"{needs[key]:g} {unit}{', estimated' if key in estimated else ''}"
+        for key, unit in _NEEDS.items()
+        if key in needs
+    ]
+    return [*lines, *([needs["source"]] if "source" in needs else [])]
 
 
 def _about_suite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from terralign.errors import DataError, nearest
+from terralign.errors import DataError, counted, nearest
 from terralign.files import read_shipped, shipped_names
+
+
+class RemoteFile(BaseModel):
+    """A file that anyone may fetch, and where it goes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    url: str = Field(pattern=r"^https?://[^\s?]+/[\w.-]+(\?[\w=&]*)?$")
+    num_bytes: int | None = Field(default=None, ge=1)
+    """None for a text file whose size was not published."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+    folder: str = Field(default="", pattern=r"^[\w-]*$")
+    """Below the data root, where it is kept or unpacked."""
+    unpacks: str | None = Field(default=None, pattern=r"^[\w-]+$")
+    """The folder that an archive holds; None for a file that is kept as it is."""
+    instead: tuple[str, ...] = ()
+    """Other folders that hold the same, as older archives do: where one of them is found, nothing
+    is fetched."""
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> Self:
+        if (self.sha256 is None) == (self.md5 is None):
+            raise ValueError("a file needs either sha256 or md5")
+        if self.unpacks and not self.name.endswith((".zip", ".tar.gz")):
+            raise ValueError("only .zip and .tar.gz are unpacked")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Its name at the publisher's."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+    @property
+    def host(self) -> str:
+        """Who serves it."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def digest(self) -> tuple[Literal["sha256", "md5"], str]:
+        """The kind of its hash, and the hash."""
+        return ("sha256", self.sha256) if self.sha256 else ("md5", str(self.md5))
 
 
 class DatasetFacts(BaseModel):
@@ -42,6 +85,8 @@ class DatasetFacts(BaseModel):
     licence: str = ""
     source: str = ""
     """Who published it, and where."""
+    files: tuple[RemoteFile, ...] = ()
+    """What `terralign fetch` fetches; empty where no address is open to all."""
     download: tuple[str, ...] = ()
     """What to fetch and how to unpack it, one step each."""
     layout: tuple[str, ...] = ()
@@ -70,11 +115,28 @@ class DatasetFacts(BaseModel):
             "prompts": self.prompts if self.labels in ("single", "multi") else "",
             "licence": self.licence,
             "source": self.source,
+            "fetched by": f"terralign fetch: {self.fetched_size()}" if self.files else "",
             "download": list(self.download),
             "layout": list(self.layout),
             "note": self.note,
         }
         return {key: value for key, value in shown.items() if value}
+
+    def fetched_size(self) -> str:
+        """What is fetched of it: "94.7 MB from zenodo.org and hf.co, 7 files"."""
+        num_bytes = sum(file.num_bytes or 0 for file in self.files)
+        hosts = list(dict.fromkeys(file.host for file in self.files))
+        return (
+            f"{as_bytes(num_bytes)} from {' and '.join(hosts)}, {counted(len(self.files), 'file')}"
+        )
+
+
+def as_bytes(number: int) -> str:
+    """A number of bytes for people: "94.7 MB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} bytes"
 
 
 def check_name(name: str, data_root: Path | None) -> None:

@@ -22,6 +22,7 @@ from terralign.datasets.array_set import ArraySet
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.checked import check_samples
 from terralign.datasets.class_folders import open_folder
+from terralign.datasets.fetch import fetch, plan_fetch
 from terralign.datasets.fingerprint import hash_numbers
 from terralign.datasets.image_files import RASTER_SUFFIXES, list_images
 from terralign.datasets.item_set import (
@@ -348,6 +349,16 @@ class Samples(Wrapped):
         open_at = partial(open_dataset, str(name_or_toml), data_root=root, split=split)
         samples = open_at(size=size)
         return cls(samples, resize=open_at if size is None and "rgb" in samples.layouts else None)
+
+    @staticmethod
+    def fetch(name: str, *, data_root: str | Path) -> None:
+        """Download a data set of the catalog into the data root, as `terralign fetch` does, without
+        asking: its licence is the caller's to know (`terralign info NAME`). Resumes, and does
+        nothing for what is there.
+
+        `DataError` for a set without an open address and for files that are not the published ones.
+        """
+        fetch(plan_fetch(name, Path(data_root)))
 
 
 def _refuse(given: Mapping[str, Any], reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window
-from terralign.compute import compute_alone
 from terralign.encoders.inputs import (
     Inputs,
     Source,
@@ -24,15 +23,15 @@ from terralign.encoders.inputs import (
     open_sources,
 )
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.pixels import resize_pictures, seen_cells, seen_shares
+from terralign.encoders.pixels import ready_pixels, resize_pictures, seen_cells, seen_shares
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
+from terralign.feed import Raw, feed_drawn
 from terralign.limits import enough_memory, require
 from terralign.preprocess import scale_bands, scale_composite
 from terralign.preprocess.spec import ALL_CELLS, layout_composite
 from terralign.progress import Progress
-from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.scenes.stac import StacItem
 from terralign.sensors import RGB, SENSORS
@@ -103,12 +102,16 @@ def _embed_each(
     """Embed what a background thread reads, a batch ahead."""
     ready: list[EmbeddedChip] = []  # a source that fails half-way gives its fault alone
     failed: set[int] = set()
-    with closing(drawn_ahead(read, depth=1, initializer=compute_alone)) as stream:
-        for one in stream:
+    with closing(feed_drawn(_raws(read), _maker(space), device=space.device, depth=1)) as stream:
+        for one, pixels in stream:
             if isinstance(one, list):
-                chips = [chip for chip in one if chip.source_number not in failed]
+                kept = [place for place, chip in enumerate(one) if chip.source_number not in failed]
+                chips = [one[place] for place in kept]
                 try:
-                    ready += list(_embed_batch(space, chips, normalize=normalize))
+                    if isinstance(pixels, DataError):
+                        raise pixels
+                    left = pixels if len(kept) == len(one) else pixels[kept]
+                    ready += list(_embed_batch(space, chips, left, normalize=normalize))
                 except DataError as error:
                     if errors == "raise":
                         raise
@@ -128,20 +131,47 @@ def _embed_each(
     yield from ready
 
 
+def _raws(read: Generator[_Read, None, None]) -> Generator[Raw[_Read], None, None]:
+    """What was read, batches with their pixels (B, C, H, W) in one tensor."""
+    with closing(read):
+        for one in read:
+            if isinstance(one, list):
+                alone = len(one) == 1
+                pixels = one[0].pixels[None] if alone else torch.stack([c.pixels for c in one])
+                yield Raw(one, {"pixels": pixels})
+            else:
+                yield Raw(one, {})
+
+
+def _maker(space: EmbeddingSpace) -> Callable[[Raw[_Read]], tuple[_Read, Any]]:
+    """What makes the pixels of batches ready; a `DataError` where memory does not suffice."""
+
+    def make(raw: Raw[_Read]) -> tuple[_Read, Any]:
+        chips = raw.known
+        if not isinstance(chips, list):
+            return chips, None
+        tower = chips[0].tower
+        try:
+            with enough_memory(chips[0].of["source_key"], todo=_CUT):
+                return chips, ready_pixels(
+                    raw.tensors["pixels"], chips[0].layout, space.input_spec(tower), tower=tower
+                )
+        except DataError as error:
+            return chips, error
+
+    return make
+
+
 def _embed_batch(
-    space: EmbeddingSpace, chips: list[_Waiting], *, normalize: bool
+    space: EmbeddingSpace, chips: list[_Waiting], ready: Tensor, *, normalize: bool
 ) -> Iterator[EmbeddedChip]:
     if not chips:
         return
     tower = chips[0].tower
-    pixels = chips[0].pixels[None]
-    if len(chips) > 1:
-        pixels = torch.stack([chip.pixels for chip in chips])
     with enough_memory(chips[0].of["source_key"], todo=_CUT):
         vectors = finite(
-            space.encode_layout(pixels, chips[0].layout, tower=tower),
-            what=f"tower {tower!r}", source=space.source,
-        )  # fmt: skip
+            space.encode_ready(ready, tower=tower), what=f"tower {tower!r}", source=space.source
+        )
     if normalize:
         vectors = F.normalize(vectors, dim=-1)
     for chip, vector in zip(chips, vectors, strict=True):

@@ -10,11 +10,30 @@ from pathlib import Path
 from terralign.errors import ModelError, TerralignError, nearest
 from terralign.files import read_json
 from terralign.sensors import Sensor, parse_sensor
+from terralign.toml_paths import SHIPPED_MODELS
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
 
 HUB = "hf-hub"
 MS_CLIP = "ms-clip"
 TIMM = "timm"
+
+STARTER = Path(__file__).parents[1] / "models" / "starter"
+"""The folder of the models that come with terralign."""
+
+
+def shipped_model(source: str) -> Path | None:
+    """The file that describes a model that comes with terralign; None for any other name.
+
+    `ModelError` where this installation lacks it.
+    """
+    if source not in SHIPPED_MODELS:
+        return None
+    path = STARTER / SHIPPED_MODELS[source]
+    if not path.is_file():
+        raise ModelError(
+            f"{source} comes with terralign, but {path} is not found; install terralign again"
+        )
+    return path
 
 
 def _is_model(folder: Path) -> bool:
@@ -26,6 +45,8 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
 
     Tags and hubs are left to the loader. `others`: prefixes that the caller knows besides.
     """
+    if shipped_model(source) is not None:
+        return
     if Path(source).is_dir():
         if (Path(source) / "model" / "space.json").is_file() and not _is_model(Path(source)):
             raise ModelError(f"{source} is a run folder; its space is {Path(source) / 'model'}")
@@ -44,15 +65,16 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
         return
     if not separator and source not in known:
         raise ModelError(
-            f"no model at {source!r}: expected a space or open_clip folder, hf-hub:ORG/NAME, "
-            "ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or ARCHITECTURE:FILE"
+            f"no model at {source!r}: expected {', '.join(SHIPPED_MODELS)}, a space or open_clip "
+            "folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or "
+            "ARCHITECTURE:FILE"
         )
 
 
 def sensors_of(source: str) -> dict[str, Sensor]:
     """The sensors that came with a space's towers, by name; none of another model, and none where
     `space.json` is damaged, which loading reports."""
-    path = Path(source) / "space.json"
+    path = shipped_model(source) or Path(source) / "space.json"
     if not path.is_file():
         return {}
     try:

@@ -31,13 +31,14 @@ from terralign.encoders.answers import (
     gathered,
     nearest_hits,
 )
-from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
+from terralign.encoders.clip.load import ClipModel, load_clip, load_compact_clip, save_clip
 from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
 from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.pixels import Pixels, encode_ready, ready_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
+from terralign.encoders.sources import shipped_model
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
@@ -584,25 +585,23 @@ class EmbeddingSpace(Shown):
         for name, tower in self.towers.items():
             write_state_dict(folder / "towers" / f"{name}.safetensors", tower.state_dict())
             files.append(f"towers/{name}.safetensors")
-        write_json(
-            folder / "space.json",
-            {
-                "format": FORMAT_VERSION,
-                "space_id": self.space_id,
-                "dim": self.dim,
-                "towers": [_describe_tower(tower) for tower in self.towers.values()],
-                "sensors": [describe_sensor(sensor) for sensor in self.sensors.values()],
-                "prompts": self.prompts.describe() if self.prompts else None,
-                "provenance": self._saved_provenance(),
-                "files": {
-                    name: {
-                        "sha256": hash_file(folder / name),
-                        "bytes": (folder / name).stat().st_size,
-                    }
-                    for name in files
-                },
+        write_json(folder / "space.json", self.describe(folder, files))
+
+    def describe(self, folder: Path, files: Sequence[str]) -> dict[str, Any]:
+        """What `space.json` holds of the space, with the hashes of its files in `folder`."""
+        return {
+            "format": FORMAT_VERSION,
+            "space_id": self.space_id,
+            "dim": self.dim,
+            "towers": [_describe_tower(tower) for tower in self.towers.values()],
+            "sensors": [describe_sensor(sensor) for sensor in self.sensors.values()],
+            "prompts": self.prompts.describe() if self.prompts else None,
+            "provenance": self._saved_provenance(),
+            "files": {
+                name: {"sha256": hash_file(folder / name), "bytes": (folder / name).stat().st_size}
+                for name in files
             },
-        )
+        }
 
     def _saved_provenance(self) -> dict[str, Any]:
         """Without the training of towers that the space does not hold, as skipped ones."""
@@ -621,7 +620,8 @@ class EmbeddingSpace(Shown):
         sha256: str | None = None,
         revisions: Mapping[str, str] | None = None,
     ) -> EmbeddingSpace:
-        """A space from its folder, or from anything `load_clip` takes (text and RGB only).
+        """A space from its folder, `starter` or `starter:base`, which come with terralign, or what
+        `load_clip` takes (text and RGB only).
 
         `encoders`: tower name -> custom encoder, a module or a function that builds it, whose
         weights the folder has; a space with such towers needs one for each, unless `skip_custom`,
@@ -631,20 +631,31 @@ class EmbeddingSpace(Shown):
         (`ModelError`); nothing is ever searched for, guessed, or imported by name.
         """
         folder = Path(source)
-        if not _is_space(folder):
+        described = shipped_model(source) if isinstance(source, str) else None
+        if described is None and not _is_space(folder):
             if encoders is not None and (encoders or not isinstance(encoders, Mapping)):
                 raise ModelError(
                     f"encoders has no effect on {source}, which has no towers beside its RGB tower"
                 )
             return cls(load_clip(str(source), sha256=sha256, revisions=revisions))
+        if described is not None:
+            folder, remedy = described.parent, "install terralign again"
+        else:
+            described, remedy = folder / "space.json", "copy the whole folder again"
         try:
-            values = read_json(folder / "space.json")
+            values = read_json(described)
+            if "anchor" in values:
+                _refuse_pins(str(source), sha256=sha256, revisions=revisions)
+                clip = partial(_load_compact, folder, values)
+            else:
+                clip = partial(load_clip, str(folder), sha256=sha256, revisions=revisions)
             given = {} if encoders is None else encoders
-            clip = partial(load_clip, str(folder), sha256=sha256, revisions=revisions)
-            return cls._from_values(folder, values, given, skip_custom, clip)
+            return cls._from_values(
+                folder, values, given, skip_custom, clip, source=str(source), remedy=remedy
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise ModelError(f"{folder / 'space.json'} is not a space ({reason})") from error
+            raise ModelError(f"{described} is not a space ({reason})") from error
 
     @classmethod
     def _from_values(
@@ -654,6 +665,9 @@ class EmbeddingSpace(Shown):
         encoders: Mapping[str, Encoder],
         skip_custom: bool,
         load_anchor: Callable[[], ClipModel],
+        *,
+        source: str,
+        remedy: str,
     ) -> EmbeddingSpace:
         if values["format"] != FORMAT_VERSION:
             raise ModelError(
@@ -662,7 +676,7 @@ class EmbeddingSpace(Shown):
             )
         configs = [_tower_config(entry) for entry in values["towers"]]
         skipped = _check_encoders(folder, configs, encoders, skip_custom)
-        _check_files(folder, values["files"])
+        _check_files(folder, values["files"], remedy)
         provenance = dict(values["provenance"])
         clip = replace(load_anchor(), fetched=dict(provenance.get("fetched") or {}) or None)
         sensors = [parse_sensor(one, origin=str(folder)) for one in values["sensors"]]
@@ -674,7 +688,7 @@ class EmbeddingSpace(Shown):
             if prompts
             else None,
             provenance=provenance,
-            source=str(folder),
+            source=source,
         )
         if space.space_id != values["space_id"]:
             raise ModelError(f"{folder}: its towers are not those of space {values['space_id']}")
@@ -706,7 +720,7 @@ class EmbeddingSpace(Shown):
             if space.tower_id(config.name) != entry["tower_id"]:
                 raise ModelError(
                     f"{folder}: tower {config.name!r} is not {entry['tower_id']} as space.json "
-                    "says; copy the whole folder again"
+                    f"says; {remedy}"
                 )
         return space
 
@@ -762,18 +776,35 @@ def _is_space(folder: Path) -> bool:
     return (folder / "space.json").is_file()
 
 
-def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+def _load_compact(folder: Path, values: Mapping[str, Any]) -> ClipModel:
+    """The text and RGB towers of a space whose weights are in the compact form."""
+    names = values["anchor"]
+    if not names or not set(names) <= values["files"].keys():
+        raise ModelError(f"{folder}: the files of its text and RGB towers are not all listed")
+    return load_compact_clip(folder, names)
+
+
+def _refuse_pins(source: str, **pins: object) -> None:
+    for name, given in pins.items():
+        if given:
+            raise ModelError(
+                f"{name} has no effect on {source}, whose description pins its own files; leave it "
+                "out"
+            )
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]], remedy: str) -> None:
     for name, expected in files.items():
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or ".." in name:
             raise ModelError(f"{folder}: file name {name!r} points outside the space")
         path = folder / name
         if not path.is_file():
-            raise ModelError(f"{folder} lacks {name}; copy the whole folder again")
+            raise ModelError(f"{folder} lacks {name}; {remedy}")
         size = path.stat().st_size
         if size != expected["bytes"] or hash_file(path) != expected["sha256"]:
             raise ModelError(
                 f"{path} was changed or truncated ({size} bytes, expected {expected['bytes']}); "
-                "copy the whole folder again"
+                f"{remedy}"
             )
 
 
@@ -785,7 +816,7 @@ def load(
     sha256: str | None = None,
     revisions: Mapping[str, str] | None = None,
 ) -> EmbeddingSpace:
-    """A space from its folder, an open_clip folder, `hf-hub:ORG/NAME[@REVISION]`,
+    """The `starter`, a space from its folder, an open_clip folder, `hf-hub:ORG/NAME[@REVISION]`,
     `ARCHITECTURE:TAG` or `ARCHITECTURE:FILE`; `encoders` builds its custom encoders, `sha256` and
     `revisions` pin what is loaded. See `EmbeddingSpace.load`."""
     return EmbeddingSpace.load(

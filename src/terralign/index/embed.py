@@ -7,11 +7,10 @@ lets several processes share the folder. N windows, B batch, C bands, D dimensio
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import PixelLayout, Window, make_layout
-from terralign.compute import compute_alone, computing
+from terralign.compute import computing
 from terralign.encoders.embedding import check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
 from terralign.encoders.pixels import ready_pixels
@@ -40,6 +39,7 @@ from terralign.errors import (
     counted,
     shown,
 )
+from terralign.feed import Raw, feed_drawn
 from terralign.files import claimed, clear_partials, hash_json, require_folder
 from terralign.index.names import CLAIMS, part_name, part_paths
 from terralign.index.parts import (
@@ -64,7 +64,6 @@ from terralign.index.stac import check_catalogue, has_catalogue, write_catalogue
 from terralign.index.stamps import source_name, stamps_of
 from terralign.precision import PRECISIONS, Precision
 from terralign.progress import Progress
-from terralign.read_ahead import drawn_ahead
 from terralign.scenes.declared import Declared
 from terralign.scenes.scene import Scene
 from terralign.scenes.stac import StacItem
@@ -524,15 +523,25 @@ class _Work:
         blocks: list[NDArray[Any]] = []
         num_invalid = num_cloudy = 0
         shaping: Future[tuple[NDArray[np.object_], NDArray[np.float64]]] | None = None
-        spec, on_cpu = self.space.input_spec(tower), self.space.device.type == "cpu"
+        spec = self.space.input_spec(tower)
         label = f"embed {shown(source.key)} with {tower}"
-        reading = self._read(source, tower, plan.windows)
+
+        def make(raw: Raw[_Batch]) -> tuple[_Batch, Tensor | None]:
+            batch, pixels = raw.known, raw.tensors.get("pixels")
+            if pixels is None or batch.layout is None:
+                return batch, None
+            return batch, ready_pixels(pixels, batch.layout, spec, tower=tower)
+
+        stream = feed_drawn(
+            self._read(source, tower, plan.windows), make,
+            device=self.space.device, depth=READ_AHEAD,
+        )  # fmt: skip
         with (
             ThreadPoolExecutor(1) as aside,
             Progress(label, total=len(plan.windows), unit="window") as progress,
-            closing(drawn_ahead(reading, depth=READ_AHEAD, initializer=compute_alone)) as batches,
+            closing(stream) as batches,
         ):
-            for batch in batches:
+            for batch, ready in batches:
                 if shaping is None:  # beside the tower, which waits for the first batch alone
                     shaping = aside.submit(
                         window_shapes, source.grid, plan.windows, origin=shown(source.key)
@@ -541,12 +550,7 @@ class _Work:
                     shaping.result()  # raises before the tower is through all windows
                 num_invalid += batch.num_invalid
                 num_cloudy += batch.num_cloudy
-                if batch.pixels is not None and batch.layout is not None:
-                    ready = batch.pixels
-                    if not on_cpu:
-                        ready = ready_pixels(
-                            ready.to(self.space.device), batch.layout, spec, tower=tower
-                        )
+                if ready is not None:
                     with computing(inference=self.settings.precision, deterministic=False):
                         vectors = self.space.encode_ready(ready, tower=tower)
                     numbers = F.normalize(vectors, dim=-1).numpy()
@@ -584,7 +588,7 @@ class _Work:
 
     def _read(
         self, source: Source, tower: str, windows: Sequence[Window]
-    ) -> Generator[_Batch, None, None]:
+    ) -> Generator[Raw[_Batch], None, None]:
         """Batches of the windows that are to be embedded, in the scene's order."""
         max_cloud = self.settings.max_cloud
         if max_cloud is not None and source.cloud_shares is None:
@@ -594,10 +598,6 @@ class _Work:
             )
         unknown = (float("nan") for _ in windows)
         shares = unknown if source.cloud_shares is None else source.cloud_shares(windows)
-        ready: Callable[[Tensor, PixelLayout], Tensor] | None = None
-        if self.space.device.type == "cpu":  # where the tower leaves a core to this thread
-            spec = self.space.input_spec(tower)
-            ready = functools.partial(ready_pixels, spec=spec, tower=tower)
         batch = _Batch()
         chips = read_chips(self.space, source, windows, tower)
         for number, ((_, chip, layout, share, cells), cloud) in enumerate(
@@ -610,10 +610,10 @@ class _Work:
             else:
                 batch.add(number, chip, layout, share, cells, cloud)
             if len(batch.numbers) == self.batch_size or batch.num_seen >= _MAX_SEEN:
-                yield batch.stacked(ready)
+                yield batch.stacked()
                 batch = _Batch()
         if batch.num_seen:
-            yield batch.stacked(ready)
+            yield batch.stacked()
 
 
 _MAX_SEEN = 4096
@@ -622,8 +622,7 @@ _MAX_SEEN = 4096
 
 @dataclass(kw_only=True, slots=True)
 class _Batch:
-    """Windows of a scene by number, with their shares, valid cells and, stacked, their pixels
-    (B, C, H, W)."""
+    """Windows of a scene by number, with their shares, valid cells and pixels (C, H, W)."""
 
     numbers: list[int] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
@@ -631,7 +630,6 @@ class _Batch:
     clouds: list[float] = field(default_factory=list)
     chips: list[Tensor] = field(default_factory=list)
     layout: PixelLayout | None = None
-    pixels: Tensor | None = None
     num_invalid: int = 0
     num_cloudy: int = 0
 
@@ -655,16 +653,15 @@ class _Batch:
         self.chips.append(chip)
         self.layout = layout
 
-    def stacked(self, ready: Callable[[Tensor, PixelLayout], Tensor] | None) -> _Batch:
-        """With the pixels in one tensor: raw, or as `ready` makes them."""
-        if self.chips and self.layout is not None:
-            # Of chips that lack data some may be floating point, among whole numbers.
-            kind = max((one.dtype for one in self.chips), key=lambda one: one.is_floating_point)
-            self.pixels = torch.stack([one.to(kind) for one in self.chips])
-            self.chips = []
-            if ready is not None:
-                self.pixels = ready(self.pixels, self.layout)
-        return self
+    def stacked(self) -> Raw[_Batch]:
+        """With the pixels (B, C, H, W) in one tensor, where there are any."""
+        if not self.chips:
+            return Raw(self, {})
+        # Of chips that lack data some may be floating point, among whole numbers.
+        kind = max((one.dtype for one in self.chips), key=lambda one: one.is_floating_point)
+        pixels = torch.stack([one.to(kind) for one in self.chips])
+        self.chips = []
+        return Raw(self, {"pixels": pixels})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,8 @@ from terralign.errors import DataError, first_line, nearest, shown
 from terralign.files import read_json
 from terralign.index.parts import Part, shapes_of
 from terralign.index.store import NO_TIME, Store
+from terralign.limits import require
+from terralign.scenes.places import to_wgs84
 
 Day = dt.date | dt.datetime | str
 
@@ -131,7 +133,11 @@ def _box(given: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def read_polygon(given: Any) -> Any:
-    """A polygon, or several, in degrees; `DataError` for others, or one that crosses itself."""
+    """A polygon, or several, in degrees; `DataError` for others, or one that crosses itself.
+
+    `given`: a shapely geometry, or GeoJSON as a mapping, its text or a file, in degrees of WGS84 or
+    in what its member `crs` names.
+    """
     name = "the polygon"
     if isinstance(given, str | Path):
         text = str(given)
@@ -169,29 +175,49 @@ def check_polygon(given: Any, name: str) -> Any:
     return given
 
 
-NO_GEOMETRY = (
-    *(KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError),
-    shapely.errors.ShapelyError,
-)
-"""What shapely raises of GeoJSON that is no geometry."""
+def crs_of(value: Mapping[str, Any], name: str) -> str | None:
+    """What the member `crs` of GeoJSON 2008 names, as QGIS and ogr2ogr write it; None: WGS84."""
+    given = value.get("crs")
+    if given is None:
+        return None
+    properties = given.get("properties") if isinstance(given, Mapping) else None
+    named = properties.get("name") if isinstance(properties, Mapping) else None
+    if not isinstance(named, str):
+        raise DataError(
+            f'{name}: its member crs is not understood; expected {{"type": "name", "properties": '
+            '{"name": "EPSG:..."}}, or none for degrees of WGS84'
+        )
+    return named
+
+
+def geometry_of(value: Any, crs: str | None, what: str) -> Any:
+    """A geometry of GeoJSON as a shapely one in degrees; `crs`: that of its coordinates, None for
+    degrees. `DataError`, which begins with `what`, for others."""
+    try:
+        shape = shapely.geometry.shape(value)
+        num_points = int(shapely.get_num_coordinates(shape))
+    except (
+        *(KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError),
+        shapely.errors.ShapelyError,
+    ) as error:
+        raise DataError(f"{what} is no GeoJSON of a polygon: {first_line(error)}") from error
+    require("geometry_points", num_points, f"{what} has", todo="simplify it")
+    if crs is None or shape.is_empty:
+        return shape
+    return to_wgs84(shape, crs, origin=what)
 
 
 def _shape_of(value: Mapping[str, Any], name: str) -> Any:
-    try:
-        kind = value["type"]
-        if kind == "FeatureCollection":
-            shapes = [shapely.geometry.shape(one["geometry"]) for one in value["features"]]
-        elif kind == "Feature":
-            shapes = [shapely.geometry.shape(value["geometry"])]
-        else:
-            shapes = [shapely.geometry.shape(value)]
-    except NO_GEOMETRY as error:
-        raise DataError(f"{name} is no GeoJSON of a polygon: {first_line(error)}") from error
+    crs = crs_of(value, name)
+    features = value.get("features") if value.get("type") == "FeatureCollection" else [value]
+    if not (isinstance(features, list) and all(isinstance(one, Mapping) for one in features)):
+        raise DataError(f"{name} is no GeoJSON of a polygon: its features are no list of objects")
+    if not features:
+        raise DataError(f"{name} has no features; draw at least one polygon")
+    shapes = [geometry_of(one.get("geometry", one), crs, name) for one in features]
     if len(shapes) == 1:
         return shapes[0]
-    for one in shapes:
-        read_polygon(one)
-    return shapely.union_all(shapes)
+    return shapely.union_all([check_polygon(one, name) for one in shapes])
 
 
 def _microseconds(given: Day | None, name: str, *, is_end: bool = False) -> int | None:

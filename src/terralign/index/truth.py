@@ -14,19 +14,18 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from terralign.errors import DataError, first_line, shown
+from terralign.errors import DataError, shown
 from terralign.files import read_json
 from terralign.index.filters import (
-    NO_GEOMETRY,
     check_polygon,
+    crs_of,
+    geometry_of,
     make_filters,
     outlines_of,
     rows_meeting,
 )
 from terralign.index.search import Index
 from terralign.index.store import Store
-from terralign.limits import require
-from terralign.scenes.places import to_wgs84
 
 UNNAMED = "polygons"
 """The class of polygons in a file that names no classes."""
@@ -58,7 +57,7 @@ def read_truth(path: str | Path, *, class_property: str = "class") -> Truth:
         raise DataError(f"{name} is no GeoJSON FeatureCollection of polygons")
     if not features:
         raise DataError(f"{name} has no features; draw at least one polygon")
-    crs = _crs_of(value, name)
+    crs = crs_of(value, name)
     classes = [
         _class_of(one, class_property, f"{name}: feature {number}")
         for number, one in enumerate(features, start=1)
@@ -78,21 +77,6 @@ def read_truth(path: str | Path, *, class_property: str = "class") -> Truth:
     return Truth(name=shown(path), shapes=unions)
 
 
-def _crs_of(value: Mapping[str, Any], name: str) -> str | None:
-    """What the member `crs` of GeoJSON 2008 names, as QGIS and ogr2ogr write it; None: WGS84."""
-    given = value.get("crs")
-    if given is None:
-        return None
-    properties = given.get("properties") if isinstance(given, Mapping) else None
-    named = properties.get("name") if isinstance(properties, Mapping) else None
-    if not isinstance(named, str):
-        raise DataError(
-            f'{name}: its member crs is not understood; expected {{"type": "name", "properties": '
-            '{"name": "EPSG:..."}}, or none for degrees of WGS84'
-        )
-    return named
-
-
 def _class_of(feature: Mapping[str, Any], class_property: str, what: str) -> str:
     properties = feature.get("properties")
     found = properties.get(class_property) if isinstance(properties, Mapping) else None
@@ -107,15 +91,7 @@ def _class_of(feature: Mapping[str, Any], class_property: str, what: str) -> str
 def _polygon_of(feature: Mapping[str, Any], crs: str | None, what: str) -> Any:
     if not isinstance(feature.get("geometry"), Mapping):
         raise DataError(f"{what} has no geometry; draw a polygon, or leave it out")
-    try:
-        shape = shapely.geometry.shape(feature["geometry"])
-        num_points = int(shapely.get_num_coordinates(shape))
-    except NO_GEOMETRY as error:
-        raise DataError(f"{what} is no polygon: {first_line(error)}") from error
-    require("geometry_points", num_points, f"{what} has", todo="simplify it")
-    if crs is not None and not shape.is_empty:
-        shape = to_wgs84(shape, crs, origin=what)
-    return check_polygon(shape, what)
+    return check_polygon(geometry_of(feature["geometry"], crs, what), what)
 
 
 def covers(

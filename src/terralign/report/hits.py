@@ -17,8 +17,8 @@ MAX_CARDS = 50
 Ring = Sequence[tuple[float, float]]
 """Points (longitude, latitude) around an area, in degrees."""
 
-_MARK = '<meta name="generator" content="terralign search">'
-"""Marks our pages, so that no other file is overwritten."""
+_MARK = '<meta name="generator" content="terralign '
+"""Marks our pages, so that no other file is overwritten; the name of the command follows."""
 
 _MAP_WIDTH = 720.0
 _MAP_RATIOS = (0.35, 1.0)

@@ -40,10 +40,32 @@ from terralign.train.settings import (
     student_scaling,
 )
 
+NeedName = Literal["download_gb", "disk_gb", "memory_gb", "cpu_hours", "gpu_hours"]
+
 Asked = tuple[str, str, int | None, str | None]
 """Data set, split, limit, composite."""
 
 RgbModel = Literal["base", "finetuned", "patched"]
+
+
+class Needs(Strict):
+    """What a run of the recipe takes, for readers: it changes nothing of the run, and is no part of
+    its identity. What is left out is not known."""
+
+    download_gb: float | None = Field(default=None, ge=0)
+    """Data sets and weights that are fetched."""
+    disk_gb: float | None = Field(default=None, ge=0)
+    """Data, packed stores and run folder together."""
+    memory_gb: float | None = Field(default=None, ge=0)
+    """Main memory at most, of a run on CPU."""
+    cpu_hours: float | None = Field(default=None, ge=0)
+    """Hours of one CPU core; on two cores about half."""
+    gpu_hours: float | None = Field(default=None, ge=0)
+    """Hours of one GPU instead."""
+    estimated: tuple[NeedName, ...] = ()
+    """Which of these were not measured."""
+    source: str = ""
+    """Where the numbers come from."""
 
 
 class BaseRecipe(Strict):
@@ -233,6 +255,8 @@ class Recipe(Strict):
     name: FolderName
     note: str = ""
     """What a reader of the report should know."""
+    needs: Needs | None = Field(default=None, exclude=True)
+    """What a run takes (`terralign info recipes`)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1, le=4096)
     """Torch's intra-op threads; None: chosen, and recorded in the run folder."""

@@ -1,4 +1,4 @@
-"""JSON from the web, bounded in size and time."""
+"""Addresses of the web, and JSON from them, bounded in size and time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,25 +18,42 @@ TIMEOUT_S = 60
 """Seconds that a server may take to answer."""
 
 
-def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
-    """The JSON at an http or https address; `body`: is posted as JSON.
+def open_address(
+    url: str, *, data: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Any:
+    """The answer of an http or https address, to be read and closed; `data`: is posted.
 
-    `DataError` where the server does not answer so, or with more than the limit `json_bytes`.
+    `DataError` for any other address, also where it is redirected to one, or from https to http.
+    Else as `urllib`: `HTTPError` for an answer that is an error, `OSError` without an answer.
     """
-    what = printable(url.split("?", 1)[0])
     try:
         known = urlsplit(url).scheme in ("http", "https")
     except ValueError:
         known = False
     if not known:
-        raise DataError(f"{what!r} is no http or https address")
+        raise DataError(f"{name_of(url)!r} is no http or https address")
+    all_headers = {"User-Agent": "terralign", **(headers or {})}
+    request = urllib.request.Request(url, data=data, headers=all_headers)
+    return _OPENER.open(request, timeout=TIMEOUT_S)
+
+
+def name_of(url: str) -> str:
+    """An address as errors name it: printable, without its query, which may hold a signature."""
+    return printable(url.split("?", 1)[0])
+
+
+def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
+    """The JSON at an http or https address; `body`: is posted as JSON.
+
+    `DataError` where the server does not answer so, or with more than the limit `json_bytes`.
+    """
+    what = name_of(url)
     data = None if body is None else json.dumps(body).encode()
-    all_headers = {"Accept": "application/geo+json, application/json", "User-Agent": "terralign"}
+    all_headers = {"Accept": "application/geo+json, application/json"}
     if data is not None:
         all_headers["Content-Type"] = "application/json"
-    request = urllib.request.Request(url, data=data, headers={**all_headers, **(headers or {})})
     try:
-        with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
+        with open_address(url, data=data, headers={**all_headers, **(headers or {})}) as answer:
             content = answer.read(limit("json_bytes") + 1)
             length = answer.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:
@@ -53,11 +71,17 @@ def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = N
 
 
 class _OnlyHttp(urllib.request.HTTPRedirectHandler):
-    """Redirections to http and https alone."""
+    """Redirections to http and https alone, and from https to https."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):  # type: ignore[no-untyped-def]
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise DataError(f"{printable(req.full_url)} redirects to {printable(newurl[:200])!r}")
+        schemes = ("https",) if urlsplit(req.full_url).scheme == "https" else ("http", "https")
+        if urlsplit(newurl).scheme not in schemes:
+            if fp is not None:
+                fp.close()
+            raise DataError(
+                f"{name_of(req.full_url)} redirects to {printable(newurl[:200])!r}; expected an "
+                f"address of {' or '.join(schemes)}"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -43,7 +43,7 @@ def save_report(space: EmbeddingSpace, index: Index, hits: Hits, path: str | Pat
     of_hit = {key: index.facts_of(key) for key in every}
     pictures: dict[str, Found] = {}
     with Progress("read pictures", total=len(every), unit="window") as progress:
-        for key, found in _pictures(space, list(every.values()), of_hit):
+        for key, found in read_pictures(space, list(every.values()), of_hit):
             pictures[key] = found
             progress.advance(1)
     parts = {of_hit[hit.key].identity: of_hit[hit.key] for hit in chosen}
@@ -143,10 +143,13 @@ def _rings(shape: Any) -> tuple[Ring, ...]:
     )
 
 
-def _pictures(
-    space: EmbeddingSpace, hits: Sequence[Hit], of_hit: dict[str, PartFacts]
+def read_pictures(
+    space: EmbeddingSpace, hits: Sequence[Hit], of_hit: Mapping[str, PartFacts]
 ) -> Iterator[tuple[str, Found]]:
-    """The id of each hit, and its pictures or what keeps from it; every scene is opened once."""
+    """The id of each hit, and its pictures or what keeps from it; every scene is opened once.
+
+    `of_hit`: id -> the facts of its part, as `Index.facts_of` gives them.
+    """
     for identity in dict.fromkeys(facts.identity for facts in of_hit.values()):
         own = [hit for hit in hits if of_hit[hit.key].identity == identity and hit.place.window]
         own.sort(key=lambda hit: (hit.place.window.row, hit.place.window.column))  # type: ignore[union-attr]

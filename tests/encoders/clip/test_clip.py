@@ -151,7 +151,10 @@ def test_with_visual_swaps_the_rgb_tower_and_keeps_the_text_tower(
         ("ViT-B-32-quickgelu:opanai", "did you mean 'openai'"),
         ("ViT-B-33:openai", "unknown architecture 'ViT-B-33'.*did you mean 'ViT-B-32"),
         ("ViT-B-32", r"names no weights; write ViT-B-32:TAG with TAG of openai"),
-        ("nowhere", "no model at 'nowhere': expected a space or open_clip folder"),
+        (
+            "nowhere",
+            "no model at 'nowhere': expected starter, starter:base, a space or open_clip folder",
+        ),
         ("ViT-B-32:nowhere.pt", "no checkpoint at nowhere.pt"),
     ],
 )

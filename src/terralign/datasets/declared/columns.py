@@ -117,9 +117,12 @@ class Columns:
                 ) from error
             return [time and time.replace(tzinfo=dt.UTC) for time in naive]
         times = []
+        known: dict[str | None, dt.datetime | None] = {}
         for position, text in enumerate(self.texts(column).to_pylist()):
             try:
-                times.append(_parse_time(text))
+                if text not in known:
+                    known[text] = _parse_time(text)
+                times.append(known[text])
             except (ValueError, OverflowError) as error:
                 raise DataError(
                     f"{self.name_of(position)} has {quoted(text or '')} in column {column!r}; "

@@ -72,6 +72,7 @@ from terralign.datasets.file_set import require_indices, stack_pixels
 from terralign.datasets.image_files import LeftOut, is_new
 from terralign.datasets.sample import Place
 from terralign.datasets.split import Split
+from terralign.datasets.tars import MAX_PAX_VALUES, HeaderReader
 from terralign.errors import DataError, first_line, nearest, quoted, some
 from terralign.files import decode_text, parse_json
 from terralign.limits import require
@@ -80,14 +81,9 @@ from terralign.scenes.pictures import Size, describe_size
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 1024**2
-"""A tar whose extended headers (long names and the like) are larger is refused."""
-
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"]\0\0\x80", b"\x28\xb5\x2f\xfd")
 """How gzip, bzip2, xz, lzma and zstd begin; `webdataset` would decompress such a stream."""
 
-MAX_PAX_VALUES = 1000
-"""A tar with more values that hold for all of its members is refused: each member copies them."""
 MAX_PATTERN = 1000
 """Characters of a pattern; a longer one is refused."""
 
@@ -552,7 +548,7 @@ def check_tar(path: Path, *, name: str) -> str:
 def _headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The header of every file of a tar, whose end is checked as well."""
     num_bytes = path.stat().st_size
-    reader: Any = _HeaderReader(file)
+    reader: Any = HeaderReader(file)
     archive: Any
     if file.read(8).startswith(_COMPRESSED):
         raise DataError(f"shard {path} is compressed; unpack it to a plain .tar")
@@ -594,16 +590,3 @@ def _headers(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
 
 def _cut_short(path: Path, fault: str) -> str:
     return f"shard {path} is cut short ({fault}); download it again"
-
-
-class _HeaderReader:
-    """What `tarfile` needs of a file, of which it may read headers only."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {size} bytes")
-        return self._file.read(size)

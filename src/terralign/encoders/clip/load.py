@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from terralign.encoders.clip.compact import compact_shapes, read_compact
 from terralign.encoders.clip.config import (
     build,
     check_model_cfg,
@@ -222,6 +223,23 @@ def _load_folder(folder: Path, sha256: str | None, hub: Hub) -> ClipModel:
     model = _create(f"local-dir:{folder}", model_cfg, text_config, what=str(folder))
     check_numbers_of(read_state_dict(weights), model.state_dict(), what=what)
     return _finish(model, model_cfg, text_config, hub, source=str(folder), folder=folder)
+
+
+def load_compact_clip(folder: Path, names: Sequence[str]) -> ClipModel:
+    """A CLIP in the compact form (see `clip.compact`): the files `names` of weights in `folder`,
+    beside its `open_clip_config.json`. `ModelError` where it is damaged."""
+    hub, what, paths = Hub(), str(folder), [folder / name for name in names]
+    model_cfg = _read_model_cfg(folder / CONFIG_NAME, what)
+    text_config = read_text_config(model_cfg["text_cfg"], folder=folder, hub=hub, what=what)
+    check_shapes(meta_shapes(model_cfg, text_config, what), compact_shapes(paths), what=what)
+    model = build(model_cfg, text_config, what)
+    load_weights(model, read_compact(paths), what=what)
+    own = read_json(folder / CONFIG_NAME).get("preprocess_cfg")
+    if not isinstance(own, dict):
+        raise ModelError(f"{what}: {CONFIG_NAME} has no preprocess_cfg")
+    size = cast(Any, model.visual).image_size
+    open_clip.set_model_preprocess_cfg(model, {**asdict(PreprocessCfg()), **own, "size": size})
+    return _finish(model, model_cfg, text_config, hub, source=what, folder=folder)
 
 
 def _read_model_cfg(path: Path, what: str) -> dict[str, Any]:
@@ -447,12 +465,18 @@ def save_clip(clip: ClipModel, folder: Path) -> list[str]:
     `open_clip.create_model("local-dir:FOLDER")` loads the result. A text tower of transformers
     has its configuration beside it, for `load_clip` to need no network.
     """
+    written = save_clip_config(clip, folder)
+    write_state_dict(folder / WEIGHTS_NAME, clip.model.state_dict())
+    return [*written, WEIGHTS_NAME]
+
+
+def save_clip_config(clip: ClipModel, folder: Path) -> list[str]:
+    """What `save_clip` writes beside the weights."""
     write_json(
         folder / CONFIG_NAME,
         {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg},
     )
-    write_state_dict(folder / WEIGHTS_NAME, clip.model.state_dict())
-    written = [CONFIG_NAME, WEIGHTS_NAME]
+    written = [CONFIG_NAME]
     if clip.text_config is not None:
         write_json(folder / TEXT_CONFIG_NAME, clip.text_config)
         written.append(TEXT_CONFIG_NAME)

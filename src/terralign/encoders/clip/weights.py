@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
 import re
 import weakref
 from collections import Counter
@@ -52,9 +53,10 @@ def read_checkpoint(path: Path) -> Any:
 def _reading_safetensors(path: Path) -> Iterator[None]:
     """`ModelError` where the header is too long, or damaged in one of many ways."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             length = int.from_bytes(file.read(8), "little")
-        if length <= path.stat().st_size:
+            num_bytes = os.fstat(file.fileno()).st_size
+        if length <= num_bytes:
             what = f"{path} has a header of"
             require("safetensors_header_bytes", length, what, fault=ModelError)
         yield
@@ -114,7 +116,8 @@ def read_state_dict(path: Path) -> StateDict:
         )
     state = dict(loaded)
     _check_names(state, path)
-    plain = {key: without_wrappers(key) for key in state}
+    wrapped = _WRAPPERS.search("\n".join(state)) is not None  # one search: most have none
+    plain = {key: without_wrappers(key) if wrapped else key for key in state}
     while all(key.startswith("module.") for key in plain.values()):
         plain = {key: name.removeprefix("module.") for key, name in plain.items()}
     return _renamed(state, plain, str(path))

@@ -15,13 +15,20 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Served:
-    """A running server: its address, what it was asked for, and the token that it wants, if any."""
+    """A running server: its address, what it was asked for, and the token that it wants, if any.
+
+    `redirects`: path -> address; `knows_ranges`: False for one that always sends whole files;
+    `cuts`: after how many bytes it closes its next connections, one after the other.
+    """
 
     root: Path
     url: str = ""
     token: str = ""
     answers: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    redirects: dict[str, str] = field(default_factory=dict)
+    knows_ranges: bool = True
+    cuts: list[int] = field(default_factory=list)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -45,6 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.served.token and self.served.token not in parts.query:
             self._send(403, b"denied", {}, body)
             return
+        if parts.path in self.served.redirects:
+            self._send(302, b"", {"Location": self.served.redirects[parts.path]}, body)
+            return
         content = self.served.answers.get(parts.path)
         path = self.served.root / parts.path.lstrip("/")
         if content is None and path.is_file():
@@ -53,10 +63,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {}, body)
             return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
-        if found is None:
+        if found is None or not self.served.knows_ranges:
             self._send(200, content, {"Accept-Ranges": "bytes"}, body)
             return
         first = int(found[1])
+        if first >= len(content):
+            self._send(416, b"", {}, body)
+            return
         last = min(int(found[2] or len(content)), len(content) - 1)
         of_all = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
         self._send(206, content[first : last + 1], of_all, body)
@@ -67,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if body:
-            self.wfile.write(content)
+            most = self.served.cuts.pop(0) if self.served.cuts else len(content)
+            self.wfile.write(content[:most])
 
 
 @contextmanager
