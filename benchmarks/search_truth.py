@@ -167,6 +167,29 @@ def measure_chips(
     space: EmbeddingSpace, path: Path, towers: Sequence[str], *, side: int = 64
 ) -> Iterator[dict[str, Any]]:
     """The lines of the HLS chips."""
+    pixels, shares, groups = chip_windows(path, side)
+    relevant = shares >= 0.5
+    for tower in towers:
+        vectors = embed_windows(space, pixels, tower)
+        for column, text in enumerate(WORLDCOVER.values()):
+            mine = relevant[:, column]
+            if mine.sum() < MIN_WINDOWS:
+                continue
+            order = np.argsort(-(vectors @ space.text_vector(text)), kind="stable")
+            value, low, high = precision_over_places(mine[order], groups[order])
+            yield {
+                "what": f"HLS, {tower}", "text": text, "windows": len(mine),
+                "relevant": int(mine.sum()), "hits": K, f"precision@{K}": percent(value),
+                f"precision@{K} interval": [percent(low), percent(high)],
+                "best": percent(min(mine.sum(), K) / K), "chance": percent(mine.mean()),
+            }  # fmt: skip
+
+
+def chip_windows(
+    path: Path, side: int
+) -> tuple[list[NDArray[Any]], NDArray[np.float64], NDArray[np.int64]]:
+    """The chips in windows (7, side, side) of DN, each window's shares (N, K) of the classes of
+    `WORLDCOVER`, and its place (N,)."""
     values = np.load(path)
     groups, shares = [], []
     pixels: list[NDArray[Any]] = []
@@ -177,28 +200,21 @@ def measure_chips(
                 pixels.append(chip[:, *window])
                 shares.append([(cover[window] == code).mean() for code in WORLDCOVER])
                 groups.append(int(group))
-    relevant = np.array(shares) >= 0.5
-    for tower in towers:
-        sensor = SENSORS["hls-l30" if tower == RGB else "sentinel2-l2a"]
-        how: dict[str, Any] = {} if tower == RGB else {"dn_offset": 0}
-        layout = make_layout(sensor, HLS_BANDS[sensor.name], units="dn", **how)
-        chips = [
-            Chip(pixels=one.astype(np.float32), valid=np.ones(one.shape, dtype=bool), layout=layout)
-            for one in pixels
-        ]
-        vectors = np.asarray(space.embed(chips, tower=tower).vectors)
-        for column, text in enumerate(WORLDCOVER.values()):
-            mine = relevant[:, column]
-            if mine.sum() < MIN_WINDOWS:
-                continue
-            order = np.argsort(-(vectors @ space.text_vector(text)), kind="stable")
-            value, low, high = precision_over_places(mine[order], np.array(groups)[order])
-            yield {
-                "what": f"HLS, {tower}", "text": text, "windows": len(mine),
-                "relevant": int(mine.sum()), "hits": K, f"precision@{K}": percent(value),
-                f"precision@{K} interval": [percent(low), percent(high)],
-                "best": percent(min(mine.sum(), K) / K), "chance": percent(mine.mean()),
-            }  # fmt: skip
+    return pixels, np.array(shares), np.array(groups)
+
+
+def embed_windows(
+    space: EmbeddingSpace, pixels: Sequence[NDArray[Any]], tower: str
+) -> NDArray[np.float32]:
+    """(N, D) of windows of the chips, by the RGB tower or by one of Sentinel-2."""
+    sensor = SENSORS["hls-l30" if tower == RGB else "sentinel2-l2a"]
+    how: dict[str, Any] = {} if tower == RGB else {"dn_offset": 0}
+    layout = make_layout(sensor, HLS_BANDS[sensor.name], units="dn", **how)
+    chips = [
+        Chip(pixels=one.astype(np.float32), valid=np.ones(one.shape, dtype=bool), layout=layout)
+        for one in pixels
+    ]
+    return np.asarray(space.embed(chips, tower=tower).vectors)
 
 
 def precision_over_places(

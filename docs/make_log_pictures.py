@@ -1,0 +1,146 @@
+"""Make the pictures of the experiment log: `docs/images/log-*.png`.
+
+    terralign ablate bound --data-root DATA --out studies/bound
+    python docs/make_log_pictures.py --bound studies/bound
+
+    terralign run starter --data-root DATA --out runs/starter
+    python docs/make_log_pictures.py --starter runs/starter
+
+    python benchmarks/transfer.py runs/starter/model --base DATA/micro-clip \\
+        --data-root DATA > transfer.jsonl
+    python docs/make_log_pictures.py --transfer transfer.jsonl
+
+Look at the pictures before you commit them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from terralign.evaluation.rows import read_rows
+from terralign.report.canvas import (
+    FONT_SIZE,
+    LIGHT,
+    add_legend,
+    new_axes,
+    new_figure,
+    png_bytes,
+    style_axes,
+)
+from terralign.report.figures import comparison_figure
+
+IMAGES = Path(__file__).parent / "images"
+MAX_BYTES = 100_000
+BOUND = -1.0
+"""The default bound of stage 1, in points."""
+SUPPORTED = {"supported:tiny-imagenet/val": "photos", "supported:aid/all": "aerial scenes (AID)"}
+MODELS = ("base", "patched", "sentinel2")
+
+
+def main() -> None:
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bound", type=Path, help="a finished study bound")
+    parser.add_argument("--starter", type=Path, help="a finished run of starter")
+    parser.add_argument("--transfer", type=Path, help="what transfer.py printed")
+    arguments = parser.parse_args()
+    if arguments.bound is not None:
+        write("log-bound", bound_figure(arguments.bound / "runs"))
+    if arguments.starter is not None:
+        rows = read_rows(arguments.starter / "results.json")
+        shown = [
+            row
+            for row in rows
+            if row.role == "alignment" and row.metric in ("top1", "macro_map", "recall@1")
+        ]
+        write("log-starter", comparison_figure(shown))
+    if arguments.transfer is not None:
+        lines = map(json.loads, arguments.transfer.read_text().splitlines())
+        write("log-transfer", covers_figure([one for one in lines if "HLS" in one["what"]]))
+
+
+def bound_figure(runs: Path) -> Figure:
+    """What alpha costs each supported task against what it gains, per variant: means over seeds."""
+    figure = new_figure(LIGHT, height=3.6)
+    panels = figure.subplots(1, len(SUPPORTED), sharex=True, sharey=True)
+    for axes, title in zip(panels, SUPPORTED.values(), strict=True):
+        style_axes(axes, LIGHT)
+        axes.set_title(title, color=LIGHT.text, size=FONT_SIZE)
+        axes.axhline(BOUND, color=LIGHT.muted, linestyle="--", linewidth=1)
+        axes.set_xlabel("EuroSAT RGB, top-1 %")
+    panels[0].set_ylabel("change in points")
+    for number, variant in enumerate(sorted(runs.iterdir())):
+        curve = mean_curve(sorted(variant.glob("*/alpha-sweep.csv")))
+        gained = 100 * curve["patching:eurosat-rgb/val"]
+        for axes, column in zip(panels, SUPPORTED, strict=True):
+            change = 100 * (curve[column] - curve[column][0])
+            label = variant.name.replace("-", " ") if axes is panels[0] else None
+            axes.plot(
+                gained, change, **LIGHT.line(number), label=label, markersize=3.5, linewidth=1.2
+            )
+    add_legend(figure, LIGHT, columns=2)
+    return figure
+
+
+def mean_curve(paths: list[Path]) -> dict[str, np.ndarray[Any, Any]]:
+    """Column -> its values over alpha, the mean of the files."""
+    tables = []
+    for path in paths:
+        with path.open(newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    return {
+        column: np.mean([[float(row[column]) for row in table] for table in tables], axis=0)
+        for column in tables[0][0]
+    }
+
+
+def covers_figure(lines: list[dict[str, Any]]) -> Figure:
+    """The share of each class of the HLS windows that each model finds, with intervals."""
+    figure, axes = new_axes(LIGHT, height=3.4)
+    facts, own = lines[0], {line["model"]: line for line in lines[1:]}
+    names = [name for name in own["base"] if name not in ("what", "model")]
+    for number, model in enumerate(MODELS):
+        draw_model(axes, [own[model][name] for name in names], number, model)
+    axes.axvline(100 * facts["chance"], color=LIGHT.muted, linestyle="--", linewidth=1)
+    numbers = [*map(str, facts["windows_of_class"]), str(facts["num"])]
+    axes.set_yticks(
+        range(len(names)), [f"{name} ({n})" for name, n in zip(names, numbers, strict=True)]
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("found, % (dashed: chance)")
+    add_legend(figure, LIGHT, columns=len(MODELS))
+    return figure
+
+
+def draw_model(axes: Axes, values: list[list[float]], number: int, model: str) -> None:
+    """The values of a model, [value, low, high] each, beside those of the others."""
+    value, low, high = np.array(values).T
+    axes.errorbar(
+        value, np.arange(len(value)) + 0.22 * (number - 1), xerr=[value - low, high - value],
+        linestyle="none", markersize=4, linewidth=1.2, label=model, **LIGHT.line(number),
+    )  # fmt: skip
+
+
+def write(name: str, figure: Figure) -> None:
+    """Save as PNG; a picture that is too large a file ends the script."""
+    path, content = IMAGES / f"{name}.png", png_bytes(figure)
+    if len(content) >= MAX_BYTES:
+        sys.exit(f"{path} has {len(content):,} bytes, more than {MAX_BYTES:,}: show less in it")
+    path.write_bytes(content)
+    print(f"{path}: {len(content):,} bytes")
+
+
+if __name__ == "__main__":
+    main()
