@@ -84,7 +84,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         LAUNCHER: str(os.getpid()),
     }
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes - 1)))
     children: list[subprocess.Popen[bytes]] = []
     with _passed_on(children) as asked:
         try:

@@ -39,6 +39,9 @@ the first rank does alone may take any time."""
 SECONDS_AFTER_FAULT = 2.0
 """That the first rank waits for the others, which read whose fault it was."""
 
+SECONDS_AT_END = 60.0
+"""That the first rank waits for the others when all is done, which by then only read."""
+
 SECONDS_TO_END = 3.0
 """That a process has to end by itself once another one has failed."""
 
@@ -130,17 +133,16 @@ def joined(device: str | None) -> Iterator[None]:
     except Interrupted:  # by all, which have agreed on it
         raise
     except Exception as error:
-        _world.ending = True
         fault = error if isinstance(error, RankLostError) else _first_fault(_world, error)
         _leave(_world, SECONDS_AFTER_FAULT)
         if fault is error:
             raise
         raise fault from error
     else:
-        _world.ending = True
-        _leave(_world, LONGEST_STEP.total_seconds())
+        _leave(_world, SECONDS_AT_END)
         dist.destroy_process_group()
     finally:
+        _world.ending = True
         _world = None
 
 
@@ -156,6 +158,7 @@ def _first_fault(world: _World, error: Exception) -> Exception:
 def _leave(world: _World, seconds: float) -> None:
     """Leave the others: the first rank, which holds what they share, is the last to go."""
     latest = time.monotonic() + seconds
+    world.ending = True
     with suppress(RuntimeError):
         world.store.set(f"left-{world.rank}", "")
         everyone = [f"left-{number}" for number in range(world.size)]
@@ -189,7 +192,8 @@ def _watch(world: _World) -> None:
         except RuntimeError:
             gone = True  # with the first rank
         if (gone or world.fault_elsewhere) and not world.ending:
-            _leave(world, 0)
+            with suppress(RuntimeError):
+                world.store.set(f"left-{world.rank}", "")  # the first rank need not wait for it
             time.sleep(SECONDS_TO_END)
             if not world.ending:
                 os._exit(LOST)
