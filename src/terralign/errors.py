@@ -11,6 +11,7 @@
     │   └── SpaceMismatchError     vectors of different embedding spaces
     ├── RecipeError                a recipe or setting that is wrong or without effect
     ├── TrainingError              training that cannot continue (a loss that is not finite)
+    │   └── RankLostError          another process of the same run has failed
     └── StorageError               the disk: full, read-only, an existing file that must stay
 
 `Interrupted` is no fault: work stopped on request, saved, ready to be resumed.
@@ -67,6 +68,14 @@ class RecipeError(TerralignError):
 
 class TrainingError(TerralignError):
     """Training that cannot continue."""
+
+
+class RankLostError(TrainingError):
+    """Another process of the same run has failed. `reported`: it has reported why itself."""
+
+    def __init__(self, message: str, *, reported: bool = False) -> None:
+        super().__init__(message)
+        self.reported = reported
 
 
 class StorageError(TerralignError):

@@ -152,9 +152,9 @@ def test_ranks_share_every_sample_once_in_the_seeded_order(
             for step in range(resume_at + worker, num_steps, num_workers):
                 steps[step] = own.batch(first + step).indices.tolist()
         shares.append([steps[step] for step in range(num_steps)])
-    together = [[i for share in shares for i in share[step]] for step in range(num_steps)]
-    assert together == expected
-    assert sorted(i for batch in together for i in batch) == list(range(size))
+    for rank, share in enumerate(shares):
+        assert share == [batch[rank::world_size] for batch in expected]
+    assert sorted(i for share in shares for own in share for i in own) == list(range(size))
     lengths = [len(share[step]) for share in shares for step in range(num_steps)]
     assert min(lengths) > 0
 

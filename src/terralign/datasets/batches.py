@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ KEEP_LIMIT_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """`indices` (B,) into source number `source`; `epoch` is 0-based.
+    """`indices` (B,) into source number `source`; `epoch` is 0-based. `size`: samples of the whole
+    batch, of which these are one rank's.
 
     `view`: how often these samples were seen before, over all epochs: epoch * repeats + repeat.
     Augmentation is drawn by it, so that every repeat of a source is a view of its own.
@@ -36,6 +37,7 @@ class Batch:
     epoch: int
     indices: NDArray[np.int64]
     view: int
+    size: int
 
 
 class Plan:
@@ -43,9 +45,9 @@ class Plan:
 
     `sizes`: samples per source; `repeats`: how often a source is seen per epoch. A source's last
     samples are spread over its batches (sizes differ by at most one) rather than left over.
-    `batch_size`: of all ranks together; rank `rank` of `world_size` gets its share of every batch,
-    so that all ranks take the same number of steps and no sample is seen twice. `DataError` where
-    a batch has fewer samples than there are ranks.
+    `batch_size`: of all ranks together; rank r of W gets the rows r::W of every batch, so that all
+    ranks take the same number of steps and no sample is seen twice. `DataError` where a batch has
+    fewer samples than there are ranks.
     """
 
     def __init__(
@@ -85,6 +87,11 @@ class Plan:
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of step `step` (0-based)."""
+        whole = self.whole(step)
+        return replace(whole, indices=whole.indices[self.rank :: self.world_size])
+
+    def whole(self, step: int) -> Batch:
+        """The batch of step `step`, of all ranks together."""
         epoch, position = divmod(step, self.steps_per_epoch)
         number, batches = self._epoch
         if number != epoch:
@@ -95,7 +102,7 @@ class Plan:
     def first_step_of(self, source: int) -> int:
         """The first step whose batch is of source number `source`."""
         step = 0
-        while self.batch(step).source != source:
+        while self.whole(step).source != source:
             step += 1
         return step
 
@@ -105,15 +112,15 @@ class Plan:
             rng = np.random.default_rng([self.seed, 1, source, epoch])
             for number in range(repeat):
                 parts = np.array_split(rng.permutation(size), -(-size // self.batch_size))
-                shares = [np.array_split(part, self.world_size)[self.rank] for part in parts]
                 batches += [
                     Batch(
                         source=source,
                         epoch=epoch,
-                        indices=share.astype(np.int64),
+                        indices=part.astype(np.int64),
                         view=epoch * repeat + number,
+                        size=len(part),
                     )
-                    for share in shares
+                    for part in parts
                 ]
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(batches))
         return [batches[position] for position in order]

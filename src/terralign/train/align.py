@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terralign import ranks
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
@@ -38,6 +39,7 @@ from terralign.train.finetune import select_trainable, train_mode
 from terralign.train.loop import Batch, FitResult, fit
 from terralign.train.losses import (
     LOSSES,
+    OF_WHOLE_BATCH,
     Calibrations,
     Context,
     label_loss,
@@ -123,6 +125,8 @@ class _PairBatches:
             batch_size=settings.batch_size,
             seed=seed,
             repeats=[source.repeats for source in sources],
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
         )
 
     @property
@@ -130,11 +134,13 @@ class _PairBatches:
         return self._plan.steps_per_epoch
 
     def first_bands_of(self, source: int) -> Tensor:
-        """Ready bands (B, C, H, W) of the first batch of source number `source`."""
-        return self.make(self.read(self._plan.first_step_of(source))).pixels
+        """Ready bands (B, C, H, W) of the first whole batch of source number `source`."""
+        return self.make(self._read(self._plan.whole(self._plan.first_step_of(source)))).pixels
 
     def read(self, step: int) -> Raw[Chosen]:
-        chosen = self._plan.batch(step)
+        return self._read(self._plan.batch(step))
+
+    def _read(self, chosen: Chosen) -> Raw[Chosen]:
         samples, layout = self._samples[chosen.source], self._layouts[chosen.source]
         pixels = samples.read(chosen.indices)
         tensors = {"bands": torch.from_numpy(pixels[layout.sensor.name])}
@@ -170,6 +176,7 @@ class _PairBatches:
             targets=targets,
             source=chosen.source,
             title=source.title if len(self._sources) > 1 else "",
+            whole=chosen.size,
         )
 
 
@@ -278,8 +285,11 @@ def check_effects(
         )
     if validation is not None and settings.keep == "last":
         raise RecipeError('validation data have no effect with keep = "last"; set keep = "best"')
-    if "infonce" in losses and settings.accumulate > 1:
-        raise RecipeError("infonce needs the whole batch at once; set accumulate = 1")
+    for name in OF_WHOLE_BATCH & losses.keys():
+        if settings.accumulate > 1:
+            raise RecipeError(f"{name} needs the whole batch at once; set accumulate = 1")
+        if settings.shards is not None:
+            raise RecipeError(f"{name} needs the whole batch at once; leave shards out")
 
 
 class _Learner(nn.Module):
@@ -329,7 +339,13 @@ class _Learner(nn.Module):
         total = features.new_zeros(())
         metrics: dict[str, Tensor] = {}
         for name, weight in self._feature_losses.items():
-            value = LOSSES[name](features, targets, self._context)
+            pair = features, targets
+            if name in OF_WHOLE_BATCH:
+                pair = (
+                    ranks.gather_rows(features, batch.num_whole),
+                    ranks.gather_rows(targets, batch.num_whole),
+                )
+            value = LOSSES[name](*pair, self._context)
             metrics[name] = value
             total = total + weight * value
         if batch.labels is not None and self._label_weight:

@@ -9,11 +9,12 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
+from terralign import ranks
 from terralign.encoders.clip.pickles import read_pickled
 from terralign.errors import (
     ModelError,
@@ -127,6 +128,7 @@ def training_state(
     state: dict[str, Any] = {
         "step": step,
         "best": best,
+        **({"ranks": ranks.world_size()} if ranks.world_size() > 1 else {}),
         "threads": torch.get_num_threads(),
         "model": module.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -178,7 +180,13 @@ def _resume(
 ) -> tuple[int, float | None]:
     if not 0 < state["threads"] <= _MOST_THREADS:
         raise ValueError("an impossible number of threads")
-    if state["threads"] != torch.get_num_threads():
+    num_ranks = state.get("ranks", 1)
+    if num_ranks != ranks.world_size():
+        logger.info(
+            "resuming with %s, not %s: the same data in the same order; the last bits may differ",
+            counted(ranks.world_size(), "rank"), num_ranks,
+        )  # fmt: skip
+    elif state["threads"] != torch.get_num_threads():
         logger.warning(
             "resuming with as many threads as before: %d, not %d", state["threads"],
             torch.get_num_threads(),
@@ -201,13 +209,19 @@ def _resume(
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one object per line; lines after the checkpoint resumed from are dropped."""
+    """`metrics.jsonl`, one object per line; lines after the checkpoint resumed from are dropped.
 
-    def __init__(self, path: Path, *, keep_steps: int, tensorboard: bool = False) -> None:
+    `path` None: nothing is kept, as by all ranks but the first.
+    """
+
+    def __init__(self, path: Path | None, *, keep_steps: int, tensorboard: bool = False) -> None:
+        self._writer: Any = None
+        self._file: IO[str] | None = None
+        if path is None:
+            return
         lines = _lines(path) if path.is_file() else []
         kept = [line for line, row in lines if row is not None and row["step"] <= keep_steps]
         write_text(path, "".join(f"{line}\n" for line in kept))
-        self._writer: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -220,6 +234,8 @@ class MetricsLog:
 
     def write(self, step: int, figures: dict[str, float], *, source: str = "") -> None:
         """Add a line. `source`: the data set that the step's batch is of, where several are."""
+        if self._file is None:
+            return
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
         of_source = {"source": source} if source else {}
         self._file.write(json.dumps({"step": step, **of_source, **rounded}) + "\n")
@@ -228,7 +244,8 @@ class MetricsLog:
                 self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

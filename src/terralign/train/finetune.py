@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from terralign import ranks
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.feeding import raw_pixels
@@ -130,41 +131,47 @@ class PictureBatches:
         self._seed = seed
         self.first_step = 0
         sizes = [len(task.samples) for task in tasks]
-        self._plan = Plan(sizes, batch_size=settings.batch_size, seed=seed)
-        self._preserve_plan = Plan(
-            [len(preserve_on) if preserve_on is not None else 1],
-            batch_size=preserve_batch_size,
-            seed=seed + 1,
-        )
+        shared: dict[str, Any] = {"rank": ranks.rank(), "world_size": ranks.world_size()}
+        self._plan = Plan(sizes, batch_size=settings.batch_size, seed=seed, **shared)
+        self._preserve_plan: Plan | None = None
+        if preserve_on is not None:
+            self._preserve_plan = Plan(
+                [len(preserve_on)], batch_size=preserve_batch_size, seed=seed + 1, **shared
+            )
 
     @property
     def steps_per_epoch(self) -> int:
         return self._plan.steps_per_epoch
 
     def first_pictures_of(self, source: int) -> Tensor:
-        """Ready pixels (B, 3, size, size) of the first batch of task number `source`."""
-        return self.make(self._read(self._plan.first_step_of(source))).pixels
+        """Ready pixels (B, 3, size, size) of the first whole batch of task number `source`."""
+        chosen = self._plan.whole(self._plan.first_step_of(source))
+        return self.make(self._read(chosen, None)).pixels
 
     def read(self, step: int) -> Raw[_Choice]:
-        return self._read(self.first_step + step)
+        step += self.first_step
+        others = None if self._preserve_plan is None else self._preserve_plan.batch(step)
+        return self._read(self._plan.batch(step), others)
 
-    def _read(self, step: int) -> Raw[_Choice]:
-        chosen, others = self._plan.batch(step), None
+    def _read(self, chosen: Chosen, others: Chosen | None) -> Raw[_Choice]:
         samples = self._tasks[chosen.source]
         tensors = {
             "pixels": raw_pixels(samples, optical_layout(samples), chosen.indices),
             "labels": torch.from_numpy(require_labels(samples).values[chosen.indices]),
         }
-        if self._preserve_on is not None:
-            others, layout = self._preserve_plan.batch(step), optical_layout(self._preserve_on)
+        if self._preserve_on is not None and others is not None:
+            layout = optical_layout(self._preserve_on)
             tensors["unlabelled"] = raw_pixels(self._preserve_on, layout, others.indices)
         return Raw((chosen, others), tensors)
 
     def make(self, raw: Raw[_Choice]) -> Batch:
         (chosen, others), tensors = raw.known, raw.tensors
         samples = self._tasks[chosen.source]
-        unlabelled = None
+        unlabelled, unlabelled_share = None, 1.0
         if self._preserve_on is not None and others is not None:
+            unlabelled_share = (
+                len(others.indices) * chosen.size / (others.size * len(chosen.indices))
+            )
             unlabelled = self._pictures(tensors["unlabelled"], self._preserve_on, others)
         return Batch(
             keys=keys_of(samples, chosen.indices),
@@ -173,6 +180,8 @@ class PictureBatches:
             unlabelled=unlabelled,
             source=chosen.source,
             title=samples.name if len(self._tasks) > 1 else "",
+            whole=chosen.size,
+            unlabelled_share=unlabelled_share,
         )
 
     def _pictures(self, raw: Tensor, samples: SampleSet, chosen: Chosen) -> Tensor:

@@ -73,6 +73,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Context], Tensor]] = {
 }
 """Feature losses by name: (student (B, D), teacher (B, D), context) -> scalar."""
 
+OF_WHOLE_BATCH = frozenset({"infonce"})
+"""Those that compare samples with one another: no mean over parts of a batch gives them."""
+
 
 class Calibration(nn.Module):
     """Two scalars, s and b, for sigma(s * cos + b); trained beside the tower and then dropped.

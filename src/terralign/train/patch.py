@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terralign import ranks
 from terralign.compute import inference_depends
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.sample import SampleSet
@@ -124,14 +125,15 @@ class _Patching:
                 start, tasks, self.settings, folder / "checkpoints",
                 preserve_on=self.preserve_on, seed=self.seed, tensorboard=self.tensorboard,
             )  # fmt: skip
-            write_state_dict(weights, theta_1)
+            if ranks.is_first():
+                write_state_dict(weights, theta_1)
             return {}
 
         stage = Stage(
             what="stage 1", depends=depends, note=folder / "finetuned.json",
             files=(weights.name,), logs=("checkpoints/metrics.jsonl",), cache=self.cache,
         )  # fmt: skip
-        run_stage(stage, make)
+        run_stage(stage, make, together=True)
         return read_state_dict(weights)
 
     def finish(
@@ -162,16 +164,17 @@ class _Patching:
             baseline=self.baseline,
         )
         logger.info("patch: %s", choice.reason)
-        write_json(
-            folder / "sweep.json",
-            {
-                "chosen": asdict(choice),
-                "max_supported_drop": self.settings.max_supported_drop,
-                "points": [asdict(point) for point in points],
-            },
-        )
         patched = at(choice.alpha)
-        write_state_dict(folder / "patched.safetensors", patched)
+        if ranks.is_first():
+            write_json(
+                folder / "sweep.json",
+                {
+                    "chosen": asdict(choice),
+                    "max_supported_drop": self.settings.max_supported_drop,
+                    "points": [asdict(point) for point in points],
+                },
+            )
+            write_state_dict(folder / "patched.safetensors", patched)
         return PatchResult(
             finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points
         )
@@ -194,7 +197,10 @@ class _Patching:
 
     def pictures(self, tasks: Sequence[PatchingTask]) -> list[Tensor]:
         """Training pictures from which batch-norm statistics are estimated."""
-        return training_pictures(self.clip, tasks, self.settings, num_batches=16, seed=self.seed)
+        with ranks.alone():  # whole batches
+            return training_pictures(
+                self.clip, tasks, self.settings, num_batches=16, seed=self.seed
+            )
 
     def with_statistics(
         self, theta: StateDict, alpha: float, pictures: Callable[[], Sequence[Tensor]]
@@ -234,8 +240,9 @@ class _Patching:
                 start, [task], [validation[number]], folder, done=validation[:number]
             )
             start = self.clip.with_visual(result.patched, source=str(folder))
-        write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
-        write_state_dict(self.folder / "patched.safetensors", result.patched)
+        if ranks.is_first():
+            write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
+            write_state_dict(self.folder / "patched.safetensors", result.patched)
         return result
 
     def folder_of(self, number: int, task: PatchingTask) -> Path:
@@ -258,5 +265,6 @@ class _Patching:
             lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
             tasks, validation, self.folder,
         )  # fmt: skip
-        write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
+        if ranks.is_first():
+            write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
         return result

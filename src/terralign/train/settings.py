@@ -17,9 +17,9 @@ from terralign.sensors import Sensor
 LabelLoss = Literal["cross_entropy", "bce", "calibrated_bce"]
 
 
-WITHOUT_EFFECT = {"compile", "gradient_checkpointing"}
-"""Settings that change how fast something is computed, and not what: a run may be resumed with
-others."""
+WITHOUT_EFFECT = {"compile", "gradient_checkpointing", "shards"}
+"""Settings that change how something is computed, and not what: results are the same but for
+rounding, and a run may be resumed with others."""
 
 
 class LoopSettings(BaseModel):
@@ -45,6 +45,10 @@ class LoopSettings(BaseModel):
     """Greatest norm of the gradient."""
     accumulate: int = Field(default=1, ge=1)
     """Parts a batch is split into to fit the memory; the gradient is that of the whole batch."""
+    shards: int | None = Field(default=None, ge=1, le=1024)
+    """Fixed parts of every batch whose gradients are summed in order, so that training has the same
+    bits in 1, 2, 4 ... up to this many processes, where their kernels do. None: each process's
+    share is one part."""
     precision: Precision = "fp32"
     """Of the products inside the towers ("bf16" by autocast); inputs and weights stay float32."""
     compile: bool = False

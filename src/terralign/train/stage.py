@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
+from terralign import ranks
 from terralign.errors import RecipeError, StorageError
 from terralign.files import (
     atomic_path,
@@ -112,13 +113,39 @@ class Stage:
 
 
 def run_stage(
-    stage: Stage, make: Callable[[], Mapping[str, Any]], *, renew: bool = False
+    stage: Stage,
+    make: Callable[[], Mapping[str, Any]],
+    *,
+    renew: bool = False,
+    together: bool = False,
 ) -> dict[str, Any]:
     """The note of a stage: read where it is complete, linked from the cache, or made.
 
     `make` leaves the files, resuming where it was interrupted, and returns what the note holds
     beside `identity`. `renew`: a damaged note is set aside and made again instead of refused.
+
+    Of several ranks the first does all this and the others wait for it; `together`: all call
+    `make`, in which the first writes the files.
     """
+    if not together:
+        return ranks.by_first(lambda: _run_stage(stage, make, renew=renew))
+    if ranks.is_first():
+
+        def begin() -> Mapping[str, Any]:
+            ranks.post(None)
+            return make()
+
+        note = _run_stage(stage, begin, renew=renew)
+        ranks.post(note)
+        return note
+    while (told := ranks.awaited()) is None:
+        make()
+    return dict(told)
+
+
+def _run_stage(
+    stage: Stage, make: Callable[[], Mapping[str, Any]], *, renew: bool
+) -> dict[str, Any]:
     shared = stage.shared
     try:
         note = stage.read()

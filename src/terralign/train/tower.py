@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
+from terralign import ranks
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import (
     check_shapes,
@@ -80,7 +81,7 @@ def make_tower(
     )  # fmt: skip
 
     def make() -> dict[str, Any]:
-        if initial:
+        if initial and ranks.is_first():
             write_json(folder / "initial.json", initial)
         inflated = student.backbone == INFLATE
         if initial or (inflated and pretrained):
@@ -93,16 +94,19 @@ def make_tower(
             allow_shared_samples=allow_shared_samples, cache=cache, seed=seed,
             tensorboard=tensorboard,
         )  # fmt: skip
+        if not ranks.is_first():
+            return {}
         trained = None
         if describe:
-            trained = outcome_of(clip, tower, sources, settings, folder, seed=seed)
+            with ranks.alone():
+                trained = outcome_of(clip, tower, sources, settings, folder, seed=seed)
         write_state_dict(weights, tower.state_dict())
         return {
             "tower_id": tower.tower_id(),
             "trained": None if trained is None else trained.model_dump(mode="json"),
         }
 
-    note = run_stage(stage, make)
+    note = run_stage(stage, make, together=True)
     expected = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
     check_shapes(expected, read_shapes(weights), what=str(weights))
     load_weights(tower, read_state_dict(weights), what=str(weights))
