@@ -20,6 +20,7 @@ from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
 from terralign.files import read_shipped, read_toml, shipped_names
 from terralign.sensors import SENSORS, Sensor, parse_sensor
+from terralign.toml_paths import SHIPPED_MODELS
 from terralign.versions import versions
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LISTS = ("datasets", "sensors", "recipes", "suites", "studies", "prompts")
 
 _TAKES = (
     f"Info takes a list ({', '.join(LISTS)}), a name of one of them, a packed store, a TOML file, "
-    "or a model (its folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
+    "or a model (starter, its folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
 )
 
 
@@ -248,6 +249,8 @@ def _named(name: str) -> dict[str, dict[str, Any]]:
     for kind, describe in _SHIPPED.items():
         if name in shipped_names(kind):
             found[kind] = describe(read_shipped(kind, name))
+    if name in SHIPPED_MODELS:
+        found["models"] = _about_space(name)
     if name in prompt_set_names():
         found["prompts"] = _about_prompts(load_prompts(name).templates)
     return found
