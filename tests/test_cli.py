@@ -31,7 +31,7 @@ from small_run import SMALL_RECIPE
 from terralign.cli import main
 from terralign.cli.app import READING_ORDER
 from terralign.cli.faults import name_options
-from terralign.cli.info import about
+from terralign.cli.info import LISTS, about
 from terralign.encoders.clip import weights
 from terralign.errors import Interrupted
 from terralign.files import shipped_names
@@ -469,9 +469,7 @@ def test_quickstart_ends_with_what_its_search_found(
     assert values["searched"] == [{"text": "snow", "hits": 1, "precision": 1.0, "chance": 0.1}]
 
 
-@pytest.mark.parametrize(
-    "what", [None, "datasets", "sensors", "recipes", "suites", "studies", "prompts", "model"]
-)
+@pytest.mark.parametrize("what", [None, *LISTS, "model"])
 def test_info_says_what_there_is(finished_run: Path, what: str | None) -> None:
     shown = finished_run / "model" if what == "model" else what
     arguments = ["info"] if shown is None else ["info", shown]
@@ -479,9 +477,9 @@ def test_info_says_what_there_is(finished_run: Path, what: str | None) -> None:
     assert result.exit_code == 0, result.stderr
     value = json.loads(result.stdout)
     expected = {
-        None: "torch", "datasets": "eurosat-ms", "sensors": "sentinel1-grd",
-        "recipes": "quickstart", "suites": "micro", "studies": "losses", "prompts": "satellite",
-        "model": "towers",
+        None: "torch", "datasets": "eurosat-ms", "models": "llama3-ms-clip",
+        "sensors": "sentinel1-grd", "recipes": "quickstart", "suites": "micro",
+        "studies": "losses", "prompts": "satellite", "model": "towers",
     }[what]  # fmt: skip
     assert expected in value
     assert expected in _call(*arguments).stdout
@@ -570,7 +568,7 @@ def test_info_names_the_kinds_of_a_name_that_two_lists_have() -> None:
 
 
 def test_info_describes_every_name_of_every_list() -> None:
-    for what in ("datasets", "sensors", "recipes", "suites", "studies", "prompts"):
+    for what in LISTS:
         for name in about(what):
             assert about(name)
 
@@ -604,7 +602,9 @@ def test_the_table_of_data_sets_has_a_line_each() -> None:
 def test_info_names_what_is_near_and_what_it_takes(what: str, near: str) -> None:
     said = _fault("info", what)
     assert f"did you mean {near!r}?" in said
-    assert "Info takes a list (datasets, sensors, recipes, suites, studies, prompts)" in said
+    assert (
+        "Info takes a list (datasets, models, sensors, recipes, suites, studies, prompts)" in said
+    )
 
 
 # Faults: one clear line each

@@ -497,6 +497,14 @@ def hash_json(value: Mapping[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
+def as_bytes(number: int, *, none: str = "0 bytes") -> str:
+    """A number of bytes for people: "94.7 MB"; `none`: for 0."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} bytes" if number else none
+
+
 def check_free_space(folder: Path, num_bytes: int) -> None:
     """Raise `StorageError` where the disk of `folder` has less than `num_bytes` free."""
     free = _free_mb(folder / "x")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from terralign.errors import RecipeError, shown
+from terralign.files import read_shipped
 
 PATH_KEYS = frozenset({"data", "prompts", "average_prompts", "sensors", "model", "initial"})
 """The keys of recipes and suites whose texts, or lists of texts, may be paths."""
@@ -25,8 +27,15 @@ WEIGHTS_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Endings of files of weights."""
 
 SHIPPED_MODELS = {"starter": "space.json", "starter:base": "base.json"}
-"""Names of the models that come with terralign, which no path of the same name hides -> the file
-in `models/starter` that describes each."""
+"""Names of the models that come with terralign -> the file in `models/starter` that describes each.
+"""
+
+
+@cache
+def model_names() -> frozenset[str]:
+    """Short names of models (`terralign info models`), which no path of the same name hides."""
+    return frozenset({*SHIPPED_MODELS, *read_shipped("encoders", "models")})
+
 
 _NOT_OURS = frozenset({"architecture"})
 """Tables of other libraries, whose keys mean something else."""
@@ -85,7 +94,7 @@ class TomlPaths:
 
         def resolve(key: str, written: str) -> str:
             if key in _ANY_PATH:
-                if written in SHIPPED_MODELS:
+                if written in model_names():
                     return written
                 prefix, path = _split(written)
                 found = self.find(path)

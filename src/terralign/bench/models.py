@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terralign.datasets.sample import SampleSet
-from terralign.encoders.ms_clip import load_ms_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.protocols import ImageEncoder
 from terralign.encoders.sources import MS_CLIP, TIMM
@@ -76,7 +75,7 @@ def _derived(source: str) -> str:
 
 
 def load_model(name: str, source: str, *, device: str) -> BenchModel:
-    """A space, anything `EmbeddingSpace.load` takes, `ms-clip:FILE`, or `timm:NAME[:FILE]`.
+    """Anything `EmbeddingSpace.load` takes, or `timm:NAME[:FILE]`.
 
     Raises `ModelError` as they do.
     """
@@ -86,8 +85,7 @@ def load_model(name: str, source: str, *, device: str) -> BenchModel:
         return BenchModel(
             name=name, source=source, encoder=encoder, space=None, model_id=encoder.model_id
         )
-    space = load_ms_clip(Path(rest)) if prefix == MS_CLIP else EmbeddingSpace.load(source)
-    space.to(device)
+    space = EmbeddingSpace.load(source).to(device)
     return BenchModel(name=name, source=source, encoder=space, space=space, model_id=space.space_id)
 
 

@@ -25,10 +25,11 @@ def fetch(dataset: str, data_root: Path | None, yes: bool, as_json: bool) -> Non
     Shows size, licence and source, and asks first. Run the same command again to resume. Hashes
     are checked, and nothing that is there is replaced.
     """
-    from terralign.datasets.facts import as_bytes, read_facts
+    from terralign.datasets.facts import read_facts
     from terralign.datasets.fetch import fetch as fetch_planned
     from terralign.datasets.fetch import plan_fetch
     from terralign.errors import counted
+    from terralign.files import as_bytes
 
     if data_root is None:
         raise click.UsageError("fetch needs a folder to write into: --data-root, or TERRALIGN_DATA")
@@ -179,12 +180,13 @@ def _verify(store: Path, as_json: bool) -> None:
 def info(what: str | None, as_json: bool) -> None:
     """Describe a data set, sensor, recipe or model; list what exists.
 
-    WHAT is a list (datasets, sensors, recipes, suites, studies, prompts), a name of one of them, a
-    packed store, a TOML file, or a model. Without it: the versions of terralign and what it uses.
+    WHAT is a list (datasets, models, sensors, recipes, suites, studies, prompts), a name of one of
+    them, a packed store, a TOML file, or a model. Without it: the versions of terralign and what it
+    uses.
     """
-    from terralign.cli.info import about, dataset_table, recipe_table
+    from terralign.cli.info import about, dataset_table, model_table, recipe_table
 
-    tables = {"datasets": dataset_table, "recipes": recipe_table}
+    tables = {"datasets": dataset_table, "models": model_table, "recipes": recipe_table}
     if what in tables and not as_json:
         click.echo(tables[what]())
         return

@@ -15,10 +15,11 @@ from terralign.datasets.catalog import DATASETS, find_dataset
 from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.store import is_store, read_manifest
 from terralign.encoders.prompt_sets import load_prompts, prompt_set_names
+from terralign.encoders.published import published_models
 from terralign.encoders.sources import check_source
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
-from terralign.files import read_shipped, read_toml, shipped_names
+from terralign.files import as_bytes, read_shipped, read_toml, shipped_names
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.toml_paths import SHIPPED_MODELS
 from terralign.versions import versions
@@ -26,12 +27,12 @@ from terralign.versions import versions
 if TYPE_CHECKING:
     from terralign.preprocess import InputSpec
 
-LISTS = ("datasets", "sensors", "recipes", "suites", "studies", "prompts")
+LISTS = ("datasets", "models", "sensors", "recipes", "suites", "studies", "prompts")
 """What there is a list of."""
 
 _TAKES = (
     f"Info takes a list ({', '.join(LISTS)}), a name of one of them, a packed store, a TOML file, "
-    "or a model (starter, its folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
+    "or a model (its name or folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
 )
 
 
@@ -80,6 +81,31 @@ def dataset_table() -> str:
     return f"{table.text()}\n\nterralign info NAME describes one; --json has all values."
 
 
+def model_table() -> str:
+    """The models with short names, a line each."""
+    models = published_models()
+    names = list(models)
+
+    def reported(row: int) -> str:
+        found = models[names[row]].eurosat
+        return "-" if found is None else f"{found.top1:g} %"
+
+    table = Table.of_rows(
+        len(names),
+        [
+            ("name", lambda row: names[row]),
+            ("sensors", lambda row: ", ".join(models[names[row]].sensors)),
+            ("activation", lambda row: models[names[row]].activation),
+            ("EuroSAT, as reported", reported),
+            ("size", lambda row: as_bytes(models[names[row]].num_bytes or 0, none="-")),
+            ("licence", lambda row: models[names[row]].licence),
+        ],
+        max_rows=len(names),
+    )
+    legend = "Zero-shot top-1; splits and prompts differ."
+    return f"{table.text()}\n\n{legend} terralign info NAME describes one; --json has all values."
+
+
 def recipe_table() -> str:
     """The recipes and what each needs, a line each."""
     recipes = _list("recipes")
@@ -114,6 +140,8 @@ def recipe_table() -> str:
 def _list(kind: str) -> dict[str, Any]:
     if kind == "datasets":
         return {name: read_facts(name).about() for name in DATASETS}
+    if kind == "models":
+        return {name: one.about(name) for name, one in published_models().items()}
     if kind == "sensors":
         return {
             sensor.name: {
@@ -244,13 +272,15 @@ def _named(name: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if name in DATASETS:
         found["datasets"] = _about_dataset(read_facts(name))
+    if name in published_models():
+        found["models"] = {"kind": "published model", **published_models()[name].about(name)}
     if name in SENSORS:
         found["sensors"] = _about_sensor(SENSORS[name])
     for kind, describe in _SHIPPED.items():
         if name in shipped_names(kind):
             found[kind] = describe(read_shipped(kind, name))
     if name in SHIPPED_MODELS:
-        found["models"] = _about_space(name)
+        found["models"] = {**found.get("models", {}), **_about_space(name)}
     if name in prompt_set_names():
         found["prompts"] = _about_prompts(load_prompts(name).templates)
     return found

@@ -13,9 +13,9 @@ import urllib.error
 from pathlib import Path
 from typing import IO, Any
 
-from terralign.datasets.facts import RemoteFile, as_bytes
+from terralign.datasets.facts import RemoteFile
 from terralign.errors import DataError, first_line, printable
-from terralign.files import check_free_space, growing_file
+from terralign.files import as_bytes, check_free_space, growing_file
 from terralign.limits import limit
 from terralign.progress import Progress
 from terralign.scenes.web import name_of, open_address

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terralign.errors import DataError, counted, nearest
-from terralign.files import read_shipped, shipped_names
+from terralign.files import as_bytes, read_shipped, shipped_names
 
 
 class RemoteFile(BaseModel):
@@ -129,14 +129,6 @@ class DatasetFacts(BaseModel):
         return (
             f"{as_bytes(num_bytes)} from {' and '.join(hosts)}, {counted(len(self.files), 'file')}"
         )
-
-
-def as_bytes(number: int) -> str:
-    """A number of bytes for people: "94.7 MB"."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} bytes"
 
 
 def check_name(name: str, data_root: Path | None) -> None:

@@ -12,6 +12,7 @@ off the means for DN without it, as physical values here always are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from typing import Any
 import open_clip
 import torch
 
-from terralign.encoders.clip.load import ClipModel, new_clip
+from terralign.encoders.clip.hub import Hub, check_sha256
+from terralign.encoders.clip.load import ClipModel, fetch_weights, new_clip
 from terralign.encoders.clip.weights import StateDict, check_shapes, load_weights, read_state_dict
+from terralign.encoders.published import published_models
 from terralign.encoders.sensor import INFLATE, SensorTower, TowerConfig, build_tower
 from terralign.encoders.sources import MS_CLIP
 from terralign.encoders.space import EmbeddingSpace
@@ -86,6 +89,28 @@ def load_ms_clip(path: Path, *, model_cfg: dict[str, Any] | None = None) -> Embe
     )
     visual = {key: value for key, value in state.items() if key.startswith("visual.")}
     space.add(_tower(clip, visual))
+    return space
+
+
+def load_ms_clip_from(
+    source: str, *, sha256: str | None = None, revisions: Mapping[str, str] | None = None
+) -> EmbeddingSpace:
+    """The same from `ms-clip:FILE`, or by its short name from the hub.
+
+    `sha256` and `revisions` as for `load_clip`.
+    """
+    published = published_models().get(source)
+    hub = Hub({**(published.revisions if published else {}), **(revisions or {})})
+    if published is None:
+        path = Path(source.removeprefix(f"{MS_CLIP}:"))
+    else:
+        path, sha256 = fetch_weights(source, published, hub), sha256 or published.sha256
+    hub.check_revisions()
+    if sha256 is not None and path.is_file():
+        check_sha256(path, sha256)
+    space = load_ms_clip(path)
+    if hub.fetched:
+        space.provenance["fetched"] = dict(hub.fetched)
     return space
 
 

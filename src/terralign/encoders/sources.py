@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from terralign.encoders.published import published_models
 from terralign.errors import ModelError, TerralignError, nearest
 from terralign.files import read_json
 from terralign.sensors import Sensor, parse_sensor
-from terralign.toml_paths import SHIPPED_MODELS
+from terralign.toml_paths import SHIPPED_MODELS, model_names
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
 
 HUB = "hf-hub"
@@ -36,6 +37,12 @@ def shipped_model(source: str) -> Path | None:
     return path
 
 
+def is_ms_clip(source: str) -> bool:
+    """Whether a name is Llama3-MS-CLIP's, or of a file of it."""
+    known = published_models().get(source)
+    return source.startswith(f"{MS_CLIP}:") or (known is not None and known.architecture == MS_CLIP)
+
+
 def _is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("space.json", "open_clip_config.json"))
 
@@ -47,6 +54,10 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
     """
     if shipped_model(source) is not None:
         return
+    if source in published_models():
+        if published_models()[source].archive:
+            raise ModelError(published_models()[source].by_hand(source))
+        return
     if Path(source).is_dir():
         if (Path(source) / "model" / "space.json").is_file() and not _is_model(Path(source)):
             raise ModelError(f"{source} is a run folder; its space is {Path(source) / 'model'}")
@@ -57,16 +68,18 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
         )
     prefix, separator, rest = source.partition(":")
     known = _architectures()
-    if separator and prefix not in (*known, HUB, *others):
+    if separator and prefix not in (*known, HUB, MS_CLIP, *others):
         raise ModelError(f"unknown architecture {prefix!r} in {source!r}; {nearest(prefix, known)}")
     if prefix in (*known, MS_CLIP) and Path(rest).suffix in WEIGHTS_SUFFIXES:
         if not Path(rest).exists():
             raise ModelError(f"{source}: file of weights {rest} not found")
         return
     if not separator and source not in known:
+        hint = nearest(source, model_names())
+        near = f"{hint} Or it is" if hint.startswith("did you mean") else "expected"
         raise ModelError(
-            f"no model at {source!r}: expected {', '.join(SHIPPED_MODELS)}, a space or open_clip "
-            "folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or "
+            f"no model at {source!r}: {near} a name of `terralign info models`, a space or "
+            "open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or "
             "ARCHITECTURE:FILE"
         )
 

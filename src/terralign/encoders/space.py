@@ -38,7 +38,7 @@ from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.pixels import Pixels, encode_ready, ready_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
-from terralign.encoders.sources import shipped_model
+from terralign.encoders.sources import is_ms_clip, shipped_model
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.trained import TowerTraining
 from terralign.encoders.vectors import Embeddings, Fault, as_unit, check_same_space
@@ -620,7 +620,8 @@ class EmbeddingSpace(Shown):
         sha256: str | None = None,
         revisions: Mapping[str, str] | None = None,
     ) -> EmbeddingSpace:
-        """A space from its folder, `starter` or `starter:base`, which come with terralign, or what
+        """A space from its folder, `starter` or `starter:base`, which come with terralign, the
+        short name of a published model (`terralign info models`), `ms-clip:FILE`, or what else
         `load_clip` takes (text and RGB only).
 
         `encoders`: tower name -> custom encoder, a module or a function that builds it, whose
@@ -637,6 +638,10 @@ class EmbeddingSpace(Shown):
                 raise ModelError(
                     f"encoders has no effect on {source}, which has no towers beside its RGB tower"
                 )
+            if is_ms_clip(str(source)):
+                from terralign.encoders.ms_clip import load_ms_clip_from  # it imports this module
+
+                return load_ms_clip_from(str(source), sha256=sha256, revisions=revisions)
             return cls(load_clip(str(source), sha256=sha256, revisions=revisions))
         if described is not None:
             folder, remedy = described.parent, "install terralign again"

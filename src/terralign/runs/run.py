@@ -66,7 +66,7 @@ from terralign.runs.searched import PARTS, SEARCH, picture_of, read_searched, se
 from terralign.runs.shown import show_samples
 from terralign.scenes.pictures import Size
 from terralign.sensors import find_sensor
-from terralign.toml_paths import SHIPPED_MODELS, TomlPaths, identity_of
+from terralign.toml_paths import TomlPaths, identity_of, model_names
 from terralign.train.checkpoints import read_metrics
 from terralign.train.patch import PatchResult, patch
 from terralign.train.pretrain import PretrainSettings, pretrain, pretrain_depends
@@ -147,14 +147,14 @@ def load_base(recipe: Recipe, data_root: Path | None) -> EmbeddingSpace:
     """The space that a recipe names as its base; `ModelError` where it is not found."""
     model = recipe.base.model
     assert model is not None
-    shipped = model in SHIPPED_MODELS
-    found = None if shipped else TomlPaths(folder=None, data_root=data_root).find(model)
-    if not shipped and found is None and not Path(model).exists() and ":" not in model:
+    named = model in model_names()
+    found = None if named else TomlPaths(folder=None, data_root=data_root).find(model)
+    if not named and found is None and not Path(model).exists() and ":" not in model:
         places = "beside the recipe" + (f" and in the data root {data_root}" if data_root else "")
         hint = "" if data_root else "; give the data root to look there too (data_root=)"
         raise ModelError(
-            f"base.model: {model} not found; looked {places}{hint}. It may also be starter, "
-            "hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
+            f"base.model: {model} not found; looked {places}{hint}. It may also be a name of "
+            "`terralign info models`, hf-hub:ORG/NAME, ARCHITECTURE:TAG or ARCHITECTURE:FILE"
         )
     return EmbeddingSpace.load(
         found or model, sha256=recipe.base.sha256, revisions=recipe.base.revisions

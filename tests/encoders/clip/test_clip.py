@@ -153,7 +153,7 @@ def test_with_visual_swaps_the_rgb_tower_and_keeps_the_text_tower(
         ("ViT-B-32", r"names no weights; write ViT-B-32:TAG with TAG of openai"),
         (
             "nowhere",
-            "no model at 'nowhere': expected starter, starter:base, a space or open_clip folder",
+            "no model at 'nowhere': expected a name of `terralign info models`, a space",
         ),
         ("ViT-B-32:nowhere.pt", "no checkpoint at nowhere.pt"),
     ],

@@ -51,6 +51,7 @@ from terralign.encoders.clip.weights import (
     read_state_dict,
     write_state_dict,
 )
+from terralign.encoders.published import PublishedModel, published_models
 from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
 from terralign.errors import ModelError, first_line, nearest
 from terralign.files import hash_json, read_json, require_plain, write_json
@@ -164,15 +165,20 @@ def load_clip(
       `open_clip_model.safetensors`),
     - `hf-hub:ORG/NAME`, or `hf-hub:ORG/NAME@REVISION` (a commit, tag or branch),
     - `ARCHITECTURE:TAG` as open_clip names them (`ViT-B-32-quickgelu:openai`),
-    - `ARCHITECTURE:FILE` for a local state dict (`.pt`, loaded safely, or `.safetensors`).
+    - `ARCHITECTURE:FILE` for a local state dict (`.pt`, loaded safely, or `.safetensors`),
+    - the short name of a published model (`terralign info models`), as it is pinned there.
 
     `sha256`: of the file of weights, checked before anything is read from it. `revisions`: model on
     the hub -> revision, also of the text towers and tokenizers that a model names.
 
     `ModelError` where it is not found, damaged, or its activation does not fit its tag.
     """
-    hub = Hub(revisions)
-    clip = _load(source, sha256, hub)
+    published = published_models().get(source)
+    hub = Hub({**(published.revisions if published else {}), **(revisions or {})})
+    if published is None:
+        clip = _load(source, sha256, hub)
+    else:
+        clip = replace(_load_published(source, published, sha256, hub), source=source)
     hub.check_revisions()
     if hub.fetched:  # open_clip loaded it; of others, the file was checked
         state = clip.model.state_dict()
@@ -195,6 +201,28 @@ def _load(source: str, sha256: str | None, hub: Hub) -> ClipModel:
     if path.suffix in WEIGHTS_SUFFIXES or path.exists():
         return _load_file(architecture, path, sha256, hub)
     raise ModelError(f"{architecture} has no weights tagged {rest!r}; {nearest(rest, tags)}")
+
+
+def _load_published(
+    name: str, published: PublishedModel, sha256: str | None, hub: Hub
+) -> ClipModel:
+    if published.archive:
+        raise ModelError(published.by_hand(name))
+    assert published.architecture is not None
+    sha256 = sha256 or published.sha256
+    if published.tag is not None:
+        return _load_tag(published.architecture, published.tag, sha256, hub)
+    weights = fetch_weights(name, published, hub)
+    return _load_file(published.architecture, weights, sha256, hub, activation_known=True)
+
+
+def fetch_weights(name: str, published: PublishedModel, hub: Hub) -> Path:
+    """The file of weights of a published model, from the hub or its cache."""
+    assert published.hub is not None
+    try:
+        return hub.file(published.hub, published.file)
+    except Exception as error:  # a hub and its network fail in many ways
+        raise _not_loaded(name, error) from error
 
 
 def _unknown_model(source: str, architecture: str, separator: str) -> ModelError:
@@ -316,7 +344,14 @@ def _load_tag(architecture: str, tag: str, sha256: str | None, hub: Hub) -> Clip
     return _finish(model, model_cfg, text_config, hub, source=source)
 
 
-def _load_file(architecture: str, path: Path, sha256: str | None, hub: Hub) -> ClipModel:
+def _load_file(
+    architecture: str,
+    path: Path,
+    sha256: str | None,
+    hub: Hub,
+    *,
+    activation_known: bool = False,
+) -> ClipModel:
     model_cfg = open_clip.get_model_config(architecture)
     check_model_cfg(model_cfg, architecture)
     if sha256 is not None and path.is_file():
@@ -325,7 +360,7 @@ def _load_file(architecture: str, path: Path, sha256: str | None, hub: Hub) -> C
     # Old checkpoints carry text position ids, which no architecture here has as weights.
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     what = f"{path} as {architecture}"
-    if f"{architecture}-quickgelu" in open_clip.list_models():
+    if not activation_known and f"{architecture}-quickgelu" in open_clip.list_models():
         logger.warning(
             "%s is loaded with GELU; weights that began from OpenAI's need QuickGELU "
             "(%s-quickgelu:FILE), and the file does not say which", path, architecture,
