@@ -15,6 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from terralign.cores import available_cores
 from terralign.errors import RecipeError, first_line
+from terralign.launch import place
 from terralign.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,22 @@ def set_threads(num_threads: int) -> None:
 
 
 def choose_device(requested: str | None = None) -> str:
-    """`requested`, checked, else CUDA if available, else the CPU."""
+    """`requested`, checked, else CUDA if available, else the CPU.
+
+    Of several processes each takes the CUDA device of its local rank.
+    """
+    here = place()
+    if requested is None and not torch.cuda.is_available():
+        return "cpu"
+    if here.size > 1 and requested in (None, "cuda"):
+        requested = f"cuda:{here.local_rank}"
+    elif here.size > 1 and requested is not None and requested.startswith("cuda:"):
+        raise RecipeError(
+            f"device {requested!r} is a single one for {here.size} processes; give cuda, of which "
+            "each takes its own, or cpu"
+        )
     if requested is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda"
     try:
         torch.empty(1, device=requested).add_(1)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

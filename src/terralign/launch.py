@@ -71,8 +71,9 @@ def _number(name: str, default: int | None) -> int:
 def launch(command: Sequence[str], num_processes: int) -> int:
     """Run a command in so many processes on this machine; the exit code of all together.
 
-    SIGINT and SIGTERM are passed on. Where one fails, the others are ended within seconds;
-    `TrainingError` names one that a signal ended, and a fault is reported by the process itself.
+    SIGINT and SIGTERM are passed on. Where one fails, the others end or are killed within seconds:
+    what they leave, the next run clears. `TrainingError` names one that a signal ended, and a fault
+    is reported by the process itself.
     """
     shared = {
         **os.environ,
@@ -82,6 +83,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         "MASTER_PORT": str(_free_port()),
         LAUNCHER: str(os.getpid()),
     }
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     shared.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     children: list[subprocess.Popen[bytes]] = []
     with _passed_on(children) as asked:
@@ -93,10 +95,10 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                         command, env=own, stdin=subprocess.DEVNULL, process_group=0
                     )  # Ctrl-C goes to this process alone, which passes it on once
                 )
-            while any(child.poll() is None for child in children):
-                if not asked and any(child.returncode for child in children):
-                    break
+            codes: list[int | None] = [None]
+            while None in codes and (asked or not any(codes)):
                 time.sleep(0.05)
+                codes = [child.poll() for child in children]
             return _exit_code(children, asked)
         finally:
             _end(children)
@@ -124,9 +126,7 @@ def _exit_code(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.terminate()
+    """Wait for those that end by themselves, as having lost another one, and kill the others."""
     latest = time.monotonic() + SECONDS_TO_END
     for child in children:
         try:

@@ -88,7 +88,7 @@ class Progress:
         self._first = done
         self._start = self._last_line = time.monotonic()
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING):  # but at other ranks
             self._bar = tqdm(total=total, initial=done, desc=self._title(), unit=unit, leave=False)
 
     def __enter__(self) -> Self:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from terralign.compute import choose_device
 from terralign.errors import Interrupted, RankLostError, TrainingError, first_line
 from terralign.launch import LAUNCHER, LOST, place
 
@@ -49,8 +50,8 @@ _FAULT = "fault"
 
 @dataclass
 class _World:
-    """`posted`: how many values the first rank has told the others so far. `ending`: this process
-    is about to leave; `fault_elsewhere`: another one has reported a fault."""
+    """`posted`: how many values the first rank has shared so far. `ending`: this process is about
+    to leave; `fault_elsewhere`: another one has reported a fault."""
 
     rank: int
     size: int
@@ -96,20 +97,21 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: torch.device | str) -> Iterator[None]:
+def joined(device: str | None) -> Iterator[None]:
     """Within the block this process is one of those that `torchrun` or `--nproc` started.
 
-    `device`: what it computes on: CUDA by NCCL, the CPU by gloo. An exception ends the others:
-    theirs is `RankLostError`. `TrainingError` where they do not meet.
+    `device`: as for `choose_device`; CUDA devices share by NCCL, the CPU by gloo. An exception ends
+    the others: theirs is `RankLostError`. `TrainingError` where they do not meet.
     """
     global _world
     here = place()
     if here.size == 1 or _world is not None:
         yield
         return
-    on_cuda = torch.device(device).type == "cuda"
+    chosen = choose_device(device)
+    on_cuda = chosen.startswith("cuda")
     if on_cuda:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(chosen)
     try:
         store, number, size = next(rendezvous("env://"))
         dist.init_process_group(
@@ -145,14 +147,14 @@ def joined(device: torch.device | str) -> Iterator[None]:
 def _first_fault(world: _World, error: Exception) -> Exception:
     """The exception to raise: this one where no other rank has one that is reported already."""
     try:
-        teller = world.store.compare_set(_FAULT, "", str(world.rank)).decode()
+        first = world.store.compare_set(_FAULT, "", str(world.rank)).decode()
     except RuntimeError:
         return error
-    return error if teller == str(world.rank) else _lost(world)
+    return error if first == str(world.rank) else _lost(world)
 
 
 def _leave(world: _World, seconds: float) -> None:
-    """Leave the others: the first rank, which holds what it tells them, is the last to go."""
+    """Leave the others: the first rank, which holds what they share, is the last to go."""
     latest = time.monotonic() + seconds
     with suppress(RuntimeError):
         world.store.set(f"left-{world.rank}", "")
@@ -217,8 +219,19 @@ def by_first(work: Callable[[], Made]) -> Made:
     return value
 
 
+def first_then_others(work: Callable[[], Made]) -> Made:
+    """`work` at the first rank and then at the others, which find the files that it left."""
+    if not is_first():
+        awaited()
+    with alone():
+        made = work()
+    if is_first():
+        post(None)
+    return made
+
+
 def post(value: Any) -> None:
-    """Tell the others a value (JSON), for which each calls `awaited`."""
+    """Share a value (JSON) with the others, of which each calls `awaited`."""
     world = _joined()
     if world is None:
         return

@@ -18,6 +18,7 @@ import click
 import terralign
 from terralign.cli.faults import OneLineFaults, one_line
 from terralign.files import require_folder
+from terralign.launch import place
 
 Command = Callable[..., None]
 
@@ -174,7 +175,9 @@ def threads() -> None:
 
 
 def print_run(result: Any, as_json: bool) -> None:
-    """What `run_recipe` did, as a table or as JSON."""
+    """What `run_recipe` did, as a table or as JSON; of several processes the first prints it."""
+    if place().rank > 0:
+        return
     from terralign.report.comparison import format_table
     from terralign.report.searched import format_searched
     from terralign.runs.searched import PARTS, SEARCH

@@ -1,6 +1,8 @@
 """How the command line ends: one line for every fault and every stop, and its exit code.
 
-0; 1 a fault; 2 usage; 130 and 143 stopped by SIGINT and SIGTERM, ready to be resumed.
+0; 1 a fault; 2 usage; 75 another process of the same run failed; 130 and 143 stopped by SIGINT and
+SIGTERM, ready to be resumed. Of several processes the first reports a stop, and the one that fails
+its fault.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 import click
 
-from terralign.errors import Interrupted, TerralignError, printable
+from terralign.errors import Interrupted, RankLostError, TerralignError, printable
+from terralign.launch import LOST, Place, place
 
 MAX_SHOWN = 1000
 """Characters of a message."""
@@ -42,7 +45,8 @@ def _stoppable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
-            os.write(2, f"terralign: {_STOPPED[number]}\n".encode())
+            if _place().rank == 0:
+                os.write(2, f"terralign: {_STOPPED[number]}\n".encode())
             os._exit(128 + number)
         raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
@@ -72,6 +76,14 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
+def _place() -> Place:
+    """The place of this process among several; alone where its variables name none."""
+    try:
+        return place()
+    except TerralignError:
+        return Place()
+
+
 class OneLineFaults(click.Group):
     """Reports every fault in one line and exits with its code; writes UTF-8 wherever it writes."""
 
@@ -86,17 +98,23 @@ class OneLineFaults(click.Group):
             with _stoppable():
                 return super().invoke(context)
         except Interrupted as stop:
-            self._report(context, str(stop))
+            if _place().rank == 0:
+                self._report(context, str(stop))
             sys.exit(128 + stop.signal_number)
         except (_Terminated, KeyboardInterrupt) as stop:
             number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
-            self._report(context, _STOPPED[number])
+            if _place().rank == 0:
+                self._report(context, _STOPPED[number])
             sys.exit(128 + number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
+        except RankLostError as error:
+            if not error.reported:
+                self._report(context, str(error))
+            sys.exit(LOST)
         except TerralignError as error:
             fault: Exception = error
             text = str(error)
@@ -110,7 +128,8 @@ class OneLineFaults(click.Group):
             text = f"unexpected {kind}: {error}; please report it with the output of --debug"
         if context.params.get("debug"):
             traceback.print_exception(fault)
-        self._report(context, text)
+        here = _place()
+        self._report(context, f"rank {here.rank} of {here.size}: {text}" if here.size > 1 else text)
         sys.exit(1)
 
     def _report(self, context: click.Context, text: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from terralign.cli.app import (
     print_run,
     set_option,
 )
+from terralign.errors import RecipeError
+from terralign.launch import LAUNCHER, launch, own_command, place
 
 
 @main.command()
@@ -52,6 +57,10 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
     "--stores", type=FOLDER,
     help="Where a recipe with pack = true keeps packed data sets; default: in the run folder.",
 )  # fmt: skip
+@click.option(
+    "--nproc", type=click.IntRange(min=1),
+    help="Processes that train together on this machine, each on its own GPU; default: one.",
+)  # fmt: skip
 @device_option
 @json_option
 @example("terralign run micro-real --data-root data --out runs/m --set patch.epochs=2")
@@ -61,26 +70,45 @@ def run(
     data_root: Path | None,
     overrides: tuple[str, ...],
     stores: Path | None,
+    nproc: int | None,
     device: str | None,
     as_json: bool,
 ) -> None:
     """Run a RECIPE: patch, align, evaluate, report.
 
     RECIPE is a name (`terralign info recipes` lists them) or a TOML file. Run the same command
-    again to resume an interrupted run.
+    again to resume an interrupted run. `torchrun -m terralign run RECIPE` runs it on several GPUs
+    or machines.
     """
+    _take_place(nproc)
     from terralign.cli.checks import check_recipe
 
     check_recipe(recipe, data_root)
     from terralign.runs.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    if nproc is not None and nproc > 1 and place().size == 1:
+        sys.exit(launch(own_command(), nproc))
     from terralign.runs.run import run_recipe
 
     folder = out or Path("runs") / loaded.name
     print_run(
         run_recipe(loaded, folder, data_root=data_root, device=device, stores=stores), as_json
     )
+
+
+def _take_place(nproc: int | None = None) -> None:
+    """Of several processes only the first reports progress; torch reports nothing by itself."""
+    here = place()
+    if here.size == 1:
+        return
+    if nproc is not None and nproc > 1 and LAUNCHER not in os.environ:
+        raise RecipeError(
+            f"--nproc {nproc} within {here.size} processes that were started already; leave it out"
+        )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if here.rank > 0:
+        logging.getLogger("terralign").setLevel(logging.ERROR)
 
 
 def _stage_options(function: Command) -> Command:
@@ -108,6 +136,7 @@ def _run_stage(
     device: str | None,
     as_json: bool,
 ) -> None:
+    _take_place()
     from terralign.cli.checks import check_recipe
 
     check_recipe(recipe, data_root, base=base)

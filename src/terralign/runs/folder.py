@@ -61,10 +61,13 @@ def keep_recipe(recipe: Recipe, folder: Path, data_root: Path | None = None) -> 
     keep_toml(folder / "recipe.toml", text, kind="run", what="recipe", same=paths.same)
 
 
-def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
-    """Compute with the threads chosen once per run folder, and used again on resume."""
+def keep_threads(folder: Path, requested: int | None, *, device: str, num_ranks: int = 1) -> None:
+    """Compute with the threads chosen once per run folder, and used again on resume by as many
+    processes (`num_ranks`), each of which has so many."""
     path = folder / "versions.json"
-    now = {**versions(), "device": device}
+    now: dict[str, Any] = {**versions(), "device": device}
+    if num_ranks > 1:
+        now |= {"device": device.partition(":")[0], "ranks": num_ranks}
     if path.is_file():
         kept = read_kept_json(path, todo="put back a whole copy, or delete it")
         num_threads = kept.get("threads") if isinstance(kept, dict) else None
@@ -79,6 +82,8 @@ def keep_threads(folder: Path, requested: int | None, *, device: str) -> None:
                 "this run began with other versions: %s",
                 ", ".join(f"{key} {kept.get(key)}, now {now[key]}" for key in changed),
             )
+        if kept.get("ranks", 1) != num_ranks:
+            num_threads = choose_threads(requested)
     else:
         num_threads = choose_threads(requested)
         write_json(path, {**now, "threads": num_threads})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terralign import progress
+from terralign import progress, ranks
 from terralign.compute import choose_device, computing
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.fingerprint import describe_layout
@@ -100,6 +101,9 @@ def run_recipe(
 ) -> RunResult:
     """Run a recipe in `folder`, or resume an earlier call.
 
+    Called by all processes that `torchrun` started: they train together. The first has the folder,
+    and does everything but training while the others wait; only its result has rows.
+
     `device`: None takes CUDA where available. `stores`: where a recipe with `pack` keeps its packed
     data sets, for other runs too; None: in the run folder. `cache`: a folder of finished stages,
     which runs that have stages in common share. Raises `RecipeError` for a folder
@@ -108,18 +112,24 @@ def run_recipe(
     for place in (stores, cache):
         if place is not None:
             require_folder(place)
-    with claimed(folder, begins_with=BEFORE_WORK):
-        keep_recipe(recipe, folder, data_root)
-        results = folder / "results.json"
-        if results.is_file() and (folder / "model" / "space.json").is_file():
-            rows = read_rows(results)
-            found = read_searched(folder)
-            return RunResult(folder=folder, rows=tuple(rows), complete_before=True, searched=found)
-        run = _Run(recipe, folder, data_root, choose_device(device), stores, cache)
-        with computing(inference=recipe.inference, deterministic=recipe.deterministic):
-            rows = run.run()
-        found = read_searched(folder)
-        return RunResult(folder=folder, rows=tuple(rows), complete_before=False, searched=found)
+    with (
+        ranks.joined(device),
+        claimed(folder, begins_with=BEFORE_WORK) if ranks.is_first() else nullcontext(),
+    ):
+
+        def begin() -> bool:
+            keep_recipe(recipe, folder, data_root)
+            return all((folder / one).is_file() for one in ("results.json", "model/space.json"))
+
+        complete = ranks.by_first(begin)
+        if complete:
+            rows = read_rows(folder / "results.json")
+        else:
+            run = _Run(recipe, folder, data_root, choose_device(device), stores, cache)
+            with computing(inference=recipe.inference, deterministic=recipe.deterministic):
+                rows = run.run()
+        found = read_searched(folder) if ranks.is_first() else ()
+        return RunResult(folder=folder, rows=tuple(rows), complete_before=complete, searched=found)
 
 
 def evaluate_entry(
@@ -186,9 +196,10 @@ class _Run:
 
     def run(self) -> list[Row]:
         check_data_root(self.data_root)
-        keep_threads(self.folder, self.recipe.threads, device=self.device)
+        self._keep_threads()
         if (settings := self.recipe.base.pretrain) is None:
-            base = load_base(self.recipe, self.data_root).to(self.device)
+            base = ranks.first_then_others(lambda: load_base(self.recipe, self.data_root))
+            base = base.to(self.device)
             self._open(picture_size(base.input_spec()))
         else:
             self._open(settings.image_size)
@@ -197,6 +208,15 @@ class _Run:
         self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
+        if not ranks.is_first():
+            return []
+        with ranks.alone():
+            return self._finish(base, patched, space)
+
+    def _finish(
+        self, base: EmbeddingSpace, patched: PatchResult | None, space: EmbeddingSpace
+    ) -> list[Row]:
+        """All after training: measure, save, search, report."""
         with self.stages.within("evaluate"):
             rows = self._evaluate(base, patched, space)
         model = self.folder / "model"
@@ -212,10 +232,16 @@ class _Run:
         write_json(self.folder / "results.json", {"rows": [row.to_json() for row in rows], **notes})
         return rows
 
+    def _keep_threads(self) -> None:
+        threads, num_ranks = self.recipe.threads, ranks.world_size()
+        ranks.first_then_others(
+            lambda: keep_threads(self.folder, threads, device=self.device, num_ranks=num_ranks)
+        )
+
     def _open(self, size: Size) -> None:
         """Open all data, with RGB pictures of `size`, and find what they share."""
         self.data = RunData(self.recipe, self.data_root, self.stores, size)
-        self.data.open_everything()
+        ranks.first_then_others(self.data.open_everything)  # which may pack
         self.overlaps = RunOverlaps(self.recipe, self.data)
         self.overlaps.check()
         self.stages = self._stages()
