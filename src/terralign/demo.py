@@ -68,7 +68,7 @@ _NOTES = (
     "A search ranks: there is always a best place, also for what the scene does not hold. Cosines "
     "of two texts do not compare.",
     "The same commands take your own scenes: docs/imagery.md. For better answers, start from a "
-    "large CLIP: docs/models.md.",
+    "large CLIP: docs/recipes.md.",
     "Scene: contains modified Copernicus Sentinel data 2020, processed by ESA; from Major TOM "
     "Core-S2L2A, CC-BY-SA-4.0, cropped. The pictures on this page are derived from it and under "
     "the same licence.",
