@@ -199,7 +199,9 @@ def test_the_readmes_python_gives_what_its_command_does(working_folder: Path) ->
         file.nodata = 65535
     names: dict[str, Any] = {}
     text = next(
-        text for kind, text in FENCE.findall((ROOT / "README.md").read_text()) if "load(" in text
+        text
+        for kind, text in FENCE.findall((ROOT / "README.md").read_text())
+        if "scene.tif" in text
     )
     exec(compile(text, "block", "exec"), names)
     by_python = np.asarray(names["found"])
