@@ -283,6 +283,12 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"terralign {name}" in (main.commands[name].help or "")
 
 
+def test_the_first_page_of_the_site_names_every_command() -> None:
+    text = (ROOT / "docs" / "index.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith("| commands |")]
+    assert re.findall(r"`(\w+)`", row) == list(main.list_commands(click.Context(main)))
+
+
 def test_every_recipe_is_described() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     assert [name for name in shipped_names("recipes") if f"`{name}`" not in text] == []

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imagery import S2, space_of
-from terralign.cli.info import about
 from terralign.encoders import sources
 from terralign.encoders.clip.compact import compact_state, expand_state
 from terralign.encoders.clip.load import ClipModel, load_compact_clip
@@ -99,12 +98,6 @@ def test_no_folder_of_the_same_name_hides_the_starter(
 def test_a_recipe_starts_from_the_starters_base(starter: Path, tmp_path: Path) -> None:
     recipe = load_recipe("quickstart").model_copy(update={"base": BaseRecipe(model="starter:base")})
     assert load_base(recipe, tmp_path).source == "starter:base"
-
-
-def test_info_describes_the_models_that_ship_beside_the_recipe_of_their_name(starter: Path) -> None:
-    assert about("starter").keys() == {"recipes", "models"}
-    assert about("starter")["models"]["space_id"] == EmbeddingSpace.load("starter").space_id
-    assert about("starter:base")["source"] == "starter:base"
 
 
 def changed(folder: Path) -> None:
