@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from terralign.chips import Window
+from terralign.compute import choose_device
 from terralign.encoders.answers import Classification, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import StorageError
@@ -128,8 +129,6 @@ def run_demo(out: str | Path, *, device: str | None = None) -> Demo:
     `scores.tif`; vectors of an earlier run are taken. `StorageError` where another file has one of
     these names.
     """
-    from terralign.compute import choose_device
-
     out = Path(out)
     check_page(out / PAGE)
     check_map(out / MAP)
