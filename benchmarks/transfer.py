@@ -18,8 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,36 +54,44 @@ def main() -> None:
 def measure_captions(spaces: Mapping[str, EmbeddingSpace], data_root: Path) -> None:
     """Recall@k of text to image."""
     samples = open_dataset("aid", data_root=data_root, split="all", size=64)
-    row_of = {key: row for row, key in enumerate(samples.keys)}
-    listed = json.loads((data_root / "aid_captions.json").read_text())["images"]
-    pictures_of: dict[str, set[int]] = defaultdict(set)
-    queries: list[tuple[int, str]] = []
-    for image in listed:
-        row = row_of[image["filename"].removesuffix(".jpg")]
-        for sentence in image["sentences"]:
-            pictures_of[sentence["raw"]].add(row)
-            queries.append((row, sentence["raw"]))
-    texts = list(pictures_of)
-    owner = np.array([row for row, _ in queries])
-    text_of = np.array([texts.index(text) for _, text in queries])
+    texts, pictures_of, queries = read_captions(data_root / "aid_captions.json", samples.keys)
+    owner, text_of = queries.T
     hits = {}
     for name, space in spaces.items():
         pictures = embed_samples(space, samples, choose_route(space, samples, RGB)).vectors.numpy()
         scores = embed_text(space.clip, texts).numpy() @ pictures.T
         ranked = np.argsort(-scores, axis=1, kind="stable")
-        right = np.array(
-            [np.isin(one, list(pictures_of[text])) for one, text in zip(ranked, texts, strict=True)]
-        )
+        right = np.array([np.isin(one, own) for one, own in zip(ranked, pictures_of, strict=True)])
         found = np.stack([right[:, :k].any(1) for k in KS], axis=1)
         hits[name] = found[text_of].astype(np.float64)
     chances = 1 - np.array(
-        [[(1 - len(pictures_of[text]) / len(samples)) ** k for k in KS] for text in texts]
+        [[(1 - len(own) / len(samples)) ** k for k in KS] for own in pictures_of]
     )
     report(
         "captions of AID, text to image", [f"recall@{k}" for k in KS],
         {name: mean_of_groups(values, owner) for name, values in hits.items()}, len(samples),
         num=len(queries), chance=list(chances[text_of].mean(0)),
     )  # fmt: skip
+
+
+def read_captions(
+    path: Path, keys: Sequence[str]
+) -> tuple[list[str], list[list[int]], NDArray[np.int64]]:
+    """The distinct captions (T,), the pictures that have each, and (Q, 2) the picture and the
+    caption of every query. `keys`: those of the pictures, in order."""
+    row_of = {key: row for row, key in enumerate(keys)}
+    pictures_of: dict[str, list[int]] = {}
+    queries = []
+    for image in json.loads(path.read_text())["images"]:
+        row = row_of[image["filename"].removesuffix(".jpg")]
+        for sentence in image["sentences"]:
+            pictures_of.setdefault(sentence["raw"], []).append(row)
+            queries.append((row, list(pictures_of).index(sentence["raw"])))
+    return (
+        list(pictures_of),
+        [sorted(set(rows)) for rows in pictures_of.values()],
+        np.array(queries),
+    )
 
 
 def measure_covers(base: EmbeddingSpace, space: EmbeddingSpace, tower: str, path: Path) -> None:

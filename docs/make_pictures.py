@@ -3,7 +3,7 @@
     python docs/make_pictures.py [--run FOLDER]
     python docs/make_pictures.py --bench FOLDER [--data-root DATA]
     python docs/make_pictures.py --search MODEL --data-root DATA
-    python docs/make_pictures.py --demo MODEL --data-root DATA
+    python docs/make_pictures.py --demo
 
 The first line needs no data: it draws the results of `terralign quickstart` (run now, some minutes,
 unless `--run` names a finished one) and scenes of the synthetic world. The second draws an excerpt
@@ -19,7 +19,7 @@ describes (`micro-clip`, EuroSAT, AID, Tiny-ImageNet, S2 L2A patches, BigEarthNe
 
 The first of them takes some six minutes on two cores; without its --set half an hour. The third
 draws the hits of three searches on a real scene, as `benchmarks/search_truth.py` judges them; the
-fourth draws the hits of the README's four questions on the same scene, as they are.
+fourth draws the hits of the four questions of `terralign demo`.
 
 Look at the pictures before you commit them.
 """
@@ -40,6 +40,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from terralign.bench.report import read_bench
 from terralign.datasets.synthetic.sets import open_synthetic_scenes
+from terralign.demo import MODEL, QUESTIONS, STRIDE, scene_path
+from terralign.demo import NUM_HITS as HITS
 from terralign.encoders.answers import Hit
 from terralign.encoders.space import EmbeddingSpace
 from terralign.evaluation.chip_views import chip_views, sample_views
@@ -67,7 +69,6 @@ PAGE_SIZE = (1180, 3000)
 NUM_SCENES = 10
 NUM_HITS = 10
 PANEL, GAP, HEAD = 480, 4, 38
-QUESTIONS = ("a river", "a town with houses", "ponds", "bare ground")
 RIGHT, WRONG = "#ffffff", "#ff6b6b"
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished run of quickstart")
     parser.add_argument("--bench", type=Path, help="draw the excerpt of this bench folder alone")
     parser.add_argument("--search", metavar="MODEL", help="draw the hits of searches alone")
-    parser.add_argument("--demo", metavar="MODEL", help="draw the hits of four questions alone")
+    parser.add_argument("--demo", action="store_true", help="draw the hits of the demo alone")
     parser.add_argument("--data-root", type=Path)
     arguments = parser.parse_args()
     if arguments.bench is not None:
@@ -88,8 +89,8 @@ def main() -> None:
     if arguments.search is not None:
         draw_search(arguments.search, arguments.data_root / "scenes" / SCENE)
         return
-    if arguments.demo is not None:
-        draw_demo(arguments.demo, arguments.data_root / "scenes" / SCENE)
+    if arguments.demo:
+        draw_demo()
         return
     draw_scenes()
     with tempfile.TemporaryDirectory() as folder:
@@ -136,13 +137,14 @@ def draw_search(model: str, scene: Path) -> None:
     save_panels("search", panels, num_columns=len(panels))
 
 
-def draw_demo(model: str, scene: Path) -> None:
-    """The scene, once for each of four questions, with its best hits by rank."""
-    space, picture = EmbeddingSpace.load(model), true_colour(scene)
+def draw_demo() -> None:
+    """The demo's scene, once for each of its questions, with the best hits by rank."""
+    scene = scene_path()
+    space, picture = EmbeddingSpace.load(MODEL), true_colour(scene)
     with tempfile.TemporaryDirectory() as folder:
-        embed_scenes(space, scene, folder, dn_offset=0, stride=32)
+        embed_scenes(space, scene, folder, dn_offset=0, stride=STRIDE)
         index = open_index(folder)
-        found = {text: index.search(space, text, NUM_HITS, collapse=True) for text in QUESTIONS}
+        found = {text: index.search(space, text, HITS, collapse=True) for text in QUESTIONS}
     panels = [
         (f"“{text}”", outlined(picture, hits, [RIGHT] * len(hits))) for text, hits in found.items()
     ]

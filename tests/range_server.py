@@ -90,7 +90,7 @@ def serve(root: Path) -> Iterator[Served]:
     served = Served(root=root)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, served=served))
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield served

@@ -79,8 +79,9 @@ def test_a_second_run_takes_the_vectors_and_writes_the_same_page(demo: Demo) -> 
 def test_the_lines_of_python_do_the_same(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
     exec(demo.python, {})
     printed = capsys.readouterr().out
-    for hit in demo.searches[0]:
-        assert f"{hit.score:.4f}" in printed
+    for hits in demo.searches:
+        assert all(f"{hit.score:.4f}" in printed for hit in hits)
+    assert demo.classes.table().text() in printed
     assert str(demo.scores) in printed
 
 

@@ -199,7 +199,9 @@ def test_the_readmes_python_gives_what_its_command_does(working_folder: Path) ->
         file.nodata = 65535
     names: dict[str, Any] = {}
     text = next(
-        text for kind, text in FENCE.findall((ROOT / "README.md").read_text()) if "load(" in text
+        text
+        for kind, text in FENCE.findall((ROOT / "README.md").read_text())
+        if "scene.tif" in text
     )
     exec(compile(text, "block", "exec"), names)
     by_python = np.asarray(names["found"])
@@ -279,6 +281,12 @@ def test_every_command_has_a_section_that_names_its_options(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert f"terralign {name}" in (main.commands[name].help or "")
+
+
+def test_the_first_page_of_the_site_names_every_command() -> None:
+    text = (ROOT / "docs" / "index.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith("| commands |")]
+    assert re.findall(r"`(\w+)`", row) == list(main.list_commands(click.Context(main)))
 
 
 def test_every_recipe_is_described() -> None:

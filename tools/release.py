@@ -32,7 +32,7 @@ SOURCES = {
     "PKG-INFO", ".gitignore",
 }  # fmt: skip
 """What a source distribution may hold at its top: the last two are the build backend's own."""
-COMMANDS = ("--version", "info recipes")
+COMMANDS = ("--version", "info recipes", "demo")
 DEAD_PROXY = "http://127.0.0.1:9"
 
 

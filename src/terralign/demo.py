@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from terralign.chips import Window
+from terralign.compute import choose_device
 from terralign.encoders.answers import Classification, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import StorageError
@@ -68,7 +69,7 @@ _NOTES = (
     "A search ranks: there is always a best place, also for what the scene does not hold. Cosines "
     "of two texts do not compare.",
     "The same commands take your own scenes: docs/imagery.md. For better answers, start from a "
-    "large CLIP: docs/models.md.",
+    "large CLIP: docs/recipes.md.",
     "Scene: contains modified Copernicus Sentinel data 2020, processed by ESA; from Major TOM "
     "Core-S2L2A, CC-BY-SA-4.0, cropped. The pictures on this page are derived from it and under "
     "the same licence.",
@@ -128,8 +129,6 @@ def run_demo(out: str | Path, *, device: str | None = None) -> Demo:
     `scores.tif`; vectors of an earlier run are taken. `StorageError` where another file has one of
     these names.
     """
-    from terralign.compute import choose_device
-
     out = Path(out)
     check_page(out / PAGE)
     check_map(out / MAP)
@@ -152,25 +151,30 @@ def run_demo(out: str | Path, *, device: str | None = None) -> Demo:
 
 
 def _python(out: Path) -> str:
-    quoted = [json.dumps(str(out / name)) for name in (VECTORS, MAP)]
-    labels = ", ".join(f'"{name}"' for name in CLASS_NAMES[:3])
+    vectors, target = (json.dumps(str(out / name)) for name in (VECTORS, MAP))
+    rows = (json.dumps(CLASS_NAMES[at : at + 4])[1:-1] for at in range(0, len(CLASS_NAMES), 4))
+    names = "\n".join(f"    {row}," for row in rows)
     return f"""import terralign as ta
 from terralign.demo import scene_path
 
 space = ta.load("{MODEL}")
-scene = scene_path()  # or a file, a product's folder, an address of your own
-print(space.classify(scene, [{labels}], dn_offset=0))
-print(ta.embed_scenes(space, scene, {quoted[0]}, stride={STRIDE}, dn_offset=0))
-index = ta.open_index({quoted[0]})
-print(index.search(space, "{QUESTIONS[0]}", k={NUM_HITS}, collapse=True))
-print(ta.score_map(space, index, "{QUESTIONS[0]}", {quoted[1]}))
+scene = scene_path()  # or a file, or a product's folder, of your own
+classes = [
+{names}
+]
+print(space.classify(scene, classes, dn_offset=0))
+print(ta.embed_scenes(space, scene, {vectors}, stride={STRIDE}, dn_offset=0))
+index = ta.open_index({vectors})
+for text in {json.dumps(QUESTIONS)}:
+    print(index.search(space, text, k={NUM_HITS}, collapse=True))
+print(ta.score_map(space, index, "{QUESTIONS[0]}", {target}))
 """
 
 
 def _commands(out: Path) -> str:
     paths = (scene_path(), out / VECTORS, out / MAP)
     scene, vectors, target = (shlex.quote(str(one)) for one in paths)
-    labels = ",".join(CLASS_NAMES[:3])
+    labels = ",".join(CLASS_NAMES)
     return f"""terralign classify {MODEL} {scene} --labels "{labels}" --dn-offset 0
 terralign embed {scene} --model {MODEL} --out {vectors} --stride {STRIDE} --dn-offset 0
 terralign search {vectors} "{QUESTIONS[0]}" -k {NUM_HITS} --collapse

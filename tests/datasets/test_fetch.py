@@ -323,7 +323,11 @@ def test_eurosat_is_fetched_with_its_spatial_split(name: str, root: Path) -> Non
         ("eurosat-rgbb", "did you mean 'eurosat-rgb'"),
     ],
 )
-def test_what_has_no_address_says_where_to_ask(name: str, told: str, root: Path) -> None:
+def test_what_has_no_address_says_where_to_ask(
+    name: str, told: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aid").mkdir()  # a folder of that name changes nothing
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=re.escape(told)):
         plan_fetch(name, root)
 

@@ -146,23 +146,26 @@ def test_a_slip_in_a_short_name_is_named() -> None:
 # Documentation
 
 
-def row(name: str, model: PublishedModel) -> str:
-    """A line of the table in docs/models.md."""
-    where = {
-        bool(model.hub): f"[{model.hub}](https://huggingface.co/{model.hub})",
+def rows(name: str, model: PublishedModel) -> list[str]:
+    """A model's line in each of the two tables of docs/models.md."""
+    weights = {
+        bool(model.hub): f"[hub](https://huggingface.co/{model.hub})",
         bool(model.archive): f"[archive]({model.archive}), by hand",
-    }.get(True, "comes with terralign")
-    reported = "" if model.eurosat is None else f"{model.eurosat.top1:g} ({model.eurosat.source})"
+    }.get(True, "come with terralign")
+    top1, source = ("", "")
+    if model.eurosat is not None:
+        top1, source = f"{model.eurosat.top1:g}", model.eurosat.source
     size = "" if model.num_bytes is None else model.about(name)["size"]
     prompts = f"`{model.prompts}`" if model.prompts else ""
-    cells = (
-        *(f"`{name}`", model.title, where, ", ".join(model.sensors), model.activation),
-        *(prompts, reported, model.licence, size),
+    tables = (
+        (", ".join(model.sensors), model.activation, top1, size),
+        (weights, source, prompts, model.licence),
     )
-    return f"| {' | '.join(cells)} |"
+    return [f"| {' | '.join((f'`{name}`', *cells))} |" for cells in tables]
 
 
 def test_the_page_of_models_is_the_list() -> None:
     page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
     written = re.findall(r"^\| `.*\|$", page, re.MULTILINE)
-    assert written == [row(name, model) for name, model in MODELS.items()]
+    first, second = zip(*(rows(name, model) for name, model in MODELS.items()), strict=True)
+    assert written == [*first, *second]

@@ -38,6 +38,7 @@ def test_space_and_base_load_and_share_their_text_tower(space: EmbeddingSpace) -
     assert space.space_id in (DOCS / "starter.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.shipped
 def test_it_tells_the_river_from_the_town_in_the_scene_that_ships(space: EmbeddingSpace) -> None:
     found = space.classify(scene_path(), ["river", "residential buildings"], dn_offset=0)
     label = {(one.place.window.row, one.place.window.column): one.label for one in found}

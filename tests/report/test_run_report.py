@@ -84,10 +84,14 @@ def text_of(**changes: Any) -> str:
     return repr(report(**changes).document())
 
 
-def test_roles_and_an_alpha_at_an_end_of_the_curve_are_explained() -> None:
+def test_roles_and_alpha_are_explained() -> None:
     assert "Alpha is 1: patched is the fine-tuned" in text_of(sweep=Sweep(points=POINTS, chosen=1))
     assert "Alpha is 0: patched is the base" in text_of(sweep=Sweep(points=POINTS, chosen=0))
-    text = text_of(sweep=Sweep(points=POINTS, chosen=0.5))
-    assert "Alpha is" not in text
+    assert "Alpha is" not in text_of(sweep=Sweep(points=POINTS, chosen=0.5))
+    text = text_of(sweep=Sweep(points=POINTS, chosen=0.5, max_supported_drop=0.06))
+    assert (
+        "alpha 1 would give 85.00 % on the patching tasks, but cost photos 10.00 points, and the "
+        "bound is 6." in text
+    )
     for role in ("patching", "supported", "alignment", "unseen"):
         assert (f"'{role}: t" in text or f"'{role}: d" in text) == any(r.role == role for r in ROWS)

@@ -16,7 +16,7 @@ from terralign.datasets.facts import DatasetFacts, read_facts
 from terralign.datasets.store import is_store, read_manifest
 from terralign.encoders.prompt_sets import load_prompts, prompt_set_names
 from terralign.encoders.published import published_models
-from terralign.encoders.sources import check_source
+from terralign.encoders.sources import check_source, shipped_model
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
 from terralign.files import as_bytes, read_shipped, read_toml, shipped_names
@@ -272,7 +272,10 @@ def _named(name: str) -> dict[str, dict[str, Any]]:
     if name in DATASETS:
         found["datasets"] = _about_dataset(read_facts(name))
     if name in published_models():
-        found["models"] = {"kind": "published model", **published_models()[name].about(name)}
+        of_space = _about_space(name) if shipped_model(name) else {}
+        found["models"] = {
+            **of_space, "kind": "published model", **published_models()[name].about(name),
+        }  # fmt: skip
     if name in SENSORS:
         found["sensors"] = _about_sensor(SENSORS[name])
     for kind, describe in _SHIPPED.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import logging
 import os
 import re
 import ssl
@@ -19,8 +18,6 @@ from terralign.files import as_bytes, check_free_space, growing_file
 from terralign.limits import limit
 from terralign.progress import Progress
 from terralign.scenes.web import name_of, open_address
-
-logger = logging.getLogger(__name__)
 
 _CHUNK = 2**18
 _MEGABYTE = 10**6
@@ -74,7 +71,7 @@ def _download(file: RemoteFile, target: IO[bytes]) -> None:
 
 
 def hash_fault(file: RemoteFile, opened: IO[bytes]) -> str:
-    """ "" where an open file is the published one, else both hashes in words."""
+    """Both hashes in words where an open file is not the published one; else an empty text."""
     kind, expected = file.digest
     opened.seek(0)
     found = hashlib.new(kind, usedforsecurity=False)

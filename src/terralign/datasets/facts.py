@@ -160,6 +160,11 @@ def check_data_root(data_root: Path | str | None) -> None:
         )
 
 
+def dataset_names() -> list[str]:
+    """The names of the catalog."""
+    return list(_entries())
+
+
 @cache
 def read_facts(name: str) -> DatasetFacts:
     """The catalog's entry `name`."""

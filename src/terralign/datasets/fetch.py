@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terralign.datasets.download import download, hash_fault
-from terralign.datasets.facts import DatasetFacts, RemoteFile, check_name, read_facts
+from terralign.datasets.facts import (
+    DatasetFacts,
+    RemoteFile,
+    check_name,
+    dataset_names,
+    read_facts,
+)
 from terralign.datasets.unpack import unpack
 from terralign.errors import DataError
 from terralign.files import atomic_folder, clear_partials_of, require_folder
@@ -36,9 +42,9 @@ def plan_fetch(name: str, data_root: Path) -> list[Planned]:
     is open to all.
     """
     check_name(name, data_root)
-    facts = read_facts(name) if not Path(name).exists() else None
-    if facts is None:
+    if name not in dataset_names():
         raise DataError(f"{name} is a path; give the name of a data set (terralign info datasets)")
+    facts = read_facts(name)
     if not facts.needs_root:
         raise DataError(f"{name} is built in: nothing to fetch")
     if not facts.files:

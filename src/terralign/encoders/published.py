@@ -50,7 +50,7 @@ class PublishedModel(BaseModel):
     eurosat: Reported | None = None
     licence: str = ""
     num_bytes: int | None = None
-    """Of the weights to download."""
+    """Of its weights."""
     note: str = ""
 
     @property

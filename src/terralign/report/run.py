@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -158,15 +159,32 @@ class RunReport:
 
 
 def _meaning_of_alpha(sweep: Sweep | None) -> list[str]:
-    """What an alpha at an end of the curve means for the models, which are then two the same."""
-    if sweep is None or sweep.chosen not in (0, 1):
+    """Why alpha is where it is, and which two models are the same at an end of the curve."""
+    if sweep is None or sweep.chosen is None:
         return []
     if sweep.chosen == 0:
         return ["Alpha is 0: patched is the base model, and the same values are shown twice."]
     if len(sweep.points) < 3:
         return []
+    if sweep.chosen == 1:
+        return [
+            "Alpha is 1: patched is the fine-tuned model, and the same values are shown twice. "
+            "Here fine-tuning cost the supported tasks less than the bound, so nothing had to be "
+            "taken back; the curve shows what smaller alphas give."
+        ]
+    return _what_bounds_alpha(sweep, sweep.chosen)
+
+
+def _what_bounds_alpha(sweep: Sweep, chosen: float) -> list[str]:
+    """What the best alpha on the patching tasks would have cost, where it was not chosen."""
+    before = sweep.rising[0]["supported"]
+    best = max(sweep.rising, key=lambda point: fmean(point["patching"].values()))
+    drops = {task: before[task] - value for task, value in best["supported"].items()}
+    if best["alpha"] == chosen or sweep.max_supported_drop is None or not drops:
+        return []
+    task = max(drops, key=drops.__getitem__)
     return [
-        "Alpha is 1: patched is the fine-tuned model, and the same values are shown twice. "
-        "Here fine-tuning cost the supported tasks less than the bound, so nothing had to be "
-        "taken back; the curve shows what smaller alphas give."
+        f"Alpha is {chosen:g}, between the two models: alpha {best['alpha']:g} would give "
+        f"{100 * fmean(best['patching'].values()):.2f} % on the patching tasks, but cost {task} "
+        f"{100 * drops[task]:.2f} points, and the bound is {100 * sweep.max_supported_drop:g}."
     ]
