@@ -28,6 +28,24 @@ def test_items_come_in_order_and_the_generator_is_closed() -> None:
     assert drawn == [*range(6), -1]
 
 
+def test_a_generator_is_closed_by_the_thread_that_drew_from_it() -> None:
+    """What it opened may belong to that thread, as GDAL's environment does."""
+    threads = []
+
+    def items() -> Generator[int, None, None]:
+        try:
+            for number in range(6):
+                threads.append(threading.get_ident())
+                yield number
+        finally:
+            threads.append(threading.get_ident())
+
+    with closing(drawn_ahead(items(), depth=1)) as stream:
+        next(stream)
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
+
+
 def test_no_more_is_drawn_than_the_depth_ahead() -> None:
     drawn: list[int] = []
     with closing(drawn_ahead(_items(drawn), depth=1)) as stream:

@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -85,15 +84,27 @@ def drawn_ahead(
 ) -> Generator[Item, None, None]:
     """The items of a generator, which a background thread draws up to `depth` ahead.
 
-    An exception of the generator is raised where its item is due. It is closed at the end.
+    An exception of the generator is raised where its item is due. It is closed at the end, in the
+    same thread: what it opened there (GDAL's environment, say) belongs to that thread.
     """
 
-    def draw(_: None) -> list[Item]:
+    def draw() -> list[Item]:
         return list(itertools.islice(items, 1))
 
-    stream = read_ahead(draw, itertools.repeat(None), depth=depth, initializer=initializer)
-    with closing(items), closing(stream):
-        for found in stream:
+    waiting: deque[Future[list[Item]]] = deque()
+    _Turns.begin()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead", initializer=initializer)
+    try:
+        while True:
+            while len(waiting) <= depth:
+                waiting.append(pool.submit(draw))
+            found = waiting.popleft().result()
             if not found:
                 return
             yield found[0]
+    finally:
+        for future in waiting:
+            future.cancel()
+        pool.submit(items.close)
+        pool.shutdown(wait=True)
+        _Turns.end()

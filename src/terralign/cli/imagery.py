@@ -551,7 +551,7 @@ def _embed_into_folder(
         click.echo(f"all parts described by {out / 'collection.json'}", err=True)
     if as_json:
         click.echo(json.dumps(found.to_json()))
-    else:
+    elif found.scenes:
         click.echo(f'{found}\nsearch it: terralign search {shown(out)} "a river"')
     _end(alike, len(found.scenes))
 
@@ -706,11 +706,11 @@ def search(
         given = _flags_given(reading)
         if given:
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
-    elif model is None:
+    sensor = _check(model, [imagery], reading, prompts)
+    if model is None and not is_vectors:
         raise click.UsageError(
             "--model is needed to embed imagery; only a file written by embed records its model"
         )
-    sensor = _check(model, [imagery], reading, prompts)
     if is_vectors:
         from terralign.encoders.vectors import Embeddings
 
@@ -921,11 +921,11 @@ def _source_of_map(
     if not is_folder_of_parts(Path(imagery)):
         if "scene" in mapping:
             raise click.UsageError("--scene: no effect on a scene, only on a folder of parts")
+        sensor = _check(model, [imagery], reading, prompts)
         if model is None:
             raise click.UsageError(
                 "--model is needed to embed imagery; only a folder of parts records its model"
             )
-        sensor = _check(model, [imagery], reading, prompts)
         if sensor is not None:
             reading["sensor"] = sensor
         return imagery, model
