@@ -109,8 +109,14 @@ def _exit_code(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]
     if asked:
         return 128 + asked[0]
     time.sleep(0.3)  # a process that is killed has others fail; all count
-    codes = {rank: child.poll() for rank, child in enumerate(children)}
-    failed = {rank: code for rank, code in codes.items() if code}
+    latest = time.monotonic() + SECONDS_TO_END
+    while True:
+        codes = {rank: child.poll() for rank, child in enumerate(children)}
+        failed = {rank: code for rank, code in codes.items() if code}
+        only_lost = set(failed.values()) == {LOST} and None in codes.values()
+        if not only_lost or time.monotonic() > latest:
+            break
+        time.sleep(0.05)  # those that lost another one may end before it does
     for rank, code in failed.items():
         if code < 0:
             raise TrainingError(

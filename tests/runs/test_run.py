@@ -680,7 +680,9 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_weights(
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert torch.load(folder / stage / "last.pt", weights_only=True)["step"] == call
+    # Written by a thread of its own, which the kill may have ended before the last one was there.
+    step = torch.load(folder / stage / "last.pt", weights_only=True)["step"]
+    assert call - 1 <= step <= call
     run_recipe(small_recipe(), folder, device="cpu")
     assert _weights(folder) == _weights(finished_run)
     assert _rows(folder) == _rows(finished_run)
