@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from make_pictures import IMAGES, keep
 from terralign.evaluation.rows import read_rows
 from terralign.report.canvas import (
     FONT_SIZE,
@@ -38,7 +38,6 @@ from terralign.report.canvas import (
 )
 from terralign.report.figures import comparison_figure
 
-IMAGES = Path(__file__).parent / "images"
 MAX_BYTES = 100_000
 BOUND = -1.0
 """The default bound of stage 1, in points."""
@@ -135,11 +134,7 @@ def draw_model(axes: Axes, values: list[list[float]], number: int, model: str) -
 
 def write(name: str, figure: Figure) -> None:
     """Save as PNG; a picture that is too large a file ends the script."""
-    path, content = IMAGES / f"{name}.png", png_bytes(figure)
-    if len(content) >= MAX_BYTES:
-        sys.exit(f"{path} has {len(content):,} bytes, more than {MAX_BYTES:,}: show less in it")
-    path.write_bytes(content)
-    print(f"{path}: {len(content):,} bytes")
+    keep(IMAGES / f"{name}.png", png_bytes(figure), max_bytes=MAX_BYTES)
 
 
 if __name__ == "__main__":

@@ -249,10 +249,10 @@ def write(name: str, picture: Image.Image) -> None:
     keep(IMAGES / f"{name}.png", content.getvalue())
 
 
-def keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes, *, max_bytes: int = MAX_BYTES) -> None:
     """Write a picture's file; one that is too large ends the script."""
-    if len(content) >= MAX_BYTES:
-        sys.exit(f"{path} has {len(content):,} bytes, more than {MAX_BYTES:,}: show less in it")
+    if len(content) >= max_bytes:
+        sys.exit(f"{path} has {len(content):,} bytes, more than {max_bytes:,}: show less in it")
     path.write_bytes(content)
     print(f"{path}: {len(content):,} bytes")
 

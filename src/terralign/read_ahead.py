@@ -6,8 +6,9 @@ import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,59 +22,59 @@ def read_ahead(
     depth: int = 3,
     num_threads: int = 1,
     initializer: Callable[[], None] | None = None,
+    at_end: Callable[[], object] | None = None,
 ) -> Generator[Made, None, None]:
     """`make(item)` for each item, in order, made by background threads up to `depth` ahead.
 
-    `initializer` runs first in each of the threads. An exception of `make` is raised where its item
-    is due. Decoding and tensor work release the interpreter's lock, so that reading overlaps with
-    training in one process.
+    `initializer` runs first in each of the threads, `at_end` last in one of them. An exception of
+    `make` is raised where its item is due. Decoding and tensor work release the interpreter's lock,
+    so that reading overlaps with training in one process.
     """
     waiting: deque[Future[Made]] = deque()
     iterator = iter(items)
-    _Turns.begin()
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead", initializer=initializer)
-    try:
-        for item in iterator:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > depth:
+    with _short_turns():
+        pool = ThreadPoolExecutor(
+            num_threads, thread_name_prefix="read-ahead", initializer=initializer
+        )
+        try:
+            for item in iterator:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.shutdown(wait=True, cancel_futures=True)
-        _Turns.end()
+        finally:
+            for future in waiting:
+                future.cancel()
+            if at_end is not None:
+                pool.submit(at_end)
+            pool.shutdown(wait=True)
 
 
-class _Turns:
-    """How soon a thread that holds the interpreter's lock hands it over, while some read ahead.
+SHORT_TURN_S = 5e-4
+
+_turns_lock = threading.Lock()
+_turns_before: list[float] = []
+"""The interpreter's own turn, once for each that reads ahead now."""
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Within the block a thread that holds the interpreter's lock hands it over soon.
 
     A model's thread needs the lock for a moment between any two operations. At Python's 5 ms,
     readers kept it waiting for 3 % of the time in which a scene was embedded on two cores.
     """
-
-    SECONDS = 5e-4
-    _lock = threading.Lock()
-    _num_readers = 0
-    _before = 0.0
-
-    @classmethod
-    def begin(cls) -> None:
-        """From now on, in short turns."""
-        with cls._lock:
-            if cls._num_readers == 0:
-                cls._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(cls.SECONDS, cls._before))
-            cls._num_readers += 1
-
-    @classmethod
-    def end(cls) -> None:
-        """As before, when nothing else reads ahead."""
-        with cls._lock:
-            cls._num_readers -= 1
-            if cls._num_readers == 0:
-                sys.setswitchinterval(cls._before)
+    with _turns_lock:
+        _turns_before.append(_turns_before[0] if _turns_before else sys.getswitchinterval())
+        sys.setswitchinterval(min(SHORT_TURN_S, _turns_before[0]))
+    try:
+        yield
+    finally:
+        with _turns_lock:
+            before = _turns_before.pop()
+            if not _turns_before:
+                sys.setswitchinterval(before)
 
 
 def drawn_ahead(
@@ -88,23 +89,14 @@ def drawn_ahead(
     same thread: what it opened there (GDAL's environment, say) belongs to that thread.
     """
 
-    def draw() -> list[Item]:
+    def draw(_: None) -> list[Item]:
         return list(itertools.islice(items, 1))
 
-    waiting: deque[Future[list[Item]]] = deque()
-    _Turns.begin()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead", initializer=initializer)
-    try:
-        while True:
-            while len(waiting) <= depth:
-                waiting.append(pool.submit(draw))
-            found = waiting.popleft().result()
+    stream = read_ahead(
+        draw, itertools.repeat(None), depth=depth, initializer=initializer, at_end=items.close
+    )
+    with closing(stream):
+        for found in stream:
             if not found:
                 return
             yield found[0]
-    finally:
-        for future in waiting:
-            future.cancel()
-        pool.submit(items.close)
-        pool.shutdown(wait=True)
-        _Turns.end()

@@ -11,19 +11,18 @@ import pytest
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing() -> None:
-    script = Path(__file__).with_name("kills.py")
-    done = subprocess.run(
-        [sys.executable, str(script), "--kills", "20", "--seed", "7"],
-        capture_output=True, text=True, timeout=1200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    _run("kills.py", kills=20, seed=7, seconds=1200)
 
 
 @pytest.mark.slow
 def test_a_killed_rank_loses_nothing() -> None:
-    script = Path(__file__).with_name("kill_ranks.py")
+    _run("kill_ranks.py", kills=3, seed=5, seconds=1800)
+
+
+def _run(name: str, *, kills: int, seed: int, seconds: float) -> None:
+    script = Path(__file__).with_name(name)
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "3", "--seed", "5"],
-        capture_output=True, text=True, timeout=1800, check=False,
+        [sys.executable, str(script), "--kills", str(kills), "--seed", str(seed)],
+        capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,23 +25,19 @@ def fetch(dataset: str, data_root: Path | None, yes: bool, as_json: bool) -> Non
     Shows size, licence and source, and asks first. Run the same command again to resume. Hashes
     are checked, and nothing that is there is replaced.
     """
-    from terralign.datasets.facts import read_facts
+    from terralign.datasets.facts import read_facts, size_of
     from terralign.datasets.fetch import fetch as fetch_planned
     from terralign.datasets.fetch import plan_fetch
     from terralign.errors import counted
-    from terralign.files import as_bytes
 
     if data_root is None:
         raise click.UsageError("fetch needs a folder to write into: --data-root, or TERRALIGN_DATA")
     planned = plan_fetch(dataset, data_root)
     left = [one for one in planned if not one.done]
     facts = read_facts(dataset)
-    num_bytes = sum(one.file.num_bytes or 0 for one in left)
     if left:
-        hosts = " and ".join(dict.fromkeys(one.file.host for one in left))
-        size = as_bytes(num_bytes) if num_bytes else "lists of names"
         click.echo(f"{facts.description}, {facts.size}", err=True)
-        click.echo(f"download: {size} from {hosts}, {counted(len(left), 'file')}", err=True)
+        click.echo(f"download: {size_of([one.file for one in left])}", err=True)
         click.echo(f"licence:  {facts.licence}", err=True)
         click.echo(f"source:   {facts.source}", err=True)
         if not yes:

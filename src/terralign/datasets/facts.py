@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -123,12 +124,15 @@ class DatasetFacts(BaseModel):
         return {key: value for key, value in shown.items() if value}
 
     def fetched_size(self) -> str:
-        """What is fetched of it: "94.7 MB from zenodo.org and hf.co, 7 files"."""
-        num_bytes = sum(file.num_bytes or 0 for file in self.files)
-        hosts = list(dict.fromkeys(file.host for file in self.files))
-        return (
-            f"{as_bytes(num_bytes)} from {' and '.join(hosts)}, {counted(len(self.files), 'file')}"
-        )
+        """What is fetched of it."""
+        return size_of(self.files)
+
+
+def size_of(files: Sequence[RemoteFile]) -> str:
+    """What is fetched, from where: "94.7 MB from zenodo.org and hf.co, 7 files"."""
+    size = as_bytes(sum(file.num_bytes or 0 for file in files), none="lists of names")
+    hosts = " and ".join(dict.fromkeys(file.host for file in files))
+    return f"{size} from {hosts}, {counted(len(files), 'file')}"
 
 
 def check_name(name: str, data_root: Path | None) -> None:

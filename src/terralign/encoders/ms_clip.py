@@ -20,8 +20,8 @@ from typing import Any
 import open_clip
 import torch
 
-from terralign.encoders.clip.hub import Hub, check_sha256
-from terralign.encoders.clip.load import ClipModel, fetch_weights, new_clip
+from terralign.encoders.clip.hub import check_sha256
+from terralign.encoders.clip.load import ClipModel, fetch_weights, hub_for, new_clip
 from terralign.encoders.clip.weights import StateDict, check_shapes, load_weights, read_state_dict
 from terralign.encoders.published import published_models
 from terralign.encoders.sensor import INFLATE, SensorTower, TowerConfig, build_tower
@@ -100,7 +100,7 @@ def load_ms_clip_from(
     `sha256` and `revisions` as for `load_clip`.
     """
     published = published_models().get(source)
-    hub = Hub({**(published.revisions if published else {}), **(revisions or {})})
+    hub = hub_for(published, revisions)
     if published is None:
         path = Path(source.removeprefix(f"{MS_CLIP}:"))
     else:

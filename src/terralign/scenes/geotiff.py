@@ -266,7 +266,8 @@ def require_small_blocks(path: Place | str, source: Any) -> None:
 
 
 CACHE_BYTES = 128 * 2**20
-"""What GDAL keeps of blocks that it read; a row of tiles of 13 bands of a Sentinel-2 scene fits."""
+"""What GDAL keeps of blocks that it read; a row of tiles of 512 pixels of all bands of a
+Sentinel-2 scene fits."""
 
 
 @functools.cache

@@ -174,7 +174,7 @@ def load_clip(
     `ModelError` where it is not found, damaged, or its activation does not fit its tag.
     """
     published = published_models().get(source)
-    hub = Hub({**(published.revisions if published else {}), **(revisions or {})})
+    hub = hub_for(published, revisions)
     if published is None:
         clip = _load(source, sha256, hub)
     else:
@@ -214,6 +214,11 @@ def _load_published(
         return _load_tag(published.architecture, published.tag, sha256, hub)
     weights = fetch_weights(name, published, hub)
     return _load_file(published.architecture, weights, sha256, hub, activation_known=True)
+
+
+def hub_for(published: PublishedModel | None, revisions: Mapping[str, str] | None) -> Hub:
+    """The hub at the revisions that are given, else at those that a published model pins."""
+    return Hub({**(published.revisions if published else {}), **(revisions or {})})
 
 
 def fetch_weights(name: str, published: PublishedModel, hub: Hub) -> Path:
