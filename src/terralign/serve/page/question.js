@@ -15,7 +15,8 @@ export const NOTHING = Object.freeze({
 });
 
 /** Whether there is anything to rank by. */
-export const isAsked = (question) => Boolean(question.query || question.like.length);
+export const isAsked = (question) =>
+  Boolean(question.query || question.against || question.like.length || question.unlike.length);
 
 /** How many filters are set. */
 export const countFilters = (question) =>
