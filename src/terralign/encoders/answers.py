@@ -319,7 +319,12 @@ class Hits(Shown, Sequence[Hit]):
             (hit.place, str(hit.rank), f"{hit.rank}: {hit.score:.4f}, {hit.key}")
             for hit in self.hits
         ]
-        return map_of(self._title(), rows, pictures=pictures)
+        sensors = {
+            hit.place.source: hit.facts["sensor"]
+            for hit in self.hits
+            if hit.place.source is not None and "sensor" in hit.facts
+        }
+        return map_of(self._title(), rows, pictures=pictures, sensors=sensors)
 
     def save_geojson(self, path: str | Path) -> Path:
         """Write `to_geojson` for QGIS and GDAL; whole, or not at all."""

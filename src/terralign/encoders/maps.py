@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,16 @@ class Map:
         return f"Map: {self.title}; a notebook shows it"
 
 
-def map_of(title: str, rows: Sequence[tuple[Footprint, str, str]], *, pictures: bool) -> Map:
+def map_of(
+    title: str,
+    rows: Sequence[tuple[Footprint, str, str]],
+    *,
+    pictures: bool,
+    sensors: Mapping[str, str],
+) -> Map:
     """A map of places with their label and title, over the pictures of their scenes.
+
+    `sensors`: source -> the sensor that its numbers are of, where that is known.
 
     `DataError` where no place is known.
     """
@@ -74,7 +82,7 @@ def map_of(title: str, rows: Sequence[tuple[Footprint, str, str]], *, pictures: 
             f"no place on a map is known for {counted(len(rows), 'result')}; a map needs "
             "georeferenced GeoTIFFs or products"
         )
-    underlays, lines = _underlays([one for one, _, _ in rows]) if pictures else ([], [])
+    underlays, lines = _underlays([one for one, _, _ in rows], sensors) if pictures else ([], [])
     return drawn_map(title, places, underlays, lines)
 
 
@@ -119,7 +127,9 @@ def _point(numbers: Sequence[float]) -> Point:
     return numbers[0], numbers[1]
 
 
-def _underlays(places: Iterable[Footprint]) -> tuple[list[Underlay], list[str]]:
+def _underlays(
+    places: Iterable[Footprint], sensors: Mapping[str, str]
+) -> tuple[list[Underlay], list[str]]:
     """Pictures of the scenes around some places, and a line for each scene without one."""
     windows: dict[str, list[Window]] = {}
     for one in places:
@@ -128,7 +138,7 @@ def _underlays(places: Iterable[Footprint]) -> tuple[list[Underlay], list[str]]:
     found, lines = [], []
     for source, own in list(windows.items())[:MAX_SCENES]:
         try:
-            found.append(_picture(open_scene(source), own))
+            found.append(_picture(open_scene(source, sensor=sensors.get(source)), own))
         except (TerralignError, OSError) as error:
             lines.append(f"No picture of {Path(source).name}: {error}")
     if len(windows) > MAX_SCENES:

@@ -136,7 +136,7 @@ class ScoreMap(_Map):
         colours[..., 3] = np.where(np.isfinite(values), 255, 0)
         picture = underlay_of(colours, self.grid, origin=shown(self.path))
         line = f"Dark to bright: {self.lowest:.4f} to {self.highest:.4f}."
-        return drawn_map(self._title(), [], [picture], [line])
+        return drawn_map(f"Scores of {self.query!r}: {self.scene}", [], [picture], [line])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)

@@ -7,6 +7,8 @@ import { Files, HERE, Server, SourceError } from "./source.js";
 import { featuresOf } from "./topology.js";
 
 const byId = (id) => document.getElementById(id);
+const number = (value) => value.toLocaleString("en");
+const counted = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 const isPhone = window.matchMedia("(max-width: 56rem)");
 
 const source = document.querySelector('meta[name="terralign-static"]') ? new Files() : new Server();
@@ -54,12 +56,14 @@ async function start() {
 
 function describe() {
   document.title = index.title ? `${index.title} – terralign` : "terralign";
-  const num = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
   byId("about").textContent =
-    `${num(index.windows, "window")} of ${num(index.scenes.length, "scene")}, model ${index.model}`;
+    `${counted(index.windows, "window")} of ${counted(index.num_scenes, "scene")}, model ${index.model}`;
+  byId("about").title = `${byId("about").textContent}, space ${index.space_id}`;
+  byId("warning").textContent = index.warning;
+  byId("warning").hidden = !index.warning;
   byId("query").maxLength = byId("against").maxLength = index.limits.text;
   byId("examples").replaceChildren(
-    ...index.examples.map((text) => {
+    ...index.examples.slice(0, 6).map((text) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = text;
@@ -346,8 +350,8 @@ async function showScores() {
     byId("legend").hidden = found.min === null;
     byId("least").textContent = (found.min ?? 0).toFixed(3);
     byId("most").textContent = (found.max ?? 0).toFixed(3);
-    byId("thinned").hidden = !found.thinned;
-    byId("thinned").textContent = `${found.cells.features.length.toLocaleString("en")} windows are drawn, evenly chosen.`;
+    byId("thinned").hidden = found.thinned < 2;
+    byId("thinned").textContent = `Every ${found.thinned}th window is drawn, of ${number(found.num_searched)}.`;
   } catch (error) {
     if (scored !== wanted) return;
     scored = "";
@@ -405,13 +409,8 @@ function showFound(found) {
   list.show(features, marks);
   map?.showHits(features);
   question.page = found.page;
-  const num = found.num_hits.toLocaleString("en");
-  const searched = found.num_searched.toLocaleString("en");
-  byId("heading").textContent = found.query ? `${found.query}` : "Results";
-  announce(
-    `${num} ${found.num_hits === 1 ? "hit" : "hits"} of ${searched} windows searched`
-      + (source.isStatic ? "" : ` in ${Math.round(found.took_ms)} ms`),
-  );
+  byId("heading").textContent = titleOf(found);
+  announce(summaryOf(found));
   byId("downloads").hidden = !features.length;
   byId("pages").hidden = found.pages < 2;
   byId("page-number").textContent = `Page ${found.page + 1} of ${found.pages}`;
@@ -422,6 +421,21 @@ function showFound(found) {
     ? "Nothing was found that is close enough."
     : "No window meets the filters. Take a larger area, more days, or clear the filters.";
   showMarked();
+}
+
+function titleOf(found) {
+  if (source.isStatic) return found.query;
+  const { query, like, unlike } = question;
+  if (!query) return like.length ? "Like the marked hits" : "Results";
+  return like.length || unlike.length ? `${query}, refined` : query;
+}
+
+function summaryOf(found) {
+  const searched = counted(found.num_searched, "window");
+  const best = found.num_hits < found.num_searched ? `The best ${number(found.num_hits)} of ` : "";
+  const time = source.isStatic ? "" : ` in ${found.took_ms < 1 ? "under 1" : Math.round(found.took_ms)} ms`;
+  const page = found.page ? `, page ${found.page + 1} of ${found.pages}` : "";
+  return `${best}${searched} searched${time}${page}`;
 }
 
 function clearHits() {
@@ -497,7 +511,8 @@ function mark(feature, value) {
 const marked = (value) => [...marks].filter(([, one]) => one === value).map(([id]) => id);
 
 function showMarked() {
-  byId("marks").hidden = !marks.size;
+  byId("marks").hidden = !marks.size || source.isStatic;
+  document.body.classList.toggle("marking", marks.size > 0);
   byId("marked").replaceChildren(
     ...[...marks].map(([id, value]) => {
       const item = document.createElement("li");
@@ -506,7 +521,9 @@ function showMarked() {
       button.type = "button";
       button.title = "Take this mark away";
       button.setAttribute("aria-label", `${value > 0 ? "More" : "Less"} like ${id}: take this mark away`);
-      button.textContent = value > 0 ? "+" : "−";
+      const sign = document.createElement("span");
+      sign.textContent = value > 0 ? "+" : "−";
+      button.append(sign);
       if (thumbnails.has(id)) {
         const picture = document.createElement("img");
         picture.alt = "";

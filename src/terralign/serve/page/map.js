@@ -8,8 +8,6 @@ import {
   setWorkerUrl,
 } from "./vendor/maplibre-gl.js";
 
-import { featuresOf } from "./topology.js";
-
 setWorkerUrl(new URL("./vendor/maplibre-gl-worker.js", import.meta.url).href);
 
 const EMPTY = { type: "FeatureCollection", features: [] };
@@ -46,6 +44,31 @@ export function boundsOf(features) {
   return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
+/** A point for each country's name: the middle of its largest part. */
+function namesOf(land) {
+  return {
+    type: "FeatureCollection",
+    features: land.features.map(({ properties, geometry }) => {
+      const parts = geometry.type === "Polygon" ? [geometry.coordinates] : geometry.coordinates;
+      const largest = parts.map(([ring]) => measured(ring)).sort((a, b) => b.area - a.area)[0];
+      return { type: "Feature", properties, geometry: { type: "Point", coordinates: largest.middle } };
+    }),
+  };
+}
+
+/** Area and centroid of a ring, in degrees. */
+function measured(ring) {
+  let [twice, x, y] = [0, 0, 0];
+  for (let at = 1; at < ring.length; at += 1) {
+    const [[x0, y0], [x1, y1]] = [ring[at - 1], ring[at]];
+    const cross = x0 * y1 - x1 * y0;
+    twice += cross;
+    x += (x0 + x1) * cross;
+    y += (y0 + y1) * cross;
+  }
+  return { area: Math.abs(twice / 2), middle: twice ? [x / (3 * twice), y / (3 * twice)] : ring[0] };
+}
+
 export class SceneMap {
   /**
    * `scenes`: as `api/index` lists them. `pictureOf(scene, name)`: a source of MapLibre, or null.
@@ -77,10 +100,8 @@ export class SceneMap {
     this.map.keyboard.disableRotation();
     this.map.addControl(new NavigationControl({ showCompass: false }), "top-left");
     this.map.addControl(new ScaleControl(), "bottom-left");
-    this.map.addControl(
-      new AttributionControl({ compact: true, customAttribution: "Land: Natural Earth" }),
-      "bottom-right",
-    );
+    const credits = new AttributionControl({ compact: true, customAttribution: "Land: Natural Earth" });
+    this.map.addControl(credits, "bottom-right");
     this.ready = new Promise((resolve) => this.map.once("load", resolve)).then(() => this.#wire());
     dark.addEventListener("change", () => this.#recolour());
   }
@@ -331,6 +352,7 @@ function styleOf(land, scenes, colour) {
     version: 8,
     sources: {
       land: data(land),
+      names: data(namesOf(land)),
       scenes: data({ type: "FeatureCollection", features: outlines }),
       scores: data(EMPTY),
       hits: { ...data(EMPTY), promoteId: "rank" },
@@ -344,7 +366,7 @@ function styleOf(land, scenes, colour) {
       {
         id: "country",
         type: "symbol",
-        source: "land",
+        source: "names",
         maxzoom: 8,
         layout: { "text-field": ["get", "name"], "text-font": ["sans-serif"], "text-size": 11, "text-max-width": 7 },
         paint: { "text-color": colour.name, "text-halo-color": colour.halo, "text-halo-width": 1.2 },
@@ -356,11 +378,12 @@ function styleOf(land, scenes, colour) {
         paint: { "line-color": colour.scene, "line-width": 1, "line-dasharray": [3, 3] },
       },
       { id: "scores", type: "fill", source: "scores", paint: { "fill-opacity": 0.65, "fill-antialias": false } },
+      { id: "box-casing", type: "line", source: "box", paint: { "line-color": "#ffffff", "line-width": 4 } },
       {
         id: "box-line",
         type: "line",
         source: "box",
-        paint: { "line-color": "#1e88e5", "line-width": 2, "line-dasharray": [2, 1.5] },
+        paint: { "line-color": "#0a58ca", "line-width": 2.5, "line-dasharray": [2, 1] },
       },
       {
         id: "hit-area",
