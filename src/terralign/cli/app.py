@@ -53,7 +53,7 @@ set_option = click.option(
 
 READING_ORDER = (
     "demo", "quickstart", "run", "patch", "align", "evaluate", "classify", "embed", "search",
-    "score", "bench", "ablate", "fetch", "pack", "info",
+    "score", "serve", "bench", "ablate", "fetch", "pack", "info",
 )  # fmt: skip
 """The commands as help lists them: what a newcomer needs first. Others come last."""
 

@@ -295,7 +295,7 @@ def fit(
             if due or saving:
                 journal.restart()
             if number:
-                checkpoints.finish()
+                ranks.by_first(checkpoints.finish)  # a launcher ends what is left of a run
                 raise Interrupted(
                     f"{label}: stopped after step {done} of {num_steps} and saved; "
                     "run the same command again to resume",
