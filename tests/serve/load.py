@@ -77,6 +77,9 @@ def serving(folder: Path, model: str | None) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+            finally:
+                if process.stdout is not None:
+                    process.stdout.close()
 
 
 # Load
@@ -274,6 +277,7 @@ def _bad_body(chance: random.Random, port: int) -> bytes:
     )
     ring = [[chance.uniform(-400, 400), chance.uniform(-200, 200)] for _ in range(4)]
     crossed = [[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]
+    shape = {"type": "Polygon", "coordinates": [chance.choice((ring, crossed))]}
     bodies = (
         deep.encode(),
         f'{{"query": "a river", "k": {number}}}'.encode() if number != "1e9" else b"[]",
@@ -293,8 +297,7 @@ def _bad_body(chance: random.Random, port: int) -> bytes:
         json.dumps({"query": "a", "towers": []}).encode(),
         json.dumps({"query": "a", "start": chance.choice(("", "x", "2022-02-30", 5))}).encode(),
         json.dumps({"query": "a", "start": "2022-02-02", "end": "2022-02-01"}).encode(),
-        json.dumps({"query": "a", "polygon": {"type": "Polygon", "coordinates": [ring]}}).encode(),
-        json.dumps({"query": "a", "polygon": {"type": "Polygon", "coordinates": [crossed]}}).encode(),
+        json.dumps({"query": "a", "polygon": shape}).encode(),
         json.dumps({"query": "a", "polygon": {"type": "Point", "coordinates": [0, 0]}}).encode(),
         json.dumps({"query": "a", "polygon": "/etc/passwd"}).encode(),
         b'{"query": "a\\ud800"}', b"\xff\xfe\x00", b"null", b"5", b'{"query": "a"', b'{"query": 5}',
@@ -364,11 +367,11 @@ def _bad_host(chance: random.Random, port: int) -> bytes:
 
 
 def _bad_http(chance: random.Random, port: int) -> bytes:
-    good = f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+    good = f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n"
     return chance.choice(
         (
             b"nothing at all\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
             b"GET  /  HTTP/1.1\r\n\r\n",
             b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
             f"POST /api/search HTTP/1.1\r\n{good}Content-Length: -5\r\n\r\n".encode(),
@@ -401,8 +404,6 @@ def send(port: int, content: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         with contextlib.suppress(OSError):  # refused before it was sent as a whole
             connection.sendall(content)
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_WR)
         answer = b""
         with contextlib.suppress(ConnectionResetError):
             while block := connection.recv(65536):

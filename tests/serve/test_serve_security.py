@@ -146,6 +146,10 @@ def test_addresses_that_lead_nowhere(client: TestClient, path: str, status: int)
     refused(method(path, **given), 400 if "x=1" in path else expected)
 
 
+def test_headers_that_are_too_long_are_refused(client: TestClient) -> None:
+    refused(client.get("/health", headers={"X-Long": "a" * 20_000}), 431, "16,384")
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_other_methods_are_refused(client: TestClient, method: str) -> None:
     for path in ("/", "/api/search", "/api/index", "/health"):
