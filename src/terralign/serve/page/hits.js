@@ -69,6 +69,7 @@ export class HitList {
     const find = (selector) => card.querySelector(selector);
     const hit = feature.properties;
     const name = `hit ${hit.rank}`;
+    card.dataset.id = feature.id;
     const picture = find("img");
     picture.src = this.thumbnailOf(hit);
     picture.addEventListener("error", () => card.classList.add("no-picture"));
