@@ -93,15 +93,21 @@ class _Contents(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Store:
-    """`vectors`: (N, D) float16 or float32, memory-mapped; `rows`: (N,) of dtype `ROW`; `facts` and
-    `paths` of the parts, and `firsts`, the first row of each."""
+    """`vectors`: (N, D) float16 or float32, memory-mapped; `rows`: (N,) of dtype `ROW`; `facts`,
+    `paths` and `stamps` (name, size, time of change) of the parts; `firsts` (P + 1,): the first row
+    of each, and the end."""
 
     vectors: NDArray[Any]
     rows: NDArray[Any]
     facts: tuple[PartFacts, ...]
     paths: tuple[Path, ...]
+    stamps: tuple[tuple[str, int, int], ...]
     firsts: NDArray[np.int64]
     temporary: Any = None
+
+    def rows_of(self, part: int) -> range:
+        """The rows of a part."""
+        return range(int(self.firsts[part]), int(self.firsts[part + 1]))
 
 
 def open_store(folder: Path) -> Store:
@@ -309,6 +315,7 @@ def _mapped(cache: Path, folder: Path, contents: _Contents, temporary: Any = Non
         rows=rows,
         facts=facts,
         paths=tuple(folder / one.name for one in contents.parts),
+        stamps=tuple((one.name, one.size, one.mtime_ns) for one in contents.parts),
         firsts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         temporary=temporary,
     )
