@@ -894,7 +894,7 @@ def test_sigterm_outside_training_ends_with_one_line() -> None:
     )  # fmt: skip
     assert done.returncode == 143, done.stderr
     assert done.stdout == "cleared away\n"
-    assert done.stderr == "terralign: stopped; run the same command again to resume\n"
+    assert done.stderr == "terralign: stopped\n"
 
 
 def test_the_handler_of_sigterm_is_put_back() -> None:

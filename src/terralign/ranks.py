@@ -1,8 +1,9 @@
 """The processes that train together: `torch.distributed`, and nothing else here knows of it.
 
 Every rank runs the same program in the same order. A rank takes its rows of each batch, gradients
-are summed over all ranks, and what need not be shared out is done by the first rank while the
-others wait. A process that is alone is rank 0 of 1, for which everything here does nothing.
+are summed over all ranks, whole batches that nothing is trained on are dealt out (`share_out`), and
+what need not be shared out is done by the first rank while the others wait. A process that is alone
+is rank 0 of 1, for which everything here does nothing.
 
 Letters: P parameters, B batch, D embedding.
 """
@@ -13,8 +14,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
@@ -31,6 +33,9 @@ from terralign.errors import Interrupted, RankLostError, TrainingError, first_li
 from terralign.launch import LAUNCHER, LOST, place
 
 Made = TypeVar("Made")
+Piece = TypeVar("Piece")
+Found = tuple[Tensor, ...]
+"""What is computed of a piece of work: tensors on the CPU."""
 
 LONGEST_STEP = timedelta(minutes=30)
 """After which a rank that waits for the others within a training step takes one to be lost. What
@@ -260,6 +265,46 @@ def awaited() -> Any:
 
 
 # What all ranks do together
+
+
+def share_out(
+    pieces: Sequence[Piece],
+    work: Callable[[Sequence[Piece]], Generator[Found, None, None]],
+) -> Generator[Found, None, None]:
+    """What `work` finds for each of the pieces, in their order; at the other ranks nothing.
+
+    Called, and iterated to its end, by all. Rank r of W works on the pieces r::W, each of which is
+    computed as by one process, and sends what it finds to the first, which takes as many at a time.
+    """
+    world = _joined()
+    if world is None:
+        yield from work(pieces)
+        return
+    with closing(work(pieces[world.rank :: world.size])) as own:
+        if world.rank:
+            for found in own:
+                _send(world, found)
+            return
+        for number in range(len(pieces)):
+            source = number % world.size
+            yield next(own) if source == 0 else _receive(world, source)
+
+
+def _send(world: _World, found: Found) -> None:
+    data = save({str(number): one.contiguous() for number, one in enumerate(found)})
+    with _heard(world):
+        dist.send(torch.tensor([len(data)]), 0)
+        dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0)
+
+
+def _receive(world: _World, source: int) -> Found:
+    size = torch.empty(1, dtype=torch.int64)
+    with _heard(world):
+        dist.recv(size, source)
+        data = torch.empty(int(size), dtype=torch.uint8)
+        dist.recv(data, source)
+    found = load(data.numpy().tobytes())
+    return tuple(found[str(number)] for number in range(len(found)))
 
 
 def greatest(*numbers: int) -> list[int]:

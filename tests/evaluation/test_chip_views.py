@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from terralign.chips import PixelLayout
-from terralign.evaluation.chip_views import MAX_SIDE, chip_views, jpeg_bytes, near_infrared
+from terralign.evaluation.chip_views import MAX_SIDE, chip_views, jpeg_bytes
+from terralign.preprocess.views import near_infrared
 from terralign.sensors import SENSORS
 
 

@@ -75,6 +75,18 @@ def test_hits_are_those_of_brute_force(space: EmbeddingSpace, index: Index, scen
     assert [hit.rank for hit in hits] == list(range(1, 101))
 
 
+def test_the_table_names_the_scenes_where_they_are_several(
+    space: EmbeddingSpace, index: Index
+) -> None:
+    hits = space.search(index, QUERY, 100)
+    table = hits.table(max_rows=100)
+    assert table.columns[-1] == "scene"
+    cells = [row[-1].removeprefix("...") for row in table.rows]
+    assert all(hit.facts["scene"].endswith(cell) for hit, cell in zip(hits, cells, strict=True))
+    of_one = space.search(index, QUERY, 100, end="2022-07-06")
+    assert "scene" not in of_one.table().columns
+
+
 def test_pages_are_slices_of_the_hits(space: EmbeddingSpace, index: Index) -> None:
     hits = space.search(index, QUERY, 30)
     assert [one.rank for one in hits[10:20]] == list(range(11, 21))
@@ -408,9 +420,9 @@ def test_hits_are_written_for_maps(space: EmbeddingSpace, index: Index, tmp_path
     features = json.loads(save_hits(hits, tmp_path / "a.geojson").read_text())["features"]
     assert [one["properties"]["rank"] for one in features] == list(range(1, 8))
     table = pq.read_table(save_hits(hits, tmp_path / "a.parquet"))
-    assert table["id"].to_pylist() == [one.key for one in hits]
+    assert table["key"].to_pylist() == [one.key for one in hits]
     connection = sqlite3.connect(save_hits(hits, tmp_path / "a.gpkg"))
-    rows = connection.execute('SELECT "rank", id, score, datetime, geom FROM windows').fetchall()
+    rows = connection.execute('SELECT "rank", key, score, datetime, geom FROM windows').fetchall()
     bounds = connection.execute("SELECT min_x, max_y FROM gpkg_contents").fetchone()
     connection.close()
     assert [row[1] for row in rows] == [one.key for one in hits]

@@ -93,8 +93,8 @@ def test_a_tally_counts_ties_as_the_metrics_do(task: PatchingTask) -> None:
     weights = torch.eye(len(labels.class_names))
     rows = torch.randint(0, 2, (len(labels.values), len(weights))).float() + 1e-3
     tally = Tally(task, weights)
-    for part in rows.split(9):
-        tally.add(part)
+    for number, part in enumerate(rows.split(9)):
+        tally.keep(tally.score(part, 9 * number))
     expected = score_classes(rows, weights, labels, num_bootstrap=1).value("top1")
     assert tally.value() == pytest.approx(expected, abs=1e-12)
     assert 0 < expected < 1
@@ -111,9 +111,8 @@ def test_a_tally_keeps_no_more_than_the_metric_needs(
 
 def test_a_tower_that_gives_nan_is_told(task: PatchingTask, tiny_clip: ClipModel) -> None:
     tally = Tally(task, task.weights(tiny_clip))
-    tally.add(torch.ones(3, tiny_clip.dim))
     with pytest.raises(DataError, match="NaN or infinite values within samples 3 to 4"):
-        tally.add(torch.full((2, tiny_clip.dim), float("nan")))
+        tally.score(torch.full((2, tiny_clip.dim), float("nan")), 3)
 
 
 def test_each_image_is_read_once_for_all_alphas(

@@ -51,7 +51,7 @@ def test_an_inflated_student_starts_as_its_teacher(
 ) -> None:
     student, not_loaded = new_student("s2", tiny_clip, StudentSettings(), [S2], [scenes], seed=0)
     plain = ViewPlan(spec=ViewSpec(flips=False, turns=False), num_views=1, seed=0)
-    [(_, _, expected)] = view_features(tiny_clip, scenes, plain, [(0, 0)], len(scenes))
+    [expected] = view_features(tiny_clip, scenes, plain, [(0, 0)], len(scenes))
     torch.testing.assert_close(
         student_features(student.eval(), scenes), expected, rtol=1e-3, atol=1e-3
     )

@@ -20,4 +20,5 @@ from terralign.cli import imagery as imagery
 from terralign.cli import index as index
 from terralign.cli import models as models
 from terralign.cli import runs as runs
+from terralign.cli import serve as serve
 from terralign.cli.app import main as main

@@ -62,10 +62,12 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_STOPPED: dict[int, str] = {
-    signal.SIGINT: "interrupted; run the same command again to resume",
-    signal.SIGTERM: "stopped; run the same command again to resume",
-}
+_STOPPED: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
+
+_RESUMED = frozenset(
+    {"ablate", "align", "bench", "embed", "fetch", "index", "pack", "patch", "quickstart", "run"}
+)
+"""Commands that keep what they have done."""
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -104,7 +106,9 @@ class OneLineFaults(click.Group):
         except (_Terminated, KeyboardInterrupt) as stop:
             number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
             if _place().rank == 0:
-                self._report(context, _STOPPED[number])
+                resumed = context.invoked_subcommand in _RESUMED
+                remedy = "; run the same command again to resume" if resumed else ""
+                self._report(context, _STOPPED[number] + remedy)
             sys.exit(128 + number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

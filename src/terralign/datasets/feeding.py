@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +27,11 @@ def block_of(samples: SampleSet, start: int, size: int) -> NDArray[np.int64]:
     return np.arange(start, min(start + size, len(samples)), dtype=np.int64)
 
 
+def starts_of(samples: SampleSet, batch_size: int) -> range:
+    """The first sample of each batch of a whole set, in its order."""
+    return range(0, len(samples), batch_size)
+
+
 def feed_samples(
     samples: SampleSet,
     layout: PixelLayout,
@@ -34,10 +39,12 @@ def feed_samples(
     *,
     batch_size: int,
     device: torch.device | str,
+    starts: Iterable[int] | None = None,
 ) -> Generator[Made, None, None]:
     """`make` of the raw pixels (B, C, H, W) of all samples, in their order; as `feed`.
 
-    `layout`: which of the samples' sensors is read.
+    `layout`: which of the samples' sensors is read. `starts`: the first samples of the batches to
+    read, of those that `starts_of` names.
     """
     samples = only_sensors(samples, [layout.sensor.name])
 
@@ -46,5 +53,6 @@ def feed_samples(
             None, {"pixels": raw_pixels(samples, layout, block_of(samples, start, batch_size))}
         )
 
-    starts = range(0, len(samples), batch_size)
+    if starts is None:
+        starts = starts_of(samples, batch_size)
     yield from feed(read, lambda raw: make(raw.tensors["pixels"]), starts, device=device)

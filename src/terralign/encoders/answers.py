@@ -243,18 +243,17 @@ class Hits(Shown, Sequence[Hit]):
         return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
 
     def table(self, max_rows: int = MAX_ROWS) -> Table:
-        """Rank, score, key and the centre of the place."""
+        """Rank, score, key and the centre of the place; the scene where hits are of several."""
         keys = short_keys([hit.key for hit in self.hits])
-        return Table.of_rows(
-            len(self),
-            [
-                ("rank", lambda row: str(self.hits[row].rank)),
-                ("score", lambda row: f"{self.hits[row].score:.4f}"),
-                ("key", lambda row: keys[row]),
-                ("place", lambda row: centre_of(self.hits[row].place)),
-            ],
-            max_rows=max_rows,
-        )
+        columns: list[tuple[str, Callable[[int], str]]] = [
+            ("rank", lambda row: str(self.hits[row].rank)),
+            ("score", lambda row: f"{self.hits[row].score:.4f}"),
+            ("key", lambda row: keys[row]),
+            ("place", lambda row: centre_of(self.hits[row].place)),
+        ]
+        if len({hit.facts.get("scene") for hit in self.hits}) > 1:
+            columns.append(("scene", lambda row: str(self.hits[row].facts.get("scene", ""))))
+        return Table.of_rows(len(self), columns, max_rows=max_rows)
 
     def to_geojson(self) -> dict[str, Any]:
         """One feature per hit, in degrees of WGS84; `DataError` where none has a place."""

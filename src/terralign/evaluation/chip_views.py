@@ -17,6 +17,7 @@ from terralign.chips import PixelLayout
 from terralign.datasets.sample import SampleSet
 from terralign.encoders.space import RGB
 from terralign.preprocess.spec import scale_composite, select_bands, to_physical
+from terralign.preprocess.views import near_infrared
 
 Picture8 = NDArray[np.uint8]
 """(H, W, 3)."""
@@ -31,8 +32,6 @@ VIEWS_LEGEND = {
     "radar": "Radar: VV, VH and their difference shown as red, green and blue.",
 }
 
-NEAR_INFRARED_NM = (760.0, 900.0)
-NEAR_INFRARED_CENTER_NM = 842.0
 NEAR_INFRARED_STRETCH = 2.0
 """Plants are about twice as bright there as the composite's stretch allows for."""
 
@@ -69,26 +68,6 @@ def chip_views(pixels: NDArray[np.generic], layout: PixelLayout) -> dict[str, Pi
         ]
         views["radar"] = _eight_bit(np.stack(scaled))
     return views
-
-
-def view_bands(layout: PixelLayout) -> tuple[str, ...]:
-    """The bands that `chip_views` looks at."""
-    composite = layout.composite or next(iter(layout.sensor.composites), None)
-    if composite is not None and set(composite.bands) <= set(layout.bands):
-        infrared = near_infrared(layout)
-        return tuple(dict.fromkeys((*composite.bands, *filter(None, (infrared,)))))
-    return tuple(name for name in ("VV", "VH") if name in layout.bands) or layout.bands
-
-
-def near_infrared(layout: PixelLayout) -> str | None:
-    """The band of the layout that is nearest to the middle of the near infrared, if any."""
-    low, high = NEAR_INFRARED_NM
-    known = {band.name: band.center_nm for band in layout.sensor.bands}
-    centers = {name: known[name] for name in layout.bands}
-    inside = {name: nm for name, nm in centers.items() if nm is not None and low <= nm <= high}
-    if not inside:
-        return None
-    return min(inside, key=lambda name: abs(inside[name] - NEAR_INFRARED_CENTER_NM))
 
 
 def sample_views(samples: SampleSet, index: int) -> dict[str, dict[str, Picture8]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from terralign import ranks
 from terralign.chips import PixelLayout
-from terralign.datasets.feeding import feed_samples
+from terralign.datasets.feeding import feed_samples, starts_of
 from terralign.datasets.sample import SampleSet, optical_layout
 from terralign.encoders.pixels import ready_pixels, seen_shares
 from terralign.encoders.protocols import ImageEncoder
@@ -127,25 +128,36 @@ def _rgb_route(samples: SampleSet) -> Route:
 def embed_samples(
     encoder: ImageEncoder, samples: SampleSet, route: Route, *, batch_size: int = 128
 ) -> Embedded:
-    """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU."""
+    """(N, D) float32 embeddings of all samples, in their order, not normalised, on the CPU.
+
+    Shared out among ranks, of which the first gets them, and the others none.
+    """
     spec, layout, tower = encoder.input_spec(route.tower), route.layout, route.tower
 
     def make(pixels: Tensor) -> tuple[Tensor, Tensor]:
         ready = ready_pixels(pixels, layout, spec, tower=tower)
         return ready, seen_shares(spec, pixels, layout, tower=tower)
 
+    def embed(starts: Sequence[int]) -> Generator[ranks.Found, None, None]:
+        stream = feed_samples(
+            samples, layout, make, batch_size=batch_size, device=encoder.device, starts=starts
+        )
+        with closing(stream):
+            for ready, share in stream:
+                yield encoder.encode_ready(ready, tower=tower), share.cpu()
+
     rows, shares = [], []
-    stream = feed_samples(samples, layout, make, batch_size=batch_size, device=encoder.device)
+    stream = ranks.share_out(starts_of(samples, batch_size), embed)
     with (
         Progress(
             f"embed {samples.name} {samples.split} with {tower}", total=len(samples), unit="sample"
         ) as progress,
         closing(stream),
     ):
-        for ready, share in stream:
-            rows.append(encoder.encode_ready(ready, tower=tower))
-            shares.append(share.cpu())
-            progress.advance(len(ready))
+        for vectors, share in stream:
+            rows.append(vectors)
+            shares.append(share)
+            progress.advance(len(vectors))
     if not rows:
         return Embedded(vectors=torch.zeros(0, encoder.dim))
     share = torch.cat(shares).double()

@@ -7,6 +7,7 @@ was, and tables that the next one removes. One process at a time writes; others 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -413,4 +414,4 @@ class _Work:
 
 def num_partitions(rows: int) -> int:
     """Clusters of so many vectors."""
-    return max(1, min(4096, round(2 * rows**0.5), rows // 16))
+    return max(1, min(4096, round(2 * math.sqrt(rows)), rows // 16))

@@ -75,7 +75,7 @@ def _rows(hits: Hits) -> list[dict[str, Any]]:
     return [
         {
             "rank": hit.rank,
-            "id": as_utf8(hit.key),
+            "key": as_utf8(hit.key),
             "score": round(hit.score, 6),
             "tower": hit.tower,
             "source": None if hit.place.source is None else as_utf8(hit.place.source),
@@ -94,7 +94,7 @@ def _write_geojson(hits: Hits, path: Path) -> Path:
 
 def _write_geoparquet(hits: Hits, path: Path) -> Path:
     rows, shapes = _rows(hits), np.array([hit.place.shape for hit in hits], dtype=object)
-    names = list(rows[0]) if rows else ["rank", "id", "score"]
+    names = list(rows[0]) if rows else ["rank", "key", "score"]
     columns: dict[str, Any] = {name: pa.array([row[name] for row in rows]) for name in names}
     bounds = shapely.bounds(shapes).reshape(len(rows), 4)
     columns["geometry"] = pa.array(shapely.to_wkb(shapes), pa.binary())
@@ -122,7 +122,7 @@ _SQL_TYPES = {bool: "BOOLEAN", int: "INTEGER", float: "REAL", dt.datetime: "DATE
 def _write_geopackage(hits: Hits, path: Path) -> Path:
     """One layer, `windows`, without a spatial index, which QGIS offers to add."""
     rows = _rows(hits)
-    names = list(rows[0]) if rows else ["rank", "id", "score"]
+    names = list(rows[0]) if rows else ["rank", "key", "score"]
     kinds = {name: _sql_type([row[name] for row in rows]) for name in names}
     shapes = [hit.place.shape for hit in hits]
     bounds = shapely.total_bounds(shapes).tolist() if shapes else [0.0, 0.0, 0.0, 0.0]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terralign.chips import Window
 from terralign.cores import available_cores
 from terralign.encoders.answers import Changes, Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
@@ -106,6 +107,14 @@ class _Ranking:
 
 _Keep = Callable[[_Ranking, NDArray[np.int64]], NDArray[np.int64]]
 """Of places in a ranking, best first, those that may be hits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """Rows of an index, ascending, and their cosines to a query, (n,) each."""
+
+    numbers: NDArray[np.int64]
+    scores: NDArray[np.float32]
 
 
 class Index(Shown):
@@ -276,6 +285,32 @@ class Index(Shown):
                 "read_ms": reading,
             },
         )
+
+    def scores(
+        self,
+        space: EmbeddingSpace,
+        query: Terms = None,
+        *,
+        against: Terms = None,
+        like: str | Sequence[str] = (),
+        unlike: str | Sequence[str] = (),
+        prompts: Prompts | None = None,
+        **conditions: Any,
+    ) -> Scores:
+        """The score of every window that meets the conditions, for maps of the whole.
+
+        Arguments as for `search`; `conditions`: bbox, polygon, start, end, max_cloud, min_valid,
+        sensors, towers.
+        """
+        check_same_space(space.space_id, self.space_id, "the index's vectors")
+        filters = make_filters(**conditions)
+        positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
+        negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
+        numbers = rows_meeting(self._store, filters)
+        vector = query_vector(positive, negative)
+        scores = cosines(self._store.vectors, vector, numbers, device=space.device)
+        every = np.arange(len(self), dtype=np.int64) if numbers is None else numbers
+        return Scores(numbers=every, scores=scores)
 
     def compare(
         self,
@@ -561,6 +596,11 @@ class Index(Shown):
             f"no window {str(window_id)[:100]!r} in {shown(self.folder)}; give an id as hits have "
             "it" + (f": {nearest(identity, self._parts_by_identity)}" if part is None else "")
         )
+
+    def window_of(self, row: int) -> Window:
+        """The pixels of its scene that a row is of."""
+        top, left, height, width = (int(one) for one in self._store.rows["window"][row])
+        return Window(row=top, column=left, height=height, width=width)
 
     def facts_of(self, window_id: str) -> PartFacts:
         """What the part of a window states, by the window's id."""

@@ -93,7 +93,7 @@ def keep_threads(folder: Path, requested: int | None, *, device: str, num_ranks:
 def keep_measurement(
     folder: Path,
     depends: Mapping[str, Any],
-    measure: Callable[[], Evaluation],
+    measure: Callable[[], Evaluation | None],
     *,
     model: str,
     role: Role,
@@ -103,7 +103,8 @@ def keep_measurement(
 
     `depends`: what the values depend on; its hash names the measurement. `evaluate/NAME.json` holds
     rows and details, `evaluate/NAME.safetensors` the values of every sample, by which models are
-    compared; `measurement` in each row is the name.
+    compared; `measurement` in each row is the name. All ranks call `measure`, which returns what
+    the first one measured, and None at the others.
     """
     stage = Stage.named_by_identity(
         "a measurement",
@@ -115,6 +116,8 @@ def keep_measurement(
 
     def make() -> dict[str, Any]:
         evaluation = measure()
+        if evaluation is None:
+            return {}
         rows = [
             row.model_copy(update={"measurement": stage.identity})
             for row in evaluation.to_rows(model=model, role=role)
@@ -125,7 +128,7 @@ def keep_measurement(
             "evaluation": evaluation.to_json(),
         }
 
-    run_stage(stage, make)
+    run_stage(stage, make, together=True)
     return read_rows(stage.note)
 
 

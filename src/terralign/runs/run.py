@@ -34,9 +34,9 @@ from terralign.evaluation.classification import (
     choose_class_names,
     evaluate_zero_shot,
 )
-from terralign.evaluation.embed import Embed, Embedded, Route, embed_samples
+from terralign.evaluation.embed import Embed, Embedded, Route, choose_route, embed_samples
 from terralign.evaluation.result import Evaluation
-from terralign.evaluation.retrieval import evaluate_retrieval
+from terralign.evaluation.retrieval import TEXT, evaluate_retrieval
 from terralign.evaluation.rows import Row, read_rows
 from terralign.files import (
     atomic_folder,
@@ -101,8 +101,8 @@ def run_recipe(
 ) -> RunResult:
     """Run a recipe in `folder`, or resume an earlier call.
 
-    Called by all processes that `torchrun` started: they train together. The first has the folder,
-    and does everything but training while the others wait; only its result has rows.
+    Called by all processes that `torchrun` started: they train, and embed what is measured,
+    together. The first has the folder; it pretrains, saves, searches and reports alone.
 
     `device`: None takes CUDA where available. `stores`: where a recipe with `pack` keeps its packed
     data sets, for other runs too; None: in the run folder. `cache`: a folder of finished stages,
@@ -208,17 +208,15 @@ class _Run:
         self.data.choose_own_prompts(base.prompts)
         patched = self._patch(base)
         space = self._align(base, patched)
-        if not ranks.is_first():
-            return []
-        with ranks.alone():
-            return self._finish(base, patched, space)
-
-    def _finish(
-        self, base: EmbeddingSpace, patched: PatchResult | None, space: EmbeddingSpace
-    ) -> list[Row]:
-        """All after training: measure, save, search, report."""
         with self.stages.within("evaluate"):
             rows = self._evaluate(base, patched, space)
+        if ranks.is_first():
+            with ranks.alone():
+                self._finish(rows, patched, space)
+        return rows
+
+    def _finish(self, rows: list[Row], patched: PatchResult | None, space: EmbeddingSpace) -> None:
+        """All after measuring: save, search, report."""
         model = self.folder / "model"
         if not (model / "space.json").is_file():
             space.to("cpu").save(model)
@@ -230,7 +228,6 @@ class _Run:
             self._report(rows, patched, space)
         notes = {"notes": self.overlaps.notes} if self.overlaps.notes else {}
         write_json(self.folder / "results.json", {"rows": [row.to_json() for row in rows], **notes})
-        return rows
 
     def _keep_threads(self) -> None:
         threads, num_ranks = self.recipe.threads, ranks.world_size()
@@ -420,7 +417,7 @@ class _Run:
         samples: SampleSet,
         entry: EvaluateRecipe,
         tower: str | None,
-    ) -> Evaluation:
+    ) -> Evaluation | None:
         def embed(route: Route) -> Embedded:
             key = hash_json(
                 {
@@ -433,6 +430,12 @@ class _Run:
                 self._vectors[key] = embed_samples(space, samples, route)
             return self._vectors[key]
 
+        names = [entry.query, entry.gallery] if entry.task == "retrieval" else [tower]
+        for name in names:  # by all ranks; the first measures
+            if name != TEXT:
+                embed(choose_route(space, samples, name))
+        if not ranks.is_first():
+            return None
         prompts = self.data.prompts(samples, entry.prompts)
         return evaluate_entry(space, samples, entry, tower=tower, prompts=prompts, embed=embed)
 

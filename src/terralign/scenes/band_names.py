@@ -164,10 +164,11 @@ def named_bands(path: Path, found: BandNames, sensor: Sensor) -> Chosen:
     """
     there = f"{shown(path)} has {len(found.texts)} band(s)"
     folder = "; of a product with a file per band, give the folder" if len(found.texts) == 1 else ""
+    offset = ", and dn_offset= unless its name states it" if sensor.offset_varies else ""
     remedy = (
         f"sensor {sensor.name!r} has {len(sensor.bands)} "
         f"({some(sensor.band_names, num_shown=60)}). "
-        f"Give bands= in the file's order, '-' for a band to leave out{folder}"
+        f"Give bands= in the file's order, '-' for a band to leave out{offset}{folder}"
     )
     if not any(found.texts):
         raise DataError(f"{there} and does not name them; {remedy}")

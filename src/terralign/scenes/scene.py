@@ -479,8 +479,8 @@ def _checked(
         scene = _with_concluded_offset(scene, samples, unknown)
     elif catalogued is not None and declared.dn_offset is None:
         scene = _held_against_pixels(scene, samples, catalogued)
-    else:
-        _log_offset(scene, declared)
+    elif declared.dn_offset is None:
+        _log_offset(scene)
     check_numbers(samples, scene.layout, origin=origin)
     return scene
 
@@ -595,18 +595,19 @@ def _with_concluded_offset(
     return replace(scene, layout=replace(scene.layout, dn_offset=value), notes=(note,))
 
 
-_logged: set[tuple[float, str]] = set()
+_logged: set[float] = set()
 
 
-def _log_offset(scene: Scene, declared: Declared) -> None:
-    """Log a DN offset that varies between products and where it is from, once for each pair."""
+def _log_offset(scene: Scene) -> None:
+    """Log a DN offset that metadata or name state, once for each value."""
     layout = scene.layout
     if layout.units != "dn" or not layout.sensor.offset_varies or layout.stated_scale is not None:
         return
-    stated = "as its metadata or name states" if declared.dn_offset is None else "as declared"
-    if (layout.dn_offset, stated) not in _logged:
-        _logged.add((layout.dn_offset, stated))
-        logger.info("%s: DN offset %g, %s", shown(scene.path), layout.dn_offset, stated)
+    if layout.dn_offset not in _logged:
+        _logged.add(layout.dn_offset)
+        logger.info(
+            "%s: DN offset %g, as its metadata or name states", shown(scene.path), layout.dn_offset
+        )
 
 
 def _samples(scene: Scene) -> list[Chip]:

@@ -13,10 +13,11 @@ from terralign.chips import Chip, Grid
 from terralign.encoders.answers import Changes, Hit, Hits, centre_of
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, TerralignError, counted, shown
-from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes, view_bands
+from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes
 from terralign.index.parts import PartFacts
 from terralign.index.search import Index
 from terralign.index.stamps import stamps_of
+from terralign.preprocess.views import view_bands
 from terralign.progress import Progress
 from terralign.report.hits import MAX_CARDS, HitCard, HitPage, Ring, check_page, write_hits
 from terralign.scenes.places import wgs84_footprint

@@ -216,7 +216,8 @@ def fit(
     compiled, or checkpoints its gradients, where the settings ask for it. Raises `Interrupted`
     after saving, on SIGINT and SIGTERM, and `TrainingError` for a loss that is not finite.
 
-    Called by all ranks, each with its own share of the batches; the first writes, and validates.
+    Called by all ranks, each with its own share of the batches, and `validate`, which returns the
+    same at all, by them; the first writes.
     """
     num_steps = settings.epochs * batches.steps_per_epoch
     check_loop(settings, num_steps, validated=validate is not None)
@@ -282,7 +283,7 @@ def fit(
             if due or saving or len(journal) >= read_every:
                 journal.write()
             if validate and due:
-                value = ranks.by_first(validate)
+                value = validate()
                 set_mode(learner)
                 log.write(done, {"validation": value})
                 if best is None or value > best:

@@ -8,7 +8,7 @@ tasks among those whose drop on *every* supported task is within the bound.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from terralign import ranks
 from terralign.compute import inferring
-from terralign.datasets.feeding import feed_samples
+from terralign.datasets.feeding import feed_samples, starts_of
 from terralign.datasets.sample import optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
@@ -89,7 +90,7 @@ def sweep(
         if stage_of is None:
             return dict(measure()["values"])
         stage = stage_of(task)
-        found = dict(run_stage(stage, measure)["values"])
+        found = dict(run_stage(stage, measure, together=True)["values"])
         if found.keys() != {str(alpha) for alpha in alphas}:
             raise StorageError(
                 f"{stage.note} is damaged: it has other alphas; delete it to make it again"
@@ -138,21 +139,38 @@ def task_values(
     batch_size: int,
     limit_bytes: int,
 ) -> dict[str, float]:
-    """Alpha, as text -> the task's top1 or macro_map; scores are kept, not features (`Tally`)."""
+    """Alpha, as text -> the task's top1 or macro_map; scores are kept, not features (`Tally`).
+
+    The same at all ranks, among which the samples are shared out.
+    """
     device = next(clip.model.parameters()).device
     visual = copy.deepcopy(clip.visual)
     weights = task.weights(clip)
-    tallies = {alpha: Tally(task, weights) for alpha in alphas}
+    tallies = [Tally(task, weights) for _ in alphas]
     label = f"sweep over {len(alphas)} alphas of {task.samples.name} {task.samples.split}"
-    total = len(task.samples) * len(alphas)
-    with Progress(label, total=total, unit="sample") as progress:
-        for piece in ready_pieces(task, clip.input_spec, batch_size, limit_bytes, device):
-            for alpha in alphas:
-                visual.load_state_dict(make(alpha))
-                for batch in piece:
-                    tallies[alpha].add(embed_ready(visual, batch))
-                    progress.advance(len(batch))
-    return {str(alpha): tally.value() for alpha, tally in tallies.items()}
+
+    def score(starts: Sequence[int]) -> Generator[ranks.Found, None, None]:
+        total = sum(min(batch_size, len(task.samples) - start) for start in starts) * len(alphas)
+        limit = limit_bytes // ranks.world_size()
+        pieces = ready_pieces(task, clip.input_spec, starts, batch_size, limit, device)
+        with Progress(label, total=total, unit="sample") as progress:
+            for piece in pieces:
+                found: list[list[Tensor]] = [[] for _ in piece]
+                for alpha, tally in zip(alphas, tallies, strict=True):
+                    visual.load_state_dict(make(alpha))
+                    for (start, batch), scores in zip(piece, found, strict=True):
+                        scores.append(tally.score(embed_ready(visual, batch), start))
+                        progress.advance(len(batch))
+                yield from map(tuple, found)
+
+    for found in ranks.share_out(starts_of(task.samples, batch_size), score):
+        for tally, scores in zip(tallies, found, strict=True):
+            tally.keep(scores)
+
+    def values() -> dict[str, float]:
+        return {str(alpha): one.value() for alpha, one in zip(alphas, tallies, strict=True)}
+
+    return ranks.by_first(values)
 
 
 def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
@@ -165,23 +183,31 @@ def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
 
 
 def ready_pieces(
-    task: PatchingTask, spec: InputSpec, batch_size: int, limit_bytes: int, device: torch.device
-) -> Iterator[list[Tensor]]:
-    """The samples of a task as batches ready for the tower, in pieces of at most `limit_bytes`."""
+    task: PatchingTask,
+    spec: InputSpec,
+    starts: Sequence[int],
+    batch_size: int,
+    limit_bytes: int,
+    device: torch.device,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """The batches of a task that begin at `starts`, each with its first sample, ready for the
+    tower, in pieces of at most `limit_bytes`."""
     layout = optical_layout(task.samples)
 
     def make(pixels: Tensor) -> Tensor:
         return make_ready(resize(scale_composite(pixels, layout), spec), spec)
 
-    piece: list[Tensor] = []
+    piece: list[tuple[int, Tensor]] = []
     num_bytes = 0
-    stream = feed_samples(task.samples, layout, make, batch_size=batch_size, device=device)
-    for batch in stream:
+    stream = feed_samples(
+        task.samples, layout, make, batch_size=batch_size, device=device, starts=starts
+    )
+    for start, batch in zip(starts, stream, strict=True):
         size = batch.numel() * batch.element_size()
         if piece and num_bytes + size > limit_bytes:
             yield piece
             piece, num_bytes = [], 0
-        piece.append(batch)
+        piece.append((start, batch))
         num_bytes += size
     if piece:
         yield piece
@@ -201,7 +227,7 @@ def primary_metric(task: PatchingTask) -> str:
 
 
 class Tally:
-    """What `primary_metric` needs of the embeddings of a task, gathered batch by batch.
+    """What `primary_metric` needs of the embeddings of a task, kept batch by batch.
 
     Of N samples and K classes it holds N numbers for a single-label task, N * K in float32 for a
     multi-label one, whose average precision ranks all samples at once; never features (N, D).
@@ -210,7 +236,7 @@ class Tally:
     def __init__(self, task: PatchingTask, weights: Tensor) -> None:
         self._labels = require_labels(task.samples)
         self._weights = weights
-        self._num_added = 0
+        self._num_kept = 0
         size = (len(task.samples),)
         self._kept = (
             np.empty((*size, len(weights)), np.float32)
@@ -218,23 +244,30 @@ class Tally:
             else np.empty(size, np.float64)
         )
 
-    def add(self, features: Tensor) -> None:
-        """The next features (B, D), in the order of the task's samples."""
+    def score(self, features: Tensor, start: int) -> Tensor:
+        """What is kept of features (B, D) of the task's samples from `start` on: whether each is
+        right (B,) float64, or its scores (B, K) float32."""
         scores = (F.normalize(features.float(), dim=-1) @ self._weights.T).numpy()
-        rows = slice(self._num_added, self._num_added + len(scores))
+        rows = slice(start, start + len(scores))
         if not np.isfinite(scores).all():
             raise DataError(
                 f"the tower gives NaN or infinite values within samples {rows.start} "
                 f"to {rows.stop - 1}"
             )
-        own = self._labels.values[rows]
-        multi_label = self._labels.multi_label
-        self._kept[rows] = scores if multi_label else hit_probability(*rank_labels(scores, own), 1)
-        self._num_added = rows.stop
+        if self._labels.multi_label:
+            return torch.from_numpy(scores)
+        hits = hit_probability(*rank_labels(scores, self._labels.values[rows]), 1)
+        return torch.from_numpy(np.asarray(hits, np.float64))
+
+    def keep(self, scores: Tensor) -> None:
+        """The next scores, in the order of the task's samples."""
+        rows = slice(self._num_kept, self._num_kept + len(scores))
+        self._kept[rows] = scores.numpy()
+        self._num_kept = rows.stop
 
     def value(self) -> float:
         """`primary_metric` of all samples, a fraction of 1."""
-        assert self._num_added == len(self._kept), "samples are missing"
+        assert self._num_kept == len(self._kept), "samples are missing"
         if self._labels.multi_label:
             result = multilabel_metrics(
                 self._kept, self._labels.values.astype(np.bool_), num_bootstrap=1

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
+from terralign import ranks
 from terralign.chips import PixelLayout
 from terralign.compute import inference_depends, inferring
-from terralign.datasets.feeding import block_of, raw_pixels
+from terralign.datasets.feeding import block_of, raw_pixels, starts_of
 from terralign.datasets.sample import SampleSet, only_sensors, optical_layout
 from terralign.encoders.clip.load import ClipModel
 from terralign.errors import StorageError, TrainingError
@@ -93,8 +94,11 @@ def view_features(
     plan: ViewPlan,
     blocks: Sequence[tuple[int, int]],
     size: int,
-) -> Generator[tuple[int, int, Tensor], None, None]:
-    """(view, start, features (B, D) float32) of blocks (view, start) of `size` samples each."""
+) -> Generator[Tensor, None, None]:
+    """Features (B, D) float32, on the CPU, of each of the blocks (view, start) of `size` samples.
+
+    Shared out among ranks, of which the first gets them, and the others none.
+    """
     layout = optical_layout(samples)
     samples = only_sensors(samples, [layout.sensor.name])
 
@@ -103,16 +107,22 @@ def view_features(
             block, {"pixels": raw_pixels(samples, layout, block_of(samples, block[1], size))}
         )
 
-    def make(raw: Raw[tuple[int, int]]) -> tuple[tuple[int, int], Tensor]:
+    def make(raw: Raw[tuple[int, int]]) -> Tensor:
         view, start = raw.known
         indices = block_of(samples, start, size)
         views = draw_views(plan.spec, seed=plan.seed, view=view, indices=indices)
-        return raw.known, teacher_pictures(clip, raw.tensors["pixels"], layout, views)
+        return teacher_pictures(clip, raw.tensors["pixels"], layout, views)
 
     device = next(clip.model.parameters()).device
-    with closing(feed(read, make, blocks, device=device)) as stream:
-        for (view, start), pictures in stream:
-            yield view, start, teacher_features(clip, pictures)
+
+    def embed(own: Sequence[tuple[int, int]]) -> Generator[ranks.Found, None, None]:
+        with closing(feed(read, make, own, device=device)) as stream:
+            for pictures in stream:
+                yield (teacher_features(clip, pictures).cpu(),)
+
+    with closing(ranks.share_out(blocks, embed)) as stream:
+        for (features,) in stream:
+            yield features
 
 
 def views_stage(
@@ -160,7 +170,7 @@ def stored_views(
     """
     stage = views_stage(clip, samples, plan, folder, cache=cache)
     note, path = stage.note, stage.note.with_suffix(".npy")
-    kept = run_stage(stage, lambda: _compute(clip, samples, plan, path, batch_size))
+    kept = run_stage(stage, lambda: _compute(clip, samples, plan, path, batch_size), together=True)
     if hash_file(path) != kept["sha256"]:
         raise StorageError(f"{path} is damaged; delete it and {note.name} to compute it again")
     shape = (plan.num_views, len(samples), clip.dim)
@@ -175,8 +185,10 @@ def _compute(
 ) -> dict[str, Any]:
     """What the note holds of the views in `path`, which are computed unless they are complete."""
     shape = (plan.num_views, len(samples), clip.dim)
-    if not path.is_file():
+    if not ranks.by_first(path.is_file):
         _compute_blocks(clip, samples, plan, path, shape, batch_size)
+    if not ranks.is_first():
+        return {}
     return {"sha256": hash_file(path), "shape": list(shape), "samples": samples.name}
 
 
@@ -188,29 +200,24 @@ def _compute_blocks(
     shape: tuple[int, ...],
     batch_size: int,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Of several ranks the first writes."""
     partial = path.with_suffix(".partial.npy")
     state = path.with_suffix(".partial.json")
     blocks = [
-        (view, start)
-        for view in range(plan.num_views)
-        for start in range(0, len(samples), batch_size)
+        (view, start) for view in range(plan.num_views) for start in starts_of(samples, batch_size)
     ]
-    views = _begun(partial, shape)
-    done = 0 if views is None else _blocks_done(state, batch_size, len(blocks))
-    if views is None or not done:
-        for old in (state, partial):  # of another file than the one that is begun here
-            old.unlink(missing_ok=True)
-        check_free_space(path.parent, int(np.prod(shape)) * 2)
-        views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        _take_space(partial)
-
+    views, begun = None, 0
+    if ranks.is_first():
+        views, begun = _begin(partial, state, shape, batch_size, len(blocks))
+    done = ranks.by_first(lambda: begun)
     flushed = time.monotonic()
     label = f"teacher views of {samples.name} {samples.split}"
     with Progress(label, total=len(blocks), done=done, unit="batch") as progress:
         stream = view_features(clip, samples, plan, blocks[done:], batch_size)
-        for number, (view, start, found) in enumerate(stream, start=done + 1):
-            features = found.half().cpu().numpy()
+        for number, found in enumerate(stream, start=done):
+            assert views is not None
+            view, start = blocks[number]
+            features = found.half().numpy()
             if not np.isfinite(features).all():
                 raise TrainingError(
                     f"the teacher's embeddings of {samples.name}, samples {start} and following, "
@@ -220,12 +227,30 @@ def _compute_blocks(
             progress.advance()
             if time.monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
                 views.flush()
-                write_json(state, {"blocks": number, "batch_size": batch_size})
+                write_json(state, {"blocks": number + 1, "batch_size": batch_size})
                 flushed = time.monotonic()
+    if views is None:
+        return
     views.flush()
     del views
     os.replace(partial, path)
     state.unlink(missing_ok=True)
+
+
+def _begin(
+    partial: Path, state: Path, shape: tuple[int, ...], batch_size: int, num_blocks: int
+) -> tuple[np.memmap[Any, Any], int]:
+    """The views of an interrupted call and how many blocks they hold, else a file for new ones."""
+    views = _begun(partial, shape)
+    done = 0 if views is None else _blocks_done(state, batch_size, num_blocks)
+    if views is None or not done:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for old in (state, partial):  # of another file than the one that is begun here
+            old.unlink(missing_ok=True)
+        check_free_space(partial.parent, int(np.prod(shape)) * 2)
+        views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        _take_space(partial)
+    return views, done
 
 
 def _begun(partial: Path, shape: tuple[int, ...]) -> np.memmap[Any, Any] | None:

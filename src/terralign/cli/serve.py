@@ -1,0 +1,144 @@
+"""The command that serves a folder of parts."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import secrets
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from terralign.cli.app import device_option, example, json_option, main, say_loading, threads
+from terralign.errors import TerralignError, shown
+
+if TYPE_CHECKING:
+    from terralign.encoders.space import EmbeddingSpace
+
+TOKEN_VARIABLE = "TERRALIGN_TOKEN"
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--model", help="A space; default: the one that the vectors were made with.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    help="0 takes any that is free.",
+)  # fmt: skip
+@click.option(
+    "--token", envvar=TOKEN_VARIABLE,
+    help="What requests must show; default: one is generated. The variable TERRALIGN_TOKEN gives "
+    "it too, so that no list of processes has it.",
+)  # fmt: skip
+@click.option("--no-token", is_flag=True, help="Let everybody on this machine ask.")
+@click.option(
+    "--allow-host", "hosts", multiple=True, metavar="NAME",
+    help="A name that browsers call the server by, as behind a proxy; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--scenes", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder that files of scenes may be read from, also those that moved there; repeatable. "
+    "Default: the files that the parts name.",
+)  # fmt: skip
+@click.option("--title", help="Of the page; default: the folder's name.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
+@device_option
+@json_option
+@example("terralign serve scenes --open")
+def serve(
+    folder: Path,
+    model: str | None,
+    host: str,
+    port: int,
+    token: str | None,
+    no_token: bool,
+    hosts: tuple[str, ...],
+    scenes: tuple[Path, ...],
+    title: str | None,
+    opens: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Serve a map to ask over a folder of parts.
+
+    FOLDER is what `terralign embed` filled. Prints the address of the page; Ctrl-C ends the server.
+    """
+    _require_extra()
+    from terralign.index.search import open_index
+    from terralign.serve.run import address_of, bind, is_loopback
+    from terralign.serve.security import check_token
+    from terralign.serve.settings import ServeSettings
+
+    if no_token and token is not None:
+        raise click.UsageError(
+            "--no-token and a token (--token, TERRALIGN_TOKEN) exclude each other"
+        )
+    if no_token and not is_loopback(host):
+        raise click.UsageError(
+            f"--no-token with --host {host}: everybody who reaches this machine could ask; leave "
+            "one of them out"
+        )
+    generated = token is None and not no_token
+    if generated:
+        token = secrets.token_urlsafe(24)
+    if token is not None:
+        check_token(token)
+    index = open_index(folder)
+    listening = bind(host, port)
+    space = _load(model or index.model, device)
+    from terralign.serve.app import create_app
+    from terralign.serve.run import run
+
+    local = ("localhost", "127.0.0.1", "[::1]", host.lower())
+    settings = ServeSettings(
+        title=title or folder.absolute().name,
+        token=token,
+        hosts=tuple(one.lower() for one in (*local, *hosts)) if is_loopback(host) else None,
+        scenes=scenes,
+    )
+    app = create_app(folder, space, settings)
+    address = address_of(listening, host)
+    entry = f"{address}?token={token}" if generated else address
+    if as_json:
+        click.echo(json.dumps({"address": address, "token": token if generated else None}))
+    else:
+        click.echo(f"{len(index):,} windows: open {entry} (Ctrl-C ends the server)")
+    if opens:
+        _open(f"{address}?token={token}" if token else address)
+    run(app, listening)
+    click.echo("stopped", err=True)
+
+
+def _require_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import rio_tiler  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise TerralignError(
+            f"serve needs {error.name}; install it: pip install 'terralign[serve]'"
+        ) from error
+
+
+def _load(model: str, device: str | None) -> EmbeddingSpace:
+    say_loading(model)
+    from terralign.compute import choose_device
+    from terralign.encoders.space import EmbeddingSpace
+
+    space = EmbeddingSpace.load(model).to(choose_device(device))
+    threads()
+    return space
+
+
+def _open(address: str) -> None:
+    """Open a browser by a page that leads on, so that no list of processes has the token."""
+    file, name = tempfile.mkstemp(prefix="terralign-", suffix=".html")
+    with os.fdopen(file, "w") as page:  # which only this user can read
+        page.write(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}">')
+    if not webbrowser.open(Path(name).as_uri()):
+        click.echo(f"no browser found; open {shown(address)}", err=True)

@@ -1,0 +1,510 @@
+"""The index that is served: searched, described and shown; opened again when its parts change.
+
+Everything here computes, and may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from terralign.chips import Grid, make_layout
+from terralign.encoders.answers import Hit, Hits
+from terralign.encoders.space import EmbeddingSpace
+from terralign.encoders.vectors import as_utf8, check_same_space
+from terralign.errors import DataError, SensorError, TerralignError, counted
+from terralign.index.filters import outlines_of
+from terralign.index.names import part_paths
+from terralign.index.parts import PartFacts
+from terralign.index.results import save_hits
+from terralign.index.search import Index, open_index
+from terralign.index.stamps import stamps_of
+from terralign.index.store import NO_TIME
+from terralign.scenes.scene import Scene, open_scene
+from terralign.serve.pictures import Kind, Pictures, kinds_of
+from terralign.serve.requests import Asked, SearchRequest
+from terralign.serve.settings import EXAMPLES, ServeSettings
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_S = 5.0
+"""Seconds for which it is believed that the files of a scene are as they were."""
+
+_NUM_TEXTS = 1024
+_NUM_ANSWERS = 32
+"""Texts and searches whose results are kept."""
+
+
+class NotFound(DataError):
+    """A scene, window or picture that the index does not have."""
+
+
+class KeepingSpace(EmbeddingSpace):
+    """The same space, which keeps the vectors of the latest texts; one text is embedded at a
+    time."""
+
+    def __init__(self, space: EmbeddingSpace) -> None:
+        vars(self).update(vars(space))
+        lock = threading.Lock()
+
+        @lru_cache(maxsize=_NUM_TEXTS)
+        def keep(texts: tuple[str, ...]) -> Any:
+            with lock:
+                return EmbeddingSpace.encode_text(self, texts)
+
+        self._keep = keep
+
+    def encode_text(self, texts: Sequence[str]) -> Any:
+        """(n, D) unit vectors."""
+        return self._keep(tuple(texts))
+
+    def text_vector(self, query: str, prompts: Any = None) -> NDArray[np.float32]:
+        """(D,) unit vector of a text; unlike the library's, no file of this name is looked for."""
+        found: NDArray[np.float32] = self.encode_text([query])[0].numpy()
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedScene:
+    """A scene of the index. `parts`: one for each tower; `rows`: where their windows are."""
+
+    number: int
+    source: str
+    parts: tuple[PartFacts, ...]
+    datetime: str | None
+    bounds: tuple[float, float, float, float]
+    num_windows: int
+
+    @property
+    def facts(self) -> PartFacts:
+        """Of its first part."""
+        return self.parts[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Opened:
+    """An index, its scenes by source and number, and the stamp of its parts."""
+
+    index: Index
+    scenes: dict[str, ServedScene]
+    stamp: tuple[tuple[str, int, int], ...]
+
+    def scene(self, number: int) -> ServedScene:
+        found = next((one for one in self.scenes.values() if one.number == number), None)
+        if found is None:
+            raise NotFound(f"no scene {number} here; api/index lists those there are")
+        return found
+
+
+class ServedIndex:
+    """An index for a server. `space`: of its vectors; `SpaceMismatchError` for another one."""
+
+    def __init__(self, folder: Path, space: EmbeddingSpace, settings: ServeSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self.space = KeepingSpace(space)
+        self.pictures = Pictures(self._scene_of)
+        self.warning = ""
+        self._numbers: dict[str, int] = {}
+        self._looked: dict[str, tuple[float, str]] = {}
+        self._refreshing = threading.Lock()
+        self._open_scene = lru_cache(maxsize=64)(self._opened_scene)
+        self._use(self._reopened())
+
+    # The index and its scenes
+
+    def _reopened(self) -> _Opened:
+        stamp = _stamp_of(self.folder)
+        index = open_index(self.folder)
+        check_same_space(self.space.space_id, index.space_id, "the index's vectors")
+        return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp)
+
+    def _use(self, opened: _Opened) -> None:
+        self._now = opened
+        self._found = lru_cache(maxsize=_NUM_ANSWERS)(
+            lambda asked: self._search(opened, asked)
+        )  # of this index alone
+
+    @property
+    def index(self) -> Index:
+        """As it was last opened."""
+        return self._now.index
+
+    def refresh(self) -> None:
+        """Open the index again where its parts changed; where that fails, the former is served."""
+        with self._refreshing:
+            try:
+                if _stamp_of(self.folder) == self._now.stamp:
+                    return
+                self._use(self._reopened())
+                warning = ""
+                logger.info("%s: opened again", counted(len(self.index), "window"))
+            except (TerralignError, OSError) as error:
+                warning = f"the parts changed and cannot be opened: {self.plain(str(error))}"
+                if warning != self.warning:
+                    logger.warning("%s; the former ones are served", warning)
+            self.warning = warning
+
+    def _scenes_of(self, index: Index) -> dict[str, ServedScene]:
+        firsts, rows = index.store.firsts, index.store.rows
+        parts: dict[str, list[int]] = {}
+        for number, facts in enumerate(index.facts):
+            parts.setdefault(facts.source, []).append(number)
+        found = {}
+        for source, numbers in parts.items():
+            own = np.concatenate([rows[firsts[one] : firsts[one + 1]] for one in numbers])
+            times = own["time"][own["time"] != NO_TIME]
+            found[source] = ServedScene(
+                number=self._numbers.setdefault(source, len(self._numbers)),
+                source=source,
+                parts=tuple(index.facts[one] for one in numbers),
+                datetime=_iso(int(times[0])) if len(times) else None,
+                bounds=_bounds_of(own),
+                num_windows=len(own),
+            )
+        return found
+
+    def plain(self, text: str) -> str:
+        """A message without paths of this machine, on one line."""
+        sources = (os.path.dirname(one) for one in self._numbers if os.path.isabs(one))
+        folders = {str(self.folder), str(self.folder.absolute()), str(self.folder.resolve())}
+        return without_paths(text, [*folders, *sources])
+
+    # What is answered
+
+    def health(self) -> dict[str, Any]:
+        """That it runs."""
+        return {"status": "ok", "windows": len(self.index), "version": version("terralign")}
+
+    def describe(self) -> dict[str, Any]:
+        """What is served (`IndexAnswer`)."""
+        opened = self._now
+        index, limits = opened.index, self.settings.limits
+        times = index.store.rows["time"]
+        known = times[times != NO_TIME]
+        scenes = sorted(opened.scenes.values(), key=lambda one: one.number)
+        return {
+            "title": self.settings.title,
+            "model": os.path.basename(index.model) if os.path.isabs(index.model) else index.model,
+            "space_id": index.space_id,
+            "windows": len(index),
+            "towers": list(index.towers),
+            "sensors": list(index.sensors),
+            "dates": [_iso(int(one))[:10] for one in (known.min(), known.max())]
+            if len(known)
+            else None,
+            "bounds": _bounds_of(index.store.rows),
+            "num_scenes": len(scenes),
+            "scenes": [self._describe(one) for one in scenes[: limits.scenes]],
+            "examples": list(EXAMPLES),
+            "limits": {
+                name: getattr(limits, name)
+                for name in ("text", "like", "k", "page", "vertices", "cells", "zoom")
+            },
+            "warning": self.warning,
+            "is_static": False,
+        }
+
+    def _describe(self, scene: ServedScene) -> dict[str, Any]:
+        kinds, why = self._kinds_of(scene)
+        return {
+            "id": scene.number,
+            "name": as_utf8(scene.facts.scene),
+            "sensor": scene.facts.sensor,
+            "towers": sorted({one.tower for one in scene.parts}),
+            "datetime": scene.datetime,
+            "bounds": list(scene.bounds),
+            "windows": scene.num_windows,
+            "pictures": list(kinds),
+            "why": why,
+        }
+
+    def search(self, request: SearchRequest) -> dict[str, Any]:
+        """A page of hits (`SearchAnswer`)."""
+        began = time.perf_counter()
+        opened, found = self._now, self._found
+        hits = found(request.asked())
+        first = request.page * request.page_size
+        return {
+            "query": hits.query,
+            "num_searched": hits.num_searched,
+            "num_hits": len(hits),
+            "page": request.page,
+            "pages": -(-len(hits) // request.page_size),
+            "took_ms": round(1000 * (time.perf_counter() - began), 1),
+            "hits": {
+                "type": "FeatureCollection",
+                "features": [
+                    self._feature(opened, hit) for hit in hits[first : first + request.page_size]
+                ],
+            },
+        }
+
+    def scores(self, asked: Asked) -> dict[str, Any]:
+        """The score of every window that meets the conditions (`ScoresAnswer`)."""
+        index = self.index
+        self._check_ids(index, asked)
+        found = index.scores(self.space, **self._terms(asked), **_conditions(asked))
+        step = max(1, -(-len(found.scores) // self.settings.limits.cells))
+        chosen = slice(None, None, step)
+        numbers, scores = found.numbers[chosen], found.scores[chosen]
+        shapes = np.array(outlines_of(index.store, numbers), dtype=object)
+        rounded = shapely.transform(shapes, lambda points: points.round(6))
+        return {
+            "min": float(found.scores.min()) if len(found.scores) else None,
+            "max": float(found.scores.max()) if len(found.scores) else None,
+            "num_searched": len(found.scores),
+            "thinned": step,
+            "cells": {
+                "type": "FeatureCollection",
+                "features": [
+                    {
+                        "type": "Feature",
+                        "geometry": dict(shapely.geometry.mapping(shape)),
+                        "properties": {"score": round(float(score), 5)},
+                    }
+                    for shape, score in zip(rounded, scores.tolist(), strict=True)
+                ],
+            },
+        }
+
+    def download(self, asked: Asked, form: Literal["geojson", "geoparquet"]) -> bytes:
+        """All hits as a file."""
+        opened, found = self._now, self._found
+        hits = found(asked)
+        public = replace(hits, hits=tuple(_public(opened, hit) for hit in hits))
+        ending = "geojson" if form == "geojson" else "parquet"
+        with tempfile.TemporaryDirectory(prefix="terralign-") as folder:
+            return save_hits(public, Path(folder) / f"hits.{ending}").read_bytes()
+
+    def tile(self, number: int, kind: Kind, zoom: int, x: int, y: int) -> bytes:
+        """PNG of a tile; `NotFound` where the scene cannot be shown."""
+        scene = self._now.scene(number)
+        self._require(scene, kind)
+        return self.pictures.tile(scene.source, kind, zoom, x, y)
+
+    def thumbnail(self, window_id: str, kind: Kind) -> bytes:
+        """PNG of a window; `NotFound` where its scene cannot be shown."""
+        opened = self._now
+        row = _row_of(opened.index, window_id)
+        facts = opened.index.facts[int(opened.index.store.rows["part"][row])]
+        self._require(opened.scenes[facts.source], kind)
+        if facts.grid is None:
+            raise NotFound("the part of this window has no grid; embed its scene again")
+        window = opened.index.window_of(row)
+        return self.pictures.thumbnail(facts.source, kind, Grid(**facts.grid.model_dump()), window)
+
+    def identity(self, number: int) -> str:
+        """What the pictures of a scene depend on."""
+        return self._now.scene(number).facts.identity
+
+    # Within
+
+    def _search(self, opened: _Opened, asked: Asked) -> Hits:
+        index = opened.index
+        self._check_ids(index, asked)
+        return index.search(
+            self.space, k=asked.k, collapse=asked.collapse, cut=asked.cut,
+            **self._terms(asked), **_conditions(asked),
+        )  # fmt: skip
+
+    def _terms(self, asked: Asked) -> dict[str, Any]:
+        return {
+            "query": asked.query.strip() or None,
+            "against": asked.against.strip() or None,
+            "like": asked.like,
+            "unlike": asked.unlike,
+        }
+
+    def _check_ids(self, index: Index, asked: Asked) -> None:
+        for one in (*asked.like, *asked.unlike):
+            _row_of(index, one)
+
+    def _feature(self, opened: _Opened, hit: Hit) -> dict[str, Any]:
+        source = str(hit.place.source)
+        scene = opened.scenes[source]
+        geometry = shapely.transform(hit.place.shape, lambda points: points.round(7))
+        when = hit.place.datetime
+        return {
+            "type": "Feature",
+            "id": hit.key,
+            "geometry": dict(shapely.geometry.mapping(geometry)),
+            "properties": {
+                "rank": hit.rank,
+                "score": round(hit.score, 6),
+                "ranked_by": hit.facts["ranked_by"],
+                "scene": scene.number,
+                "scene_name": as_utf8(hit.facts["scene"]),
+                "sensor": hit.facts["sensor"],
+                "tower": hit.tower,
+                "datetime": None if when is None else when.isoformat(),
+                "cloud_share": hit.facts["cloud_share"],
+                "valid_share": hit.facts["valid_share"],
+                "source": _link(source),
+                "thumbnail": f"thumbnails/{hit.key}.png",
+            },
+        }
+
+    # Scenes that can be shown
+
+    def _require(self, scene: ServedScene, kind: Kind) -> None:
+        kinds, why = self._kinds_of(scene)
+        if kind not in kinds:
+            raise NotFound(why or f"this scene has no picture {kind!r}; it has {', '.join(kinds)}")
+
+    def _kinds_of(self, scene: ServedScene) -> tuple[tuple[Kind, ...], str]:
+        """The pictures of a scene, or () and why there are none."""
+        why = self._missing(scene)
+        if why:
+            return (), why
+        facts = scene.facts
+        try:
+            sensor = self.space.find_sensor(facts.sensor)
+            kinds = kinds_of(make_layout(sensor, facts.bands, units="physical"))
+        except SensorError:
+            return (), f"the model does not know the sensor {facts.sensor!r}"
+        return kinds, "" if kinds else f"{facts.sensor} has no bands for a picture"
+
+    def _missing(self, scene: ServedScene) -> str:
+        """Why the files of a scene cannot be shown; "" where they can. Looked at now and then."""
+        when, why = self._looked.get(scene.source, (-_LOOKED_S, ""))
+        if time.monotonic() - when >= _LOOKED_S:
+            why = self._look(scene)
+            self._looked[scene.source] = (time.monotonic(), why)
+        return why
+
+    def _look(self, scene: ServedScene) -> str:
+        path = self._path_of(scene)
+        if path is None:
+            return (
+                "its files are on another machine"
+                if _link(scene.source) or not os.path.isabs(scene.source)
+                else "its file is not found here, or not in a folder that may be read"
+            )
+        try:
+            changed = stamps_of(path) != scene.facts.stamps
+        except TerralignError:
+            return "its file cannot be read"
+        return "its file changed since it was embedded; embed it again" if changed else ""
+
+    def _path_of(self, scene: ServedScene) -> Path | None:
+        """The file or folder of a scene: where its part says, or of the same name in a folder that
+        may be read. Links are followed before it is decided what lies within a folder."""
+        if not os.path.isabs(scene.source):
+            return None
+        named = Path(scene.source)
+        folders = [one.resolve() for one in self.settings.scenes]
+        for path in (named, *(one / named.name for one in folders)):
+            try:
+                whole = path.resolve(strict=True)
+            except (OSError, RuntimeError, ValueError):
+                continue
+            if not folders or any(whole.is_relative_to(one) for one in folders):
+                return path
+        return None
+
+    def _scene_of(self, source: str) -> Scene:
+        return self._open_scene(source, self._now.scenes[source].facts.stamps)
+
+    def _opened_scene(self, source: str, stamps: str) -> Scene:
+        served = self._now.scenes.get(source)
+        path = None if served is None else self._path_of(served)
+        if served is None or path is None:
+            raise NotFound("the scene's file is not found")
+        facts = served.facts
+        return open_scene(
+            path,
+            sensor=self.space.find_sensor(facts.sensor),
+            bands=facts.bands,
+            dn_offset=facts.dn_offset,
+        )
+
+
+def _conditions(asked: Asked) -> dict[str, Any]:
+    polygon = asked.polygon
+    return {
+        "bbox": asked.bbox,
+        "polygon": None if polygon is None else polygon.model_dump(),
+        "start": asked.start,
+        "end": asked.end,
+        "sensors": asked.sensors,
+        "towers": asked.towers,
+        "max_cloud": asked.max_cloud,
+        "min_valid": asked.min_valid,
+    }
+
+
+def _row_of(index: Index, window_id: str) -> int:
+    try:
+        return index.row_of(window_id)
+    except DataError as error:
+        raise NotFound(f"no window {window_id[:100]!r} here; give an id as hits have it") from error
+
+
+def _public(opened: _Opened, hit: Hit) -> Hit:
+    """A hit as strangers may see it: without the path of its scene."""
+    source = str(hit.place.source)
+    name = _link(source) or opened.scenes[source].facts.scene
+    return replace(hit, place=replace(hit.place, source=name))
+
+
+def _link(source: str) -> str | None:
+    """The address of a scene that has one."""
+    return source if source.startswith(("https://", "http://")) else None
+
+
+def _stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each part."""
+    found = []
+    for path in part_paths(folder):
+        status = path.stat()
+        found.append((path.name, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _iso(microseconds: int) -> str:
+    when = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=microseconds)
+    return when.isoformat()
+
+
+def _bounds_of(rows: NDArray[Any]) -> tuple[float, float, float, float]:
+    """West, south, east, north of rows, west above east where they lie across the antimeridian."""
+    if not len(rows):
+        return (-180.0, -90.0, 180.0, 90.0)
+    west, east = np.asarray(rows["west"]), np.asarray(rows["east"])
+    south, north = float(rows["south"].min()), float(rows["north"].max())
+    if (west > east).any():
+        left, right = float((west % 360).min()), float((east % 360).max())
+        west_of, east_of = (one - 360 if one > 180 else one for one in (left, right))
+        return west_of, south, east_of, north
+    return float(west.min()), south, float(east.max()), north
+
+
+_PATH = re.compile(r"(?<![\w:/.<>-])(?:file://)?/(?:[^\s/'\"`;,:()<>]+/)*([^\s/'\"`;,:()<>]*)")
+
+
+def without_paths(text: str, folders: Sequence[str] = ()) -> str:
+    """A message with the last name of each absolute path in place of it, on one line."""
+    for folder in sorted({one for one in folders if len(one) > 1}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "").replace(folder, os.path.basename(folder))
+    return " ".join(_PATH.sub(lambda match: match[1] or "...", text).split())
+
+
+def as_json(value: Any) -> bytes:
+    """JSON, in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
