@@ -7,6 +7,7 @@ other texts than those that the number was chosen with. Q queries, N rows, D dim
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,31 +158,36 @@ def choose_probes(
         _Measured(ask, one, mine.reshape(*one.shape[:2], -1), vectors, REFINE[kind])
         for one, mine in zip(sets, np.split(truth, ends[:-1]), strict=True)
     )
-    found: list[Probes] = []
     ladder = _ladder(partitions)
-    with Progress("measure probes", total=len(ladder), unit="step") as progress:
-        for probes in ladder:
-            reached = first.recalls(probes, depths[len(found) :])
-            for depth, groups in zip(depths[len(found) :], reached, strict=True):
-                if _low(groups, _Z_CHOOSING) < recall and probes < partitions:
-                    break  # deeper ones need as many probes, or more
-                start = time.perf_counter()
-                (held_out,) = second.recalls(probes, [depth])
-                seconds = (time.perf_counter() - start) / second.num
-                (like,) = third.recalls(probes, [depth])
-                found.append(
-                    Probes(
-                        depth=depth,
-                        probes=probes,
-                        recall=float(held_out.mean()),
-                        low=_low(held_out, _Z_STATED),
-                        recall_like=float(like.mean()),
-                        milliseconds=round(1e3 * seconds, 2),
-                    )
+    known: dict[int, list[NDArray[np.float64]]] = {}
+    found: list[Probes] = []
+    with Progress("measure probes", total=len(depths), unit="depth") as progress:
+        for number, depth in enumerate(depths):
+
+            def reaches(probes: int, number: int = number) -> bool:
+                if probes not in known:
+                    known[probes] = first.recalls(probes, depths)
+                return _low(known[probes][number], _Z_CHOOSING) >= recall
+
+            least = found[-1].probes if found else 1  # deeper ones need as many, or more
+            tried = [one for one in ladder if one >= least][:-1]
+            place = bisect.bisect_left(tried, True, key=reaches)
+            probes = [*tried, partitions][place]
+            start = time.perf_counter()
+            (held_out,) = second.recalls(probes, [depth])
+            seconds = (time.perf_counter() - start) / second.num
+            (like,) = third.recalls(probes, [depth])
+            found.append(
+                Probes(
+                    depth=depth,
+                    probes=probes,
+                    recall=float(held_out.mean()),
+                    low=_low(held_out, _Z_STATED),
+                    recall_like=float(like.mean()),
+                    milliseconds=round(1e3 * seconds, 2),
                 )
+            )
             progress.advance()
-            if len(found) == len(depths):
-                break
     return tuple(found)
 
 
