@@ -74,8 +74,9 @@ def main() -> None:
                 write_folder(parts, world, num, "float16")
             kind = "pq" if arguments.pq else "flat"
             found = measure_index(parts, world, num, arguments.recall, kind)
-            print(json.dumps({"benchmark": "search --index", "kind": kind, "vectors": num,
-                              "dimensions": arguments.dim, **found, **machine()}, indent=2))  # fmt: skip
+            what = {"benchmark": "search --index", "kind": kind, "vectors": num}
+            what |= {"dimensions": arguments.dim, "recall": arguments.recall}
+            print(json.dumps({**what, **found, **machine()}, indent=2))
             return
         print(json.dumps(measure(Path(folder), num, arguments.dim), indent=2))
 

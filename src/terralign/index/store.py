@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class _Contents(BaseModel):
 class Store:
     """`vectors`: (N, D) float16 or float32, memory-mapped; `rows`: (N,) of dtype `ROW`; `facts`,
     `paths` and `stamps` (name, size, time of change) of the parts; `firsts` (P + 1,): the first row
-    of each, and the end."""
+    of each, and the end. `kept`: what was found of the rows when it was first asked for."""
 
     vectors: NDArray[Any]
     rows: NDArray[Any]
@@ -104,6 +104,7 @@ class Store:
     stamps: tuple[tuple[str, int, int], ...]
     firsts: NDArray[np.int64]
     temporary: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def rows_of(self, part: int) -> range:
         """The rows of a part."""
