@@ -1,11 +1,15 @@
-"""The place of a process among several, by its environment."""
+"""The place of a process among several, by its environment, and how several end together."""
 
 from __future__ import annotations
 
+import sys
+import time
+
 import pytest
 
-from terralign.errors import RecipeError
-from terralign.launch import Place, place
+from terralign import launch as launch_module
+from terralign.errors import RecipeError, TrainingError
+from terralign.launch import LOST, Place, launch, place
 
 
 def _set(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
@@ -39,3 +43,51 @@ def test_an_environment_that_names_no_place_is_refused(
     _set(monkeypatch, **values)
     with pytest.raises(RecipeError, match=message):
         place()
+
+
+# How several end: each rank is a line of Python
+
+
+def _launched(*lines: str) -> int:
+    prelude = "import os, signal, time; line = os.environ['RANK']; me = os.getpid()\n"
+    work = "\n".join(f"if line == '{rank}': {line}" for rank, line in enumerate(lines))
+    return launch([sys.executable, "-I", "-S", "-c", prelude + work], len(lines))
+
+
+WAITS = "time.sleep(60)"
+LOSES = f"time.sleep(0.2); os._exit({LOST})"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((LOSES, "os._exit(3)", LOSES), "rank 1 of 3 ended with exit code 3"),
+        ((WAITS, "os.kill(me, signal.SIGKILL)"), "rank 1 of 2 was ended by SIGKILL"),
+        ((WAITS, "os._exit(143)"), "rank 1 of 2 was ended by SIGTERM"),
+        ((WAITS, WAITS, "os.kill(me, signal.SIGSTOP)"), r"rank 2 of 3 was suspended \(SIGSTOP\)"),
+        ((LOSES, "os._exit(0)"), "rank 1 of 2 ended before the others"),
+        ((LOSES, LOSES), "the processes of this run lost each other"),
+        ((f"os._exit({LOST})", "time.sleep(0.2); os.kill(me, signal.SIGABRT)"), "SIGABRT"),
+    ],
+)
+def test_a_rank_that_does_not_report_its_end_is_named(
+    monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...], message: str
+) -> None:
+    if WAITS in lines:
+        monkeypatch.setattr(launch_module, "SECONDS_TO_END", 0.5)
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match=message):
+        _launched(*lines)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (("pass", "pass"), 0),
+        ((f"os._exit({LOST})", "time.sleep(0.2); os._exit(1)"), 1),
+        (("time.sleep(0.2); os._exit(143)", "os._exit(143)"), 143),
+    ],
+)
+def test_a_rank_that_reports_its_end_gives_the_exit_code(lines: tuple[str, ...], code: int) -> None:
+    assert _launched(*lines) == code

@@ -6,13 +6,14 @@ not imported here.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -23,6 +24,12 @@ from terralign.errors import RecipeError, TrainingError
 
 LOST = 75
 """The exit code of a process that ended because another one did."""
+
+REPORTED = frozenset({1, 2})
+"""Exit codes of a process that has reported a fault itself."""
+
+STOPPED = frozenset({128 + signal.SIGINT, 128 + signal.SIGTERM})
+"""Exit codes of a process that was asked to stop, which the first one reports itself."""
 
 LAUNCHER = "TERRALIGN_LAUNCHER"
 """The variable that holds the number of the process that started this one as one of several."""
@@ -71,9 +78,9 @@ def _number(name: str, default: int | None) -> int:
 def launch(command: Sequence[str], num_processes: int) -> int:
     """Run a command in so many processes on this machine; the exit code of all together.
 
-    SIGINT and SIGTERM are passed on. Where one fails, the others end or are killed within seconds:
-    what they leave, the next run clears. `TrainingError` names one that a signal ended, and a fault
-    is reported by the process itself.
+    SIGINT and SIGTERM are passed on. Where one fails, or is suspended, the others get some seconds
+    to end by themselves and are then killed: what they leave, the next run clears. `TrainingError`
+    names one that ended without reporting why; a fault is reported by the process itself.
     """
     shared = {
         **os.environ,
@@ -95,51 +102,79 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                         command, env=own, stdin=subprocess.DEVNULL, process_group=0
                     )  # Ctrl-C goes to this process alone, which passes it on once
                 )
-            codes: list[int | None] = [None]
-            while None in codes and (asked or not any(codes)):
-                time.sleep(0.05)
-                codes = [child.poll() for child in children]
-            return _exit_code(children, asked)
+            ends = _ends(children, asked)
+            suspended = [rank for rank, child in enumerate(children) if _is_suspended(child)]
         finally:
-            _end(children)
+            for child in children:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+    return _judge(ends, suspended, num_processes, asked)
 
 
-def _exit_code(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int:
-    """What the processes ended with, or the first that failed."""
-    if asked:
-        return 128 + asked[0]
-    time.sleep(0.3)  # a process that is killed has others fail; all count
-    latest = time.monotonic() + SECONDS_TO_END
-    while True:
-        codes = {rank: child.poll() for rank, child in enumerate(children)}
-        failed = {rank: code for rank, code in codes.items() if code}
-        only_lost = set(failed.values()) == {LOST} and None in codes.values()
-        if not only_lost or time.monotonic() > latest:
-            break
-        time.sleep(0.05)  # those that lost another one may end before it does
-    for rank, code in failed.items():
-        if code < 0:
-            raise TrainingError(
-                f"rank {rank} of {len(children)} was ended by {signal.Signals(-code).name}; "
-                "run the same command again to resume"
-            )
-    reported = [code for code in failed.values() if code != LOST]
-    if failed and not reported:
-        raise TrainingError(
-            "the processes of this run lost each other; run the same command again to resume"
-        )
-    return reported[0] if reported else 0
+def _ends(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> dict[int, int]:
+    """Rank -> exit code, in the order of their ends, once all have ended, or those that do by
+    themselves after one has failed or is suspended."""
+    ends: dict[int, int] = {}
+    latest = math.inf
+    while len(ends) < len(children) and time.monotonic() < latest:
+        time.sleep(0.05)
+        for rank, child in enumerate(children):
+            if rank not in ends and (code := child.poll()) is not None:
+                ends[rank] = code
+        if _failed(ends, asked) or any(map(_is_suspended, children)):
+            latest = min(latest, time.monotonic() + SECONDS_TO_END)
+        else:
+            latest = math.inf
+    return ends
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for those that end by themselves, as having lost another one, and kill the others."""
-    latest = time.monotonic() + SECONDS_TO_END
-    for child in children:
-        try:
-            child.wait(max(0.0, latest - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def _failed(ends: Mapping[int, int], asked: Sequence[int]) -> dict[int, int]:
+    """The processes that failed: neither ended well, nor by a signal that was passed on."""
+    well = {0, *(128 + number for number in asked), *(-number for number in asked)}
+    return {rank: code for rank, code in ends.items() if code not in well}
+
+
+def _is_suspended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether a process was stopped (SIGSTOP) and has not been continued."""
+    if child.poll() is not None or not hasattr(os, "waitid"):
+        return False
+    look = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, child.pid, look) is not None
+
+
+def _judge(
+    ends: Mapping[int, int], suspended: Sequence[int], size: int, asked: Sequence[int]
+) -> int:
+    """The exit code of all; `TrainingError` names a process that did not report its own end."""
+    if ends.get(0) in STOPPED:
+        return ends[0]
+    failed = _failed(ends, asked)
+    if not failed and not suspended:
+        return 128 + asked[0] if any(ends.values()) else 0
+    causes = [(rank, code) for rank, code in failed.items() if code != LOST]
+    causes += [(rank, 0) for rank in suspended]
+    causes += [(rank, code) for rank, code in ends.items() if code == 0]
+    rank, code = next(iter(causes), (None, LOST))
+    if code in REPORTED:
+        return code
+    if rank is None:
+        found = "the processes of this run lost each other"
+    else:
+        found = f"rank {rank} of {size} {_how(code, suspended=rank in suspended)}"
+    raise TrainingError(f"{found}; run the same command again to resume")
+
+
+def _how(code: int, *, suspended: bool) -> str:
+    """How a process ended that others were waiting for."""
+    if suspended:
+        return "was suspended (SIGSTOP)"
+    if code == 0:
+        return "ended before the others"
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"was ended by {signal.Signals(number).name}"
+    return f"ended with exit code {code}"
 
 
 @contextmanager

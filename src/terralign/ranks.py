@@ -116,24 +116,20 @@ def joined(device: str | None) -> Iterator[None]:
     if here.size == 1 or _world is not None:
         yield
         return
-    chosen = choose_device(device)
-    on_cuda = chosen.startswith("cuda")
-    if on_cuda:
-        torch.cuda.set_device(chosen)
-    try:
+    with _met():
         store, number, size = next(rendezvous("env://"))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-            store=store, rank=number, world_size=size, timeout=LONGEST_STEP,
-        )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(
-            f"the processes of this run did not meet ({first_line(error)}); check that all were "
-            "started, and MASTER_ADDR and MASTER_PORT"
-        ) from error
     _world = _World(number, size, PrefixStore("terralign", store))
     threading.Thread(target=_watch, args=[_world], daemon=True).start()
     try:
+        chosen = choose_device(device)  # a fault of all ranks is reported once
+        on_cuda = chosen.startswith("cuda")
+        if on_cuda:
+            torch.cuda.set_device(chosen)
+        with _met():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+                store=store, rank=number, world_size=size, timeout=LONGEST_STEP,
+            )  # fmt: skip
         yield
     except Interrupted:  # by all, which have agreed on it
         raise
@@ -149,6 +145,17 @@ def joined(device: str | None) -> Iterator[None]:
     finally:
         _world.ending = True
         _world = None
+
+
+@contextmanager
+def _met() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"the processes of this run did not meet ({first_line(error)}); check that all were "
+            "started, and MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def _first_fault(world: _World, error: Exception) -> Exception:
@@ -242,11 +249,9 @@ def first_then_others(work: Callable[[], Made]) -> Made:
 def post(value: Any) -> None:
     """Share a value (JSON) with the others, of which each calls `awaited`."""
     world = _joined()
-    if world is None:
-        return
-    world.posted += 1
-    with _heard(world):
-        world.store.set(f"post-{world.posted}", json.dumps(value))
+    if world is not None:
+        world.posted += 1
+        _put(world, f"post-{world.posted}", value)
 
 
 def awaited() -> Any:
@@ -254,7 +259,18 @@ def awaited() -> Any:
     world = _joined()
     assert world is not None
     world.posted += 1
-    key, pause = f"post-{world.posted}", 0.001
+    return _found(world, f"post-{world.posted}")
+
+
+def _put(world: _World, key: str, value: Any) -> None:
+    with _heard(world):
+        world.store.set(key, json.dumps(value))
+
+
+def _found(world: _World, key: str) -> Any:
+    """The value of a key, once it is there. Asked for again and again: a store that waits within
+    torch would let no other thread of this process use it, such as `_watch`."""
+    pause = 0.001
     with _heard(world):
         while not world.store.check([key]):
             if world.store.check([_FAULT]):
@@ -325,12 +341,8 @@ def gather(value: Any) -> list[Any]:
     if world is None:
         return [value]
     world.posted += 1
-    with _heard(world):
-        world.store.set(f"gather-{world.posted}-{world.rank}", json.dumps(value))
-        return [
-            json.loads(world.store.get(f"gather-{world.posted}-{number}"))
-            for number in range(world.size)
-        ]
+    _put(world, f"gather-{world.posted}-{world.rank}", value)
+    return [_found(world, f"gather-{world.posted}-{number}") for number in range(world.size)]
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:
