@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, nearest, shown
 from terralign.files import read_json
-from terralign.index.parts import Part, shapes_of
+from terralign.index.parts import shapes_of
 from terralign.index.store import NO_TIME, ROW, Store
 from terralign.limits import require
 from terralign.scenes.places import to_wgs84
@@ -430,29 +430,13 @@ def _touching(store: Store, found: NDArray[np.int64], shape: Any) -> NDArray[np.
 
 def outlines_of(store: Store, numbers: NDArray[np.int64]) -> list[Any]:
     """The outlines (shapely, degrees) of rows, in their order."""
-    values = columns_of(store, numbers, ["geometry"])
-    return list(shapes_of([one["geometry"] for one in values], "a part"))
-
-
-def columns_of(
-    store: Store, numbers: NDArray[np.int64], columns: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Columns of the parts for rows of the index, in their order; each part is opened once."""
-    found: list[dict[str, Any]] = [{} for _ in numbers]
-    owners = store.rows["part"][numbers]
-    for owner in np.unique(owners).tolist():
-        places = np.flatnonzero(owners == owner)
-        inner = store.rows["row"][numbers[places]].astype(np.int64)
-        order = np.argsort(inner, kind="stable")
-        if not store.paths[owner].is_file():
-            raise DataError(f"{shown(store.paths[owner])} is gone; open the index again")
-        part = Part(store.paths[owner])
-        values = part.rows(inner[order], columns)
-        part.close()
-        if len(values) != len(places):
-            raise DataError(
-                f"{shown(part.path)} changed while it was searched; open the index again"
-            )
-        for place, value in zip(places[order].tolist(), values, strict=True):
-            found[place] = value
-    return found
+    spans = store.outlines[numbers]
+    return list(
+        shapes_of(
+            [
+                store.wkb[first:end].tobytes() or None
+                for first, end in zip(spans["first"].tolist(), spans["end"].tolist(), strict=True)
+            ],
+            "a part",
+        )
+    )

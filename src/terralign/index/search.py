@@ -35,7 +35,6 @@ from terralign.index.filters import (
     Day,
     Filters,
     check_apart,
-    columns_of,
     make_filters,
     outlines_of,
     period_of,
@@ -43,10 +42,10 @@ from terralign.index.filters import (
 )
 from terralign.index.overlaps import without_overlaps
 from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
-from terralign.index.parts import PartFacts, describe_window, shapes_of
+from terralign.index.parts import PartFacts, window_id
 from terralign.index.planner import COLLAPSED, Step, TowerRows, plan_step
 from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
-from terralign.index.store import NO_TIME, Store, open_store
+from terralign.index.store import NO_TIME, Store, open_store, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -687,31 +686,41 @@ class Index(Shown):
 
     def _hits(self, ranking: _Ranking, places: NDArray[np.int64]) -> tuple[Hit, ...]:
         numbers = ranking.number(places)
-        columns = ["id", "window_row", "window_column", "window_height", "window_width", "geometry"]
-        values = columns_of(self._store, numbers, [*columns, "datetime", "cell"])
-        shapes = shapes_of([one["geometry"] for one in values], "a part")
         rows = self._store.rows[numbers]
+        self._check_there(np.unique(rows["part"]))
+        cells = self._store.outlines["cell"][numbers].tolist()
+        shapes = outlines_of(self._store, numbers)
         found = []
-        for rank, (place, value, shape, row) in enumerate(
-            zip(places.tolist(), values, shapes, rows, strict=True), start=1
+        for rank, (place, row, shape, cell) in enumerate(
+            zip(places.tolist(), rows, shapes, cells, strict=True), start=1
         ):
             facts = self._store.facts[row["part"]]
+            place_of = dict(zip(_WINDOW, row["window"].tolist(), strict=True))
+            window = Window(**place_of)
             found.append(
                 Hit(
                     rank=rank,
-                    key=value["id"],
+                    key=window_id(facts.identity, window),
                     score=float(ranking.scores[place]),
                     place=Footprint(
-                        source=facts.source,
-                        window=describe_window(value),
-                        shape=shape,
-                        datetime=value["datetime"],
+                        source=facts.source, window=window, shape=shape, datetime=_time_of(row)
                     ),
                     tower=facts.tower,
-                    facts=_facts_of(facts, row, value, float(ranking.ranked_by[place])),
+                    facts=_facts_of(facts, row, cell.decode(), float(ranking.ranked_by[place])),
                 )
             )
         return tuple(found)
+
+    def _check_there(self, parts: NDArray[np.int32]) -> None:
+        """`DataError` where parts of hits changed, or were removed, since the index was opened."""
+        for part in parts.tolist():
+            path = self._store.paths[part]
+            try:
+                is_same = stamp_of(path) == self._store.stamps[part]
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise DataError(f"{shown(path)} is gone or has changed; open the index again")
 
     def places(self) -> Hits:
         """Every window in the order of the rows, as hits without a score: for maps of the whole."""
@@ -721,16 +730,24 @@ class Index(Shown):
         return Hits(query="", hits=self._hits(ranking, every), num_searched=0)
 
 
-def _facts_of(
-    facts: PartFacts, row: Any, value: dict[str, Any], ranked_by: float
-) -> dict[str, Any]:
+_WINDOW = ("row", "column", "height", "width")
+
+
+def _time_of(row: Any) -> dt.datetime | None:
+    microseconds = int(row["time"])
+    if microseconds == NO_TIME:
+        return None
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=microseconds)
+
+
+def _facts_of(facts: PartFacts, row: Any, cell: str, ranked_by: float) -> dict[str, Any]:
     cloud = float(row["cloud"])
     return {
         "scene": facts.scene,
         "sensor": facts.sensor,
         "valid_share": round(float(row["valid"]), 4),
         "cloud_share": None if math.isnan(cloud) else round(cloud, 4),
-        "cell": value["cell"],
+        "cell": cell or None,
         "ranked_by": round(ranked_by, 6),
     }
 
