@@ -62,6 +62,7 @@ class Tables:
                 "the index of vectors needs LanceDB, which is not installed; install it: pip "
                 f"install 'terralign[{EXTRA}]'"
             )
+        os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are for those who write it
         import lancedb
 
         with self._faults("open"):
@@ -116,12 +117,12 @@ class Tables:
         return Table(self, name, table)
 
     def open(self, name: str) -> Table:
-        """A table at its newest version; `StorageError` where there is none of this name."""
+        """A table at its newest version; `StorageError` where no table has this name."""
         with self._faults("open"):
             return Table(self, name, self._database.open_table(name))
 
     def drop(self, name: str) -> None:
-        """Remove a table, where there is one."""
+        """Remove a table, if it exists."""
         with self._faults("remove"):
             self._database.drop_table(name, ignore_missing=True)
 

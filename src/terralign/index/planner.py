@@ -92,7 +92,7 @@ class TowerRows:
 
 
 def plan_step(given: TowerRows, wanted: int, *, no_index: str = "") -> Step:
-    """The way of one tower for the `wanted` best rows. `no_index`: why there is none to ask."""
+    """The way of one tower for the `wanted` best rows. `no_index`: why no index is asked."""
     exact = Step(tower=given.tower, way="exact", why=no_index, rows=given.rows, compared=given.rows)
     if no_index or not given.indexed:
         return exact if no_index else _because(exact, "none of these rows is indexed")

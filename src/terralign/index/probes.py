@@ -83,8 +83,8 @@ def text_queries(space: EmbeddingSpace, like: NDArray[np.float32]) -> Queries:
 def made_queries(sample: NDArray[np.float32]) -> Queries:
     """Queries like texts, made of windows alone: (n, D), at least 4.
 
-    As texts of the starter model and of other CLIPs lie to images: a direction that no image has,
-    and to it a part of what tells a window, or the mean of a few, from the mean of all.
+    As texts lie to images: a direction that no image has, and to it a part of the difference
+    between a few windows and the mean of all.
     """
     rng = np.random.default_rng(0)
     mean = sample.mean(0)

@@ -432,14 +432,14 @@ class Index(Shown):
 
     @property
     def approximate(self) -> Approximate | None:
-        """The index beside the parts; None where there is none that can be used."""
+        """The index beside the parts; None unless the folder has one that can be used."""
         if not self._looked_for_index:
             self._approximate = open_approximate(self.folder, self._store)
             self._looked_for_index = True
         return self._approximate
 
     def _why_exact(self, exact: bool | None) -> str:
-        """Why all rows are compared; `DataError` where the index was demanded and there is none."""
+        """Why all rows are compared; `DataError` where an index was demanded and cannot be used."""
         if self.approximate is not None:
             return "asked for" if exact else ""
         if exact is False:
