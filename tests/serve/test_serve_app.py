@@ -22,19 +22,25 @@ from starlette.testclient import TestClient
 
 from imagery import NO_OFFSET, S2, dn, write_geotiff
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import SpaceMismatchError
+from terralign.errors import SpaceMismatchError, StorageError
 from terralign.index.embed import embed_scenes
 from terralign.index.search import open_index
 from terralign.serve.app import create_app
 from terralign.serve.pictures import Pictures
+from terralign.serve.requests import Asked
 from terralign.serve.served import KeepingSpace, ServedIndex
 from terralign.serve.settings import Limits, ServeSettings
+from terralign.serve.static_export import MARK, export_static
 
 
 def ask(client: TestClient, path: str = "/api/search", **asked: Any) -> Any:
     answer = client.post(path, json={"query": "a river", **asked})
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+def opened(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
 
 
 @pytest.fixture
@@ -92,12 +98,12 @@ def test_scores_are_of_every_window(client: TestClient) -> None:
     features = found["cells"]["features"]
     scores = [one["properties"]["score"] for one in features]
     assert (len(scores), found["thinned"], found["num_searched"]) == (50, 1, 50)
-    assert (min(scores), max(scores)) == pytest.approx((found["min"], found["max"]), abs=1e-5)
+    assert (min(scores), max(scores)) == pytest.approx((found["min"], found["max"]), abs=1e-4)
     best = ask(client, towers=["s2"], page_size=1)["hits"]["features"][0]
-    shapes = [
-        shapely.geometry.shape(one["geometry"]) for one in (features[np.argmax(scores)], best)
-    ]
-    assert shapes[0].equals_exact(shapes[1], 1e-6)
+    cells = [shapely.geometry.shape(one["geometry"]) for one in features]
+    window = shapely.geometry.shape(best["geometry"])
+    assert window.centroid.distance(cells[np.argmax(scores)].centroid) < 1e-5
+    assert cells[0].area == pytest.approx(window.area / 4, rel=0.01)  # of half the side
     assert ask(client, "/api/scores", end="1999-01-01")["cells"]["features"] == []
 
 
@@ -145,7 +151,7 @@ def test_a_window_is_shown(client: TestClient) -> None:
     hit = ask(client, page_size=1)["hits"]["features"][0]
     seen = []
     for kind in ("true", "false"):
-        answer = client.get(f"/api/{hit['properties']['thumbnail']}?picture={kind}")
+        answer = client.get(f"/{hit['properties']['thumbnail']}?picture={kind}")
         assert answer.headers["content-type"] == "image/png"
         image = Image.open(io.BytesIO(answer.content))
         assert image.size == (128, 128)
@@ -220,7 +226,7 @@ def test_a_scene_that_is_gone_or_changed_is_not_shown_but_searched(
             listed = client.get("/api/index").json()["scenes"][0]
             assert (listed["pictures"], listed["why"]) == ([], why)
             hit = ask(client)["hits"]["features"][0]
-            answer = client.get(f"/api/{hit['properties']['thumbnail']}")
+            answer = client.get(f"/{hit['properties']['thumbnail']}")
             assert (answer.status_code, answer.json()) == (404, {"error": why})
 
 
@@ -244,6 +250,41 @@ def test_scenes_are_read_from_declared_folders_alone(
     (inside / scene.name).unlink()
     shutil.move(scene, inside / scene.name)
     assert pictures() == ["true", "false"]
+
+
+def test_a_static_export_holds_the_page_and_one_result(
+    served_space: EmbeddingSpace, served_folder: Path, tmp_path: Path
+) -> None:
+    served = ServedIndex(served_folder, served_space, ServeSettings(title="Static"))
+    asked = Asked(query="a river", k=5)
+    out = tmp_path / "out"
+    for _ in range(2):  # an export is replaced
+        found = export_static(served, asked, out)
+    assert (found.num_hits, found.num_pictures, found.num_missing) == (5, 4, 0)
+    assert MARK in (out / "index.html").read_text()
+    index = json.loads((out / "data" / "index.json").read_text())
+    assert index["is_static"] is True
+    for scene in index["scenes"]:
+        west, south, east, north = scene["bounds"]
+        assert scene["image_bounds"] == pytest.approx([west, south, east, north], abs=1e-3)
+        for url in scene["images"].values():
+            assert np.asarray(opened(out / url))[..., 3].mean() > 200
+    found_again = json.loads((out / "data" / "search.json").read_text())
+    for one in found_again["hits"]["features"]:
+        assert opened(out / one["properties"]["thumbnail"]).size == (128, 128)
+    assert len(json.loads((out / "data" / "scores.json").read_text())["cells"]["features"]) == 100
+    texts = [one.read_text() for one in (out / "data").iterdir()]
+    assert not any(str(served_folder.parent) in text for text in texts)
+
+
+def test_an_export_replaces_no_other_folder(
+    served_space: EmbeddingSpace, served_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "index.html").write_text("<head></head>")
+    served = ServedIndex(served_folder, served_space, ServeSettings(title=""))
+    with pytest.raises(StorageError, match="was not written by terralign"):
+        export_static(served, Asked(query="a river"), tmp_path)
+    assert os.listdir(tmp_path) == ["index.html"]
 
 
 # The folder as it changes

@@ -117,6 +117,8 @@ class Asked(BaseModel):
         for text in (self.query, self.against):
             if any(ord(one) < 32 or 0xD800 <= ord(one) < 0xE000 for one in text):
                 raise ValueError("a text holds control characters; leave them out")
+        if len(self.like) + len(self.unlike) > LIMITS.like:
+            raise ValueError(f"like and unlike have more than {LIMITS.like} ids together")
         if self.polygon is not None and self.polygon.num_vertices() > LIMITS.vertices:
             raise ValueError(f"the polygon has more than {LIMITS.vertices:,} points; simplify it")
         return self
@@ -251,8 +253,8 @@ class Properties(BaseModel):
     valid_share: float
     source: str | None
     """An address where the scene has one; never a path."""
-    thumbnail: str
-    """Its picture, relative to `api/`."""
+    thumbnail: str | None
+    """The address of its picture, relative to the page; None: there is none (static)."""
 
 
 class Hit(BaseModel):
@@ -302,4 +304,5 @@ class ScoresAnswer(BaseModel):
     thinned: int
     """1: every window is listed; n: every n-th."""
     cells: dict[str, Any]
-    """A FeatureCollection of outlines with the property `score`."""
+    """A FeatureCollection: the middle of each window, so large that cells lie beside one another,
+    with the property `score`."""

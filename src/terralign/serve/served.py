@@ -285,8 +285,7 @@ class ServedIndex:
         found = index.scores(self.space, **_terms(asked), **_conditions(asked))
         step = max(1, -(-len(found.scores) // self.settings.limits.cells))
         numbers, scores = found.numbers[::step], found.scores[::step]
-        shapes = np.array(outlines_of(index.store, numbers), dtype=object)
-        rounded = shapely.transform(shapes, lambda points: points.round(6))
+        cells = _cells_of(index, numbers)
         return {
             "min": float(found.scores.min()) if len(found.scores) else None,
             "max": float(found.scores.max()) if len(found.scores) else None,
@@ -298,9 +297,9 @@ class ServedIndex:
                     {
                         "type": "Feature",
                         "geometry": dict(shapely.geometry.mapping(shape)),
-                        "properties": {"score": round(score, 5)},
+                        "properties": {"score": round(score, 4)},
                     }
-                    for shape, score in zip(rounded, scores.tolist(), strict=True)
+                    for shape, score in zip(cells, scores.tolist(), strict=True)
                 ],
             },
         }
@@ -481,6 +480,22 @@ def _row_of(index: Index, window_id: str) -> int:
         raise NotFound(f"no window {window_id[:100]!r} here; give an id as hits have it") from error
 
 
+def _cells_of(index: Index, numbers: NDArray[np.int64]) -> NDArray[np.object_]:
+    """(n,) the middle of each window, as large as the step to the next one: windows may overlap,
+    these do not."""
+    shapes = np.array(outlines_of(index.store, numbers), dtype=object)
+    shares = np.array([one.stride_px / one.window_px for one in index.facts])
+    share = shares[index.store.rows["part"][numbers]]
+    share[shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON] = (
+        1  # in parts: left as it is
+    )
+    points, owners = shapely.get_coordinates(shapes, return_index=True)
+    centres = shapely.get_coordinates(shapely.centroid(shapes))[owners]
+    moved = centres + (points - centres) * share[owners][:, None]
+    found: NDArray[np.object_] = shapely.set_coordinates(shapes, moved.round(6))
+    return found
+
+
 def _feature(opened: _Opened, hit: Hit) -> dict[str, Any]:
     source = str(hit.place.source)
     scene = opened.scenes[source]
@@ -502,7 +517,7 @@ def _feature(opened: _Opened, hit: Hit) -> dict[str, Any]:
             "cloud_share": hit.facts["cloud_share"],
             "valid_share": hit.facts["valid_share"],
             "source": _link(source),
-            "thumbnail": f"thumbnails/{hit.key}.png",
+            "thumbnail": f"api/thumbnails/{hit.key}.png",
         },
     }
 

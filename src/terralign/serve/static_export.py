@@ -82,11 +82,12 @@ def export_static(served: ServedIndex, asked: Asked, out: Path) -> Exported:
                         scene["pictures"], scene["why"] = [], served.plain(str(error))
                         continue
                     (partial / url).write_bytes(picture)
-                    scene["images"][kind] = {"url": url, "bounds": list(bounds)}
+                    scene["images"][kind], scene["image_bounds"] = url, list(bounds)
                     num_pictures += 1
             progress.advance(1)
         for feature in features:
-            url = feature["properties"]["thumbnail"]
+            url = f"thumbnails/{feature['id']}.png"
+            feature["properties"]["thumbnail"] = url
             try:
                 (partial / url).write_bytes(served.thumbnail(feature["id"], "true"))
             except NotFound:
