@@ -451,7 +451,7 @@ def test_hits_are_downloaded(tab: Tab, tmp_path: Path) -> None:
     features = json.loads((tmp_path / "hits.geojson").read_text())["features"]
     table = pq.read_table(tmp_path / "hits.parquet")
     assert [one["properties"].get("key") for one in features][: len(keys)] == keys
-    assert table["id"].to_pylist()[: len(keys)] == keys
+    assert table["key"].to_pylist()[: len(keys)] == keys
 
 
 def test_what_cannot_be_found_is_said(tab: Tab) -> None:
