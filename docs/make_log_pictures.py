@@ -3,6 +3,9 @@
     terralign ablate bound --data-root DATA --out studies/bound
     python docs/make_log_pictures.py --bound studies/bound
 
+    terralign ablate efficiency --data-root DATA --out studies/efficiency
+    python docs/make_log_pictures.py --efficiency studies/efficiency
+
     terralign run starter --data-root DATA --out runs/starter
     python docs/make_log_pictures.py --starter runs/starter
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +41,20 @@ from terralign.report.canvas import (
     style_axes,
 )
 from terralign.report.figures import comparison_figure
+from terralign.train.checkpoints import read_metrics
 
 MAX_BYTES = 100_000
 BOUND = -1.0
 """The default bound of stage 1, in points."""
 SUPPORTED = {"supported:tiny-imagenet/val": "photos", "supported:aid/all": "aerial scenes (AID)"}
+WAYS = {
+    "aligned-inflated": "aligned, inflated",
+    "aligned-random": "aligned, random start",
+    "aligned-head": "aligned, last layer only",
+    "labels-inflated": "labels alone, inflated",
+    "labels-random": "labels alone, random start",
+}
+"""Variants of the study efficiency without their labels."""
 MODELS = ("base", "patched", "sentinel2")
 
 
@@ -51,11 +64,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bound", type=Path, help="a finished study bound")
+    parser.add_argument(
+        "--efficiency", type=Path, nargs="+", help="studies efficiency, of different seeds"
+    )
     parser.add_argument("--starter", type=Path, help="a finished run of starter")
     parser.add_argument("--transfer", type=Path, help="what transfer.py printed")
     arguments = parser.parse_args()
     if arguments.bound is not None:
         write("log-bound", bound_figure(arguments.bound / "runs"))
+    if arguments.efficiency:
+        write("log-efficiency", efficiency_figure(arguments.efficiency))
     if arguments.starter is not None:
         rows = read_rows(arguments.starter / "results.json")
         shown = [
@@ -90,6 +108,50 @@ def bound_figure(runs: Path) -> Figure:
             )
     add_legend(figure, LIGHT, columns=2)
     return figure
+
+
+def efficiency_figure(studies: Sequence[Path]) -> Figure:
+    """Accuracy of a tower against the labels and the CPU time of its training, for each way to
+    train it: means over seeds."""
+    runs = sorted(path.parent for one in studies for path in one.glob("runs/*/*/results.json"))
+    figure = new_figure(LIGHT, height=3.8)
+    by_labels, by_time = panels = figure.subplots(1, 2, sharey=True)
+    for axes in panels:
+        style_axes(axes, LIGHT)
+        axes.axhline(
+            np.mean([top1_of(run, "patched") for run in runs]),
+            color=LIGHT.muted, linestyle="--", linewidth=1,
+        )  # fmt: skip
+    places = {"0": 0, "29": 1, "286": 2}
+    for number, (way, title) in enumerate(WAYS.items()):
+        points = [
+            (place, *np.mean([(top1_of(run, "aligned"), minutes_of(run)) for run in own], axis=0))
+            for labels, place in places.items()
+            if (own := [run for run in runs if run.parent.name == f"{way}-{labels}"])
+        ]
+        where, values, minutes = np.array(points).T
+        look = {**LIGHT.line(number), "markersize": 4.5, "linewidth": 1.2}
+        by_labels.plot(where, values, **look, label=title)
+        by_time.plot(minutes, values, **look, linestyle="none")
+    by_labels.set_xticks(list(places.values()), list(places))
+    by_labels.set_xlabel("labelled tiles")
+    by_labels.set_ylabel("EuroSAT MS, top-1 %")
+    by_time.set_xlabel("training, CPU minutes")
+    by_time.set_xlim(left=0)
+    add_legend(figure, LIGHT, columns=2)
+    return figure
+
+
+def top1_of(run: Path, model: str) -> float:
+    """Top-1 in per cent of a run's patched RGB tower, or of its aligned one."""
+    rows = read_rows(run / "results.json")
+    return 100 * next(float(r.value or 0) for r in rows if (r.model, r.metric) == (model, "top1"))
+
+
+def minutes_of(run: Path) -> float:
+    """CPU time of the steps of a run's tower."""
+    [path] = run.glob("align/*/metrics.jsonl")
+    return sum(row["cpu_seconds"] for row in read_metrics(path)) / 60
 
 
 def mean_curve(paths: list[Path]) -> dict[str, np.ndarray[Any, Any]]:

@@ -19,7 +19,7 @@ from terralign.errors import Interrupted
 from terralign.preprocess import InputSpec
 from terralign.train import loop
 
-TIMES = ("samples_per_second", "seconds_waiting")
+TIMES = ("samples_per_second", "seconds_waiting", "cpu_seconds")
 """The keys of a line of `metrics.jsonl` that differ between two equal runs."""
 
 

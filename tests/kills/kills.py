@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from small_run import SMALL_RECIPE
 
-TIMES = ("samples_per_second", "seconds_waiting")
+TIMES = ("samples_per_second", "seconds_waiting", "cpu_seconds")
 """Keys of `metrics.jsonl` that differ from run to run."""
 
 COMMANDS = ["pack", "run", "quickstart", "bench", "ablate"]

@@ -24,6 +24,7 @@ from terralign.train.align import (
     AlignSettings,
     align,
 )
+from terralign.train.checkpoints import read_metrics
 from terralign.train.settings import DEFAULT_LOSSES
 from terralign.train.student import StudentSettings, new_student
 from terralign.train.student_validation import student_features, validation_value
@@ -140,6 +141,23 @@ def test_without_labels_there_is_no_label_term(
     assert free["loss"] == pytest.approx(free["mse_normalised"], rel=1e-4)
     expected = sum(weight * labelled[name] for name, weight in DEFAULT_LOSSES.items())
     assert labelled["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_labels_alone_need_no_teacher(
+    tiny_clip: ClipModel, scenes: SyntheticSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its embeddings nor its pictures are made, and the tower learns the labels."""
+    made = []
+    for place in ("teacher", "align"):
+        name = f"terralign.train.{place}.teacher_pictures"
+        monkeypatch.setattr(name, lambda *given: made.append(given))
+    settings = QUICK.model_copy(update={"losses": {"label": 1.0}, "num_views": 1000})
+    align(tiny_clip, _student(tiny_clip, scenes), [_labelled(scenes)], settings, tmp_path)
+    rows = metrics_of(tmp_path)
+    assert not made
+    assert not list(tmp_path.glob("views-*"))
+    assert rows[-1]["label"] < rows[0]["label"]
+    assert all(row["cpu_seconds"] > 0 for row in read_metrics(tmp_path / "metrics.jsonl"))
 
 
 def test_labels_never_reach_a_label_free_student(
@@ -391,6 +409,7 @@ def test_losses_by_name() -> None:
         ({"losses": {"mse": 1.0}}, True, "labels = true has no effect"),
         ({"label_loss": "cross_entropy"}, False, "label_loss has no effect"),
         ({"losses": {"label": 1.0}}, None, "only a label term, and .* is used without labels"),
+        ({"losses": {"label": 1.0}, "live_teacher": True}, True, "live_teacher has no effect"),
         ({"losses": {"infonce": 1.0}, "accumulate": 2}, False, "set accumulate = 1"),
         ({"losses": {"kl": 1.0}}, False, "the kl loss needs anchors"),
         ({"trainable": ("backbone.layer9.*",)}, False, "matches no parameter"),

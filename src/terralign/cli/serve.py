@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import tempfile
+import warnings
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from terralign.cli.app import device_option, example, json_option, main, say_loading, threads
-from terralign.errors import TerralignError, shown
+from terralign.errors import TerralignError, counted, shown
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
@@ -45,6 +46,16 @@ TOKEN_VARIABLE = "TERRALIGN_TOKEN"
     help="A folder that files of scenes may be read from, also those that moved there; repeatable. "
     "Default: the files that the parts name.",
 )  # fmt: skip
+@click.option(
+    "--static",
+    "out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Serve nothing: write the page with the result of --query into this folder, for any web "
+    "server.",
+)
+@click.option("--query", help="With --static: the text to search for.")
+@click.option("--against", help="With --static: a text to stay away from.")
+@click.option("-k", "k", type=click.IntRange(1, 500), help="With --static: hits; default: 200.")
 @click.option("--title", help="Of the page; default: the folder's name.")
 @click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
 @device_option
@@ -59,6 +70,10 @@ def serve(
     no_token: bool,
     hosts: tuple[str, ...],
     scenes: tuple[Path, ...],
+    out: Path | None,
+    query: str | None,
+    against: str | None,
+    k: int | None,
     title: str | None,
     opens: bool,
     device: str | None,
@@ -68,7 +83,13 @@ def serve(
 
     FOLDER is what `terralign embed` filled. Prints the address of the page; Ctrl-C ends the server.
     """
+    _check_usage(out, query, against, k)
     _require_extra()
+    warnings.filterwarnings("ignore", message="The dataset has no Overviews")  # ours are in memory
+    if out is not None:
+        assert query is not None
+        _export(folder, model, scenes, title, device, as_json, out, query, against, k)
+        return
     from terralign.index.search import open_index
     from terralign.serve.run import address_of, bind, is_loopback
     from terralign.serve.security import check_token
@@ -112,6 +133,63 @@ def serve(
         _open(f"{address}?token={token}" if token else address)
     run(app, listening)
     click.echo("stopped", err=True)
+
+
+_OF_SERVERS = ("host", "port", "token", "no_token", "hosts", "opens")
+"""Options without effect on an export."""
+
+
+def _check_usage(out: Path | None, query: str | None, against: str | None, k: int | None) -> None:
+    context = click.get_current_context()
+    if out is None:
+        given = {"--query": query, "--against": against, "-k": k}
+        useless = [flag for flag, value in given.items() if value is not None]
+        if useless:
+            raise click.UsageError(f"{', '.join(useless)}: only with --static; ask on the page")
+        return
+    if not (query or "").strip():
+        raise click.UsageError("--static needs --query, the text to search for")
+    flags = {one.name: max(one.opts, key=len) for one in context.command.params}
+    useless = [
+        flags[name]
+        for name in _OF_SERVERS
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if useless:
+        raise click.UsageError(f"{', '.join(useless)}: no effect with --static; leave it out")
+
+
+def _export(
+    folder: Path,
+    model: str | None,
+    scenes: tuple[Path, ...],
+    title: str | None,
+    device: str | None,
+    as_json: bool,
+    out: Path,
+    query: str,
+    against: str | None,
+    k: int | None,
+) -> None:
+    from terralign.index.search import open_index
+    from terralign.serve.requests import Asked, check_asked
+    from terralign.serve.served import ServedIndex
+    from terralign.serve.settings import ServeSettings
+    from terralign.serve.static_export import check_export, export_static
+
+    check_export(out)
+    asked = check_asked(Asked, {"query": query, "against": against or "", "k": k or 200})
+    index = open_index(folder)
+    settings = ServeSettings(title=title or folder.absolute().name, scenes=scenes)
+    served = ServedIndex(folder, _load(model or index.model, device), settings)
+    found = export_static(served, asked, out)
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    click.echo(f"{out}: {counted(found.num_hits, 'hit')}, {counted(found.num_pictures, 'picture')}")
+    if found.num_missing:
+        click.echo(f"{counted(found.num_missing, 'hit')} without a picture", err=True)
+    click.echo(f"show it: python3 -m http.server --directory {shown(out)}")
 
 
 def _require_extra() -> None:

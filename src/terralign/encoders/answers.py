@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from terralign.encoders.geodata import geodataframe
 from terralign.encoders.tables import MAX_ROWS, Shown, Table, short_keys
 from terralign.encoders.vectors import (
     Embeddings,
@@ -25,6 +26,11 @@ from terralign.encoders.vectors import (
 )
 from terralign.errors import DataError, StorageError, counted, nearest
 from terralign.files import write_text
+
+if TYPE_CHECKING:
+    import geopandas
+
+    from terralign.encoders.maps import Map
 
 GENERATOR = "terralign"
 """Marks GeoJSON files, so that no other file is overwritten."""
@@ -161,6 +167,27 @@ class Classification(Shown):
         """Write `to_geojson` for QGIS and GDAL; whole, or not at all."""
         return write_geojson(path, self.to_geojson())
 
+    def to_geodataframe(self) -> geopandas.GeoDataFrame:
+        """One row per chip or window in EPSG:4326, with the columns of `to_geojson`.
+
+        `DataError` where geopandas is not installed.
+        """
+        return _geodataframe([geojson_row(row) for row in self], ["key", "label", "probability"])
+
+
+def _geodataframe(
+    rows: Sequence[tuple[Footprint, Mapping[str, Any]]], columns: Sequence[str]
+) -> geopandas.GeoDataFrame:
+    """Places and their properties, as `feature_collection` has them."""
+    return geodataframe(
+        [
+            {"source": place.source, **properties, "datetime": place.datetime}
+            for place, properties in rows
+        ],
+        [place.shape for place, _ in rows],
+        ["source", *columns, "datetime"],
+    )
+
 
 def gathered(found: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
     """The rows among embedded or classified chips and faults, and what `Embeddings` and
@@ -218,12 +245,14 @@ class Hit:
 class Hits(Shown, Sequence[Hit]):
     """The k best of a search, best first; `np.asarray` gives their scores (k,).
 
-    `num_searched`: how many vectors were compared.
+    `num_searched`: how many vectors were compared, or searched through an index. `how`: of a search
+    of an index of scenes, plain values of what was done (see `terralign search --explain`).
     """
 
     query: str
     hits: tuple[Hit, ...]
     num_searched: int
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -253,24 +282,51 @@ class Hits(Shown, Sequence[Hit]):
             columns.append(("scene", lambda row: str(self.hits[row].facts.get("scene", ""))))
         return Table.of_rows(len(self), columns, max_rows=max_rows)
 
+    def _rows(self) -> list[tuple[Footprint, dict[str, Any]]]:
+        return [
+            (
+                hit.place,
+                {
+                    "rank": hit.rank,
+                    "key": hit.key,
+                    "score": round(hit.score, 6),
+                    "tower": hit.tower,
+                    **hit.facts,
+                    "query": self.query,
+                },
+            )
+            for hit in self.hits
+        ]
+
     def to_geojson(self) -> dict[str, Any]:
         """One feature per hit, in degrees of WGS84; `DataError` where none has a place."""
-        return feature_collection(
-            [
-                (
-                    hit.place,
-                    {
-                        "rank": hit.rank,
-                        "key": hit.key,
-                        "score": round(hit.score, 6),
-                        "tower": hit.tower,
-                        **hit.facts,
-                        "query": self.query,
-                    },
-                )
-                for hit in self.hits
-            ]
-        )
+        return feature_collection(self._rows())
+
+    def to_geodataframe(self) -> geopandas.GeoDataFrame:
+        """One row per hit in EPSG:4326, best first, with the columns of `to_geojson`.
+
+        `DataError` where geopandas is not installed.
+        """
+        return _geodataframe(self._rows(), ["rank", "key", "score"])
+
+    def to_map(self, *, pictures: bool = True) -> Map:
+        """The hits outlined on a map that a notebook shows, by rank, offline.
+
+        `pictures`: read the pictures of the first four scenes around their hits, where the files
+        are at hand; the map states which are not. `DataError` where no hit has a place.
+        """
+        from terralign.encoders.maps import map_of  # which takes the readers of scenes
+
+        rows = [
+            (hit.place, str(hit.rank), f"{hit.rank}: {hit.score:.4f}, {hit.key}")
+            for hit in self.hits
+        ]
+        sensors = {
+            hit.place.source: hit.facts["sensor"]
+            for hit in self.hits
+            if hit.place.source is not None and "sensor" in hit.facts
+        }
+        return map_of(self._title(), rows, pictures=pictures, sensors=sensors)
 
     def save_geojson(self, path: str | Path) -> Path:
         """Write `to_geojson` for QGIS and GDAL; whole, or not at all."""

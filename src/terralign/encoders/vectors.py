@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ import shapely
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from terralign.chips import Window
+from terralign.encoders.geodata import geodataframe
 from terralign.encoders.tables import Shown, Table, short_keys
 from terralign.errors import (
     DataError,
@@ -31,6 +32,9 @@ from terralign.errors import (
 )
 from terralign.files import atomic_path, parse_json
 from terralign.limits import beyond, limit, require
+
+if TYPE_CHECKING:
+    import geopandas
 
 _GEO_VERSION = "1.1.0"
 
@@ -230,6 +234,22 @@ class Embeddings(Shown):
                 ("valid", lambda row: f"{100 * float(self.valid_shares[row]):.1f} %"),
                 ("vector", lambda row: _beginning(self.vectors[row])),
             ],
+        )
+
+    def to_geodataframe(self) -> geopandas.GeoDataFrame:
+        """One row per vector in EPSG:4326: key, source, datetime, tower, valid_share.
+
+        `vectors` has the same order. `DataError` where geopandas is not installed.
+        """
+        names = ("key", "source", "datetime", "tower", "valid_share")
+        rows = zip(self.keys, self.places, self.towers, self.valid_shares.tolist(), strict=True)
+        return geodataframe(
+            [
+                dict(zip(names, (key, one.source, one.datetime, tower, valid), strict=True))
+                for key, one, tower, valid in rows
+            ],
+            [place.shape for place in self.places],
+            names,
         )
 
     # Files

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Grid
 from terralign.encoders.inputs import Inputs, list_inputs
+from terralign.encoders.maps import Map, drawn_map, underlay_of
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.vectors import Fault, as_fault, check_same_space
@@ -36,11 +38,15 @@ from terralign.index.search import Index, cosines, open_index
 from terralign.index.store import NO_TIME
 from terralign.limits import require
 from terralign.scenes.declared import Declared
+from terralign.scenes.geotiff import open_geotiff
 from terralign.scenes.scene import Scene, open_declared
 from terralign.scenes.stac import StacItem, open_item
 
 PIXELS_A_WINDOW = 8
 """Pixels of a map along a window's side, unless their size is given."""
+
+_MAP_SIDE = 900
+"""Pixels, at most, of a map's longer side where a notebook shows it."""
 
 MAX_CLASSES = 65_535
 """Values of the largest type that has a colour table, less no data."""
@@ -113,6 +119,24 @@ class ScoreMap(_Map):
             "lowest": self.lowest if self.covered else None,
             "highest": self.highest if self.covered else None,
         }
+
+    def to_map(self) -> Map:
+        """The scores in colours, from dark, the lowest, to bright, on a map that a notebook shows.
+
+        `DataError` where the file is gone or has no reference system.
+        """
+        with open_geotiff(self.path) as file:
+            side = max(file.height, file.width)
+            step = max(1, math.ceil(side / _MAP_SIDE))
+            values = file.read(1)[::step, ::step]
+        if self.grid.crs is None:
+            raise DataError(f"{shown(self.path)} is not georeferenced; a map needs that")
+        shares = (values - self.lowest) / max(self.highest - self.lowest, 1e-6)
+        colours = matplotlib.colormaps["viridis"](np.nan_to_num(shares), bytes=True)
+        colours[..., 3] = np.where(np.isfinite(values), 255, 0)
+        picture = underlay_of(colours, self.grid, origin=shown(self.path))
+        line = f"Dark to bright: {self.lowest:.4f} to {self.highest:.4f}."
+        return drawn_map(f"Scores of {self.query!r}: {self.scene}", [], [picture], [line])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import shapely
 
 from terralign.chips import Chip, Grid
 from terralign.encoders.answers import Changes, Hit, Hits, centre_of
+from terralign.encoders.maps import rings_of
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import DataError, TerralignError, counted, shown
 from terralign.evaluation.chip_views import VIEWS_LEGEND, chip_views, jpeg_bytes
@@ -19,9 +19,10 @@ from terralign.index.search import Index
 from terralign.index.stamps import stamps_of
 from terralign.preprocess.views import view_bands
 from terralign.progress import Progress
-from terralign.report.hits import MAX_CARDS, HitCard, HitPage, Ring, check_page, write_hits
+from terralign.report.hits import MAX_CARDS, HitCard, HitPage, check_page, write_hits
 from terralign.scenes.places import wgs84_footprint
 from terralign.scenes.scene import Scene, open_scene
+from terralign.svg_map import Ring
 
 Found = tuple[tuple[str, bytes], ...] | str
 """The pictures of a hit, by what they show, or what keeps from showing it."""
@@ -98,7 +99,7 @@ def _card(hit: Hit, facts: PartFacts, pictures: Mapping[str, Found]) -> HitCard:
         pictures=() if isinstance(found, str) else found,
         missing=found if isinstance(found, str) else "",
         facts=tuple((name, value) for name, value in values.items() if value),
-        rings=_rings(hit.place.shape),
+        rings=rings_of(hit.place.shape),
     )
 
 
@@ -130,18 +131,7 @@ def _outline(facts: PartFacts) -> tuple[Ring, ...]:
         return ()
     grid = Grid(**facts.grid.model_dump())
     footprint = wgs84_footprint(grid, origin=facts.scene)
-    return () if footprint is None else _rings(shapely.geometry.shape(footprint))
-
-
-def _rings(shape: Any) -> tuple[Ring, ...]:
-    """The outer rings of a polygon, or of several."""
-    if shape is None:
-        return ()
-    return tuple(
-        tuple((float(x), float(y)) for x, y in shapely.get_coordinates(one.exterior))
-        for one in shapely.get_parts(shape)
-        if one.geom_type == "Polygon"
-    )
+    return () if footprint is None else rings_of(shapely.geometry.shape(footprint))
 
 
 def read_pictures(

@@ -55,10 +55,6 @@ _NUM_TILES = 256
 _WEB_MERCATOR = CRS.from_epsg(3857)
 
 
-class Outside(DataError):
-    """A tile that the scene does not touch."""
-
-
 def kinds_of(layout: PixelLayout) -> tuple[Kind, ...]:
     """The pictures that bands of a layout make."""
     return tuple(kind for kind in KINDS if picture_bands(layout, kind))
@@ -98,7 +94,7 @@ class Pictures:
         self.tile = lru_cache(maxsize=_NUM_TILES)(self._tile)
 
     def _tile(self, key: str, kind: Kind, zoom: int, x: int, y: int) -> bytes:
-        """PNG of a tile of the web map; `Outside` where the scene does not touch it."""
+        """PNG of a tile of the web map; `DataError` where the scene does not touch it."""
         overview = self._overview_of(key, kind)
         try:
             with _opened(overview) as reader:
@@ -110,7 +106,7 @@ class Pictures:
                 lambda band, options: band.tile(x, y, zoom, tilesize=TILE_PX, **options),
             )  # fmt: skip
         except TileOutsideBounds as error:
-            raise Outside("the scene does not touch this tile") from error
+            raise DataError("the scene does not touch this tile") from error
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
 
@@ -121,10 +117,18 @@ class Pictures:
         scale = THUMBNAIL_PX / max(right - left, top - bottom)
         width = max(1, round((right - left) * scale))
         height = max(1, round((top - bottom) * scale))
-        stretch = self._overview_of(key, kind).stretch
+        overview = self._overview_of(key, kind)
         try:
+            if overview.is_whole:
+                with _opened(overview) as reader:
+                    return _png(
+                        reader.part(
+                            (left, bottom, right, top), bounds_crs=crs, dst_crs=crs, width=width,
+                            height=height, indexes=(1, 2, 3), resampling_method="bilinear",
+                        ).array
+                    )  # fmt: skip
             return self._read(
-                key, kind, stretch,
+                key, kind, overview.stretch,
                 lambda band, options: band.part(
                     (left, bottom, right, top), bounds_crs=crs, dst_crs=crs,
                     width=width, height=height, **options

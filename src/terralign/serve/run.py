@@ -7,13 +7,11 @@ import ipaddress
 import logging
 import signal
 import socket
-import warnings
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from rio_tiler.errors import NoOverviewWarning
 
 from terralign.errors import TerralignError
 
@@ -89,7 +87,6 @@ class _Server(uvicorn.Server):
 
 def run(app: Any, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests that run have three seconds to end."""
-    warnings.filterwarnings("ignore", category=NoOverviewWarning)  # ours are in memory
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     config = uvicorn.Config(

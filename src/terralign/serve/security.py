@@ -51,7 +51,8 @@ HEADERS = {
 MIN_TOKEN = 8
 MAX_TOKEN = 200
 _MAX_ADDRESS = 2048
-"""Bytes of a path and its query."""
+_MAX_HEADERS = 16 * 1024
+"""Bytes of a path with its query, and of all headers."""
 _MAX_SHOWN = 120
 
 _PARAMETERS = frozenset({"format", "picture"})
@@ -129,6 +130,8 @@ class Guard:
         raw, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
         if len(raw) + len(query) > _MAX_ADDRESS:
             raise _Refused(414, f"the address is longer than {_MAX_ADDRESS} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADERS:
+            raise _Refused(431, f"the headers are longer than {_MAX_HEADERS:,} bytes")
         headers = _headers_of(scope)
         self._check_host(headers)
         parameters = parse_qsl(query.decode("latin-1"), keep_blank_values=True)

@@ -90,7 +90,8 @@ class AlignmentSource:
 
 
 class _PairBatches:
-    """Stage 2's batches: the student's bands, and the teacher's embeddings or pictures."""
+    """Stage 2's batches: the student's bands, and the teacher's embeddings or pictures, which a
+    loss of labels alone does not need."""
 
     def __init__(
         self,
@@ -110,12 +111,14 @@ class _PairBatches:
         self._samples = [keep_in_memory(source.samples) for source in sources]
         self._layouts = [student_layout(s, self._spec.sensors) for s in self._samples]
         self._views = ViewPlan(spec=settings.views, num_views=settings.num_views, seed=seed)
+        self._taught = set(_losses(settings, sources)) != {"label"}
         self._stored: list[NDArray[np.float16]] | None = None
-        if not settings.live_teacher:
+        if self._taught and not settings.live_teacher:
             self._stored = [
                 stored_views(clip, samples, self._views, folder, cache=cache)
                 for samples in self._samples
             ]
+        if not (self._taught and settings.live_teacher):
             self._samples = [  # the teacher's sensor need not be read any more
                 only_sensors(samples, [layout.sensor.name])
                 for samples, layout in zip(self._samples, self._layouts, strict=True)
@@ -144,9 +147,9 @@ class _PairBatches:
         samples, layout = self._samples[chosen.source], self._layouts[chosen.source]
         pixels = samples.read(chosen.indices)
         tensors = {"bands": torch.from_numpy(pixels[layout.sensor.name])}
-        if self._stored is None:
+        if self._taught and self._stored is None:
             tensors["picture"] = torch.from_numpy(pixels[optical_layout(samples).sensor.name])
-        else:
+        elif self._stored is not None:
             stored = self._stored[chosen.source][self._views.stored(chosen.view), chosen.indices]
             tensors["targets"] = torch.from_numpy(stored.astype(np.float32))
         if self._sources[chosen.source].labelled:
@@ -166,7 +169,7 @@ class _PairBatches:
             self._settings.spectral, seed=self._seed, view=chosen.view, indices=indices,
         )  # fmt: skip
         targets = tensors.get("targets")
-        if targets is None:
+        if "picture" in tensors:
             optical = optical_layout(samples)
             targets = teacher_pictures(self._clip, tensors["picture"], optical, views)
         return Batch(
@@ -283,6 +286,8 @@ def check_effects(
             f"losses has only a label term, and {unlabelled[0]} is used without labels; leave that "
             "data set out, or add a feature loss"
         )
+    if settings.live_teacher and set(losses) == {"label"}:
+        raise RecipeError("live_teacher has no effect with a label term alone; leave it out")
     if validation is not None and settings.keep == "last":
         raise RecipeError('validation data have no effect with keep = "last"; set keep = "best"')
     for name in OF_WHOLE_BATCH & losses.keys():
@@ -331,14 +336,14 @@ class _Learner(nn.Module):
         self.calibrations = Calibrations(calibrations)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.targets is not None
         targets = batch.targets
-        if self._teacher is not None:
+        if self._teacher is not None and targets is not None:
             targets = teacher_features(self._teacher, targets)
         features = self.student(batch.pixels).float()
         total = features.new_zeros(())
         metrics: dict[str, Tensor] = {}
         for name, weight in self._feature_losses.items():
+            assert targets is not None
             pair = features, targets
             if name in OF_WHOLE_BATCH:
                 pair = (

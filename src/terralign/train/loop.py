@@ -460,7 +460,7 @@ class _Journal:
     def __init__(self, log: MetricsLog, progress: Progress, where: str, last: Path) -> None:
         self._log, self._progress, self._where, self._last = log, progress, where, last
         self._taken: list[_Taken] = []
-        self._since = time.monotonic()
+        self.restart()
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -474,7 +474,7 @@ class _Journal:
 
     def restart(self) -> None:
         """Count time from now on: what was done since the last step is not training."""
-        self._since = time.monotonic()
+        self._since, self._cpu_since = time.monotonic(), time.process_time()
 
     def write(self) -> None:
         """Read and log all; `TrainingError` for the first step that was not finite."""
@@ -482,6 +482,7 @@ class _Journal:
         numbers = iter(_read([value for one in taken for _, value, _ in one.figures]))
         waited = sum(one.waited for one in taken)
         training = max(time.monotonic() - self._since - waited, 1e-9)
+        cpu = (time.process_time() - self._cpu_since) / max(len(taken), 1)
         self.restart()
         rate = sum(one.batch.num_whole for one in taken) / training
         for one in taken:
@@ -492,7 +493,7 @@ class _Journal:
             of_source = f" ({one.batch.title})" if one.batch.title else ""
             values = {
                 "lr": one.rate, **figures,
-                "samples_per_second": rate, "seconds_waiting": one.waited,
+                "samples_per_second": rate, "seconds_waiting": one.waited, "cpu_seconds": cpu,
             }  # fmt: skip
             self._log.write(one.step, values, source=one.batch.title)
             self._progress.advance(note=f"loss {figures['loss']:.4g}{of_source}")
