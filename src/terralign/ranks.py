@@ -46,7 +46,7 @@ SECONDS_AFTER_FAULT = 2.0
 """That the first rank waits for the others, which read whose fault it was."""
 
 SECONDS_AT_END = 60.0
-"""That the first rank waits for the others when all is done, which by then only read."""
+"""That the first rank waits for the others when all is done or saved: they only read by then."""
 
 SECONDS_TO_END = 3.0
 """That a process has to end by itself once another one has failed."""
@@ -141,6 +141,7 @@ def joined(device: str | None) -> Iterator[None]:
             )  # fmt: skip
         yield
     except Interrupted:  # by all, which have agreed on it
+        _leave(_world, SECONDS_AT_END)
         raise
     except Exception as error:
         fault = error if isinstance(error, RankLostError) else _first_fault(_world, error)
