@@ -39,7 +39,7 @@ def small() -> Iterator[None]:
     """Few rows are enough for the index, and few queries are measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "EXACT_ROWS", 100)
-        patch.setattr(probes, "NAMES", probes.NAMES[:8])
+        patch.setattr(probes, "NAMES", probes.NAMES[:12])
         patch.setattr(probes, "TEMPLATES", probes.TEMPLATES[:1])
         patch.setattr(probes, "_GROUPS", 4)
         yield
