@@ -378,6 +378,25 @@ def _full(*_: Any) -> None:
     raise StorageError("it needs 5 MB but its disk has 1 MB free")
 
 
+def test_links_are_not_followed(space: EmbeddingSpace, folder: Path, tmp_path: Path) -> None:
+    """As of a folder that came from elsewhere, whose index would be removed through a link."""
+    kept = tmp_path / "documents"
+    kept.mkdir()
+    (kept / "letter.txt").write_text("mine")
+    table = next((folder / FOLDER).glob("*.lance"))
+    shutil.rmtree(table)
+    table.symlink_to(kept)
+    for work in (index_folder, drop_index):
+        with pytest.raises(StorageError, match="is a link"):
+            work(folder)
+    shutil.rmtree(folder / FOLDER)
+    (folder / FOLDER).symlink_to(kept)
+    for work in (index_folder, drop_index):
+        with pytest.raises(StorageError, match="is a link"):
+            work(folder)
+    assert (kept / "letter.txt").read_text() == "mine"
+
+
 def test_without_lancedb_one_line_names_the_extra(
     space: EmbeddingSpace, folder: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

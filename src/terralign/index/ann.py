@@ -48,6 +48,15 @@ def is_address(place: str) -> bool:
     return re.match(r"[a-z0-9+]+://", place) is not None
 
 
+TABLE_NAME = r"terralign_[0-9a-f]{16}_\d+_\d+"
+"""Of this project's tables: their owner, a generation and a number."""
+
+
+def is_table_folder(name: str) -> bool:
+    """Whether a local folder is called as LanceDB calls that of one of these tables."""
+    return re.fullmatch(TABLE_NAME + r"\.lance", name) is not None
+
+
 class Tables:
     """The tables at a place: a local folder, or object storage (`s3://bucket/folder`, `gs://`,
     `az://`), whose credentials LanceDB takes from the environment.
