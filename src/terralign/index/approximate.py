@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 FOLDER = ".index"
 FORMAT = 1
 
-REFINE: dict[Kind, int] = {"flat": 1, "pq": 10}
-"""Candidates for each hit: of distances by codes the best hits are not the first."""
+REFINE: dict[Kind, int] = {"flat": 2, "pq": 10}
+"""Candidates for each hit, whose cosines are then taken: by vectors of rounded length, or by codes,
+the best hits are not just the first."""
 
 Stamp = tuple[str, int, int]
 """Name, size and time of change of a part."""
