@@ -150,7 +150,7 @@ def expected(vectors: Path) -> Callable[..., list[str]]:
     """The ids that the library lists first."""
     space, index = ta.load("starter"), ta.open_index(vectors)
     return lambda text, **options: [
-        hit.key for hit in index.search(space, text, k=24, collapse=True, **options)
+        hit.key for hit in index.search(space, text, k=24, **{"collapse": True, **options})
     ]
 
 
@@ -665,3 +665,51 @@ def test_the_list_works_where_no_map_can_be_drawn(served: tuple[str, str], brows
         assert num_on(RIVER, tab.ask("a river")[:6]) == 6
     finally:
         other.close()
+
+
+# Without a server of ours
+
+
+@pytest.fixture
+def exported(vectors: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of an export that another web server shows below a prefix."""
+    out = tmp_path / "maps" / "a river"
+    command = ["serve", str(vectors), "--static", str(out), "--query", "a river", "-k", "40"]
+    subprocess.run([sys.executable, "-m", "terralign", *command], check=True, capture_output=True)
+    command = [*("-u", "-m", "http.server", "0"), "--bind", "127.0.0.1", "--directory"]
+    with subprocess.Popen(
+        [sys.executable, *command, str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            [address] = re.findall(r"http://[\d.:]+", process.stdout.readline())
+            yield f"{address}/maps/a%20river/"
+        finally:
+            process.kill()
+
+
+def test_an_export_is_a_page_of_any_web_server(
+    exported: str, tab_of: Callable[..., Tab], expected: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    tab = tab_of(exported).open()
+    first = tab.ids()
+    assert first == expected("a river", collapse=False)
+    assert tab.inner_text("#heading") == "a river"
+    for hidden in ("#query", ".hit .plus", ".hit .similar", "[data-format=geoparquet]", "#draw"):
+        assert tab.locator(hidden).first.is_hidden(), hidden
+    second = tab.changed(lambda: tab.click("#next"))
+    assert len(first + second) == len({*first, *second}) == 40
+    tab.wait_for_load_state("networkidle")
+    canvas = tab.locator("#map canvas")
+    shown = [canvas.screenshot()]
+    for step in ("[value=false]", "[value=none]", "#show-scores"):
+        tab.click(step)
+        tab.wait_for_load_state("networkidle")
+        tab.wait_for_timeout(400)
+        shown.append(canvas.screenshot())
+    assert len(set(shown)) == len(shown)
+    with tab.expect_download() as told:
+        tab.click("[data-format=geojson]")
+    told.value.save_as(tmp_path / "hits.geojson")
+    assert len(json.loads((tmp_path / "hits.geojson").read_text())["features"]) == 40
