@@ -226,7 +226,7 @@ def tab(entered: Callable[..., Tab]) -> Tab:
 
 def test_texts_find_the_river_the_town_and_the_ponds(tab: Tab) -> None:
     assert num_on(RIVER, tab.ask("a river")[:6]) == 6
-    assert "484 windows searched" in tab.status()
+    assert re.fullmatch(r"Best \d+ of 484 windows, .* ms", tab.status())
     assert num_on(TOWN, tab.ask("a town with houses")[:6]) >= 5
     assert num_on(PONDS, tab.ask("fish ponds")[:6]) >= 3
     assert tab.eval_on_selector_all(".hit img", "all => all.map(one => one.alt)").count("") == 24
@@ -452,6 +452,41 @@ def test_hits_are_downloaded(tab: Tab, tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "hits.parquet")
     assert [one["properties"].get("key") for one in features][: len(keys)] == keys
     assert table["key"].to_pylist()[: len(keys)] == keys
+
+
+def test_filters_are_asked_for(tab: Tab) -> None:
+    def add_sensor(route: Any) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        found["sensors"].append("sentinel1-grd")
+        route.fulfill(response=answer, json=found)
+
+    tab.route("**/api/index", add_sensor)
+    tab.open("#q=a+river")
+    tab.click("#filters > summary")
+    tab.fill("#against", "a lake")
+    tab.fill("#start", "2020-02-01")
+    tab.fill("#end", "2020-02-29")
+    tab.check("[value='sentinel2-l2a']")
+    tab.fill("#cloud", "20")
+    tab.uncheck("#collapse")
+    with tab.expect_request("**/api/search") as told:
+        tab.click("#filters [type=submit]")
+    asked = told.value.post_data_json
+    assert {name: asked[name] for name in ("against", "start", "end", "sensors")} == {
+        "against": "a lake",
+        "start": "2020-02-01",
+        "end": "2020-02-29",
+        "sensors": ["sentinel2-l2a"],
+    }
+    assert (asked["max_cloud"], asked["collapse"], asked["bbox"]) == (0.2, False, None)
+    tab.settle()
+    assert tab.inner_text("#num-filters").strip() == "(6 set)"
+    tab.fill("#start", "2020-03-01")  # after the end
+    tab.press("#start", "Enter")
+    assert tab.get_attribute("#start", "aria-invalid") == "true"
+    tab.changed(lambda: tab.click("#clear-filters"))
+    assert tab.inner_text("#num-filters") == ""
 
 
 def test_what_cannot_be_found_is_said(tab: Tab) -> None:
