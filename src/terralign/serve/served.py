@@ -29,6 +29,7 @@ from terralign.encoders.answers import Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_utf8, check_same_space
 from terralign.errors import DataError, SensorError, TerralignError, counted
+from terralign.index.approximate import FOLDER as INDEX
 from terralign.index.filters import outlines_of
 from terralign.index.names import part_paths
 from terralign.index.parts import PartFacts
@@ -103,7 +104,7 @@ class ServedScene:
 
 
 _Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change of each part."""
+"""Name, size and time of change of each part, and of the index beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -536,7 +537,8 @@ def _link(source: str) -> str | None:
 
 def _stamp_of(folder: Path) -> _Stamp:
     found = []
-    for path in part_paths(folder):
+    index = folder / INDEX / "state.json"  # of `terralign index`
+    for path in (*part_paths(folder), *([index] if index.is_file() else [])):
         status = path.stat()
         found.append((path.name, status.st_size, status.st_mtime_ns))
     return tuple(found)
