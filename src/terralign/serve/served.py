@@ -61,6 +61,10 @@ class NotFound(DataError):
     """A scene, window or picture that the index does not have."""
 
 
+class Unavailable(TerralignError):
+    """The parts changed, and cannot be opened now."""
+
+
 class KeepingSpace(EmbeddingSpace):
     """The same space, which keeps the vectors of the latest texts; one text is embedded at a
     time."""
@@ -151,13 +155,16 @@ class ServedIndex:
         return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp, found=found)
 
     def _with_index(self, use: Callable[[_Opened], T]) -> T:
-        """What is made of the index; made again where its parts changed meanwhile."""
+        """What is made of the index; made again where its parts changed meanwhile. `Unavailable`
+        where they cannot be opened."""
         opened = self._now
         try:
             return use(opened)
-        except (DataError, OSError):
+        except (DataError, OSError) as error:
             self.refresh()
             if self._now is opened:
+                if set(opened.stamp) - set(_stamp_of(self.folder)):
+                    raise Unavailable(self.warning or "parts of the index are gone") from error
                 raise
         return use(self._now)
 
@@ -363,7 +370,7 @@ class ServedIndex:
     # Scenes that can be shown
 
     def _shown(self, scene: ServedScene, kind: Kind, draw: Callable[[], T]) -> T:
-        """A picture of a scene; `NotFound` says why there is none."""
+        """A picture of a scene; `NotFound` where it cannot be drawn, with the reason."""
         kinds, why = self._kinds_of(scene)
         if kind not in kinds:
             raise NotFound(why or f"this scene has no picture {kind!r}; it has {', '.join(kinds)}")
@@ -377,7 +384,7 @@ class ServedIndex:
     def _kinds_of(
         self, scene: ServedScene, *, believed_s: float = _LOOKED_S
     ) -> tuple[tuple[Kind, ...], str]:
-        """The pictures of a scene, or () and why there are none."""
+        """The pictures of a scene, or () and the reason."""
         why = self._missing(scene, believed_s)
         if why:
             return (), why
