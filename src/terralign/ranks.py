@@ -11,6 +11,7 @@ Letters: P parameters, B batch, D embedding.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -267,13 +268,13 @@ def _put(world: _World, key: str, value: Any) -> None:
         world.store.set(key, json.dumps(value))
 
 
-def _found(world: _World, key: str) -> Any:
+def _found(world: _World, key: str, *, latest: float = math.inf) -> Any:
     """The value of a key, once it is there. Asked for again and again: a store that waits within
     torch would let no other thread of this process use it, such as `_watch`."""
     pause = 0.001
     with _heard(world):
         while not world.store.check([key]):
-            if world.store.check([_FAULT]):
+            if world.store.check([_FAULT]) or time.monotonic() > latest:
                 raise _lost(world)
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
@@ -342,7 +343,11 @@ def gather(value: Any) -> list[Any]:
         return [value]
     world.posted += 1
     _put(world, f"gather-{world.posted}-{world.rank}", value)
-    return [_found(world, f"gather-{world.posted}-{number}") for number in range(world.size)]
+    latest = time.monotonic() + LONGEST_STEP.total_seconds()
+    return [
+        _found(world, f"gather-{world.posted}-{number}", latest=latest)
+        for number in range(world.size)
+    ]
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:

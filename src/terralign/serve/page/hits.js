@@ -69,9 +69,9 @@ export class HitList {
     const find = (selector) => card.querySelector(selector);
     const hit = feature.properties;
     const name = `hit ${hit.rank}`;
-    const picture = find("img");
-    picture.src = this.thumbnailOf(hit);
-    picture.addEventListener("error", () => card.classList.add("no-picture"));
+    card.dataset.id = feature.id;
+    find("img").addEventListener("error", () => card.classList.add("no-picture"));
+    this.#showPicture(card, hit);
     find(".rank").textContent = hit.rank;
     find(".score").textContent = hit.score.toFixed(3);
     find(".bar span").style.width = `${Math.round(8 + 92 * share)}%`;
@@ -105,10 +105,13 @@ export class HitList {
   }
 
   showPictures() {
-    for (const { card, feature } of this.cards.values()) {
-      card.classList.remove("no-picture");
-      card.querySelector("img").src = this.thumbnailOf(feature.properties);
-    }
+    for (const { card, feature } of this.cards.values()) this.#showPicture(card, feature.properties);
+  }
+
+  #showPicture(card, hit) {
+    const address = this.thumbnailOf(hit);
+    card.classList.toggle("no-picture", !address);
+    if (address) card.querySelector("img").src = address;
   }
 
   /** `marks`: id -> 1 or -1. */
