@@ -41,11 +41,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
         clouds[rng.random(rows) < 0.2 * (number % 3)] = np.nan
         facts = PartFacts(
             format=1, key=f"{number:016x}", identity=f"{number:016x}", stamps="",
-            source=f"{number}", scene=f"{number}", sensor="sentinel2-l2a", bands=("B02",), dn_offset=0.0,
-            space_id="0" * 16, tower=("s2", "rgb")[number % 2], tower_id="1" * 16, model="", dim=4,
-            vector_type="float16", logit_scale=1.0, self_check=(1.0,), window_px=64, stride_px=64,
-            gsd_m=10, scene_gsd_m=10, min_valid=0, max_cloud=None, num_windows=rows, num_invalid=0,
-            num_cloudy=0,
+            source=f"{number}", scene=f"{number}", sensor="sentinel2-l2a", bands=("B02",),
+            dn_offset=0.0, space_id="0" * 16, tower=("s2", "rgb")[number % 2], tower_id="1" * 16,
+            model="", dim=4, vector_type="float16", logit_scale=1.0, self_check=(1.0,),
+            window_px=64, stride_px=64, gsd_m=10, scene_gsd_m=10, min_valid=0, max_cloud=None,
+            num_windows=rows, num_invalid=0, num_cloudy=0,
         )  # fmt: skip
         write_part(
             folder / f"{number}.parquet",
