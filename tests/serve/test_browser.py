@@ -150,7 +150,7 @@ def expected(vectors: Path) -> Callable[..., list[str]]:
     """The ids that the library lists first."""
     space, index = ta.load("starter"), ta.open_index(vectors)
     return lambda text, **options: [
-        hit.key for hit in index.search(space, text, k=24, collapse=True, **options)
+        hit.key for hit in index.search(space, text, k=24, **{"collapse": True, **options})
     ]
 
 
@@ -226,7 +226,7 @@ def tab(entered: Callable[..., Tab]) -> Tab:
 
 def test_texts_find_the_river_the_town_and_the_ponds(tab: Tab) -> None:
     assert num_on(RIVER, tab.ask("a river")[:6]) == 6
-    assert "484 windows searched" in tab.status()
+    assert re.fullmatch(r"Best \d+ of 484 windows, .* ms", tab.status())
     assert num_on(TOWN, tab.ask("a town with houses")[:6]) >= 5
     assert num_on(PONDS, tab.ask("fish ponds")[:6]) >= 3
     assert tab.eval_on_selector_all(".hit img", "all => all.map(one => one.alt)").count("") == 24
@@ -454,6 +454,41 @@ def test_hits_are_downloaded(tab: Tab, tmp_path: Path) -> None:
     assert table["key"].to_pylist()[: len(keys)] == keys
 
 
+def test_filters_are_asked_for(tab: Tab) -> None:
+    def add_sensor(route: Any) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        found["sensors"].append("sentinel1-grd")
+        route.fulfill(response=answer, json=found)
+
+    tab.route("**/api/index", add_sensor)
+    tab.open("#q=a+river")
+    tab.click("#filters > summary")
+    tab.fill("#against", "a lake")
+    tab.fill("#start", "2020-02-01")
+    tab.fill("#end", "2020-02-29")
+    tab.check("[value='sentinel2-l2a']")
+    tab.fill("#cloud", "20")
+    tab.uncheck("#collapse")
+    with tab.expect_request("**/api/search") as told:
+        tab.click("#filters [type=submit]")
+    asked = told.value.post_data_json
+    assert {name: asked[name] for name in ("against", "start", "end", "sensors")} == {
+        "against": "a lake",
+        "start": "2020-02-01",
+        "end": "2020-02-29",
+        "sensors": ["sentinel2-l2a"],
+    }
+    assert (asked["max_cloud"], asked["collapse"], asked["bbox"]) == (0.2, False, None)
+    tab.settle()
+    assert tab.inner_text("#num-filters").strip() == "(6 set)"
+    tab.fill("#start", "2020-03-01")  # after the end
+    tab.press("#start", "Enter")
+    assert tab.get_attribute("#start", "aria-invalid") == "true"
+    tab.changed(lambda: tab.click("#clear-filters"))
+    assert tab.inner_text("#num-filters") == ""
+
+
 def test_what_cannot_be_found_is_said(tab: Tab) -> None:
     tab.ask("a river")
     tab.click("#filters > summary")
@@ -665,3 +700,51 @@ def test_the_list_works_where_no_map_can_be_drawn(served: tuple[str, str], brows
         assert num_on(RIVER, tab.ask("a river")[:6]) == 6
     finally:
         other.close()
+
+
+# Without a server of ours
+
+
+@pytest.fixture
+def exported(vectors: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of an export that another web server shows below a prefix."""
+    out = tmp_path / "maps" / "a river"
+    command = ["serve", str(vectors), "--static", str(out), "--query", "a river", "-k", "40"]
+    subprocess.run([sys.executable, "-m", "terralign", *command], check=True, capture_output=True)
+    command = [*("-u", "-m", "http.server", "0"), "--bind", "127.0.0.1", "--directory"]
+    with subprocess.Popen(
+        [sys.executable, *command, str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            [address] = re.findall(r"http://[\d.:]+", process.stdout.readline())
+            yield f"{address}/maps/a%20river/"
+        finally:
+            process.kill()
+
+
+def test_an_export_is_a_page_of_any_web_server(
+    exported: str, tab_of: Callable[..., Tab], expected: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    tab = tab_of(exported).open()
+    first = tab.ids()
+    assert first == expected("a river", collapse=False)
+    assert tab.inner_text("#heading") == "a river"
+    for hidden in ("#query", ".hit .plus", ".hit .similar", "[data-format=geoparquet]", "#draw"):
+        assert tab.locator(hidden).first.is_hidden(), hidden
+    second = tab.changed(lambda: tab.click("#next"))
+    assert len(first + second) == len({*first, *second}) == 40
+    tab.wait_for_load_state("networkidle")
+    canvas = tab.locator("#map canvas")
+    shown = [canvas.screenshot()]
+    for step in ("[value=false]", "[value=none]", "#show-scores"):
+        tab.click(step)
+        tab.wait_for_load_state("networkidle")
+        tab.wait_for_timeout(400)
+        shown.append(canvas.screenshot())
+    assert len(set(shown)) == len(shown)
+    with tab.expect_download() as told:
+        tab.click("[data-format=geojson]")
+    told.value.save_as(tmp_path / "hits.geojson")
+    assert len(json.loads((tmp_path / "hits.geojson").read_text())["features"]) == 40

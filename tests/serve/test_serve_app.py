@@ -334,6 +334,27 @@ def test_a_part_replaced_between_two_looks_is_found(
         assert before.split("-")[0] != after.split("-")[0]
 
 
+def test_a_part_that_is_removed_is_no_longer_found(
+    served_space: EmbeddingSpace, own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, folder = own
+    [first] = folder.glob("*.parquet")
+    other = write_geotiff(tmp_path / "new.tif", dn(64, seed=6), S2.band_names, tags=NO_OFFSET)
+    embed_scenes(served_space, [other], folder, sensor=S2.name, tower="s2")
+    settings = ServeSettings(title="", refresh_s=3600)
+    with TestClient(
+        create_app(folder, served_space, settings), base_url="http://localhost"
+    ) as client:
+        first.unlink()
+        names = {one["properties"]["scene_name"] for one in ask(client)["hits"]["features"]}
+        assert names == {"new.tif"}
+        for path in folder.glob("*.parquet"):
+            path.unlink()
+        answer = client.post("/api/search", json={"query": "a lake"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+        assert str(folder) not in answer.text
+
+
 def test_parts_of_another_space_are_refused(tiny_starter: Path, served_folder: Path) -> None:
     other = EmbeddingSpace.load("starter:base")
     with pytest.raises(SpaceMismatchError, match="of space"):

@@ -183,10 +183,14 @@ def test_the_token_opens_as_a_cookie_that_is_not_the_token(locked: TestClient) -
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Strict" in cookie
+    assert "Secure" not in cookie  # over plain HTTP it would not be sent again
     assert TOKEN not in cookie
     assert locked.get("/api/index").status_code == 200  # the client keeps it
     locked.cookies.clear()
     refused(locked.get("/?token=another-token"), 401, "wrong")
+    behind = locked.get(f"/?token={TOKEN}", headers={"X-Forwarded-Proto": "https"})
+    assert "; Secure" in behind.headers["set-cookie"]
+    locked.cookies.clear()
     name = cookie.partition("=")[0]
     for wrong in (f"{name}={TOKEN}", f"{name}=", "a=b; ;;==", f"{name}"):
         refused(locked.get("/api/index", headers={"Cookie": wrong}), 401)

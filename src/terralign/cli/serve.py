@@ -24,7 +24,7 @@ TOKEN_VARIABLE = "TERRALIGN_TOKEN"
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--model", help="A space; default: the one that the vectors were made with.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -42,7 +42,7 @@ TOKEN_VARIABLE = "TERRALIGN_TOKEN"
     help="A name that browsers call the server by, as behind a proxy; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--scenes", multiple=True, type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--scenes", multiple=True, type=click.Path(path_type=Path),
     help="A folder that files of scenes may be read from, also those that moved there; repeatable. "
     "Default: the files that the parts name.",
 )  # fmt: skip
@@ -84,6 +84,9 @@ def serve(
     FOLDER is what `terralign embed` filled. Prints the address of the page; Ctrl-C ends the server.
     """
     _check_usage(out, query, against, k)
+    for path in scenes:
+        if not path.is_dir():
+            raise click.UsageError(f"--scenes {shown(path)}: no such folder")
     _require_extra()
     warnings.filterwarnings("ignore", message="The dataset has no Overviews")  # ours are in memory
     if out is not None:

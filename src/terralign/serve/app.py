@@ -38,7 +38,7 @@ from terralign.serve.requests import (
     first_fault,
 )
 from terralign.serve.security import Guard
-from terralign.serve.served import NotFound, ServedIndex, as_json
+from terralign.serve.served import NotFound, ServedIndex, Unavailable, as_json
 from terralign.serve.settings import LIMITS, ServeSettings
 from terralign.serve.workers import Overloaded, Workers
 
@@ -308,7 +308,11 @@ def _add_faults(api: FastAPI, served: ServedIndex) -> None:
     async def unexpected(request: Request, error: Any) -> Response:
         return fault(500, "unexpected fault; the server's log has more")  # and `Guard` logs it
 
+    async def gone(request: Request, error: Any) -> Response:
+        return fault(503, str(error), {"retry-after": "10"})
+
     api.add_exception_handler(Exception, unexpected)
+    api.add_exception_handler(Unavailable, gone)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(StarletteHTTPException, http)
     api.add_exception_handler(NotFound, missing)

@@ -1,7 +1,7 @@
 """Scenes as pictures: tiles of the web map, windows as thumbnails, and the whole at once.
 
 Bands are read by rio-tiler from files that terralign has opened and checked. Each picture of a
-scene has one stretch, from the 2nd to the 98th percentile of each band, and one overview in memory,
+scene has one stretch, from the 2nd to the 98th percentile of its bands, and one overview in memory,
 from which everything coarser than it is made. H W pixels throughout.
 """
 
@@ -48,10 +48,13 @@ OVERVIEW_PX = 1536
 TILE_PX = 256
 THUMBNAIL_PX = 128
 _PERCENTILES = (2.0, 98.0)
+_BRIGHTENED = 0.7
+"""The exponent of true colour: most of a scene is darker than the middle of its range."""
 _NUM_OVERVIEWS = 12
 """Overviews that are kept, of up to 9 MB each."""
 _NUM_TILES = 256
-"""Tiles that are kept as PNG, of up to 200 kB each."""
+_NUM_THUMBNAILS = 1024
+"""Pictures that are kept as PNG, of up to 200 kB and 40 kB each."""
 _WEB_MERCATOR = CRS.from_epsg(3857)
 
 
@@ -75,8 +78,8 @@ def picture_bands(layout: PixelLayout, kind: Kind) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Overview:
-    """A picture of a whole scene, as the bytes of a GeoTIFF of 8 bits with alpha, and the black and
-    white of its bands, (3, 2). `is_whole`: it has as many pixels as the scene."""
+    """A picture of a whole scene, as the bytes of a GeoTIFF of 8 bits with alpha, and the stretch
+    of its bands, (3, 3). `is_whole`: it has as many pixels as the scene."""
 
     content: bytes
     stretch: NDArray[np.float64]
@@ -92,6 +95,7 @@ class Pictures:
         self._making: dict[tuple[str, Kind], threading.Lock] = {}
         self._overview = lru_cache(maxsize=_NUM_OVERVIEWS)(self._make_overview)
         self.tile = lru_cache(maxsize=_NUM_TILES)(self._tile)
+        self.thumbnail = lru_cache(maxsize=_NUM_THUMBNAILS)(self._thumbnail)
 
     def _tile(self, key: str, kind: Kind, zoom: int, x: int, y: int) -> bytes:
         """PNG of a tile of the web map; `DataError` where the scene does not touch it."""
@@ -110,7 +114,7 @@ class Pictures:
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
 
-    def thumbnail(self, key: str, kind: Kind, grid: Grid, window: Window) -> bytes:
+    def _thumbnail(self, key: str, kind: Kind, grid: Grid, window: Window) -> bytes:
         """PNG of a window, its longer side 128 pixels."""
         left, bottom, right, top = _bounds(grid.window(window))
         crs = CRS.from_user_input(grid.crs)
@@ -173,7 +177,7 @@ class Pictures:
             numbers = _shown(scene, kind, read)
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
-        stretch = _stretch_of(scene.layout, numbers)
+        stretch = _stretch_of(scene.layout, kind, numbers)
         return _Overview(
             content=_as_geotiff(_eight_bit(numbers, stretch), (left, bottom, right, top), crs),
             stretch=stretch,
@@ -257,24 +261,33 @@ def _joined(parts: Sequence[Any]) -> np.ma.MaskedArray[Any, Any]:
     return np.ma.MaskedArray(np.concatenate(numbers), mask=np.concatenate(masks))
 
 
-def _stretch_of(layout: PixelLayout, numbers: np.ma.MaskedArray[Any, Any]) -> NDArray[np.float64]:
-    """(3, 2) black and white of each band."""
+def _stretch_of(
+    layout: PixelLayout, kind: Kind, numbers: np.ma.MaskedArray[Any, Any]
+) -> NDArray[np.float64]:
+    """(3, 3) black, white, and the exponent between them, of each band.
+
+    Of true colour all bands get the widest range of them, so that what is grey stays grey, and are
+    brightened; the bands of other pictures are of different kinds, and have each their own range.
+    """
     if layout.sensor.name == RGB:
-        return np.array([(0.0, 255.0)] * 3)
-    found = np.zeros((3, 2))
+        return np.array([(0.0, 255.0, 1.0)] * 3)
+    found = np.ones((3, 3))
     for row, band in enumerate(numbers):
         values = band.compressed()
         low, high = np.percentile(values, _PERCENTILES) if len(values) else (0.0, 1.0)
-        found[row] = low, max(high, low + 1e-6)
+        found[row, :2] = low, max(high, low + 1e-6)
+    if kind == "true" and layout.sensor.unit != "dB":
+        found[:, 1] = found[:, 0] + (found[:, 1] - found[:, 0]).max()
+        found[:, 2] = _BRIGHTENED
     return found
 
 
 def _eight_bit(
     numbers: np.ma.MaskedArray[Any, Any], stretch: NDArray[np.float64]
 ) -> np.ma.MaskedArray[Any, Any]:
-    low, high = stretch[:, :1, None], stretch[:, 1:, None]
-    scaled = (np.ma.getdata(numbers) - low) / (high - low)
-    pixels = np.rint(255 * np.nan_to_num(scaled).clip(0, 1)).astype(np.uint8)
+    low, high, exponent = (stretch[:, n, None, None] for n in range(3))
+    scaled = np.nan_to_num((np.ma.getdata(numbers) - low) / (high - low)).clip(0, 1)
+    pixels = np.rint(255 * scaled**exponent).astype(np.uint8)
     return np.ma.MaskedArray(pixels, mask=np.ma.getmaskarray(numbers))
 
 

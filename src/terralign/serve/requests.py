@@ -254,7 +254,7 @@ class Properties(BaseModel):
     source: str | None
     """An address where the scene has one; never a path."""
     thumbnail: str | None
-    """The address of its picture, relative to the page; None: there is none (static)."""
+    """The address of its picture, relative to the page; None: it has no picture (static)."""
 
 
 class Hit(BaseModel):

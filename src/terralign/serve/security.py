@@ -177,7 +177,8 @@ class Guard:
 
     async def _enter(self, scope: Message, send: Send) -> None:
         """Set the cookie, and lead to the address without the token."""
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        schemes = {scope.get("scheme"), _headers_of(scope).get("x-forwarded-proto")}
+        secure = "; Secure" if "https" in schemes else ""
         cookie = f"{self._cookie}={self._value}; HttpOnly; SameSite=Strict{secure}"
         headers = {"location": "./", "set-cookie": cookie, "cache-control": "no-store"}
         await _send(send, 303, b"", headers)

@@ -29,6 +29,7 @@ from terralign.encoders.answers import Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_utf8, check_same_space
 from terralign.errors import DataError, SensorError, TerralignError, counted
+from terralign.index.approximate import FOLDER as INDEX
 from terralign.index.filters import outlines_of
 from terralign.index.names import part_paths
 from terralign.index.parts import PartFacts
@@ -58,6 +59,10 @@ _NUM_SCENES = 64
 
 class NotFound(DataError):
     """A scene, window or picture that the index does not have."""
+
+
+class Unavailable(TerralignError):
+    """The parts changed, and cannot be opened now."""
 
 
 class KeepingSpace(EmbeddingSpace):
@@ -103,7 +108,7 @@ class ServedScene:
 
 
 _Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of change of each part."""
+"""Name, size and time of change of each part, and of the index beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -150,13 +155,16 @@ class ServedIndex:
         return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp, found=found)
 
     def _with_index(self, use: Callable[[_Opened], T]) -> T:
-        """What is made of the index; made again where its parts changed meanwhile."""
+        """What is made of the index; made again where its parts changed meanwhile. `Unavailable`
+        where they cannot be opened."""
         opened = self._now
         try:
             return use(opened)
-        except (DataError, OSError):
+        except (DataError, OSError) as error:
             self.refresh()
             if self._now is opened:
+                if set(opened.stamp) - set(_stamp_of(self.folder)):
+                    raise Unavailable(self.warning or "parts of the index are gone") from error
                 raise
         return use(self._now)
 
@@ -362,7 +370,7 @@ class ServedIndex:
     # Scenes that can be shown
 
     def _shown(self, scene: ServedScene, kind: Kind, draw: Callable[[], T]) -> T:
-        """A picture of a scene; `NotFound` says why there is none."""
+        """A picture of a scene; `NotFound` where it cannot be drawn, with the reason."""
         kinds, why = self._kinds_of(scene)
         if kind not in kinds:
             raise NotFound(why or f"this scene has no picture {kind!r}; it has {', '.join(kinds)}")
@@ -376,7 +384,7 @@ class ServedIndex:
     def _kinds_of(
         self, scene: ServedScene, *, believed_s: float = _LOOKED_S
     ) -> tuple[tuple[Kind, ...], str]:
-        """The pictures of a scene, or () and why there are none."""
+        """The pictures of a scene, or () and the reason."""
         why = self._missing(scene, believed_s)
         if why:
             return (), why
@@ -536,7 +544,8 @@ def _link(source: str) -> str | None:
 
 def _stamp_of(folder: Path) -> _Stamp:
     found = []
-    for path in part_paths(folder):
+    index = folder / INDEX / "state.json"  # of `terralign index`
+    for path in (*part_paths(folder), *([index] if index.is_file() else [])):
         status = path.stat()
         found.append((path.name, status.st_size, status.st_mtime_ns))
     return tuple(found)

@@ -24,6 +24,7 @@ let features = []; // of the page that is shown
 let picked = null; // a feature
 let running = null; // AbortController of the search that runs
 let scored = ""; // the question that the layer of scores is of
+let moved = 0; // timer
 const thumbnails = new Map(); // id -> address, of every hit seen
 
 // ---- start ----
@@ -57,7 +58,7 @@ async function start() {
 function describe() {
   document.title = index.title ? `${index.title} – terralign` : "terralign";
   byId("about").textContent =
-    `${counted(index.windows, "window")} of ${counted(index.num_scenes, "scene")}, model ${index.model}`;
+    `${index.title}: ${counted(index.windows, "window")} of ${counted(index.num_scenes, "scene")}, model ${index.model}`;
   byId("about").title = `${byId("about").textContent}, space ${index.space_id}`;
   byId("warning").textContent = index.warning;
   byId("warning").hidden = !index.warning;
@@ -108,7 +109,8 @@ async function makeMap() {
         hover: (rank) => list.hover(rank),
         move: () => {
           view.at = map.at();
-          keepAddress();
+          clearTimeout(moved); // browsers refuse many changes of the address at once
+          moved = setTimeout(keepAddress, 250);
         },
       },
     });
@@ -431,11 +433,10 @@ function titleOf(found) {
 }
 
 function summaryOf(found) {
-  const searched = counted(found.num_searched, "window");
-  const best = found.num_hits < found.num_searched ? `The best ${number(found.num_hits)} of ` : "";
-  const time = source.isStatic ? "" : ` in ${found.took_ms < 1 ? "under 1" : Math.round(found.took_ms)} ms`;
+  const best = found.num_hits < found.num_searched ? `Best ${number(found.num_hits)} of ` : "";
+  const time = source.isStatic ? "" : `, ${found.took_ms < 1 ? "under 1" : Math.round(found.took_ms)} ms`;
   const page = found.page ? `, page ${found.page + 1} of ${found.pages}` : "";
-  return `${best}${searched} searched${time}${page}`;
+  return `${best}${counted(found.num_searched, "window")}${time}${page}`;
 }
 
 function clearHits() {

@@ -377,7 +377,7 @@ function styleOf(land, scenes, colour) {
         source: "scenes",
         paint: { "line-color": colour.scene, "line-width": 1, "line-dasharray": [3, 3] },
       },
-      { id: "scores", type: "fill", source: "scores", paint: { "fill-opacity": 0.65, "fill-antialias": false } },
+      { id: "scores", type: "fill", source: "scores", paint: { "fill-opacity": 0.6, "fill-antialias": false } },
       { id: "box-casing", type: "line", source: "box", paint: { "line-color": "#ffffff", "line-width": 4 } },
       {
         id: "box-line",

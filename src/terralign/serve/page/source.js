@@ -118,12 +118,12 @@ export class Files {
   }
 
   picture(scene, picture) {
-    const image = scene.images?.[picture];
-    if (!image) return null;
-    const [west, south, east, north] = image.bounds;
+    const path = scene.images?.[picture];
+    if (!path) return null;
+    const [west, south, east, north] = scene.image_bounds;
     return {
       type: "image",
-      url: HERE + image.url,
+      url: HERE + path,
       coordinates: [[west, north], [east, north], [east, south], [west, south]],
     };
   }
