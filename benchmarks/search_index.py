@@ -27,14 +27,21 @@ TEXTS = tuple(
     template.format(name)
     for template in ("{}", "an aerial photo of {}")
     for name in (
-        *("a winding river", "a marina with yachts", "terraced fields", "a football pitch"),
-        *("a roundabout", "a water tower", "dense housing", "an oxbow lake", "a runway", "a zoo"),
-        *("circular irrigation", "a chalk pit", "a castle", "a monastery", "houses by a lake"),
-        *("snowy fields", "a mountain pass", "a peninsula", "a container terminal", "a railway"),
+        *("a winding river", "boats at anchor", "fields on terraces", "a football pitch"),
+        *(
+            "a bus station",
+            "a water tower",
+            "dense blocks of houses",
+            "a fjord",
+            "an air base",
+            "a botanical garden",
+        ),
+        *("circular irrigation", "a chalk pit", "a windmill", "a monastery", "houses by a lake"),
+        *("snowy fields", "a mountain pass", "a peninsula", "a quay with cranes", "a railway"),
         *("an avenue of trees", "sparse trees", "a palm grove", "ploughed soil", "a meadow"),
-        *("an oil field", "a prison", "a market square", "a swimming pool", "a waterfall"),
-        *("a lagoon", "sand banks", "lava", "ice floes", "a tea plantation", "cotton fields"),
-        *("mining waste", "a substation", "a theme park", "a river delta", "an estuary"),
+        *("an oil field", "barracks", "a town square", "a water park", "rapids"),
+        *("a bay", "a spit of sand", "ash fields", "sea ice", "a tea plantation", "cotton fields"),
+        *("a dried-out pond", "a radio mast", "a theme park", "a delta", "an estuary"),
     )
 )
 DEGREES = 1.0

@@ -39,7 +39,7 @@ def small() -> Iterator[None]:
     """Few rows are enough for the index, and few queries are measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "EXACT_ROWS", 100)
-        patch.setattr(probes, "NAMES", probes.NAMES[:8])
+        patch.setattr(probes, "NAMES", probes.NAMES[:12])
         patch.setattr(probes, "TEMPLATES", probes.TEMPLATES[:1])
         patch.setattr(probes, "_GROUPS", 4)
         yield
@@ -87,7 +87,20 @@ def made(space: EmbeddingSpace, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("ann") / "scenes"
     for number, tower in enumerate(("s2", "s2", "s2", "rgb", "rgb")):
         write(folder, space, number, tower=tower)
-    index_folder(folder, space=space, force=True, recall=0.9999)
+    index_folder(folder, space=space, force=True)
+    state = read_state(folder)
+    assert state is not None
+    everywhere = [
+        one.model_copy(
+            update={
+                "measured": tuple(
+                    probes.model_copy(update={"probes": one.partitions}) for probes in one.measured
+                )
+            }
+        )
+        for one in state.towers
+    ]
+    indexing._write(folder, state.model_copy(update={"towers": tuple(everywhere)}))
     return folder
 
 
@@ -96,6 +109,13 @@ def folder(made: Path, tmp_path: Path) -> Path:
     """A copy, with the times of its files."""
     shutil.copytree(made, tmp_path / "scenes", copy_function=shutil.copy2)
     return tmp_path / "scenes"
+
+
+@pytest.fixture(autouse=True)
+def every_cluster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Indices that a test makes are looked into everywhere too, so that their hits are exact."""
+    if "recall" not in request.node.name and "codes" not in request.node.name:
+        monkeypatch.setattr(probes, "_ladder", lambda partitions: [partitions])
 
 
 def both(index: Index, space: EmbeddingSpace, *query: Any, **options: Any) -> tuple[Hits, Hits]:
@@ -132,6 +152,7 @@ def run(*words: Any) -> Result:
     ],
 )
 def test_hits_are_those_of_exact_search(space: EmbeddingSpace, made: Path, options: Any) -> None:
+    """Where every cluster is looked into, as here."""
     found, exact = both(open_index(made), space, [("a river", 2), "a harbour"], **options)
     assert "index" in ways(found).values()
     assert set(ways(exact).values()) == {"exact"}
@@ -355,6 +376,25 @@ def test_a_full_disk_is_one_line(
 
 def _full(*_: Any) -> None:
     raise StorageError("it needs 5 MB but its disk has 1 MB free")
+
+
+def test_links_are_not_followed(space: EmbeddingSpace, folder: Path, tmp_path: Path) -> None:
+    """As of a folder that came from elsewhere, whose index would be removed through a link."""
+    kept = tmp_path / "documents"
+    kept.mkdir()
+    (kept / "letter.txt").write_text("mine")
+    table = next((folder / FOLDER).glob("*.lance"))
+    shutil.rmtree(table)
+    table.symlink_to(kept)
+    for work in (index_folder, drop_index):
+        with pytest.raises(StorageError, match="is a link"):
+            work(folder)
+    shutil.rmtree(folder / FOLDER)
+    (folder / FOLDER).symlink_to(kept)
+    for work in (index_folder, drop_index):
+        with pytest.raises(StorageError, match="is a link"):
+            work(folder)
+    assert (kept / "letter.txt").read_text() == "mine"
 
 
 def test_without_lancedb_one_line_names_the_extra(

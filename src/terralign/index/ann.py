@@ -48,6 +48,15 @@ def is_address(place: str) -> bool:
     return re.match(r"[a-z0-9+]+://", place) is not None
 
 
+TABLE_NAME = r"terralign_[0-9a-f]{16}_\d+_\d+"
+"""Of this project's tables: their owner, a generation and a number."""
+
+
+def is_table_folder(name: str) -> bool:
+    """Whether a local folder is called as LanceDB calls that of one of these tables."""
+    return re.fullmatch(TABLE_NAME + r"\.lance", name) is not None
+
+
 class Tables:
     """The tables at a place: a local folder, or object storage (`s3://bucket/folder`, `gs://`,
     `az://`), whose credentials LanceDB takes from the environment.
@@ -144,7 +153,7 @@ class Table:
             return int(self._table.count_rows())
 
     def build(self, kind: Kind, num_partitions: int, dim: int) -> None:
-        """Cluster the vectors by their cosine, and index them; a new version."""
+        """Cluster the vectors, and index them; a new version."""
         from lancedb.index import IvfFlat, IvfPq
 
         common: dict[str, Any] = {
@@ -212,7 +221,9 @@ class Table:
             )
 
 
-METRIC: Any = "dot"
+METRIC: Any = "l2"
+"""Clusters of the euclidean distance are found with fewer probes than those of the product. Of
+vectors of unit length both have one order, but for the rounding of the length."""
 _AT_ONCE = timedelta(milliseconds=1)
 
 

@@ -24,7 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.errors import StorageError, shown
 from terralign.files import read_text
-from terralign.index.ann import EXTRA, Kind, Table, Tables, folder_bytes, is_address, is_installed
+from terralign.index.ann import (
+    EXTRA,
+    TABLE_NAME,
+    Kind,
+    Table,
+    Tables,
+    folder_bytes,
+    is_address,
+    is_installed,
+)
 from terralign.index.planner import Probes, TowerRows
 from terralign.index.store import Store
 
@@ -33,8 +42,9 @@ logger = logging.getLogger(__name__)
 FOLDER = ".index"
 FORMAT = 1
 
-REFINE: dict[Kind, int] = {"flat": 1, "pq": 10}
-"""Candidates for each hit: of distances by codes the best hits are not the first."""
+REFINE: dict[Kind, int] = {"flat": 2, "pq": 10}
+"""Candidates for each hit, whose cosines are then taken: by vectors of rounded length, or by codes,
+the best hits are not just the first."""
 
 Stamp = tuple[str, int, int]
 """Name, size and time of change of a part."""
@@ -63,7 +73,7 @@ class TowerIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     tower: str
-    table: str = Field(pattern=r"^terralign_[0-9a-f]{16}_\d+_\d+$")
+    table: str = Field(pattern=f"^{TABLE_NAME}$")
     version: int = Field(ge=1)
     kind: Kind
     partitions: int = Field(ge=1)

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_unit, check_same_space
 from terralign.errors import DataError, StorageError, counted, shown
 from terralign.files import check_free_space, claimed, write_text
-from terralign.index.ann import Kind, Table, folder_bytes, is_address
+from terralign.index.ann import Kind, Table, folder_bytes, is_address, is_table_folder
 from terralign.index.approximate import (
     FOLDER,
     FORMAT,
@@ -130,6 +131,7 @@ def index_folder(
         )
     if not part_paths(folder):
         open_store(folder)  # which raises what is wrong
+    _check_plain(folder / FOLDER)
     with claimed(folder / FOLDER, wait=True):
         store = open_store(folder)
         old = _old_state(folder, store)
@@ -148,9 +150,9 @@ def index_folder(
         if old is None:
             _write(folder, state)  # so that a next process knows the owner of the tables
         found = _Work(folder, store, state, old, space, kind, force).run(start)
-    if not found.state.towers:
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    return found
+        if not found.state.towers:
+            _remove_own(folder / FOLDER)
+        return found
 
 
 def drop_index(folder: str | Path) -> int:
@@ -163,6 +165,7 @@ def drop_index(folder: str | Path) -> int:
     if not inner.is_dir():
         raise DataError(f"{shown(folder)} has no index")
     num_bytes = folder_bytes(inner)
+    _check_plain(inner)
     with claimed(inner, wait=True):
         state = None
         try:
@@ -173,11 +176,31 @@ def drop_index(folder: str | Path) -> int:
             tables = state.tables(folder)
             for name in tables.names(_prefix(state)):
                 tables.drop(name)
-        for path in inner.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(inner, ignore_errors=True)
+        _remove_own(inner)
     return num_bytes
+
+
+def _remove_own(inner: Path) -> None:
+    """Remove what terralign wrote into the folder of an index, and the folder where it is empty."""
+    for path in inner.iterdir():
+        if is_table_folder(path.name):
+            shutil.rmtree(path)
+        elif path.name in ("state.json", ".lock"):
+            path.unlink()
+    with suppress(OSError):
+        inner.rmdir()
+
+
+def _check_plain(inner: Path) -> None:
+    """`StorageError` for links: what is removed or written through them would lie elsewhere."""
+    linked = [inner] if inner.is_symlink() else []
+    for parent, folders, files in os.walk(inner):
+        linked += [path for name in (*folders, *files) if (path := Path(parent, name)).is_symlink()]
+    if linked:
+        raise StorageError(
+            f"{shown(linked[0])} is a link; remove it (terralign index --at FOLDER keeps the index "
+            "elsewhere)"
+        )
 
 
 def _old_state(folder: Path, store: Store) -> State | None:

@@ -37,20 +37,30 @@ NAMES = (
     *("motorway junction", "railway station", "bridge", "dam", "canal", "fish ponds"),
     *("sewage plant", "tennis courts", "car park", "construction site", "refugee camp"),
     *("haze over land", "scattered clouds", "cloud shadow", "smoke plume", "algal bloom"),
+    *("maize", "wheat", "sugar cane", "olive trees", "banana plantation", "sunflowers"),
+    *("fallow land", "hay meadow", "hedgerows", "peat bog", "heath", "tundra", "steppe"),
+    *("sand bank", "coral reef", "lagoon", "tidal flats", "cliffs", "waterfall", "oxbow lake"),
+    *("dry river bed", "melting snow", "iceberg", "crevasses", "crater", "lava field", "mud"),
+    *("farmhouse", "barns", "cattle feedlot", "grain silos", "sawmill", "brick kilns", "castle"),
+    *("church", "mosque", "temple", "university campus", "prison", "military base", "bunkers"),
+    *("apartment blocks", "terraced houses", "villas with pools", "tents", "market", "ruins"),
+    *("cooling towers", "substation", "pipeline", "refinery", "mine tailings", "cement works"),
+    *("container terminal", "ferry", "marina", "lighthouse", "breakwater", "lock", "helipad"),
+    *("roundabout", "dirt road", "mountain road", "freight yard", "tram depot", "toll station"),
+    *("baseball field", "running track", "race course", "ski slope", "swimming pool", "zoo"),
 )
-"""What people look for in imagery from above. The probes are chosen with every other name; the
-rest are held out."""
+"""What people look for in imagery from above. Of three, two choose the probes, one is held out."""
 
-TEMPLATES = ("{}", "a satellite image of {}", "{} seen from space")
+TEMPLATES = ("{}", "a satellite image of {}")
 
 _GROUPS = 40
 """Of made queries, and of windows as queries."""
 
 _BLOCK_ROWS = 32_768
 
-_Z_CHOOSING, _Z_STATED = 1.28, 1.96
-"""Standard errors below the mean that must reach the recall asked for, and that are stated: 90 %
-and 95 %."""
+_Z_CHOOSING, _Z_STATED = 1.64, 1.96
+"""Standard errors below the mean that must reach the recall asked for, and that are stated: 95 %
+on one side, and on both. Texts differ much, and few are found badly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,15 +76,12 @@ class Queries:
 
 def text_queries(space: EmbeddingSpace, like: NDArray[np.float32]) -> Queries:
     """Names in templates, by the text tower; `like`: (n, D) windows."""
-    first, second = (
-        space.encode_text([one.format(name) for name in names for one in TEMPLATES])
-        .numpy()
-        .reshape(len(names), len(TEMPLATES), -1)
-        for names in (NAMES[::2], NAMES[1::2])
-    )
+    texts = [one.format(name) for name in NAMES for one in TEMPLATES]
+    vectors = space.encode_text(texts).numpy().reshape(len(NAMES), len(TEMPLATES), -1)
+    held_out = np.arange(len(NAMES)) % 3 == 2
     return Queries(
-        chosen_with=first,
-        held_out=second,
+        chosen_with=vectors[~held_out],
+        held_out=vectors[held_out],
         like=like[:_GROUPS, None],
         name=f"{len(NAMES)} names in {len(TEMPLATES)} templates by the text tower",
     )

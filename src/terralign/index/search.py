@@ -830,7 +830,7 @@ def cosines(
         buffer = torch.empty(block, vectors.shape[1], device=device)
         for start in range(*span, block):
             end = min(span[1], start + block)
-            rows = vectors[start:end] if numbers is None else vectors[numbers[start:end]]
+            rows = vectors[start:end] if numbers is None else _rows(vectors, numbers[start:end])
             numbers_in = buffer[: end - start]
             numbers_in.copy_(torch.from_numpy(rows))
             found[start:end] = numbers_in @ wanted
@@ -841,6 +841,15 @@ def cosines(
     with torch.inference_mode(), ThreadPoolExecutor(max(1, len(spans))) as pool:
         list(pool.map(compare, spans))
     return found.numpy()
+
+
+def _rows(vectors: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """The vectors of rows (n,), not copied where they follow each other."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    if last - first == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return vectors[first : last + 1]
+    found: NDArray[Any] = vectors[numbers]
+    return found
 
 
 def describe_index(index: Index) -> dict[str, Any]:

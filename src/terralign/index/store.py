@@ -362,7 +362,7 @@ def _mapped(cache: Path, folder: Path, contents: _Contents, temporary: Any = Non
     dtypes = (np.dtype(contents.dtype), ROW, OUTLINE, np.dtype(np.uint8))
     shapes: tuple[tuple[int, ...], ...] = ((num, dim), (num,), (num,), (contents.wkb_bytes,))
     vectors, rows, outlines, wkb = (
-        np.memmap(path, dtype, "c", shape=shape) if shape[0] else np.zeros(shape, dtype)
+        np.asarray(np.memmap(path, dtype, "c", shape=shape) if shape[0] else np.zeros(shape, dtype))
         for path, dtype, shape in zip(_paths(cache, contents), dtypes, shapes, strict=True)
     )
     lengths = np.array([one.num_rows for one in contents.parts], dtype=np.int64)
