@@ -46,7 +46,7 @@ SECONDS_AFTER_FAULT = 2.0
 """That the first rank waits for the others, which read whose fault it was."""
 
 SECONDS_AT_END = 60.0
-"""That the first rank waits for the others when all is done, which by then only read."""
+"""That the first rank waits for the others when all is done or saved: they only read by then."""
 
 SECONDS_TO_END = 3.0
 """That a process has to end by itself once another one has failed."""
@@ -117,8 +117,16 @@ def joined(device: str | None) -> Iterator[None]:
     if here.size == 1 or _world is not None:
         yield
         return
-    with _met():
+    try:
         store, number, size = next(rendezvous("env://"))
+    except (RuntimeError, ValueError) as error:
+        message = (
+            f"the processes of this run did not meet ({first_line(error)}); check that all were "
+            "started, and MASTER_ADDR and MASTER_PORT"
+        )
+        if LAUNCHER in os.environ and here.rank > 0:  # the first one, or its end, is the cause
+            raise RankLostError(message, reported=True) from error
+        raise TrainingError(message) from error
     _world = _World(number, size, PrefixStore("terralign", store))
     threading.Thread(target=_watch, args=[_world], daemon=True).start()
     try:
@@ -126,13 +134,14 @@ def joined(device: str | None) -> Iterator[None]:
         on_cuda = chosen.startswith("cuda")
         if on_cuda:
             torch.cuda.set_device(chosen)
-        with _met():
+        with _heard(_world):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
                 store=store, rank=number, world_size=size, timeout=LONGEST_STEP,
             )  # fmt: skip
         yield
     except Interrupted:  # by all, which have agreed on it
+        _leave(_world, SECONDS_AT_END)
         raise
     except Exception as error:
         fault = error if isinstance(error, RankLostError) else _first_fault(_world, error)
@@ -146,17 +155,6 @@ def joined(device: str | None) -> Iterator[None]:
     finally:
         _world.ending = True
         _world = None
-
-
-@contextmanager
-def _met() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(
-            f"the processes of this run did not meet ({first_line(error)}); check that all were "
-            "started, and MASTER_ADDR and MASTER_PORT"
-        ) from error
 
 
 def _first_fault(world: _World, error: Exception) -> Exception:
@@ -179,13 +177,14 @@ def _leave(world: _World, seconds: float) -> None:
             time.sleep(0.02)
 
 
-def _lost(world: _World) -> RankLostError:
+def _lost(world: _World, error: Exception | None = None) -> RankLostError:
     reported = world.fault_elsewhere
     with suppress(RuntimeError):
         reported = reported or world.store.check([_FAULT])
+    why = "" if error is None else f" ({first_line(error)})"
     return RankLostError(
-        f"rank {world.rank} of {world.size} has lost another process of this run; run the same "
-        "command again to resume",
+        f"rank {world.rank} of {world.size} has lost another process of this run{why}; run the "
+        "same command again to resume",
         reported=reported or LAUNCHER in os.environ,
     )
 
@@ -220,7 +219,7 @@ def _heard(world: _World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _lost(world) from error
+        raise _lost(world, error) from error
 
 
 # What the first rank does alone

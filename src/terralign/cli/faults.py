@@ -116,6 +116,8 @@ class OneLineFaults(click.Group):
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except RankLostError as error:
+            if context.params.get("debug"):
+                traceback.print_exception(error)
             if not error.reported:
                 self._report(context, str(error))
             sys.exit(LOST)
