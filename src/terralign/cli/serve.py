@@ -19,6 +19,7 @@ from terralign.errors import TerralignError, counted, shown
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
+    from terralign.index.search import Index
 
 TOKEN_VARIABLE = "TERRALIGN_TOKEN"
 
@@ -114,7 +115,7 @@ def serve(
         check_token(token)
     index = open_index(folder)
     listening = bind(host, port)
-    space = _load(model or index.model, device)
+    space = _load(model, index, device)
     from terralign.serve.app import create_app
     from terralign.serve.run import run
 
@@ -184,7 +185,7 @@ def _export(
     asked = check_asked(Asked, {"query": query, "against": against or "", "k": k or 200})
     index = open_index(folder)
     settings = ServeSettings(title=title or folder.absolute().name, scenes=scenes)
-    served = ServedIndex(folder, _load(model or index.model, device), settings)
+    served = ServedIndex(folder, _load(model, index, device), settings)
     found = export_static(served, asked, out)
     if as_json:
         click.echo(json.dumps(found.to_json()))
@@ -206,12 +207,21 @@ def _require_extra() -> None:
         ) from error
 
 
-def _load(model: str, device: str | None) -> EmbeddingSpace:
-    say_loading(model)
+def _load(model: str | None, index: Index, device: str | None) -> EmbeddingSpace:
+    """The space that is named, else the one that the vectors were made with."""
+    say_loading(model or index.model)
     from terralign.compute import choose_device
     from terralign.encoders.space import EmbeddingSpace
 
-    space = EmbeddingSpace.load(model).to(choose_device(device))
+    chosen = choose_device(device)
+    try:
+        space = EmbeddingSpace.load(model or index.model).to(chosen)
+    except TerralignError as error:
+        if model is not None:
+            raise
+        raise TerralignError(
+            f"{error} (the vectors were made with it; if it is elsewhere, name it: --model)"
+        ) from error
     threads()
     return space
 
