@@ -372,6 +372,10 @@ def test_a_full_disk_is_one_line(
         index_folder(folder, space=space)
     found, exact = both(open_index(folder), space, "a river", k=30)
     assert [one.key for one in found] == [one.key for one in exact]
+    drop_index(folder)
+    with pytest.raises(StorageError, match="MB free"):
+        index_folder(folder, space=space, force=True)
+    assert not (folder / FOLDER).exists()
 
 
 def _full(*_: Any) -> None:

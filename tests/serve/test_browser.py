@@ -392,6 +392,14 @@ def test_the_map_and_the_list_point_at_each_other(tab: Tab) -> None:
     assert tab.locator(".hit.open").count() == 0
 
 
+def test_a_hit_out_of_sight_is_flown_to_and_back(tab: Tab) -> None:
+    tab.open("#q=a+river&at=48,2,5")
+    tab.click(".hit >> nth=0 >> .pick")
+    tab.wait_for_function("() => /at=17\\.9\\d*%2C103\\.7\\d*%2C13/.test(location.hash)")
+    tab.click("#fit")
+    tab.wait_for_function("() => /at=17\\.9\\d*%2C103\\.7\\d*%2C1[12]\\./.test(location.hash)")
+
+
 def test_layers_change_the_map_and_scores_have_a_legend(tab: Tab) -> None:
     tab.open(looking_at("q=a+river"))
     canvas = tab.locator("#map canvas")
@@ -429,7 +437,7 @@ def test_an_address_repeats_the_question_without_the_token(
 
 
 def test_an_address_that_makes_no_sense_is_an_empty_page(tab: Tab) -> None:
-    tab.open("#bbox=9,9,x,1&from=yesterday&cloud=-4&page=-1&at=900,0,99&sensor=<img>&q=")
+    tab.open("#bbox=9,9,x,1&from=yesterday&cloud=-4&page=-1&at=900,0,99&like=<b>&sensor=<img>&q=")
     assert "Type what to look for" in tab.inner_text("#empty")
 
 
@@ -545,6 +553,21 @@ def test_names_from_files_are_text(tab: Tab) -> None:
     assert evil in tab.inner_text(".hit.open dl")
     assert tab.locator(".hit.open a[href]").count() == 0
     assert tab.locator("img[onerror]").count() == 0
+
+
+def test_a_scene_that_is_not_at_hand_says_so(tab: Tab) -> None:
+    def spoil(route: Any) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        found["scenes"][0] |= {"pictures": [], "why": "its file is not at hand"}
+        route.fulfill(response=answer, json=found)
+
+    tab.route("**/api/index", spoil)
+    tab.open("#q=a+river")
+    tab.click(".hit >> nth=0 >> .pick")
+    assert "its file is not at hand" in tab.inner_text(".hit.open dl")
+    assert tab.locator(".hit.no-picture").count() == 24
+    assert tab.locator("#pictures").is_hidden()
 
 
 def test_without_the_token_there_is_no_page(

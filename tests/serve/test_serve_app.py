@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from numpy.typing import NDArray
 from PIL import Image
+from rasterio import Affine
 from rasterio.warp import transform_bounds
 from starlette.testclient import TestClient
 
@@ -25,6 +27,8 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import SpaceMismatchError, StorageError
 from terralign.index.embed import embed_scenes
 from terralign.index.search import open_index
+from terralign.scenes.scene import open_scene
+from terralign.serve import pictures as drawing
 from terralign.serve.app import create_app
 from terralign.serve.pictures import Pictures
 from terralign.serve.requests import Asked
@@ -189,9 +193,6 @@ def test_tiles_finer_than_the_overview_come_from_the_files(
     client: TestClient, served_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = served_folder.parent / "undated.tif"
-    from terralign.scenes.scene import open_scene
-    from terralign.serve import pictures as drawing
-
     scene = open_scene(served, sensor=S2.name)
     whole = Pictures(lambda key: scene)
     with rasterio.open(served) as source:
@@ -210,6 +211,40 @@ def test_tiles_finer_than_the_overview_come_from_the_files(
     both = (seen[0][..., 3] > 0) & (seen[1][..., 3] > 0)
     assert both.mean() > 0.1
     assert np.corrcoef(seen[0][both][:, 0], seen[1][both][:, 0])[0, 1] > 0.9
+
+
+def _whole(path: Path) -> NDArray[np.float64]:
+    """The picture of a scene in false colour, (H, W, 4)."""
+    scene = open_scene(path, sensor=S2.name)
+    content, _ = Pictures(lambda key: scene).whole("a", "false", 96)
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA")).astype(float)
+
+
+def test_an_overview_read_in_strips_is_that_read_at_once(
+    served_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = served_folder.parent / "undated.tif"
+    at_once = _whole(path)
+    monkeypatch.setattr(drawing, "_STRIP_ROWS", 20)
+    np.testing.assert_array_equal(_whole(path), at_once)
+
+
+def test_a_south_up_scene_is_shown_north_up(served_folder: Path, tmp_path: Path) -> None:
+    path = served_folder.parent / "undated.tif"
+    with rasterio.open(path) as source:
+        profile, pixels, tags = source.profile, source.read(), source.tags()
+        names = source.descriptions
+        a, b, c, d, e, f = tuple(source.transform)[:6]
+        height = source.height
+    profile["transform"] = Affine(a, b, c, d, -e, f + e * height)
+    with rasterio.open(tmp_path / "south-up.tif", "w", **profile) as turned:
+        turned.write(pixels[:, ::-1])
+        turned.update_tags(**tags)
+        turned.descriptions = names
+    shown, wanted = _whole(tmp_path / "south-up.tif"), _whole(path)
+    inner = (slice(8, -8), slice(8, -8), 0)
+    assert shown.shape == wanted.shape
+    assert np.corrcoef(shown[inner].ravel(), wanted[inner].ravel())[0, 1] > 0.95
 
 
 def test_a_scene_that_is_gone_or_changed_is_not_shown_but_searched(

@@ -118,6 +118,18 @@ def test_a_model_of_another_space_is_refused(
     assert len(found.stderr.splitlines()) == 1
 
 
+def test_a_model_that_moved_is_asked_for(
+    served_folder: Path, monkeypatch: pytest.MonkeyPatch, started: list[Guard]
+) -> None:
+    from terralign.index.search import Index
+
+    monkeypatch.setattr(Index, "model", "/nowhere/model")
+    found = serve(served_folder, "--port", 0)
+    assert (found.exit_code, started) == (1, [])
+    assert "if it is elsewhere, name it: --model" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
 def test_an_export_says_how_to_show_it(
     served_folder: Path, served_space: EmbeddingSpace, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import secrets
+import sys
 import tempfile
 import warnings
 import webbrowser
@@ -19,6 +20,7 @@ from terralign.errors import TerralignError, counted, shown
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
+    from terralign.index.search import Index
 
 TOKEN_VARIABLE = "TERRALIGN_TOKEN"
 
@@ -94,7 +96,7 @@ def serve(
         _export(folder, model, scenes, title, device, as_json, out, query, against, k)
         return
     from terralign.index.search import open_index
-    from terralign.serve.run import address_of, bind, is_loopback
+    from terralign.serve.run import address_of, bind, is_busy, is_loopback
     from terralign.serve.security import check_token
     from terralign.serve.settings import ServeSettings
 
@@ -114,7 +116,7 @@ def serve(
         check_token(token)
     index = open_index(folder)
     listening = bind(host, port)
-    space = _load(model or index.model, device)
+    space = _load(model, index, device)
     from terralign.serve.app import create_app
     from terralign.serve.run import run
 
@@ -136,6 +138,9 @@ def serve(
         _open(f"{address}?token={token}" if token else address)
     run(app, listening)
     click.echo("stopped", err=True)
+    if is_busy():  # Python would wait for what nobody waits for any more
+        sys.stdout.flush()
+        os._exit(0)
 
 
 _OF_SERVERS = ("host", "port", "token", "no_token", "hosts", "opens")
@@ -184,7 +189,7 @@ def _export(
     asked = check_asked(Asked, {"query": query, "against": against or "", "k": k or 200})
     index = open_index(folder)
     settings = ServeSettings(title=title or folder.absolute().name, scenes=scenes)
-    served = ServedIndex(folder, _load(model or index.model, device), settings)
+    served = ServedIndex(folder, _load(model, index, device), settings)
     found = export_static(served, asked, out)
     if as_json:
         click.echo(json.dumps(found.to_json()))
@@ -206,12 +211,21 @@ def _require_extra() -> None:
         ) from error
 
 
-def _load(model: str, device: str | None) -> EmbeddingSpace:
-    say_loading(model)
+def _load(model: str | None, index: Index, device: str | None) -> EmbeddingSpace:
+    """The space that is named, else the one that the vectors were made with."""
+    say_loading(model or index.model)
     from terralign.compute import choose_device
     from terralign.encoders.space import EmbeddingSpace
 
-    space = EmbeddingSpace.load(model).to(choose_device(device))
+    chosen = choose_device(device)
+    try:
+        space = EmbeddingSpace.load(model or index.model).to(chosen)
+    except TerralignError as error:
+        if model is not None:
+            raise
+        raise TerralignError(
+            f"{error} (the vectors were made with it; if it is elsewhere, name it: --model)"
+        ) from error
     threads()
     return space
 

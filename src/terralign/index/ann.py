@@ -85,7 +85,9 @@ class Tables:
             yield
         except TerralignError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise  # as Ctrl-C is; what Rust calls a panic is no Exception
             text = str(error)
             if any(sign in text for sign in _FULL):
                 raise StorageError(

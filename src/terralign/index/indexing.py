@@ -132,7 +132,7 @@ def index_folder(
     if not part_paths(folder):
         open_store(folder)  # which raises what is wrong
     _check_plain(folder / FOLDER)
-    with claimed(folder / FOLDER, wait=True):
+    with claimed(folder / FOLDER, begins_with={"state.json"}, wait=True):
         store = open_store(folder)
         old = _old_state(folder, store)
         if place is not None and not is_address(place):

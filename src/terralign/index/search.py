@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -254,17 +254,10 @@ class Index(Shown):
         def rank(rows: NDArray[np.int64] | None) -> _Ranking:
             return self._rank(space, vector, rows, centred=centred)
 
-        found = None
-        if exact is not True:
-            wanted = k * COLLAPSED if collapse else k
-            found = self._through_index(vector, numbers, counts, k, wanted, rank, keep)
-        if found is None:
-            why = self._why_exact(exact)
-            steps = self._plan(counts, k, no_index=why)
-            ranking = rank(numbers)
-            places = _best(ranking.ranked_by, k, lambda one: keep(ranking, one))
-        else:
-            ranking, places, steps = found
+        wanted = k * COLLAPSED if collapse else k
+        ranking, places, steps = self._best_rows(
+            vector, numbers, counts, k, wanted, rank, keep, exact=exact
+        )
         clock.append(time.perf_counter())
         hits = self._hits(ranking, places)
         clock.append(time.perf_counter())
@@ -439,15 +432,15 @@ class Index(Shown):
         return self._approximate
 
     def _why_exact(self, exact: bool | None) -> str:
-        """Why all rows are compared; `DataError` where an index was demanded and cannot be used."""
-        if self.approximate is not None:
-            return "asked for" if exact else ""
-        if exact is False:
+        """Why no index is asked; "" where one is. `DataError` where it was demanded."""
+        if exact:
+            return "asked for"
+        if self.approximate is None and exact is False:
             raise DataError(
                 f"{shown(self.folder)} has no index that can be used (exact=False demands it); "
                 f"make it: terralign index {shown(self.folder)}"
             )
-        return "asked for" if exact else "no index"
+        return "" if self.approximate is not None else "no index"
 
     @cached_property
     def _parts_of(self) -> dict[str, list[int]]:
@@ -478,7 +471,7 @@ class Index(Shown):
             steps.append(plan_step(given, wanted, no_index=no_index))
         return steps
 
-    def _through_index(
+    def _best_rows(
         self,
         vector: NDArray[np.float32],
         numbers: NDArray[np.int64] | None,
@@ -487,28 +480,32 @@ class Index(Shown):
         wanted: int,
         rank: Callable[[NDArray[np.int64] | None], _Ranking],
         keep: _Keep,
-    ) -> tuple[_Ranking, NDArray[np.int64], list[Step]] | None:
-        """The k best by the index and by the rows that it lacks; None where all rows are to be
-        compared. `wanted`: hits to begin with; more where too few of them are kept."""
-        is_again = False
-        while self.approximate is not None:
-            steps = self._plan(counts, wanted)
+        *,
+        exact: bool | None,
+    ) -> tuple[_Ranking, NDArray[np.int64], list[Step]]:
+        """A ranking, the places of the k best in it, and how they were found: through the index
+        and the rows that it lacks, or by comparing all. `wanted`: hits that the index is asked for
+        at first; more where too few of them are kept."""
+        why, is_again = self._why_exact(exact), False
+        while True:
+            steps = self._plan(counts, wanted, no_index=why)
             if all(one.way == "exact" for one in steps):
-                return None
+                ranking = rank(numbers)
+                return ranking, _best(ranking.ranked_by, k, partial(keep, ranking)), steps
             try:
-                ranking = self._candidates(vector, numbers, steps, rank)
+                near = self._candidates(vector, numbers, steps, rank)
             except StorageError as error:
-                if is_again:
-                    logger.warning("%s; all rows are compared", error)
-                    self._approximate = None
                 # Another process may have changed the index since it was opened.
-                self._looked_for_index, is_again = is_again, True
+                self._looked_for_index = is_again
+                if is_again or self.approximate is None:
+                    logger.warning("%s; all rows are compared", error)
+                    self._approximate, why = None, "the index cannot be read"
+                is_again = True
                 continue
-            places = _best(ranking.ranked_by, k, lambda one, found=ranking: keep(found, one))
+            places = _best(near.ranked_by, k, partial(keep, near))
             if len(places) >= k:
-                return ranking, places, steps
+                return near, places, steps
             wanted *= 4
-        return None
 
     def _candidates(
         self,

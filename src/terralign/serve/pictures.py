@@ -7,6 +7,7 @@ from which everything coarser than it is made. H W pixels throughout.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
+from rasterio.windows import Window as RasterioWindow
 from rio_tiler.constants import WGS84_CRS
 from rio_tiler.errors import RioTilerError, TileOutsideBounds
 from rio_tiler.io import Reader
@@ -44,6 +47,9 @@ KINDS: tuple[Kind, ...] = ("true", "false")
 
 OVERVIEW_PX = 1536
 """The longer side of an overview."""
+
+_STRIP_ROWS = 256
+"""Rows of a scene that are read at a time for its overview."""
 
 TILE_PX = 256
 THUMBNAIL_PX = 128
@@ -167,14 +173,20 @@ class Pictures:
         left, bottom, right, top = _bounds(grid)
         crs = CRS.from_user_input(grid.crs)
 
-        def read(band: Reader, options: dict[str, Any]) -> ImageData:
-            return band.part(
-                (left, bottom, right, top), bounds_crs=crs, dst_crs=crs,
-                width=width, height=height, **options,
-            )  # fmt: skip
+        def strip(first: int, last: int) -> np.ma.MaskedArray[Any, Any]:
+            """Rows of the overview: so few that each block of a file is decoded once for all."""
 
+            def read(band: Reader, options: dict[str, Any]) -> ImageData:
+                rows = _rows(band.dataset, first / height, last / height)
+                return band.read(window=rows, width=width, height=last - first, **options)
+
+            return _shown(scene, kind, read)
+
+        step = max(1, int(_STRIP_ROWS * scale))
         try:
-            numbers = _shown(scene, kind, read)
+            numbers = _joined(
+                [strip(row, min(height, row + step)) for row in range(0, height, step)], axis=1
+            )
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
         stretch = _stretch_of(scene.layout, kind, numbers)
@@ -202,6 +214,29 @@ def _opened(overview: _Overview) -> Iterator[Reader]:
         Reader(None, dataset=source) as reader,
     ):
         yield reader
+
+
+@contextmanager
+def _opened_raster(place: Place, nodata: float | None) -> Iterator[Reader]:
+    """A file to read from; one that is mirrored or rotated is turned north-up."""
+    with ExitStack() as stack:
+        source = stack.enter_context(open_raster(place))
+        a, b, _, d, e, _ = tuple(source.transform)[:6]
+        if not (b == d == 0 and a > 0 > e):
+            number = source.nodata if nodata is None else nodata
+            options = {"add_alpha": True} if number is None else {"nodata": number}
+            source = stack.enter_context(WarpedVRT(source, src_nodata=number, **options))
+        yield stack.enter_context(Reader(None, dataset=source))
+
+
+def _rows(source: Any, first: float, last: float) -> RasterioWindow:
+    """Rows of an open file, as shares (0-1) of its height: never beyond its end, where reading is
+    slow."""
+    start, stop = first * source.height, min(source.height, last * source.height)
+    num = stop - start
+    while start + num > source.height:
+        num = math.nextafter(num, 0)
+    return RasterioWindow(0, start, source.width, num)
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:
@@ -236,16 +271,23 @@ def _shown(
     bands = picture_bands(layout, kind)
     if not bands:
         raise DataError(f"{layout.sensor.name} makes no picture {kind!r}")
-    parts: list[Any] = []
-    for place, index in _places(scene, bands):
-        options: dict[str, Any] = {"indexes": index, "resampling_method": "bilinear"}
-        if layout.units == "dn" and layout.sensor.nodata is not None:
-            options["nodata"] = layout.sensor.nodata
-        with ExitStack() as stack:
-            source = stack.enter_context(open_raster(place))
-            band = stack.enter_context(Reader(None, dataset=source))
-            found = read(band, options).array
-        parts.append(found[:1].astype(np.float32))
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    parts: list[Any] = [None] * len(bands)
+    of_place: dict[Place, list[int]] = {}
+    places = _places(scene, bands)
+    for number, (place, _) in enumerate(places):
+        of_place.setdefault(place, []).append(number)
+    for place, numbers_of in of_place.items():
+        options: dict[str, Any] = {
+            "indexes": tuple(places[number][1] for number in numbers_of),
+            "resampling_method": "bilinear",
+        }
+        if nodata is not None:
+            options["nodata"] = nodata
+        with _opened_raster(place, nodata) as reader:
+            found = read(reader, options).array.astype(np.float32)
+        for row, number in enumerate(numbers_of):
+            parts[number] = found[row : row + 1]
     numbers: Any = np.ma.masked_invalid(_joined(parts), copy=False)
     if isinstance(scene.source, DecibelSource):
         numbers = 10 * np.ma.log10(np.ma.masked_less_equal(numbers, 0))
@@ -255,10 +297,10 @@ def _shown(
     return np.ma.MaskedArray(numbers.data, mask=np.broadcast_to(lacking, numbers.shape))
 
 
-def _joined(parts: Sequence[Any]) -> np.ma.MaskedArray[Any, Any]:
+def _joined(parts: Sequence[Any], axis: int = 0) -> np.ma.MaskedArray[Any, Any]:
     masks = [np.ma.getmaskarray(one) for one in parts]
     numbers = [np.ma.getdata(one) for one in parts]
-    return np.ma.MaskedArray(np.concatenate(numbers), mask=np.concatenate(masks))
+    return np.ma.MaskedArray(np.concatenate(numbers, axis), mask=np.concatenate(masks, axis))
 
 
 def _stretch_of(

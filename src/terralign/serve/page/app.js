@@ -40,10 +40,14 @@ async function start() {
   showError(null);
   describe();
   list = new HitList({
-    thumbnailOf: (hit) => source.thumbnail(hit, view.picture),
+    thumbnailOf: (hit) => (whyOf(hit) ? "" : source.thumbnail(hit, view.picture)),
+    whyOf,
     canRefine: !source.isStatic,
     on: {
-      pick: (feature) => pick(feature === picked ? null : feature),
+      pick: (feature) => {
+        pick(feature === picked ? null : feature);
+        if (picked && map && !map.sees(picked)) map.fit(boundsOf([picked]), 13);
+      },
       similar: searchLike,
       zoom: (feature) => map?.fit(boundsOf([feature]), 14),
       mark,
@@ -94,6 +98,9 @@ function describe() {
   }
   byId("pictures").hidden = !isShown("true") && !isShown("false");
 }
+
+/** Why the scene of a hit cannot be shown; "" where it can. */
+const whyOf = (hit) => index.scenes.find((one) => one.id === hit.scene)?.why ?? "";
 
 async function makeMap() {
   try {
@@ -215,8 +222,7 @@ function markInvalid(ids, isWrong, text) {
 }
 
 function wire() {
-  byId("ask").addEventListener("submit", (event) => {
-    event.preventDefault();
+  byId("ask").addEventListener("submit", () => {
     const asked = readForm();
     if (!asked) return;
     // Another text is another question: what was marked for the last one goes.
@@ -244,6 +250,10 @@ function wire() {
   for (const button of document.querySelectorAll("[data-draw]")) {
     button.addEventListener("click", drawBox);
   }
+  byId("fit").addEventListener("click", () => {
+    const bounds = boundsOf(features) ?? index.bounds;
+    if (bounds) map?.fit(bounds);
+  });
   byId("refine").addEventListener("click", refine);
   byId("clear-marks").addEventListener("click", () => {
     const isApplied = question.like.length || question.unlike.length;
@@ -568,4 +578,5 @@ async function download(button) {
   }
 }
 
+byId("ask").addEventListener("submit", (event) => event.preventDefault());
 start();

@@ -31,11 +31,12 @@ const isWeb = (address) => /^https?:\/\//i.test(address ?? "");
 
 export class HitList {
   /**
-   * `thumbnailOf(hit)`: an address. `on`: called with a feature and the button (`pick`, `similar`,
+   * `thumbnailOf(hit)`: an address, "" for none; `whyOf(hit)`: why it has none. `on`: called with a feature and the button (`pick`, `similar`,
    * `zoom`), with a feature and 1, -1 or 0 (`mark`), with a rank or null (`hover`).
    */
-  constructor({ thumbnailOf, canRefine, on }) {
+  constructor({ thumbnailOf, whyOf, canRefine, on }) {
     this.thumbnailOf = thumbnailOf;
+    this.whyOf = whyOf;
     this.canRefine = canRefine;
     this.on = on;
     this.list = byId("hits");
@@ -99,7 +100,7 @@ export class HitList {
     card.addEventListener("pointerleave", () => this.on.hover(null));
     card.addEventListener("focusin", () => this.on.hover(hit.rank));
     card.addEventListener("focusout", () => this.on.hover(null));
-    find("dl").append(...factsOf(feature));
+    find("dl").append(...factsOf(feature, this.whyOf(hit)));
     this.cards.set(hit.rank, { card, feature });
     return card;
   }
@@ -141,7 +142,7 @@ export class HitList {
   }
 }
 
-function factsOf(feature) {
+function factsOf(feature, why) {
   const hit = feature.properties;
   const isCentred = typeof hit.ranked_by === "number" && Math.abs(hit.ranked_by - hit.score) > 1e-5;
   const facts = [
@@ -155,6 +156,7 @@ function factsOf(feature) {
     ["Cloud", percent(hit.cloud_share)],
     ["Valid", percent(hit.valid_share)],
     ["File", isWeb(hit.source) ? "" : hit.source],
+    ["Picture", why],
     ["Id", feature.id],
   ];
   return facts.filter(([, value]) => value).flatMap(([name, value]) => {
