@@ -6,6 +6,7 @@ import html
 import json
 import os
 import secrets
+import sys
 import tempfile
 import warnings
 import webbrowser
@@ -95,7 +96,7 @@ def serve(
         _export(folder, model, scenes, title, device, as_json, out, query, against, k)
         return
     from terralign.index.search import open_index
-    from terralign.serve.run import address_of, bind, is_loopback
+    from terralign.serve.run import address_of, bind, is_busy, is_loopback
     from terralign.serve.security import check_token
     from terralign.serve.settings import ServeSettings
 
@@ -137,6 +138,9 @@ def serve(
         _open(f"{address}?token={token}" if token else address)
     run(app, listening)
     click.echo("stopped", err=True)
+    if is_busy():  # Python would wait for what nobody waits for any more
+        sys.stdout.flush()
+        os._exit(0)
 
 
 _OF_SERVERS = ("host", "port", "token", "no_token", "hosts", "opens")
