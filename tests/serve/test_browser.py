@@ -592,6 +592,23 @@ def test_a_scene_that_is_not_at_hand_says_so(tab: Tab) -> None:
     assert tab.locator("#pictures").is_hidden()
 
 
+def test_hits_without_place_or_date_are_listed(tab: Tab) -> None:
+    def spoil(route: Any) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        for one in found["hits"]["features"]:
+            one["geometry"] = one["properties"]["datetime"] = None
+        route.fulfill(response=answer, json=found)
+
+    tab.route("**/api/search", spoil)
+    assert len(tab.ask("a river")) == 24
+    tab.click(".hit >> nth=0 >> .pick")
+    assert tab.locator(".hit.open .zoom").is_hidden()
+    assert "Place" not in tab.inner_text(".hit.open dl")
+    assert SCENE in tab.inner_text(".hit >> nth=1 >> .caption")
+    tab.click("#fit")
+
+
 def test_without_the_token_there_is_no_page(
     served: tuple[str, str], tab_of: Callable[..., Tab]
 ) -> None:
