@@ -61,8 +61,9 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(listening: socket.socket, host: str) -> str:
-    """The address to open: http://HOST:PORT/."""
-    name = f"[{host}]" if ":" in host else host
+    """The address to open: http://HOST:PORT/; where it listens on all, by this machine's name."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{listening.getsockname()[1]}/"
 
 
