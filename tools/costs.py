@@ -185,33 +185,31 @@ def training_table(machine: Machine) -> list[str]:
 
 
 def embedding_table(machine: Machine) -> list[str]:
-    """Scenes, windows and hours of each resource of one GPU and its cores, and money."""
-    lines = _head(
-        "once, at 10 m", "scenes", "million windows", "vectors, float16",
-        "tower", "decoding JPEG 2000", "decoding GeoTIFF", "network", "as JPEG 2000", "as GeoTIFF",
-    )  # fmt: skip
-    for place, km2 in PLACES.items():
+    """Of each place: scenes, windows, hours of each resource of a GPU with its cores, money."""
+    rows: dict[str, list[str]] = {}
+    for km2 in PLACES.values():
         scenes = km2 / SCENE_KM2
         windows = scenes * WINDOWS
-        peak = machine.bf16_tflops * machine.utilisation
-        tower = windows * TFLOP["student"] / peak / 3600
-        decoding = {
-            form: scenes * SCENE_MPX / rate / machine.cores_per_gpu / 3600
-            for form, rate in MPX_PER_CORE.items()
-        }
+        tower = windows * TFLOP["student"] / (machine.bf16_tflops * machine.utilisation) / 3600
         network = scenes * SCENE_GB / machine.network_gb_per_s / 3600
-        hours = [tower, decoding["JPEG 2000"], decoding["GeoTIFF"], network]
-        totals = [max(tower, network, decoding[form]) for form in ("JPEG 2000", "GeoTIFF")]
-        cells = [
-            place,
-            f"{scenes:,.0f}",
-            f"{windows / 1e6:,.1f}",
-            f"{windows * 512 * 2 / 1e9:,.1f} GB",
-            *(_hours(one) for one in hours),
-            *(f"{_hours(one)}, ${one * machine.gpu_usd_per_hour:,.2f}" for one in totals),
-        ]
-        lines.append(_row(cells))
-    return lines
+        cells = {
+            "scenes": f"{scenes:,.0f}",
+            "windows": f"{windows / 1e6:,.1f} million",
+            "vectors, float16": f"{windows * 512 * 2 / 1e9:,.1f} GB",
+            "tower": _hours(tower),
+            "network": _hours(network),
+        }
+        for form, rate in MPX_PER_CORE.items():
+            decoding = scenes * SCENE_MPX / rate / machine.cores_per_gpu / 3600
+            hours = max(tower, network, decoding)
+            cells[f"decoding {form}"] = _hours(decoding)
+            cells[f"**in all, {form}**"] = (
+                f"{_hours(hours)}, ${hours * machine.gpu_usd_per_hour:,.2f}"
+            )
+        for name, cell in cells.items():
+            rows.setdefault(name, []).append(cell)
+    lines = _head("once, at 10 m", *PLACES)
+    return lines + [_row([name, *cells]) for name, cells in rows.items()]
 
 
 def search_lines(machine: Machine, millions: float = 100) -> list[str]:

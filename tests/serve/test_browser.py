@@ -336,6 +336,28 @@ def test_two_taps_draw_a_box_too(
     assert_within_box(tab, expected)
 
 
+def test_a_finger_draws_a_box_without_moving_the_map(
+    entered: Callable[..., Tab], expected: Callable[..., list[str]]
+) -> None:
+    tab = entered(viewport={"width": 700, "height": 900}, has_touch=True, is_mobile=True)
+    tab.open(looking_at("q=a+river"))
+    tab.tap("#draw")
+    finger = tab.context.new_cdp_session(tab.page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        pixels = [pixel_of(tab, *place) for place in places]
+        points = [{"x": x, "y": y} for x, y in pixels]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    west, south, east, north = BOX
+    touch("touchStart", (west, north))
+    for share in (0.3, 0.7, 1.0):
+        touch("touchMove", (west + share * (east - west), north + share * (south - north)))
+    tab.changed(lambda: touch("touchEnd"))
+    assert_within_box(tab, expected)
+    assert tab.evaluate("scrollY") == 0
+
+
 def test_escape_ends_drawing(tab: Tab) -> None:
     tab.open(looking_at("q=a+river"))
     tab.click("#draw")
@@ -568,6 +590,23 @@ def test_a_scene_that_is_not_at_hand_says_so(tab: Tab) -> None:
     assert "its file is not at hand" in tab.inner_text(".hit.open dl")
     assert tab.locator(".hit.no-picture").count() == 24
     assert tab.locator("#pictures").is_hidden()
+
+
+def test_hits_without_place_or_date_are_listed(tab: Tab) -> None:
+    def spoil(route: Any) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        for one in found["hits"]["features"]:
+            one["geometry"] = one["properties"]["datetime"] = None
+        route.fulfill(response=answer, json=found)
+
+    tab.route("**/api/search", spoil)
+    assert len(tab.ask("a river")) == 24
+    tab.click(".hit >> nth=0 >> .pick")
+    assert tab.locator(".hit.open .zoom").is_hidden()
+    assert "Place" not in tab.inner_text(".hit.open dl")
+    assert SCENE in tab.inner_text(".hit >> nth=1 >> .caption")
+    tab.click("#fit")
 
 
 def test_without_the_token_there_is_no_page(

@@ -73,10 +73,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return apps
 
 
+@pytest.fixture
+def loaded(served_space: EmbeddingSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model need not be loaded again."""
+    monkeypatch.setattr("terralign.cli.serve._load", lambda *given: served_space)
+
+
+@pytest.mark.usefixtures("loaded")
 def test_a_token_is_generated_and_printed_unless_it_was_given(
-    served_folder: Path, served_space: EmbeddingSpace, started: list[Guard]
+    served_folder: Path, started: list[Guard]
 ) -> None:
-    words = (served_folder, "--model", served_space.source, "--port", 0)
+    words = (served_folder, "--port", 0)
     tokens = [json.loads(serve(*words, "--json").stdout)["token"] for _ in range(2)]
     assert len({*tokens}) == 2
     assert min(map(len, tokens)) >= 32
@@ -88,25 +95,43 @@ def test_a_token_is_generated_and_printed_unless_it_was_given(
     assert started[3]._settings.token is None
 
 
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     ("words", "hosts"),
     [
         ([], {"localhost", "127.0.0.1", "[::1]"}),
         (["--allow-host", "Maps.Example.org"], {"maps.example.org", "localhost", "127.0.0.1"}),
         (["--host", "0.0.0.0"], None),
+        (["--host", "0.0.0.0", "--allow-host", "a.example"], {"a.example", "localhost"}),
     ],
 )
 def test_names_of_the_host(
-    served_folder: Path,
-    served_space: EmbeddingSpace,
-    started: list[Guard],
-    words: list[str],
-    hosts: set[str] | None,
+    served_folder: Path, started: list[Guard], words: list[str], hosts: set[str] | None
 ) -> None:
-    found = serve(served_folder, "--model", served_space.source, "--port", 0, *words)
+    found = serve(served_folder, "--port", 0, *words)
     assert found.exit_code == 0, found.stderr
     named = started[0]._settings.hosts
     assert named is None if hosts is None else hosts <= set(named or ())
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_browser_gets_the_token_by_a_page_that_is_removed(
+    served_folder: Path, started: list[Guard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[Path, str]] = []
+
+    def browse(address: str) -> bool:
+        page = Path(address.removeprefix("file://"))
+        assert page.stat().st_mode & 0o077 == 0
+        opened.append((page, page.read_text()))
+        return True
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    found = serve(served_folder, "--port", 0, "--open", TERRALIGN_TOKEN="a-token-of-mine")
+    assert found.exit_code == 0, found.stderr
+    [(page, text)] = opened
+    assert "/?token=a-token-of-mine" in text
+    assert not page.exists()
 
 
 def test_a_model_of_another_space_is_refused(
@@ -115,6 +140,18 @@ def test_a_model_of_another_space_is_refused(
     found = serve(served_folder, "--model", "starter:base", "--port", 0)
     assert (found.exit_code, started) == (1, [])
     assert "of space" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_a_model_that_moved_is_asked_for(
+    served_folder: Path, monkeypatch: pytest.MonkeyPatch, started: list[Guard]
+) -> None:
+    from terralign.index.search import Index
+
+    monkeypatch.setattr(Index, "model", "/nowhere/model")
+    found = serve(served_folder, "--port", 0)
+    assert (found.exit_code, started) == (1, [])
+    assert "if it is elsewhere, name it: --model" in found.stderr
     assert len(found.stderr.splitlines()) == 1
 
 

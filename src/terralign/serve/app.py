@@ -199,6 +199,8 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
 
     # Pictures
 
+    release = version("terralign")  # another one may draw differently
+
     def unchanged(request: Request, tag: str) -> Response | None:
         if request.headers.get("if-none-match") != tag:
             return None
@@ -221,7 +223,7 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
         where the scene does not touch it."""
         if max(x, y) >= 2**z:
             raise NotFound(f"zoom {z} has no tile {x}, {y}")
-        tag = f'"{served.identity(scene)}-{picture}-{z}-{x}-{y}"'
+        tag = f'"{release}-{served.identity(scene)}-{picture}-{z}-{x}-{y}"'
         return unchanged(request, tag) or await answer(
             request, drawing, lambda: served.tile(scene, picture, z, x, y), "image/png",
             etag=tag, cache_control="private, no-cache",
@@ -238,7 +240,7 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
         picture: Annotated[Kind, Query()] = "true",
     ) -> Response:
         """A window of the index as a picture of 128 pixels."""
-        tag = f'"{window}-{picture}"'
+        tag = f'"{release}-{window}-{picture}"'
         return unchanged(request, tag) or await answer(
             request, drawing, lambda: served.thumbnail(window, picture), "image/png",
             etag=tag, cache_control="private, no-cache",

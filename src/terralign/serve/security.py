@@ -114,6 +114,10 @@ class Guard:
                 await self._app(scope, await self._body(scope, receive), guarded)
         except _Refused as refused:
             await refuse(guarded, refused.status, refused.text)
+        except asyncio.CancelledError:
+            if not status:
+                await refuse(guarded, 503, "the server is stopping", {"retry-after": "10"})
+            raise
         except Exception as error:  # the last resort: nothing of it is shown
             logger.error("unexpected %s", type(error).__name__)
             logger.debug("traceback", exc_info=error)

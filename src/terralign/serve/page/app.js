@@ -251,8 +251,7 @@ function wire() {
     button.addEventListener("click", drawBox);
   }
   byId("fit").addEventListener("click", () => {
-    const bounds = boundsOf(features) ?? index.bounds;
-    if (bounds) map?.fit(bounds);
+    map?.fit(boundsOf(features) ?? index.bounds);
   });
   byId("refine").addEventListener("click", refine);
   byId("clear-marks").addEventListener("click", () => {

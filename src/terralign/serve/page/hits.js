@@ -78,7 +78,9 @@ export class HitList {
     find(".bar span").style.width = `${Math.round(8 + 92 * share)}%`;
     find(".caption").textContent = asDate(hit.datetime, day) || hit.scene_name;
     const pick = find(".pick");
-    pick.setAttribute("aria-label", `Hit ${hit.rank}, score ${hit.score.toFixed(3)}, ${placeOf(feature)}`);
+    const place = placeOf(feature);
+    pick.setAttribute("aria-label", [`Hit ${hit.rank}, score ${hit.score.toFixed(3)}`, place].filter(Boolean).join(", "));
+    find(".zoom").hidden = !place;
     pick.addEventListener("click", () => this.on.pick(feature));
     find(".acts").setAttribute("aria-label", `Refine by ${name}`);
     find(".acts").hidden = !this.canRefine;

@@ -276,6 +276,7 @@ export class SceneMap {
   }
 
   fit(bounds, maxZoom = 14) {
+    if (!bounds) return;
     const [west, south, east, north] = unrolled(bounds);
     this.map.fitBounds([west, south, east, north], { padding: 48, maxZoom, duration: 600 });
   }
