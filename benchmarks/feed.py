@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,12 +133,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Clocked:
+    """A space that adds up the seconds in its towers."""
+
+    def __init__(self, space: EmbeddingSpace) -> None:
+        self.space, self.seconds = space, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.space, name)
+
+    def encode_ready(self, ready: Tensor, *, tower: str) -> Tensor:
+        start = time.perf_counter()
+        vectors = self.space.encode_ready(ready, tower=tower)
+        self.seconds += time.perf_counter() - start
+        return vectors
+
+
 def embedding(
-    space: EmbeddingSpace, samples: SampleSet, batch_size: int
+    space: EmbeddingSpace, samples: SampleSet, batch_size: int, waiting: list[float]
 ) -> dict[str, Callable[[], float]]:
     """Embedding all samples, `TIMES` over, and the tower alone on tensors that are ready.
 
-    Several times, since nothing runs beside the reading of the first batch.
+    Several times, since nothing runs beside the reading of the first batch. `waiting` gets the
+    share of the time in which the tower had no batch.
     """
     samples = Subset(samples, np.tile(np.arange(len(samples)), TIMES))
     route = choose_route(space, samples)
@@ -153,9 +171,12 @@ def embedding(
         return time.perf_counter() - start
 
     def whole() -> float:
+        clocked = Clocked(space)
         start = time.perf_counter()
-        embed_samples(space, samples, route, batch_size=batch_size)
-        return time.perf_counter() - start
+        embed_samples(clocked, samples, route, batch_size=batch_size)
+        seconds = time.perf_counter() - start
+        waiting.append(1 - clocked.seconds / seconds)
+        return seconds
 
     return {"forward": forward, "embed": whole}
 
@@ -190,8 +211,11 @@ def main() -> None:
             {one: partial(getattr(parts, one)) for one in names}, repeats=arguments.repeats
         )
         space.add(parts.student.eval())
+        waiting: dict[str, list[float]] = {"store": [], "jpeg": []}
         embedded = {
-            kind: by_turns(embedding(space, samples, batch_size), repeats=arguments.repeats)
+            kind: by_turns(
+                embedding(space, samples, batch_size, waiting[kind]), repeats=arguments.repeats
+            )
             for kind, samples in (
                 ("store", stored),
                 ("jpeg", write_pictures(folder, number, side=space.input_spec().size)),
@@ -213,6 +237,7 @@ def main() -> None:
         embed_over_forward={
             kind: median_ratio(turns["forward"], turns["embed"]) for kind, turns in embedded.items()
         },
+        embed_waiting_share={kind: median(shares) for kind, shares in waiting.items()},
     )
 
 

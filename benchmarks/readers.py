@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rasterio
+import tomli_w
 import torch
 from PIL import Image
 from rasterio import Affine
 from safetensors.torch import save_file
 
+SHIPPED = Path(__file__).resolve().parent.parent / "src" / "terralign" / "recipes"
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 LEAST_S = 0.2
 """CPU time of one turn, at least."""
@@ -126,6 +129,9 @@ def write_files(folder: Path) -> None:
     (folder / "shards.toml").write_text(_SHARDS)
     (folder / "photos.toml").write_text(_FOLDER)
     (folder / "sensor.toml").write_text(_SENSOR)
+    recipe = tomllib.loads((SHIPPED / "quickstart.toml").read_text())
+    known = {key: value for key, value in recipe.items() if key not in ("needs", "search")}
+    (folder / "recipe.toml").write_text(tomli_w.dumps(known))  # for older checkouts too
     rows = 20_000
     table = pa.table({
         "id": [f"f{number}" for number in range(rows)],
@@ -204,7 +210,7 @@ def readers(folder: Path) -> dict[str, Callable[[], Any]]:
         "checkpoint legacy": lambda: read_state_dict(folder / "old.pth"),
         "safetensors": lambda: read_state_dict(folder / "state.safetensors"),
         "JSON captions": lambda: open_captioned("rsicd", folder, "train"),
-        "TOML recipe": lambda: load_recipe("quickstart"),
+        "TOML recipe": lambda: load_recipe(str(folder / "recipe.toml")),
         "TOML sensor": lambda: ta.load_sensor(folder / "sensor.toml"),
     }
 

@@ -7,7 +7,8 @@ whole process, which other work on the machine does not change.
 
 Measures: opening the folder the first time (its cache is made) and again; a search over all rows,
 and under filters; disk of the parts and of the cache; recall@10 of float16 and int8 vectors against
-float32. `--full` has 1,000,000 x 512.
+float32. `--full` has 1,000,000 x 512. `--index` measures the index of `terralign index` instead, on
+vectors as real embeddings lie (`search_index.py`, `lifelike.py`).
 """
 
 from __future__ import annotations
@@ -53,10 +54,30 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="1,000,000 x 512 (minutes, 6 GB)")
     parser.add_argument("--num", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--index", action="store_true", help="the index against exact search")
+    parser.add_argument("--pq", action="store_true", help="with --index: codes")
+    parser.add_argument("--recall", type=float, default=0.95, help="that --index asks for")
+    parser.add_argument("--keep", type=Path, help="with --index: a folder to work in, and to keep")
     arguments = parser.parse_args()
     torch.set_num_threads(choose_threads())
     num = 1_000_000 if arguments.full else arguments.num
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.index:
+            from lifelike import Lifelike
+            from search_index import measure_index
+
+            root = arguments.keep or Path(folder)
+            root.mkdir(parents=True, exist_ok=True)
+            world = Lifelike(arguments.dim, kept=root / "real.npy")
+            parts = root / f"{num}x{arguments.dim}"
+            if not parts.is_dir():
+                write_folder(parts, world, num, "float16")
+            kind = "pq" if arguments.pq else "flat"
+            found = measure_index(parts, world, num, arguments.recall, kind)
+            what = {"benchmark": "search --index", "kind": kind, "vectors": num}
+            what |= {"dimensions": arguments.dim, "recall": arguments.recall}
+            print(json.dumps({**what, **found, **machine()}, indent=2))
+            return
         print(json.dumps(measure(Path(folder), num, arguments.dim), indent=2))
 
 
@@ -93,8 +114,16 @@ def measure(folder: Path, num: int, dim: int) -> dict[str, Any]:
         "dimensions": dim,
         "queries": NUM_QUERIES,
         "types": found,
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    return {
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
@@ -131,7 +160,7 @@ class World:
         return as_unit(self.vectors(num, 1_000_000) * 0.6 + away)
 
 
-def write_folder(folder: Path, world: World, num: int, kind: VectorType) -> float:
+def write_folder(folder: Path, world: Any, num: int, kind: VectorType) -> float:
     """Scenes of 25,000 windows, side by side; seconds of writing alone."""
     seconds = 0.0
     side = int(np.sqrt(WINDOWS_A_SCENE))

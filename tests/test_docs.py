@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import stat
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -336,6 +337,15 @@ def test_contributing_names_the_tests_that_ci_runs_besides() -> None:
     assert markers == ["shipped", "slow"]
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert [one for one in markers if f"`pytest -m {one}`" not in text] == []
+
+
+def test_ci_installs_a_browser_before_the_tests_that_open_one() -> None:
+    command = [str(ROOT / ".ci" / "run"), "--dry-run"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    [browser] = [
+        number for number, line in enumerate(lines) if "install" in line and "chromium" in line
+    ]
+    assert browser < lines.index(".venv/bin/pytest -m slow")
 
 
 @pytest.mark.parametrize("name", ["run", "gate"])

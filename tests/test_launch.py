@@ -66,7 +66,7 @@ LOSES = f"time.sleep(0.2); os._exit({LOST})"
         ((WAITS, "os._exit(143)"), "rank 1 of 2 was ended by SIGTERM"),
         ((WAITS, WAITS, "os.kill(me, signal.SIGSTOP)"), r"rank 2 of 3 was suspended \(SIGSTOP\)"),
         ((LOSES, "os._exit(0)"), "rank 1 of 2 ended before the others"),
-        ((LOSES, LOSES), "the processes of this run lost each other"),
+        ((LOSES, LOSES), "the processes of this run lost each other "),
         ((f"os._exit({LOST})", "time.sleep(0.2); os.kill(me, signal.SIGABRT)"), "SIGABRT"),
     ],
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from terralign.encoders.vectors import Embeddings
     from terralign.errors import TerralignError
     from terralign.index.embed import embed_scenes
+    from terralign.index.indexing import index_folder
     from terralign.index.score import class_map, score_map
     from terralign.index.search import open_index
     from terralign.scenes.scene import Scene, open_scene
@@ -48,6 +49,7 @@ _DEFERRED = {
     "embed_scenes": "terralign.index.embed",
     "evaluate": "terralign.training",
     "evaluate_search": "terralign.searching.evaluate",
+    "index_folder": "terralign.index.indexing",
     "load": "terralign.encoders.space",
     "open_index": "terralign.index.search",
     "open_scene": "terralign.scenes.scene",
@@ -71,6 +73,7 @@ __all__ = [
     "embed_scenes",
     "evaluate",
     "evaluate_search",
+    "index_folder",
     "load",
     "load_sensor",
     "open_index",

@@ -405,12 +405,12 @@ def parse_toml(
     text: str, *, name: str, fault: type[TerralignError] = StorageError
 ) -> dict[str, Any]:
     """The values of a TOML text. `name`: what it is and where it is from, for `fault`."""
-    # A key lies on one line; looking for keys in all of them would take long.
     most = limit("toml_key_parts")
-    lines = [line for line in text.split("\n") if line.count(".") >= most]
-    keys = (key for line in lines for key in _DOTTED_KEY.findall(line))
-    num_parts = max((key.count(".") + 1 for key in keys), default=1)
-    require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)
+    if text.count(".") >= most:  # a key lies on one line; few lines have so many
+        lines = [line for line in text.split("\n") if line.count(".") >= most]
+        keys = (key for line in lines for key in _DOTTED_KEY.findall(line))
+        num_parts = max((key.count(".") + 1 for key in keys), default=1)
+        require("toml_key_parts", num_parts, f"{name} has a key of", fault=fault)
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -159,7 +159,7 @@ def _judge(
     if code in REPORTED:
         return code
     if rank is None:
-        found = "the processes of this run lost each other"
+        found = "the processes of this run lost each other (--debug shows how)"
     else:
         found = f"rank {rank} of {size} {_how(code, suspended=rank in suspended)}"
     raise TrainingError(f"{found}; run the same command again to resume")

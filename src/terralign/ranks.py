@@ -11,6 +11,7 @@ Letters: P parameters, B batch, D embedding.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -45,7 +46,7 @@ SECONDS_AFTER_FAULT = 2.0
 """That the first rank waits for the others, which read whose fault it was."""
 
 SECONDS_AT_END = 60.0
-"""That the first rank waits for the others when all is done, which by then only read."""
+"""That the first rank waits for the others when all is done or saved: they only read by then."""
 
 SECONDS_TO_END = 3.0
 """That a process has to end by itself once another one has failed."""
@@ -116,8 +117,16 @@ def joined(device: str | None) -> Iterator[None]:
     if here.size == 1 or _world is not None:
         yield
         return
-    with _met():
+    try:
         store, number, size = next(rendezvous("env://"))
+    except (RuntimeError, ValueError) as error:
+        message = (
+            f"the processes of this run did not meet ({first_line(error)}); check that all were "
+            "started, and MASTER_ADDR and MASTER_PORT"
+        )
+        if LAUNCHER in os.environ and here.rank > 0:  # the first one, or its end, is the cause
+            raise RankLostError(message, reported=True) from error
+        raise TrainingError(message) from error
     _world = _World(number, size, PrefixStore("terralign", store))
     threading.Thread(target=_watch, args=[_world], daemon=True).start()
     try:
@@ -125,13 +134,14 @@ def joined(device: str | None) -> Iterator[None]:
         on_cuda = chosen.startswith("cuda")
         if on_cuda:
             torch.cuda.set_device(chosen)
-        with _met():
+        with _heard(_world):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
                 store=store, rank=number, world_size=size, timeout=LONGEST_STEP,
             )  # fmt: skip
         yield
     except Interrupted:  # by all, which have agreed on it
+        _leave(_world, SECONDS_AT_END)
         raise
     except Exception as error:
         fault = error if isinstance(error, RankLostError) else _first_fault(_world, error)
@@ -145,17 +155,6 @@ def joined(device: str | None) -> Iterator[None]:
     finally:
         _world.ending = True
         _world = None
-
-
-@contextmanager
-def _met() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        raise TrainingError(
-            f"the processes of this run did not meet ({first_line(error)}); check that all were "
-            "started, and MASTER_ADDR and MASTER_PORT"
-        ) from error
 
 
 def _first_fault(world: _World, error: Exception) -> Exception:
@@ -178,13 +177,14 @@ def _leave(world: _World, seconds: float) -> None:
             time.sleep(0.02)
 
 
-def _lost(world: _World) -> RankLostError:
+def _lost(world: _World, error: Exception | None = None) -> RankLostError:
     reported = world.fault_elsewhere
     with suppress(RuntimeError):
         reported = reported or world.store.check([_FAULT])
+    why = "" if error is None else f" ({first_line(error)})"
     return RankLostError(
-        f"rank {world.rank} of {world.size} has lost another process of this run; run the same "
-        "command again to resume",
+        f"rank {world.rank} of {world.size} has lost another process of this run{why}; run the "
+        "same command again to resume",
         reported=reported or LAUNCHER in os.environ,
     )
 
@@ -219,7 +219,7 @@ def _heard(world: _World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _lost(world) from error
+        raise _lost(world, error) from error
 
 
 # What the first rank does alone
@@ -267,13 +267,13 @@ def _put(world: _World, key: str, value: Any) -> None:
         world.store.set(key, json.dumps(value))
 
 
-def _found(world: _World, key: str) -> Any:
+def _found(world: _World, key: str, *, latest: float = math.inf) -> Any:
     """The value of a key, once it is there. Asked for again and again: a store that waits within
     torch would let no other thread of this process use it, such as `_watch`."""
     pause = 0.001
     with _heard(world):
         while not world.store.check([key]):
-            if world.store.check([_FAULT]):
+            if world.store.check([_FAULT]) or time.monotonic() > latest:
                 raise _lost(world)
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
@@ -342,7 +342,11 @@ def gather(value: Any) -> list[Any]:
         return [value]
     world.posted += 1
     _put(world, f"gather-{world.posted}-{world.rank}", value)
-    return [_found(world, f"gather-{world.posted}-{number}") for number in range(world.size)]
+    latest = time.monotonic() + LONGEST_STEP.total_seconds()
+    return [
+        _found(world, f"gather-{world.posted}-{number}", latest=latest)
+        for number in range(world.size)
+    ]
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:

@@ -38,6 +38,7 @@ from terralign.datasets.store import (
     verify_store,
     writing,
 )
+from terralign.datasets.store.files import MappedTensor
 from terralign.datasets.store.writing import footprint
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, StorageError
@@ -111,6 +112,23 @@ def test_the_other_sensors_can_be_left_unread(tmp_path: Path) -> None:
         assert list(found.layouts) == list(pixels) == [sensor]
         np.testing.assert_array_equal(pixels[sensor], expected[sensor])
     assert list(chosen.layouts) == list(expected) == list(whole.layouts)
+
+
+def test_rows_are_asked_for_ahead_while_batches_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack({"train": scenes()}, tmp_path / "s")
+    asked: list[int] = []
+    waits = iter([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1])  # the fourth batch waits once
+    monkeypatch.setattr("terralign.datasets.store.files.BATCHES_AHEAD", 2)
+    monkeypatch.setattr("terralign.datasets.store.files.num_waits", lambda: next(waits))
+    monkeypatch.setattr(MappedTensor, "advise", lambda self, rows: asked.append(len(rows)))
+    stored = only_sensors(StoreSet(tmp_path / "s", "train"), ["sentinel1-grd"])
+    numbers = []
+    for _ in range(6):
+        stored.read(np.arange(4))
+        numbers.append(len(asked))
+    assert numbers == [1, 2, 2, 2, 3, 4]
 
 
 def test_splits_stay_apart(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,8 +48,10 @@ from terralign.cli import main
 from terralign.datasets.class_lists import load_class_list
 from terralign.datasets.sample import Located
 from terralign.datasets.store.files import probe_file
+from terralign.datasets.unpack import unpack
 from terralign.encoders.clip.load import ClipModel, load_clip, new_clip, save_clip
 from terralign.encoders.clip.weights import read_state_dict, write_state_dict
+from terralign.encoders.compact import save_compact
 from terralign.encoders.ms_clip import load_ms_clip
 from terralign.encoders.sensor import TowerConfig, build_tower, load_initial_weights
 from terralign.files import hash_file
@@ -172,6 +176,10 @@ def _read_clip(folder: Path, *, file: str) -> None:
 
 def _write_space(folder: Path) -> None:
     shared().space.save(folder / "model")
+
+
+def _write_compact(folder: Path) -> None:
+    save_compact(shared().space, folder / "model", base=shared().space)
 
 
 def seal_space(folder: Path) -> None:
@@ -488,6 +496,25 @@ def write_tar(path: Path, content: Mapping[str, bytes], format: int = tarfile.PA
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+def _write_fetched(folder: Path, *, kind: str) -> None:
+    """An archive as data sets are published in: pictures in folders of classes, and a note."""
+    content = {f"top/{name}": members(n)["png"] for n, name in enumerate(("a/1.png", "b/2.png"))}
+    content["README"] = b"what it is"
+    path = folder / f"set.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in content.items():
+                archive.writestr(name, data)
+    else:
+        write_tar(folder / "set.tar", content)
+        path.write_bytes(gzip.compress((folder / "set.tar").read_bytes(), mtime=0))
+        (folder / "set.tar").unlink()
+
+
+def _unpack_fetched(folder: Path, *, kind: str) -> None:
+    unpack(folder / f"set.{kind}", f"set.{kind}", "top", folder / "unpacked")
 
 
 def sample_members(*samples: tuple[str, int]) -> dict[str, bytes]:
@@ -912,6 +939,10 @@ ENTRIES: tuple[Entry, ...] = (
           read=lambda folder: ta.load(folder / "model")),
     Entry(name="space-sealed", part="weights", write=_write_space, sealed=seal_space,
           read=_read_all(lambda folder: ta.load(folder / "model"), command("info", "model"))),
+    Entry(name="compact", part="weights", write=_write_compact,
+          read=lambda folder: ta.load(folder / "model")),
+    Entry(name="compact-sealed", part="weights", write=_write_compact, sealed=seal_space,
+          read=lambda folder: ta.load(folder / "model")),
     Entry(name="ms-clip", part="weights", write=_write_ms_clip,
           read=lambda folder: load_ms_clip(folder / "ms_clip.pt", model_cfg=CONFIG)),
     Entry(name="student-checkpoint", part="weights", read=_read_student,
@@ -996,6 +1027,11 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(name="tiny-imagenet", part="data", write=pictures.write_tiny_imagenet,
           read=lambda folder: read_samples("tiny-imagenet", folder, "train", "val")),
+    *(
+        Entry(name=f"fetched-{kind}", part="data", write=partial(_write_fetched, kind=kind),
+              read=partial(_unpack_fetched, kind=kind))
+        for kind in ("zip", "tar.gz")
+    ),
     Entry(name="cifar", part="data", write=_write_cifar,
           read=lambda folder: read_samples("cifar100", folder, "test")),
     Entry(name="recipe", part="folders",

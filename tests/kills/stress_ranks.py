@@ -41,7 +41,8 @@ KINDS = {
 """What happens to a rank, and the signal by which it does."""
 
 SECONDS = 2.0
-"""In which the moment lies, from the start of the processes or from when they have met."""
+"""In which the moment lies, from when the ranks have met; of those in five, from the start until
+about then."""
 
 
 @click.group(cls=OneLineFaults)
@@ -89,21 +90,24 @@ def work(met: Path) -> None:
 
 
 def run(
-    num_processes: int, kind: str, rank: int, after: float, *, met: Path | None
-) -> tuple[float, list[str], str]:
-    """One run: seconds from the fault to the end, what was wrong, and what was reported.
+    num_processes: int, kind: str, rank: int, after: float, *, met: Path, early: bool
+) -> tuple[float, list[str], str, float | None]:
+    """One run: seconds from the fault to the end, what was wrong, what was reported, and seconds
+    until the ranks had met.
 
-    `met`: a file that the ranks write once they have met, from when `after` counts.
+    `met`: a file that they write then, from when `after` counts unless it is `early`.
     """
     process = subprocess.Popen(
-        [sys.executable, __file__, "launch", str(num_processes), str(met or os.devnull)],
+        [sys.executable, __file__, "launch", str(num_processes), str(met)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     while len(children := ranks_of(process.pid)) < num_processes:
         time.sleep(0.01)
-    while met is not None and not met.exists():
+    started = time.monotonic()
+    while not (early or met.exists()):
         time.sleep(0.01)
+    meeting = None if early else time.monotonic() - started
     time.sleep(after)
     os.kill(children[rank], KINDS[kind])
     began = time.monotonic()
@@ -111,7 +115,7 @@ def run(
         _, said = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         process.kill()
-        return 120.0, ["it did not end"], ""
+        return 120.0, ["it did not end"], "", meeting
     took = time.monotonic() - began
     wrong = [] if process.returncode else ["it ended with 0"]
     lines = said.splitlines()
@@ -121,18 +125,19 @@ def run(
     if took > SECONDS_TO_END:
         wrong.append(f"it ended after {took:.0f} s")
     wrong += [f"process {child} is left" for child in children if Path(f"/proc/{child}").exists()]
-    return took, wrong, said.strip()
+    return took, wrong, said.strip(), meeting
 
 
 def stress(num_runs: int, num_processes: int, seed: int) -> list[str]:
     """So many runs, of each kind in turn: what was wrong."""
-    chance, faults = random.Random(seed), []
+    chance, faults, meeting = random.Random(seed), [], 1.0
     for number, kind in zip(range(num_runs), itertools.cycle(KINDS), strict=False):
-        rank, after = chance.randrange(num_processes), chance.uniform(0, SECONDS)
-        early = chance.random() < 0.2
+        rank, early = chance.randrange(num_processes), number > 0 and chance.random() < 0.2
+        after = chance.uniform(0, 1.1 * meeting if early else SECONDS)
         with tempfile.TemporaryDirectory() as folder:
-            met = None if early else Path(folder, "met")
-            took, wrong, said = run(num_processes, kind, rank, after, met=met)
+            met = Path(folder, "met")
+            took, wrong, said, found = run(num_processes, kind, rank, after, met=met, early=early)
+        meeting = found or meeting
         when = f"{after:.1f} s after the {'start' if early else 'meeting'}"
         print(f"{number + 1}: {kind} rank {rank} {when}: {took:.1f} s, {said}")
         print(*(f"  {one}" for one in wrong), sep="\n", end="\n" * bool(wrong), flush=True)

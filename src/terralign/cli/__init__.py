@@ -17,6 +17,7 @@ from terralign.cli import bench as bench
 from terralign.cli import data as data
 from terralign.cli import demo as demo
 from terralign.cli import imagery as imagery
+from terralign.cli import index as index
 from terralign.cli import models as models
 from terralign.cli import runs as runs
 from terralign.cli import serve as serve

@@ -52,8 +52,8 @@ set_option = click.option(
 )  # fmt: skip
 
 READING_ORDER = (
-    "demo", "quickstart", "run", "patch", "align", "evaluate", "classify", "embed", "search",
-    "score", "serve", "bench", "ablate", "fetch", "pack", "info",
+    "demo", "quickstart", "run", "patch", "align", "evaluate", "classify", "embed", "index",
+    "search", "score", "serve", "bench", "ablate", "fetch", "pack", "info",
 )  # fmt: skip
 """The commands as help lists them: what a newcomer needs first. Others come last."""
 

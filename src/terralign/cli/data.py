@@ -177,8 +177,8 @@ def info(what: str | None, as_json: bool) -> None:
     """Describe a data set, sensor, recipe or model; list what exists.
 
     WHAT is a list (datasets, models, sensors, recipes, suites, studies, prompts), a name of one of
-    them, a packed store, a TOML file, or a model. Without it: the versions of terralign and what it
-    uses.
+    them, a packed store, a folder of embedded scenes and its index, a TOML file, or a model.
+    Without it: the versions of terralign and what it uses.
     """
     from terralign.cli.info import about, dataset_table, model_table, recipe_table
 

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -86,6 +86,17 @@ def _place() -> Place:
         return Place()
 
 
+def _end(code: int) -> NoReturn:
+    """Exit. One of several processes does so at once: what torch shares with others that are gone
+    may hang or abort where the interpreter takes it down."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 class OneLineFaults(click.Group):
     """Reports every fault in one line and exits with its code; writes UTF-8 wherever it writes."""
 
@@ -102,23 +113,25 @@ class OneLineFaults(click.Group):
         except Interrupted as stop:
             if _place().rank == 0:
                 self._report(context, str(stop))
-            sys.exit(128 + stop.signal_number)
+            _end(128 + stop.signal_number)
         except (_Terminated, KeyboardInterrupt) as stop:
             number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
             if _place().rank == 0:
                 resumed = context.invoked_subcommand in _RESUMED
                 remedy = "; run the same command again to resume" if resumed else ""
                 self._report(context, _STOPPED[number] + remedy)
-            sys.exit(128 + number)
+            _end(128 + number)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except RankLostError as error:
+            if context.params.get("debug"):
+                traceback.print_exception(error)
             if not error.reported:
                 self._report(context, str(error))
-            sys.exit(LOST)
+            _end(LOST)
         except TerralignError as error:
             fault: Exception = error
             text = str(error)
@@ -134,7 +147,7 @@ class OneLineFaults(click.Group):
             traceback.print_exception(fault)
         here = _place()
         self._report(context, f"rank {here.rank} of {here.size}: {text}" if here.size > 1 else text)
-        sys.exit(1)
+        _end(1)
 
     def _report(self, context: click.Context, text: str) -> None:
         command = self.commands.get(context.invoked_subcommand or "")

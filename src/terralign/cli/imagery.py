@@ -627,6 +627,15 @@ _SEARCH_OPTIONS = [
         "deviations; default: where several towers are compared.",
     ),
     click.option(
+        "--exact", is_flag=True, default=None,
+        help="Compare every window, also where the folder has an index (terralign index).",
+    ),
+    click.option(
+        "--explain", is_flag=True, default=None,
+        help="Also report how it was searched, and what share of the best hits to expect; with "
+        "--json the value has the keys hits and how.",
+    ),
+    click.option(
         "--page", type=click.IntRange(1), metavar="N",
         help="Print the N-th page of the hits; default: all of them.",
     ),
@@ -757,7 +766,9 @@ def _search_folder(
     if out is not None:
         _check_folder(out, "--out")
     dates = asked.pop("compare", None)
-    useless = [f"--{name}" for name in ("start", "end", "cut") if name in asked]
+    explained = asked.pop("explain", False)
+    useless = [f"--{name}" for name in ("start", "end", "cut", "exact") if name in asked]
+    useless += ["--explain"] if explained else []
     if dates is not None and useless:
         raise click.UsageError(f"{', '.join(useless)}: no effect with --compare; leave it out")
     if page_path is not None:
@@ -798,9 +809,14 @@ def _search_folder(
     )
     shown_hits = hits if page is None else hits[(page - 1) * page_size : page * page_size]
     if as_json:
-        click.echo(json.dumps([hit.to_json() for hit in shown_hits]))
+        values = [hit.to_json() for hit in shown_hits]
+        click.echo(json.dumps({"hits": values, "how": dict(hits.how)} if explained else values))
     else:
         click.echo(shown_hits.table(max_rows=len(shown_hits)).text())
+        if explained:
+            from terralign.index.planner import explain
+
+            click.echo("\n".join(explain(hits.how)))
         if page is not None:
             click.echo(
                 f"page {page} of {max(1, -(-len(hits) // page_size))}, "

@@ -20,6 +20,7 @@ from terralign.encoders.sources import check_source, shipped_model
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
 from terralign.files import as_bytes, read_shipped, read_toml, shipped_names
+from terralign.index.names import is_folder_of_parts
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.versions import versions
 
@@ -30,14 +31,16 @@ LISTS = ("datasets", "models", "sensors", "recipes", "suites", "studies", "promp
 """What there is a list of."""
 
 _TAKES = (
-    f"Info takes a list ({', '.join(LISTS)}), a name of one of them, a packed store, a TOML file, "
-    "or a model (its name or folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
+    f"Info takes a list ({', '.join(LISTS)}), a name of one of them, a packed store, a folder "
+    "of embedded scenes, a TOML file, or a model (its name or folder, hf-hub:ORG/NAME, "
+    "ARCHITECTURE:TAG, ARCHITECTURE:FILE)"
 )
 
 
 def about(what: str | None = None) -> dict[str, Any]:
-    """Plain values about `what`: None (versions), a list, a name of one, a packed store, a TOML
-    file, or anything `EmbeddingSpace.load` takes. `TerralignError` names what is nearest."""
+    """Plain values about `what`: None (versions), a list, a name of one, a packed store, a folder
+    of embedded scenes, a TOML file, or anything `EmbeddingSpace.load` takes. `TerralignError` names
+    what is nearest."""
     if what is None:
         return versions()
     if what in LISTS:
@@ -52,6 +55,8 @@ def about(what: str | None = None) -> dict[str, Any]:
         return _about_toml(path)
     if is_store(path):
         return _about_store(path)
+    if is_folder_of_parts(path):
+        return _about_parts(path)
     if path.exists() or ":" in what:
         check_source(what)
         return _about_space(what)
@@ -352,6 +357,19 @@ def _about_store(store: Path) -> dict[str, Any]:
         "left out": manifest.num_skipped,
         "shards": len(manifest.shards),
         "bytes": sum(one.num_bytes for one in (manifest.table, *manifest.shards)),
+    }
+
+
+def _about_parts(folder: Path) -> dict[str, Any]:
+    from terralign.index.approximate import describe_approximate
+    from terralign.index.search import describe_index, open_index
+
+    index = open_index(folder)
+    about = describe_approximate(folder, index.store)
+    return {
+        "kind": "folder of embedded scenes",
+        **describe_index(index),
+        "index": about or "none (terralign index makes one)",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import stat
 import struct
@@ -22,7 +23,7 @@ from terralign.progress import Progress
 _CHUNK = 2**18
 
 _DAMAGED = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, struct.error),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error),
     *(EOFError, NotImplementedError, ValueError, OverflowError, RecursionError),
 )
 
@@ -35,6 +36,8 @@ def unpack(archive: Path, name: str, top: str, folder: Path) -> None:
     beyond the limits `unpacked_bytes`, `folder_entries` and `folder_depth`; files beside `top` are
     left out.
     """
+    if not archive.is_file():
+        raise DataError(f"{archive} is not a file; fetch it again")
     members = _zip_members if name.endswith(".zip") else _tar_members
     num_megabytes = max(1, archive.stat().st_size // 10**6)
     seen: set[str] = set()
@@ -55,6 +58,11 @@ def unpack(archive: Path, name: str, top: str, folder: Path) -> None:
                 before = file.tell() // 10**6
                 _write(folder / place, content, num_bytes, f"{archive}: {quoted(written)}")
                 progress.advance(max(0, file.tell() // 10**6 - before))
+    except OSError as error:
+        # Damaged archives point to places before their start, and `BadGzipFile` has no number.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise DataError(f"{archive} is damaged: {first_line(error)}; fetch it again") from error
     except _DAMAGED as error:
         raise DataError(f"{archive} is damaged: {first_line(error)}; fetch it again") from error
     if not seen:

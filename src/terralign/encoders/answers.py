@@ -245,12 +245,14 @@ class Hit:
 class Hits(Shown, Sequence[Hit]):
     """The k best of a search, best first; `np.asarray` gives their scores (k,).
 
-    `num_searched`: how many vectors were compared.
+    `num_searched`: how many vectors were compared, or searched through an index. `how`: of a search
+    of an index of scenes, plain values of what was done (see `terralign search --explain`).
     """
 
     query: str
     hits: tuple[Hit, ...]
     num_searched: int
+    how: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.hits)

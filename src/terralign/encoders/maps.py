@@ -31,7 +31,9 @@ _SIDE = 900
 """Pixels of a picture's longer side."""
 
 _PERCENTILES = (2.0, 98.0)
-"""Black and white of each band of a picture."""
+"""Of each band of a picture; the first is black."""
+_BRIGHTENED = 0.7
+"""Exponent between black and white."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -173,13 +175,18 @@ def _around(scene: Scene, windows: Sequence[Window]) -> Window:
 
 
 def _eight_bit(chip: Chip) -> NDArray[np.uint8]:
-    """(H, W, 3), each band stretched between its percentiles; black without data."""
+    """(H, W, 3), black without data; all bands have the widest range of them, so that what is grey
+    stays grey."""
     step = max(1, max(chip.pixels.shape[1:]) // (2 * _SIDE))
     pixels = np.asarray(chip.pixels[:, ::step, ::step], dtype=np.float32)
     valid = np.asarray(chip.valid[:, ::step, ::step]) & np.isfinite(pixels)
-    bands = []
-    for band, usable in zip(pixels, valid, strict=True):
-        low, high = np.percentile(band[usable], _PERCENTILES) if usable.any() else (0.0, 1.0)
-        share = np.clip((band - low) / max(high - low, 1e-6), 0, 1)
-        bands.append(np.where(usable, np.rint(255 * np.nan_to_num(share)), 0).astype(np.uint8))
-    return np.stack(bands if len(bands) == 3 else bands[:1] * 3, axis=-1)
+    if not valid.any(axis=(1, 2)).all():
+        return np.zeros((*pixels.shape[1:], 3), dtype=np.uint8)
+    ranges = [
+        np.percentile(band[own], _PERCENTILES) for band, own in zip(pixels, valid, strict=True)
+    ]
+    black = np.array([low for low, _ in ranges])[:, None, None]
+    widest = max(max(high - low for low, high in ranges), 1e-6)
+    shares = np.clip(np.nan_to_num((pixels - black) / widest), 0, 1) ** _BRIGHTENED
+    bands = np.where(valid, np.rint(255 * shares), 0).astype(np.uint8)
+    return np.stack([bands[n % len(bands)] for n in range(3)], axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from terralign.errors import DataError, first_line, nearest, shown
 from terralign.files import read_json
-from terralign.index.parts import Part, shapes_of
-from terralign.index.store import NO_TIME, Store
+from terralign.index.parts import shapes_of
+from terralign.index.store import NO_TIME, ROW, Store
 from terralign.limits import require
 from terralign.scenes.places import to_wgs84
 
@@ -245,25 +245,26 @@ def _microseconds(given: Day | None, name: str, *, is_end: bool = False) -> int 
 def rows_meeting(store: Store, filters: Filters) -> NDArray[np.int64] | None:
     """The rows that meet all conditions, ascending; None where there are no conditions.
 
-    `DataError` for a sensor or tower that the index does not have.
+    Parts of which no row, or every row, can meet them are not looked into. `DataError` for a sensor
+    or tower that the index does not have.
     """
     if all(getattr(filters, name) is None for name in Filters.__slots__):
         return None
-    rows = store.rows
-    mask = _meets(store, filters)[rows["part"]]
-    if filters.max_cloud is not None:
-        mask &= rows["cloud"] <= filters.max_cloud
-    if filters.min_valid is not None:
-        mask &= rows["valid"] >= filters.min_valid
-    if filters.start is not None:
-        mask &= rows["time"] >= filters.start
-    if filters.end is not None:
-        mask &= (rows["time"] < filters.end) & (rows["time"] != NO_TIME)
-    if filters.bbox is not None:
-        mask &= _touches_box(rows, filters.bbox)
-    if filters.polygon is not None:
-        mask &= _touches_box(rows, filters.polygon.bounds)
-    found = np.flatnonzero(mask)
+    some, every = _parts_meeting(store, filters)
+    none = np.zeros(0, np.int64)
+    found, border = [none], [none]
+    for first, end, is_whole in _runs(store, some, every):
+        if is_whole:
+            found.append(np.arange(first, end))
+            continue
+        rows = store.rows[first:end]
+        places = np.flatnonzero(_meets(rows, filters))
+        if filters.bbox is not None and filters.polygon is None:
+            inside = _within_box(rows[places], filters.bbox)
+            border.append(first + places[~inside])
+            places = places[inside]
+        found.append(first + places)
+    sure, doubtful = np.concatenate(found), np.concatenate(border)
     shape = filters.polygon
     if filters.bbox is not None:
         west, south, east, north = filters.bbox
@@ -276,15 +277,106 @@ def rows_meeting(store: Store, filters: Filters) -> NDArray[np.int64] | None:
         )
         shape = box if shape is None else shapely.intersection(shape, box)
     if shape is None:
-        return found
-    if filters.polygon is None and filters.bbox is not None:
-        inside = _within_box(rows[found], filters.bbox)
-        border = _touching(store, found[~inside], shape)
-        return np.union1d(found[inside], border)
-    return _touching(store, found, shape)
+        return sure
+    if filters.polygon is None:
+        return np.sort(np.concatenate([sure, _touching(store, doubtful, shape)]))
+    return _touching(store, sure, shape)
 
 
-def _meets(store: Store, filters: Filters) -> NDArray[np.bool_]:
+def _parts_meeting(store: Store, filters: Filters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(P,) parts of which some rows may meet all conditions, and those of which every row does."""
+    some = _of_names(store, filters)
+    if all(getattr(filters, name) is None for name in _OF_ROWS):
+        return some, some
+    ranges = _ranges(store)
+    low, high = ranges["low"], ranges["high"]
+    every = some & (filters.polygon is None)
+    if filters.max_cloud is not None:
+        some &= ranges["least_cloud"] <= filters.max_cloud
+        every &= high["cloud"] <= filters.max_cloud
+    if filters.min_valid is not None:
+        some &= ranges["most_valid"] >= filters.min_valid
+        every &= low["valid"] >= filters.min_valid
+    if filters.start is not None:
+        some &= high["time"] >= filters.start
+        every &= low["time"] >= filters.start
+    if filters.end is not None:
+        some &= low["time"] < filters.end
+        every &= (high["time"] < filters.end) & (low["time"] != NO_TIME)
+    for box in (filters.bbox, None if filters.polygon is None else filters.polygon.bounds):
+        if box is not None:
+            some &= _touches_box(ranges, box) | ranges["across"]
+            every &= _within_box(ranges, box) & ~ranges["across"] & (box[0] <= box[2])
+    return some, every & some
+
+
+_OF_ROWS = ("bbox", "polygon", "start", "end", "max_cloud", "min_valid")
+"""Conditions in which the rows of a part differ."""
+
+
+def _ranges(store: Store) -> dict[str, Any]:
+    """Of the rows of each part (P,): what place, time and shares lie between, found once.
+
+    An empty part, and one across the antimeridian, may meet any place.
+    """
+    if "ranges" not in store.kept:
+        rows = store.rows
+        filled = np.flatnonzero(np.diff(store.firsts))
+        low, high = (np.zeros(len(store.facts), ROW) for _ in range(2))
+        found: dict[str, Any] = {"low": low, "high": high}
+        for name in ("west", "south", "east", "north", "time", "valid", "cloud"):
+            if len(filled):
+                low[name][filled] = np.minimum.reduceat(rows[name], store.firsts[filled])
+                high[name][filled] = np.maximum.reduceat(rows[name], store.firsts[filled])
+        for name, field, least in (
+            ("least_cloud", "cloud", np.fmin), ("most_valid", "valid", np.fmax),
+        ):  # fmt: skip
+            found[name] = np.zeros(len(store.facts), np.float32)
+            if len(filled):
+                found[name][filled] = least.reduceat(rows[field], store.firsts[filled])
+        found |= {"west": low["west"], "south": low["south"], "east": high["east"],
+                  "north": high["north"]}  # fmt: skip
+        found["across"] = np.zeros(len(store.facts), dtype=bool)
+        if len(filled):
+            found["across"][filled] = np.logical_or.reduceat(
+                rows["west"] > rows["east"], store.firsts[filled]
+            )
+        store.kept["ranges"] = found
+    ranges: dict[str, Any] = store.kept["ranges"]
+    return ranges
+
+
+def _runs(
+    store: Store, some: NDArray[np.bool_], every: NDArray[np.bool_]
+) -> Iterator[tuple[int, int, bool]]:
+    """First and end row of parts beside each other of one kind; and whether every row meets the
+    conditions."""
+    kinds = some.astype(np.int8) + every
+    edges = np.flatnonzero(np.diff(kinds, prepend=-1))
+    for first, end in zip(edges, [*edges[1:], len(kinds)], strict=True):
+        if kinds[first]:
+            yield int(store.firsts[first]), int(store.firsts[end]), bool(kinds[first] == 2)
+
+
+def _meets(rows: NDArray[Any], filters: Filters) -> NDArray[np.bool_]:
+    """(n,) whether rows meet the conditions on them, as far as their bounds tell."""
+    mask = np.ones(len(rows), dtype=bool)
+    if filters.max_cloud is not None:
+        mask &= rows["cloud"] <= filters.max_cloud
+    if filters.min_valid is not None:
+        mask &= rows["valid"] >= filters.min_valid
+    if filters.start is not None:
+        mask &= rows["time"] >= filters.start
+    if filters.end is not None:
+        mask &= (rows["time"] < filters.end) & (rows["time"] != NO_TIME)
+    if filters.bbox is not None:
+        mask &= _touches_box(rows, filters.bbox)
+    if filters.polygon is not None:
+        mask &= _touches_box(rows, filters.polygon.bounds)
+    return mask
+
+
+def _of_names(store: Store, filters: Filters) -> NDArray[np.bool_]:
     """Of each part: whether its sensor and tower are among those wanted."""
     found = np.ones(len(store.facts), dtype=bool)
     for name, wanted in (("sensor", filters.sensors), ("tower", filters.towers)):
@@ -298,20 +390,20 @@ def _meets(store: Store, filters: Filters) -> NDArray[np.bool_]:
     return found
 
 
-def _touches_box(rows: NDArray[Any], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+def _touches_box(rows: Any, box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
     west, south, east, north = box
     found: NDArray[np.bool_] = (rows["south"] <= north) & (rows["north"] >= south)
     parts = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
     left, right = rows["west"], rows["east"]
     across = left > right
-    beside = np.zeros(len(rows), dtype=bool)
+    beside = np.zeros(len(left), dtype=bool)
     for low, high in parts:
         plain = (left <= high) & (right >= low) & ~across
         beside |= plain | (across & ((left <= high) | (right >= low)))
     return found & beside
 
 
-def _within_box(rows: NDArray[Any], box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+def _within_box(rows: Any, box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
     """Rows that lie within a box that does not cross the antimeridian."""
     west, south, east, north = box
     found: NDArray[np.bool_] = (rows["west"] >= west) & (rows["east"] <= east)
@@ -338,29 +430,13 @@ def _touching(store: Store, found: NDArray[np.int64], shape: Any) -> NDArray[np.
 
 def outlines_of(store: Store, numbers: NDArray[np.int64]) -> list[Any]:
     """The outlines (shapely, degrees) of rows, in their order."""
-    values = columns_of(store, numbers, ["geometry"])
-    return list(shapes_of([one["geometry"] for one in values], "a part"))
-
-
-def columns_of(
-    store: Store, numbers: NDArray[np.int64], columns: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Columns of the parts for rows of the index, in their order; each part is opened once."""
-    found: list[dict[str, Any]] = [{} for _ in numbers]
-    owners = store.rows["part"][numbers]
-    for owner in np.unique(owners).tolist():
-        places = np.flatnonzero(owners == owner)
-        inner = store.rows["row"][numbers[places]].astype(np.int64)
-        order = np.argsort(inner, kind="stable")
-        if not store.paths[owner].is_file():
-            raise DataError(f"{shown(store.paths[owner])} is gone; open the index again")
-        part = Part(store.paths[owner])
-        values = part.rows(inner[order], columns)
-        part.close()
-        if len(values) != len(places):
-            raise DataError(
-                f"{shown(part.path)} changed while it was searched; open the index again"
-            )
-        for place, value in zip(places[order].tolist(), values, strict=True):
-            found[place] = value
-    return found
+    spans = store.outlines[numbers]
+    return list(
+        shapes_of(
+            [
+                store.wkb[first:end].tobytes() or None
+                for first, end in zip(spans["first"].tolist(), spans["end"].tolist(), strict=True)
+            ],
+            "a part",
+        )
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -432,23 +432,6 @@ class Part:
         except _FAULTS as error:
             raise self._damaged(error) from error
 
-    def rows(self, numbers: NDArray[np.int64], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Some rows, by ascending number, as Python values; only their row groups are read."""
-        try:
-            return list(self._rows(numbers, columns))
-        except _FAULTS as error:
-            raise self._damaged(error) from error
-
-    def _rows(self, numbers: NDArray[np.int64], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        first = 0
-        for group in range(self._file.metadata.num_row_groups):
-            end = first + self._file.metadata.row_group(group).num_rows
-            wanted = numbers[(numbers >= first) & (numbers < end)] - first
-            if len(wanted):
-                table = self._file.read_row_group(group, columns=list(columns))
-                yield from table.take(pa.array(wanted)).to_pylist()
-            first = end
-
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -464,7 +447,7 @@ def vectors_of(batch: pa.RecordBatch, facts: PartFacts) -> NDArray[Any]:
     return numbers.reshape(len(batch), facts.dim)
 
 
-def shapes_of(outlines: Sequence[bytes], origin: str) -> NDArray[np.object_]:
+def shapes_of(outlines: Sequence[bytes | None], origin: str) -> NDArray[np.object_]:
     """(n,) outlines of windows, shapely in degrees, from the column `geometry`; `DataError`, which
     begins with `origin`, for what is no WKB."""
     try:
@@ -482,9 +465,3 @@ def facts_of(path: Path) -> PartFacts:
     part = Part(path)
     part.close()
     return part.facts
-
-
-def describe_window(row: Mapping[str, Any]) -> Window | None:
-    """The window of a row; None where its numbers are not those of one."""
-    values = {name: row[f"window_{name}"] for name in _WINDOW}
-    return None if None in values.values() else Window(**values)

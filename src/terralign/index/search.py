@@ -1,7 +1,8 @@
-"""Exact search over a folder of parts.
+"""Search over a folder of parts.
 
 Filters first; then the cosine of every row that is left, in float32, block by block on the space's
-device; then the best k. N rows, D dimensions, T towers.
+device; then the best k. Where the folder has an index (`approximate`), and many rows are left, the
+cosines are those of its candidates alone (`planner`). N rows, D dimensions, P parts, T towers.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.vectors import Footprint, check_same_space
 from terralign.encoders.zeroshot import Prompts
-from terralign.errors import DataError, counted, nearest, shown, some
+from terralign.errors import DataError, StorageError, counted, nearest, shown, some
+from terralign.index.approximate import Approximate, open_approximate
 from terralign.index.filters import (
     Day,
     Filters,
     check_apart,
-    columns_of,
     make_filters,
     outlines_of,
     period_of,
@@ -40,9 +42,10 @@ from terralign.index.filters import (
 )
 from terralign.index.overlaps import without_overlaps
 from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
-from terralign.index.parts import PartFacts, describe_window, shapes_of
+from terralign.index.parts import PartFacts, window_id
+from terralign.index.planner import COLLAPSED, Step, TowerRows, plan_step
 from terralign.index.query import Term, Terms, name_of, query_vector, terms_of
-from terralign.index.store import NO_TIME, Store, open_store
+from terralign.index.store import NO_TIME, Store, open_store, stamp_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,18 @@ class _Ranking:
     def number(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return places if self.numbers is None else self.numbers[places]
 
+    def __getitem__(self, places: NDArray[Any]) -> _Ranking:
+        assert self.numbers is not None
+        return _Ranking(
+            numbers=self.numbers[places],
+            scores=self.scores[places],
+            ranked_by=self.ranked_by[places],
+        )
+
+
+_Keep = Callable[[_Ranking, NDArray[np.int64]], NDArray[np.int64]]
+"""Of places in a ranking, best first, those that may be hits."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scores:
@@ -109,6 +124,8 @@ class Index(Shown):
 
     def __init__(self, folder: Path, store: Store) -> None:
         self.folder, self._store = folder, store
+        self._approximate: Approximate | None = None
+        self._looked_for_index = False
         self._moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 
     @property
@@ -190,6 +207,7 @@ class Index(Shown):
         collapse: bool = False,
         cut: float | None = None,
         centre: bool | None = None,
+        exact: bool | None = None,
     ) -> Hits:
         """The k best windows, best first; the same as `space.search(index, ...)`.
 
@@ -207,6 +225,10 @@ class Index(Shown):
         by default where windows of several towers are compared. `score` is the cosine in any case,
         `ranked_by` what decided.
 
+        `exact`: True compares all rows that meet the conditions; False demands the index that
+        `terralign index` makes; by default it is used where the folder has one and many rows are
+        left. `Hits.how` states what was done, and the recall to expect.
+
         Raises `SpaceMismatchError` for another space, `DataError` for what makes no sense.
         """
         check_same_space(space.space_id, self.space_id, "the index's vectors")
@@ -219,17 +241,41 @@ class Index(Shown):
         )  # fmt: skip
         positive = [*terms_of(space, query, prompts=prompts), *self._windows(like)]
         negative = [*terms_of(space, against, prompts=prompts), *self._windows(unlike)]
-        numbers = rows_meeting(self._store, filters)
-        names = self.towers_of(numbers)
-        centred = len(names) > 1 if centre is None else centre
         vector = query_vector(positive, negative)
-        ranking = self._rank(space, vector, numbers, centred=centred)
-        places = _best(ranking.ranked_by, k, lambda found: self._kept(
-            space, found, ranking, positive, cut=cut, collapse=collapse))  # fmt: skip
+        clock = [time.perf_counter()]
+        numbers = rows_meeting(self._store, filters)
+        clock.append(time.perf_counter())
+        counts = self._counts(numbers)
+        centred = len(self._towers_with(counts)) > 1 if centre is None else centre
+
+        def keep(ranking: _Ranking, places: NDArray[np.int64]) -> NDArray[np.int64]:
+            return self._kept(space, places, ranking, positive, cut=cut, collapse=collapse)
+
+        def rank(rows: NDArray[np.int64] | None) -> _Ranking:
+            return self._rank(space, vector, rows, centred=centred)
+
+        wanted = k * COLLAPSED if collapse else k
+        ranking, places, steps = self._best_rows(
+            vector, numbers, counts, k, wanted, rank, keep, exact=exact
+        )
+        clock.append(time.perf_counter())
+        hits = self._hits(ranking, places)
+        clock.append(time.perf_counter())
+        filtering, searching, reading = (round(1e3 * one, 3) for one in np.diff(clock).tolist())
         return Hits(
             query=name_of(positive, negative),
-            hits=self._hits(ranking, places),
-            num_searched=len(ranking.scores),
+            hits=hits,
+            num_searched=int(counts.sum()),
+            how={
+                "windows": len(self),
+                "meeting": int(counts.sum()),
+                "ranked_by": "standard deviations" if centred else "cosine",
+                "steps": [one.describe() for one in steps],
+                "recall": min((one.recall for one in steps), default=1.0),
+                "filter_ms": filtering,
+                "search_ms": searching,
+                "read_ms": reading,
+            },
         )
 
     def scores(
@@ -375,6 +421,145 @@ class Index(Shown):
         days = np.unique(times[times != NO_TIME].astype("datetime64[us]").astype("datetime64[D]"))
         return some([str(day) for day in days]) if len(days) else "no day"
 
+    # The index
+
+    @property
+    def approximate(self) -> Approximate | None:
+        """The index beside the parts; None unless the folder has one that can be used."""
+        if not self._looked_for_index:
+            self._approximate = open_approximate(self.folder, self._store)
+            self._looked_for_index = True
+        return self._approximate
+
+    def _why_exact(self, exact: bool | None) -> str:
+        """Why no index is asked; "" where one is. `DataError` where it was demanded."""
+        if exact:
+            return "asked for"
+        if self.approximate is None and exact is False:
+            raise DataError(
+                f"{shown(self.folder)} has no index that can be used (exact=False demands it); "
+                f"make it: terralign index {shown(self.folder)}"
+            )
+        return "" if self.approximate is not None else "no index"
+
+    @cached_property
+    def _parts_of(self) -> dict[str, list[int]]:
+        """The numbers of each tower's parts."""
+        found: dict[str, list[int]] = {name: [] for name in self.towers}
+        for number, one in enumerate(self._store.facts):
+            found[one.tower].append(number)
+        return found
+
+    def _counts(self, numbers: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """(P,) rows of each part, of those numbered (ascending; None: all)."""
+        firsts = self._store.firsts
+        return np.diff(firsts if numbers is None else np.searchsorted(numbers, firsts))
+
+    def _towers_with(self, counts: NDArray[np.int64]) -> list[str]:
+        return [name for name, parts in self._parts_of.items() if counts[parts].any()]
+
+    def _plan(self, counts: NDArray[np.int64], wanted: int, *, no_index: str = "") -> list[Step]:
+        """The way of each tower that has rows."""
+        steps = []
+        for name in self._towers_with(counts):
+            parts = self._parts_of[name]
+            if self.approximate is None or no_index:
+                rows = int(counts[parts].sum())
+                given = TowerRows.without_index(name, rows)
+            else:
+                given = self.approximate.rows_of(name, counts, parts)
+            steps.append(plan_step(given, wanted, no_index=no_index))
+        return steps
+
+    def _best_rows(
+        self,
+        vector: NDArray[np.float32],
+        numbers: NDArray[np.int64] | None,
+        counts: NDArray[np.int64],
+        k: int,
+        wanted: int,
+        rank: Callable[[NDArray[np.int64] | None], _Ranking],
+        keep: _Keep,
+        *,
+        exact: bool | None,
+    ) -> tuple[_Ranking, NDArray[np.int64], list[Step]]:
+        """A ranking, the places of the k best in it, and how they were found: through the index
+        and the rows that it lacks, or by comparing all. `wanted`: hits that the index is asked for
+        at first; more where too few of them are kept."""
+        why, is_again = self._why_exact(exact), False
+        while True:
+            steps = self._plan(counts, wanted, no_index=why)
+            if all(one.way == "exact" for one in steps):
+                ranking = rank(numbers)
+                return ranking, _best(ranking.ranked_by, k, partial(keep, ranking)), steps
+            try:
+                near = self._candidates(vector, numbers, steps, rank)
+            except StorageError as error:
+                # Another process may have changed the index since it was opened.
+                self._looked_for_index = is_again
+                if is_again or self.approximate is None:
+                    logger.warning("%s; all rows are compared", error)
+                    self._approximate, why = None, "the index cannot be read"
+                is_again = True
+                continue
+            places = _best(near.ranked_by, k, partial(keep, near))
+            if len(places) >= k:
+                return near, places, steps
+            wanted *= 4
+
+    def _candidates(
+        self,
+        vector: NDArray[np.float32],
+        numbers: NDArray[np.int64] | None,
+        steps: Sequence[Step],
+        rank: Callable[[NDArray[np.int64] | None], _Ranking],
+    ) -> _Ranking:
+        """The rows that may be among the best: of each tower those that are compared one by one,
+        and those that the index gives. Below the last hit of an index its better rows may be
+        missing, so that nothing that ranks lower is kept."""
+        assert self.approximate is not None
+        found, horizon, one_by_one = [], -math.inf, []
+        for step in steps:
+            parts = self._parts_of[step.tower]
+            if step.way == "index":
+                near = rank(
+                    self.approximate.nearest(
+                        step.tower, vector, depth=step.depth, probes=step.probes
+                    )
+                )
+                last = min(step.depth, len(near.ranked_by))
+                horizon = max(
+                    horizon, float(-np.partition(-near.ranked_by, last - 1)[last - 1])
+                ) if last else math.inf  # fmt: skip
+                assert near.numbers is not None
+                found.append(near if numbers is None else near[_among(near.numbers, numbers)])
+                indexed = self.approximate.towers[step.tower].parts
+                parts = [one for one in parts if one not in indexed]
+            one_by_one += parts
+        rows = self._rows_of_parts(one_by_one, numbers)
+        if len(rows):
+            found.append(rank(rows))
+        together = _Ranking(
+            numbers=np.concatenate([one.numbers for one in found if one.numbers is not None]),
+            scores=np.concatenate([one.scores for one in found]),
+            ranked_by=np.concatenate([one.ranked_by for one in found]),
+        )
+        assert together.numbers is not None
+        kept = np.flatnonzero(together.ranked_by >= horizon)
+        return together[kept[np.argsort(together.numbers[kept])]]
+
+    def _rows_of_parts(
+        self, parts: Sequence[int], numbers: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """The rows of some parts, of those numbered (ascending; None: all)."""
+        firsts = self._store.firsts
+        if numbers is None:
+            spans = [np.arange(firsts[one], firsts[one + 1]) for one in sorted(parts)]
+        else:
+            places = np.searchsorted(numbers, firsts)
+            spans = [numbers[places[one] : places[one + 1]] for one in sorted(parts)]
+        return np.concatenate([np.zeros(0, np.int64), *spans])
+
     # The parts of a search
 
     def _windows(self, ids: str | Sequence[str]) -> list[Term]:
@@ -498,31 +683,41 @@ class Index(Shown):
 
     def _hits(self, ranking: _Ranking, places: NDArray[np.int64]) -> tuple[Hit, ...]:
         numbers = ranking.number(places)
-        columns = ["id", "window_row", "window_column", "window_height", "window_width", "geometry"]
-        values = columns_of(self._store, numbers, [*columns, "datetime", "cell"])
-        shapes = shapes_of([one["geometry"] for one in values], "a part")
         rows = self._store.rows[numbers]
+        self._check_there(np.unique(rows["part"]))
+        cells = self._store.outlines["cell"][numbers].tolist()
+        shapes = outlines_of(self._store, numbers)
         found = []
-        for rank, (place, value, shape, row) in enumerate(
-            zip(places.tolist(), values, shapes, rows, strict=True), start=1
+        for rank, (place, row, shape, cell) in enumerate(
+            zip(places.tolist(), rows, shapes, cells, strict=True), start=1
         ):
             facts = self._store.facts[row["part"]]
+            place_of = dict(zip(_WINDOW, row["window"].tolist(), strict=True))
+            window = Window(**place_of)
             found.append(
                 Hit(
                     rank=rank,
-                    key=value["id"],
+                    key=window_id(facts.identity, window),
                     score=float(ranking.scores[place]),
                     place=Footprint(
-                        source=facts.source,
-                        window=describe_window(value),
-                        shape=shape,
-                        datetime=value["datetime"],
+                        source=facts.source, window=window, shape=shape, datetime=_time_of(row)
                     ),
                     tower=facts.tower,
-                    facts=_facts_of(facts, row, value, float(ranking.ranked_by[place])),
+                    facts=_facts_of(facts, row, cell.decode(), float(ranking.ranked_by[place])),
                 )
             )
         return tuple(found)
+
+    def _check_there(self, parts: NDArray[np.int32]) -> None:
+        """`DataError` where parts of hits changed, or were removed, since the index was opened."""
+        for part in parts.tolist():
+            path = self._store.paths[part]
+            try:
+                is_same = stamp_of(path) == self._store.stamps[part]
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise DataError(f"{shown(path)} is gone or has changed; open the index again")
 
     def places(self) -> Hits:
         """Every window in the order of the rows, as hits without a score: for maps of the whole."""
@@ -532,18 +727,35 @@ class Index(Shown):
         return Hits(query="", hits=self._hits(ranking, every), num_searched=0)
 
 
-def _facts_of(
-    facts: PartFacts, row: Any, value: dict[str, Any], ranked_by: float
-) -> dict[str, Any]:
+_WINDOW = ("row", "column", "height", "width")
+
+
+def _time_of(row: Any) -> dt.datetime | None:
+    microseconds = int(row["time"])
+    if microseconds == NO_TIME:
+        return None
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=microseconds)
+
+
+def _facts_of(facts: PartFacts, row: Any, cell: str, ranked_by: float) -> dict[str, Any]:
     cloud = float(row["cloud"])
     return {
         "scene": facts.scene,
         "sensor": facts.sensor,
         "valid_share": round(float(row["valid"]), 4),
         "cloud_share": None if math.isnan(cloud) else round(cloud, 4),
-        "cell": value["cell"],
+        "cell": cell or None,
         "ranked_by": round(ranked_by, 6),
     }
+
+
+def _among(rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) whether rows are among those numbered, ascending."""
+    if not len(numbers):
+        return np.zeros(len(rows), dtype=bool)
+    places = np.searchsorted(numbers, rows).clip(max=len(numbers) - 1)
+    found: NDArray[np.bool_] = numbers[places] == rows
+    return found
 
 
 def _check_k(k: Any) -> None:
@@ -615,7 +827,7 @@ def cosines(
         buffer = torch.empty(block, vectors.shape[1], device=device)
         for start in range(*span, block):
             end = min(span[1], start + block)
-            rows = vectors[start:end] if numbers is None else vectors[numbers[start:end]]
+            rows = vectors[start:end] if numbers is None else _rows(vectors, numbers[start:end])
             numbers_in = buffer[: end - start]
             numbers_in.copy_(torch.from_numpy(rows))
             found[start:end] = numbers_in @ wanted
@@ -626,6 +838,15 @@ def cosines(
     with torch.inference_mode(), ThreadPoolExecutor(max(1, len(spans))) as pool:
         list(pool.map(compare, spans))
     return found.numpy()
+
+
+def _rows(vectors: NDArray[Any], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """The vectors of rows (n,), not copied where they follow each other."""
+    first, last = int(numbers[0]), int(numbers[-1])
+    if last - first == len(numbers) - 1 and (np.diff(numbers) == 1).all():
+        return vectors[first : last + 1]
+    found: NDArray[Any] = vectors[numbers]
+    return found
 
 
 def describe_index(index: Index) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The vectors of a folder's parts in one memory-mapped file, and what its rows are filtered by.
+"""The vectors of a folder's parts in one memory-mapped file, what its rows are filtered by, and
+their outlines.
 
 A cache beside the parts (`.cache`), from which nothing is lost: rows of new parts are appended, and
 where a part changed or is gone the whole is made again. Where the folder cannot be written, the
@@ -12,7 +13,8 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from terralign.progress import Progress
 logger = logging.getLogger(__name__)
 
 CACHE = ".cache"
-_FORMAT = 1
+_FORMAT = 2
 
 ROW = np.dtype(
     [
@@ -53,14 +55,18 @@ ROW = np.dtype(
 is greater than east across the antimeridian), microseconds since 1970 (`NO_TIME`: unknown), shares
 of valid pixels and of cloud (NaN: unknown)."""
 
+OUTLINE = np.dtype([("first", "<i8"), ("end", "<i8"), ("cell", "S16")])
+"""Of a row: where the WKB of its outline lies in the file of outlines, and its Major-TOM cell."""
+
 _MANY = 100_000
 """Vectors that take seconds to read, so that it is reported."""
 
 NO_TIME = np.iinfo(np.int64).min
+_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 _READ = (
     *("window_row", "window_column", "window_height", "window_width", "datetime", "valid_share"),
-    *("cloud_share", "bbox", "vector"),
+    *("cloud_share", "cell", "bbox", "geometry", "vector"),
 )
 
 
@@ -84,6 +90,7 @@ class _Contents(BaseModel):
     format: int
     generation: int
     dtype: str
+    wkb_bytes: int = Field(default=0, ge=0)
     parts: tuple[_Entry, ...]
 
     @property
@@ -93,15 +100,27 @@ class _Contents(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Store:
-    """`vectors`: (N, D) float16 or float32, memory-mapped; `rows`: (N,) of dtype `ROW`; `facts` and
-    `paths` of the parts, and `firsts`, the first row of each."""
+    """`vectors`: (N, D) float16 or float32; `rows`: (N,) of dtype `ROW`; `outlines`: (N,) of dtype
+    `OUTLINE`, and `wkb`, the bytes that they lie in; all memory-mapped.
+
+    `facts`, `paths` and `stamps` (name, size, time of change) of the parts; `firsts` (P + 1,): the
+    first row of each, and the end. `kept`: what was found of the rows when it was first asked for.
+    """
 
     vectors: NDArray[Any]
     rows: NDArray[Any]
+    outlines: NDArray[Any]
+    wkb: NDArray[np.uint8]
     facts: tuple[PartFacts, ...]
     paths: tuple[Path, ...]
+    stamps: tuple[tuple[str, int, int], ...]
     firsts: NDArray[np.int64]
     temporary: Any = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def rows_of(self, part: int) -> range:
+        """The rows of a part."""
+        return range(int(self.firsts[part]), int(self.firsts[part + 1]))
 
 
 def open_store(folder: Path) -> Store:
@@ -140,7 +159,8 @@ class _Temporary:
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def stamp_of(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of change of a part; `OSError` where it is gone."""
     status = path.stat()
     return path.name, status.st_size, status.st_mtime_ns
 
@@ -148,7 +168,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def _is_of(contents: _Contents, paths: Sequence[Path]) -> bool:
     """Whether a cache holds just these parts, as they are."""
     return sorted((one.name, one.size, one.mtime_ns) for one in contents.parts) == sorted(
-        _stamp(path) for path in paths
+        stamp_of(path) for path in paths
     )
 
 
@@ -158,27 +178,33 @@ def _read_contents(cache: Path) -> _Contents | None:
         if path.stat().st_size > limit("json_bytes"):
             return None
         found = _Contents.model_validate_json(path.read_bytes())
-        vectors, rows = _paths(cache, found)
-        row_bytes = np.dtype(found.dtype).itemsize * (
-            found.parts[0].facts.dim if found.parts else 1
-        )
-        whole = (
-            vectors.stat().st_size >= found.num_rows * row_bytes
-            and rows.stat().st_size >= found.num_rows * ROW.itemsize
+        whole = all(
+            path.stat().st_size >= num_bytes
+            for path, num_bytes in zip(_paths(cache, found), _sizes(found), strict=True)
         )
     except (OSError, ValidationError, ValueError, TypeError):
         return None
     return found if whole and found.format == _FORMAT else None
 
 
-def _paths(cache: Path, contents: _Contents) -> tuple[Path, Path]:
-    return cache / f"vectors.{contents.generation}", cache / f"rows.{contents.generation}"
+_FILES = ("vectors", "rows", "outlines", "wkb")
+
+
+def _paths(cache: Path, contents: _Contents) -> list[Path]:
+    return [cache / f"{name}.{contents.generation}" for name in _FILES]
+
+
+def _sizes(contents: _Contents) -> tuple[int, ...]:
+    """Bytes of each file that are of the contents: what a killed process appended is not."""
+    dim = contents.parts[0].facts.dim if contents.parts else 1
+    each = (dim * np.dtype(contents.dtype).itemsize, ROW.itemsize, OUTLINE.itemsize)
+    return *(contents.num_rows * one for one in each), contents.wkb_bytes
 
 
 def _updated(cache: Path, paths: Sequence[Path]) -> _Contents:
     """The contents of a cache after the rows of new parts were appended, or all made again."""
     old = _read_contents(cache)
-    stamps = {_stamp(path): path for path in paths}
+    stamps = {stamp_of(path): path for path in paths}
     known = {(one.name, one.size, one.mtime_ns) for one in old.parts} if old else set()
     opened = [Part(path) for stamp, path in stamps.items() if stamp not in known]
     facts = [one.facts for one in old.parts] if old else []
@@ -191,7 +217,7 @@ def _updated(cache: Path, paths: Sequence[Path]) -> _Contents:
         opened = [Part(path) for path in paths]
         generation = 1 if old is None else old.generation + 1
         contents = _Contents(format=_FORMAT, generation=generation, dtype=dtype, parts=())
-        for path in (*cache.glob("vectors.*"), *cache.glob("rows.*")):
+        for path in (one for name in _FILES for one in cache.glob(f"{name}.*")):
             path.unlink(missing_ok=True)  # who has them mapped keeps them
     else:
         contents = old
@@ -217,19 +243,18 @@ def _check_spaces(facts: Sequence[PartFacts]) -> None:
 
 def _append(cache: Path, contents: _Contents, opened: Sequence[Part]) -> _Contents:
     entries = list(contents.parts)
-    dim = (entries[0].facts if entries else opened[0].facts).dim
-    vector_path, row_path = _paths(cache, contents)
+    wkb_bytes = contents.wkb_bytes
     total = sum(one.num_rows for one in opened)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with (
-            open(vector_path, "ab") as vectors,
-            open(row_path, "ab") as rows,
+            ExitStack() as stack,
             Progress("read vectors", total=total, unit="vector") as progress,
         ):
-            # What a killed process appended is not in the contents.
-            vectors.truncate(contents.num_rows * dim * np.dtype(contents.dtype).itemsize)
-            rows.truncate(contents.num_rows * ROW.itemsize)
+            files = [stack.enter_context(open(path, "ab")) for path in _paths(cache, contents)]
+            for file, size in zip(files, _sizes(contents), strict=True):
+                file.truncate(size)
+            vectors, rows, outlines, wkb = files
             for part in opened:
                 first = 0
                 for batch in part.batches(_READ):
@@ -243,10 +268,14 @@ def _append(cache: Path, contents: _Contents, opened: Sequence[Part]) -> _Conten
                         )
                     numbers.astype(contents.dtype).tofile(vectors)
                     _rows_of(batch, part, len(entries), first).tofile(rows)
+                    places, text = _outlines_of(batch, part, wkb_bytes)
+                    places.tofile(outlines)
+                    wkb.write(text)
+                    wkb_bytes += len(text)
                     first += len(batch)
                     progress.advance(len(batch))
                 part.close()
-                name, size, mtime_ns = _stamp(part.path)
+                name, size, mtime_ns = stamp_of(part.path)
                 entries.append(
                     _Entry(
                         name=name, size=size, mtime_ns=mtime_ns, num_rows=first, facts=part.facts
@@ -254,7 +283,7 @@ def _append(cache: Path, contents: _Contents, opened: Sequence[Part]) -> _Conten
                 )
     except OSError as error:
         raise StorageError(f"cannot write into {cache}: {error.strerror or error}") from error
-    contents = contents.model_copy(update={"parts": tuple(entries)})
+    contents = contents.model_copy(update={"parts": tuple(entries), "wkb_bytes": wkb_bytes})
     write_text(cache / "contents.json", contents.model_dump_json())
     if total >= _MANY:
         logger.info(
@@ -279,15 +308,48 @@ def _rows_of(batch: pa.RecordBatch, part: Part, number: int, first: int) -> NDAr
         rows["valid"] = columns["valid_share"].to_numpy(zero_copy_only=False)
         rows["cloud"] = columns["cloud_share"].to_numpy(zero_copy_only=False)
         wide = np.flatnonzero(rows["east"] - rows["west"] > 180)
-        for row, values in zip(
-            wide.tolist(), part.rows(first + wide, ["geometry"]) if len(wide) else [], strict=True
-        ):
-            bounds = Footprint(shape=shapely.from_wkb(values["geometry"])).bounds
+        for row in wide.tolist():
+            shape = shapely.from_wkb(columns["geometry"][row].as_py())
+            bounds = Footprint(shape=shape).bounds
             assert bounds is not None
             rows["west"][row], rows["east"][row] = bounds[0], bounds[2]
     except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{shown(part.path)} is damaged: {error}; embed its scene again") from error
+    _check_rows(rows, part)
     return rows
+
+
+def _check_rows(rows: NDArray[Any], part: Part) -> None:
+    """`DataError` for windows and times that cannot be."""
+    times = rows["time"][rows["time"] != NO_TIME]
+    windows = rows["window"]
+    if (windows[:, :2] < 0).any() or (windows[:, 2:] < 1).any():
+        raise DataError(
+            f"{shown(part.path)} is damaged: windows of no size, or before the first pixel; embed "
+            "its scene again"
+        )
+    if ((times < _FIRST_TIME) | (times > _LAST_TIME)).any():
+        raise DataError(
+            f"{shown(part.path)} is damaged: times that are not of the years 1 to 9999; embed its "
+            "scene again"
+        )
+
+
+def _outlines_of(batch: pa.RecordBatch, part: Part, first: int) -> tuple[NDArray[Any], bytes]:
+    """Places and cells (n,) of outlines whose bytes follow those up to `first`; and these bytes."""
+    found = np.zeros(len(batch), dtype=OUTLINE)
+    try:
+        shapes, cells = (
+            batch.column(batch.schema.get_field_index(name)).to_pylist()
+            for name in ("geometry", "cell")
+        )
+        shapes = [one or b"" for one in shapes]
+        ends = first + np.cumsum([len(one) for one in shapes], dtype=np.int64)
+        found["end"], found["first"] = ends, np.concatenate([[first], ends[:-1]])
+        found["cell"] = [(one or "").encode("ascii") for one in cells]
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{shown(part.path)} is damaged: {error}; embed its scene again") from error
+    return found, b"".join(shapes)
 
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -295,20 +357,23 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def _mapped(cache: Path, folder: Path, contents: _Contents, temporary: Any = None) -> Store:
     facts = tuple(one.facts for one in contents.parts)
-    vector_path, row_path = _paths(cache, contents)
     num, dim = contents.num_rows, facts[0].dim
-    if num:
-        # Copy on write: torch takes no arrays that are read-only, and nothing is written.
-        vectors: NDArray[Any] = np.memmap(vector_path, contents.dtype, "c", shape=(num, dim))
-        rows: NDArray[Any] = np.memmap(row_path, ROW, "r", shape=(num,))
-    else:
-        vectors, rows = np.zeros((0, dim), contents.dtype), np.zeros(0, ROW)
+    # Copy on write: torch takes no arrays that are read-only, and nothing is written.
+    dtypes = (np.dtype(contents.dtype), ROW, OUTLINE, np.dtype(np.uint8))
+    shapes: tuple[tuple[int, ...], ...] = ((num, dim), (num,), (num,), (contents.wkb_bytes,))
+    vectors, rows, outlines, wkb = (
+        np.asarray(np.memmap(path, dtype, "c", shape=shape) if shape[0] else np.zeros(shape, dtype))
+        for path, dtype, shape in zip(_paths(cache, contents), dtypes, shapes, strict=True)
+    )
     lengths = np.array([one.num_rows for one in contents.parts], dtype=np.int64)
     return Store(
         vectors=vectors,
         rows=rows,
+        outlines=outlines,
+        wkb=wkb,
         facts=facts,
         paths=tuple(folder / one.name for one in contents.parts),
+        stamps=tuple((one.name, one.size, one.mtime_ns) for one in contents.parts),
         firsts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         temporary=temporary,
     )

@@ -409,7 +409,7 @@ class _Run:
             role=entry.role,
             cache=self.cache,
         )
-        return self.overlaps.noted(rows, samples, model, names)
+        return self.overlaps.noted(rows, samples, model, names) if ranks.is_first() else rows
 
     def _evaluation(
         self,

@@ -4,62 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from terralign.cores import available_cores
 from terralign.encoders.space import EmbeddingSpace
-from terralign.errors import TerralignError, printable
-from terralign.serve.pictures import Kind, Outside
+from terralign.errors import StorageError, TerralignError, printable
+from terralign.serve.page_files import page_files
+from terralign.serve.pictures import Kind
 from terralign.serve.requests import (
     WINDOW_ID,
     Asked,
+    Asks,
     Fault,
     Health,
     IndexAnswer,
+    RequestError,
     ScoresAnswer,
     SearchAnswer,
     SearchRequest,
+    check_asked,
+    first_fault,
 )
 from terralign.serve.security import Guard
-from terralign.serve.served import NotFound, ServedIndex, as_json
+from terralign.serve.served import NotFound, ServedIndex, Unavailable, as_json
 from terralign.serve.settings import LIMITS, ServeSettings
 from terralign.serve.workers import Overloaded, Workers
 
 logger = logging.getLogger(__name__)
 
-Asks = TypeVar("Asks", bound=Asked)
-
 _ZIPPED = 2048
 """Bytes from which on an answer is compressed."""
-
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".txt": "text/plain; charset=utf-8",
-    ".woff2": "font/woff2",
-    ".pbf": "application/x-protobuf",
-}
-"""The files of the page that are served, by their endings."""
 
 _FAULTS: dict[int | str, dict[str, Any]] = {
     400: {"model": Fault, "description": "The request makes no sense."},
@@ -68,34 +54,6 @@ _FAULTS: dict[int | str, dict[str, Any]] = {
     422: {"model": Fault, "description": "A field is unknown, missing, or not as expected."},
     503: {"model": Fault, "description": "Too many requests wait; try again later."},
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PageFile:
-    """A file of the page, as it is served."""
-
-    content: bytes
-    zipped: bytes
-    kind: str
-    tag: str
-
-
-def page_files() -> dict[str, PageFile]:
-    """The files of the page by their names within its folder."""
-    found = {}
-    with resources.as_file(resources.files("terralign").joinpath("serve", "page")) as folder:
-        for path in sorted(folder.rglob("*")):
-            kind = _TYPES.get(path.suffix)
-            if kind is None or not path.is_file():
-                continue
-            content = path.read_bytes()
-            found[path.relative_to(folder).as_posix()] = PageFile(
-                content=content,
-                zipped=b"" if kind.startswith("image/png") else gzip.compress(content, 6, mtime=0),
-                kind=kind,
-                tag=f'"{hashlib.sha256(content).hexdigest()[:16]}"',
-            )
-    return found
 
 
 def create_app(
@@ -241,6 +199,8 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
 
     # Pictures
 
+    release = version("terralign")  # another one may draw differently
+
     def unchanged(request: Request, tag: str) -> Response | None:
         if request.headers.get("if-none-match") != tag:
             return None
@@ -263,7 +223,7 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
         where the scene does not touch it."""
         if max(x, y) >= 2**z:
             raise NotFound(f"zoom {z} has no tile {x}, {y}")
-        tag = f'"{served.identity(scene)}-{picture}-{z}-{x}-{y}"'
+        tag = f'"{release}-{served.identity(scene)}-{picture}-{z}-{x}-{y}"'
         return unchanged(request, tag) or await answer(
             request, drawing, lambda: served.tile(scene, picture, z, x, y), "image/png",
             etag=tag, cache_control="private, no-cache",
@@ -280,7 +240,7 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
         picture: Annotated[Kind, Query()] = "true",
     ) -> Response:
         """A window of the index as a picture of 128 pixels."""
-        tag = f'"{window}-{picture}"'
+        tag = f'"{release}-{window}-{picture}"'
         return unchanged(request, tag) or await answer(
             request, drawing, lambda: served.thumbnail(window, picture), "image/png",
             etag=tag, cache_control="private, no-cache",
@@ -313,10 +273,7 @@ async def _parsed(request: Request, model: type[Asks]) -> Asks:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, "the body must be JSON: send Content-Type: application/json")
-    try:
-        return model.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+    return check_asked(model, await request.body())
 
 
 def _add_faults(api: FastAPI, served: ServedIndex) -> None:
@@ -330,10 +287,16 @@ def _add_faults(api: FastAPI, served: ServedIndex) -> None:
         )  # fmt: skip
 
     async def invalid(request: Request, error: Any) -> Response:
-        return fault(422, _invalid(error.errors()))
+        return fault(422, first_fault(error.errors()))
+
+    async def wrong(request: Request, error: Any) -> Response:
+        return fault(422, str(error))
 
     async def http(request: Request, error: Any) -> Response:
         return fault(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    async def full(request: Request, error: Any) -> Response:
+        return fault(500, "the server cannot write a temporary file")
 
     async def missing(request: Request, error: Any) -> Response:
         return fault(404, str(error))
@@ -347,21 +310,18 @@ def _add_faults(api: FastAPI, served: ServedIndex) -> None:
     async def unexpected(request: Request, error: Any) -> Response:
         return fault(500, "unexpected fault; the server's log has more")  # and `Guard` logs it
 
+    async def gone(request: Request, error: Any) -> Response:
+        return fault(503, str(error), {"retry-after": "10"})
+
     api.add_exception_handler(Exception, unexpected)
+    api.add_exception_handler(Unavailable, gone)
     api.add_exception_handler(RequestValidationError, invalid)
     api.add_exception_handler(StarletteHTTPException, http)
     api.add_exception_handler(NotFound, missing)
-    api.add_exception_handler(Outside, missing)
+    api.add_exception_handler(RequestError, wrong)
+    api.add_exception_handler(StorageError, full)
     api.add_exception_handler(TerralignError, refused)
     api.add_exception_handler(Overloaded, busy)
-
-
-def _invalid(faults: Any) -> str:
-    """The first fault of a request, and where it is; nothing of what was given."""
-    first = faults[0]
-    place = ".".join(str(one) for one in first.get("loc", ()) if one not in ("body", "query"))
-    message = str(first.get("msg", "not as expected")).removeprefix("Value error, ")
-    return f"{place[:100]}: {message}" if place else message
 
 
 async def _look(served: ServedIndex, seconds: float) -> None:

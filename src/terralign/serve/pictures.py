@@ -1,12 +1,13 @@
 """Scenes as pictures: tiles of the web map, windows as thumbnails, and the whole at once.
 
 Bands are read by rio-tiler from files that terralign has opened and checked. Each picture of a
-scene has one stretch, from the 2nd to the 98th percentile of each band, and one overview in memory,
+scene has one stretch, from the 2nd to the 98th percentile of its bands, and one overview in memory,
 from which everything coarser than it is made. H W pixels throughout.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,9 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
+from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
+from rasterio.windows import Window as RasterioWindow
 from rio_tiler.constants import WGS84_CRS
 from rio_tiler.errors import RioTilerError, TileOutsideBounds
 from rio_tiler.io import Reader
@@ -45,18 +48,20 @@ KINDS: tuple[Kind, ...] = ("true", "false")
 OVERVIEW_PX = 1536
 """The longer side of an overview."""
 
+_STRIP_ROWS = 256
+"""Rows of a scene that are read at a time for its overview."""
+
 TILE_PX = 256
 THUMBNAIL_PX = 128
 _PERCENTILES = (2.0, 98.0)
+_BRIGHTENED = 0.7
+"""The exponent of true colour: most of a scene is darker than the middle of its range."""
 _NUM_OVERVIEWS = 12
 """Overviews that are kept, of up to 9 MB each."""
 _NUM_TILES = 256
-"""Tiles that are kept as PNG, of up to 200 kB each."""
+_NUM_THUMBNAILS = 1024
+"""Pictures that are kept as PNG, of up to 200 kB and 40 kB each."""
 _WEB_MERCATOR = CRS.from_epsg(3857)
-
-
-class Outside(DataError):
-    """A tile that the scene does not touch."""
 
 
 def kinds_of(layout: PixelLayout) -> tuple[Kind, ...]:
@@ -79,8 +84,8 @@ def picture_bands(layout: PixelLayout, kind: Kind) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Overview:
-    """A picture of a whole scene, as the bytes of a GeoTIFF of 8 bits with alpha, and the black and
-    white of its bands, (3, 2). `is_whole`: it has as many pixels as the scene."""
+    """A picture of a whole scene, as the bytes of a GeoTIFF of 8 bits with alpha, and the stretch
+    of its bands, (3, 3). `is_whole`: it has as many pixels as the scene."""
 
     content: bytes
     stretch: NDArray[np.float64]
@@ -96,9 +101,10 @@ class Pictures:
         self._making: dict[tuple[str, Kind], threading.Lock] = {}
         self._overview = lru_cache(maxsize=_NUM_OVERVIEWS)(self._make_overview)
         self.tile = lru_cache(maxsize=_NUM_TILES)(self._tile)
+        self.thumbnail = lru_cache(maxsize=_NUM_THUMBNAILS)(self._thumbnail)
 
     def _tile(self, key: str, kind: Kind, zoom: int, x: int, y: int) -> bytes:
-        """PNG of a tile of the web map; `Outside` where the scene does not touch it."""
+        """PNG of a tile of the web map; `DataError` where the scene does not touch it."""
         overview = self._overview_of(key, kind)
         try:
             with _opened(overview) as reader:
@@ -110,21 +116,29 @@ class Pictures:
                 lambda band, options: band.tile(x, y, zoom, tilesize=TILE_PX, **options),
             )  # fmt: skip
         except TileOutsideBounds as error:
-            raise Outside("the scene does not touch this tile") from error
+            raise DataError("the scene does not touch this tile") from error
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
 
-    def thumbnail(self, key: str, kind: Kind, grid: Grid, window: Window) -> bytes:
+    def _thumbnail(self, key: str, kind: Kind, grid: Grid, window: Window) -> bytes:
         """PNG of a window, its longer side 128 pixels."""
         left, bottom, right, top = _bounds(grid.window(window))
         crs = CRS.from_user_input(grid.crs)
         scale = THUMBNAIL_PX / max(right - left, top - bottom)
         width = max(1, round((right - left) * scale))
         height = max(1, round((top - bottom) * scale))
-        stretch = self._overview_of(key, kind).stretch
+        overview = self._overview_of(key, kind)
         try:
+            if overview.is_whole:
+                with _opened(overview) as reader:
+                    return _png(
+                        reader.part(
+                            (left, bottom, right, top), bounds_crs=crs, dst_crs=crs, width=width,
+                            height=height, indexes=(1, 2, 3), resampling_method="bilinear",
+                        ).array
+                    )  # fmt: skip
             return self._read(
-                key, kind, stretch,
+                key, kind, overview.stretch,
                 lambda band, options: band.part(
                     (left, bottom, right, top), bounds_crs=crs, dst_crs=crs,
                     width=width, height=height, **options
@@ -159,17 +173,23 @@ class Pictures:
         left, bottom, right, top = _bounds(grid)
         crs = CRS.from_user_input(grid.crs)
 
-        def read(band: Reader, options: dict[str, Any]) -> ImageData:
-            return band.part(
-                (left, bottom, right, top), bounds_crs=crs, dst_crs=crs,
-                width=width, height=height, **options,
-            )  # fmt: skip
+        def strip(first: int, last: int) -> np.ma.MaskedArray[Any, Any]:
+            """Rows of the overview: so few that each block of a file is decoded once for all."""
 
+            def read(band: Reader, options: dict[str, Any]) -> ImageData:
+                rows = _rows(band.dataset, first / height, last / height)
+                return band.read(window=rows, width=width, height=last - first, **options)
+
+            return _shown(scene, kind, read)
+
+        step = max(1, int(_STRIP_ROWS * scale))
         try:
-            numbers = _shown(scene, kind, read)
+            numbers = _joined(
+                [strip(row, min(height, row + step)) for row in range(0, height, step)], axis=1
+            )
         except (RioTilerError, RasterioError) as error:
             raise DataError(f"the scene cannot be read: {first_line(error)}") from error
-        stretch = _stretch_of(scene.layout, numbers)
+        stretch = _stretch_of(scene.layout, kind, numbers)
         return _Overview(
             content=_as_geotiff(_eight_bit(numbers, stretch), (left, bottom, right, top), crs),
             stretch=stretch,
@@ -194,6 +214,29 @@ def _opened(overview: _Overview) -> Iterator[Reader]:
         Reader(None, dataset=source) as reader,
     ):
         yield reader
+
+
+@contextmanager
+def _opened_raster(place: Place, nodata: float | None) -> Iterator[Reader]:
+    """A file to read from; one that is mirrored or rotated is turned north-up."""
+    with ExitStack() as stack:
+        source = stack.enter_context(open_raster(place))
+        a, b, _, d, e, _ = tuple(source.transform)[:6]
+        if not (b == d == 0 and a > 0 > e):
+            number = source.nodata if nodata is None else nodata
+            options = {"add_alpha": True} if number is None else {"nodata": number}
+            source = stack.enter_context(WarpedVRT(source, src_nodata=number, **options))
+        yield stack.enter_context(Reader(None, dataset=source))
+
+
+def _rows(source: Any, first: float, last: float) -> RasterioWindow:
+    """Rows of an open file, as shares (0-1) of its height: never beyond its end, where reading is
+    slow."""
+    start, stop = first * source.height, min(source.height, last * source.height)
+    num = stop - start
+    while start + num > source.height:
+        num = math.nextafter(num, 0)
+    return RasterioWindow(0, start, source.width, num)
 
 
 def _bounds(grid: Grid) -> tuple[float, float, float, float]:
@@ -228,16 +271,23 @@ def _shown(
     bands = picture_bands(layout, kind)
     if not bands:
         raise DataError(f"{layout.sensor.name} makes no picture {kind!r}")
-    parts: list[Any] = []
-    for place, index in _places(scene, bands):
-        options: dict[str, Any] = {"indexes": index, "resampling_method": "bilinear"}
-        if layout.units == "dn" and layout.sensor.nodata is not None:
-            options["nodata"] = layout.sensor.nodata
-        with ExitStack() as stack:
-            source = stack.enter_context(open_raster(place))
-            band = stack.enter_context(Reader(None, dataset=source))
-            found = read(band, options).array
-        parts.append(found[:1].astype(np.float32))
+    nodata = layout.sensor.nodata if layout.units == "dn" else None
+    parts: list[Any] = [None] * len(bands)
+    of_place: dict[Place, list[int]] = {}
+    places = _places(scene, bands)
+    for number, (place, _) in enumerate(places):
+        of_place.setdefault(place, []).append(number)
+    for place, numbers_of in of_place.items():
+        options: dict[str, Any] = {
+            "indexes": tuple(places[number][1] for number in numbers_of),
+            "resampling_method": "bilinear",
+        }
+        if nodata is not None:
+            options["nodata"] = nodata
+        with _opened_raster(place, nodata) as reader:
+            found = read(reader, options).array.astype(np.float32)
+        for row, number in enumerate(numbers_of):
+            parts[number] = found[row : row + 1]
     numbers: Any = np.ma.masked_invalid(_joined(parts), copy=False)
     if isinstance(scene.source, DecibelSource):
         numbers = 10 * np.ma.log10(np.ma.masked_less_equal(numbers, 0))
@@ -247,30 +297,39 @@ def _shown(
     return np.ma.MaskedArray(numbers.data, mask=np.broadcast_to(lacking, numbers.shape))
 
 
-def _joined(parts: Sequence[Any]) -> np.ma.MaskedArray[Any, Any]:
+def _joined(parts: Sequence[Any], axis: int = 0) -> np.ma.MaskedArray[Any, Any]:
     masks = [np.ma.getmaskarray(one) for one in parts]
     numbers = [np.ma.getdata(one) for one in parts]
-    return np.ma.MaskedArray(np.concatenate(numbers), mask=np.concatenate(masks))
+    return np.ma.MaskedArray(np.concatenate(numbers, axis), mask=np.concatenate(masks, axis))
 
 
-def _stretch_of(layout: PixelLayout, numbers: np.ma.MaskedArray[Any, Any]) -> NDArray[np.float64]:
-    """(3, 2) black and white of each band."""
+def _stretch_of(
+    layout: PixelLayout, kind: Kind, numbers: np.ma.MaskedArray[Any, Any]
+) -> NDArray[np.float64]:
+    """(3, 3) black, white, and the exponent between them, of each band.
+
+    Of true colour all bands get the widest range of them, so that what is grey stays grey, and are
+    brightened; the bands of other pictures are of different kinds, and have each their own range.
+    """
     if layout.sensor.name == RGB:
-        return np.array([(0.0, 255.0)] * 3)
-    found = np.zeros((3, 2))
+        return np.array([(0.0, 255.0, 1.0)] * 3)
+    found = np.ones((3, 3))
     for row, band in enumerate(numbers):
         values = band.compressed()
         low, high = np.percentile(values, _PERCENTILES) if len(values) else (0.0, 1.0)
-        found[row] = low, max(high, low + 1e-6)
+        found[row, :2] = low, max(high, low + 1e-6)
+    if kind == "true" and layout.sensor.unit != "dB":
+        found[:, 1] = found[:, 0] + (found[:, 1] - found[:, 0]).max()
+        found[:, 2] = _BRIGHTENED
     return found
 
 
 def _eight_bit(
     numbers: np.ma.MaskedArray[Any, Any], stretch: NDArray[np.float64]
 ) -> np.ma.MaskedArray[Any, Any]:
-    low, high = stretch[:, :1, None], stretch[:, 1:, None]
-    scaled = (np.ma.getdata(numbers) - low) / (high - low)
-    pixels = np.rint(255 * np.nan_to_num(scaled).clip(0, 1)).astype(np.uint8)
+    low, high, exponent = (stretch[:, n, None, None] for n in range(3))
+    scaled = np.nan_to_num((np.ma.getdata(numbers) - low) / (high - low)).clip(0, 1)
+    pixels = np.rint(255 * scaled**exponent).astype(np.uint8)
     return np.ma.MaskedArray(pixels, mask=np.ma.getmaskarray(numbers))
 
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from terralign.errors import TerralignError
 from terralign.serve.settings import LIMITS
 
 WINDOW_ID = r"[0-9a-f]{8,64}-[0-9]{1,10}-[0-9]{1,10}"
@@ -18,8 +28,18 @@ WindowId = Annotated[str, StringConstraints(pattern=f"^{WINDOW_ID}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Longitude = Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)]
 Latitude = Annotated[float, Field(ge=-90, le=90, allow_inf_nan=False)]
+
+
+def _closed(ring: tuple[Any, ...]) -> tuple[Any, ...]:
+    if ring[0] != ring[-1]:
+        raise ValueError("a ring of a polygon must end where it begins")
+    return ring
+
+
 Ring = Annotated[
-    tuple[tuple[Longitude, Latitude], ...], Field(min_length=4, max_length=LIMITS.vertices)
+    tuple[tuple[Longitude, Latitude], ...],
+    Field(min_length=4, max_length=LIMITS.vertices),
+    AfterValidator(_closed),
 ]
 Rings = Annotated[tuple[Ring, ...], Field(min_length=1, max_length=100)]
 Day = Annotated[dt.date, Field(strict=False)]
@@ -97,6 +117,8 @@ class Asked(BaseModel):
         for text in (self.query, self.against):
             if any(ord(one) < 32 or 0xD800 <= ord(one) < 0xE000 for one in text):
                 raise ValueError("a text holds control characters; leave them out")
+        if len(self.like) + len(self.unlike) > LIMITS.like:
+            raise ValueError(f"like and unlike have more than {LIMITS.like} ids together")
         if self.polygon is not None and self.polygon.num_vertices() > LIMITS.vertices:
             raise ValueError(f"the polygon has more than {LIMITS.vertices:,} points; simplify it")
         return self
@@ -113,6 +135,33 @@ class SearchRequest(Asked):
     def asked(self) -> Asked:
         """The search without its page."""
         return Asked.model_construct(**{name: getattr(self, name) for name in Asked.model_fields})
+
+
+Asks = TypeVar("Asks", bound=Asked)
+
+
+def check_asked(model: type[Asks], values: dict[str, Any] | bytes) -> Asks:
+    """A request from plain values, or from JSON; `RequestError` in one line for others."""
+    try:
+        if isinstance(values, bytes):
+            return model.model_validate_json(values)
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(first_fault(error.errors(include_url=False))) from None
+
+
+def first_fault(faults: Sequence[Any]) -> str:
+    """The first fault of a request, and where it is; nothing of what was given."""
+    first = faults[0]
+    loc = first["loc"]
+    inner = loc[1:] if len(loc) > 1 and loc[0] in ("path", "query") else loc  # of FastAPI's own
+    place = ".".join(map(str, inner))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place[:100]}: {message}" if place else message
+
+
+class RequestError(TerralignError):
+    """A request with a field that is unknown, missing, or not as expected."""
 
 
 class Fault(BaseModel):
@@ -204,8 +253,8 @@ class Properties(BaseModel):
     valid_share: float
     source: str | None
     """An address where the scene has one; never a path."""
-    thumbnail: str
-    """Its picture, relative to `api/`."""
+    thumbnail: str | None
+    """The address of its picture, relative to the page; None: it has no picture (static)."""
 
 
 class Hit(BaseModel):
@@ -255,4 +304,5 @@ class ScoresAnswer(BaseModel):
     thinned: int
     """1: every window is listed; n: every n-th."""
     cells: dict[str, Any]
-    """A FeatureCollection of outlines with the property `score`."""
+    """A FeatureCollection: the middle of each window, so large that cells lie beside one another,
+    with the property `score`."""

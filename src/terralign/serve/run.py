@@ -7,15 +7,16 @@ import ipaddress
 import logging
 import signal
 import socket
-import warnings
+import threading
+import time
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from rio_tiler.errors import NoOverviewWarning
 
 from terralign.errors import TerralignError
+from terralign.serve.workers import THREADS
 
 STOP_S = 3
 """Seconds that requests have to end when the server is stopped."""
@@ -60,8 +61,9 @@ def is_loopback(host: str) -> bool:
 
 
 def address_of(listening: socket.socket, host: str) -> str:
-    """The address to open: http://HOST:PORT/."""
-    name = f"[{host}]" if ":" in host else host
+    """The address to open: http://HOST:PORT/; where it listens on all, by this machine's name."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{listening.getsockname()[1]}/"
 
 
@@ -87,9 +89,19 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def is_busy(seconds: float = 1.0) -> bool:
+    """Whether threads still compute, for a stopped server, after so many seconds."""
+    until = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
+
+
 def run(app: Any, listening: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; requests that run have three seconds to end."""
-    warnings.filterwarnings("ignore", category=NoOverviewWarning)  # ours are in memory
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     config = uvicorn.Config(

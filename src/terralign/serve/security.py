@@ -51,7 +51,8 @@ HEADERS = {
 MIN_TOKEN = 8
 MAX_TOKEN = 200
 _MAX_ADDRESS = 2048
-"""Bytes of a path and its query."""
+_MAX_HEADERS = 16 * 1024
+"""Bytes of a path with its query, and of all headers."""
 _MAX_SHOWN = 120
 
 _PARAMETERS = frozenset({"format", "picture"})
@@ -113,6 +114,10 @@ class Guard:
                 await self._app(scope, await self._body(scope, receive), guarded)
         except _Refused as refused:
             await refuse(guarded, refused.status, refused.text)
+        except asyncio.CancelledError:
+            if not status:
+                await refuse(guarded, 503, "the server is stopping", {"retry-after": "10"})
+            raise
         except Exception as error:  # the last resort: nothing of it is shown
             logger.error("unexpected %s", type(error).__name__)
             logger.debug("traceback", exc_info=error)
@@ -129,6 +134,8 @@ class Guard:
         raw, query = scope.get("raw_path") or b"", scope.get("query_string", b"")
         if len(raw) + len(query) > _MAX_ADDRESS:
             raise _Refused(414, f"the address is longer than {_MAX_ADDRESS} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MAX_HEADERS:
+            raise _Refused(431, f"the headers are longer than {_MAX_HEADERS:,} bytes")
         headers = _headers_of(scope)
         self._check_host(headers)
         parameters = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
@@ -174,7 +181,8 @@ class Guard:
 
     async def _enter(self, scope: Message, send: Send) -> None:
         """Set the cookie, and lead to the address without the token."""
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
+        schemes = {scope.get("scheme"), _headers_of(scope).get("x-forwarded-proto")}
+        secure = "; Secure" if "https" in schemes else ""
         cookie = f"{self._cookie}={self._value}; HttpOnly; SameSite=Strict{secure}"
         headers = {"location": "./", "set-cookie": cookie, "cache-control": "no-store"}
         await _send(send, 303, b"", headers)

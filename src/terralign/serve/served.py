@@ -13,12 +13,12 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import shapely
@@ -29,6 +29,7 @@ from terralign.encoders.answers import Hit, Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_utf8, check_same_space
 from terralign.errors import DataError, SensorError, TerralignError, counted
+from terralign.index.approximate import FOLDER as INDEX
 from terralign.index.filters import outlines_of
 from terralign.index.names import part_paths
 from terralign.index.parts import PartFacts
@@ -43,16 +44,25 @@ from terralign.serve.settings import EXAMPLES, ServeSettings
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LOOKED_S = 5.0
-"""Seconds for which it is believed that the files of a scene are as they were."""
+_LISTED_S = 60.0
+"""Seconds for which it is believed that the files of a scene are as they were: where it is shown,
+and where many are listed."""
 
 _NUM_TEXTS = 1024
 _NUM_ANSWERS = 32
-"""Texts and searches whose results are kept."""
+_NUM_SCENES = 64
+"""Texts and searches whose results are kept, and scenes whose headers are."""
 
 
 class NotFound(DataError):
     """A scene, window or picture that the index does not have."""
+
+
+class Unavailable(TerralignError):
+    """The parts changed, and cannot be opened now."""
 
 
 class KeepingSpace(EmbeddingSpace):
@@ -97,13 +107,19 @@ class ServedScene:
         return self.parts[0]
 
 
+_Stamp = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of each part, and of the index beside them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Opened:
-    """An index, its scenes by source and number, and the stamp of its parts."""
+    """An index, its scenes by their sources, and the stamp of its parts. `found`: the hits of a
+    search of this index, of which the latest are kept."""
 
     index: Index
     scenes: dict[str, ServedScene]
-    stamp: tuple[tuple[str, int, int], ...]
+    stamp: _Stamp
+    found: Callable[[Asked], Hits]
 
     def scene(self, number: int) -> ServedScene:
         found = next((one for one in self.scenes.values() if one.number == number), None)
@@ -118,13 +134,12 @@ class ServedIndex:
     def __init__(self, folder: Path, space: EmbeddingSpace, settings: ServeSettings) -> None:
         self.folder, self.settings = folder, settings
         self.space = KeepingSpace(space)
-        self.pictures = Pictures(self._scene_of)
+        self.pictures = Pictures(lru_cache(maxsize=_NUM_SCENES)(self._scene_of))
         self.warning = ""
         self._numbers: dict[str, int] = {}
         self._looked: dict[str, tuple[float, str]] = {}
         self._refreshing = threading.Lock()
-        self._open_scene = lru_cache(maxsize=64)(self._opened_scene)
-        self._use(self._reopened())
+        self._now = self._reopened()
 
     # The index and its scenes
 
@@ -132,13 +147,26 @@ class ServedIndex:
         stamp = _stamp_of(self.folder)
         index = open_index(self.folder)
         check_same_space(self.space.space_id, index.space_id, "the index's vectors")
-        return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp)
 
-    def _use(self, opened: _Opened) -> None:
-        self._now = opened
-        self._found = lru_cache(maxsize=_NUM_ANSWERS)(
-            lambda asked: self._search(opened, asked)
-        )  # of this index alone
+        @lru_cache(maxsize=_NUM_ANSWERS)
+        def found(asked: Asked) -> Hits:
+            return self._search(index, asked)
+
+        return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp, found=found)
+
+    def _with_index(self, use: Callable[[_Opened], T]) -> T:
+        """What is made of the index; made again where its parts changed meanwhile. `Unavailable`
+        where they cannot be opened."""
+        opened = self._now
+        try:
+            return use(opened)
+        except (DataError, OSError) as error:
+            self.refresh()
+            if self._now is opened:
+                if set(opened.stamp) - set(_stamp_of(self.folder)):
+                    raise Unavailable(self.warning or "parts of the index are gone") from error
+                raise
+        return use(self._now)
 
     @property
     def index(self) -> Index:
@@ -148,12 +176,11 @@ class ServedIndex:
     def refresh(self) -> None:
         """Open the index again where its parts changed; where that fails, the former is served."""
         with self._refreshing:
+            warning = ""
             try:
-                if _stamp_of(self.folder) == self._now.stamp:
-                    return
-                self._use(self._reopened())
-                warning = ""
-                logger.info("%s: opened again", counted(len(self.index), "window"))
+                if _stamp_of(self.folder) != self._now.stamp:
+                    self._now = self._reopened()
+                    logger.info("%s: opened again", counted(len(self.index), "window"))
             except (TerralignError, OSError) as error:
                 warning = f"the parts changed and cannot be opened: {self.plain(str(error))}"
                 if warning != self.warning:
@@ -221,7 +248,7 @@ class ServedIndex:
         }
 
     def _describe(self, scene: ServedScene) -> dict[str, Any]:
-        kinds, why = self._kinds_of(scene)
+        kinds, why = self._kinds_of(scene, believed_s=_LISTED_S)
         return {
             "id": scene.number,
             "name": as_utf8(scene.facts.scene),
@@ -237,34 +264,36 @@ class ServedIndex:
     def search(self, request: SearchRequest) -> dict[str, Any]:
         """A page of hits (`SearchAnswer`)."""
         began = time.perf_counter()
-        opened, found = self._now, self._found
-        hits = found(request.asked())
-        first = request.page * request.page_size
-        return {
-            "query": hits.query,
-            "num_searched": hits.num_searched,
-            "num_hits": len(hits),
-            "page": request.page,
-            "pages": -(-len(hits) // request.page_size),
-            "took_ms": round(1000 * (time.perf_counter() - began), 1),
-            "hits": {
-                "type": "FeatureCollection",
-                "features": [
-                    self._feature(opened, hit) for hit in hits[first : first + request.page_size]
-                ],
-            },
-        }
+        asked, first = request.asked(), request.page * request.page_size
+
+        def page(opened: _Opened) -> dict[str, Any]:
+            hits = opened.found(asked)
+            chosen = hits[first : first + request.page_size]
+            return {
+                "query": hits.query,
+                "num_searched": hits.num_searched,
+                "num_hits": len(hits),
+                "page": request.page,
+                "pages": -(-len(hits) // request.page_size),
+                "took_ms": round(1000 * (time.perf_counter() - began), 1),
+                "hits": {
+                    "type": "FeatureCollection",
+                    "features": [_feature(opened, hit) for hit in chosen],
+                },
+            }
+
+        return self._with_index(page)
 
     def scores(self, asked: Asked) -> dict[str, Any]:
         """The score of every window that meets the conditions (`ScoresAnswer`)."""
-        index = self.index
-        self._check_ids(index, asked)
-        found = index.scores(self.space, **self._terms(asked), **_conditions(asked))
+        return self._with_index(lambda opened: self._scores(opened.index, asked))
+
+    def _scores(self, index: Index, asked: Asked) -> dict[str, Any]:
+        _check_ids(index, asked)
+        found = index.scores(self.space, **_terms(asked), **_conditions(asked))
         step = max(1, -(-len(found.scores) // self.settings.limits.cells))
-        chosen = slice(None, None, step)
-        numbers, scores = found.numbers[chosen], found.scores[chosen]
-        shapes = np.array(outlines_of(index.store, numbers), dtype=object)
-        rounded = shapely.transform(shapes, lambda points: points.round(6))
+        numbers, scores = found.numbers[::step], found.scores[::step]
+        cells = _cells_of(index, numbers)
         return {
             "min": float(found.scores.min()) if len(found.scores) else None,
             "max": float(found.scores.max()) if len(found.scores) else None,
@@ -276,38 +305,54 @@ class ServedIndex:
                     {
                         "type": "Feature",
                         "geometry": dict(shapely.geometry.mapping(shape)),
-                        "properties": {"score": round(float(score), 5)},
+                        "properties": {"score": round(score, 4)},
                     }
-                    for shape, score in zip(rounded, scores.tolist(), strict=True)
+                    for shape, score in zip(cells, scores.tolist(), strict=True)
                 ],
             },
         }
 
     def download(self, asked: Asked, form: Literal["geojson", "geoparquet"]) -> bytes:
         """All hits as a file."""
-        opened, found = self._now, self._found
-        hits = found(asked)
-        public = replace(hits, hits=tuple(_public(opened, hit) for hit in hits))
+
+        def public(opened: _Opened) -> Hits:
+            hits = opened.found(asked)
+            return replace(hits, hits=tuple(_public(opened, hit) for hit in hits))
+
         ending = "geojson" if form == "geojson" else "parquet"
         with tempfile.TemporaryDirectory(prefix="terralign-") as folder:
-            return save_hits(public, Path(folder) / f"hits.{ending}").read_bytes()
+            return save_hits(self._with_index(public), Path(folder) / f"hits.{ending}").read_bytes()
 
     def tile(self, number: int, kind: Kind, zoom: int, x: int, y: int) -> bytes:
         """PNG of a tile; `NotFound` where the scene cannot be shown."""
         scene = self._now.scene(number)
-        self._require(scene, kind)
-        return self.pictures.tile(scene.source, kind, zoom, x, y)
+        return self._shown(
+            scene, kind, lambda: self.pictures.tile(scene.facts.identity, kind, zoom, x, y)
+        )
 
     def thumbnail(self, window_id: str, kind: Kind) -> bytes:
         """PNG of a window; `NotFound` where its scene cannot be shown."""
         opened = self._now
         row = _row_of(opened.index, window_id)
         facts = opened.index.facts[int(opened.index.store.rows["part"][row])]
-        self._require(opened.scenes[facts.source], kind)
         if facts.grid is None:
             raise NotFound("the part of this window has no grid; embed its scene again")
-        window = opened.index.window_of(row)
-        return self.pictures.thumbnail(facts.source, kind, Grid(**facts.grid.model_dump()), window)
+        grid, window = Grid(**facts.grid.model_dump()), opened.index.window_of(row)
+        scene = opened.scenes[facts.source]
+        return self._shown(
+            scene, kind,
+            lambda: self.pictures.thumbnail(scene.facts.identity, kind, grid, window),
+        )  # fmt: skip
+
+    def whole(
+        self, number: int, kind: Kind, side: int
+    ) -> tuple[bytes, tuple[float, float, float, float]]:
+        """PNG of a scene as the web map shows it, its longer side at most `side` pixels, and its
+        bounds; `NotFound` where it cannot be shown."""
+        scene = self._now.scene(number)
+        return self._shown(
+            scene, kind, lambda: self.pictures.whole(scene.facts.identity, kind, side)
+        )
 
     def identity(self, number: int) -> str:
         """What the pictures of a scene depend on."""
@@ -315,61 +360,32 @@ class ServedIndex:
 
     # Within
 
-    def _search(self, opened: _Opened, asked: Asked) -> Hits:
-        index = opened.index
-        self._check_ids(index, asked)
+    def _search(self, index: Index, asked: Asked) -> Hits:
+        _check_ids(index, asked)
         return index.search(
             self.space, k=asked.k, collapse=asked.collapse, cut=asked.cut,
-            **self._terms(asked), **_conditions(asked),
+            **_terms(asked), **_conditions(asked),
         )  # fmt: skip
-
-    def _terms(self, asked: Asked) -> dict[str, Any]:
-        return {
-            "query": asked.query.strip() or None,
-            "against": asked.against.strip() or None,
-            "like": asked.like,
-            "unlike": asked.unlike,
-        }
-
-    def _check_ids(self, index: Index, asked: Asked) -> None:
-        for one in (*asked.like, *asked.unlike):
-            _row_of(index, one)
-
-    def _feature(self, opened: _Opened, hit: Hit) -> dict[str, Any]:
-        source = str(hit.place.source)
-        scene = opened.scenes[source]
-        geometry = shapely.transform(hit.place.shape, lambda points: points.round(7))
-        when = hit.place.datetime
-        return {
-            "type": "Feature",
-            "id": hit.key,
-            "geometry": dict(shapely.geometry.mapping(geometry)),
-            "properties": {
-                "rank": hit.rank,
-                "score": round(hit.score, 6),
-                "ranked_by": hit.facts["ranked_by"],
-                "scene": scene.number,
-                "scene_name": as_utf8(hit.facts["scene"]),
-                "sensor": hit.facts["sensor"],
-                "tower": hit.tower,
-                "datetime": None if when is None else when.isoformat(),
-                "cloud_share": hit.facts["cloud_share"],
-                "valid_share": hit.facts["valid_share"],
-                "source": _link(source),
-                "thumbnail": f"thumbnails/{hit.key}.png",
-            },
-        }
 
     # Scenes that can be shown
 
-    def _require(self, scene: ServedScene, kind: Kind) -> None:
+    def _shown(self, scene: ServedScene, kind: Kind, draw: Callable[[], T]) -> T:
+        """A picture of a scene; `NotFound` where it cannot be drawn, with the reason."""
         kinds, why = self._kinds_of(scene)
         if kind not in kinds:
             raise NotFound(why or f"this scene has no picture {kind!r}; it has {', '.join(kinds)}")
+        try:
+            return draw()
+        except NotFound:
+            raise
+        except (TerralignError, OSError) as error:
+            raise NotFound(self.plain(str(error))) from error
 
-    def _kinds_of(self, scene: ServedScene) -> tuple[tuple[Kind, ...], str]:
-        """The pictures of a scene, or () and why there are none."""
-        why = self._missing(scene)
+    def _kinds_of(
+        self, scene: ServedScene, *, believed_s: float = _LOOKED_S
+    ) -> tuple[tuple[Kind, ...], str]:
+        """The pictures of a scene, or () and the reason."""
+        why = self._missing(scene, believed_s)
         if why:
             return (), why
         facts = scene.facts
@@ -380,12 +396,13 @@ class ServedIndex:
             return (), f"the model does not know the sensor {facts.sensor!r}"
         return kinds, "" if kinds else f"{facts.sensor} has no bands for a picture"
 
-    def _missing(self, scene: ServedScene) -> str:
-        """Why the files of a scene cannot be shown; "" where they can. Looked at now and then."""
-        when, why = self._looked.get(scene.source, (-_LOOKED_S, ""))
-        if time.monotonic() - when >= _LOOKED_S:
+    def _missing(self, scene: ServedScene, believed_s: float) -> str:
+        """Why the files of a scene cannot be shown; "" where they can."""
+        identity, now = scene.facts.identity, time.monotonic()
+        when, why = self._looked.get(identity, (now - believed_s, ""))
+        if now - when >= believed_s:
             why = self._look(scene)
-            self._looked[scene.source] = (time.monotonic(), why)
+            self._looked[identity] = (now, why)
         return why
 
     def _look(self, scene: ServedScene) -> str:
@@ -418,11 +435,12 @@ class ServedIndex:
                 return path
         return None
 
-    def _scene_of(self, source: str) -> Scene:
-        return self._open_scene(source, self._now.scenes[source].facts.stamps)
-
-    def _opened_scene(self, source: str, stamps: str) -> Scene:
-        served = self._now.scenes.get(source)
+    def _scene_of(self, identity: str) -> Scene:
+        """The scene of the part of an identity, read as it was embedded."""
+        opened = self._now
+        served = next(
+            (one for one in opened.scenes.values() if one.facts.identity == identity), None
+        )
         path = None if served is None else self._path_of(served)
         if served is None or path is None:
             raise NotFound("the scene's file is not found")
@@ -433,6 +451,15 @@ class ServedIndex:
             bands=facts.bands,
             dn_offset=facts.dn_offset,
         )
+
+
+def _terms(asked: Asked) -> dict[str, Any]:
+    return {
+        "query": asked.query.strip() or None,
+        "against": asked.against.strip() or None,
+        "like": asked.like,
+        "unlike": asked.unlike,
+    }
 
 
 def _conditions(asked: Asked) -> dict[str, Any]:
@@ -449,11 +476,58 @@ def _conditions(asked: Asked) -> dict[str, Any]:
     }
 
 
+def _check_ids(index: Index, asked: Asked) -> None:
+    for one in (*asked.like, *asked.unlike):
+        _row_of(index, one)
+
+
 def _row_of(index: Index, window_id: str) -> int:
     try:
         return index.row_of(window_id)
     except DataError as error:
         raise NotFound(f"no window {window_id[:100]!r} here; give an id as hits have it") from error
+
+
+def _cells_of(index: Index, numbers: NDArray[np.int64]) -> NDArray[np.object_]:
+    """(n,) the middle of each window, as large as the step to the next one: windows may overlap,
+    these do not."""
+    shapes = np.array(outlines_of(index.store, numbers), dtype=object)
+    shares = np.array([one.stride_px / one.window_px for one in index.facts])
+    share = shares[index.store.rows["part"][numbers]]
+    share[shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON] = (
+        1  # in parts: left as it is
+    )
+    points, owners = shapely.get_coordinates(shapes, return_index=True)
+    centres = shapely.get_coordinates(shapely.centroid(shapes))[owners]
+    moved = centres + (points - centres) * share[owners][:, None]
+    found: NDArray[np.object_] = shapely.set_coordinates(shapes, moved.round(6))
+    return found
+
+
+def _feature(opened: _Opened, hit: Hit) -> dict[str, Any]:
+    source = str(hit.place.source)
+    scene = opened.scenes[source]
+    geometry = shapely.transform(hit.place.shape, lambda points: points.round(7))
+    when = hit.place.datetime
+    return {
+        "type": "Feature",
+        "id": hit.key,
+        "geometry": dict(shapely.geometry.mapping(geometry)),
+        "properties": {
+            "rank": hit.rank,
+            "score": round(hit.score, 6),
+            "ranked_by": hit.facts["ranked_by"],
+            "scene": scene.number,
+            "scene_name": as_utf8(hit.facts["scene"]),
+            "sensor": hit.facts["sensor"],
+            "tower": hit.tower,
+            "datetime": None if when is None else when.isoformat(),
+            "cloud_share": hit.facts["cloud_share"],
+            "valid_share": hit.facts["valid_share"],
+            "source": _link(source),
+            "thumbnail": f"api/thumbnails/{hit.key}.png",
+        },
+    }
 
 
 def _public(opened: _Opened, hit: Hit) -> Hit:
@@ -468,10 +542,10 @@ def _link(source: str) -> str | None:
     return source if source.startswith(("https://", "http://")) else None
 
 
-def _stamp_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of each part."""
+def _stamp_of(folder: Path) -> _Stamp:
     found = []
-    for path in part_paths(folder):
+    index = folder / INDEX / "state.json"  # of `terralign index`
+    for path in (*part_paths(folder), *([index] if index.is_file() else [])):
         status = path.stat()
         found.append((path.name, status.st_size, status.st_mtime_ns))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What a server is told when it starts, and the limits of what it takes."""
+"""The settings of a server, and the limits of what it takes."""
 
 from __future__ import annotations
 

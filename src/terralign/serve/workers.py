@@ -8,6 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+THREADS = "terralign-serve-"
+"""How the names of these threads begin."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -20,7 +23,7 @@ class Workers:
     """A pool of `num` threads for which at most `waiting` calls wait."""
 
     def __init__(self, name: str, num: int, *, waiting: int) -> None:
-        self._pool = ThreadPoolExecutor(num, thread_name_prefix=f"terralign-{name}")
+        self._pool = ThreadPoolExecutor(num, thread_name_prefix=f"{THREADS}{name}")
         self._free = threading.Semaphore(num + waiting)
 
     async def run(self, function: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:

@@ -33,6 +33,7 @@ from terralign.datasets.sample import (
 )
 from terralign.datasets.store.files import (
     TABLE,
+    FetchingAhead,
     Manifest,
     MappedTensor,
     StoredSensor,
@@ -98,6 +99,7 @@ class StoreSet(Indexed):
             }
         )
         self._maps: dict[int, dict[str, MappedTensor]] = {}
+        self._fetching = FetchingAhead()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, (self._store, self.split, self._size, tuple(self.layouts))
@@ -211,19 +213,20 @@ class StoreSet(Indexed):
         parts: list[tuple[int, NDArray[np.int64]]],
     ) -> NDArray[Any]:
         assert stored.shape is not None
-        for shard, part in parts:
-            self._tensors(shard)[name].advise(rows[part])
         pixels = np.empty((len(rows), *stored.shape), stored.dtype)
         valid: NDArray[np.bool_] | None = None
-        for shard, part in parts:
-            tensors = self._tensors(shard)
-            array = tensors[name].array
-            for place in part.tolist():  # each number is copied once
-                pixels[place] = array[rows[place]]
-            if f"{name}.valid" in tensors:
-                valid = np.ones(pixels.shape, dtype=np.bool_) if valid is None else valid
-                bits = tensors[f"{name}.valid"].array[rows[part]]
-                valid[part] = unpack_bits(bits, stored.shape)
+        with self._fetching.batch() as ahead:
+            for shard, part in parts if ahead else ():
+                self._tensors(shard)[name].advise(rows[part])
+            for shard, part in parts:
+                tensors = self._tensors(shard)
+                array = tensors[name].array
+                for place in part.tolist():  # each number is copied once
+                    pixels[place] = array[rows[place]]
+                if f"{name}.valid" in tensors:
+                    valid = np.ones(pixels.shape, dtype=np.bool_) if valid is None else valid
+                    bits = tensors[f"{name}.valid"].array[rows[part]]
+                    valid[part] = unpack_bits(bits, stored.shape)
         if valid is not None:
             pixels = mark_invalid(pixels, valid, self.layouts[name])
         size = self._resizing(name, stored)

@@ -53,9 +53,12 @@ def read_checkpoint(path: Path) -> Any:
 def _reading_safetensors(path: Path) -> Iterator[None]:
     """`ModelError` where the header is too long, or damaged in one of many ways."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            length = int.from_bytes(file.read(8), "little")
-            num_bytes = os.fstat(file.fileno()).st_size
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            length = int.from_bytes(os.read(descriptor, 8), "little")
+            num_bytes = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
         if length <= num_bytes:
             what = f"{path} has a header of"
             require("safetensors_header_bytes", length, what, fault=ModelError)

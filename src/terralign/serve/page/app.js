@@ -24,6 +24,7 @@ let features = []; // of the page that is shown
 let picked = null; // a feature
 let running = null; // AbortController of the search that runs
 let scored = ""; // the question that the layer of scores is of
+let moved = 0; // timer
 const thumbnails = new Map(); // id -> address, of every hit seen
 
 // ---- start ----
@@ -39,10 +40,14 @@ async function start() {
   showError(null);
   describe();
   list = new HitList({
-    thumbnailOf: (hit) => source.thumbnail(hit, view.picture),
+    thumbnailOf: (hit) => (whyOf(hit) ? "" : source.thumbnail(hit, view.picture)),
+    whyOf,
     canRefine: !source.isStatic,
     on: {
-      pick: (feature) => pick(feature === picked ? null : feature),
+      pick: (feature) => {
+        pick(feature === picked ? null : feature);
+        if (picked && map && !map.sees(picked)) map.fit(boundsOf([picked]), 13);
+      },
       similar: searchLike,
       zoom: (feature) => map?.fit(boundsOf([feature]), 14),
       mark,
@@ -57,7 +62,7 @@ async function start() {
 function describe() {
   document.title = index.title ? `${index.title} – terralign` : "terralign";
   byId("about").textContent =
-    `${counted(index.windows, "window")} of ${counted(index.num_scenes, "scene")}, model ${index.model}`;
+    `${index.title}: ${counted(index.windows, "window")} of ${counted(index.num_scenes, "scene")}, model ${index.model}`;
   byId("about").title = `${byId("about").textContent}, space ${index.space_id}`;
   byId("warning").textContent = index.warning;
   byId("warning").hidden = !index.warning;
@@ -94,6 +99,9 @@ function describe() {
   byId("pictures").hidden = !isShown("true") && !isShown("false");
 }
 
+/** Why the scene of a hit cannot be shown; "" where it can. */
+const whyOf = (hit) => index.scenes.find((one) => one.id === hit.scene)?.why ?? "";
+
 async function makeMap() {
   try {
     const topology = await (await fetch(`${HERE}static/vendor/countries-50m.json`)).json();
@@ -108,7 +116,8 @@ async function makeMap() {
         hover: (rank) => list.hover(rank),
         move: () => {
           view.at = map.at();
-          keepAddress();
+          clearTimeout(moved); // browsers refuse many changes of the address at once
+          moved = setTimeout(keepAddress, 250);
         },
       },
     });
@@ -213,8 +222,7 @@ function markInvalid(ids, isWrong, text) {
 }
 
 function wire() {
-  byId("ask").addEventListener("submit", (event) => {
-    event.preventDefault();
+  byId("ask").addEventListener("submit", () => {
     const asked = readForm();
     if (!asked) return;
     // Another text is another question: what was marked for the last one goes.
@@ -242,6 +250,9 @@ function wire() {
   for (const button of document.querySelectorAll("[data-draw]")) {
     button.addEventListener("click", drawBox);
   }
+  byId("fit").addEventListener("click", () => {
+    map?.fit(boundsOf(features) ?? index.bounds);
+  });
   byId("refine").addEventListener("click", refine);
   byId("clear-marks").addEventListener("click", () => {
     const isApplied = question.like.length || question.unlike.length;
@@ -431,11 +442,10 @@ function titleOf(found) {
 }
 
 function summaryOf(found) {
-  const searched = counted(found.num_searched, "window");
-  const best = found.num_hits < found.num_searched ? `The best ${number(found.num_hits)} of ` : "";
-  const time = source.isStatic ? "" : ` in ${found.took_ms < 1 ? "under 1" : Math.round(found.took_ms)} ms`;
+  const best = found.num_hits < found.num_searched ? `Best ${number(found.num_hits)} of ` : "";
+  const time = source.isStatic ? "" : `, ${found.took_ms < 1 ? "under 1" : Math.round(found.took_ms)} ms`;
   const page = found.page ? `, page ${found.page + 1} of ${found.pages}` : "";
-  return `${best}${searched} searched${time}${page}`;
+  return `${best}${counted(found.num_searched, "window")}${time}${page}`;
 }
 
 function clearHits() {
@@ -567,4 +577,5 @@ async function download(button) {
   }
 }
 
+byId("ask").addEventListener("submit", (event) => event.preventDefault());
 start();

@@ -31,11 +31,12 @@ const isWeb = (address) => /^https?:\/\//i.test(address ?? "");
 
 export class HitList {
   /**
-   * `thumbnailOf(hit)`: an address. `on`: called with a feature and the button (`pick`, `similar`,
+   * `thumbnailOf(hit)`: an address, "" for none; `whyOf(hit)`: why it has none. `on`: called with a feature and the button (`pick`, `similar`,
    * `zoom`), with a feature and 1, -1 or 0 (`mark`), with a rank or null (`hover`).
    */
-  constructor({ thumbnailOf, canRefine, on }) {
+  constructor({ thumbnailOf, whyOf, canRefine, on }) {
     this.thumbnailOf = thumbnailOf;
+    this.whyOf = whyOf;
     this.canRefine = canRefine;
     this.on = on;
     this.list = byId("hits");
@@ -69,15 +70,17 @@ export class HitList {
     const find = (selector) => card.querySelector(selector);
     const hit = feature.properties;
     const name = `hit ${hit.rank}`;
-    const picture = find("img");
-    picture.src = this.thumbnailOf(hit);
-    picture.addEventListener("error", () => card.classList.add("no-picture"));
+    card.dataset.id = feature.id;
+    find("img").addEventListener("error", () => card.classList.add("no-picture"));
+    this.#showPicture(card, hit);
     find(".rank").textContent = hit.rank;
     find(".score").textContent = hit.score.toFixed(3);
     find(".bar span").style.width = `${Math.round(8 + 92 * share)}%`;
     find(".caption").textContent = asDate(hit.datetime, day) || hit.scene_name;
     const pick = find(".pick");
-    pick.setAttribute("aria-label", `Hit ${hit.rank}, score ${hit.score.toFixed(3)}, ${placeOf(feature)}`);
+    const place = placeOf(feature);
+    pick.setAttribute("aria-label", [`Hit ${hit.rank}, score ${hit.score.toFixed(3)}`, place].filter(Boolean).join(", "));
+    find(".zoom").hidden = !place;
     pick.addEventListener("click", () => this.on.pick(feature));
     find(".acts").setAttribute("aria-label", `Refine by ${name}`);
     find(".acts").hidden = !this.canRefine;
@@ -99,16 +102,19 @@ export class HitList {
     card.addEventListener("pointerleave", () => this.on.hover(null));
     card.addEventListener("focusin", () => this.on.hover(hit.rank));
     card.addEventListener("focusout", () => this.on.hover(null));
-    find("dl").append(...factsOf(feature));
+    find("dl").append(...factsOf(feature, this.whyOf(hit)));
     this.cards.set(hit.rank, { card, feature });
     return card;
   }
 
   showPictures() {
-    for (const { card, feature } of this.cards.values()) {
-      card.classList.remove("no-picture");
-      card.querySelector("img").src = this.thumbnailOf(feature.properties);
-    }
+    for (const { card, feature } of this.cards.values()) this.#showPicture(card, feature.properties);
+  }
+
+  #showPicture(card, hit) {
+    const address = this.thumbnailOf(hit);
+    card.classList.toggle("no-picture", !address);
+    if (address) card.querySelector("img").src = address;
   }
 
   /** `marks`: id -> 1 or -1. */
@@ -138,7 +144,7 @@ export class HitList {
   }
 }
 
-function factsOf(feature) {
+function factsOf(feature, why) {
   const hit = feature.properties;
   const isCentred = typeof hit.ranked_by === "number" && Math.abs(hit.ranked_by - hit.score) > 1e-5;
   const facts = [
@@ -152,6 +158,7 @@ function factsOf(feature) {
     ["Cloud", percent(hit.cloud_share)],
     ["Valid", percent(hit.valid_share)],
     ["File", isWeb(hit.source) ? "" : hit.source],
+    ["Picture", why],
     ["Id", feature.id],
   ];
   return facts.filter(([, value]) => value).flatMap(([name, value]) => {

@@ -17,6 +17,7 @@ const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];
 
 const MAX_PICTURES = 24; // scenes whose picture is drawn at a time
 const MIN_SIDE = 24; // pixels of the screen that a scene must have for its picture
+const FAR = 8; // zoom below which scenes and hits are dots
 
 const LIGHT = { sea: "#dfe7ec", land: "#f4f2ee", border: "#b9bfc4", name: "#5d676f", halo: "#f4f2ee", scene: "#5d676f" };
 const DARK = { sea: "#10171c", land: "#1f272c", border: "#45515a", name: "#a5b1ba", halo: "#1a2227", scene: "#9daab5" };
@@ -67,6 +68,13 @@ function measured(ring) {
     y += (y0 + y1) * cross;
   }
   return { area: Math.abs(twice / 2), middle: twice ? [x / (3 * twice), y / (3 * twice)] : ring[0] };
+}
+
+/** The middle of a feature, with its properties. */
+function middleOf(feature) {
+  const [west, south, east, north] = boundsOf([feature]);
+  const coordinates = [(west + east) / 2, (south + north) / 2];
+  return { type: "Feature", properties: feature.properties, geometry: { type: "Point", coordinates } };
 }
 
 export class SceneMap {
@@ -149,16 +157,12 @@ export class SceneMap {
     this.hovered = this.picked = null;
     // The best is drawn last, on top.
     this.#set("hits", { type: "FeatureCollection", features: [...features].reverse() });
-    const centres = features.filter((one) => one.geometry).map((one) => {
-      const [west, south, east, north] = boundsOf([one]);
-      const coordinates = [(west + east) / 2, (south + north) / 2];
-      return { type: "Feature", properties: one.properties, geometry: { type: "Point", coordinates } };
-    });
+    const centres = features.filter((one) => one.geometry).map(middleOf);
     this.#set("ranks", { type: "FeatureCollection", features: centres });
   }
 
   setHitsVisible(visible) {
-    for (const id of ["hit-area", "hit-casing", "hit-line", "hit-rank"]) {
+    for (const id of ["hit-area", "hit-casing", "hit-line", "hit-spot", "hit-rank"]) {
       this.map.setLayoutProperty(id, "visibility", visible ? "visible" : "none");
     }
   }
@@ -171,6 +175,16 @@ export class SceneMap {
     this.#state(this.hovered, { hovered: false });
     this.#state(rank, { hovered: true });
     this.hovered = rank;
+  }
+
+  /** Whether a feature lies in view, large enough to be seen. */
+  sees(feature) {
+    const bounds = boundsOf([feature]);
+    if (!bounds) return true;
+    const [low, high] = [bounds.slice(0, 2), bounds.slice(2)].map((one) => this.map.project(one));
+    const { clientWidth, clientHeight } = this.map.getCanvas();
+    return low.x >= 0 && high.x <= clientWidth && high.y >= 0 && low.y <= clientHeight
+      && high.x - low.x >= 8;
   }
 
   /** Mark one hit, and lay the picture of its scene on top. */
@@ -262,6 +276,7 @@ export class SceneMap {
   }
 
   fit(bounds, maxZoom = 14) {
+    if (!bounds) return;
     const [west, south, east, north] = unrolled(bounds);
     this.map.fitBounds([west, south, east, north], { padding: 48, maxZoom, duration: 600 });
   }
@@ -347,6 +362,7 @@ export class SceneMap {
 function styleOf(land, scenes, colour) {
   const state = (name, yes, no) => ["case", ["boolean", ["feature-state", name], false], yes, no];
   const outlines = scenes.filter((one) => one.bounds).map((one) => asFeature(one.bounds));
+  const points = outlines.map(middleOf);
   const data = (value) => ({ type: "geojson", data: value });
   return {
     version: 8,
@@ -354,6 +370,7 @@ function styleOf(land, scenes, colour) {
       land: data(land),
       names: data(namesOf(land)),
       scenes: data({ type: "FeatureCollection", features: outlines }),
+      spots: data({ type: "FeatureCollection", features: points }),
       scores: data(EMPTY),
       hits: { ...data(EMPTY), promoteId: "rank" },
       ranks: data(EMPTY),
@@ -377,7 +394,15 @@ function styleOf(land, scenes, colour) {
         source: "scenes",
         paint: { "line-color": colour.scene, "line-width": 1, "line-dasharray": [3, 3] },
       },
-      { id: "scores", type: "fill", source: "scores", paint: { "fill-opacity": 0.65, "fill-antialias": false } },
+      // From far away scenes and hits are dots, which would else be too small to see.
+      {
+        id: "scene-spot",
+        type: "circle",
+        source: "spots",
+        maxzoom: FAR,
+        paint: { "circle-color": colour.scene, "circle-radius": 4, "circle-stroke-color": colour.land, "circle-stroke-width": 1 },
+      },
+      { id: "scores", type: "fill", source: "scores", paint: { "fill-opacity": 0.6, "fill-antialias": false } },
       { id: "box-casing", type: "line", source: "box", paint: { "line-color": "#ffffff", "line-width": 4 } },
       {
         id: "box-line",
@@ -404,9 +429,17 @@ function styleOf(land, scenes, colour) {
         paint: { "line-color": state("picked", PICKED, HIT), "line-width": state("picked", 3, state("hovered", 3, 1.6)) },
       },
       {
+        id: "hit-spot",
+        type: "circle",
+        source: "ranks",
+        maxzoom: FAR,
+        paint: { "circle-color": HIT, "circle-radius": 5, "circle-stroke-color": "#000000", "circle-stroke-width": 1 },
+      },
+      {
         id: "hit-rank",
         type: "symbol",
         source: "ranks",
+        minzoom: FAR,
         layout: { "text-field": ["to-string", ["get", "rank"]], "text-font": ["sans-serif"], "text-size": 12, "symbol-sort-key": ["get", "rank"] },
         paint: { "text-color": "#ffffff", "text-halo-color": "#000000", "text-halo-width": 1.4 },
       },

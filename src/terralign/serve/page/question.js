@@ -14,6 +14,8 @@ export const NOTHING = Object.freeze({
   page: 0,
 });
 
+const WINDOW_ID = /^[0-9a-f]{8,64}-\d{1,10}-\d{1,10}$/;
+
 /** Whether there is anything to rank by. */
 export const isAsked = (question) =>
   Boolean(question.query || question.against || question.like.length || question.unlike.length);
@@ -51,6 +53,7 @@ export function fromHash(hash) {
   const day = (name) => (/^\d{4}-\d{2}-\d{2}$/.test(given.get(name) ?? "") ? given.get(name) : null);
   const cloud = given.has("cloud") ? Number(given.get("cloud")) : NaN;
   const page = Number(given.get("page") ?? 1);
+  const ids = (name) => given.getAll(name).filter((one) => WINDOW_ID.test(one)).slice(0, 50);
   const sensors = given.getAll("sensor").slice(0, 50);
   const at = (given.get("at") ?? "").split(",").map(Number);
   return {
@@ -58,8 +61,8 @@ export function fromHash(hash) {
       ...NOTHING,
       query: (given.get("q") ?? "").trim(),
       against: (given.get("not") ?? "").trim(),
-      like: given.getAll("like").slice(0, 100),
-      unlike: given.getAll("unlike").slice(0, 100),
+      like: ids("like"),
+      unlike: ids("unlike"),
       bbox: asBox((given.get("bbox") ?? "").split(",")),
       start: day("from"),
       end: day("to"),

@@ -64,7 +64,7 @@ export class Server {
   }
 
   thumbnail(hit, picture) {
-    return `${HERE}api/${hit.thumbnail}${picture === "false" ? "?picture=false" : ""}`;
+    return `${HERE}${hit.thumbnail}${picture === "false" ? "?picture=false" : ""}`;
   }
 
   /** A source of MapLibre for a scene's picture. */
@@ -109,21 +109,21 @@ export class Files {
   }
 
   async download() {
-    this.#found ??= await read("data/search.json");
-    return new Blob([JSON.stringify(this.#found.hits)], { type: "application/geo+json" });
+    return (await answer("data/hits.geojson")).blob();
   }
 
+  /** "" for a window whose scene was not at hand. */
   thumbnail(hit) {
-    return HERE + hit.thumbnail;
+    return hit.thumbnail ? HERE + hit.thumbnail : "";
   }
 
   picture(scene, picture) {
-    const image = scene.images?.[picture];
-    if (!image) return null;
-    const [west, south, east, north] = image.bounds;
+    const path = scene.images?.[picture];
+    if (!path) return null;
+    const [west, south, east, north] = scene.image_bounds;
     return {
       type: "image",
-      url: HERE + image.url,
+      url: HERE + path,
       coordinates: [[west, north], [east, north], [east, south], [west, south]],
     };
   }

@@ -12,7 +12,7 @@ export function featuresOf(topology, name) {
   // A negative number is the arc ~number, backwards.
   const line = (number) => (number < 0 ? lines[~number].slice().reverse() : lines[number]);
   // An arc begins where the one before it ends.
-  const ring = (numbers) => numbers.flatMap((one, at) => line(one).slice(at ? 1 : 0));
+  const ring = (numbers) => unrolled(numbers.flatMap((one, at) => line(one).slice(at ? 1 : 0)));
   const polygon = (rings) => rings.map(ring);
   return {
     type: "FeatureCollection",
@@ -27,4 +27,15 @@ export function featuresOf(topology, name) {
         },
       })),
   };
+}
+
+/** A ring across the antimeridian, with longitudes that count on beyond 180 rather than jump. */
+function unrolled(ring) {
+  let turn = 0;
+  const points = ring.map(([x, y], at) => {
+    const step = at ? x - ring[at - 1][0] : 0;
+    if (Math.abs(step) > 180) turn -= 360 * Math.sign(step);
+    return [x + turn, y];
+  });
+  return turn ? ring : points; // around a pole it does not close
 }
