@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bound", type=Path, help="a finished study bound")
-    parser.add_argument(
-        "--efficiency", type=Path, nargs="+", help="studies efficiency, of different seeds"
-    )
+    parser.add_argument("--efficiency", type=Path, help="a finished study efficiency")
     parser.add_argument("--starter", type=Path, help="a finished run of starter")
     parser.add_argument("--transfer", type=Path, help="what transfer.py printed")
     arguments = parser.parse_args()
     if arguments.bound is not None:
         write("log-bound", bound_figure(arguments.bound / "runs"))
-    if arguments.efficiency:
-        write("log-efficiency", efficiency_figure(arguments.efficiency))
+    if arguments.efficiency is not None:
+        write("log-efficiency", efficiency_figure(arguments.efficiency / "runs"))
     if arguments.starter is not None:
         rows = read_rows(arguments.starter / "results.json")
         shown = [
@@ -110,10 +107,10 @@ def bound_figure(runs: Path) -> Figure:
     return figure
 
 
-def efficiency_figure(studies: Sequence[Path]) -> Figure:
+def efficiency_figure(folder: Path) -> Figure:
     """Accuracy of a tower against the labels and the CPU time of its training, for each way to
     train it: means over seeds."""
-    runs = sorted(path.parent for one in studies for path in one.glob("runs/*/*/results.json"))
+    runs = sorted(path.parent for path in folder.glob("*/*/results.json"))
     figure = new_figure(LIGHT, height=3.8)
     by_labels, by_time = panels = figure.subplots(1, 2, sharey=True)
     for axes in panels:

@@ -208,6 +208,21 @@ def test_the_recall_that_is_stated_is_what_other_texts_get(
     assert found.how["recall"] == stated.recall
 
 
+def test_queries_made_of_the_windows_give_way_to_texts(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    for number in range(2):
+        write(tmp_path, space, number, tower="s2")
+    first = index_folder(tmp_path, force=True)
+    assert "no text tower" in first.state.towers[0].texts
+    assert index_folder(tmp_path).done == {"s2": "kept"}
+    assert index_folder(tmp_path, space=lambda name, space_id: None).done == {"s2": "kept"}
+    again = index_folder(tmp_path, space=lambda name, space_id: space)
+    assert again.done == {"s2": "measured"}
+    assert "text tower" in again.state.towers[0].texts
+    assert index_folder(tmp_path, space=space).done == {"s2": "kept"}
+
+
 def test_new_parts_are_searched_and_those_gone_or_changed_are_not(
     space: EmbeddingSpace, folder: Path
 ) -> None:

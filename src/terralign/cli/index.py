@@ -128,6 +128,9 @@ def _space(
 
 
 def _print(found: Indexed) -> None:
+    from terralign.index.approximate import FOLDER
+    from terralign.index.planner import EXACT_ROWS
+
     towers = {one.tower: one for one in found.state.towers}
     for name, done in found.done.items():
         one = towers.get(name)
@@ -144,8 +147,10 @@ def _print(found: Indexed) -> None:
                 f"{probes.recall:.3f} of texts (at least {probes.low:.3f}), "
                 f"{probes.recall_like:.3f} of windows, {probes.milliseconds:.1f} ms"
             )
+        if one.num_rows <= EXACT_ROWS:
+            click.echo("  searches compare so few windows one by one, as without an index")
     if towers:
-        place = found.state.place or shown(found.folder)
+        place = found.state.place or shown(found.folder / FOLDER)
         click.echo(f"{as_bytes(found.num_bytes)} at {place}, {found.seconds:.0f} s")
     else:
         click.echo("no index is needed; --force makes one")

@@ -36,7 +36,7 @@ from terralign.index.approximate import (
     read_state,
 )
 from terralign.index.names import part_paths
-from terralign.index.probes import Queries, choose_probes, made_queries, text_queries
+from terralign.index.probes import NO_TOWER, Queries, choose_probes, made_queries, text_queries
 from terralign.index.store import Store, open_store
 from terralign.progress import Progress
 
@@ -315,7 +315,10 @@ class _Work:
             return None
         try:
             table = self.tables.open(before.table)
-            if not changed and self.old is not None and self.old.recall == self.state.recall:
+            is_same = self.old is not None and self.old.recall == self.state.recall
+            if before.texts.endswith(NO_TOWER) and self._text_space() is not None:
+                is_same = False  # it can be measured better now
+            if not changed and is_same:
                 return "kept", before
             parts = [one for one in before.parts if one.stamp in there]
             if changed:
@@ -427,12 +430,16 @@ class _Work:
         rows = starts[place] + chosen - (ends[place] - np.array([len(spans[n]) for n in place]))
         sample = as_unit(self.store.vectors[rows].astype(np.float32))
         sample = sample[rng.permutation(len(sample))]
+        space = self._text_space()
+        return made_queries(sample) if space is None else text_queries(space, sample)
+
+    def _text_space(self) -> EmbeddingSpace | None:
+        """The space that makes queries by text, loaded where it is first needed."""
         if self.space is not None and not isinstance(self.space, EmbeddingSpace):
             self.space = self.space(self.store.facts[0].model, self.state.space_id)
-        if self.space is None:
-            return made_queries(sample)
-        check_same_space(self.space.space_id, self.state.space_id, "the folder's vectors")
-        return text_queries(self.space, sample)
+        if self.space is not None:
+            check_same_space(self.space.space_id, self.state.space_id, "the folder's vectors")
+        return self.space
 
 
 def num_partitions(rows: int) -> int:

@@ -143,6 +143,6 @@ def explain(how: Mapping[str, Any]) -> list[str]:
         lines.append(text)
     lines += [
         f"recall to expect: {how['recall']:.3f}; {how['search_ms']:.1f} ms for the ranking, "
-        f"{how['read_ms']:.1f} ms to read the hits from their parts"
+        f"{how['read_ms']:.1f} ms for places and dates of the hits"
     ]
     return lines

@@ -87,6 +87,9 @@ def text_queries(space: EmbeddingSpace, like: NDArray[np.float32]) -> Queries:
     )
 
 
+NO_TOWER = "since no text tower was at hand"
+
+
 def made_queries(sample: NDArray[np.float32]) -> Queries:
     """Queries like texts, made of windows alone: (n, D), at least 4.
 
@@ -106,7 +109,7 @@ def made_queries(sample: NDArray[np.float32]) -> Queries:
         chosen_with=found[:_GROUPS, None],
         held_out=found[_GROUPS:, None],
         like=sample[rng.integers(0, len(sample), _GROUPS)][:, None],
-        name=f"{_GROUPS} directions made of the windows, since no text tower was at hand",
+        name=f"{_GROUPS} directions made of the windows, {NO_TOWER}",
     )
 
 
