@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -91,3 +95,16 @@ def test_a_rank_that_does_not_report_its_end_is_named(
 )
 def test_a_rank_that_reports_its_end_gives_the_exit_code(lines: tuple[str, ...], code: int) -> None:
     assert _launched(*lines) == code
+
+
+def test_a_signal_while_the_processes_start_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def asked_before(*given: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*given, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", asked_before)
+    began = time.monotonic()
+    assert _launched(WAITS, WAITS) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 10

@@ -102,6 +102,8 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                         command, env=own, stdin=subprocess.DEVNULL, process_group=0
                     )  # Ctrl-C goes to this process alone, which passes it on once
                 )
+            if asked:  # by a signal that not all of them got; none has begun anything
+                return 128 + asked[0]
             ends = _ends(children, asked)
             suspended = [rank for rank, child in enumerate(children) if _is_suspended(child)]
         finally:
