@@ -82,7 +82,7 @@ def serve(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Serve a map to ask over a folder of parts.
+    """Serve a folder of parts as a searchable map.
 
     FOLDER is what `terralign embed` filled. Prints the address of the page; Ctrl-C ends the server.
     """

@@ -140,7 +140,7 @@ export class SceneMap {
 
   #recolour() {
     const own = styleOf(EMPTY, [], colours());
-    for (const layer of own.layers) {
+    for (const layer of own.layers.filter((one) => one.id !== "scores")) { // their opacity is set on the page
       for (const [name, value] of Object.entries(layer.paint ?? {})) {
         this.map.setPaintProperty(layer.id, name, value);
       }
