@@ -337,6 +337,23 @@ def test_another_process_makes_the_index_anew_under_an_open_one(
     assert "all rows are compared" not in caplog.text
 
 
+def test_a_search_keeps_the_index_that_another_thread_closes(
+    space: EmbeddingSpace, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Index._plan
+
+    def closing(self: Index, *given: Any, **options: Any) -> Any:
+        steps = plan(self, *given, **options)
+        self._approximate = None
+        return steps
+
+    monkeypatch.setattr(Index, "_plan", closing)
+    found = open_index(made).search(space, "a river", 30)
+    assert ways(found)["s2"] == "index"
+    exact = open_index(made).search(space, "a river", 30, exact=True)
+    assert [one.key for one in found] == [one.key for one in exact]
+
+
 def test_stopped_before_its_last_step_it_leaves_the_old_index(
     space: EmbeddingSpace, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,22 @@ def test_two_clicks_refine_the_list(tab: Tab, expected: Callable[..., list[str]]
     assert tab.locator("#marks").is_hidden()
 
 
+def test_marks_stay_on_other_pages_and_for_other_texts(
+    tab: Tab, expected: Callable[..., list[str]]
+) -> None:
+    first = tab.ask("fish ponds")[1]
+    mark(tab, first, "plus")
+    second = tab.changed(lambda: tab.click("#next"))[0]
+    mark(tab, second, "plus")
+    assert tab.ask("a river") == expected("a river")
+    assert tab.locator("#marked li").count() == 2
+    assert tab.inner_text("#refine") == "Refine"
+    after = tab.changed(lambda: tab.click("#refine"))
+    assert after == expected("a river", like=[first, second])
+    tab.changed(lambda: tab.click("#examples button >> text=fish ponds"))
+    assert tab.locator("#marks").is_hidden()
+
+
 def test_marks_bring_more_ponds(tab: Tab) -> None:
     before = tab.ask("fish ponds")
     by_place = {key.split("-", 1)[1]: key for key in before}

@@ -93,16 +93,21 @@ class TowerRows:
 
 def plan_step(given: TowerRows, wanted: int, *, no_index: str = "") -> Step:
     """The way of one tower for the `wanted` best rows. `no_index`: why no index is asked."""
-    exact = Step(tower=given.tower, way="exact", why=no_index, rows=given.rows, compared=given.rows)
-    if no_index or not given.indexed:
-        return exact if no_index else _because(exact, "none of these rows is indexed")
+
+    def exact(why: str) -> Step:
+        return Step(tower=given.tower, way="exact", why=why, rows=given.rows, compared=given.rows)
+
+    if no_index:
+        return exact(no_index)
+    if not given.indexed:
+        return exact("none of these rows is indexed")
     if given.indexed <= EXACT_ROWS:
-        return _because(exact, f"{EXACT_ROWS:,} rows or fewer are compared one by one")
+        return exact(f"{EXACT_ROWS:,} rows or fewer are compared one by one")
     share = min(1.0, given.indexed / max(1, given.in_index))
     depth = wanted if share > 0.999 else math.ceil(_MARGIN * wanted / share) + DEPTHS[0]
     measured = next((one for one in given.measured if one.depth >= depth), None)
     if measured is None:
-        return _because(exact, f"{counted(depth, 'hit')} of the index would be needed")
+        return exact(f"{counted(depth, 'hit')} of the index would be needed")
     return Step(
         tower=given.tower,
         way="index",
@@ -114,12 +119,6 @@ def plan_step(given: TowerRows, wanted: int, *, no_index: str = "") -> Step:
         partitions=given.partitions,
         recall=measured.recall,
     )
-
-
-def _because(step: Step, why: str) -> Step:
-    from dataclasses import replace
-
-    return replace(step, why=why)
 
 
 def explain(how: Mapping[str, Any]) -> list[str]:

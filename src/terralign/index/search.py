@@ -458,16 +458,23 @@ class Index(Shown):
     def _towers_with(self, counts: NDArray[np.int64]) -> list[str]:
         return [name for name, parts in self._parts_of.items() if counts[parts].any()]
 
-    def _plan(self, counts: NDArray[np.int64], wanted: int, *, no_index: str = "") -> list[Step]:
-        """The way of each tower that has rows."""
+    def _plan(
+        self,
+        index: Approximate | None,
+        counts: NDArray[np.int64],
+        wanted: int,
+        *,
+        no_index: str = "",
+    ) -> list[Step]:
+        """The way of each tower that has rows. `index`: the one that may be asked."""
         steps = []
         for name in self._towers_with(counts):
             parts = self._parts_of[name]
-            if self.approximate is None or no_index:
+            if index is None:
                 rows = int(counts[parts].sum())
                 given = TowerRows.without_index(name, rows)
             else:
-                given = self.approximate.rows_of(name, counts, parts)
+                given = index.rows_of(name, counts, parts)
             steps.append(plan_step(given, wanted, no_index=no_index))
         return steps
 
@@ -488,12 +495,13 @@ class Index(Shown):
         at first; more where too few of them are kept."""
         why, is_again = self._why_exact(exact), False
         while True:
-            steps = self._plan(counts, wanted, no_index=why)
-            if all(one.way == "exact" for one in steps):
+            index = None if why else self.approximate  # other threads may open or close it
+            steps = self._plan(index, counts, wanted, no_index=why)
+            if index is None or all(one.way == "exact" for one in steps):
                 ranking = rank(numbers)
                 return ranking, _best(ranking.ranked_by, k, partial(keep, ranking)), steps
             try:
-                near = self._candidates(vector, numbers, steps, rank)
+                near = self._candidates(index, vector, numbers, steps, rank)
             except StorageError as error:
                 # Another process may have changed the index since it was opened.
                 self._looked_for_index = is_again
@@ -509,6 +517,7 @@ class Index(Shown):
 
     def _candidates(
         self,
+        index: Approximate,
         vector: NDArray[np.float32],
         numbers: NDArray[np.int64] | None,
         steps: Sequence[Step],
@@ -517,23 +526,18 @@ class Index(Shown):
         """The rows that may be among the best: of each tower those that are compared one by one,
         and those that the index gives. Below the last hit of an index its better rows may be
         missing, so that nothing that ranks lower is kept."""
-        assert self.approximate is not None
         found, horizon, one_by_one = [], -math.inf, []
         for step in steps:
             parts = self._parts_of[step.tower]
             if step.way == "index":
-                near = rank(
-                    self.approximate.nearest(
-                        step.tower, vector, depth=step.depth, probes=step.probes
-                    )
-                )
+                near = rank(index.nearest(step.tower, vector, depth=step.depth, probes=step.probes))
                 last = min(step.depth, len(near.ranked_by))
                 horizon = max(
                     horizon, float(-np.partition(-near.ranked_by, last - 1)[last - 1])
                 ) if last else math.inf  # fmt: skip
                 assert near.numbers is not None
                 found.append(near if numbers is None else near[_among(near.numbers, numbers)])
-                indexed = self.approximate.towers[step.tower].parts
+                indexed = index.towers[step.tower].parts
                 parts = [one for one in parts if one not in indexed]
             one_by_one += parts
         rows = self._rows_of_parts(one_by_one, numbers)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EXAMPLES = (
-    *("a river", "a town", "ponds", "farmland", "forest", "bare soil"),
+    *("a river", "a town with houses", "fish ponds", "farmland", "forest", "bare soil"),
     *("a lake", "a road", "an airport", "the coast"),
 )
-"""Texts that the page proposes."""
+"""Texts that the API proposes; the page shows the first six."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

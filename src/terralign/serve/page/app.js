@@ -19,7 +19,7 @@ let index; // as the server describes it
 let map = null; // null where the browser cannot draw one
 let list;
 let { question, view } = fromHash(location.hash);
-let marks = new Map(); // id -> 1 or -1, those that are not searched with yet included
+let marks = new Map(); // id -> 1 or -1, also those that the question is not asked with yet
 let features = []; // of the page that is shown
 let picked = null; // a feature
 let running = null; // AbortController of the search that runs
@@ -72,7 +72,7 @@ function describe() {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = text;
-      button.addEventListener("click", () => ask({ ...NOTHING, query: text }));
+      button.addEventListener("click", () => askAnew({ ...NOTHING, query: text }));
       return button;
     }),
   );
@@ -225,7 +225,7 @@ function wire() {
   byId("ask").addEventListener("submit", () => {
     const asked = readForm();
     if (!asked) return;
-    // Another text is another question: what was marked for the last one goes.
+    // Another text is searched without marks; they stay at hand, for "Refine".
     if (asked.query !== question.query) asked.like = asked.unlike = [];
     if (isAsked(asked)) ask(asked);
     else {
@@ -376,13 +376,20 @@ async function showScores() {
 const bodyOf = ({ page: _, ...asked }) => ({ ...asked, k: Math.min(200, index.limits.k) });
 const pageOf = (asked) => ({ ...bodyOf(asked), page: asked.page, page_size: PAGE });
 
+/** Ask a question; marks that it is not asked with stay, for "Refine". */
 function ask(next) {
   question = next;
   const address = addressOf();
   if (address !== location.hash) history.pushState(null, "", address);
-  setMarks();
   fillForm();
   return search();
+}
+
+/** Ask a question that has nothing to do with the last one: its marks go. */
+function askAnew(next) {
+  question = next;
+  setMarks();
+  return ask(next);
 }
 
 /** Run the question and show its page of hits. */
@@ -497,7 +504,7 @@ function pick(feature, scroll = false) {
 }
 
 async function searchLike(feature) {
-  await ask({ ...question, query: "", against: "", like: [feature.id], unlike: [], page: 0 });
+  await askAnew({ ...question, query: "", against: "", like: [feature.id], unlike: [], page: 0 });
   byId("heading").focus();
 }
 
