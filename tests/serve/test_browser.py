@@ -289,6 +289,22 @@ def test_more_like_one_hit(tab: Tab) -> None:
 
 # The map
 
+
+def test_a_hit_across_the_antimeridian_lies_where_it_is(tab: Tab) -> None:
+    """Its outline has a part on either side."""
+    found = tab.evaluate(
+        """async () => {
+          const box = (west, east) => [[[west, 1], [east, 1], [east, 2], [west, 2], [west, 1]]];
+          const hit = (...parts) => ({ geometry: { type: "MultiPolygon", coordinates: parts } });
+          const { boundsOf } = await import("./static/map.js");
+          const { placeOf } = await import("./static/hits.js");
+          const across = hit(box(179, 180), box(-180, -177));
+          return [boundsOf([across]), placeOf(across), boundsOf([hit(box(-3, -2), box(4, 5))])];
+        }"""
+    )
+    assert found == [[179, 1, 183, 2], "1.5000 N, 179.0000 W", [-3, 1, 5, 2]]
+
+
 AT = (17.93, 103.76, 12.5)
 
 

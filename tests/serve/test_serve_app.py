@@ -312,6 +312,18 @@ def test_a_static_export_holds_the_page_and_one_result(
     assert not any(str(served_folder.parent) in text for text in texts)
 
 
+def test_an_export_draws_the_scenes_that_hold_hits(
+    served_space: EmbeddingSpace, served_folder: Path, tmp_path: Path
+) -> None:
+    served = ServedIndex(served_folder, served_space, ServeSettings(title=""))
+    assert export_static(served, Asked(query="a river", k=1), tmp_path / "out").num_pictures == 2
+    [hit] = json.loads((tmp_path / "out/data/search.json").read_text())["hits"]["features"]
+    scenes = json.loads((tmp_path / "out/data/index.json").read_text())["scenes"]
+    for scene in scenes:
+        is_drawn = scene["id"] == hit["properties"]["scene"]
+        assert (list(scene["images"]), bool(scene["why"])) == (scene["pictures"], not is_drawn)
+
+
 def test_an_export_replaces_no_other_folder(
     served_space: EmbeddingSpace, served_folder: Path, tmp_path: Path
 ) -> None:

@@ -166,7 +166,7 @@ class Guard:
         if not name.endswith("]"):
             name = name.rpartition(":")[0] if name.rpartition(":")[2].isdecimal() else name
         if name not in hosts:
-            raise _Refused(421, "the server does not go by this name of a host (--allow-host)")
+            raise _Refused(421, "unknown Host; start the server with --allow-host NAME to allow it")
 
     def _is_known(self, headers: dict[str, str]) -> bool:
         assert self._token is not None

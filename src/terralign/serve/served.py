@@ -36,7 +36,7 @@ from terralign.index.parts import PartFacts
 from terralign.index.results import save_hits
 from terralign.index.search import Index, open_index
 from terralign.index.stamps import stamps_of
-from terralign.index.store import NO_TIME
+from terralign.index.store import NO_TIME, stamp_of
 from terralign.scenes.scene import Scene, open_scene
 from terralign.serve.pictures import Kind, Pictures, kinds_of
 from terralign.serve.requests import Asked, SearchRequest
@@ -124,7 +124,7 @@ class _Opened:
     def scene(self, number: int) -> ServedScene:
         found = next((one for one in self.scenes.values() if one.number == number), None)
         if found is None:
-            raise NotFound(f"no scene {number} here; api/index lists those there are")
+            raise NotFound(f"scene {number} not found; api/index lists the scenes")
         return found
 
 
@@ -485,7 +485,7 @@ def _row_of(index: Index, window_id: str) -> int:
     try:
         return index.row_of(window_id)
     except DataError as error:
-        raise NotFound(f"no window {window_id[:100]!r} here; give an id as hits have it") from error
+        raise NotFound(f"window {window_id[:100]!r} not found; give the id of a hit") from error
 
 
 def _cells_of(index: Index, numbers: NDArray[np.int64]) -> NDArray[np.object_]:
@@ -543,12 +543,9 @@ def _link(source: str) -> str | None:
 
 
 def _stamp_of(folder: Path) -> _Stamp:
-    found = []
     index = folder / INDEX / "state.json"  # of `terralign index`
-    for path in (*part_paths(folder), *([index] if index.is_file() else [])):
-        status = path.stat()
-        found.append((path.name, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    paths = (*part_paths(folder), *([index] if index.is_file() else []))
+    return tuple(map(stamp_of, paths))
 
 
 def _iso(microseconds: int) -> str:

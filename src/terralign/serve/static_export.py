@@ -56,23 +56,28 @@ def check_export(out: Path) -> None:
 def export_static(served: ServedIndex, asked: Asked, out: Path) -> Exported:
     """Write the page with the hits and scores of one search, whole or not at all.
 
-    An earlier export is replaced. Scenes that cannot be shown are left out. `StorageError` where
-    another folder has the name, or the disk is full.
+    An earlier export is replaced. Pictures are those of the scenes that hold hits; scenes that
+    cannot be shown have none. `StorageError` where another folder has the name, or the disk is
+    full.
     """
     check_export(out)
     listed = served.describe()
     request = SearchRequest.model_construct(**dict(asked), page=0, page_size=asked.k)
     found = served.search(request)
     features = found["hits"]["features"]
+    with_hits = {one["properties"]["scene"] for one in features}
     num_pictures = num_missing = 0
     with (
         atomic_folder(out) as partial,
-        Progress("draw", total=len(features) + len(listed["scenes"]), unit="picture") as progress,
+        Progress("draw", total=len(features) + len(with_hits), unit="picture") as progress,
     ):
         for folder in ("data", "thumbnails", "pictures", "static"):
             (partial / folder).mkdir()
         for scene in listed["scenes"]:
             scene["images"] = {}
+            if scene["id"] not in with_hits:  # there may be thousands of them
+                scene["pictures"], scene["why"] = [], "it holds no hit"
+                continue
             for kind in KINDS:
                 if kind in scene["pictures"]:
                     url = f"pictures/{scene['id']}-{kind}.png"

@@ -471,7 +471,7 @@ function showNothing() {
   announce("");
   byId("empty").hidden = false;
   byId("empty").textContent =
-    "Type what to look for, in words, or take an example. The windows that fit best are listed here and outlined on the map.";
+    "Type what to look for, in words, or pick an example. The windows that match best are listed here and outlined on the map.";
 }
 
 async function turn(step) {
@@ -536,8 +536,8 @@ function showMarked() {
       const button = document.createElement("button");
       item.className = value > 0 ? "right" : "wrong";
       button.type = "button";
-      button.title = "Take this mark away";
-      button.setAttribute("aria-label", `${value > 0 ? "More" : "Less"} like ${id}: take this mark away`);
+      button.title = "Remove this mark";
+      button.setAttribute("aria-label", `${value > 0 ? "More" : "Less"} like ${id}: remove this mark`);
       const sign = document.createElement("span");
       sign.textContent = value > 0 ? "+" : "−";
       button.append(sign);

@@ -22,7 +22,8 @@ const percent = (share) => (typeof share === "number" ? `${Math.round(100 * shar
 export function placeOf(feature) {
   const bounds = boundsOf([feature]);
   if (!bounds) return "";
-  const [longitude, latitude] = [(bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2];
+  const [east, latitude] = [(bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2];
+  const longitude = east > 180 ? east - 360 : east;
   const part = (value, plus, minus) => `${Math.abs(value).toFixed(4)} ${value < 0 ? minus : plus}`;
   return `${part(latitude, "N", "S")}, ${part(longitude, "E", "W")}`;
 }

@@ -37,12 +37,14 @@ const asFeature = (box) => {
   return { type: "Feature", properties: {}, geometry: { type: "Polygon", coordinates: [ring] } };
 };
 
-/** The bounds of features that have a geometry; null without any. */
+/** The bounds of features that have a geometry, east above 180 across the antimeridian; null without any. */
 export function boundsOf(features) {
   const points = features.flatMap((one) => one.geometry?.coordinates.flat(Infinity) ?? []);
   if (!points.length) return null;
   const [xs, ys] = [0, 1].map((axis) => points.filter((_, at) => at % 2 === axis));
-  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+  const spans = [xs, xs.map((x) => (x < 0 ? x + 360 : x))].map((all) => [Math.min(...all), Math.max(...all)]);
+  const [west, east] = spans[1][1] - spans[1][0] < spans[0][1] - spans[0][0] ? spans[1] : spans[0];
+  return [west, Math.min(...ys), east, Math.max(...ys)];
 }
 
 /** A point for each country's name: the middle of its largest part. */

@@ -31,7 +31,7 @@ async function read(address, options) {
   try {
     return await (await answer(address, options)).json();
   } catch (error) {
-    if (error instanceof SyntaxError) throw new SourceError("The answer is not what was expected.");
+    if (error instanceof SyntaxError) throw new SourceError("The server sent something that is not JSON.");
     throw error;
   }
 }
