@@ -24,7 +24,10 @@ def serve(*words: object, **variables: str) -> Result:
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (["--no-token", "--host", "0.0.0.0"], "everybody who reaches this machine could ask"),
+        (
+            ["--no-token", "--host", "0.0.0.0"],
+            "everybody who reaches this machine would have access",
+        ),
         (["--no-token", "--token", "a-long-token"], "exclude each other"),
         (["--token", "short"], "8 to 200"),
         (["--query", "a river"], "--query: only with --static"),

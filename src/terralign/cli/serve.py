@@ -36,13 +36,15 @@ TOKEN_VARIABLE = "TERRALIGN_TOKEN"
 )  # fmt: skip
 @click.option(
     "--token", envvar=TOKEN_VARIABLE,
-    help="What requests must show; default: one is generated. The variable TERRALIGN_TOKEN gives "
-    "it too, so that no list of processes has it.",
+    help="The token that requests must carry; default: a generated one. The variable "
+    "TERRALIGN_TOKEN sets it without showing it in the list of processes.",
 )  # fmt: skip
-@click.option("--no-token", is_flag=True, help="Let everybody on this machine ask.")
+@click.option(
+    "--no-token", is_flag=True, help="Need no token: everybody on this machine has access."
+)
 @click.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME",
-    help="A name that browsers call the server by, as behind a proxy; repeatable.",
+    help="A host name that requests may be sent to, as behind a proxy; repeatable.",
 )  # fmt: skip
 @click.option(
     "--scenes", multiple=True, type=click.Path(path_type=Path),
@@ -102,28 +104,28 @@ def serve(
 
     token, is_generated = _choose_token(token, no_token=no_token, host=host)
     index = open_index(folder)
-    listening = bind(host, port)
-    space = _load(model, index, device)
-    from terralign.serve.app import create_app
-    from terralign.serve.run import run
+    with bind(host, port) as listening:
+        space = _load(model, index, device)
+        from terralign.serve.app import create_app
+        from terralign.serve.run import run
 
-    names = ("localhost", "127.0.0.1", "[::1]", host, *hosts)
-    settings = ServeSettings(
-        title=title or folder.absolute().name,
-        token=token,
-        hosts=tuple(map(str.lower, names)) if hosts or is_loopback(host) else None,
-        scenes=scenes,
-    )
-    app = create_app(folder, space, settings)
-    address = address_of(listening, host)
-    if as_json:
-        shown_token = token if is_generated else None
-        click.echo(json.dumps({"address": address, "token": shown_token}))
-    else:
-        entry = f"{address}?token={token}" if is_generated else address
-        click.echo(f"{counted(len(index), 'window')}: open {entry} (Ctrl-C ends the server)")
-    with _opened(f"{address}?token={token}" if token else address) if opens else nullcontext():
-        run(app, listening)
+        names = ("localhost", "127.0.0.1", "[::1]", host, *hosts)
+        settings = ServeSettings(
+            title=title or folder.absolute().name,
+            token=token,
+            hosts=tuple(map(str.lower, names)) if hosts or is_loopback(host) else None,
+            scenes=scenes,
+        )
+        app = create_app(folder, space, settings)
+        address = address_of(listening, host)
+        if as_json:
+            shown_token = token if is_generated else None
+            click.echo(json.dumps({"address": address, "token": shown_token}))
+        else:
+            entry = f"{address}?token={token}" if is_generated else address
+            click.echo(f"{counted(len(index), 'window')}: open {entry} (Ctrl-C ends the server)")
+        with _opened(f"{address}?token={token}" if token else address) if opens else nullcontext():
+            run(app, listening)
     click.echo("stopped", err=True)
     if is_busy():  # Python would wait for what nobody waits for any more
         sys.stdout.flush()
@@ -141,8 +143,8 @@ def _choose_token(token: str | None, *, no_token: bool, host: str) -> tuple[str 
         )
     if no_token and not is_loopback(host):
         raise click.UsageError(
-            f"--no-token with --host {host}: everybody who reaches this machine could ask; leave "
-            "one of them out"
+            f"--no-token with --host {host}: everybody who reaches this machine would have access; "
+            "leave one of them out"
         )
     if no_token:
         return None, False
