@@ -32,6 +32,13 @@ _SAMPLE_RATE = 64
 """Vectors for each centre of the clusters, that these are found from."""
 _ITERATIONS = 20
 
+METRIC: Any = "l2"
+"""Clusters by Euclidean distance need fewer probes than clusters by inner product for the same
+recall. Vectors of unit length have the same order by both, up to the rounding of their length."""
+
+_AT_ONCE = timedelta(milliseconds=1)
+"""Age beyond which `change` removes older versions: all of them."""
+
 _FULL = ("No space left", "os error 28", "os error 122", "Disk quota", "os error 27")
 """How messages of LanceDB name a full disk, a full quota and a file that is too large."""
 
@@ -221,12 +228,6 @@ class Table:
             return int(self._table.stats()["total_bytes"]) + sum(
                 int(one.size_bytes or 0) for one in indices
             )
-
-
-METRIC: Any = "l2"
-"""Clusters of the euclidean distance are found with fewer probes than those of the product. Of
-vectors of unit length both have one order, but for the rounding of the length."""
-_AT_ONCE = timedelta(milliseconds=1)
 
 
 def _schema(dim: int, dtype: Any) -> pa.Schema:

@@ -34,6 +34,7 @@ async function start() {
   try {
     index = await source.index();
   } catch (error) {
+    announce("");
     showError(error, start);
     return;
   }
