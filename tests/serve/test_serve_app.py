@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,24 @@ def test_an_export_replaces_no_other_folder(
 
 
 # The folder as it changes
+
+
+def test_a_stopped_server_does_not_wait_for_new_parts_to_open(
+    served_space: EmbeddingSpace, served_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow(self: ServedIndex) -> None:
+        begun.set()
+        ended.wait(20)
+
+    monkeypatch.setattr(ServedIndex, "refresh", slow)
+    settings = ServeSettings(title="", refresh_s=0.01)
+    with TestClient(create_app(served_folder, served_space, settings)):
+        assert begun.wait(10)
+        stopped = time.monotonic()
+    assert time.monotonic() - stopped < 10
+    ended.set()
 
 
 def test_new_parts_are_taken_up(

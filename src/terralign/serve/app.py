@@ -74,19 +74,20 @@ def make_api(served: ServedIndex, settings: ServeSettings) -> FastAPI:
     cores, limits = available_cores(), settings.limits
     searching = Workers("search", max(2, cores), waiting=limits.waiting)
     drawing = Workers("pictures", max(2, cores), waiting=limits.waiting)
+    opening = Workers("parts", 1, waiting=0)
     files = page_files()
 
     @asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
-        looking = asyncio.create_task(_look(served, settings.refresh_s))
+        looking = asyncio.create_task(_look(served, opening, settings.refresh_s))
         try:
             yield
         finally:
             looking.cancel()
             with suppress(asyncio.CancelledError):
                 await looking
-            searching.close()
-            drawing.close()
+            for workers in (searching, drawing, opening):
+                workers.close()
 
     api = FastAPI(
         title="terralign serve",
@@ -324,11 +325,12 @@ def _add_faults(api: FastAPI, served: ServedIndex) -> None:
     api.add_exception_handler(Overloaded, busy)
 
 
-async def _look(served: ServedIndex, seconds: float) -> None:
-    """Look for new parts every now and then, in a thread."""
+async def _look(served: ServedIndex, opening: Workers, seconds: float) -> None:
+    """Look for new parts every now and then, in a thread that a stopped server does not wait for:
+    opening many of them takes minutes."""
     while True:
         await asyncio.sleep(seconds)
         try:
-            await asyncio.to_thread(served.refresh)
+            await opening.run(served.refresh)
         except Exception as error:
             logger.error("looking for new parts failed: %s", type(error).__name__)
