@@ -113,16 +113,17 @@ _Stamp = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Opened:
-    """An index, its scenes by their sources, and the stamp of its parts. `found`: the hits of a
-    search of this index, of which the latest are kept."""
+    """An index, its scenes by their sources and by their numbers, and the stamp of its parts.
+    `found`: the hits of a search of this index, of which the latest are kept."""
 
     index: Index
     scenes: dict[str, ServedScene]
+    numbered: dict[int, ServedScene]
     stamp: _Stamp
     found: Callable[[Asked], Hits]
 
     def scene(self, number: int) -> ServedScene:
-        found = next((one for one in self.scenes.values() if one.number == number), None)
+        found = self.numbered.get(number)
         if found is None:
             raise NotFound(f"scene {number} not found; api/index lists the scenes")
         return found
@@ -152,7 +153,9 @@ class ServedIndex:
         def found(asked: Asked) -> Hits:
             return self._search(index, asked)
 
-        return _Opened(index=index, scenes=self._scenes_of(index), stamp=stamp, found=found)
+        scenes = self._scenes_of(index)
+        numbered = {one.number: one for one in scenes.values()}
+        return _Opened(index=index, scenes=scenes, numbered=numbered, stamp=stamp, found=found)
 
     def _with_index(self, use: Callable[[_Opened], T]) -> T:
         """What is made of the index; made again where its parts changed meanwhile. `Unavailable`
@@ -224,7 +227,7 @@ class ServedIndex:
         index, limits = opened.index, self.settings.limits
         times = index.store.rows["time"]
         known = times[times != NO_TIME]
-        scenes = sorted(opened.scenes.values(), key=lambda one: one.number)
+        scenes = [opened.numbered[one] for one in sorted(opened.numbered)]
         return {
             "title": self.settings.title,
             "model": os.path.basename(index.model) if os.path.isabs(index.model) else index.model,
