@@ -12,7 +12,8 @@
     ├── RecipeError                a recipe or setting that is wrong or without effect
     ├── TrainingError              training that cannot continue (a loss that is not finite)
     │   └── RankLostError          another process of the same run has failed
-    └── StorageError               the disk: full, read-only, an existing file that must stay
+    └── StorageError               the disk: read-only, an existing file that must stay
+        └── DiskFullError          a disk or quota that is full
 
 `Interrupted` is no fault: work stopped on request, saved, ready to be resumed.
 """
@@ -80,6 +81,10 @@ class RankLostError(TrainingError):
 
 class StorageError(TerralignError):
     """A disk that is full or read-only, or a file that would be overwritten."""
+
+
+class DiskFullError(StorageError):
+    """A disk or quota that is full, or has less space than is needed."""
 
 
 class Interrupted(Exception):

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
-from terralign.errors import StorageError, TerralignError, first_line, shown
+from terralign.errors import DiskFullError, StorageError, TerralignError, first_line, shown
 from terralign.limits import beyond, limit, require
 
 try:
@@ -230,7 +230,7 @@ def _as_storage_error(error: BaseException, path: Path, begun: Path) -> StorageE
         for sign in ("No space left", "os error 28", "PytorchStreamWriter", "inline_container")
     )
     if full:
-        return StorageError(
+        return DiskFullError(
             f"no space left while writing {path} ({_free_mb(path)} MB free); "
             "free some space and run the same command again"
         )
@@ -506,10 +506,10 @@ def as_bytes(number: int, *, none: str = "0 bytes") -> str:
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Raise `StorageError` where the disk of `folder` has less than `num_bytes` free."""
+    """Raise `DiskFullError` where the disk of `folder` has less than `num_bytes` free."""
     free = _free_mb(folder / "x")
     if free * 1_000_000 < num_bytes:
-        raise StorageError(
+        raise DiskFullError(
             f"{folder} needs {num_bytes // 1_000_000} MB but its disk has {free} MB free; "
             "free some space or choose another folder"
         )

@@ -21,7 +21,7 @@ from terralign.cli import main
 from terralign.encoders.answers import Hits
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_unit
-from terralign.errors import DataError, StorageError
+from terralign.errors import DataError, DiskFullError, StorageError
 from terralign.index import ann, approximate, indexing, planner, probes
 from terralign.index.approximate import FOLDER, read_state
 from terralign.index.indexing import drop_index, index_folder
@@ -395,13 +395,15 @@ def test_two_at_once_take_turns(space: EmbeddingSpace, folder: Path) -> None:
 
 
 def test_a_full_disk_is_one_line(
-    space: EmbeddingSpace, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(folder, space, 9, tower="s2")
-    write(folder, space, 10, tower="s2")
+    space: EmbeddingSpace, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setattr(indexing, "check_free_space", _full)
-    with pytest.raises(StorageError, match="MB free"):
-        index_folder(folder, space=space)
+    for rows in (ROWS // 4, 2 * ROWS):  # a change of the index, and a new one
+        write(folder, space, 9, tower="s2", rows=rows)
+        with pytest.raises(DiskFullError, match="MB free"):
+            index_folder(folder, space=space)
+    assert "made again" not in caplog.text
     found, exact = both(open_index(folder), space, "a river", k=30)
     assert [one.key for one in found] == [one.key for one in exact]
     drop_index(folder)
@@ -411,7 +413,7 @@ def test_a_full_disk_is_one_line(
 
 
 def _full(*_: Any) -> None:
-    raise StorageError("it needs 5 MB but its disk has 1 MB free")
+    raise DiskFullError("it needs 5 MB but its disk has 1 MB free")
 
 
 def test_links_are_not_followed(space: EmbeddingSpace, folder: Path, tmp_path: Path) -> None:

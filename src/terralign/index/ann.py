@@ -20,7 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from terralign.errors import DataError, StorageError, TerralignError, first_line, shown
+from terralign.errors import (
+    DataError,
+    DiskFullError,
+    StorageError,
+    TerralignError,
+    first_line,
+    shown,
+)
 
 Kind = Literal["flat", "pq"]
 """What an index stores of a vector: all numbers, or a code of a byte for every 8 of them."""
@@ -97,7 +104,7 @@ class Tables:
                 raise  # as Ctrl-C is; what Rust calls a panic is no Exception
             text = str(error)
             if any(sign in text for sign in _FULL):
-                raise StorageError(
+                raise DiskFullError(
                     f"no space left while writing {shown(self.place)}; free some space and run "
                     "the same command again"
                 ) from error

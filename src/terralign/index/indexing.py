@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.vectors import as_unit, check_same_space
-from terralign.errors import DataError, StorageError, counted, shown
+from terralign.errors import DataError, DiskFullError, StorageError, counted, shown
 from terralign.files import check_free_space, claimed, write_text
 from terralign.index.ann import Kind, Table, folder_bytes, is_address, is_table_folder
 from terralign.index.approximate import (
@@ -333,9 +333,9 @@ class _Work:
                 parts += added
                 if table.num_unindexed() or len(table) != sum(one.num_rows for one in parts):
                     return None
+        except DiskFullError:  # where the whole again does not fit either
+            raise
         except StorageError as error:
-            if "no space left" in str(error):
-                raise
             logger.warning("%s; it is made again", error)
             return None
         index = before.model_copy(update={"parts": tuple(parts), "version": table.version})
