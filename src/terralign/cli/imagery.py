@@ -453,7 +453,7 @@ def embed(
     reading: dict[str, Any],
     parting: dict[str, Any],
 ) -> None:
-    """Embed imagery into a folder of GeoParquet parts, or into one file.
+    """Embed imagery into a folder of GeoParquet parts, or one file.
 
     FILES as for `classify`. Into a folder, scenes are cut into windows, and each becomes a part of
     its own: run the same again to resume, or in several processes at once. A file has one row per

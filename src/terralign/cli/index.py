@@ -63,7 +63,7 @@ def index(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Index a folder of embedded scenes, for searches of millions of windows in milliseconds.
+    """Index a folder of embedded scenes, for millions of windows.
 
     FOLDER is what `terralign embed --out` wrote. Searches then find the share --recall of the best
     hits, which is measured on texts; with search --exact they compare every window. Run it again
