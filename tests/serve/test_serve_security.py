@@ -68,7 +68,7 @@ def refused(answer: Any, status: int, words: str = "") -> None:
         ('{"query": "  "}', 422, "the query is empty"),
         ('{"like": ["../../etc/passwd"]}', 422, "like"),
         ('{"like": ' + json.dumps(["aaaaaaaa-0-0"] * 51) + "}", 422, "like"),
-        ('{"like": ["aaaaaaaaaaaaaaaa-0-0"]}', 404, "no window"),
+        ('{"like": ["aaaaaaaaaaaaaaaa-0-0"]}', 404, "not found"),
         ('{"query": "a", "bbox": [0, 9, 1, 8]}', 400, "bbox"),
         ('{"query": "a", "start": "2022-13-01"}', 422, "start"),
         ('{"query": "a", "start": "2022-02-01", "end": "2022-01-01"}', 400, "is after end"),
@@ -241,7 +241,7 @@ def test_no_answer_names_a_folder(client: TestClient, served_folder: Path) -> No
         client.post("/api/search", json={"query": "a", "towers": ["nothing"]}).text,
     ]
     assert not any(str(served_folder.parent) in text for text in texts)
-    assert json.loads(texts[3])["error"].startswith("no window 'aaaaaaaaaaaaaaaa-0-0' here")
+    assert json.loads(texts[3])["error"].startswith("window 'aaaaaaaaaaaaaaaa-0-0' not found")
 
 
 @pytest.mark.parametrize(
