@@ -48,11 +48,11 @@ def read_named(what: str, name_or_path: str, *, others: Sequence[str] = ()) -> d
 
     `RecipeError` where it is missing, with the nearest name (of `others` too), or no TOML.
     """
+    if name_or_path.endswith(".toml"):
+        return read_toml(Path(name_or_path), what=what, fault=RecipeError)
     names = shipped_names(_FOLDERS[what])
     if name_or_path in names:
         return read_shipped(_FOLDERS[what], name_or_path)
-    if name_or_path.endswith(".toml"):
-        return read_toml(Path(name_or_path), what=what, fault=RecipeError)
     hint = nearest(name_or_path, [*names, *others])
     raise RecipeError(
         f"unknown {what} {quoted(name_or_path)}; {hint} (or the path of a .toml file)"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from terralign.encoders.clip.pickles import read_pickled
 from terralign.errors import ModelError, first_line, quoted, some
 from terralign.files import HASH_LENGTH, atomic_path
-from terralign.limits import require
+from terralign.limits import limit, require
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _reading_safetensors(path: Path) -> Iterator[None]:
             num_bytes = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
-        if length <= num_bytes:
+        if limit("safetensors_header_bytes") < length <= num_bytes:
             what = f"{path} has a header of"
             require("safetensors_header_bytes", length, what, fault=ModelError)
         yield
@@ -77,11 +77,16 @@ _WRAPPINGS = ("state_dict", "model_state_dict", "model", "module", "net", "teach
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)
 """Keys of weights that were averaged over training, beside those of its last step."""
 
-_WRAPPERS = re.compile(
-    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+_WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
 )
 """What torch.compile, FSDP, checkpointed blocks and Lightning put into the names of weights,
 before any part of a model that they wrap."""
+
+_WRAPPER = re.compile(rf"\b({'|'.join(_WRAPPERS)})\.")
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -92,11 +97,9 @@ def read_state_dict(path: Path) -> StateDict:
     """
     loaded = read_checkpoint(path)
     for _ in range(3):
-        found = [
-            key
-            for key in _WRAPPINGS
-            if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)
-        ]
+        if not isinstance(loaded, Mapping):
+            break
+        found = [key for key in _WRAPPINGS if isinstance(loaded.get(key), Mapping)]
         if not found:
             break
         others = [key for key in loaded if key != found[0] and _AVERAGED.search(str(key))]
@@ -119,7 +122,8 @@ def read_state_dict(path: Path) -> StateDict:
         )
     state = dict(loaded)
     _check_names(state, path)
-    wrapped = _WRAPPERS.search("\n".join(state)) is not None  # one search: most have none
+    names = "\n".join(state)
+    wrapped = any(one in names for one in _WRAPPERS)  # most have none
     plain = {key: without_wrappers(key) if wrapped else key for key in state}
     while all(key.startswith("module.") for key in plain.values()):
         plain = {key: name.removeprefix("module.") for key, name in plain.items()}
@@ -129,12 +133,13 @@ def read_state_dict(path: Path) -> StateDict:
 def _check_names(names: Iterable[str], path: Path) -> None:
     """What names are searched for takes time that grows with the square of their length."""
     longest = max(map(len, names), default=0)
-    require("weight_name_characters", longest, f"{path} has a name of", fault=ModelError)
+    if longest > limit("weight_name_characters"):
+        require("weight_name_characters", longest, f"{path} has a name of", fault=ModelError)
 
 
 def without_wrappers(key: str) -> str:
     """A weight's name without what compiling and sharding put into it."""
-    return _WRAPPERS.sub("", key)
+    return _WRAPPER.sub("", key)
 
 
 def _renamed(state: StateDict, names: Mapping[str, str], what: str) -> StateDict:
