@@ -58,12 +58,10 @@ def unpack(archive: Path, name: str, top: str, folder: Path) -> None:
                 before = file.tell() // 10**6
                 _write(folder / place, content, num_bytes, f"{archive}: {quoted(written)}")
                 progress.advance(max(0, file.tell() // 10**6 - before))
-    except OSError as error:
+    except (*_DAMAGED, OSError) as error:
         # Damaged archives point to places before their start, and `BadGzipFile` has no number.
-        if error.errno not in (None, errno.EINVAL):
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise DataError(f"{archive} is damaged: {first_line(error)}; fetch it again") from error
-    except _DAMAGED as error:
         raise DataError(f"{archive} is damaged: {first_line(error)}; fetch it again") from error
     if not seen:
         raise DataError(f"{archive} holds no folder {top!r}; the publisher has changed it")

@@ -30,10 +30,10 @@ MAX_PIXELS = 4096**2
 _SIDE = 900
 """Pixels of a picture's longer side."""
 
-_PERCENTILES = (2.0, 98.0)
+PERCENTILES = (2.0, 98.0)
 """Of each band of a picture; the first is black."""
-_BRIGHTENED = 0.7
-"""Exponent between black and white."""
+BRIGHTENED = 0.7
+"""Exponent between black and white: most of a scene is darker than the middle of its range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -183,10 +183,10 @@ def _eight_bit(chip: Chip) -> NDArray[np.uint8]:
     if not valid.any(axis=(1, 2)).all():
         return np.zeros((*pixels.shape[1:], 3), dtype=np.uint8)
     ranges = [
-        np.percentile(band[own], _PERCENTILES) for band, own in zip(pixels, valid, strict=True)
+        np.percentile(band[own], PERCENTILES) for band, own in zip(pixels, valid, strict=True)
     ]
     black = np.array([low for low, _ in ranges])[:, None, None]
     widest = max(max(high - low for low, high in ranges), 1e-6)
-    shares = np.clip(np.nan_to_num((pixels - black) / widest), 0, 1) ** _BRIGHTENED
+    shares = np.clip(np.nan_to_num((pixels - black) / widest), 0, 1) ** BRIGHTENED
     bands = np.where(valid, np.rint(255 * shares), 0).astype(np.uint8)
     return np.stack([bands[n % len(bands)] for n in range(3)], axis=-1)

@@ -31,6 +31,7 @@ from rio_tiler.io import Reader
 from rio_tiler.models import ImageData
 
 from terralign.chips import Grid, PixelLayout, Window
+from terralign.encoders.maps import BRIGHTENED, PERCENTILES
 from terralign.errors import DataError, first_line
 from terralign.preprocess.views import near_infrared
 from terralign.scenes.band_files import BandFiles
@@ -53,9 +54,6 @@ _STRIP_ROWS = 256
 
 TILE_PX = 256
 THUMBNAIL_PX = 128
-_PERCENTILES = (2.0, 98.0)
-_BRIGHTENED = 0.7
-"""The exponent of true colour: most of a scene is darker than the middle of its range."""
 _NUM_OVERVIEWS = 12
 """Overviews that are kept, of up to 9 MB each."""
 _NUM_TILES = 256
@@ -316,11 +314,11 @@ def _stretch_of(
     found = np.ones((3, 3))
     for row, band in enumerate(numbers):
         values = band.compressed()
-        low, high = np.percentile(values, _PERCENTILES) if len(values) else (0.0, 1.0)
+        low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 1.0)
         found[row, :2] = low, max(high, low + 1e-6)
     if kind == "true" and layout.sensor.unit != "dB":
         found[:, 1] = found[:, 0] + (found[:, 1] - found[:, 0]).max()
-        found[:, 2] = _BRIGHTENED
+        found[:, 2] = BRIGHTENED
     return found
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from terralign.encoders.clip.pickles import read_pickled
 from terralign.errors import ModelError, first_line, quoted, some
 from terralign.files import HASH_LENGTH, atomic_path
-from terralign.limits import limit, require
+from terralign.limits import require
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _reading_safetensors(path: Path) -> Iterator[None]:
             num_bytes = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
-        if limit("safetensors_header_bytes") < length <= num_bytes:
+        if length <= num_bytes:
             what = f"{path} has a header of"
             require("safetensors_header_bytes", length, what, fault=ModelError)
         yield
@@ -133,8 +133,7 @@ def read_state_dict(path: Path) -> StateDict:
 def _check_names(names: Iterable[str], path: Path) -> None:
     """What names are searched for takes time that grows with the square of their length."""
     longest = max(map(len, names), default=0)
-    if longest > limit("weight_name_characters"):
-        require("weight_name_characters", longest, f"{path} has a name of", fault=ModelError)
+    require("weight_name_characters", longest, f"{path} has a name of", fault=ModelError)
 
 
 def without_wrappers(key: str) -> str:
