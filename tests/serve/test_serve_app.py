@@ -167,15 +167,21 @@ def test_a_window_is_shown(client: TestClient) -> None:
     assert client.get(answer.request.url.path + "?picture=false", headers=tag).status_code == 304
 
 
+def middle_tile(path: Path, zoom: int) -> tuple[tuple[float, ...], int, int]:
+    """West, south, east and north of a raster, and column and row of the tile of its middle."""
+    with rasterio.open(path) as source:
+        west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *source.bounds)
+    latitude = np.radians((south + north) / 2)
+    column = int((west + east) / 2 / 360 * 2**zoom + 2 ** (zoom - 1))
+    row = int((1 - np.arcsinh(np.tan(latitude)) / np.pi) / 2 * 2**zoom)
+    return (west, south, east, north), column, row
+
+
 def test_tiles_show_the_scene_where_it_lies(client: TestClient, served_folder: Path) -> None:
     scene = client.get("/api/index").json()["scenes"][0]
     path = served_folder.parent / scene["name"]
-    with rasterio.open(path) as source:
-        west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *source.bounds)
     zoom = 14
-    column = int((west + east) / 2 / 360 * 2**zoom + 2 ** (zoom - 1))
-    latitude = np.radians((south + north) / 2)
-    row = int((1 - np.arcsinh(np.tan(latitude)) / np.pi) / 2 * 2**zoom)
+    (west, _, east, _), column, row = middle_tile(path, zoom)
     answer = client.get(f"/api/tiles/{scene['id']}/true/{zoom}/{column}/{row}.png")
     image = np.asarray(Image.open(io.BytesIO(answer.content)))
     assert image.shape == (256, 256, 4)
@@ -196,12 +202,8 @@ def test_tiles_finer_than_the_overview_come_from_the_files(
     served = served_folder.parent / "undated.tif"
     scene = open_scene(served, sensor=S2.name)
     whole = Pictures(lambda key: scene)
-    with rasterio.open(served) as source:
-        west, south, east, north = transform_bounds(source.crs, "EPSG:4326", *source.bounds)
     zoom = 16
-    column = int((west + east) / 2 / 360 * 2**zoom + 2 ** (zoom - 1))
-    latitude = np.radians((south + north) / 2)
-    row = int((1 - np.arcsinh(np.tan(latitude)) / np.pi) / 2 * 2**zoom)
+    _, column, row = middle_tile(served, zoom)
     from_memory = whole.tile("a", "true", zoom, column, row)
     monkeypatch.setattr(drawing, "OVERVIEW_PX", 48)
     from_files = Pictures(lambda key: scene).tile("a", "true", zoom, column, row)
