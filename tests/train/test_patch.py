@@ -23,7 +23,7 @@ from terralign.evaluation.classification import evaluate_zero_shot, score_classe
 from terralign.train import patch as module
 from terralign.train import sweep as sweep_module
 from terralign.train.finetune import PatchingTask
-from terralign.train.interpolate import interpolate, merge
+from terralign.train.interpolate import interpolate, merge, merge_ties
 from terralign.train.patch import PatchResult, PatchSettings, patch
 from terralign.train.stage import Stage
 from terralign.train.sweep import SweepPoint, Tally, choose_alpha, sweep
@@ -366,6 +366,12 @@ def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
     assert _same(parallel.patched, merge(theta_0, alone, [alpha, alpha]))
     merged = read_state_dict(tmp_path / "parallel" / "finetuned.safetensors")
     assert _same(merged, merge(theta_0, alone, [1.0, 1.0]))
+
+    ties = _patch(tiny_clip, tmp_path / "ties", tasks, checks, supported, mode="ties", density=0.3)
+    assert set(ties.points[0].patching) == names
+    changed = merge_ties(theta_0, alone, density=0.3)
+    assert _same(ties.finetuned, changed)
+    assert _same(ties.patched, interpolate(theta_0, changed, ties.choice.alpha))
 
     kept = tmp_path / "sequential"
     sequential = _patch(tiny_clip, kept, tasks, checks, supported, mode="sequential")

@@ -1,4 +1,4 @@
-"""Weights between weights: theta_alpha, and PAINT's merge of several fine-tuned towers."""
+"""Weights between weights: theta_alpha, and merges of several fine-tuned towers (PAINT, TIES)."""
 
 from __future__ import annotations
 
@@ -86,3 +86,47 @@ def merge(
             total += alpha * theta[key].to(torch.float32)
         merged[key] = total.to(value.dtype)
     return merged
+
+
+def merge_ties(
+    theta_0: Mapping[str, Tensor], thetas: Sequence[Mapping[str, Tensor]], *, density: float
+) -> StateDict:
+    """theta_0 plus one change of weights, made of those of several towers by TIES.
+
+    Of each tower's change theta_i - theta_0 the share `density` (0-1) with the largest magnitudes
+    is kept, over all its weights together. Each weight takes the sign of the sum of what is kept,
+    and the mean of those that have this sign. Computed in float32, stored in each one's dtype;
+    integers are those of the last tower. Source: TIES-Merging (Yadav et al. 2023; 0.2 there).
+    """
+    assert 0 < density <= 1, "a share"
+    for number, theta in enumerate(thetas, 1):
+        check_same_weights(theta_0, theta, what=f"theta_{number}")
+    least = [_least_kept(theta_0, theta, density) for theta in thetas]
+    merged: StateDict = {}
+    for key, value in theta_0.items():
+        if not value.is_floating_point():
+            merged[key] = thetas[-1][key].clone()
+            continue
+        start = value.to(torch.float32)
+        changes = torch.stack([theta[key].to(torch.float32) - start for theta in thetas])
+        for change, magnitude in zip(changes, least, strict=True):
+            change[change.abs() < magnitude] = 0
+        elected = changes.sum(0).sign()
+        agreeing = (changes != 0) & (changes.sign() == elected)
+        mean = (changes * agreeing).sum(0) / agreeing.sum(0).clamp(min=1)
+        merged[key] = (start + mean).to(value.dtype)
+    return merged
+
+
+def _least_kept(
+    theta_0: Mapping[str, Tensor], theta: Mapping[str, Tensor], density: float
+) -> float:
+    """The smallest magnitude among the share `density` of the largest changes of weights."""
+    changes = [
+        (theta[key].to(torch.float32) - value.to(torch.float32)).abs().flatten()
+        for key, value in theta_0.items()
+        if value.is_floating_point()
+    ]
+    magnitudes = torch.cat(changes)
+    kept = max(1, round(density * len(magnitudes)))
+    return float(magnitudes.kthvalue(len(magnitudes) - kept + 1).values)

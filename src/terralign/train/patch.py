@@ -1,6 +1,7 @@
 """Stage 1: fine-tune, then choose alpha on validation data of patching and supported tasks.
 
-PAINT's three ways of patching several tasks: jointly, one after another, or each alone and merged.
+PAINT's three ways of patching several tasks: jointly, one after another, or each alone and merged;
+and TIES, another merge.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from terralign.train.finetune import (
     reestimate_batch_norm,
     training_pictures,
 )
-from terralign.train.interpolate import check_same_weights, interpolate, merge, on_cpu, on_device
+from terralign.train.interpolate import (
+    check_same_weights,
+    interpolate,
+    merge,
+    merge_ties,
+    on_cpu,
+    on_device,
+)
 from terralign.train.settings import PatchSettings as PatchSettings
 from terralign.train.stage import Stage, run_stage
 from terralign.train.sweep import Choice, CurveNote, SweepPoint, choose_alpha, sweep
@@ -97,7 +105,7 @@ def _default(name: str) -> object:
 
 @dataclass
 class _Patching:
-    """What the three ways of patching have in common."""
+    """What the ways of patching have in common."""
 
     clip: ClipModel
     settings: PatchSettings
@@ -255,16 +263,25 @@ class _Patching:
     def in_parallel(
         self, tasks: Sequence[PatchingTask], validation: Sequence[PatchingTask]
     ) -> PatchResult:
-        """Each task alone from theta_0; then theta_0 + alpha times the sum of the differences."""
+        """Each task alone from theta_0; then theta_0 + alpha times the changes of weights, which
+        are added up or merged by TIES."""
         thetas = [
             on_device(self.train(self.clip, [task], self.folder_of(number, task)), self.device)
             for number, task in enumerate(tasks)
         ]
         theta_0 = on_device(self.clip.visual.state_dict(), self.device)
-        result = self.finish(
-            lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
-            tasks, validation, self.folder,
-        )  # fmt: skip
+        if self.settings.mode == "ties":
+            merged = merge_ties(theta_0, thetas, density=self.settings.density)
+
+            def make(alpha: float) -> StateDict:
+                return interpolate(theta_0, merged, alpha)
+
+        else:
+
+            def make(alpha: float) -> StateDict:
+                return merge(theta_0, thetas, [alpha] * len(thetas))
+
+        result = self.finish(make, tasks, validation, self.folder)
         if ranks.is_first():
             write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
         return result

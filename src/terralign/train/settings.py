@@ -170,12 +170,23 @@ DEFAULT_ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 class PatchSettings(FinetuneSettings):
     """Stage 1: the gradients' settings, and those of the sweep."""
 
-    mode: Literal["joint", "sequential", "parallel"] = "joint"
-    """How several tasks are patched (PAINT)."""
+    mode: Literal["joint", "sequential", "parallel", "ties"] = "joint"
+    """How several tasks are patched: in one of PAINT's ways, or each alone and merged by TIES."""
+    density: float = Field(default=0.2, gt=0, le=1)
+    """TIES: the share of each task's largest changes of weights that is kept."""
     alphas: tuple[float, ...] = Field(default=DEFAULT_ALPHAS, min_length=1)
     """Interpolation coefficients to try; 0 is always tried."""
     max_supported_drop: float = Field(default=0.01, ge=0, le=1)
     """Greatest drop of any supported task, as a fraction of 1 (0.01: one point)."""
+
+    @model_validator(mode="after")
+    def _density_has_an_effect(self) -> Self:
+        if self.mode != "ties" and self.density != type(self).model_fields["density"].default:
+            raise ValueError(
+                f'density = {self.density:g} has no effect with mode = "{self.mode}"; leave it '
+                'out, or give mode = "ties"'
+            )
+        return self
 
 
 # Stage 2
