@@ -13,6 +13,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import nn
 
 from fakes import Changed
 from terralign.chips import PixelLayout
@@ -24,7 +25,7 @@ from terralign.encoders.sensor import SensorTower
 from terralign.encoders.space import EmbeddingSpace
 from terralign.errors import ModelError, RecipeError, SensorError
 from terralign.files import hash_json
-from terralign.preprocess import ViewSpec
+from terralign.preprocess import ViewSpec, make_ready, scale_bands, scale_composite
 from terralign.sensors import SENSORS
 from terralign.train.student import StudentSettings, new_student, student_layout
 from terralign.train.student_validation import student_features
@@ -57,6 +58,52 @@ def test_an_inflated_student_starts_as_its_teacher(
     )
     assert student.config.input.bands == scenes.layouts[S2].sensor.band_names
     assert not_loaded == {}
+
+
+INVISIBLE = ("B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+
+
+def test_a_fitted_student_starts_at_the_best_estimate_of_the_picture(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    settings = StudentSettings(bands=INVISIBLE, others="fitted")
+    student, _ = new_student("s2", tiny_clip, settings, [S2], [scenes], seed=0)
+    layout, spec = scenes.layouts[S2], student.config.input
+    raw = torch.from_numpy(scenes.read(np.arange(len(scenes)))[S2])
+    flat = [
+        make_ready(one, own).movedim(1, -1).flatten(0, 2).numpy()
+        for one, own in (
+            (scale_bands(raw, layout, spec), spec),
+            (scale_composite(raw, layout), tiny_clip.input_spec),
+        )
+    ]
+    colours = torch.from_numpy(np.linalg.lstsq(*flat, rcond=None)[0]).float()
+    source, found = (
+        next(one for one in module.modules() if isinstance(one, nn.Conv2d)).weight
+        for module in (tiny_clip.visual, student)
+    )
+    expected = torch.einsum("ochw,bc->obhw", source, colours)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_fitted_student_sees_no_visible_band_and_pixels_beside_the_pictures(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    visible = StudentSettings(bands=("B04", "B08"), others="fitted")
+    with pytest.raises(RecipeError, match="towers without visible bands; this one has B04"):
+        new_student("s2", tiny_clip, visible, [S2], [scenes], seed=0)
+    radar = StudentSettings(others="fitted")
+    new_student("s1", tiny_clip, radar, [S1], [scenes], seed=0)
+    with pytest.raises(RecipeError, match="needs pixels of sentinel1-grd on those of sentinel2"):
+        new_student("s1", tiny_clip, radar, [S1], [_Smaller(scenes)], seed=0)
+
+
+class _Smaller(Wrapped):
+    """A set whose radar has fewer pixels."""
+
+    def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        pixels = super().read(indices)
+        return {**pixels, S1: pixels[S1][:, :, ::2, ::2]}
 
 
 def test_bands_are_named_in_any_spelling_and_kept_in_order(

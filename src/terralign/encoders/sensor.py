@@ -230,13 +230,16 @@ def inflate(
     composite: Composite | None,
     *,
     others: Literal["zero", "mean"] = "zero",
+    colours: Tensor | None = None,
 ) -> SensorTower:
     """The RGB tower over the bands of `config`, so that the student starts as the teacher.
 
     The filters of red, green and blue go to the bands of `composite`. The other bands start at
     zero, or at the filters' mean over the number of bands (`others`: "zero" or "mean"). A tower
     with no visible band, or of a sensor without a composite, starts at the mean, scaled so that a
-    grey picture gives the same response. The tower's input must keep the composite's stretch and
+    grey picture gives the same response. With `colours` (bands, 3), which estimate a normalised RGB
+    picture from the tower's normalised bands, it starts as the RGB tower on that estimate, whatever
+    its bands. The tower's input must keep the composite's stretch and
     the CLIP's mean and std on the visible bands.
     """
     tower = build_tower(config, clip)
@@ -245,6 +248,10 @@ def inflate(
     bands = config.input.bands
     order = composite.bands if composite is not None else ()
     visible = [band for band in bands if band in order]
+    if colours is not None:
+        with torch.no_grad():
+            conv.weight.copy_(torch.einsum("ochw,bc->obhw", source.weight, colours))
+        return tower
     mean = source.weight.detach().mean(1)
     with torch.no_grad():
         for channel, band in enumerate(bands):

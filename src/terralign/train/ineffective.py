@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -43,6 +44,19 @@ def warn_of_untrained_norms(backbone: nn.Module, *, name: str) -> None:
             name,
             num_untrained,
             len(norms),
+        )
+
+
+def warn_of_mixed_norms(backbone: nn.Module, sensors: Collection[str], *, name: str) -> None:
+    """Warn where batch norms would be trained on batches of one sensor after another's."""
+    if len(sensors) > 1 and any(map(is_batch_norm, backbone.modules())):
+        logger.warning(
+            "tower %r: every batch is of one sensor (%s), and the running statistics that "
+            'batch_norm = "train" leaves, a mean over all, fit none of them: accuracy falls '
+            "(docs/experiment-log.md); align a tower for each sensor, or start from weights that "
+            "hold statistics and leave them frozen",
+            name,
+            ", ".join(sorted(sensors)),
         )
 
 

@@ -211,8 +211,9 @@ class StudentSettings(BaseModel):
     """Any spelling that one of the tower's sensors knows. None: all bands of the training data."""
     missing: Literal["error", "zero"] = "error"
     """What happens to a band that pixels lack: an error, or zero (the paper's B10 of L2A)."""
-    others: Literal["zero", "mean"] = "zero"
-    """Inflated towers: where the filters of invisible bands start."""
+    others: Literal["zero", "mean", "fitted"] = "zero"
+    """Inflated towers: where the filters of invisible bands start. "fitted", for towers without
+    visible bands: at the least-squares estimate of the RGB composite from the tower's bands."""
     initial: str | None = None
     """A self-supervised checkpoint (SSL4EO-S12, torchgeo) for a timm backbone."""
     initial_bands: tuple[str, ...] | None = None

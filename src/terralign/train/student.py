@@ -27,7 +27,13 @@ from terralign.encoders.sensor import (
     load_initial_weights,
 )
 from terralign.errors import RecipeError, SensorError
-from terralign.preprocess import InputSpec, scale_composite, to_physical
+from terralign.preprocess import (
+    InputSpec,
+    make_ready,
+    scale_bands,
+    scale_composite,
+    to_physical,
+)
 from terralign.preprocess.spec import layout_composite
 from terralign.sensors import SENSORS, Composite, Sensor, find_sensor
 from terralign.train.settings import SSL4EO_S1, student_scaling
@@ -179,7 +185,11 @@ def new_student(
     )
     if settings.backbone == INFLATE:
         visible = next(iter(composites.values()), None)
-        tower = inflate(config, clip, visible, others=settings.others)
+        if settings.others == "fitted":
+            colours = _fit_colours(spec, clip.input_spec, visible, data, pixels)
+            tower = inflate(config, clip, visible, colours=colours)
+        else:
+            tower = inflate(config, clip, visible, others=settings.others)
     else:
         tower = build_tower(config, clip, seed=seed, encoder=module)
     tower.sensors = tuple(one for one in declared if one.name not in SENSORS)
@@ -349,6 +359,48 @@ def _brightness(
             )
         means.append(float(picture.nanmean()))
     return float(np.mean(means))
+
+
+def _fit_colours(
+    spec: InputSpec,
+    rgb: InputSpec,
+    composite: Composite | None,
+    data: Sequence[SampleSet],
+    pixels: Sequence[dict[str, NDArray[np.generic]]],
+) -> Tensor:
+    """(bands, 3) float32: the least-squares estimate of the RGB tower's input from the tower's.
+
+    Over pixels that are valid in the composite, without a constant, which a filter cannot add.
+    `pixels`: those of some samples of each data set, by sensor.
+    """
+    seen = set(spec.bands) & set(composite.bands if composite is not None else ())
+    if seen:
+        raise RecipeError(
+            f'others = "fitted" is for towers without visible bands; this one has '
+            f"{', '.join(sorted(seen))}: leave it out"
+        )
+    products = torch.zeros(len(spec.bands), len(spec.bands) + 3, dtype=torch.float64)
+    for samples, own in zip(data, pixels, strict=True):
+        layout, optical = student_layout(samples, spec.sensors), optical_layout(samples)
+        bands = torch.from_numpy(own[layout.sensor.name])
+        picture = torch.from_numpy(own[optical.sensor.name])
+        if bands.shape[2:] != picture.shape[2:]:
+            raise RecipeError(
+                f'others = "fitted" needs pixels of {layout.sensor.name} on those of '
+                f"{optical.sensor.name}; {samples.name} has {tuple(bands.shape[2:])} and "
+                f"{tuple(picture.shape[2:])}: leave it out"
+            )
+        x = make_ready(scale_bands(bands, layout, spec), spec).double()
+        composed = scale_composite(picture, optical)
+        y = make_ready(composed, rgb).double()
+        valid = ~composed.isnan().any(1)
+        x, y = x.movedim(1, -1)[valid], y.movedim(1, -1)[valid]
+        products += x.T @ torch.cat([x, y], 1)
+    num = len(spec.bands)
+    found: Tensor = torch.linalg.lstsq(
+        products[:, :num], products[:, num:], driver="gelsd"
+    ).solution
+    return found.float()
 
 
 def _rounded(value: float) -> float:

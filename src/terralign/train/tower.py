@@ -24,12 +24,12 @@ from terralign.encoders.trained import TowerTraining
 from terralign.files import write_json
 from terralign.sensors import Sensor
 from terralign.train.align import AlignmentSource, AlignSettings, align, align_depends
-from terralign.train.ineffective import warn_of_untrained_norms
+from terralign.train.ineffective import warn_of_mixed_norms, warn_of_untrained_norms
 from terralign.train.outcome import outcome_of
 from terralign.train.rates import warn_of_align_rate
 from terralign.train.settings import StudentSettings
 from terralign.train.stage import Stage, run_stage
-from terralign.train.student import new_student
+from terralign.train.student import new_student, student_layout
 
 
 class _Note(BaseModel):
@@ -88,6 +88,9 @@ def make_tower(
             warn_of_align_rate(tower.backbone, settings.lr, name=name)
         if not inflated and settings.batch_norm == "frozen":
             warn_of_untrained_norms(tower.backbone, name=name)
+        if settings.batch_norm == "train":
+            seen = {student_layout(one, tower.config.input.sensors).sensor.name for one in samples}
+            warn_of_mixed_norms(tower.backbone, seen, name=name)
         align(
             clip, tower.to(device), sources, settings, folder,
             views_folder=views_folder, anchors=anchors, validation=validation,
