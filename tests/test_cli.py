@@ -589,6 +589,19 @@ def test_info_describes_a_toml_file(tmp_path: Path, text: str, kind: str) -> Non
     assert value["kind"] == kind
 
 
+def test_info_shows_the_classes_and_prompts_that_a_data_set_declares(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nreader = "folder"\nsensor = "rgb"\nroot = "images"\n'
+        'prompts = ["an aerial photo of {}.", "{} from above."]\n'
+        '[classes]\nDock = "a dock with ships"\nYard = "a container yard"\n'
+    )
+    value = json.loads(_call("info", tmp_path / "mine.toml", "--json").stdout)
+    assert value["prompts"] == ["an aerial photo of {}.", "{} from above."]
+    assert value["classes"] == ["a dock with ships", "a container yard"]
+    lines = [one.strip() for one in _call("info", tmp_path / "mine.toml").stdout.splitlines()]
+    assert "{} from above." in lines
+
+
 def test_the_table_of_data_sets_has_a_line_each() -> None:
     lines = _call("info", "datasets").stdout.splitlines()
     names = list(json.loads(_call("info", "datasets", "--json").stdout))

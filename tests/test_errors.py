@@ -76,3 +76,15 @@ def test_a_very_long_path_is_shown_without_its_middle() -> None:
     assert shown("/a/b\n") == "/a/b\\n"
     path = "/".join(["x" * 100] * 39)
     assert shown(path) == f"{path[:500]}...{path[-500:]}"
+
+
+def test_a_beginning_or_a_part_of_a_few_names_is_answered_with_these() -> None:
+    names = ["sentinel2-l1c", "sentinel2-l2a", "sentinel1-grd", "rgb"]
+    assert nearest("sentinel2", names) == "did you mean 'sentinel2-l1c' or 'sentinel2-l2a'?"
+    assert nearest("Sentinel1", names) == "did you mean 'sentinel1-grd'?"
+    assert nearest("sentinel2-l2b", names) == "did you mean 'sentinel2-l2a'?"
+    scenes = ["S2A_MSIL2A_20220706T085611", "S2B_MSIL2A_20200223T032739"]
+    assert nearest("S2B", scenes) == f"did you mean {scenes[1]!r}?"
+    assert nearest("20220706", scenes) == f"did you mean {scenes[0]!r}?"
+    assert nearest("S2", scenes).startswith("known: ")
+    assert nearest("quokka", scenes).startswith("known: ")

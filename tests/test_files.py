@@ -33,11 +33,13 @@ from terralign.files import (
     hash_file,
     hash_json,
     name_of_folder,
+    not_found,
     read_json,
     read_lines,
     read_text,
     read_toml,
     require_folder,
+    why_missing,
     write_json,
     write_text,
 )
@@ -507,3 +509,33 @@ def test_a_pipe_is_read_to_its_end_and_without_a_writer_is_empty(tmp_path: Path)
     assert read_text(Path(f"/dev/fd/{reading}")) == "forest\n"
     writer.join()
     os.close(reading)
+
+
+def test_a_slip_in_a_path_is_answered_with_the_name_beside_it(tmp_path: Path) -> None:
+    for name in ("scenes", "B04.tif", "tiles.parquet", ".scens", "T48QUE_20200223.tif"):
+        (tmp_path / name).touch()
+    for slip, meant in {
+        "scens": "scenes",
+        "SCENES": "scenes",
+        "tiles": "tiles.parquet",
+        "tilse.parquet": "tiles.parquet",
+        "T48QUF_20200223.tif": "T48QUE_20200223.tif",
+    }.items():
+        assert not_found(tmp_path / slip) == (
+            f"{tmp_path / slip} not found (did you mean {tmp_path / meant}?)"
+        )
+    for name in ("B03.tif", "T48QUE_20210223.tif", "models", "x" * 300):  # no slips
+        assert not_found(tmp_path / name) == f"{tmp_path / name} not found"
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "a.tif").touch()
+    assert why_missing(tmp_path / "rusn" / "m" / "model") == (
+        f"there is no folder {tmp_path / 'rusn'}; did you mean {tmp_path / 'runs'}?"
+    )
+    assert why_missing(tmp_path / "other" / "m") == f"there is no folder {tmp_path / 'other'}"
+    assert why_missing(tmp_path / "a.tif" / "b") == f"{tmp_path / 'a.tif'} is a file, not a folder"
+    (tmp_path / "a.json").touch()
+    with pytest.raises(StorageError, match=r"a\.jsn: No such file .*did you mean .*a\.json\?"):
+        read_json(tmp_path / "a.jsn")

@@ -99,14 +99,19 @@ class Interrupted(Exception):
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """How an error about an unknown name ends: with the nearest right one, else with all.
+    """How an error about an unknown name ends: with the nearest right one, or the few that begin
+    with what was given, or have it in them; else with all.
 
     Of more names, or longer ones, than anyone lists, the nearest is not looked for.
     """
     names = sorted(known)
     folded = {name.casefold(): name for name in names}
-    if given.casefold() in folded:
-        return f"did you mean {quoted(folded[given.casefold()])}?"
+    plain = given.casefold()
+    if plain in folded:
+        return _did_you_mean([folded[plain]])
+    begun = [name for name in names if name.casefold().startswith(plain)]
+    if len(given) >= _MIN_PART and 1 <= len(begun) <= _MAX_MEANT:
+        return _did_you_mean(begun)
     if len(given) <= MAX_SHOWN and len(names) <= _MAX_COMPARED:
         short = [name for name in names if len(name) <= MAX_SHOWN]
         close = difflib.get_close_matches(given, short, n=1, cutoff=0.6) or [
@@ -116,9 +121,21 @@ def nearest(given: str, known: Iterable[str]) -> str:
             )
         ]
         if close:
-            return f"did you mean {close[0]!r}?"
+            return _did_you_mean(close)
+    holding = [name for name in names if plain in name.casefold()]
+    if len(given) >= _MIN_PART and 1 <= len(holding) <= _MAX_MEANT:
+        return _did_you_mean(holding)
     return "known: " + (some(names, num_shown=_MAX_LISTED) if names else "none")
 
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    *others, last = map(quoted, names)
+    before = f"{', '.join(others)} or " if others else ""
+    return f"did you mean {before}{last}?"
+
+
+_MIN_PART, _MAX_MEANT = 3, 3
+"""The shortest beginning, or part, of names that is looked for, and how many names may have it."""
 
 MAX_SHOWN = 120
 """Characters of a name from a file that an error shows."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,13 +16,20 @@ import stat
 import tomllib
 import unicodedata
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
-from terralign.errors import DiskFullError, StorageError, TerralignError, first_line, shown
+from terralign.errors import (
+    MAX_SHOWN,
+    DiskFullError,
+    StorageError,
+    TerralignError,
+    first_line,
+    shown,
+)
 from terralign.limits import beyond, limit, require
 
 try:
@@ -275,7 +284,8 @@ def read_text(
         with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(limit(size) + 1)
     except OSError as error:
-        raise fault(f"cannot read {name}: {error.strerror or error}") from error
+        hint = missing_hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise fault(f"cannot read {name}: {error.strerror or error}{hint}") from error
     if len(data) > limit(size):
         raise fault(beyond(size, None, f"{name} has"))
     try:
@@ -553,6 +563,71 @@ def require_folder(folder: Path) -> None:
         fault = first_line(error) if isinstance(error, ValueError) else str(error.strerror)
     if fault:
         raise StorageError(f"cannot write into {shown(folder)}: {fault}; choose another folder")
+
+
+def not_found(path: Path | str) -> str:
+    """What errors say of a path that does not exist, with `missing_hint`."""
+    return f"{shown(path)} not found{missing_hint(path)}"
+
+
+def missing_hint(path: Path | str) -> str:
+    """`why_missing` in brackets, as it follows a path in an error; "" where nothing is known."""
+    why = why_missing(path)
+    return f" ({why})" if why else ""
+
+
+def why_missing(path: Path | str) -> str:
+    """Of a path that does not exist the folder that is missing, and the name beside it that was
+    probably meant; "" where neither is known.
+
+    A folder's first `_MAX_NAMES` names are looked at. Names whose digits differ are of different
+    things (bands, dates, tiles), not slips.
+    """
+    wanted = Path(path)
+    try:
+        while not wanted.parent.is_dir() and wanted != wanted.parent:
+            wanted = wanted.parent
+        is_file = wanted != Path(path) and wanted.exists()
+        with os.scandir(wanted.parent) as entries:
+            names = [one.name for one in itertools.islice(entries, _MAX_NAMES)]
+    except (OSError, ValueError):  # a folder that may not be listed, a name that is too long
+        return ""
+    if is_file:
+        return f"{shown(wanted)} is a file, not a folder"
+    near = _near_name(wanted.name, names)
+    parts = [] if wanted == Path(path) else [f"there is no folder {shown(wanted)}"]
+    parts += [f"did you mean {shown(wanted.with_name(near))}?"] if near else []
+    return "; ".join(parts)
+
+
+_MAX_NAMES = 1000
+
+
+def _near_name(given: str, names: Iterable[str]) -> str | None:
+    """Of names in a folder the one that is most like `given`: by its letters, in any case, or with
+    an ending that was left out."""
+    plain = given.casefold()
+    best: tuple[float, str | None] = (_LEAST_LIKENESS, None)
+    if len(given) > MAX_SHOWN:
+        return None
+    for name in sorted(names):
+        other = name.casefold()
+        if len(name) > MAX_SHOWN or (name[0] == "." and given[0] != "."):
+            continue
+        if other == plain or Path(other).stem == plain:
+            return name
+        if re.findall(r"\d+", plain) != re.findall(r"\d+", other):
+            continue
+        first, second = plain, other
+        if Path(plain).suffix == Path(other).suffix:  # which would make short names alike
+            first, second = Path(plain).stem, Path(other).stem
+        likeness = difflib.SequenceMatcher(None, first, second).ratio()
+        if likeness > best[0]:
+            best = (likeness, name)
+    return best[1]
+
+
+_LEAST_LIKENESS = 0.7
 
 
 @contextmanager

@@ -258,7 +258,11 @@ def test_embed_writes_what_search_finds(model: Path, space: EmbeddingSpace, tmp_
     ("arguments", "code", "reason"),
     [
         (["embed", "a.png", "--model", "MODEL", "--out", "a.npy"], 2, "ends in .parquet"),
-        (["embed", "a.png", "--model", "MODEL", "--out", "nowhere/a.parquet"], 2, "folder does"),
+        (
+            ["embed", "a.png", "--model", "MODEL", "--out", "nowhere/a.parquet"],
+            2,
+            "there is no folder",
+        ),
         (["embed", "nowhere.png", "--model", "MODEL", "--out", "a.parquet"], 1, "nowhere.png not"),
         (["search", "a.png", "forest"], 2, "--model is needed"),
         (["search", "a.png", " ", "--model", "MODEL"], 2, "the query is empty"),

@@ -112,6 +112,26 @@ def test_filters_leave_the_rows_that_meet_them(
     hits = space.search(index, QUERY, 1000, **options)
     assert {one.key for one in hits} == wanted
     assert hits.num_searched == len(wanted)
+    assert ("nothing" in hits.how) == (not wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"end": "2022-07-05"}, "meets end=; they are of 2022-07-06"),
+        ({"max_cloud": 0.5, "min_valid": 0.5}, "meets max_cloud=; none has a mask"),
+        ({"bbox": (0, 0, 1, 1)}, "meets bbox=; they lie within "),
+        ({"bbox": (0, 0, 1, 1), "start": "2030-01-01"}, "meets bbox= or start=; "),
+        ({"cut": 1.0}, "none of 100 windows passes cut=1; lower it"),
+    ],
+)
+def test_a_search_that_finds_nothing_states_why(
+    space: EmbeddingSpace, index: Index, options: Any, why: str
+) -> None:
+    hits = space.search(index, QUERY, **options)
+    assert not hits
+    assert why in hits.how["nothing"]
+    assert why in str(hits)
 
 
 def test_a_place_is_met_by_the_outlines_that_touch_it(
@@ -349,6 +369,11 @@ def test_folders_that_are_no_index_are_refused(
         open_index(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no parts"):
         open_index(tmp_path)
+    (tmp_path / "tiles.parquet").touch()
+    with pytest.raises(DataError, match=r"is one file; .*`terralign search`.*Embeddings.load"):
+        open_index(tmp_path / "tiles.parquet")
+    with pytest.raises(DataError, match=r"is one part of a folder; give the folder"):
+        open_index(min(scenes.glob("*.parquet")))
     path = sorted(scenes.glob("*.parquet"))[0]
     whole = path.read_bytes()
     for name, content in (("cut", whole[: len(whole) // 2]), ("none", b"PAR1")):
@@ -469,6 +494,8 @@ def test_the_command_gives_what_python_gives(
     connection = sqlite3.connect(out)
     assert connection.execute("SELECT count(*) FROM windows").fetchone() == (12,)
     connection.close()
+    nothing = _call("search", scenes, QUERY, "--start", "2030-01-01", "--device", "cpu")
+    assert "nothing found: none of 100 windows meets --start; they are of" in nothing.stderr
     shown = _call("search", scenes, "--like", wanted[0].key, "--device", "cpu")
     assert wanted[0].key in shown.output.splitlines()[1]
 
@@ -497,6 +524,21 @@ def test_options_of_folders_are_refused_elsewhere(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     result = _call("search", tmp_path / "a.png", QUERY, "--bbox", "0,0,1,1", "--model", "m")
     assert "only for a folder of parts" in result.stderr
+    slip = _call("search", tmp_path / "b.png", QUERY, "--bbox", "0,0,1,1", "--model", "m")
+    assert "b.png not found" in slip.stderr
+
+
+def test_what_was_embedded_is_opened_before_it_is_searched(
+    space: EmbeddingSpace, scenes: Path
+) -> None:
+    for given, remedy in {
+        str(scenes): "ta.open_index('",
+        "tiles.parquet": "ta.Embeddings.load('tiles.parquet')",
+        "nowhere": "ta.open_index(FOLDER)",
+    }.items():
+        with pytest.raises(DataError, match="cannot search a str") as caught:
+            space.search(given, QUERY)  # type: ignore[arg-type]
+        assert remedy in str(caught.value)
 
 
 def test_embed_fills_a_folder_and_maps_it(model: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from imagery import read_chip
 from terralign.chips import PixelLayout, make_layout
 from terralign.errors import DataError, NumbersError, SensorError
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
+from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
 
 RNG = np.random.default_rng(0)
@@ -136,6 +137,39 @@ def test_an_offset_left_in_is_warned_of_once(caplog: pytest.LogCaptureFixture) -
     layout = layout_of(sensor, units="dn", dn_offset=0.0)
     check_numbers([(dn, dn > 0)], layout, origin="data set 'other', split 'all'")
     assert len(caplog.records) == 2  # another data set is warned of, too
+
+
+@pytest.mark.parametrize(
+    ("floors", "is_warned"),
+    [
+        ({"B09": 1770}, True),  # as of a real file
+        ({"B09": 1770, "B08": 1500}, True),
+        ({"B09": 1770, "B08": 1500, "B07": 1450}, False),
+        ({"B11": 700}, False),
+        (dict.fromkeys(SENSORS["sentinel2-l2a"].band_names, 1200), False),
+    ],
+)
+def test_an_offset_left_in_shows_in_most_bands(
+    caplog: pytest.LogCaptureFixture, floors: dict[str, float], is_warned: bool
+) -> None:
+    sensor = SENSORS["sentinel2-l2a"]
+    least = np.array([floors.get(name, 1080) for name in sensor.band_names])[:, None, None]
+    dn = np.round(np.linspace(0, 2000, 4096).reshape(64, 64) + least)
+    check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
+    assert ("declare dn_offset=-1000" in caplog.text) == is_warned
+
+
+@pytest.mark.realdata
+def test_only_the_file_that_carries_the_offset_is_warned_of(
+    real_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bands = [name for name in SENSORS["sentinel2-l2a"].band_names if name != "B10"]
+    files = sorted((real_data / "formats" / "s2_l2a_224").glob("*.tif"))
+    for path in files:
+        open_scene(path, sensor="sentinel2-l2a", bands=bands, dn_offset=0)
+    warned = [one.getMessage() for one in caplog.records if "offset of 1000" in one.getMessage()]
+    assert len(files) == 5
+    assert [Path(one.split(": ")[0]).name[:9] for one in warned] == ["433D_629L"]
 
 
 @pytest.mark.realdata

@@ -239,10 +239,23 @@ def test_a_damaged_part_is_named(tmp_path: Path, fault: str) -> None:
     content = path.read_bytes()
     half = len(content) // 2
     path.write_bytes(content[:half] + b"\xff" * half if fault == "overwritten" else content[:half])
-    reason = "ZIPDecode" if fault == "overwritten" else "TIFFFillStrip"
-    with pytest.raises(DataError, match=rf"a.tif is damaged: {reason}") as caught:
+    undecoded = r"some of its pixels cannot be decoded \(ZIPDecode"
+    reason = undecoded if fault == "overwritten" else "it ends too early"
+    with pytest.raises(DataError, match=rf"a.tif is damaged: {reason}.*copy it again") as caught:
         read_chip(path, sensor=L2A, bands=["B04"], dn_offset=0)
     assert "previous exception" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_file_that_is_cut_short_is_explained_in_words(tmp_path: Path, tiled: bool) -> None:
+    layout = {"tiled": tiled, "blockxsize": 16, "blockysize": 16} if tiled else {}
+    path = write_geotiff(tmp_path / "a.tif", np.full((1, 64, 64), 500, np.uint16), **layout)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        DataError, match=r"it ends too early.*; download or copy it again"
+    ) as caught:
+        read_chip(path, sensor=L2A, bands=["B04"], dn_offset=0)
+    assert "4294967295" not in str(caught.value)
 
 
 def test_a_name_that_is_not_utf8_is_to_be_changed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import click
 
 import terralign
 from terralign.cli.faults import OneLineFaults, one_line
-from terralign.files import require_folder
+from terralign.files import not_found, require_folder
 from terralign.launch import place
 
 Command = Callable[..., None]
@@ -35,6 +35,21 @@ class _Folder(click.Path):
 
 
 FOLDER = _Folder(path_type=Path)
+
+
+class _Existing(click.Path):
+    """A file or folder that exists; of any other, the nearest name beside it is named."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        if not os.path.lexists(value):
+            self.fail(not_found(os.fsdecode(value)), param, context)
+        return super().convert(value, param, context)
+
+
+EXISTING = _Existing(exists=True)
+EXISTING_FILE = _Existing(path_type=Path, exists=True, dir_okay=False)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
 device_option = click.option(
@@ -137,7 +152,7 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     """Bring any satellite sensor into a CLIP's embedding space.
 
     Patch a CLIP on satellite RGB, align other sensors to it, then classify and search
-    multispectral and radar imagery by text. Start with: terralign quickstart
+    multispectral and radar imagery by text. Start with: terralign demo
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other; give one")

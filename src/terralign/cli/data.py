@@ -193,6 +193,9 @@ def info(what: str | None, as_json: bool) -> None:
 _SHORT = 40
 """Items of a list that are longer than this have a line each, as templates have."""
 
+_EACH = ("templates", "prompts")
+"""Lists of which every item has a line."""
+
 _WIDE = 100
 """Characters of a line of other items."""
 
@@ -208,7 +211,7 @@ def _outline(value: Any, indent: str = "") -> str:
             lines += [f"{indent}{key}", _outline(one, indent + "  ")]
         else:
             items = [str(item) for item in one] if isinstance(one, list | tuple) else [str(one)]
-            if key != "templates" and all(len(item) <= _SHORT for item in items):
+            if key not in _EACH and all(len(item) <= _SHORT for item in items):
                 items = textwrap.wrap(
                     ", ".join(items), _WIDE, break_long_words=False, break_on_hyphens=False
                 ) or [""]

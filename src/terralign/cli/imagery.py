@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from terralign.cli.app import (
+    EXISTING,
+    EXISTING_FILE,
     Command,
     device_option,
     example,
@@ -25,6 +27,7 @@ from terralign.cli.app import (
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
 from terralign.errors import TerralignError, counted, shown
+from terralign.files import why_missing
 from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
 
@@ -106,7 +109,7 @@ def _label_options(function: Command) -> Command:
     for option in (
         click.option(
             "--labels-file",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            type=EXISTING_FILE,
             help="A text file of class names, one a line.",
         ),
         click.option(
@@ -144,7 +147,9 @@ def _check_geojson(path: Path | None) -> None:
 
 def _check_folder(path: Path, option: str) -> None:
     if not path.absolute().parent.is_dir():
-        raise click.UsageError(f"{option} {path}: its folder does not exist; make it first")
+        missing = why_missing(path) or "its folder cannot be listed"
+        todo = "" if missing.endswith("?") else "; make it first"
+        raise click.UsageError(f"{option} {shown(path)}: {missing}{todo}")
 
 
 def _check(
@@ -585,7 +590,7 @@ _SEARCH_OPTIONS = [
         "--unlike", multiple=True, metavar="ID", help="A window to stay away from; repeatable."
     ),
     click.option(
-        "--image", "images", multiple=True, type=click.Path(exists=True),
+        "--image", "images", multiple=True, type=EXISTING,
         help="A picture or chip to search for, of any sensor (--sensor, --bands ...); repeatable.",
     ),
     click.option(
@@ -593,7 +598,7 @@ _SEARCH_OPTIONS = [
         help="Only windows that touch this box, in degrees; W above E crosses the antimeridian.",
     ),
     click.option(
-        "--polygon", type=click.Path(exists=True, dir_okay=False),
+        "--polygon", type=EXISTING_FILE,
         help="Only windows that touch the polygons of a GeoJSON file, in degrees.",
     ),
     click.option("--start", metavar="DAY", help="The first day or time, as 2022-07-06."),
@@ -673,7 +678,7 @@ def _flags_given(reading: dict[str, Any]) -> list[str]:
 @geojson_option
 @device_option
 @json_option
-@example('terralign search scenes "flooded fields beside a river" --against clouds --out hits.gpkg')
+@example('terralign search scenes "flooded fields beside a river" --against forest --out hits.gpkg')
 def search(
     imagery: str,
     query: str,
@@ -694,6 +699,7 @@ def search(
     --for to --out is for folders of parts.
     """
     _check_geojson(geojson)
+    from terralign.cli.checks import check_paths
     from terralign.index.names import is_folder_of_parts
 
     if is_folder_of_parts(Path(imagery)):
@@ -702,6 +708,7 @@ def search(
             asked,
         )  # fmt: skip
         return
+    check_paths([imagery])
     if asked:
         flags = [_SEARCH_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in asked]
         raise click.UsageError(
@@ -785,7 +792,7 @@ def _search_folder(
     for name in {"sensors", "towers"} & asked.keys():
         asked[name] = split_list(asked[name], f"--{name}")
     if "polygon" in asked:
-        asked["polygon"] = read_polygon(Path(asked["polygon"]))
+        asked["polygon"] = read_polygon(asked["polygon"])
     filters = ("bbox", "start", "end")
     make_filters(**{name: asked[name] for name in filters if name in asked})
     for date in dates or ():
@@ -826,6 +833,9 @@ def _search_folder(
         if path is not None:
             save_hits(hits, path)
             click.echo(f"{counted(len(hits), 'feature')} written to {path}", err=True)
+    if not hits:
+        why = name_options(hits.how["nothing"], click.get_current_context().command.params)
+        report(f"nothing found: {why}")
     if page_path is not None:
         from terralign.searching.report import save_report
 

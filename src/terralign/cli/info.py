@@ -354,6 +354,7 @@ def _about_store(store: Path) -> dict[str, Any]:
             for name, stored in manifest.sensors.items()
         },
         "classes": list(manifest.labels.class_names) if manifest.labels else "none",
+        **({"prompts": list(manifest.prompts)} if manifest.prompts else {}),
         "left out": manifest.num_skipped,
         "shards": len(manifest.shards),
         "bytes": sum(one.num_bytes for one in (manifest.table, *manifest.shards)),

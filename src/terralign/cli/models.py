@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from terralign.cli.app import (
+    EXISTING_FILE,
     data_root_option,
     device_option,
     example,
@@ -56,7 +57,7 @@ _TRUTH_OPTIONS = [
         help="With --truth: only windows that touch this box, in degrees.",
     ),
     click.option(
-        "--polygon", type=click.Path(exists=True, dir_okay=False),
+        "--polygon", type=EXISTING_FILE,
         help="With --truth: only windows that touch these polygons, such as the area mapped.",
     ),
     click.option(
@@ -212,7 +213,7 @@ def _evaluate_search(
     check_prompts(prompts)
     polygons = read_truth(truth, **_chosen(asked, "class_property"))
     if "polygon" in asked:
-        asked["polygon"] = read_polygon(Path(asked["polygon"]))
+        asked["polygon"] = read_polygon(asked["polygon"])
     pairs = _by_class(texts, list(polygons.shapes))
     from terralign.index.search import open_index
 

@@ -18,6 +18,7 @@ import click
 
 from terralign.cli.app import device_option, example, json_option, main, say_loading, threads
 from terralign.errors import TerralignError, counted, shown
+from terralign.files import missing_hint
 
 if TYPE_CHECKING:
     from terralign.encoders.space import EmbeddingSpace
@@ -91,7 +92,8 @@ def serve(
     _check_usage(out, query, against, k)
     for path in scenes:
         if not path.is_dir():
-            raise click.UsageError(f"--scenes {shown(path)}: no such folder")
+            hint = "" if path.exists() else missing_hint(path)
+            raise click.UsageError(f"--scenes {shown(path)}: no such folder{hint}")
     _require_extra()
     warnings.filterwarnings("ignore", message="The dataset has no Overviews")  # ours are in memory
     if out is not None:

@@ -15,7 +15,7 @@ from terralign.datasets.image_files import LeftOut, list_images
 from terralign.datasets.pixels import Pixels
 from terralign.datasets.sample import Labels, Place, warn_unused
 from terralign.errors import DataError, quoted, some
-from terralign.files import read_lines
+from terralign.files import not_found, read_lines
 from terralign.scenes.pictures import describe_size
 
 
@@ -35,7 +35,7 @@ def list_class_files(
     folders and files are skipped; links are followed.
     """
     if not root.is_dir():
-        raise DataError(f"{root} not found; it should hold one folder per class")
+        raise DataError(f"{not_found(root)}; it should hold one folder per class")
     wanted = list(classes)
     found, left_out = set(), LeftOut(root)
     for path in root.iterdir():
@@ -57,7 +57,7 @@ def list_class_files(
 def list_tree(root: Path, *, name: str, suffixes: tuple[str, ...], whole: bool) -> list[Path]:
     """All image files below `root`, at any depth, sorted by their paths; as `list_class_files`."""
     if not root.is_dir():
-        raise DataError(f"{root} not found; it should hold images, or folders of them")
+        raise DataError(f"{not_found(root)}; it should hold images, or folders of them")
     left_out = LeftOut(root)
     found = list_images(root, suffixes, left_out)
     if whole:

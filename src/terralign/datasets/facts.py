@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terralign.errors import DataError, counted, nearest
-from terralign.files import as_bytes, read_shipped, shipped_names
+from terralign.files import as_bytes, not_found, read_shipped, shipped_names
 
 
 class RemoteFile(BaseModel):
@@ -77,8 +77,12 @@ class DatasetFacts(BaseModel):
     has_splits: bool = True
     """False where every split name gives the whole set, so that training and validating on it
     would use the same samples."""
+    class_names: tuple[str, ...] = ()
+    """Its classes in prompts, where a TOML file or a store states them; else see `class_list`."""
     prompts: Literal["satellite", "photo"] = "satellite"
     """The prompt set that suits it."""
+    templates: tuple[str, ...] = ()
+    """Its own prompts, which are used instead of that set."""
     needs_root: bool = True
     """Whether it lies in files."""
     size: str = ""
@@ -103,17 +107,18 @@ class DatasetFacts(BaseModel):
 
     def about(self) -> dict[str, Any]:
         """As plain values for people, without what is empty."""
+        classified = self.labels in ("single", "multi")
         shown: dict[str, Any] = {
             "description": self.description,
             "sensors": list(self.sensors),
             "labels": self.labels,
-            "classes": self.class_list or "none",
+            "classes": list(self.class_names) or self.class_list or "none",
             "splits": [
                 name if number is None else f"{name} ({number:,})"
                 for name, number in self.splits.items()
             ],
             "samples": self.size,
-            "prompts": self.prompts if self.labels in ("single", "multi") else "",
+            "prompts": list(self.templates) or self.prompts if classified else "",
             "licence": self.licence,
             "source": self.source,
             "fetched by": f"terralign fetch: {self.fetched_size()}" if self.files else "",
@@ -160,7 +165,7 @@ def check_data_root(data_root: Path | str | None) -> None:
     """`DataError` where a data root was given and is no folder."""
     if data_root is not None and not Path(data_root).is_dir():
         raise DataError(
-            f"data root {data_root} not found; give the folder that holds the data sets"
+            f"data root {not_found(data_root)}; give the folder that holds the data sets"
         )
 
 

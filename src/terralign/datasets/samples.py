@@ -45,6 +45,7 @@ from terralign.datasets.sample import (
     warn_unused,
 )
 from terralign.errors import DataError, SensorError, first_line, nearest
+from terralign.files import not_found
 from terralign.scenes.declared import Declared, declare_layout, has_dn, units_of
 from terralign.scenes.pictures import Size
 from terralign.scenes.plausible import check_sample
@@ -177,7 +178,7 @@ class Samples(Wrapped):
         """
         root = Path(folder)
         if not root.is_dir():
-            raise DataError(f"folder {root} not found; from_folder reads a folder of image files")
+            raise DataError(f"folder {not_found(root)}; from_folder reads a folder of image files")
         found = None if sensor is None else as_sensor(sensor)
         Declared(sensor=found, bands=bands, units=units)  # checks them
         if is_product(root, sensor=found):

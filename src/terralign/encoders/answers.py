@@ -267,7 +267,8 @@ class Hits(Shown, Sequence[Hit]):
         return np.array([hit.score for hit in self.hits], dtype=dtype or np.float32)
 
     def _title(self) -> str:
-        return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}"
+        why = f"; {self.how['nothing']}" if "nothing" in self.how else ""
+        return f"Hits: {len(self):,} of {self.num_searched:,} for {self.query!r}{why}"
 
     def table(self, max_rows: int = MAX_ROWS) -> Table:
         """Rank, score, key and the centre of the place; the scene where hits are of several."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from terralign.encoders.published import published_models
 from terralign.errors import ModelError, TerralignError, nearest
-from terralign.files import read_json
+from terralign.files import not_found, read_json, why_missing
 from terralign.sensors import Sensor, parse_sensor
 from terralign.toml_paths import SHIPPED_MODELS, model_names
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
@@ -72,11 +73,12 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
         raise ModelError(f"unknown architecture {prefix!r} in {source!r}; {nearest(prefix, known)}")
     if prefix in (*known, MS_CLIP) and Path(rest).suffix in WEIGHTS_SUFFIXES:
         if not Path(rest).exists():
-            raise ModelError(f"{source}: file of weights {rest} not found")
+            raise ModelError(f"{source}: file of weights {not_found(rest)}")
         return
     if not separator and source not in known:
-        hint = nearest(source, model_names())
-        near = f"{hint} Or it is" if hint.startswith("did you mean") else "expected"
+        hint = why_missing(source) if os.sep in source else ""
+        hint = hint or nearest(source, model_names())
+        near = f"{hint} Or it is" if hint.endswith("?") else "expected"
         raise ModelError(
             f"no model at {source!r}: {near} a name of `terralign info models`, a space or "
             "open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or "

@@ -449,10 +449,7 @@ class EmbeddingSpace(Shown):
                 "(terralign.open_index); leave it out"
             )
         if not isinstance(embeddings, Embeddings):
-            raise DataError(
-                f"cannot search a {type(embeddings).__name__}; embed the imagery first: "
-                "space.search(space.embed(...), ...)"
-            )
+            raise DataError(_not_searchable(embeddings))
         check_same_space(self.space_id, embeddings.space_id, "the vectors")
         embeddings.require_numbers(self.dim)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
@@ -787,6 +784,24 @@ def _load_compact(folder: Path, values: Mapping[str, Any]) -> ClipModel:
     if not names or not set(names) <= values["files"].keys():
         raise ModelError(f"{folder}: the files of its text and RGB towers are not all listed")
     return load_compact_clip(folder, names)
+
+
+def _not_searchable(given: object) -> str:
+    """What to do where something that is no vectors was given to be searched."""
+    text = f"cannot search a {type(given).__name__}; "
+    if not isinstance(given, str | os.PathLike):
+        return f"{text}embed the imagery first: space.search(space.embed(...), ...)"
+    path = os.fspath(given)
+    if Path(path).is_dir():
+        return (
+            f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"
+        )
+    if path.endswith(".parquet"):
+        return f"{text}load the vectors: space.search(ta.Embeddings.load({path!r}), ...)"
+    return (
+        f"{text}open what was embedded, with ta.open_index(FOLDER) or ta.Embeddings.load(FILE), or "
+        "embed the imagery first: space.search(space.embed(...), ...)"
+    )
 
 
 def _refuse_pins(source: str, **pins: object) -> None:

@@ -30,7 +30,7 @@ from terralign.errors import (
     first_line,
     shown,
 )
-from terralign.files import atomic_path, parse_json
+from terralign.files import atomic_path, not_found, parse_json
 from terralign.limits import beyond, limit, require
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ class Embeddings(Shown):
         """Vectors that `save` wrote. `DataError` for a file that is damaged, or none of these."""
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"{shown(path)} not found; expected a .parquet file of vectors")
+            raise DataError(f"{not_found(path)}; expected a .parquet file of vectors")
         try:
             return cls._read(path)
         except _FAULTS as error:

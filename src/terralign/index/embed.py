@@ -153,8 +153,8 @@ class EmbeddedScenes(Shown):
         done = sum(one.was_done for one in self.scenes)
         before = f", {counted(done, 'part')} of them made before" if done else ""
         return (
-            f"{shown(self.folder)}: {counted(len(self), 'part')} of "
-            f"{counted(self.num_vectors, 'vector')}{before}{not_read(self.faults)}"
+            f"{shown(self.folder)}: {counted(self.num_vectors, 'vector')} in "
+            f"{counted(len(self), 'part')}{before}{not_read(self.faults)}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from terralign.errors import DataError, first_line, nearest, shown
+from terralign.errors import DataError, counted, first_line, nearest, shown, some
 from terralign.files import read_json
 from terralign.index.parts import shapes_of
 from terralign.index.store import NO_TIME, ROW, Store
@@ -281,6 +281,54 @@ def rows_meeting(store: Store, filters: Filters) -> NDArray[np.int64] | None:
     if filters.polygon is None:
         return np.sort(np.concatenate([sure, _touching(store, doubtful, shape)]))
     return _touching(store, sure, shape)
+
+
+def why_none(store: Store, filters: Filters) -> str:
+    """Which conditions no row meets, alone or together, and what rows there are."""
+    given = {
+        name: value for name in Filters.__slots__ if (value := getattr(filters, name)) is not None
+    }
+    unmet = [
+        name
+        for name, value in given.items()
+        if not len(_found(rows_meeting(store, Filters(**{name: value}))))
+    ]
+    names = (" or " if unmet else " and ").join(f"{name}=" for name in unmet or given)
+    of_all = f"of {counted(len(store.rows), 'window')}"
+    if not unmet:
+        return f"none {of_all} meets {names} together; leave one of them out"
+    known = "; ".join(dict.fromkeys(filter(None, (_known(store, name) for name in unmet))))
+    return f"none {of_all} meets {names}" + (f"; {known}" if known else "")
+
+
+def _found(rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    assert rows is not None  # there was a condition
+    return rows
+
+
+def _known(store: Store, name: str) -> str:
+    """What the rows have in place of what a condition asks for."""
+    rows = store.rows
+    if not len(rows):
+        return ""
+    if name in ("start", "end"):
+        return f"they are of {days_of(store)}"
+    if name in ("bbox", "polygon"):
+        ends = [rows["west"].min(), rows["south"].min(), rows["east"].max(), rows["north"].max()]
+        if not np.isfinite(ends).all():
+            return "some have no place"
+        return f"they lie within {','.join(f'{one:.6g}' for one in ends)}"
+    if name == "max_cloud":
+        known = rows["cloud"][~np.isnan(rows["cloud"])]
+        return f"the least cloud share is {known.min():.3g}" if len(known) else "none has a mask"
+    return f"the greatest share of valid pixels is {rows['valid'].max():.3g}"
+
+
+def days_of(store: Store) -> str:
+    """The days of the rows, the first few of many."""
+    times = store.rows["time"]
+    days = np.unique(times[times != NO_TIME].astype("datetime64[us]").astype("datetime64[D]"))
+    return some([str(day) for day in days]) if len(days) else "no day"
 
 
 def _parts_meeting(store: Store, filters: Filters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

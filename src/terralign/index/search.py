@@ -29,16 +29,18 @@ from terralign.encoders.space import EmbeddingSpace
 from terralign.encoders.tables import Shown, Table
 from terralign.encoders.vectors import Footprint, check_same_space
 from terralign.encoders.zeroshot import Prompts
-from terralign.errors import DataError, StorageError, counted, nearest, shown, some
+from terralign.errors import DataError, StorageError, counted, nearest, shown
 from terralign.index.approximate import Approximate, open_approximate
 from terralign.index.filters import (
     Day,
     Filters,
     check_apart,
+    days_of,
     make_filters,
     outlines_of,
     period_of,
     rows_meeting,
+    why_none,
 )
 from terralign.index.overlaps import without_overlaps
 from terralign.index.pairs import MIN_SHARE, best_partners, outline_shares
@@ -262,6 +264,7 @@ class Index(Shown):
         hits = self._hits(ranking, places)
         clock.append(time.perf_counter())
         filtering, searching, reading = (round(1e3 * one, 3) for one in np.diff(clock).tolist())
+        nothing = {} if hits else {"nothing": self._why_nothing(filters, int(counts.sum()), cut)}
         return Hits(
             query=name_of(positive, negative),
             hits=hits,
@@ -275,8 +278,15 @@ class Index(Shown):
                 "filter_ms": filtering,
                 "search_ms": searching,
                 "read_ms": reading,
+                **nothing,
             },
         )
+
+    def _why_nothing(self, filters: Filters, num_meeting: int, cut: float | None) -> str:
+        """Why a search has no hits: no rows that meet the conditions, or the cut."""
+        if num_meeting and cut is not None:
+            return f"none of {counted(num_meeting, 'window')} passes cut={cut:g}; lower it"
+        return why_none(self._store, filters) if len(self) else "the folder has no windows"
 
     def scores(
         self,
@@ -411,15 +421,9 @@ class Index(Shown):
         if not len(found):
             raise DataError(
                 f"{shown(self.folder)}: nothing to compare: no window of {filters.period} meets "
-                f"the conditions; it has windows of {self._days()}"
+                f"the conditions; it has windows of {days_of(self._store)}"
             )
         return found
-
-    def _days(self) -> str:
-        """The days of the index, the first few of many."""
-        times = self._store.rows["time"]
-        days = np.unique(times[times != NO_TIME].astype("datetime64[us]").astype("datetime64[D]"))
-        return some([str(day) for day in days]) if len(days) else "no day"
 
     # The index
 

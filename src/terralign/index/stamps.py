@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from terralign.errors import DataError, shown
-from terralign.files import hash_json
+from terralign.files import hash_json, not_found
 from terralign.scenes.scene import Scene
 from terralign.scenes.stac import StacItem
 
@@ -45,7 +45,7 @@ def stamps_of(scene: Path | Scene | StacItem) -> str:
         raise DataError(f"{shown(path)} cannot be read: {error.strerror}") from error
     if isinstance(scene, Scene):
         return hash_json([repr(scene.layout), repr(scene.grid), str(scene.datetime)])
-    raise DataError(f"{shown(path)} not found")
+    raise DataError(not_found(path))
 
 
 def _below(folder: Path) -> list[list[object]]:

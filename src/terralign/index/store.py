@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terralign.encoders.vectors import Footprint
 from terralign.errors import DataError, SpaceMismatchError, StorageError, counted, shown
-from terralign.files import claimed, write_text
-from terralign.index.names import part_paths
+from terralign.files import claimed, not_found, write_text
+from terralign.index.names import SUFFIX, is_part_name, part_paths
 from terralign.index.parts import Part, PartFacts, vectors_of
 from terralign.limits import limit, require
 from terralign.progress import Progress
@@ -129,8 +129,12 @@ def open_store(folder: Path) -> Store:
     `DataError` where the folder has no parts, or a part is damaged; `SpaceMismatchError` where
     parts are of several spaces.
     """
+    if folder.suffix == SUFFIX and folder.is_file():
+        raise DataError(f"{shown(folder)} is {_what_file(folder)}")
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{shown(folder)} is a file; expected the folder of `terralign embed`")
     if not folder.is_dir():
-        raise DataError(f"{shown(folder)} not found; expected the folder of `terralign embed`")
+        raise DataError(f"{not_found(folder)}; expected the folder of `terralign embed`")
     paths = part_paths(folder)
     if not paths:
         raise DataError(
@@ -149,6 +153,16 @@ def open_store(folder: Path) -> Store:
         temporary = _Temporary()
         contents = _updated(temporary.folder, paths)
         return _mapped(temporary.folder, folder, contents, temporary)
+
+
+def _what_file(path: Path) -> str:
+    """What a Parquet file is that was given in place of a folder of parts."""
+    if is_part_name(path.name):
+        return f"one part of a folder; give the folder, {shown(path.parent)}"
+    return (
+        "one file; expected a folder of parts (terralign embed SCENES --model SPACE --out FOLDER). "
+        "Files of vectors are searched with `terralign search`, and in Python with Embeddings.load"
+    )
 
 
 class _Temporary:

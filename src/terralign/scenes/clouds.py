@@ -22,6 +22,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Grid, Window
 from terralign.errors import DataError, first_line, shown
+from terralign.scenes.gdal_files import plain_damage
 from terralign.scenes.geotiff import Place, grid_of, open_raster, require_small_blocks
 from terralign.scenes.rows import Pair, RowBuffer, block_step
 
@@ -99,7 +100,8 @@ class CloudMask:
         try:
             numbers = source.read(self.index, window=part)
         except (RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{shown(self.place)} is damaged: {first_line(error)}") from error
+            reason = plain_damage(first_line(error))
+            raise DataError(f"{shown(self.place)} is damaged: {reason}") from error
         if not np.issubdtype(numbers.dtype, np.integer):
             numbers = np.nan_to_num(numbers).astype(np.int64)
         return numbers, np.ones(numbers.shape, dtype=bool)

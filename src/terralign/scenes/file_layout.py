@@ -130,7 +130,9 @@ def _identify(
             raise DataError(
                 f"{shown(path)} has {source.count} band(s) of {source.dtypes[0]} of an unknown "
                 "sensor: it is neither an 8-bit RGB picture nor named as a standard product. Name "
-                "the sensor (sensor=) and the bands in the file's order (bands=)"
+                "the sensor (sensor=; `terralign info sensors` lists them); where the file does "
+                "not name its bands, these in the file's order (bands=); and of Sentinel-2 the DN "
+                "offset (dn_offset=)"
             )
         sensor = find_sensor(name)
     if len(source.subdatasets) > 1:

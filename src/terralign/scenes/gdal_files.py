@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import rasterio._env
+
+
+def plain_damage(text: str) -> str:
+    """What a reader of GDAL's reports of a damaged file, in words that say what to do."""
+    if _CUT.search(text):
+        return "it ends too early, before all of its pixels; download or copy it again"
+    if _UNDECODED.search(text):
+        return f"some of its pixels cannot be decoded ({text}); download or copy it again"
+    return text
+
+
+_CUT = re.compile(r"got \d+ bytes, expected \d+|IO error during reading")
+_UNDECODED = re.compile(r"[Dd]ecod|[Dd]ecompress|code not yet in table|Not a JPEG|WebPGetInfo")
 
 
 class GdalFile:

@@ -28,9 +28,10 @@ from rasterio.io import MemoryFile
 
 from terralign.chips import Grid
 from terralign.errors import DataError, first_line, shown
+from terralign.files import missing_hint
 from terralign.limits import require
 from terralign.scenes.archives import gdal_name, in_archive, open_member
-from terralign.scenes.gdal_files import open_gdal_file
+from terralign.scenes.gdal_files import open_gdal_file, plain_damage
 from terralign.scenes.remote import RemoteRaster, explain_remote
 from terralign.scenes.tiff_pages import Readable, read_pages
 
@@ -52,7 +53,7 @@ def require_file(path: Path) -> None:
     try:
         if path.is_file():
             return
-        what = "is not a file" if path.exists() else "not found"
+        what = "is not a file" if path.exists() else f"not found{missing_hint(path)}"
     except OSError as error:  # a name that is too long, a folder that may not be entered
         what = f"cannot be read: {error.strerror}"
     raise DataError(f"{shown(path)} {what}")
@@ -101,7 +102,7 @@ def _told(origin: str) -> Iterator[None]:
     try:
         yield
     except (RasterioError, CPLE_BaseError, UnicodeDecodeError) as error:
-        raise DataError(f"{origin} is damaged: {first_line(error)}") from error
+        raise DataError(f"{origin} is damaged: {plain_damage(first_line(error))}") from error
 
 
 def _open_file(path: Path, **options: str) -> Any:
@@ -286,6 +287,7 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
         reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
+        reason = plain_damage(reason)
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
     _refuse_other_overviews(source, origin)
     return source
@@ -331,7 +333,8 @@ def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
     try:
         return np.asarray(reading()) > 0
     except (RasterioError, OSError, ValueError) as error:
-        raise DataError(f"the mask of {what} is damaged: {first_line(error)}") from error
+        reason = plain_damage(first_line(error))
+        raise DataError(f"the mask of {what} is damaged: {reason}") from error
 
 
 def items_of(source: Any, position: int) -> dict[str, str]:

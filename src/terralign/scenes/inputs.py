@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from terralign.errors import DataError, shown
+from terralign.files import not_found
 from terralign.limits import limit, require
 from terralign.scenes.archives import is_archive
 from terralign.scenes.pictures import PICTURE_SUFFIXES
@@ -42,7 +43,7 @@ def find_inputs(path: Path | str, *, sensor: Sensor | None = None) -> list[Path]
     path = Path(path)
     try:
         if not path.exists():
-            raise DataError(f"{shown(path)} not found")
+            raise DataError(not_found(path))
         if not path.is_dir() or is_product(path, sensor=sensor):
             return [path]
     except OSError as error:

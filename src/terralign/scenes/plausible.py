@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.errors import NumbersError
+from terralign.errors import NumbersError, counted
 from terralign.sensors import SENTINEL2_DN_OFFSET, Sensor
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ _FLOOR = 0.001
 _DARK_DN = 700.0
 """With DN that carry 1000, a smaller one is a reflectance below -0.03: ESA's products have
 slightly negative pixels, but hardly such ones."""
+
+_LEAST_FLOOR, _DARKEST_FLOOR, _GREATEST_FLOOR = 900.0, 1150.0, 1300.0
+"""Where DN carry 1000, no band's floor is below the first, the darkest band's is up to the second,
+and the floors of five in six bands up to the third. Of 1,642 EuroSAT tiles and L2A patches without
+the offset none looks like that."""
 
 _MAX_DARK = 0.002
 _DARK = 0.03
@@ -415,16 +420,25 @@ class _Judge:
                 f"bands' DN are below {_DARK_DN:g}, down to {dn.min():g}, and would become clearly "
                 f"negative. {_REMOVED}"
             )
-        if offset == 0 and len(visible) == len(_VISIBLE):
-            floors: list[float] = []
-            for values in known.values():
-                floors.append(float(np.quantile(values, _FLOOR)))
-                if not 900 <= floors[-1] <= 1300:
-                    return  # of most scenes in the first band: quantiles take a while
-            if min(floors) <= 1150 and len(dn) > 1000:
+        if offset == 0 and len(visible) == len(_VISIBLE) and len(dn) > 1000:
+            floors = self._floors_with_offset(known)
+            if floors:
                 self.doubt(
                     "offset",
-                    f"every band's darkest DN lie between {min(floors):g} and {max(floors):g}, as "
-                    "where DN carry Sentinel-2's offset of 1000; if they do, declare "
-                    "dn_offset=-1000",
+                    f"the darkest DN of {len(floors)} of {counted(len(known), 'band')} lie between "
+                    f"{floors[0]:g} and {floors[-1]:g}, and none lower, as where DN carry "
+                    "Sentinel-2's offset of 1000; if they do, declare dn_offset=-1000",
                 )
+
+    def _floors_with_offset(self, known: dict[str, NDArray[np.float64]]) -> list[float]:
+        """The bands' floors, sorted, where DN seem to carry the offset, without the few that lie
+        above it (water vapour, desert, vegetation); empty where they do not."""
+        floors: list[float] = []
+        for values in known.values():
+            floors.append(float(np.quantile(values, _FLOOR)))
+            if floors[-1] < _LEAST_FLOOR:
+                return []  # of most scenes in the first band: quantiles take a while
+        low = sorted(floor for floor in floors if floor <= _GREATEST_FLOOR)
+        if not low or low[0] > _DARKEST_FLOOR or 6 * len(low) < 5 * len(floors):
+            return []
+        return low

@@ -21,6 +21,7 @@ from terralign.cores import available_cores
 from terralign.errors import DataError, first_line, shown
 from terralign.limits import require
 from terralign.scenes.file_layout import FileLayout
+from terralign.scenes.gdal_files import plain_damage
 from terralign.scenes.geotiff import MaskRules, first_bytes, mask_rules, open_geotiff, valid_by_file
 from terralign.scenes.pictures import (
     HEAD_BYTES,
@@ -196,7 +197,8 @@ class GeotiffSource:
             if layout.sensor == SENSORS["rgb"] and self.dtype == np.uint8:
                 valid[:] = source.dataset_mask(window=part) > 0  # as pictures are masked
         except (RasterioError, OSError, ValueError) as error:
-            raise DataError(f"{shown(self.path)} is damaged: {first_line(error)}") from error
+            reason = plain_damage(first_line(error))
+            raise DataError(f"{shown(self.path)} is damaged: {reason}") from error
         if layout.units == "dn" and layout.sensor.nodata is not None:
             valid &= pixels != layout.sensor.nodata
         return pixels, valid

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from terralign.errors import DataError, printable
+from terralign.scenes.gdal_files import plain_damage
 from terralign.scenes.web import fetch_json
 
 Signer = Callable[[str], str]
@@ -177,7 +178,7 @@ def explain_remote(raster: RemoteRaster, text: str) -> str:
 def explain_reading(origin: str, text: str) -> str:
     """What a failed reading of an open raster means; `origin`: its path or address."""
     if "://" not in origin:
-        return f"{origin} is damaged: {text}"
+        return f"{origin} is damaged: {plain_damage(text)}"
     return (
         f"{origin} cannot be read further: {text}; where its signature has expired meanwhile, or "
         "the server failed, run the same again"

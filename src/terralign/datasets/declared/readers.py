@@ -80,6 +80,8 @@ def declared_facts(
         sensors=tuple(sensor_of(key, path, data_root).name for key in declaration.sensor_keys),
         labels=labels,
         class_list=path.name if labels in ("single", "multi") else None,
+        class_names=tuple((declaration.classes or {}).values()),
+        templates=declaration.prompts or (),
         splits=dict.fromkeys(splits or WHOLE_SPLITS),
         has_splits=splits is not None,
         needs_root=not os.path.exists(path.parent / declaration.location),  # of any name

@@ -67,7 +67,7 @@ from terralign.datasets.fingerprint import sampled_sizes
 from terralign.datasets.image_files import is_new
 from terralign.datasets.parquet import read_columns
 from terralign.errors import DataError, first_line, nearest, quoted
-from terralign.files import hash_file, read_text
+from terralign.files import hash_file, not_found, read_text
 from terralign.limits import limit, require
 from terralign.scenes.pictures import Size, describe_size
 
@@ -338,7 +338,7 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str | None = No
     damaged, too large or no table, where it lacks a column (with the nearest one) or has no row.
     """
     if not path.is_file():
-        raise DataError(f"table {path} not found")
+        raise DataError(f"table {not_found(path)}")
     with open(path, "rb") as file:
         start = file.read(4)
     try:

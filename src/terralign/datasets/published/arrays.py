@@ -21,7 +21,7 @@ from terralign.datasets.array_set import ArraySet
 from terralign.datasets.npy import read_npy
 from terralign.datasets.sample import require_split
 from terralign.errors import DataError, first_line, some
-from terralign.files import hash_file
+from terralign.files import hash_file, not_found
 from terralign.limits import require
 from terralign.sensors import SENSORS
 
@@ -45,7 +45,7 @@ def read_array(
     damaged, of another shape or kind, or where the file's arrays are larger than the limit.
     """
     if not path.is_file():
-        raise DataError(f"{path} not found")
+        raise DataError(not_found(path))
     where = f"{path}, array {member!r}"
     try:
         with zipfile.ZipFile(path) as archive:
