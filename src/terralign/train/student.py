@@ -390,12 +390,17 @@ def _fit_colours(
                 f"{optical.sensor.name}; {samples.name} has {tuple(bands.shape[2:])} and "
                 f"{tuple(picture.shape[2:])}: leave it out"
             )
-        x = make_ready(scale_bands(bands, layout, spec), spec).double()
-        composed = scale_composite(picture, optical)
-        y = make_ready(composed, rgb).double()
-        valid = ~composed.isnan().any(1)
-        x, y = x.movedim(1, -1)[valid], y.movedim(1, -1)[valid]
-        products += x.T @ torch.cat([x, y], 1)
+        for part, colours in zip(torch.split(bands, 16), torch.split(picture, 16), strict=True):
+            composed = scale_composite(colours, optical)
+            valid = ~composed.isnan().any(1)
+            x, y = (
+                ready.movedim(1, -1)[valid].double()
+                for ready in (
+                    make_ready(scale_bands(part, layout, spec), spec),
+                    make_ready(composed, rgb),
+                )
+            )
+            products += x.T @ torch.cat([x, y], 1)
     num = len(spec.bands)
     found: Tensor = torch.linalg.lstsq(
         products[:, :num], products[:, num:], driver="gelsd"
