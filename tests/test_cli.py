@@ -602,6 +602,31 @@ def test_info_shows_the_classes_and_prompts_that_a_data_set_declares(tmp_path: P
     assert "{} from above." in lines
 
 
+def test_a_slip_in_a_path_is_answered_whatever_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").touch()
+    (tmp_path / "mine").mkdir()
+    for words in (
+        ("info", "mime.toml"),
+        ("run", "mime.toml", "--out", "r"),
+        ("evaluate", "starter", "--data", "mime.toml"),
+        ("evaluate", "starter", "--data", "mime/m"),
+        ("pack", "aid", "s", "--data-root", "mime"),
+        ("pack", "--verify", "mime"),
+        ("embed", "mime", "--model", "starter", "--out", "o"),
+        ("embed", "mime/*.tif", "--model", "starter", "--out", "o"),
+        ("classify", "mime/m", "mine", "--labels", "a,b"),
+        ("score", "mime", "a river", "--out", "map.tif"),
+        ("index", "mime"),
+        ("search", "mine", "a river", "--polygon", "mime.toml"),
+        ("search", "mime", "a river", "--start", "2022-01-01"),
+    ):
+        stderr = _call(*words).stderr
+        assert "did you mean mine" in stderr, (words, stderr)
+
+
 def test_the_table_of_data_sets_has_a_line_each() -> None:
     lines = _call("info", "datasets").stdout.splitlines()
     names = list(json.loads(_call("info", "datasets", "--json").stdout))

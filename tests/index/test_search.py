@@ -494,8 +494,12 @@ def test_the_command_gives_what_python_gives(
     connection = sqlite3.connect(out)
     assert connection.execute("SELECT count(*) FROM windows").fetchone() == (12,)
     connection.close()
-    nothing = _call("search", scenes, QUERY, "--start", "2030-01-01", "--device", "cpu")
+    page = tmp_path / "page.html"
+    nothing = _call(
+        "search", scenes, QUERY, "--start", "2030-01-01", "--report", page, "--device", "cpu"
+    )
     assert "nothing found: none of 100 windows meets --start; they are of" in nothing.stderr
+    assert "Nothing found: none of 100 windows" in page.read_text()
     shown = _call("search", scenes, "--like", wanted[0].key, "--device", "cpu")
     assert wanted[0].key in shown.output.splitlines()[1]
 

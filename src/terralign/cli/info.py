@@ -19,7 +19,7 @@ from terralign.encoders.published import published_models
 from terralign.encoders.sources import check_source, shipped_model
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
-from terralign.files import as_bytes, read_shipped, read_toml, shipped_names
+from terralign.files import as_bytes, missing_hint, read_shipped, read_toml, shipped_names
 from terralign.index.names import is_folder_of_parts
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.versions import versions
@@ -63,7 +63,7 @@ def about(what: str | None = None) -> dict[str, Any]:
     names = [*LISTS, *(name for kind in LISTS for name in _list(kind))]
     hint = nearest(what, names)
     near = f"; {hint}" if hint.startswith("did you mean") else "."
-    raise TerralignError(f"unknown name or path {what!r}{near} {_TAKES}")
+    raise TerralignError(f"unknown name or path {what!r}{missing_hint(what)}{near} {_TAKES}")
 
 
 def dataset_table() -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terralign.errors import DataError, counted, nearest
-from terralign.files import as_bytes, not_found, read_shipped, shipped_names
+from terralign.files import as_bytes, missing_hint, not_found, read_shipped, shipped_names
 
 
 class RemoteFile(BaseModel):
@@ -146,7 +146,7 @@ def check_name(name: str, data_root: Path | None) -> None:
     if name not in _entries():
         if not Path(name).exists():
             raise DataError(
-                f"unknown data set {name!r}; {nearest(name, _entries())} "
+                f"unknown data set {name!r}{missing_hint(name)}; {nearest(name, _entries())} "
                 "(a custom one is given as its .toml file, a packed one as its folder)"
             )
     elif data_root is None and read_facts(name).needs_root:

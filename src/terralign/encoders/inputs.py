@@ -24,6 +24,7 @@ from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
 from terralign.encoders.pixels import as_declared, as_tensor
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError, shown
+from terralign.files import missing_hint
 from terralign.scenes.catalogues import is_catalogue, is_pystac, read_items
 from terralign.scenes.declared import Declared
 from terralign.scenes.inputs import find_inputs
@@ -190,7 +191,9 @@ def expand(path: Path, declared: Declared) -> list[Path]:
     if not path.exists() and glob.has_magic(str(path)):
         found = [Path(one) for one in sorted(glob.glob(str(path)))]
         if not found:
-            raise DataError(f"no file matches {shown(path)}")
+            folder = next(one for one in path.parents if not glob.has_magic(str(one)))
+            hint = "" if folder.is_dir() else missing_hint(folder / path.name)
+            raise DataError(f"no file matches {shown(path)}{hint}")
         return [one for name in found for one in expand(name, declared)]
     found = find_inputs(path, sensor=declared.sensor)
     if declared.sensor is None or declared.sensor == SENSORS["rgb"] or found == [path]:

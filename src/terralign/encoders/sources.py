@@ -10,7 +10,7 @@ from pathlib import Path
 
 from terralign.encoders.published import published_models
 from terralign.errors import ModelError, TerralignError, nearest
-from terralign.files import not_found, read_json, why_missing
+from terralign.files import missing_hint, not_found, read_json
 from terralign.sensors import Sensor, parse_sensor
 from terralign.toml_paths import SHIPPED_MODELS, model_names
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
@@ -76,13 +76,13 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
             raise ModelError(f"{source}: file of weights {not_found(rest)}")
         return
     if not separator and source not in known:
-        hint = why_missing(source) if os.sep in source else ""
-        hint = hint or nearest(source, model_names())
-        near = f"{hint} Or it is" if hint.endswith("?") else "expected"
+        hint = nearest(source, model_names())
+        near = f"{hint} Or it is" if hint.startswith("did you mean") else "expected"
+        missing = missing_hint(source) if os.sep in source else ""
         raise ModelError(
-            f"no model at {source!r}: {near} a name of `terralign info models`, a space or "
-            "open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) or "
-            "ARCHITECTURE:FILE"
+            f"no model at {source!r}{missing}: {near} a name of `terralign info models`, a space "
+            "or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) "
+            "or ARCHITECTURE:FILE"
         )
 
 

@@ -62,10 +62,12 @@ def save_report(space: EmbeddingSpace, index: Index, hits: Hits, path: str | Pat
 
 def _lines(index: Index, hits: Hits) -> tuple[str, ...]:
     what = "pair" if isinstance(hits, Changes) else "window"
+    why = [f"Nothing found: {hits.how['nothing']}."] if "nothing" in hits.how else []
     return (
         f"{counted(len(hits), 'hit')} of {counted(hits.num_searched, what)} searched in "
         f"{shown(index.folder)}; scores are cosines.",
         f"Model {index.model}, space {index.space_id}.",
+        *why,
     )
 
 

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 
 from terralign.chips import PixelLayout
 from terralign.errors import DataError, SensorError, StorageError, first_line
-from terralign.files import hash_json, read_json
+from terralign.files import hash_json, missing_hint, read_json
 from terralign.limits import require
 from terralign.sensors import describe_sensor, parse_sensor
 from terralign.toml_values import explain
@@ -215,7 +215,8 @@ def read_manifest(store: Path) -> Manifest:
     """Read and check a store's manifest; `DataError` names the first fault."""
     path = store / MANIFEST
     if not path.is_file():
-        raise DataError(f"{store} is not a packed store: {MANIFEST} not found")
+        hint = "" if store.exists() else missing_hint(store)
+        raise DataError(f"{store} is not a packed store: {MANIFEST} not found{hint}")
     try:
         values = read_json(path, size="manifest_bytes")
         if isinstance(values, dict) and values.get("version", VERSION) != VERSION:
