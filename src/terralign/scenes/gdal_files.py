@@ -26,7 +26,7 @@ def plain_damage(text: str) -> str:
 
 
 _CUT = re.compile(r"got \d+ bytes, expected \d+|IO error during reading")
-_UNDECODED = re.compile(r"[Dd]ecod|[Dd]ecompress|code not yet in table|Not a JPEG|WebPGetInfo")
+_UNDECODED = re.compile(r"Decod|[Dd]ecompress|code not yet in table|Not a JPEG|WebPGetInfo")
 
 
 class GdalFile:
