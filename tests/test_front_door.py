@@ -178,7 +178,7 @@ def test_every_kind_of_input_gives_the_vectors_of_its_pixels(first_day: Path) ->
     ("mistake", "reason"),
     [
         (lambda space: ta.EmbeddingSpace("runs/b32/model"), r"write terralign.load"),
-        (lambda space: ta.SENSORS["sentinel2"], "did you mean 'sentinel2-l2a'"),
+        (lambda space: ta.SENSORS["sentinel2"], "'sentinel2-l1c' or 'sentinel2-l2a'"),
         (lambda space: space.embed("scene.tif", sensor="Sentinel2-L2A"), "did you mean"),
         (lambda space: space.embed("nowhere.tif"), "nowhere.tif not found"),
         (lambda space: space.embed("tiles/*.jp2"), r"no file matches tiles/\*.jp2"),

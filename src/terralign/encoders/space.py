@@ -792,7 +792,7 @@ def _not_searchable(given: object) -> str:
     if not isinstance(given, str | os.PathLike):
         return f"{text}embed the imagery first: space.search(space.embed(...), ...)"
     path = os.fspath(given)
-    if Path(path).is_dir():
+    if next(Path(path).glob("*.parquet"), None) is not None:
         return (
             f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"
         )
