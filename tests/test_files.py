@@ -535,6 +535,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         f"there is no folder {tmp_path / 'rusn'}; did you mean {tmp_path / 'runs'}?"
     )
     assert why_missing(tmp_path / "other" / "m") == f"there is no folder {tmp_path / 'other'}"
+    assert [why_missing(one) for one in ("/", "a\0b", "x" * 5000)] == ["", "", ""]
     assert why_missing(tmp_path / "a.tif" / "b") == f"{tmp_path / 'a.tif'} is a file, not a folder"
     (tmp_path / "a.json").touch()
     with pytest.raises(StorageError, match=r"a\.jsn: No such file .*did you mean .*a\.json\?"):

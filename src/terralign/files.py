@@ -608,7 +608,7 @@ def _near_name(given: str, names: Iterable[str]) -> str | None:
     an ending that was left out."""
     plain = given.casefold()
     best: tuple[float, str | None] = (_LEAST_LIKENESS, None)
-    if len(given) > MAX_SHOWN:
+    if not 0 < len(given) <= MAX_SHOWN:
         return None
     for name in sorted(names):
         other = name.casefold()

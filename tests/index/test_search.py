@@ -539,6 +539,8 @@ def test_what_was_embedded_is_opened_before_it_is_searched(
         str(scenes): "ta.open_index('",
         "tiles.parquet": "ta.Embeddings.load('tiles.parquet')",
         "nowhere": "ta.open_index(FOLDER)",
+        "": "ta.open_index(FOLDER)",
+        "x" * 5000: "ta.open_index(FOLDER)",
     }.items():
         with pytest.raises(DataError, match="cannot search a str") as caught:
             space.search(given, QUERY)  # type: ignore[arg-type]

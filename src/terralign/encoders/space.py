@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -792,7 +793,10 @@ def _not_searchable(given: object) -> str:
     if not isinstance(given, str | os.PathLike):
         return f"{text}embed the imagery first: space.search(space.embed(...), ...)"
     path = os.fspath(given)
-    if next(Path(path).glob("*.parquet"), None) is not None:
+    found = None
+    with suppress(OSError, ValueError):  # a text that can be no path
+        found = next(Path(path).glob("*.parquet"), None) if path else None
+    if found is not None:
         return (
             f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"
         )
