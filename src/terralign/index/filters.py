@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -284,51 +285,110 @@ def rows_meeting(store: Store, filters: Filters) -> NDArray[np.int64] | None:
 
 
 def why_none(store: Store, filters: Filters) -> str:
-    """Which conditions no row meets, alone or together, and what rows there are."""
-    given = {
-        name: value for name in Filters.__slots__ if (value := getattr(filters, name)) is not None
-    }
+    """Which conditions no row meets, alone or else together, and what rows there are.
+
+    The period counts as one condition. Of a large index only the ranges of its parts are looked at,
+    and all conditions are named where these do not tell which it is.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    period = "/".join(f"{one}=" for one in _PERIOD if getattr(filters, one) is not None)
+    for name in Filters.__slots__:
+        if (value := getattr(filters, name)) is not None:
+            given.setdefault(period if name in _PERIOD else f"{name}=", {})[name] = value
+    of_all = f"of {counted(len(store.rows), 'window')}"
     unmet = [
         name
-        for name, value in given.items()
-        if not len(_found(rows_meeting(store, Filters(**{name: value}))))
+        for name, one in given.items()
+        if len(given) == 1 or not _may_be_met(store, Filters(**one))
     ]
-    names = (" or " if unmet else " and ").join(f"{name}=" for name in unmet or given)
-    of_all = f"of {counted(len(store.rows), 'window')}"
-    if not unmet:
-        return f"none {of_all} meets {names} together; leave one of them out"
-    known = "; ".join(dict.fromkeys(filter(None, (_known(store, name) for name in unmet))))
-    return f"none {of_all} meets {names}" + (f"; {known}" if known else "")
+    if unmet:
+        text = f"none {of_all} meets {' or '.join(unmet)}"
+    else:
+        pairs = itertools.combinations(given, 2)
+        conflict: tuple[str, ...] = next(
+            (
+                (one, other)
+                for one, other in pairs
+                if len(given) == 2 or not _may_be_met(store, Filters(**given[one], **given[other]))
+            ),
+            tuple(given),
+        )
+        text = f"none {of_all} meets {' and '.join(conflict)} together; leave one of them out"
+        unmet = [name for name in conflict if name == period]
+    known = "; ".join(
+        dict.fromkeys(filter(None, (_known(store, next(iter(given[name]))) for name in unmet)))
+    )
+    return text + (f"; {known}" if known else "")
 
 
-def _found(rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    assert rows is not None  # there was a condition
-    return rows
+_PERIOD = ("start", "end")
+
+_MAX_TRIED = 1_000_000
+_MAX_OUTLINES = 10_000
+"""Rows that are tried for why nothing is found; more of them may meet a condition."""
+
+
+def _may_be_met(store: Store, filters: Filters) -> bool:
+    """Whether some row meets the conditions, as far as it is known without much work."""
+    filled = np.diff(store.firsts) > 0
+    some, every = _parts_meeting(store, filters)
+    if (every & filled).any():
+        return True
+    some &= filled
+    if int(np.diff(store.firsts)[some].sum()) > _MAX_TRIED:
+        return True
+    num = sum(
+        int(_meets(store.rows[first:end], filters).sum())
+        for first, end, _ in _runs(store, some, every & some)
+    )
+    if not num or num > _MAX_OUTLINES or (filters.bbox is None and filters.polygon is None):
+        return num > 0
+    rows = rows_meeting(store, filters)
+    return rows is not None and len(rows) > 0
 
 
 def _known(store: Store, name: str) -> str:
     """What the rows have in place of what a condition asks for."""
-    rows = store.rows
-    if not len(rows):
+    filled = np.diff(store.firsts) > 0
+    if not filled.any():
         return ""
-    if name in ("start", "end"):
+    if name in _PERIOD:
         return f"they are of {days_of(store)}"
+    if name in ("sensors", "towers"):
+        parts = itertools.compress(store.facts, filled)
+        return f"their {name}: {some(sorted({getattr(one, name[:-1]) for one in parts}))}"
+    ranges = _ranges(store)
     if name in ("bbox", "polygon"):
-        ends = [rows["west"].min(), rows["south"].min(), rows["east"].max(), rows["north"].max()]
+        ends = [ranges["west"][filled].min(), ranges["south"][filled].min(),
+                ranges["east"][filled].max(), ranges["north"][filled].max()]  # fmt: skip
         if not np.isfinite(ends).all():
             return "some have no place"
         return f"they lie within {','.join(f'{one:.6g}' for one in ends)}"
     if name == "max_cloud":
-        known = rows["cloud"][~np.isnan(rows["cloud"])]
-        return f"the least cloud share is {known.min():.3g}" if len(known) else "none has a mask"
-    return f"the greatest share of valid pixels is {rows['valid'].max():.3g}"
+        least = np.fmin.reduce(ranges["least_cloud"][filled])
+        return "none has a mask" if np.isnan(least) else f"the least cloud share is {least:.3g}"
+    most = np.fmax.reduce(ranges["most_valid"][filled])
+    return f"the greatest share of valid pixels is {most:.3g}"
 
 
 def days_of(store: Store) -> str:
-    """The days of the rows, the first few of many."""
-    times = store.rows["time"]
+    """The days of the rows, the first few of many; of a large index whose parts have several, the
+    first and the last."""
+    filled = np.diff(store.firsts) > 0
+    low, high = (_ranges(store)[one]["time"][filled] for one in ("low", "high"))
+    is_one_each = bool((low == high).all())
+    if is_one_each:
+        times = low
+    elif len(store.rows) <= _MAX_TRIED:
+        times = store.rows["time"]
+    else:
+        times = np.concatenate([low, high])
     days = np.unique(times[times != NO_TIME].astype("datetime64[us]").astype("datetime64[D]"))
-    return some([str(day) for day in days]) if len(days) else "no day"
+    if not len(days):
+        return "no day"
+    if not is_one_each and len(store.rows) > _MAX_TRIED:
+        return f"{days[0]} to {days[-1]}"
+    return some([str(day) for day in days])
 
 
 def _parts_meeting(store: Store, filters: Filters) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
