@@ -512,19 +512,23 @@ def test_a_pipe_is_read_to_its_end_and_without_a_writer_is_empty(tmp_path: Path)
 
 
 def test_a_slip_in_a_path_is_answered_with_the_name_beside_it(tmp_path: Path) -> None:
-    for name in ("scenes", "B04.tif", "tiles.parquet", ".scens", "T48QUE_20200223.tif"):
+    for name in ("scenes", "B04.tif", "tiles.parquet", ".scens", "T48QUE_20200223_VV.tif"):
         (tmp_path / name).touch()
     for slip, meant in {
         "scens": "scenes",
         "SCENES": "scenes",
         "tiles": "tiles.parquet",
         "tilse.parquet": "tiles.parquet",
-        "T48QUF_20200223.tif": "T48QUE_20200223.tif",
+        "T48QUE_20200223_VV.tiff": "T48QUE_20200223_VV.tif",
     }.items():
         assert not_found(tmp_path / slip) == (
             f"{tmp_path / slip} not found (did you mean {tmp_path / meant}?)"
         )
-    for name in ("B03.tif", "T48QUE_20210223.tif", "models", "x" * 300):  # no slips
+    no_slips = (
+        *("B03.tif", "T48QUE_20210223_VV.tif", "T48QUF_20200223_VV.tif", "T48QUE_20200223_VH.tif"),
+        *("models", "x" * 300),
+    )
+    for name in no_slips:
         assert not_found(tmp_path / name) == f"{tmp_path / name} not found"
 
 
@@ -535,7 +539,8 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         f"there is no folder {tmp_path / 'rusn'}; did you mean {tmp_path / 'runs'}?"
     )
     assert why_missing(tmp_path / "other" / "m") == f"there is no folder {tmp_path / 'other'}"
-    assert [why_missing(one) for one in ("/", "a\0b", "x" * 5000)] == ["", "", ""]
+    nothing = ("/", "a\0b", "x" * 5000, "https://example.org/a.tif", "~/a.tif")
+    assert [why_missing(one) for one in nothing] == [""] * 5
     assert why_missing(tmp_path / "a.tif" / "b") == f"{tmp_path / 'a.tif'} is a file, not a folder"
     (tmp_path / "a.json").touch()
     with pytest.raises(StorageError, match=r"a\.jsn: No such file .*did you mean .*a\.json\?"):

@@ -576,13 +576,21 @@ def missing_hint(path: Path | str) -> str:
     return f" ({why})" if why else ""
 
 
+def hint_of_name(name: str) -> str:
+    """`missing_hint` of what may be a name or a path; "" for a plain word."""
+    return missing_hint(name) if os.sep in name or Path(name).suffix else ""
+
+
 def why_missing(path: Path | str) -> str:
     """Of a path that does not exist the folder that is missing, and the name beside it that was
     probably meant; "" where neither is known.
 
-    A folder's first `_MAX_NAMES` names are looked at. Names whose digits differ are of different
-    things (bands, dates, tiles), not slips.
+    A folder's first `_MAX_NAMES` names are looked at. Names whose digits, codes (`T33NZA`, `S2A`)
+    or polarisations differ are of different things (bands, dates, tiles), not slips. Nothing is
+    known of an address, or of a home folder that the shell did not fill in.
     """
+    if "://" in str(path) or str(path).startswith("~"):
+        return ""
     wanted = Path(path)
     try:
         while not wanted.parent.is_dir() and wanted != wanted.parent:
@@ -616,7 +624,7 @@ def _near_name(given: str, names: Iterable[str]) -> str | None:
             continue
         if other == plain or Path(other).stem == plain:
             return name
-        if re.findall(r"\d+", plain) != re.findall(r"\d+", other):
+        if _codes_in(plain) != _codes_in(other):
             continue
         first, second = plain, other
         if Path(plain).suffix == Path(other).suffix:  # which would make short names alike
@@ -628,6 +636,15 @@ def _near_name(given: str, names: Iterable[str]) -> str | None:
 
 
 _LEAST_LIKENESS = 0.7
+
+
+def _codes_in(name: str) -> list[str]:
+    """The words of a name that tell things apart: those with digits, and polarisations."""
+    words = re.findall(r"[^\W_]+", name)
+    return [one for one in words if one in _POLARISATIONS or re.search(r"\d", one)]
+
+
+_POLARISATIONS = frozenset({"vv", "vh", "hh", "hv"})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pydantic import (
 
 from terralign.errors import RecipeError, StorageError, first_line, nearest, quoted
 from terralign.files import (
-    missing_hint,
+    hint_of_name,
     name_of_folder,
     parse_toml,
     read_shipped,
@@ -56,7 +56,7 @@ def read_named(what: str, name_or_path: str, *, others: Sequence[str] = ()) -> d
         return read_shipped(_FOLDERS[what], name_or_path)
     hint = nearest(name_or_path, [*names, *others])
     raise RecipeError(
-        f"unknown {what} {quoted(name_or_path)}{missing_hint(name_or_path)}; {hint} (or the path "
+        f"unknown {what} {quoted(name_or_path)}{hint_of_name(name_or_path)}; {hint} (or the path "
         "of a .toml file)"
     )
 

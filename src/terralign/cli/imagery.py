@@ -148,7 +148,8 @@ def _check_geojson(path: Path | None) -> None:
 def _check_folder(path: Path, option: str) -> None:
     if not path.absolute().parent.is_dir():
         missing = why_missing(path) or "its folder cannot be listed"
-        todo = "" if missing.endswith("?") else "; make it first"
+        is_to_be_made = missing.startswith("there is no folder") and not missing.endswith("?")
+        todo = "; make it first" if is_to_be_made else ""
         raise click.UsageError(f"{option} {shown(path)}: {missing}{todo}")
 
 

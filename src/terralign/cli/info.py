@@ -19,7 +19,7 @@ from terralign.encoders.published import published_models
 from terralign.encoders.sources import check_source, shipped_model
 from terralign.encoders.tables import Table
 from terralign.errors import TerralignError, counted, nearest
-from terralign.files import as_bytes, missing_hint, read_shipped, read_toml, shipped_names
+from terralign.files import as_bytes, hint_of_name, read_shipped, read_toml, shipped_names
 from terralign.index.names import is_folder_of_parts
 from terralign.sensors import SENSORS, Sensor, parse_sensor
 from terralign.versions import versions
@@ -63,7 +63,7 @@ def about(what: str | None = None) -> dict[str, Any]:
     names = [*LISTS, *(name for kind in LISTS for name in _list(kind))]
     hint = nearest(what, names)
     near = f"; {hint}" if hint.startswith("did you mean") else "."
-    raise TerralignError(f"unknown name or path {what!r}{missing_hint(what)}{near} {_TAKES}")
+    raise TerralignError(f"unknown name or path {what!r}{hint_of_name(what)}{near} {_TAKES}")
 
 
 def dataset_table() -> str:
@@ -353,7 +353,7 @@ def _about_store(store: Path) -> dict[str, Any]:
             }
             for name, stored in manifest.sensors.items()
         },
-        "classes": list(manifest.labels.class_names) if manifest.labels else "none",
+        **({"classes": list(manifest.labels.class_names)} if manifest.labels else {}),
         **({"prompts": list(manifest.prompts)} if manifest.prompts else {}),
         "left out": manifest.num_skipped,
         "shards": len(manifest.shards),

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terralign.errors import DataError, counted, nearest
-from terralign.files import as_bytes, missing_hint, not_found, read_shipped, shipped_names
+from terralign.files import as_bytes, hint_of_name, not_found, read_shipped, shipped_names
 
 
 class RemoteFile(BaseModel):
@@ -78,7 +78,7 @@ class DatasetFacts(BaseModel):
     """False where every split name gives the whole set, so that training and validating on it
     would use the same samples."""
     class_names: tuple[str, ...] = ()
-    """Its classes in prompts, where a TOML file or a store states them; else see `class_list`."""
+    """Its classes in prompts, where a TOML file states them; else see `class_list`."""
     prompts: Literal["satellite", "photo"] = "satellite"
     """The prompt set that suits it."""
     templates: tuple[str, ...] = ()
@@ -112,13 +112,15 @@ class DatasetFacts(BaseModel):
             "description": self.description,
             "sensors": list(self.sensors),
             "labels": self.labels,
-            "classes": list(self.class_names) or self.class_list or "none",
+            "class list": "" if self.class_names else self.class_list,
+            "classes": list(self.class_names),
             "splits": [
                 name if number is None else f"{name} ({number:,})"
                 for name, number in self.splits.items()
             ],
             "samples": self.size,
-            "prompts": list(self.templates) or self.prompts if classified else "",
+            "prompt set": self.prompts if classified and not self.templates else "",
+            "prompts": list(self.templates) if classified else [],
             "licence": self.licence,
             "source": self.source,
             "fetched by": f"terralign fetch: {self.fetched_size()}" if self.files else "",
@@ -146,7 +148,7 @@ def check_name(name: str, data_root: Path | None) -> None:
     if name not in _entries():
         if not Path(name).exists():
             raise DataError(
-                f"unknown data set {name!r}{missing_hint(name)}; {nearest(name, _entries())} "
+                f"unknown data set {name!r}{hint_of_name(name)}; {nearest(name, _entries())} "
                 "(a custom one is given as its .toml file, a packed one as its folder)"
             )
     elif data_root is None and read_facts(name).needs_root:

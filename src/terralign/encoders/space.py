@@ -787,16 +787,20 @@ def _load_compact(folder: Path, values: Mapping[str, Any]) -> ClipModel:
     return load_compact_clip(folder, names)
 
 
+_PARTS = f"*.{'[0-9a-f]' * 16}.{'[0-9a-f]' * 16}.parquet"
+"""Names of parts, which an index is opened of; other Parquet files hold plain vectors."""
+
+
 def _not_searchable(given: object) -> str:
     """What to do where something that is no vectors was given to be searched."""
     text = f"cannot search a {type(given).__name__}; "
     if not isinstance(given, str | os.PathLike):
         return f"{text}embed the imagery first: space.search(space.embed(...), ...)"
-    path = os.fspath(given)
-    found = None
+    path = os.fsdecode(given)
+    has_parts = False
     with suppress(OSError, ValueError):  # a text that can be no path
-        found = next(Path(path).glob("*.parquet"), None) if path else None
-    if found is not None:
+        has_parts = path != "" and any(Path(path).glob(_PARTS))
+    if has_parts:
         return (
             f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"
         )

@@ -57,7 +57,7 @@ slightly negative pixels, but hardly such ones."""
 
 _LEAST_FLOOR, _DARKEST_FLOOR, _GREATEST_FLOOR = 900.0, 1150.0, 1300.0
 """Where DN carry 1000, no band's floor is below the first, the darkest band's is up to the second,
-and the floors of five in six bands up to the third. Of 1,642 EuroSAT tiles and L2A patches without
+and the floors of five in six bands up to the third. Of 1,572 EuroSAT tiles and L2A patches without
 the offset none looks like that."""
 
 _MAX_DARK = 0.002
@@ -433,12 +433,14 @@ class _Judge:
     def _floors_with_offset(self, known: dict[str, NDArray[np.float64]]) -> list[float]:
         """The bands' floors, sorted, where DN seem to carry the offset, without the few that lie
         above it (water vapour, desert, vegetation); empty where they do not."""
-        floors: list[float] = []
+        low: list[float] = []
+        num_above = 0
         for values in known.values():
-            floors.append(float(np.quantile(values, _FLOOR)))
-            if floors[-1] < _LEAST_FLOOR:
-                return []  # of most scenes in the first band: quantiles take a while
-        low = sorted(floor for floor in floors if floor <= _GREATEST_FLOOR)
-        if not low or low[0] > _DARKEST_FLOOR or 6 * len(low) < 5 * len(floors):
-            return []
-        return low
+            floor = float(np.quantile(values, _FLOOR))
+            if floor <= _GREATEST_FLOOR:
+                low.append(floor)
+            else:
+                num_above += 1
+            if floor < _LEAST_FLOOR or 6 * num_above > len(known):
+                return []  # of most scenes after few bands: quantiles take a while
+        return sorted(low) if low and min(low) <= _DARKEST_FLOOR else []
