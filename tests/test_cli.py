@@ -602,6 +602,24 @@ def test_info_shows_the_classes_and_prompts_that_a_data_set_declares(tmp_path: P
     assert "{} from above." in lines
 
 
+def test_info_gives_classes_and_prompts_as_lists_and_their_names_apart() -> None:
+    value = json.loads(_call("info", "datasets", "--json").stdout)
+    assert value["eurosat-ms"]["class list"] == "eurosat"
+    assert value["eurosat-ms"]["prompt set"] == "satellite"
+    for one in value.values():
+        assert all(isinstance(one.get(key, []), list) for key in ("classes", "prompts"))
+
+
+def test_a_plain_word_is_answered_by_the_names_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "recipes"):
+        (tmp_path / name).mkdir()
+    assert "path 'model'; did you mean 'models'?" in _call("info", "model").stderr
+    assert "unknown recipe 'recipe'; " in _call("run", "recipe", "--out", "r").stderr
+
+
 def test_a_slip_in_a_path_is_answered_whatever_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -544,4 +544,6 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     assert why_missing(tmp_path / "a.tif" / "b") == f"{tmp_path / 'a.tif'} is a file, not a folder"
     (tmp_path / "a.json").touch()
     with pytest.raises(StorageError, match=r"a\.jsn: No such file .*did you mean .*a\.json\?"):
+        read_json(tmp_path / "a.jsn", what="polygon")
+    with pytest.raises(StorageError, match=r"a\.jsn: No such file or directory$"):
         read_json(tmp_path / "a.jsn")

@@ -197,6 +197,7 @@ def test_every_kind_of_input_gives_the_vectors_of_its_pixels(first_day: Path) ->
         (lambda space: space.embed("scene.tif", sensor=S2, errors="ignore"), "errors must be"),
         (lambda space: space.classify("scene.tif", "forest", sensor=S2), "one text"),
         (lambda space: space.search("tiles", "a river"), "embed the imagery first"),
+        (lambda space: space.search(_AsBytes(), "a river"), "embed the imagery first"),
         (lambda space: space.search(space.embed("tiles", sensor=S2), ""), "query is empty"),
         (lambda space: space.search(space.embed("tiles", sensor=S2), "a", k=0), "k must be"),
         (lambda space: space.search(space.embed("tiles", sensor=S2), ["a"]), "search for a list"),
@@ -209,6 +210,25 @@ def test_natural_mistakes_end_in_a_line_that_says_what_to_do(
     with pytest.raises(ta.TerralignError, match=reason) as caught:
         mistake(space)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_searched_by_what_lies_there(first_day: Path) -> None:
+    space = ta.load("runs/b32/model")
+    vectors, parts = first_day / "vectors", first_day / "parts"
+    for folder, name in ((vectors, "tiles"), (parts, f"a.{'0' * 16}.{'f' * 16}")):
+        folder.mkdir()
+        (folder / f"{name}.parquet").touch()
+    with pytest.raises(ta.TerralignError, match=r"with ta\.open_index\(FOLDER\) or ta\.Embed"):
+        space.search(vectors, "a river")  # type: ignore[arg-type]
+    with pytest.raises(ta.TerralignError, match=r"open_index\('.*/parts'\)"):
+        space.search(parts, "a river")  # type: ignore[arg-type]
+
+
+class _AsBytes:
+    """A path whose text is bytes, as `os.PathLike` allows."""
+
+    def __fspath__(self) -> bytes:
+        return b"tiles"
 
 
 def test_what_cannot_be_read_is_raised_or_listed(first_day: Path) -> None:

@@ -74,10 +74,17 @@ def test_the_folder_of_the_file_comes_before_the_data_root(tmp_path: Path) -> No
     paths = TomlPaths.beside(tmp_path / "own" / "x.toml", tmp_path / "root")
     assert paths.find("both") == tmp_path / "own" / "both"
     assert paths.find("one") == tmp_path / "root" / "one"
-    assert paths.find("none") is None
-    assert paths.not_found("none") == (
-        f"none not found; looked in {tmp_path / 'own'} and the data root {tmp_path / 'root'}"
+    assert paths.find("absent") is None
+    assert paths.not_found("absent") == (
+        f"absent not found; looked in {tmp_path / 'own'} and the data root {tmp_path / 'root'}"
     )
+    (tmp_path / "root" / "mine.toml").touch()
+    assert paths.not_found("mien.toml").startswith(
+        f"mien.toml not found (did you mean {tmp_path / 'root' / 'mine.toml'}?); looked in "
+    )
+    assert paths.not_found("gone/a.toml").startswith("gone/a.toml not found; looked in ")
+    slip = tmp_path / "root" / "mien.toml"
+    assert paths.not_found(slip).startswith(f"{slip} not found (did you mean ")
 
 
 def test_a_path_that_is_not_found_is_shown_in_printable_characters(tmp_path: Path) -> None:

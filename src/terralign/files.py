@@ -277,14 +277,16 @@ def read_text(
 ) -> str:
     """A file's text, decoded as `decode_text` does it. `size`: the limit of its bytes.
 
-    `fault`, which names `what` ("recipe") and the file, where it is missing, too large or no text.
+    `fault`, which names `what` ("recipe") and the file, where it is missing, too large or no text;
+    with `missing_hint` where there is a `what`, which says that a user named the file.
     """
     name = f"{what} {path}".strip()
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             data = file.read(limit(size) + 1)
     except OSError as error:
-        hint = missing_hint(path) if isinstance(error, FileNotFoundError) else ""
+        is_hinted = what and isinstance(error, FileNotFoundError)
+        hint = missing_hint(path) if is_hinted else ""
         raise fault(f"cannot read {name}: {error.strerror or error}{hint}") from error
     if len(data) > limit(size):
         raise fault(beyond(size, None, f"{name} has"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import RecipeError, shown
-from terralign.files import read_shipped
+from terralign.files import missing_hint, not_found, read_shipped
 
 PATH_KEYS = frozenset({"data", "prompts", "average_prompts", "sensors", "model", "initial"})
 """The keys of recipes and suites whose texts, or lists of texts, may be paths."""
@@ -78,12 +78,16 @@ class TomlPaths:
     def not_found(self, written: str | Path) -> str:
         """The error text for a path that was not found, with the places that were searched."""
         if Path(written).is_absolute():
-            return f"{shown(written)} not found"
+            return not_found(written)
         places = [] if self.folder is None else [str(self.folder)]
         if self.data_root is not None:
             places.append(f"the data root {self.data_root}")
         hint = "" if self.data_root is not None else "; no data root was given to look in"
-        return f"{shown(written)} not found; looked in {' and '.join(places) or 'no folder'}{hint}"
+        bases = [one for one in (self.folder, self.data_root) if one is not None]
+        hints = (missing_hint(base / written) for base in bases)
+        near = next((one for one in hints if one.endswith("?)")), "")
+        where = " and ".join(places) or "no folder"
+        return f"{shown(written)} not found{near}; looked in {where}{hint}"
 
     def resolve(self, values: Any, *, names: Container[str] = ()) -> Any:
         """A copy of a TOML file's values, its paths absolute. `names`: of data sets.

@@ -261,7 +261,12 @@ def test_embed_writes_what_search_finds(model: Path, space: EmbeddingSpace, tmp_
         (
             ["embed", "a.png", "--model", "MODEL", "--out", "nowhere/a.parquet"],
             2,
-            "there is no folder",
+            "nowhere; make it first",
+        ),
+        (
+            ["embed", "a.png", "--model", "MODEL", "--out", "a.png/a.parquet"],
+            2,
+            "a.png/a.parquet: a.png is a file, not a folder\n",
         ),
         (["embed", "nowhere.png", "--model", "MODEL", "--out", "a.parquet"], 1, "nowhere.png not"),
         (["search", "a.png", "forest"], 2, "--model is needed"),

@@ -15,6 +15,7 @@ from rasterio import Affine
 from imagery import read_chip
 from terralign.chips import PixelLayout, make_layout
 from terralign.errors import DataError, NumbersError, SensorError
+from terralign.scenes import plausible
 from terralign.scenes.plausible import check_numbers, sentinel2_offset_verdict
 from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS, Sensor, describe_sensor, parse_sensor
@@ -157,6 +158,21 @@ def test_an_offset_left_in_shows_in_most_bands(
     dn = np.round(np.linspace(0, 2000, 4096).reshape(64, 64) + least)
     check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
     assert ("declare dn_offset=-1000" in caplog.text) == is_warned
+
+
+def test_a_bright_scene_takes_three_bands_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    sensor = SENSORS["sentinel2-l2a"]
+    taken: list[float] = []
+    quantile = np.quantile
+
+    def count(values: NDArray[Any], share: Any) -> Any:
+        taken.extend([share] if share == plausible._FLOOR else [])
+        return quantile(values, share)
+
+    monkeypatch.setattr(np, "quantile", count)
+    dn = np.full((12, 64, 64), 5000.0) + RNG.integers(0, 9, (12, 64, 64))
+    check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
+    assert len(taken) == 3
 
 
 @pytest.mark.realdata

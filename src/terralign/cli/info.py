@@ -303,7 +303,7 @@ _SHIPPED: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 def _about_toml(path: Path) -> dict[str, Any]:
     """A TOML file, by the key that only its kind has."""
-    values = read_toml(path)
+    values = read_toml(path, what="TOML file")
     if "reader" in values:
         return _about_dataset(find_dataset(str(path)).facts)
     if "bands" in values:

@@ -100,7 +100,7 @@ def _of_values(value: Any, *, origin: str, base: str, signer: Signer | None) -> 
 
 
 def _of_json(path: Path, signer: Signer | None) -> Iterator[StacItem]:
-    value = read_json(path, fault=DataError)
+    value = read_json(path, what="STAC items", fault=DataError)
     whole = isinstance(value, dict) and value.get("type") == "Feature"
     for item in _of_values(value, origin=shown(path), base=str(path), signer=signer):
         yield replace(item, key=str(path) if whole else f"{path}#{item.id}")
