@@ -239,8 +239,8 @@ def inflate(
     with no visible band, or of a sensor without a composite, starts at the mean, scaled so that a
     grey picture gives the same response. With `colours` (bands, 3), which estimate a normalised RGB
     picture from the tower's normalised bands, it starts as the RGB tower on that estimate, and
-    `composite` and `others` are not looked at. The tower's input must keep the composite's stretch and
-    the CLIP's mean and std on the visible bands.
+    `composite` and `others` are not looked at. The tower's input must keep the composite's stretch
+    and the CLIP's mean and std on the visible bands.
     """
     tower = build_tower(config, clip)
     name, source = _first_conv(clip.visual)

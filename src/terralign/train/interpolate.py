@@ -101,7 +101,8 @@ def merge_ties(
     is kept, over all weights that are `trained` (their keys) together. Each of them takes the sign
     of the sum of what is kept, and the mean of those that have this sign. Others, such as the
     statistics of batch norms, are the mean of the towers. Computed in float32, stored in each one's
-    dtype; integers are those of the last tower. Source: TIES-Merging (Yadav et al. 2023; 0.2 there).
+    dtype; integers are those of the last tower. Source: TIES-Merging (Yadav et al. 2023), where
+    `density` is 0.2.
     """
     assert 0 < density <= 1, "a share"
     for number, theta in enumerate(thetas, 1):
