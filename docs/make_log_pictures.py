@@ -6,8 +6,16 @@
     terralign ablate efficiency --data-root DATA --out studies/efficiency
     python docs/make_log_pictures.py --efficiency studies/efficiency
 
+    terralign ablate losses --data-root DATA --out studies/losses --seed 0 --seed 1 --seed 2
+    terralign ablate bands --data-root DATA --out studies/bands --seed 0 --seed 1 --seed 2 \\
+        --only rgb
+    python docs/make_log_pictures.py --trade studies/losses --trade studies/bands
+
     terralign run starter --data-root DATA --out runs/starter
     python docs/make_log_pictures.py --starter runs/starter
+
+    terralign run micro-real --data-root DATA --out runs/m
+    python docs/make_log_pictures.py --micro runs/m
 
     python benchmarks/transfer.py runs/starter/model --base DATA/micro-clip \\
         --data-root DATA > transfer.jsonl
@@ -40,6 +48,7 @@ from terralign.report.canvas import (
     style_axes,
 )
 from terralign.report.figures import comparison_figure
+from terralign.runs.folder import read_measured
 from terralign.train.checkpoints import read_metrics
 
 MAX_BYTES = 100_000
@@ -54,6 +63,14 @@ WAYS = {
     "labels-random": "labels alone, random start",
 }
 """Variants of the study efficiency without their labels."""
+TRADE = {
+    "mse-normalised-and-label": "mse_normalised 1, label 1",
+    "mse-normalised-and-label-0.2": "mse_normalised 1, label 0.2",
+    "mse-normalised": "mse_normalised",
+    "paper": "the paper's: mse 1, label 0.05",
+    "rgb": "the same, red, green and blue alone",
+}
+"""Variants of the studies losses and bands."""
 MODELS = ("base", "patched", "sentinel2")
 
 
@@ -64,24 +81,37 @@ def main() -> None:
     )
     parser.add_argument("--bound", type=Path, help="a finished study bound")
     parser.add_argument("--efficiency", type=Path, help="a finished study efficiency")
+    parser.add_argument(
+        "--trade", type=Path, action="append", help="a finished study losses, or bands"
+    )
     parser.add_argument("--starter", type=Path, help="a finished run of starter")
+    parser.add_argument("--micro", type=Path, help="a finished run of micro-real")
     parser.add_argument("--transfer", type=Path, help="what transfer.py printed")
     arguments = parser.parse_args()
     if arguments.bound is not None:
         write("log-bound", bound_figure(arguments.bound / "runs"))
     if arguments.efficiency is not None:
         write("log-efficiency", efficiency_figure(arguments.efficiency / "runs"))
+    if arguments.trade is not None:
+        variants = [one for study in arguments.trade for one in sorted(study.glob("runs/*"))]
+        write("log-losses", trade_figure(variants))
     if arguments.starter is not None:
-        rows = read_rows(arguments.starter / "results.json")
-        shown = [
-            row
-            for row in rows
-            if row.role == "alignment" and row.metric in ("top1", "macro_map", "recall@1")
-        ]
-        write("log-starter", comparison_figure(shown))
+        write("log-starter", towers_figure(arguments.starter))
+    if arguments.micro is not None:
+        write("log-towers", towers_figure(arguments.micro))
     if arguments.transfer is not None:
         lines = map(json.loads, arguments.transfer.read_text().splitlines())
         write("log-transfer", covers_figure([one for one in lines if "HLS" in one["what"]]))
+
+
+def towers_figure(run: Path) -> Figure:
+    """What a run measured of its towers, with intervals."""
+    shown = [
+        row
+        for row in read_rows(run / "results.json")
+        if row.role == "alignment" and row.metric in ("top1", "macro_map", "recall@1")
+    ]
+    return comparison_figure(shown)
 
 
 def bound_figure(runs: Path) -> Figure:
@@ -137,6 +167,42 @@ def efficiency_figure(folder: Path) -> Figure:
     by_time.set_xlim(left=0)
     add_legend(figure, LIGHT, columns=2)
     return figure
+
+
+def trade_figure(variants: list[Path]) -> Figure:
+    """Accuracy of each variant's tower against its retrieval of the RGB picture, on EuroSAT MS:
+    means over seeds, with 95 % intervals over the samples."""
+    figure, axes = new_axes(LIGHT, height=5.0)
+    for number, variant in enumerate(variants):
+        runs = sorted(path.parent for path in variant.glob("*/results.json"))
+        top1, recall = (pooled(runs, metric) for metric in ("top1", "recall@1"))
+        errors = [[[value - low], [high - value]] for value, low, high in (top1, recall)]
+        label = TRADE.get(variant.name, variant.name)
+        axes.errorbar(
+            top1[0], recall[0], xerr=errors[0], yerr=errors[1], linestyle="none", markersize=5,
+            linewidth=1, label=label, **LIGHT.line(number),
+        )  # fmt: skip
+    axes.set_xlabel("EuroSAT MS, top-1 %")
+    axes.set_ylabel("recall@1 of the RGB picture, %")
+    add_legend(figure, LIGHT, columns=1)
+    return figure
+
+
+def pooled(runs: list[Path], metric: str) -> tuple[float, float, float]:
+    """A metric of the aligned towers on EuroSAT MS in per cent, and its 95 % bootstrap interval:
+    each sample's values are averaged over the runs first."""
+    values = []
+    for run in runs:
+        rows = read_rows(run / "results.json")
+        key = ("eurosat-ms", "aligned", metric)
+        row = next(one for one in rows if (one.dataset, one.model, one.metric) == key)
+        measured = read_measured(run, row)
+        assert measured is not None, f"{run} kept no values of its samples"
+        values.append(measured[metric])
+    mean = 100 * np.mean(values, axis=0)
+    draws = np.random.default_rng(0).integers(0, len(mean), (2000, len(mean)))
+    low, high = np.percentile(mean[draws].mean(1), [2.5, 97.5])
+    return float(mean.mean()), float(low), float(high)
 
 
 def top1_of(run: Path, model: str) -> float:

@@ -120,23 +120,28 @@ def test_a_merge_names_the_theta_that_does_not_match() -> None:
 
 def test_ties_trims_elects_and_takes_the_mean_of_those_that_agree() -> None:
     """Changes of w by one and two: 4 3 -3 0.5 and 2 -5 4 0.25; of v: 0.25 and -6. Four are kept of
-    each tower's eight."""
-    start = {"w": torch.full((4,), 10.0), "v": torch.zeros(4), "n": torch.tensor(1)}
-    one = {**start, "w": torch.tensor([14, 13, 7, 10.5]), "v": torch.tensor([0.25, 0, 0, 0])}
+    each tower's eight. The statistics s take no part."""
+    start = {
+        "w": torch.full((4,), 10.0), "v": torch.zeros(4), "n": torch.tensor(1), "s": torch.ones(9),
+    }  # fmt: skip
+    one = {
+        **start, "w": torch.tensor([14, 13, 7, 10.5]), "v": torch.tensor([0.25, 0, 0, 0]),
+        "s": torch.full((9,), 101.0),
+    }  # fmt: skip
     two = {
-        "w": torch.tensor([12, 5, 14, 10.25]),
-        "v": torch.tensor([0, 0, 0, -6.0]),
-        "n": 2 * one["n"],
-    }
-    merged = merge_ties(start, [one, two], density=0.5)
+        "w": torch.tensor([12, 5, 14, 10.25]), "v": torch.tensor([0, 0, 0, -6.0]),
+        "n": torch.tensor(2), "s": torch.ones(9),
+    }  # fmt: skip
+    merged = merge_ties(start, [one, two], density=0.5, trained={"w", "v"})
     assert merged["w"].tolist() == [13, 5, 14, 10.5]
     assert merged["v"].tolist() == [0, 0, 0, -6]
+    assert merged["s"].tolist() == [51] * 9
     assert int(merged["n"]) == 2
 
 
 def test_ties_of_one_tower_is_that_tower_trimmed() -> None:
     start, one = {"w": torch.zeros(4)}, {"w": torch.tensor([1.0, -4.0, 3.0, -2.0])}
-    assert merge_ties(start, [one], density=1.0)["w"].tolist() == one["w"].tolist()
-    assert merge_ties(start, [one], density=0.25)["w"].tolist() == [0, -4, 0, 0]
+    assert merge_ties(start, [one], density=1.0, trained={"w"})["w"].tolist() == [1, -4, 3, -2]
+    assert merge_ties(start, [one], density=0.25, trained={"w"})["w"].tolist() == [0, -4, 0, 0]
     with pytest.raises(ModelError, match="theta_2"):
-        merge_ties(start, [one, {"w": torch.zeros(3)}], density=0.5)
+        merge_ties(start, [one, {"w": torch.zeros(3)}], density=0.5, trained={"w"})

@@ -369,7 +369,9 @@ def test_patching_two_tasks_jointly_sequentially_and_in_parallel(
 
     ties = _patch(tiny_clip, tmp_path / "ties", tasks, checks, supported, mode="ties", density=0.3)
     assert set(ties.points[0].patching) == names
-    changed = merge_ties(theta_0, alone, density=0.3)
+    changed = merge_ties(
+        theta_0, alone, density=0.3, trained=dict(tiny_clip.visual.named_parameters())
+    )
     assert _same(ties.finetuned, changed)
     assert _same(ties.patched, interpolate(theta_0, changed, ties.choice.alpha))
 

@@ -238,9 +238,9 @@ def inflate(
     zero, or at the filters' mean over the number of bands (`others`: "zero" or "mean"). A tower
     with no visible band, or of a sensor without a composite, starts at the mean, scaled so that a
     grey picture gives the same response. With `colours` (bands, 3), which estimate a normalised RGB
-    picture from the tower's normalised bands, it starts as the RGB tower on that estimate, whatever
-    its bands. The tower's input must keep the composite's stretch and
-    the CLIP's mean and std on the visible bands.
+    picture from the tower's normalised bands, it starts as the RGB tower on that estimate, and
+    `composite` and `others` are not looked at. The tower's input must keep the composite's stretch
+    and the CLIP's mean and std on the visible bands.
     """
     tower = build_tower(config, clip)
     name, source = _first_conv(clip.visual)

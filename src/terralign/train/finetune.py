@@ -79,7 +79,16 @@ def train_mode(module: nn.Module, *, frozen_batch_norm: bool) -> None:
 def select_trainable(
     module: nn.Module, patterns: Sequence[str], frozen: Sequence[str] = ()
 ) -> None:
-    """Let only the parameters be trained that match one of `patterns` and none of `frozen`.
+    """Let only the parameters be trained that `trainable_names` names."""
+    chosen = trainable_names(module, patterns, frozen)
+    for name, value in module.named_parameters():
+        value.requires_grad_(name in chosen)
+
+
+def trainable_names(
+    module: nn.Module, patterns: Sequence[str], frozen: Sequence[str] = ()
+) -> set[str]:
+    """The module's parameters that match one of `patterns` and none of `frozen`.
 
     `RecipeError` for a pattern that matches no parameter, and where none is left to train.
     """
@@ -96,8 +105,7 @@ def select_trainable(
     chosen = {name for name in names if _matches(name, patterns) and not _matches(name, frozen)}
     if not chosen:
         raise RecipeError("trainable and frozen leave no parameter to train; name fewer in frozen")
-    for name, value in module.named_parameters():
-        value.requires_grad_(name in chosen)
+    return chosen
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

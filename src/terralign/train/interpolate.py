@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -89,19 +89,25 @@ def merge(
 
 
 def merge_ties(
-    theta_0: Mapping[str, Tensor], thetas: Sequence[Mapping[str, Tensor]], *, density: float
+    theta_0: Mapping[str, Tensor],
+    thetas: Sequence[Mapping[str, Tensor]],
+    *,
+    density: float,
+    trained: Collection[str],
 ) -> StateDict:
     """theta_0 plus one change of weights, made of those of several towers by TIES.
 
     Of each tower's change theta_i - theta_0 the share `density` (0-1) with the largest magnitudes
-    is kept, over all its weights together. Each weight takes the sign of the sum of what is kept,
-    and the mean of those that have this sign. Computed in float32, stored in each one's dtype;
-    integers are those of the last tower. Source: TIES-Merging (Yadav et al. 2023; 0.2 there).
+    is kept, over all weights that are `trained` (their keys) together. Each of them takes the sign
+    of the sum of what is kept, and the mean of those that have this sign. Others, such as the
+    statistics of batch norms, are the mean of the towers. Computed in float32, stored in each one's
+    dtype; integers are those of the last tower. Source: TIES-Merging (Yadav et al. 2023), where
+    `density` is 0.2.
     """
     assert 0 < density <= 1, "a share"
     for number, theta in enumerate(thetas, 1):
         check_same_weights(theta_0, theta, what=f"theta_{number}")
-    least = [_least_kept(theta_0, theta, density) for theta in thetas]
+    least = [_least_kept(theta_0, theta, density, trained) for theta in thetas]
     merged: StateDict = {}
     for key, value in theta_0.items():
         if not value.is_floating_point():
@@ -109,6 +115,9 @@ def merge_ties(
             continue
         start = value.to(torch.float32)
         changes = torch.stack([theta[key].to(torch.float32) - start for theta in thetas])
+        if key not in trained:
+            merged[key] = (start + changes.mean(0)).to(value.dtype)
+            continue
         for change, magnitude in zip(changes, least, strict=True):
             change[change.abs() < magnitude] = 0
         elected = changes.sum(0).sign()
@@ -119,14 +128,17 @@ def merge_ties(
 
 
 def _least_kept(
-    theta_0: Mapping[str, Tensor], theta: Mapping[str, Tensor], density: float
+    theta_0: Mapping[str, Tensor],
+    theta: Mapping[str, Tensor],
+    density: float,
+    trained: Collection[str],
 ) -> float:
     """The smallest magnitude among the share `density` of the largest changes of weights."""
     changes = [
-        (theta[key].to(torch.float32) - value.to(torch.float32)).abs().flatten()
-        for key, value in theta_0.items()
-        if value.is_floating_point()
+        (theta[key].to(torch.float32) - theta_0[key].to(torch.float32)).abs().flatten().cpu()
+        for key in trained
     ]
-    magnitudes = torch.cat(changes)
-    kept = max(1, round(density * len(magnitudes)))
-    return float(magnitudes.kthvalue(len(magnitudes) - kept + 1).values)
+    magnitudes = torch.cat(changes).numpy()
+    place = len(magnitudes) - max(1, round(density * len(magnitudes)))
+    magnitudes.partition(place)
+    return float(magnitudes[place])

@@ -30,6 +30,7 @@ from terralign.train.finetune import (
     finetune_depends,
     is_batch_norm,
     reestimate_batch_norm,
+    trainable_names,
     training_pictures,
 )
 from terralign.train.interpolate import (
@@ -271,7 +272,9 @@ class _Patching:
         ]
         theta_0 = on_device(self.clip.visual.state_dict(), self.device)
         if self.settings.mode == "ties":
-            merged = merge_ties(theta_0, thetas, density=self.settings.density)
+            settings = self.settings
+            trained = trainable_names(self.clip.visual, settings.trainable, settings.frozen)
+            merged = merge_ties(theta_0, thetas, density=settings.density, trained=trained)
 
             def make(alpha: float) -> StateDict:
                 return interpolate(theta_0, merged, alpha)

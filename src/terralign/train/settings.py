@@ -171,7 +171,8 @@ class PatchSettings(FinetuneSettings):
     """Stage 1: the gradients' settings, and those of the sweep."""
 
     mode: Literal["joint", "sequential", "parallel", "ties"] = "joint"
-    """How several tasks are patched: in one of PAINT's ways, or each alone and merged by TIES."""
+    """How several tasks are patched: in one of PAINT's ways, or each alone and merged by TIES,
+    whose means of changes may want alphas up to 2."""
     density: float = Field(default=0.2, gt=0, le=1)
     """TIES: the share of each task's largest changes of weights that is kept."""
     alphas: tuple[float, ...] = Field(default=DEFAULT_ALPHAS, min_length=1)
@@ -212,8 +213,9 @@ class StudentSettings(BaseModel):
     missing: Literal["error", "zero"] = "error"
     """What happens to a band that pixels lack: an error, or zero (the paper's B10 of L2A)."""
     others: Literal["zero", "mean", "fitted"] = "zero"
-    """Inflated towers: where the filters of invisible bands start. "fitted", for towers without
-    visible bands: at the least-squares estimate of the RGB composite from the tower's bands."""
+    """Inflated towers: where the filters of invisible bands start, at zero or at the mean of the
+    RGB filters; towers without visible bands start at the mean with both. "fitted", for these
+    alone: at the least-squares estimate of the RGB composite from the tower's bands."""
     initial: str | None = None
     """A self-supervised checkpoint (SSL4EO-S12, torchgeo) for a timm backbone."""
     initial_bands: tuple[str, ...] | None = None
