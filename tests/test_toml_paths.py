@@ -82,7 +82,7 @@ def test_the_folder_of_the_file_comes_before_the_data_root(tmp_path: Path) -> No
     assert paths.not_found("mien.toml").startswith(
         f"mien.toml not found (did you mean {tmp_path / 'root' / 'mine.toml'}?); looked in "
     )
-    assert paths.not_found("gone/a.toml").startswith("gone/a.toml not found; looked in ")
+    assert paths.not_found("elsewhere/a.toml").startswith("elsewhere/a.toml not found; looked in ")
     slip = tmp_path / "root" / "mien.toml"
     assert paths.not_found(slip).startswith(f"{slip} not found (did you mean ")
 
