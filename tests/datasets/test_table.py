@@ -339,7 +339,7 @@ def test_rows_of_no_declared_split_are_named_once(
         (
             "samples.csv",
             "sample.csv",
-            r"table: fields/sample.csv not found; looked in .* and the",
+            r"table: fields/sample.csv not found .*samples.csv\?\); looked in .* and the",
         ),
         ("fields/samples.csv", "../samples.csv", r"table: '../samples.csv' leads outside"),
         ("fields/images", "/images", r"root: '/images' leads outside"),
