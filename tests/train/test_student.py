@@ -98,6 +98,18 @@ def test_a_fitted_student_sees_no_visible_band_and_pixels_beside_the_pictures(
         new_student("s1", tiny_clip, radar, [S1], [_Smaller(scenes)], seed=0)
 
 
+def test_a_fitted_student_gives_no_weight_to_a_band_without_pixels(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    settings = StudentSettings(bands=INVISIBLE, others="fitted", missing="zero")
+    masked = _Masked(scenes, S2, ("B12",))
+    student, _ = new_student("s2", tiny_clip, settings, [S2], [masked], seed=0)
+    filters = next(one for one in student.modules() if isinstance(one, nn.Conv2d)).weight
+    assert bool(filters.isfinite().all())
+    assert bool((filters[:, -1] == 0).all())
+    assert bool((filters[:, :-1] != 0).any())
+
+
 class _Smaller(Wrapped):
     """A set whose radar has fewer pixels."""
 
