@@ -11,7 +11,7 @@ from terralign.datasets.facts import check_data_root, check_name
 from terralign.encoders.prompt_sets import load_prompts
 from terralign.encoders.sources import check_source, sensors_of
 from terralign.errors import DataError, SensorError, shown
-from terralign.files import missing_hint, not_found, read_toml
+from terralign.files import missing_hint, read_toml
 from terralign.sensors import Sensor, find_sensor
 from terralign.toml_paths import TomlPaths
 from terralign.toml_values import read_named
@@ -82,8 +82,6 @@ def check_paths(paths: Sequence[str]) -> None:
     files = [path for path in paths if not is_remote_source(path)]
     missing = [path for path in files if not Path(path).exists() and not glob.has_magic(path)]
     if missing and len(missing) == len(paths):
-        if len(missing) == 1:
-            raise DataError(not_found(missing[0]))
         raise DataError(
             f"{', '.join(map(shown, missing[:3]))}{', ...' if missing[3:] else ''} not found"
             f"{missing_hint(missing[0])}"
