@@ -18,6 +18,7 @@ import unicodedata
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
@@ -584,15 +585,40 @@ def hint_of_name(name: str) -> str:
 
 
 def why_missing(path: Path | str) -> str:
+    """What `find_missing` knows of a path, in words; "" where it is nothing."""
+    return str(find_missing(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is known of a path that does not exist.
+
+    `folder`: the first of its folders that does not exist. `file`: what is a file there, where a
+    folder should be. `near`: the path beside the missing one that was probably meant.
+    """
+
+    folder: Path | None = None
+    file: Path | None = None
+    near: Path | None = None
+
+    def __str__(self) -> str:
+        if self.file is not None:
+            return f"{shown(self.file)} is a file, not a folder"
+        parts = [] if self.folder is None else [f"there is no folder {shown(self.folder)}"]
+        parts += [] if self.near is None else [f"did you mean {shown(self.near)}?"]
+        return "; ".join(parts)
+
+
+def find_missing(path: Path | str) -> Missing:
     """Of a path that does not exist the folder that is missing, and the name beside it that was
-    probably meant; "" where neither is known.
+    probably meant.
 
     A folder's first `_MAX_NAMES` names are looked at. Names whose digits, codes (`T33NZA`, `S2A`)
     or polarisations differ are of different things (bands, dates, tiles), not slips. Nothing is
     known of an address, or of a home folder that the shell did not fill in.
     """
     if "://" in str(path) or str(path).startswith("~"):
-        return ""
+        return Missing()
     wanted = Path(path)
     try:
         while not wanted.parent.is_dir() and wanted != wanted.parent:
@@ -601,13 +627,14 @@ def why_missing(path: Path | str) -> str:
         with os.scandir(wanted.parent) as entries:
             names = [one.name for one in itertools.islice(entries, _MAX_NAMES)]
     except (OSError, ValueError):  # a folder that may not be listed, a name that is too long
-        return ""
+        return Missing()
     if is_file:
-        return f"{shown(wanted)} is a file, not a folder"
+        return Missing(file=wanted)
     near = _near_name(wanted.name, names)
-    parts = [] if wanted == Path(path) else [f"there is no folder {shown(wanted)}"]
-    parts += [f"did you mean {shown(wanted.with_name(near))}?"] if near else []
-    return "; ".join(parts)
+    return Missing(
+        folder=None if wanted == Path(path) else wanted,
+        near=wanted.with_name(near) if near else None,
+    )
 
 
 _MAX_NAMES = 1000

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from terralign.errors import RecipeError, shown
-from terralign.files import missing_hint, not_found, read_shipped
+from terralign.files import find_missing, not_found, read_shipped
 
 PATH_KEYS = frozenset({"data", "prompts", "average_prompts", "sensors", "model", "initial"})
 """The keys of recipes and suites whose texts, or lists of texts, may be paths."""
@@ -84,8 +84,8 @@ class TomlPaths:
             places.append(f"the data root {self.data_root}")
         hint = "" if self.data_root is not None else "; no data root was given to look in"
         bases = [one for one in (self.folder, self.data_root) if one is not None]
-        hints = (missing_hint(base / written) for base in bases)
-        near = next((one for one in hints if one.endswith("?)")), "")
+        missing = (find_missing(base / written) for base in bases)
+        near = next((f" ({one})" for one in missing if one.near), "")
         where = " and ".join(places) or "no folder"
         return f"{shown(written)} not found{near}; looked in {where}{hint}"
 

@@ -27,7 +27,7 @@ from terralign.cli.app import (
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
 from terralign.errors import TerralignError, counted, shown
-from terralign.files import why_missing
+from terralign.files import find_missing
 from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
 
@@ -147,10 +147,10 @@ def _check_geojson(path: Path | None) -> None:
 
 def _check_folder(path: Path, option: str) -> None:
     if not path.absolute().parent.is_dir():
-        missing = why_missing(path) or "its folder cannot be listed"
-        is_to_be_made = missing.startswith("there is no folder") and not missing.endswith("?")
-        todo = "; make it first" if is_to_be_made else ""
-        raise click.UsageError(f"{option} {shown(path)}: {missing}{todo}")
+        missing = find_missing(path)
+        why = str(missing) or "its folder cannot be listed"
+        todo = "; make it first" if missing.folder and not missing.near else ""
+        raise click.UsageError(f"{option} {shown(path)}: {why}{todo}")
 
 
 def _check(
