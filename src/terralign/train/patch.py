@@ -274,17 +274,11 @@ class _Patching:
         if self.settings.mode == "ties":
             settings = self.settings
             trained = trainable_names(self.clip.visual, settings.trainable, settings.frozen)
-            merged = merge_ties(theta_0, thetas, density=settings.density, trained=trained)
-
-            def make(alpha: float) -> StateDict:
-                return interpolate(theta_0, merged, alpha)
-
-        else:
-
-            def make(alpha: float) -> StateDict:
-                return merge(theta_0, thetas, [alpha] * len(thetas))
-
-        result = self.finish(make, tasks, validation, self.folder)
+            thetas = [merge_ties(theta_0, thetas, density=settings.density, trained=trained)]
+        result = self.finish(
+            lambda alpha: merge(theta_0, thetas, [alpha] * len(thetas)),
+            tasks, validation, self.folder,
+        )  # fmt: skip
         if ranks.is_first():
             write_state_dict(self.folder / "finetuned.safetensors", result.finetuned)
         return result
