@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from terralign.compute import choose_threads
+from terralign.compute import choose_threads, set_threads
 from terralign.encoders.clip.load import ClipModel, load_clip, new_clip
 
 ARCHITECTURE: dict[str, Any] = {
@@ -46,7 +46,7 @@ def parse_arguments(description: str, *, repeats: int = 7) -> argparse.Namespace
         "--repeats", type=int, help=f"turns of each variant; default {repeats}, quick 2"
     )
     arguments = parser.parse_args()
-    torch.set_num_threads(choose_threads(arguments.threads))
+    set_threads(choose_threads(arguments.threads))
     arguments.repeats = arguments.repeats or (2 if arguments.quick else repeats)
     return arguments
 

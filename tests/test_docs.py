@@ -124,6 +124,9 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(6):
             chip = (rng.integers(0, 300, (4, 32, 32)) + level).astype(np.uint16)
             write_geotiff(folder / "planet" / kind / f"{number}.tif", chip, bands, gsd_m=3)
+    for split, numbers in {"train": range(4), "val": range(4, 6)}.items():
+        names = [f"{kind}/{number}.tif" for kind in ("Field", "Lake") for number in numbers]
+        (folder / f"{split}.txt").write_text("\n".join(names))
     (folder / "planetscope.toml").write_text(_PLANETSCOPE)
     _write_polygons(folder)
     return folder

@@ -257,18 +257,19 @@ class MappedTensor:
 
 
 BATCHES_AHEAD = 256
-"""Batches whose rows are asked for, at first and after one that had to wait for the disk."""
+"""Batches whose rows are asked for after one that had to wait for the disk."""
 
 
 class FetchingAhead:
     """Whether the system is asked for the rows of a batch ahead of their copies.
 
     That is worth it where rows come from disk. Where they lie in memory it takes a tenth of the
-    time of their copies, so it ends when no batch has waited for a while.
+    time of their copies, so it begins with a batch that has waited, and ends when none has for a
+    while.
     """
 
     def __init__(self) -> None:
-        self._num_left = BATCHES_AHEAD
+        self._num_left = 0
 
     @contextmanager
     def batch(self) -> Iterator[bool]:
