@@ -146,7 +146,7 @@ def efficiency_figure(folder: Path) -> Figure:
     for axes in panels:
         style_axes(axes, LIGHT)
         axes.axhline(
-            np.mean([top1_of(run, "patched") for run in runs]),
+            np.mean([top1_of(run, "patched") for run in runs if has_stage_1(run)]),
             color=LIGHT.muted, linestyle="--", linewidth=1,
         )  # fmt: skip
     places = {"0": 0, "29": 1, "286": 2}
@@ -209,6 +209,11 @@ def top1_of(run: Path, model: str) -> float:
     """Top-1 in per cent of a run's patched RGB tower, or of its aligned one."""
     rows = read_rows(run / "results.json")
     return 100 * next(float(r.value or 0) for r in rows if (r.model, r.metric) == (model, "top1"))
+
+
+def has_stage_1(run: Path) -> bool:
+    """Whether a run patched its RGB tower; one of stage 2 alone begins with a patched one."""
+    return (run / "patch").is_dir()
 
 
 def minutes_of(run: Path) -> float:

@@ -65,7 +65,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep the memory that tensors free, for the next ones; elsewhere nothing happens.
 
     By default it gives every large piece back to the system and asks for it again, page by page, at
-    each step: measured on CPU, 12 to 20 % of a run's time (docs/benchmarks.md).
+    each step: measured on CPU, 12 to 20 % of a run's time (docs/benchmarks.md). There is a heap for
+    each core, so that a reader does not wait for the model's, nor the model for a reader's.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -74,7 +75,7 @@ def keep_freed_memory() -> None:
     for size in (1 << 30, 1 << 25):  # some versions refuse a threshold above 32 MiB
         if mallopt(_M_MMAP_THRESHOLD, size):
             mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-            mallopt(_M_ARENA_MAX, 1)
+            mallopt(_M_ARENA_MAX, available_cores())
             return
 
 
