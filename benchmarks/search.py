@@ -29,7 +29,7 @@ import shapely
 import torch
 
 from terralign.chips import Window
-from terralign.compute import choose_threads
+from terralign.compute import choose_threads, set_threads
 from terralign.encoders.vectors import as_unit
 from terralign.index.filters import make_filters, rows_meeting
 from terralign.index.parts import (
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95, help="that --index asks for")
     parser.add_argument("--keep", type=Path, help="with --index: a folder to work in, and to keep")
     arguments = parser.parse_args()
-    torch.set_num_threads(choose_threads())
+    set_threads(choose_threads())
     num = 1_000_000 if arguments.full else arguments.num
     with tempfile.TemporaryDirectory() as folder:
         if arguments.index:

@@ -30,6 +30,7 @@ from terralign.files import (
     claimed,
     clear_partials,
     decode_text,
+    find_missing,
     hash_file,
     hash_json,
     name_of_folder,
@@ -39,7 +40,6 @@ from terralign.files import (
     read_text,
     read_toml,
     require_folder,
-    why_missing,
     write_json,
     write_text,
 )
@@ -535,13 +535,16 @@ def test_a_slip_in_a_path_is_answered_with_the_name_beside_it(tmp_path: Path) ->
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "a.tif").touch()
-    assert why_missing(tmp_path / "rusn" / "m" / "model") == (
+    assert str(find_missing(tmp_path / "rusn" / "m" / "model")) == (
         f"there is no folder {tmp_path / 'rusn'}; did you mean {tmp_path / 'runs'}?"
     )
-    assert why_missing(tmp_path / "other" / "m") == f"there is no folder {tmp_path / 'other'}"
+    assert str(find_missing(tmp_path / "other" / "m")) == f"there is no folder {tmp_path / 'other'}"
     nothing = ("/", "a\0b", "x" * 5000, "https://example.org/a.tif", "~/a.tif")
-    assert [why_missing(one) for one in nothing] == [""] * 5
-    assert why_missing(tmp_path / "a.tif" / "b") == f"{tmp_path / 'a.tif'} is a file, not a folder"
+    assert [str(find_missing(one)) for one in nothing] == [""] * 5
+    assert (
+        str(find_missing(tmp_path / "a.tif" / "b"))
+        == f"{tmp_path / 'a.tif'} is a file, not a folder"
+    )
     (tmp_path / "a.json").touch()
     with pytest.raises(StorageError, match=r"a\.jsn: No such file .*did you mean .*a\.json\?"):
         read_json(tmp_path / "a.jsn", what="polygon")

@@ -574,19 +574,13 @@ def not_found(path: Path | str) -> str:
 
 
 def missing_hint(path: Path | str) -> str:
-    """`why_missing` in brackets, as it follows a path in an error; "" where nothing is known."""
-    why = why_missing(path)
-    return f" ({why})" if why else ""
+    """What `find_missing` knows, as it follows a path in an error; "" where that is nothing."""
+    return find_missing(path).hint
 
 
 def hint_of_name(name: str) -> str:
     """`missing_hint` of what may be a name or a path; "" for a plain word."""
     return missing_hint(name) if os.sep in name or Path(name).suffix else ""
-
-
-def why_missing(path: Path | str) -> str:
-    """What `find_missing` knows of a path, in words; "" where it is nothing."""
-    return str(find_missing(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -607,6 +601,11 @@ class Missing:
         parts = [] if self.folder is None else [f"there is no folder {shown(self.folder)}"]
         parts += [] if self.near is None else [f"did you mean {shown(self.near)}?"]
         return "; ".join(parts)
+
+    @property
+    def hint(self) -> str:
+        """The same in brackets; "" where nothing is known."""
+        return f" ({self})" if str(self) else ""
 
 
 def find_missing(path: Path | str) -> Missing:

@@ -85,7 +85,7 @@ class TomlPaths:
         hint = "" if self.data_root is not None else "; no data root was given to look in"
         bases = [one for one in (self.folder, self.data_root) if one is not None]
         missing = (find_missing(base / written) for base in bases)
-        near = next((f" ({one})" for one in missing if one.near), "")
+        near = next((one.hint for one in missing if one.near), "")
         where = " and ".join(places) or "no folder"
         return f"{shown(written)} not found{near}; looked in {where}{hint}"
 

@@ -300,8 +300,8 @@ def _check_jpeg(file: IO[bytes], what: str) -> None:
 def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
     """Whether a JPEG is sequential with all colours in its first scan, after which nothing is
     decoded. `DataError` where too many segments come before that."""
-    position, num_colours, num_segments, most = 2, 0, 0, limit("jpeg_segments")
-    while num_segments <= most:
+    position, num_colours, num_segments = 2, 0, 0
+    while True:
         file.seek(position)
         head = file.read(10)
         if head[:1] != b"\xff" or head[1:2] in b"\0\xff":
@@ -319,10 +319,8 @@ def _is_of_one_scan(file: IO[bytes], what: str) -> bool:
         elif head[1] == 0xDA:
             return num_colours == head[4]
         num_segments += 1
+        require("jpeg_segments", num_segments, f"{what} has at least", todo="save it anew")
         position += 2 if head[1] in _WITHOUT_LENGTH else 2 + int.from_bytes(head[2:4])
-    raise DataError(
-        beyond("jpeg_segments", num_segments, f"{what} has at least", todo="save it anew")
-    )
 
 
 _MARKER = re.compile(rb"\xff[^\0\xff]")
