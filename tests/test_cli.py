@@ -96,6 +96,20 @@ def _write_tif(path: Path, count: int) -> Path:
     return path
 
 
+# What libraries say
+
+
+def test_a_librarys_warning_is_one_line_without_its_place_in_the_code(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["info", "sensors"], standalone_mode=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # as where another thread has ended a filter
+        warnings.warn("a CUDA driver\n  is too old", stacklevel=1)
+        warnings.warn("Dataset has no geotransform, gcps, or rpcs.", stacklevel=1)
+    assert capsys.readouterr().err.splitlines() == ["a CUDA driver is too old"]
+
+
 # Help
 
 

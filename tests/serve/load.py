@@ -435,8 +435,8 @@ def refusals(server: Server, folder: Path, num: int, seed: int) -> dict[str, Any
             wrong.append(f"{number} {name}: {status} for {content[:200]!r}")
         for leak in leaks(text, folders):
             wrong.append(f"{number} {name}: the answer holds {leak!r}")
-    log = server.log.read_text(errors="replace")
-    wrong += [f"the log holds {leak!r}" for leak in leaks(log, folders)]
+    for line in server.log.read_text(errors="replace").splitlines():
+        wrong += [f"the log holds {leak!r}: {line[:500]}" for leak in leaks(line, folders)]
     return {"requests": num, "statuses": dict(sorted(statuses.items())), "wrong": wrong}
 
 

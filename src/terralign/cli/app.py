@@ -167,7 +167,22 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     for name in ("huggingface_hub", "httpx", "matplotlib", "rasterio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of the same kind
+    warnings.showwarning = _report_warning
     sys.unraisablehook = _report_unraisable
+
+
+_OF_NO_USE = ("Dataset has no geotransform", "The dataset has no Overviews")
+"""How warnings begin about pictures that are made in memory to be shown."""
+
+
+def _report_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """In one line, without the place in the code.
+
+    What is of no use is left out here, since a filter does not hold: libraries set their own for
+    a while, and in threads one ends the other's.
+    """
+    if not str(message).startswith(_OF_NO_USE):
+        logging.getLogger(__name__).warning("%s", message)
 
 
 def _report_unraisable(fault: Any) -> None:

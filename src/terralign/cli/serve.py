@@ -8,7 +8,6 @@ import os
 import secrets
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -95,7 +94,6 @@ def serve(
             hint = "" if path.exists() else missing_hint(path)
             raise click.UsageError(f"--scenes {shown(path)}: no such folder{hint}")
     _require_extra()
-    warnings.filterwarnings("ignore", message="The dataset has no Overviews")  # ours are in memory
     if out is not None:
         assert query is not None
         _export(folder, model, scenes, title, device, as_json, out, query, against, k)
