@@ -81,7 +81,7 @@ class Composite:
 
 def _check_fields(value: Band | Composite | Sensor) -> None:
     """Hold the fields against their types, lists becoming tuples; `SensorError` for another."""
-    kind = type(value)
+    kind: Any = type(value)
     given = {field.name: getattr(value, field.name) for field in fields(kind)}
     try:
         checked = _model_of(kind).model_validate(given)
@@ -95,7 +95,9 @@ def _check_fields(value: Band | Composite | Sensor) -> None:
 @cache
 def _model_of(kind: type[Any]) -> type[BaseModel]:
     hints = get_type_hints(kind, include_extras=True)
-    return create_model(kind.__name__, **{name: (hint, ...) for name, hint in hints.items()})
+    definitions: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items()}
+    model: type[BaseModel] = create_model(kind.__name__, **definitions)
+    return model
 
 
 def shorten(names: Sequence[str], *, most: int = 6) -> str:
