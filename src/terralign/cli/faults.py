@@ -124,7 +124,9 @@ class OneLineFaults(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.ClickException, click.Abort) as stop:
+            if isinstance(stop, click.UsageError) and "unexpected extra arg" in stop.message:
+                stop.message += '; put words that belong together in quotes: "a river"'
             raise
         except RankLostError as error:
             if context.params.get("debug"):
