@@ -126,7 +126,8 @@ class OneLineFaults(click.Group):
             sys.exit(1)
         except (click.exceptions.Exit, click.ClickException, click.Abort) as stop:
             if isinstance(stop, click.UsageError) and "unexpected extra arg" in stop.message:
-                stop.message += '; put words that belong together in quotes: "a river"'
+                quotes = '; put words that belong together in quotes: "a river"'
+                raise click.UsageError(stop.message + quotes, stop.ctx) from None
             raise
         except RankLostError as error:
             if context.params.get("debug"):
