@@ -209,6 +209,8 @@ def test_a_changed_scene_replaces_its_part_and_a_changed_setting_is_another(
     assert not caplog.records
     [other] = embedded(space, path, tmp_path / "out", stride=16).scenes
     assert set((tmp_path / "out").glob("*.parquet")) == {new.path, other.path}
+    again = embedded(space, path, tmp_path / "out", stride=16)
+    assert "\nscene.tif  " in str(again)  # without its folder
     [told] = caplog.messages
     assert (
         f"windows twice; remove one of the two parts ({new.path.name}, {other.path.name})" in told

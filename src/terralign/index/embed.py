@@ -180,7 +180,10 @@ class EmbeddedScenes(Shown):
 
     def table(self) -> Table:
         """Scene, tower, vectors and what was left out, of each part."""
-        names = short_keys([one.facts.source for one in self.scenes])
+        sources = [one.facts.source for one in self.scenes]
+        names = (
+            short_keys(sources) if len(sources) > 1 else [one.facts.scene for one in self.scenes]
+        )
 
         def facts(row: int) -> PartFacts:
             return self.scenes[row].facts
