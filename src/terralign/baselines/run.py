@@ -25,6 +25,7 @@ from terralign.baselines.prompt_learning import (
     learn_prompts,
 )
 from terralign.compute import choose_device
+from terralign.datasets.fingerprint import labels_id
 from terralign.datasets.sample import SampleSet, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
@@ -180,6 +181,7 @@ class _Stage:
             {
                 **depends,
                 "data": samples.fingerprint,
+                "labels": labels_id(samples),
                 "entry": identity_of(entry.model_dump(mode="json")),
             },
             measure,
