@@ -153,6 +153,19 @@ class SampleSet(Protocol):
         ...
 
 
+_COUNTED = "sample-"
+
+
+def counted_keys(num_samples: int) -> tuple[str, ...]:
+    """The keys of samples without names: they count them."""
+    return tuple(f"{_COUNTED}{number:06d}" for number in range(num_samples))
+
+
+def is_counted(key: str) -> bool:
+    """Whether a key is one of `counted_keys`, which the samples of another set have too."""
+    return key.startswith(_COUNTED) and key.removeprefix(_COUNTED).isdecimal()
+
+
 def as_numbers(array: Any) -> NDArray[Any]:
     """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
 
