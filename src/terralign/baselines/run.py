@@ -25,8 +25,7 @@ from terralign.baselines.prompt_learning import (
     learn_prompts,
 )
 from terralign.compute import choose_device
-from terralign.datasets.fingerprint import labels_id
-from terralign.datasets.sample import SampleSet, require_labels
+from terralign.datasets.sample import SampleSet, labels_id, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.picture_size import picture_size

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
-from terralign.datasets.fingerprint import labels_id
 from terralign.datasets.overlap import Overlaps, title
-from terralign.datasets.sample import Labels, SampleSet, require_labels
+from terralign.datasets.sample import Labels, SampleSet, labels_id, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.errors import RecipeError
 from terralign.files import hash_json

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import PixelLayout
-from terralign.datasets.sample import SampleSet
 from terralign.errors import DataError, shown
 from terralign.files import hash_json
 from terralign.sensors import describe_sensor
@@ -47,22 +46,6 @@ def fingerprint(
             "keys": list(keys),
             "layouts": {key: describe_layout(layout) for key, layout in layouts.items()},
             "content": list(content),
-        }
-    )
-
-
-def labels_id(samples: SampleSet) -> str:
-    """The name of a set's labels, captions and class names, which a fingerprint need not hold."""
-    labels, captions = samples.labels, samples.captions
-    return hash_json(
-        {
-            "labels": labels
-            and [
-                *[str(labels.values.dtype), *labels.values.shape],
-                hashlib.sha256(labels.values.tobytes()).hexdigest(),
-            ],
-            "classes": labels and list(labels.class_names),
-            "captions": captions and [list(own) for own in captions],
         }
     )
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from terralign import progress, ranks
 from terralign.compute import choose_device, computing
 from terralign.datasets.catalog import check_data_root
-from terralign.datasets.fingerprint import describe_layout, labels_id
-from terralign.datasets.sample import SampleSet, pixels_id
+from terralign.datasets.fingerprint import describe_layout
+from terralign.datasets.sample import SampleSet, labels_id, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower

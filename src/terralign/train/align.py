@@ -21,9 +21,14 @@ from terralign import ranks
 from terralign.compute import inference_depends
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
-from terralign.datasets.fingerprint import labels_id
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet, only_sensors, optical_layout, require_labels
+from terralign.datasets.sample import (
+    SampleSet,
+    labels_id,
+    only_sensors,
+    optical_layout,
+    require_labels,
+)
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
