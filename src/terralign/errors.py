@@ -104,7 +104,7 @@ def nearest(given: str, known: Iterable[str]) -> str:
 
     Of more names, or longer ones, than anyone lists, the nearest is not looked for.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     folded = {name.casefold(): name for name in names}
     plain = given.casefold()
     if plain in folded:

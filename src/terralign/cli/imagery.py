@@ -709,6 +709,11 @@ def search(
             asked,
         )  # fmt: skip
         return
+    if not Path(imagery).exists() and Path(query).exists() and query:
+        raise click.UsageError(
+            f"{shown(imagery)} not found; the imagery comes first: terralign search "
+            f'{shown(query)} "{shown(imagery)}"'
+        )
     check_paths([imagery])
     if asked:
         flags = [_SEARCH_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in asked]
@@ -725,8 +730,11 @@ def search(
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     sensor = _check(model, [imagery], reading, prompts)
     if model is None and not is_vectors:
+        below = [one for one in sorted(Path(imagery).glob("*/")) if is_folder_of_parts(one)]
+        near = f"; did you mean {shown(below[0])}?" if below else ""
         raise click.UsageError(
-            "--model is needed to embed imagery; only a file written by embed records its model"
+            "--model is needed to embed imagery; only what `terralign embed` wrote records its "
+            f"model{near}"
         )
     if is_vectors:
         from terralign.encoders.vectors import Embeddings

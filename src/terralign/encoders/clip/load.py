@@ -11,7 +11,8 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from terralign.compute import as_usual
 from terralign.encoders.clip.compact import compact_shapes, read_compact
 from terralign.encoders.clip.config import (
     build,
@@ -163,6 +165,7 @@ class ClipModel:
         return {"text_config": self.text_config} if self.text_config else {}
 
 
+@as_usual()
 def load_clip(
     source: str, *, sha256: str | None = None, revisions: Mapping[str, str] | None = None
 ) -> ClipModel:
@@ -418,6 +421,7 @@ def _create(
     try:
         with (
             warnings.catch_warnings(),
+            _root_logger_as_it_is(),
             local_text_cfg(model_cfg["text_cfg"], text_config) as text_cfg,
         ):
             warnings.simplefilter("ignore")
@@ -434,6 +438,18 @@ def _create(
     except Exception as error:  # open_clip wraps network and file faults in many ways
         raise _not_loaded(what, error) from error
     return cast(nn.Module, model)
+
+
+@contextmanager
+def _root_logger_as_it_is() -> Iterator[None]:
+    """open_clip logs by functions of `logging` that give a root logger without handlers one."""
+    root = logging.getLogger()
+    silent = logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
 
 
 def _not_loaded(what: str, error: Exception) -> ModelError:
