@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +16,9 @@ from hypothesis import strategies as st
 from terralign.errors import SensorError, UnknownSensorError
 from terralign.sensors import (
     SENSORS,
+    Band,
+    Composite,
+    Sensor,
     describe_sensor,
     find_sensor,
     load_sensor,
@@ -185,8 +192,53 @@ def test_a_sensor_of_very_many_bands_is_refused_by_its_limit(tmp_path: Path) -> 
     path = tmp_path / "hyper.toml"
     bands = "".join(f'[[bands]]\nname = "b{number}"\n' for number in range(2_001))
     path.write_text('name = "hyper"\nunit = "reflectance"\n' + bands)
-    with pytest.raises(SensorError, match=r"hyper.toml has 2,001 bands.*sensor_bands=2100"):
+    with pytest.raises(
+        SensorError, match=r"hyper.toml: sensor 'hyper' has 2,001 bands.*sensor_bands=2100"
+    ):
         load_sensor(path)
+
+
+def test_a_sensor_made_in_python_is_held_to_the_same_rules() -> None:
+    bands = [Band(name=name) for name in ("G", "R", "NIR")]
+    composite = Composite(name="false", bands=["nir", "r", "g"], stretch=1)  # type: ignore[arg-type]
+    sensor = Sensor(name="mine", bands=bands, unit="dB", composites=[composite])  # type: ignore[arg-type]
+    assert sensor.composites[0].bands == ("NIR", "R", "G")
+    assert sensor == parse_sensor(describe_sensor(sensor)) == pickle.loads(pickle.dumps(sensor))  # noqa: S301
+    assert hash(sensor) == hash(copy.deepcopy(sensor))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bands": ("G", "R")}, "Sensor 'mine': bands.0: .*an instance of Band"),
+        ({"bands": ()}, "Sensor 'mine': bands: .*at least 1 item"),
+        ({"unit": "watts"}, "Sensor 'mine': unit: .*'watts'"),
+        ({"dn_scale": -1}, "dn_scale: .*greater than 0"),
+        ({"name": 3}, "Sensor: name: .*valid string"),
+        ({"bands": (Band(name="G"), Band(name="g"))}, "'mine': two bands answer to 'g'"),
+        ({"possible": (1, 0)}, "expected \\[least, greatest\\]"),
+    ],
+)
+def test_a_wrong_sensor_made_in_python_is_one_clear_error(
+    values: dict[str, Any], message: str
+) -> None:
+    given = {"name": "mine", "bands": (Band(name="G"),), "unit": "dB", **values}
+    with pytest.raises(SensorError, match=message) as caught:
+        Sensor(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Band(name="G", center_nm=-4),
+        lambda: Band(name="G", aliases="green"),  # type: ignore[arg-type]
+        lambda: Composite(name="false", bands=("R", "G"), stretch=1),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_band_or_composite_made_in_python_is_an_error(make: Callable[[], object]) -> None:
+    with pytest.raises(SensorError, match=r"^(Band 'G'|Composite 'false'): "):
+        make()
 
 
 def test_a_long_key_is_shown_without_its_middle(tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"labels": "yes"}, "labels = 'yes'; expected True, False or None"),
     ({"device": 3}, "device = 3; expected a text such as 'cpu'"),
     ({"folder": 3}, "folder = 3; expected the path of a folder"),
+    ({"losses": 3}, "align: losses: Input should be a valid dictionary"),
     ({"losses": {"kl": 1.0}, "labels": False}, "the kl loss needs class names"),
 ]
 
@@ -257,6 +258,27 @@ def test_mistakes_of_align_are_named(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         align(space, planet, **{"name": "mine", **given})
+
+
+def test_training_leaves_torchs_settings_as_they_were(
+    space: EmbeddingSpace, planet: Samples
+) -> None:
+    def trained() -> torch.Tensor:
+        torch.manual_seed(1)
+        tower = align(space, planet, name="mine", encoder=Net, **QUICK)
+        return tower.state_dict()["projection.weight"]
+
+    usual = trained()
+    patch(space, planet, alphas=(1.0,), **QUICK)
+    found = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.rand(3))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(trained(), usual)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_seed_of_numpy_is_a_seed(space: EmbeddingSpace, planet: Samples) -> None:

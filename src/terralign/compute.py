@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -104,13 +104,36 @@ def choose_device(requested: str | None = None) -> str:
         )
     if requested is None:
         return "cuda"
-    try:
-        torch.empty(1, device=requested).add_(1)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(
-            f"cannot compute on device {requested!r} ({first_line(error)}); try cpu, cuda or cuda:1"
-        ) from error
+    check_device(requested)
     return requested
+
+
+def check_device(device: object) -> None:
+    """`RecipeError` unless numbers can be computed on a device, which is not so of "meta"."""
+    try:
+        if not isinstance(device, str | int | torch.device):
+            raise TypeError(f"it is a {type(device).__name__}")
+        torch.empty(1, device=device).fill_(1).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise RecipeError(
+            f"cannot compute on device {str(device)!r} ({first_line(error)}); try cpu, cuda or "
+            "cuda:1"
+        ) from error
+
+
+@contextmanager
+def as_usual(device: torch.device | None = None) -> Iterator[None]:
+    """Torch's own defaults within the block, where modules are made and trained: float32, on the
+    CPU. Afterwards the caller's defaults and random numbers (of a CUDA `device` too) are as before.
+    """
+    dtype, on_cpu = torch.get_default_dtype(), torch.get_default_device().type == "cpu"
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.random.fork_rng(devices=cuda), nullcontext() if on_cpu else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 class _Chosen:

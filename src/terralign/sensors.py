@@ -14,13 +14,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from terralign.errors import (
     SensorError,
@@ -58,6 +58,9 @@ class Band:
     gsd_m: _Positive | None = None
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Composite:
@@ -71,6 +74,30 @@ class Composite:
     name: _Name
     bands: tuple[str, str, str]
     stretch: _Positive
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
+
+def _check_fields(value: Band | Composite | Sensor) -> None:
+    """Hold the fields against their types, lists becoming tuples; `SensorError` for another."""
+    kind: Any = type(value)
+    given = {field.name: getattr(value, field.name) for field in fields(kind)}
+    try:
+        checked = _model_of(kind).model_validate(given)
+    except ValidationError as error:
+        what = kind.__name__ + (f" {quoted(value.name)}" if isinstance(value.name, str) else "")
+        raise SensorError(f"{what}: {explain(error, kind)}") from error
+    for name in given:
+        object.__setattr__(value, name, getattr(checked, name))
+
+
+@cache
+def _model_of(kind: type[Any]) -> type[BaseModel]:
+    hints = get_type_hints(kind, include_extras=True)
+    definitions: dict[str, Any] = {name: (hint, ...) for name, hint in hints.items()}
+    model: type[BaseModel] = create_model(kind.__name__, **definitions)
+    return model
 
 
 def shorten(names: Sequence[str], *, most: int = 6) -> str:
@@ -88,6 +115,9 @@ class Sensor:
     product (see `sentinel2_dn_offset`), `dn_scale` and `add` to the sensor, unless a file states
     its own. A pixel whose DN is `nodata` in a band is masked; `fill` is the physical value that
     `preprocess.to_physical` gives masked pixels (towers get zero, see `preprocess.holes`).
+
+    `SensorError` for fields that are not what they are declared as, and for two bands that answer
+    to one spelling. Composites may name bands in any spelling.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -106,6 +136,29 @@ class Sensor:
     possible: tuple[float, float] | None = None
     """Least and greatest physical value that a number can have; None: the unit's (see
     `scenes.plausible`)."""
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        named = f"sensor {quoted(self.name)}"
+        num_bands = len(self.bands) + len(self.composites)
+        require("sensor_bands", num_bands, f"{named} has", fault=SensorError)
+        spellings = [
+            name
+            for band in self.bands
+            for name in {_simplify(one) for one in (band.name, *band.aliases)}
+        ]
+        twice = [name for name, number in Counter(spellings).items() if number > 1]
+        if twice:
+            raise SensorError(f"{named}: two bands answer to {quoted(twice[0])}")
+        if self.possible is not None and not self.possible[0] < self.possible[1]:
+            raise SensorError(
+                f"{named}: possible = {list(self.possible)}: expected [least, greatest]"
+            )
+        canonical = (
+            replace(one, bands=cast(tuple[str, str, str], self.resolve(one.bands)))
+            for one in self.composites
+        )
+        object.__setattr__(self, "composites", tuple(canonical))
 
     def __repr__(self) -> str:
         """ "Sensor('sentinel1-grd': VV, VH; dB)"."""
@@ -331,29 +384,13 @@ def parse_sensor(values: Mapping[str, Any], *, origin: str = "sensor") -> Sensor
         sensor = _PLAIN.validate_python(dict(values))
     except ValidationError as error:
         raise SensorError(f"{origin}: {explain(error, Sensor)}") from error
+    except SensorError as error:
+        raise SensorError(f"{origin}: {error}") from error
     if sensor.name in SENSORS and dict(values) != describe_sensor(SENSORS[sensor.name]):
         raise SensorError(
             f"{origin}: {sensor.name!r} is a built-in sensor; give yours another name"
         )
-    num_bands = len(sensor.bands) + len(sensor.composites)
-    require("sensor_bands", num_bands, f"{origin} has", fault=SensorError)
-    spellings = [
-        name
-        for band in sensor.bands
-        for name in {_simplify(one) for one in (band.name, *band.aliases)}
-    ]
-    twice = [name for name, number in Counter(spellings).items() if number > 1]
-    if twice:
-        raise SensorError(f"{origin}: two bands answer to {quoted(twice[0])}")
-    if sensor.possible is not None and not sensor.possible[0] < sensor.possible[1]:
-        raise SensorError(
-            f"{origin}: possible = {list(sensor.possible)}: expected [least, greatest]"
-        )
-    composites = (
-        replace(one, bands=cast(tuple[str, str, str], sensor.resolve(one.bands)))
-        for one in sensor.composites
-    )
-    return replace(sensor, composites=tuple(composites))
+    return sensor
 
 
 def load_sensor(path: Path) -> Sensor:

@@ -98,9 +98,12 @@ def explain(error: ValidationError, model: type[Any]) -> str:
     """One fault of a validation, in one line: a misspelt key before what is missing for it."""
     faults = error.errors()
     first = next((one for one in faults if one["type"] in _UNKNOWN), faults[0])
-    place = _as_written(model, [part for part in first["loc"] if isinstance(part, int | str)])
+    unknown = first["type"] in _UNKNOWN
+    # Of a union pydantic adds which member was tried, as in "dict[str,float]".
+    parts = [part for part in first["loc"] if unknown or not str(part).endswith("]")]
+    place = _as_written(model, parts)
     where = ".".join(str(part) for part in place)
-    if first["type"] in _UNKNOWN:
+    if unknown:
         fields = _fields_at(model, place[:-1])
         return f"unknown key {quoted(where)}; {nearest(str(place[-1]), fields)}"
     if first["type"] == "missing":

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from terralign.compute import choose_device
+from terralign.compute import as_usual, choose_device
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps
 from terralign.datasets.sample import (
@@ -580,11 +580,12 @@ def _working_folder(folder: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _on_device(space: EmbeddingSpace, device: str | None) -> Iterator[None]:
-    """The space on another device for a while."""
+    """The space on another device for a while, with torch's own defaults; see `as_usual`."""
     before = space.device
     try:
         if device is not None:
             space.to(choose_device(device))
-        yield
+        with as_usual(space.device):
+            yield
     finally:
         space.to(before)

@@ -50,6 +50,30 @@ def _call(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["--quiet", *(str(one) for one in arguments)])
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("classify", "scene.tif", "starter", "--labels", "a,b"), "scene.tif is imagery, not a"),
+        (("search", "a river", "scenes"), 'first: terralign search scenes "a river"'),
+        (("search", "scenes", "a", "river"), 'in quotes: "a river"'),
+        (("search", ".", "a river"), "did you mean scenes?"),
+        (("classify", "scenes", "starter", "--labels", "a,b"), "starter is a model, not imagery"),
+        (("score", "tiles.parquet", "a river", "--out", "a.tif"), "is one file of vectors; maps"),
+        (("info", "sensor"), "did you mean 'sensors'?"),
+    ],
+)
+def test_slips_of_a_first_call_have_a_hint(
+    words: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scene.tif").touch()
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / f"a.{'0' * 16}.{'1' * 16}.parquet").touch()
+    result = _call(*words)
+    assert result.exit_code in (1, 2)
+    assert told in result.output
+
+
 def _classify(model: Path, *arguments: object) -> list[dict[str, Any]]:
     labels = ",".join(LABELS)
     result = _call("classify", model, *arguments, "--labels", labels, "--device", "cpu", "--json")

@@ -20,11 +20,13 @@ from terralign.datasets.catalog import open_dataset
 from terralign.datasets.overlap import Overlaps, keep_apart
 from terralign.datasets.packing import pack_dataset
 from terralign.datasets.sample import SampleSet, Subset
+from terralign.datasets.samples import Samples
 from terralign.datasets.store import PackSettings
 from terralign.datasets.synthetic import open_synthetic_photos, open_synthetic_scenes
 from terralign.errors import DataError, RecipeError
 from terralign.sensors import SENSORS
 
+L2A = "sentinel2-l2a"
 CLASSES = '[classes]\nForest = "forest"\nRiver = "river"\n'
 
 
@@ -205,6 +207,21 @@ def test_rows_of_arrays_are_compared_by_their_numbers() -> None:
     almost = pixels.copy()
     almost[:, 0, 0, 0] += 1
     assert shared(first, array_set("b", [0, 1], almost)) == {}
+
+
+def test_counted_keys_name_no_sample() -> None:
+    """Arrays of one default name, whose samples are only counted, of sensors that differ."""
+    chips = Samples.from_arrays(np.full((4, 12, 8, 8), 900, np.uint16), sensor=L2A, dn_offset=0)
+    photos = Samples.from_arrays(np.full((3, 3, 8, 8), 90, np.uint8), sensor="rgb")
+    assert chips.name == photos.name
+    assert set(photos.keys) < set(chips.keys)
+    assert not len(Overlaps().find(chips, photos))
+    named = {"keys": ["north", "south", "west"], "sensor": "rgb"}
+    photos = Samples.from_arrays(np.full((3, 3, 8, 8), 90, np.uint8), **named)
+    radar = Samples.from_arrays(
+        np.full((1, 2, 8, 8), -9, np.float32), sensor="sentinel1-grd", keys=["south"]
+    )
+    assert Overlaps().find(photos, radar).partners.tolist() == [1]
 
 
 def test_synthetic_samples_are_what_they_are_drawn_from() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from terralign.encoders.zeroshot import PromptSet
 from terralign.errors import (
     DataError,
     ModelError,
+    RecipeError,
     SensorError,
     SpaceMismatchError,
     StorageError,
@@ -279,6 +281,43 @@ def test_a_user_defined_sensor_travels_with_its_tower(
         loaded.encode_image(numbers, "drome", units="dn")
 
 
+@pytest.mark.parametrize("kind", ["space", "open_clip"])
+def test_loading_leaves_torch_and_logging_as_they_were(
+    space: EmbeddingSpace, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    if kind == "space":
+        space.save(tmp_path / "model")
+    else:
+        save_clip(space.clip, tmp_path / "model")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        loaded = EmbeddingSpace.load(tmp_path / "model")
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_default_device() == torch.device("meta")
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.rand(3), expected)
+    assert logging.getLogger().handlers == []
+    assert loaded.space_id == space.space_id
+    modules = [loaded.clip.model, *loaded.towers.values()]
+    kinds = {value.dtype for module in modules for value in module.parameters()}
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", None, torch.float16])
+def test_a_device_that_cannot_compute_is_refused(space: EmbeddingSpace, device: Any) -> None:
+    with pytest.raises(RecipeError, match=r"cannot compute on device .*; try cpu, cuda or cuda:1"):
+        space.to(device)
+    assert space.device == torch.device("cpu")
+    assert space.to(torch.device("cpu")) is space
+
+
 # Encoding
 
 
@@ -305,6 +344,24 @@ def test_one_chip_tensors_and_odd_arrays_are_taken(
     flipped = np.ascontiguousarray(pixels[..., ::-1])[..., ::-1]
     torch.testing.assert_close(encode(space, flipped), vectors)
     assert encode(space, pixels[:0]).shape == (0, 32)
+
+
+def test_arrays_of_other_libraries_are_taken(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    class DataArray:  # as xarray's, zarr's and dask's
+        dtype, ndim, shape = pixels.dtype, pixels.ndim, pixels.shape
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+            return pixels
+
+        def __iter__(self) -> Any:
+            raise AssertionError("it is one array, not a list of some")
+
+    torch.testing.assert_close(encode(space, DataArray()), encode(space, pixels))
+    declared: Any = {"sensor": L2A, "bands": BANDS, "dn_offset": 0}
+    assert space.embed(DataArray(), **declared).keys == ("0", "1", "2")
+    assert space.embed([DataArray(), pixels[0]], **declared).keys == ("0-0", "0-1", "0-2", "1")
 
 
 def test_band_order_and_spelling_do_not_matter(
@@ -375,6 +432,18 @@ def test_one_text_is_a_list_of_one(space: EmbeddingSpace) -> None:
 
 
 # Classifying
+
+
+def test_zero_shot_weights_belong_to_their_caller(space: EmbeddingSpace) -> None:
+    with torch.inference_mode():
+        first = space.zero_shot_weights(["a lake", "a field"])
+        kept = first.clone()
+        first.zero_()
+    again = space.zero_shot_weights(["a lake", "a field"])
+    assert torch.equal(again, kept)
+    assert not again.is_inference()
+    again.zero_()
+    assert torch.equal(space.zero_shot_weights(["a lake", "a field"]), kept)
 
 
 def test_probabilities_are_the_softmax_of_scaled_cosines(

@@ -196,7 +196,7 @@ def test_a_finished_scene_is_not_done_again(
 
 
 def test_a_changed_scene_replaces_its_part_and_a_changed_setting_is_another(
-    space: EmbeddingSpace, tmp_path: Path
+    space: EmbeddingSpace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_scene(tmp_path / "scene.tif")
     [old] = embedded(space, path, tmp_path / "out").scenes
@@ -206,8 +206,18 @@ def test_a_changed_scene_replaces_its_part_and_a_changed_setting_is_another(
     assert not new.was_done
     assert [one.name for one in (tmp_path / "out").glob("*.parquet")] == [new.path.name]
     assert old.facts.identity != new.facts.identity
+    assert not caplog.records
     [other] = embedded(space, path, tmp_path / "out", stride=16).scenes
     assert set((tmp_path / "out").glob("*.parquet")) == {new.path, other.path}
+    again = embedded(space, path, tmp_path / "out", stride=16)
+    assert "\nscene.tif  " in str(again)  # without its folder
+    [told] = caplog.messages
+    assert (
+        f"windows twice; remove one of the two parts ({new.path.name}, {other.path.name})" in told
+    )
+    caplog.clear()
+    embedded(space, path, tmp_path / "out", window=16)  # another size is no second copy
+    assert not caplog.records
 
 
 def test_another_precision_is_recorded_and_makes_another_part_of_nearly_the_same_vectors(

@@ -232,6 +232,20 @@ def test_texts_find_the_river_the_town_and_the_ponds(tab: Tab) -> None:
     assert tab.eval_on_selector_all(".hit img", "all => all.map(one => one.alt)").count("") == 24
 
 
+def test_a_text_typed_before_the_page_is_ready_is_searched(tab: Tab) -> None:
+    def late(route: Any) -> None:
+        tab.page.wait_for_timeout(300)
+        route.continue_()
+
+    tab.page.route("**/countries-50m.json", late)
+    tab.page.goto("about:blank")
+    tab.page.goto(tab.home, wait_until="commit")
+    tab.page.fill("#query", "a river")
+    tab.page.press("#query", "Enter")
+    tab.page.wait_for_selector(".hit .pick")
+    assert tab.page.input_value("#query") == "a river"
+
+
 def mark(tab: Tab, key: str, sign: str) -> None:
     tab.click(f"[data-id='{key}'] .{sign}")
 

@@ -45,7 +45,8 @@ def read_class_names(
         raise click.UsageError(f"class {twice[0]!r} is given more than once; name each class once")
     if len(found) == 1:
         raise click.UsageError(
-            f'one class is given, {found[0]!r}; give at least two, as in --labels "forest,river"'
+            f"one class is given, {found[0]!r}; give at least two, in quotes where a name has "
+            'spaces: --labels "forest,a river"'
         )
     return tuple(found)
 

@@ -124,7 +124,10 @@ class OneLineFaults(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.ClickException, click.Abort) as stop:
+            if isinstance(stop, click.UsageError) and "unexpected extra arg" in stop.message:
+                quotes = '; put words that belong together in quotes: "a river"'
+                raise click.UsageError(stop.message + quotes, stop.ctx) from None
             raise
         except RankLostError as error:
             if context.params.get("debug"):

@@ -709,6 +709,11 @@ def search(
             asked,
         )  # fmt: skip
         return
+    if not Path(imagery).exists() and Path(query).exists() and query:
+        raise click.UsageError(
+            f"{shown(imagery)} not found; the imagery comes first: terralign search "
+            f'{shown(query)} "{shown(imagery)}"'
+        )
     check_paths([imagery])
     if asked:
         flags = [_SEARCH_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in asked]
@@ -725,8 +730,11 @@ def search(
             raise click.UsageError(f"{', '.join(given)}: no effect on vectors; leave it out")
     sensor = _check(model, [imagery], reading, prompts)
     if model is None and not is_vectors:
+        below = [one for one in sorted(Path(imagery).glob("*/")) if is_folder_of_parts(one)]
+        near = f"; did you mean {shown(below[0])}?" if below else ""
         raise click.UsageError(
-            "--model is needed to embed imagery; only a file written by embed records its model"
+            "--model is needed to embed imagery; only what `terralign embed` wrote records its "
+            f"model{near}"
         )
     if is_vectors:
         from terralign.encoders.vectors import Embeddings
@@ -946,6 +954,11 @@ def _source_of_map(
 
     tower = reading["tower"]
     if not is_folder_of_parts(Path(imagery)):
+        if imagery.endswith(".parquet"):
+            raise click.UsageError(
+                f"{shown(imagery)} is one file of vectors; maps are made of a folder of parts "
+                "(terralign embed ... --out FOLDER) or of a scene"
+            )
         if "scene" in mapping:
             raise click.UsageError("--scene: no effect on a scene, only on a folder of parts")
         sensor = _check(model, [imagery], reading, prompts)

@@ -18,7 +18,7 @@ from terralign.chips import PixelLayout, mark_invalid
 from terralign.datasets.content import ArrayContent, Contents
 from terralign.datasets.file_set import stack_pixels
 from terralign.datasets.fingerprint import hash_numbers
-from terralign.datasets.sample import Labels, as_numbers
+from terralign.datasets.sample import Labels, as_numbers, counted_keys
 from terralign.datasets.split import Split
 from terralign.errors import DataError, first_line
 from terralign.progress import Progress
@@ -74,7 +74,7 @@ class ItemSet(Split):
             layouts={layout.sensor.name: layout},
             name=name,
             split=split,
-            keys=tuple(f"sample-{index:06d}" for index in range(len(dataset))),
+            keys=counted_keys(len(dataset)),
             content=[type(dataset).__name__, *pixels, *classes],
             labels=labels,
             prompts=prompts,

@@ -1,7 +1,7 @@
 """Which samples two sets share, by key and by content, whatever the sets and files are named.
 
 By key: two sets of one name have the same sample where they have the same key, unless its contents
-are known on both sides and differ.
+are known on both sides and differ, or the key only counts samples that have no names.
 
 By content: a file under another name, in another folder or data set, behind a link or as a copy; a
 row of an array; a sample of a packed store. Files are compared by their bytes and arrays by their
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from terralign.datasets.content import ArrayContent, Content, Contents, Kind, Known, Wrapped
 from terralign.datasets.listing import read_each
-from terralign.datasets.sample import SampleSet
+from terralign.datasets.sample import SampleSet, is_counted
 from terralign.errors import RecipeError
 from terralign.progress import Progress
 
@@ -291,7 +291,8 @@ def _find(first: _Side, second: _Side) -> dict[int, int]:
     views = _views(first, second)
     found = _find_by_content(first, second, views) if views else {}
     if first.samples.name == second.samples.name:
-        indices = {key: index for index, key in enumerate(first.samples.keys)}
+        keys = enumerate(first.samples.keys)
+        indices = {key: index for index, key in keys if not is_counted(key)}
         for index, key in enumerate(second.samples.keys):
             if key in indices and not _is_known(first, second, views, indices[key], index):
                 found.setdefault(index, indices[key])
@@ -299,7 +300,8 @@ def _find(first: _Side, second: _Side) -> dict[int, int]:
 
 
 def _are_one(first: _Side, second: _Side) -> bool:
-    """Whether both sides are of one set. A fingerprint holds no more of files than their sizes."""
+    """Whether both sides are of one set. A fingerprint holds the bytes of some
+    files alone."""
     if first.base is second.base:
         return True
     return (

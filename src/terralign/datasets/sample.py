@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import hashlib
 import html
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -153,6 +154,19 @@ class SampleSet(Protocol):
         ...
 
 
+_COUNTED = "sample-"
+
+
+def counted_keys(num_samples: int) -> tuple[str, ...]:
+    """The keys of samples without names: they count them."""
+    return tuple(f"{_COUNTED}{number:06d}" for number in range(num_samples))
+
+
+def is_counted(key: str) -> bool:
+    """Whether a key is one of `counted_keys`, which the samples of another set have too."""
+    return key.startswith(_COUNTED) and key.removeprefix(_COUNTED).isdecimal()
+
+
 def as_numbers(array: Any) -> NDArray[Any]:
     """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
 
@@ -203,6 +217,22 @@ def pixels_id(samples: SampleSet) -> str:
     """The name of a set's pixels alone, which sets of other labels may share; by default its
     fingerprint."""
     return str(getattr(samples, "pixels_id", samples.fingerprint))
+
+
+def labels_id(samples: SampleSet) -> str:
+    """The name of a set's labels, captions and class names, which a fingerprint need not hold."""
+    labels, captions = samples.labels, samples.captions
+    return hash_json(
+        {
+            "labels": labels
+            and [
+                *[str(labels.values.dtype), *labels.values.shape],
+                hashlib.sha256(labels.values.tobytes()).hexdigest(),
+            ],
+            "classes": labels and list(labels.class_names),
+            "captions": captions and [list(own) for own in captions],
+        }
+    )
 
 
 @runtime_checkable

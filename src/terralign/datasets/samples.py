@@ -41,6 +41,7 @@ from terralign.datasets.sample import (
     SampleSet,
     Wrapped,
     as_numbers,
+    counted_keys,
     is_sample_set,
     warn_unused,
 )
@@ -461,7 +462,7 @@ def _twice(names: Sequence[str]) -> str | None:
 
 def _keys_of(keys: Sequence[str] | None, num_samples: int) -> tuple[str, ...]:
     if keys is None:
-        return tuple(f"sample-{number:06d}" for number in range(num_samples))
+        return counted_keys(num_samples)
     given = _listed(keys, what="keys", wanted="a list of names, one per sample")
     found = _texts(
         [str(one) if isinstance(one, PurePath | Integral) else one for one in given], what="keys"

@@ -23,7 +23,13 @@ from terralign.encoders.inputs import (
     open_sources,
 )
 from terralign.encoders.picture_size import picture_size
-from terralign.encoders.pixels import ready_pixels, resize_pictures, seen_cells, seen_shares
+from terralign.encoders.pixels import (
+    is_array,
+    ready_pixels,
+    resize_pictures,
+    seen_cells,
+    seen_shares,
+)
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.encoders.zeroshot import finite
 from terralign.errors import DataError, SensorError
@@ -199,8 +205,8 @@ def _read_each(
     batch = _Batch(batch_size)
     warned = False
     listed = list_inputs(inputs, declared)
-    alone = isinstance(inputs, np.ndarray | Tensor)
-    for number, source in enumerate(_counted(open_sources(listed, declared, alone=alone), listed)):
+    sources = open_sources(listed, declared, alone=is_array(inputs))
+    for number, source in enumerate(_counted(sources, listed)):
         if isinstance(source, Fault):
             if errors == "raise":
                 raise source.as_error()

@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout
-from terralign.encoders.pixels import as_declared, as_tensor
+from terralign.encoders.pixels import Pixels, as_declared, as_tensor, is_array
 from terralign.encoders.vectors import Fault, Footprint, as_fault
 from terralign.errors import DataError, SensorError, shown
 from terralign.files import missing_hint
@@ -37,7 +36,7 @@ from terralign.sensors import SENSORS
 
 logger = logging.getLogger(__name__)
 
-_Single = str | Path | Scene | StacItem | Chip | Image.Image | NDArray[np.generic] | Tensor
+_Single = str | Path | Scene | StacItem | Chip | Image.Image | Pixels
 
 Inputs = _Single | Iterable[Any]
 """What can be embedded: one, or several of these."""
@@ -153,7 +152,7 @@ def open_sources(
             yield _from_image(one, f"image-{number}", declared)
         elif _is_sample_set(one):
             yield from _from_samples(one, declared)
-        elif isinstance(one, np.ndarray | Tensor):
+        elif is_array(one):
             yield from _from_numbers(one, "" if alone else f"{number}", declared)
         else:
             raise DataError(
@@ -163,11 +162,11 @@ def open_sources(
             )
 
 
-_SINGLE = (str, Path, Scene, StacItem, Chip, Image.Image, np.ndarray, Tensor)
+_SINGLE = (str, Path, Scene, StacItem, Chip, Image.Image)
 
 
 def _several(inputs: Inputs) -> Iterable[Any]:
-    single = isinstance(inputs, _SINGLE) or is_pystac(inputs)
+    single = isinstance(inputs, _SINGLE) or is_array(inputs) or is_pystac(inputs)
     if single or _is_sample_set(inputs):
         return [inputs]
     if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
@@ -273,9 +272,7 @@ def _from_image(image: Image.Image, key: str, declared: Declared) -> Source:
     return replace(source, is_numbers=False)
 
 
-def _from_numbers(
-    pixels: NDArray[np.generic] | Tensor, name: str, declared: Declared
-) -> Iterator[Source]:
+def _from_numbers(pixels: Pixels, name: str, declared: Declared) -> Iterator[Source]:
     tensor, layout = as_declared(pixels, declared)
     for index, one in enumerate(tensor):
         part = f"{index}" if pixels.ndim == 4 else ""

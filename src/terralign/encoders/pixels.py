@@ -5,6 +5,8 @@ N chips, C bands, H W pixels.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,6 +36,13 @@ from terralign.sensors import RGB
 Pixels = NDArray[np.generic] | Tensor
 
 
+def is_array(one: object) -> TypeGuard[Pixels]:
+    """Whether something is a NumPy array, a tensor, or an array that NumPy makes one of, as those
+    of xarray, zarr, dask and h5py."""
+    wanted = ("__array__", "dtype", "ndim", "shape")
+    return isinstance(one, np.ndarray | Tensor) or all(hasattr(one, name) for name in wanted)
+
+
 def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, PixelLayout]:
     """Pixels (N, C, H, W) and what they mean, checked against each other."""
     if isinstance(pixels, Chip):
@@ -42,10 +51,12 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
         tensor = as_tensor(pixels.pixels)[None]
         _check_tensor(tensor, layout)
         return tensor, layout
-    if not isinstance(pixels, Tensor | np.ndarray):
+    if not is_array(pixels):
         raise DataError(
             f"pixels are a {type(pixels).__name__}; give a NumPy array, a tensor or a Chip"
         )
+    if not isinstance(pixels, Tensor):
+        pixels = np.asanyarray(pixels)
     if declared.sensor is None:
         raise SensorError(
             f"pixels of shape {tuple(pixels.shape)} need their sensor; only a Chip knows its own"

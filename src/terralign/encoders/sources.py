@@ -19,6 +19,8 @@ HUB = "hf-hub"
 MS_CLIP = "ms-clip"
 TIMM = "timm"
 
+_IMAGERY_SUFFIXES = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png")
+
 STARTER = Path(__file__).parents[1] / "models" / "starter"
 """The folder of the models that come with terralign."""
 
@@ -64,6 +66,8 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
             raise ModelError(f"{source} is a run folder; its space is {Path(source) / 'model'}")
         return
     if Path(source).is_file():
+        if Path(source).suffix.lower() in _IMAGERY_SUFFIXES:
+            raise ModelError(f"{source} is imagery, not a model; the model comes before the files")
         raise ModelError(
             f"{source} is a file of weights; name its architecture too, as in ViT-B-32:{source}"
         )

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terralign.chips import Chip, PixelLayout, Units
+from terralign.compute import as_usual, check_device
 from terralign.encoders.answers import (
     Classification,
     Classified,
@@ -168,7 +169,8 @@ class EmbeddingSpace(Shown):
         return self.towers[name]
 
     def to(self, device: str | torch.device) -> EmbeddingSpace:
-        """Move every tower to a device; returns self."""
+        """Move every tower to a device; returns self. `RecipeError` for one that cannot compute."""
+        check_device(device)
         self.clip.model.to(device)
         for tower in self.towers.values():
             tower.to(device)
@@ -298,18 +300,18 @@ class EmbeddingSpace(Shown):
 
         `inputs`: a file (picture, GeoTIFF), a product's folder with a file per band, a folder or
         pattern (`tiles/*.tif`) of these, a `Scene`, a `Chip`, a Pillow image, `Samples`, numbers
-        (N, C, H, W) or (C, H, W), or a list of them. `sensor`: a name, `Sensor` or TOML; may be
-        left out for pictures, products and chips, which state it. `bands`: the channels' names in
-        order, any known spelling; may be left out where a file names them, and where C is the
-        sensor's full list in its order. `units`: "dn" (digital numbers; for `rgb` 0-255) or
-        "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity 0-1); left out, whole numbers
-        are DN. `dn_offset`: what is added to Sentinel-2 DN (0 or -1000) where name and metadata do
-        not state it. `composite`: the RGB recipe when the RGB tower is used. `tower`: by default
-        the first aligned tower that takes these pixels, else the RGB tower. `window`: a raster
-        larger than the tower's input is cut into windows of that size, or of `window` pixels;
-        "whole" resizes it instead. Pictures, chips and numbers in memory are resized as CLIP does,
-        unless `window` is a number. `errors`: "skip" embeds the rest and lists what could not be
-        read in `Embeddings.faults`.
+        (N, C, H, W) or (C, H, W) as an array (NumPy's, xarray's) or tensor, or a list of them.
+        `sensor`: a name, `Sensor` or TOML; may be left out for pictures, products and chips, which
+        state it. `bands`: the channels' names in order, any known spelling; may be left out where a
+        file names them, and where C is the sensor's full list in its order. `units`: "dn" (digital
+        numbers; for `rgb` 0-255) or "physical" (`sensor.unit`: reflectance 0-1, dB, RGB intensity
+        0-1); left out, whole numbers are DN. `dn_offset`: what is added to Sentinel-2 DN (0 or
+        -1000) where name and metadata do not state it. `composite`: the RGB recipe when the RGB
+        tower is used. `tower`: by default the first aligned tower that takes these pixels, else the
+        RGB tower. `window`: a raster larger than the tower's input is cut into windows of that
+        size, or of `window` pixels; "whole" resizes it instead. Pictures, chips and numbers in
+        memory are resized as CLIP does, unless `window` is a number. `errors`: "skip" embeds the
+        rest and lists what could not be read in `Embeddings.faults`.
 
         Raises `DataError` and `SensorError` that name the input, what is wrong and what to do.
         """
@@ -609,6 +611,7 @@ class EmbeddingSpace(Shown):
         return {**self.provenance, "towers": kept} if gone else self.provenance
 
     @classmethod
+    @as_usual()
     def load(
         cls,
         source: str | Path,

@@ -195,7 +195,7 @@ def zero_shot_weights(
         {"text": clip.text_id(), "classes": list(class_names), "prompts": list(prompts.templates)}
     )
     if key in _cache:
-        return _cache[key]
+        return _cache[key].clone()
     path = cache_dir / f"zero-shot-{key}.safetensors" if cache_dir else None
     weights = _kept(path, (len(class_names), clip.dim)) if path else None
     if weights is None:
@@ -208,5 +208,5 @@ def zero_shot_weights(
             write_state_dict(path, {"weights": weights})
     if len(_cache) >= 64:
         _cache.pop(next(iter(_cache)))
-    _cache[key] = weights
+    _cache[key] = weights.clone()
     return weights

@@ -180,7 +180,10 @@ class EmbeddedScenes(Shown):
 
     def table(self) -> Table:
         """Scene, tower, vectors and what was left out, of each part."""
-        names = short_keys([one.facts.source for one in self.scenes])
+        sources = [one.facts.source for one in self.scenes]
+        names = (
+            short_keys(sources) if len(sources) > 1 else [one.facts.scene for one in self.scenes]
+        )
 
         def facts(row: int) -> PartFacts:
             return self.scenes[row].facts
@@ -360,6 +363,15 @@ class _Work:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                     self.parts.look()
         outcomes = [found[number] for number in sorted(found)]
+        made = [one for one in outcomes if isinstance(one, EmbeddedScene) and not one.was_done]
+        twice = self.parts.twice([one.facts for one in made])
+        if twice is not None:
+            logger.warning(
+                "%s: %s was embedded by the same tower with other settings before, and searches "
+                "list its windows twice; remove one of the two parts (%s, %s) or embed into "
+                "another folder",
+                shown(self.out), shown(twice[0].scene), *(path.name for path in twice[1]),
+            )  # fmt: skip
         with suppress(OSError):
             (self.out / CLAIMS).rmdir()
         return EmbeddedScenes(
@@ -706,6 +718,10 @@ def self_check(space: EmbeddingSpace, tower: str) -> tuple[float, ...]:
     return tuple(round(value, 5) + 0.0 for value in found.tolist())
 
 
+_MAX_ALIKE = 16
+"""Parts of scenes of one name that are read, to see whether windows are there twice."""
+
+
 class _PartsByKey:
     """Which file of a folder is the part of a key."""
 
@@ -733,6 +749,24 @@ class _PartsByKey:
             if other != path:
                 other.unlink(missing_ok=True)
         self._paths[key] = [path]
+
+    def twice(self, made: Sequence[PartFacts]) -> tuple[PartFacts, tuple[Path, Path]] | None:
+        """The first of new parts that has another one of its source, tower and size of windows
+        beside it, and both files."""
+        by_scene: dict[str, list[Path]] = {}
+        for paths in self._paths.values():
+            by_scene.setdefault(paths[0].name.split(".")[0], []).append(paths[0])
+        for facts in made:
+            name = part_name(facts)
+            for path in by_scene.get(name.split(".")[0], [])[:_MAX_ALIKE]:
+                with suppress(DataError):
+                    other = facts_of(path)
+                    same = ("source", "tower", "window_px", "gsd_m")
+                    if path.name != name and all(
+                        getattr(other, one) == getattr(facts, one) for one in same
+                    ):
+                        return facts, (path, self.folder / name)
+        return None
 
     def check_space(self, space_id: str) -> None:
         """`SpaceMismatchError` where the folder has parts of another space.

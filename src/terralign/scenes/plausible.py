@@ -520,7 +520,8 @@ class _Judge:
                     "offset",
                     f"the darkest DN of {len(floors)} of {counted(len(known), 'band')} lie between "
                     f"{floors[0]:g} and {floors[-1]:g}, and none lower, as where DN carry "
-                    "Sentinel-2's offset of 1000; if they do, declare dn_offset=-1000",
+                    "Sentinel-2's offset of 1000; if they do, declare the offset: -1000 "
+                    "(dn_offset=, --dn-offset)",
                 )
 
     def _floors_with_offset(self, known: dict[str, NDArray[np.float64]]) -> list[float]:

@@ -11,7 +11,8 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ import torch
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from terralign.compute import as_usual
 from terralign.encoders.clip.compact import compact_shapes, read_compact
 from terralign.encoders.clip.config import (
     build,
@@ -45,6 +47,7 @@ from terralign.encoders.clip.weights import (
     check_numbers_of,
     check_shapes,
     fit_names,
+    fit_scalars,
     hash_module,
     load_weights,
     read_shapes,
@@ -123,9 +126,15 @@ class ClipModel:
                 f"{self.source}: interpolation {interpolation!r} is not supported, only bicubic "
                 "and bilinear"
             )
+        mean = tuple(self.preprocess_cfg["mean"])
+        if max(mean) > 1:
+            raise ModelError(
+                f"{self.source}: preprocess_cfg has a mean of {max(mean):g}; expected that of "
+                "pixels from 0 to 1: divide mean and std by 255"
+            )
         return rgb_spec(
             size=int(size),
-            mean=tuple(self.preprocess_cfg["mean"]),
+            mean=mean,
             std=tuple(self.preprocess_cfg["std"]),
             interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
             resize_mode=cast(Literal["shortest", "squash"], mode),
@@ -156,6 +165,7 @@ class ClipModel:
         return {"text_config": self.text_config} if self.text_config else {}
 
 
+@as_usual()
 def load_clip(
     source: str, *, sha256: str | None = None, revisions: Mapping[str, str] | None = None
 ) -> ClipModel:
@@ -371,8 +381,10 @@ def _load_file(
             "(%s-quickgelu:FILE), and the file does not say which", path, architecture,
         )  # fmt: skip
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=what)
+    if any(key.endswith("logit_bias") for key in state):  # trained by the loss of SigLIP
+        model_cfg = {"init_logit_bias": 0.0, **model_cfg}
     expected = meta_shapes(model_cfg, text_config, what)
-    state = fit_names(state, expected, what=what)
+    state = fit_scalars(fit_names(state, expected, what=what), expected)
     check_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, what=what)
     model = build(model_cfg, text_config, what)
     load_weights(model, state, what=what)
@@ -409,6 +421,7 @@ def _create(
     try:
         with (
             warnings.catch_warnings(),
+            _root_logger_as_it_is(),
             local_text_cfg(model_cfg["text_cfg"], text_config) as text_cfg,
         ):
             warnings.simplefilter("ignore")
@@ -425,6 +438,18 @@ def _create(
     except Exception as error:  # open_clip wraps network and file faults in many ways
         raise _not_loaded(what, error) from error
     return cast(nn.Module, model)
+
+
+@contextmanager
+def _root_logger_as_it_is() -> Iterator[None]:
+    """open_clip logs by functions of `logging` that give a root logger without handlers one."""
+    root = logging.getLogger()
+    silent = logging.NullHandler()
+    root.addHandler(silent)
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
 
 
 def _not_loaded(what: str, error: Exception) -> ModelError:

@@ -25,6 +25,7 @@ let picked = null; // a feature
 let running = null; // AbortController of the search that runs
 let scored = ""; // the question that the layer of scores is of
 let moved = 0; // timer
+let isEarly = false; // whether a question was sent before the page was ready
 const thumbnails = new Map(); // id -> address, of every hit seen
 
 // ---- start ----
@@ -57,7 +58,12 @@ async function start() {
   });
   await makeMap();
   wire();
+  const early = byId("query").value; // typed before the page was ready
   followAddress();
+  if (early && !isAsked(question)) {
+    byId("query").value = early;
+    if (isEarly) byId("ask").requestSubmit();
+  }
 }
 
 function describe() {
@@ -585,5 +591,8 @@ async function download(button) {
   }
 }
 
-byId("ask").addEventListener("submit", (event) => event.preventDefault());
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  isEarly = true; // until the page is ready, nothing else listens
+});
 start();
