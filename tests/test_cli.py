@@ -147,6 +147,20 @@ def test_the_module_is_the_command() -> None:
     assert done.stderr.startswith("Usage: terralign run [OPTIONS] RECIPE")
 
 
+def test_closed_streams_change_nothing() -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m terralign info sensors --json <&- 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], stdout=subprocess.PIPE, timeout=60, check=True
+    )
+    assert json.loads(done.stdout)
+    opened = "import terralign.__main__ as m, sys; m._open_streams(); print(sys.stderr.isatty())"
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(opened)} 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], stdout=subprocess.PIPE, timeout=60, check=True
+    )
+    assert done.stdout == b"False\n"
+
+
 _WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None

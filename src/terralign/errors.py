@@ -189,6 +189,10 @@ _POINTERS = ("See previous exception for details", "Reprojection failed, err =")
 
 def _reason(error: BaseException) -> str:
     text = str(error)
+    if type(error).__name__ == "ValidationError" and (faults := getattr(error, "errors", None)):
+        fault = faults()[0]  # pydantic's text begins with how many there are
+        where = "".join(f"{part}: " for part in fault["loc"])
+        return where + str(fault["msg"]).removeprefix("Value error, ")
     if not any(pointer in text for pointer in _POINTERS):
         return text
     causes: list[BaseException] = [error]

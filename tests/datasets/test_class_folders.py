@@ -153,6 +153,20 @@ def test_the_fingerprint_follows_files_size_and_meaning(root: Path, tmp_path: Pa
     assert len({first, resized, part, changed}) == 4
 
 
+def test_the_fingerprint_follows_pixels_that_change_while_the_file_keeps_its_size(
+    root: Path,
+) -> None:
+    path = root / "Bog" / "d.TIFF"
+    found = []
+    for offset in (0, 1):  # as where an offset is taken off in place
+        numbers = np.arange(192, dtype=np.uint8).reshape(8, 8, 3) + np.uint8(offset)
+        Image.fromarray(numbers).save(path, format="TIFF")
+        found.append((path.stat().st_size, opened(root).fingerprint, opened(root).pixels_id))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
+    assert found[0][2] != found[1][2]
+
+
 def test_a_split_list_picks_its_files(root: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("# mine\nd.TIFF\n\nSea/b.png\n")

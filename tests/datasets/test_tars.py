@@ -612,6 +612,10 @@ def test_the_fingerprint_follows_shards_members_and_meaning(root: Path) -> None:
     write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "png": png(3) + b"\0"}})
     prints.add(opened(root).fingerprint)
     assert len(prints) == 5
+    write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "cls": b"0\n"}})
+    one = opened(root).fingerprint
+    write_tar(root / "shards/train-09.tar", {"k3": {**sample(3), "cls": b"7\n"}})
+    assert opened(root).fingerprint != one  # a label of the same size
 
 
 def test_bands_sizes_and_layouts_must_agree(root: Path) -> None:

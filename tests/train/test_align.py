@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fakes import Changed, assert_resumes_exactly, metrics_of
+from terralign.compute import computing
 from terralign.datasets.synthetic import SyntheticSet
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
@@ -23,6 +25,7 @@ from terralign.train.align import (
     AlignmentSource,
     AlignSettings,
     align,
+    align_depends,
 )
 from terralign.train.checkpoints import read_metrics
 from terralign.train.settings import DEFAULT_LOSSES
@@ -472,3 +475,23 @@ def test_another_student_in_the_same_folder_is_refused(
     other = _student(tiny_clip, scenes, bands=("B08", "B11"))
     with pytest.raises(RecipeError, match="of other settings or data"):
         align(tiny_clip, other, [source], QUICK, tmp_path)
+
+
+def test_a_tower_depends_on_labels_and_on_how_its_teacher_computes(
+    tiny_clip: ClipModel, scenes: SyntheticSet
+) -> None:
+    """By these the towers of several runs are kept in one cache."""
+    student = _student(tiny_clip, scenes)
+    shuffled = np.roll(scenes.labels.values, 1, axis=0)
+    others = Changed(scenes, labels=replace(scenes.labels, values=shuffled))
+
+    def depends(source: AlignmentSource, settings: AlignSettings = QUICK) -> dict[str, Any]:
+        return align_depends(tiny_clip, student, [source], settings, None, None, seed=0)
+
+    settings = QUICK.model_copy(update={"losses": {"mse": 1.0, "label": 0.05}})
+    labelled = [depends(_labelled(samples), settings) for samples in (scenes, others)]
+    assert labelled[0] != labelled[1]
+    plain = [depends(AlignmentSource(samples=samples)) for samples in (scenes, others)]
+    assert plain[0] == plain[1]
+    with computing(inference="bf16", deterministic=False):
+        assert depends(AlignmentSource(samples=scenes)) != plain[0]

@@ -244,6 +244,17 @@ def test_of_equal_means_the_smaller_alpha_is_chosen() -> None:
     assert "no supported task was given" in choice.reason
 
 
+def test_means_that_differ_by_rounding_are_equal() -> None:
+    """0.1 + 0.2 + 0.3 depends on the order in which it is added up."""
+    points = _points(
+        (0.0, {"p": 0.0, "q": 0.0, "r": 0.0}, {}),
+        (0.4, {"p": 0.3, "q": 0.2, "r": 0.1}, {}),
+        (1.0, {"p": 0.1, "q": 0.2, "r": 0.3}, {}),
+    )
+    assert points[1].mean_patching != points[2].mean_patching
+    assert choose_alpha(points, max_supported_drop=0.01).alpha == 0.4
+
+
 def test_where_only_zero_qualifies_the_curve_is_told() -> None:
     points = _points(
         (0.0, {"p": 0.4}, {"s": 0.6}), (0.5, {"p": 0.7}, {"s": 0.5}), (1.0, {"p": 0.9}, {"s": 0.3})

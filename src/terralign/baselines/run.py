@@ -25,7 +25,7 @@ from terralign.baselines.prompt_learning import (
     learn_prompts,
 )
 from terralign.compute import choose_device
-from terralign.datasets.sample import SampleSet, require_labels
+from terralign.datasets.sample import SampleSet, labels_id, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.picture_size import picture_size
@@ -180,6 +180,7 @@ class _Stage:
             {
                 **depends,
                 "data": samples.fingerprint,
+                "labels": labels_id(samples),
                 "entry": identity_of(entry.model_dump(mode="json")),
             },
             measure,

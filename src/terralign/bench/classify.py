@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from terralign.bench.data import Part, Skipped, labels_id
+from terralign.bench.data import Part, Skipped
 from terralign.bench.hubness import TRANSDUCTIVE, correct, csls_penalty
 from terralign.bench.subject import Job, Measured, Subject, measured
 from terralign.bench.text import ClassText
+from terralign.datasets.sample import labels_id
 from terralign.evaluation.bootstrap import Floats
 from terralign.evaluation.calibration import (
     ReliabilityCurve,

@@ -18,7 +18,7 @@ from terralign.bench.suite import Suite, SuiteEntry
 from terralign.datasets.catalog import open_dataset
 from terralign.datasets.composited import with_composite
 from terralign.datasets.overlap import Overlaps, title
-from terralign.datasets.sample import Labels, SampleSet, require_labels
+from terralign.datasets.sample import Labels, SampleSet, labels_id, require_labels
 from terralign.datasets.subset import limit_samples
 from terralign.errors import RecipeError
 from terralign.files import hash_json
@@ -148,18 +148,6 @@ class EntryData:
                 f"{title(first)}"
             )
         return "".join(f". {one}" for one in notes)
-
-
-def labels_id(samples: SampleSet) -> str:
-    """The name of a set's labels, captions and class names."""
-    labels = samples.labels
-    return hash_json(
-        {
-            "labels": None if labels is None else labels.values.astype(int).tolist(),
-            "classes": None if labels is None else list(labels.class_names),
-            "captions": None if samples.captions is None else [list(c) for c in samples.captions],
-        }
-    )
 
 
 def _whole(samples: SampleSet) -> Part:

@@ -27,9 +27,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from terralign.bench.data import labels_id
 from terralign.bench.folder import keep_versions, set_damaged_aside
 from terralign.bench.subject import Job, Subject
+from terralign.datasets.sample import labels_id
 from terralign.errors import DataError, StorageError
 from terralign.evaluation.metrics import Outcomes
 from terralign.evaluation.paired import read_outcomes, write_outcomes

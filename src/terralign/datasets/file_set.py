@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.datasets.content import Contents, FileContent
+from terralign.datasets.content import Contents, FileContent, some_bytes
 from terralign.datasets.sample import NOWHERE, Place
 from terralign.datasets.split import Split
 from terralign.errors import DataError
@@ -59,6 +59,10 @@ class FileSet(Split):
             of=lambda sensor, index: FileContent(files[sensor][index]),
         )
 
+    def looked_at(self) -> list[str | None]:
+        """Some of the bytes of some of the files."""
+        return some_bytes(self.contents(), len(self))
+
     def place(self, index: int) -> Place:
         """Where and when a sample was taken."""
         return NOWHERE if self.locate is None else self.locate(self.files[index])
@@ -89,6 +93,10 @@ class PathSet(Split):
             kinds=dict.fromkeys(self.layouts, "encoded"),
             of=lambda sensor, index: FileContent(self.file(sensor, index)),
         )
+
+    def looked_at(self) -> list[str | None]:
+        """Some of the bytes of some of the files."""
+        return some_bytes(self.contents(), len(self))
 
     def read(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Sensor name -> (B, C, H, W); a sensor's pixels must have one shape in all of a batch."""

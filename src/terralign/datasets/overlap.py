@@ -300,7 +300,8 @@ def _find(first: _Side, second: _Side) -> dict[int, int]:
 
 
 def _are_one(first: _Side, second: _Side) -> bool:
-    """Whether both sides are of one set. A fingerprint holds no more of files than their sizes."""
+    """Whether both sides are of one set. A fingerprint holds the bytes of some
+    files alone."""
     if first.base is second.base:
         return True
     return (

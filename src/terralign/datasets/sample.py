@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import hashlib
 import html
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -210,6 +211,22 @@ def pixels_id(samples: SampleSet) -> str:
     """The name of a set's pixels alone, which sets of other labels may share; by default its
     fingerprint."""
     return str(getattr(samples, "pixels_id", samples.fingerprint))
+
+
+def labels_id(samples: SampleSet) -> str:
+    """The name of a set's labels, captions and class names, which a fingerprint need not hold."""
+    labels, captions = samples.labels, samples.captions
+    return hash_json(
+        {
+            "labels": labels
+            and [
+                *[str(labels.values.dtype), *labels.values.shape],
+                hashlib.sha256(labels.values.tobytes()).hexdigest(),
+            ],
+            "classes": labels and list(labels.class_names),
+            "captions": captions and [list(own) for own in captions],
+        }
+    )
 
 
 @runtime_checkable

@@ -36,15 +36,20 @@ class Split(Indexed):
 
     def __post_init__(self) -> None:
         size = [] if self.size is None else [describe_size(self.size)]
+        content = [*self.content, *size, *self.looked_at()]
         for key, name in (("fingerprint", self.name), ("pixels_id", self.pixels_of or self.name)):
             value = fingerprint(
                 name=name,
                 split=self.split,
                 keys=self.keys,
                 layouts=self.layouts,
-                content=[*self.content, *size],
+                content=content,
             )
             object.__setattr__(self, key, value)
+
+    def looked_at(self) -> Sequence[Any]:
+        """JSON values that represent pixels in the fingerprint as well, beside `content`."""
+        return ()
 
     def __len__(self) -> int:
         return len(self.keys)

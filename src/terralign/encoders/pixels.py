@@ -69,6 +69,8 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     tensor = as_tensor(pixels)
     name = str(pixels.dtype).removeprefix("torch.")
     kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
+    if isinstance(pixels, np.ma.MaskedArray):  # whole numbers that are masked became NaN
+        kind = pixels.dtype
     if 0 in pixels.shape[-3:]:
         raise DataError(f"pixels have shape {tuple(pixels.shape)}, which holds no pixel")
     layout = declare_layout(

@@ -23,7 +23,7 @@ from terralign import progress, ranks
 from terralign.compute import choose_device, computing
 from terralign.datasets.catalog import check_data_root
 from terralign.datasets.fingerprint import describe_layout
-from terralign.datasets.sample import SampleSet, pixels_id
+from terralign.datasets.sample import SampleSet, labels_id, pixels_id
 from terralign.encoders.clip.load import ClipModel, load_clip, save_clip
 from terralign.encoders.picture_size import picture_size
 from terralign.encoders.sensor import SensorTower
@@ -397,9 +397,9 @@ class _Run:
             "model": model,
             "towers": towers,
             "data": samples.fingerprint,
+            "labels": labels_id(samples),
             "entry": identity_of(entry.model_dump(mode="json", exclude={"models", "towers"})),
             "prompts": self.data.prompts(samples, entry.prompts).describe(),
-            "classes": samples.labels and list(samples.labels.class_names),
         }
         rows = keep_measurement(
             self.folder,

@@ -112,6 +112,13 @@ class CloudMask:
                 f"{shown(self.place)}: the mask of clouds is in {mask.crs}, not along the axes of "
                 f"the scene, which is in {scene.crs}; bring it to the scene's grid (gdalwarp)"
             )
+        rows = (down, down + along * scene.height)
+        columns = (right, right + across * scene.width)
+        if min(rows[1], columns[1]) <= 0 or rows[0] >= mask.height or columns[0] >= mask.width:
+            raise DataError(
+                f"{shown(self.place)}: the mask of clouds lies elsewhere than the scene; give the "
+                "scene its own, or remove it"
+            )
         return (along, down), (across, right)
 
     def _read(

@@ -18,10 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terralign import ranks
+from terralign.compute import inference_depends
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.overlap import Overlaps, keep_apart
-from terralign.datasets.sample import SampleSet, only_sensors, optical_layout, require_labels
+from terralign.datasets.sample import (
+    SampleSet,
+    labels_id,
+    only_sensors,
+    optical_layout,
+    require_labels,
+)
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import hash_state
 from terralign.encoders.sensor import SensorTower
@@ -83,6 +90,7 @@ class AlignmentSource:
         """What a result depends on, as hashes and names."""
         return {
             "data": self.samples.fingerprint,
+            "labels": labels_id(self.samples) if self.labelled else None,
             "prompts": list(self.prompts.templates) if self.prompts else None,
             "classes": list(self.class_names or ()),
             "repeats": self.repeats,
@@ -260,6 +268,7 @@ def align_depends(
         "anchors": None if anchors is None else hash_state({"anchors": anchors}),
         "validation": None if validation is None else validation.identity(),
         "seed": seed,
+        **inference_depends(),  # the teacher's and the validation's
     }
 
 

@@ -21,7 +21,7 @@ from terralign import ranks
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.feeding import raw_pixels
-from terralign.datasets.sample import SampleSet, optical_layout, require_labels
+from terralign.datasets.sample import SampleSet, labels_id, optical_layout, require_labels
 from terralign.encoders.clip.load import ClipModel
 from terralign.encoders.clip.weights import StateDict
 from terralign.encoders.zeroshot import PromptSet, zero_shot_weights
@@ -57,6 +57,7 @@ class PatchingTask:
         """What a result depends on, as hashes and names."""
         return {
             "data": self.samples.fingerprint,
+            "labels": labels_id(self.samples),
             "classes": list(self.class_names),
             "prompts": list(self.prompts.templates),
         }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from terralign.datasets.batches import Batch as Chosen
 from terralign.datasets.batches import Plan, keep_in_memory, keys_of
 from terralign.datasets.feeding import raw_pixels
-from terralign.datasets.sample import SampleSet, optical_layout
+from terralign.datasets.sample import SampleSet, labels_id, optical_layout
 from terralign.encoders.clip.load import ClipModel, new_clip
 from terralign.encoders.zeroshot import tokenize
 from terralign.errors import DataError, RecipeError
@@ -123,5 +123,6 @@ def pretrain_depends(
         "stage": "pretrain",
         "settings": settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "data": samples.fingerprint,
+        "labels": labels_id(samples),
         "seed": seed,
     }

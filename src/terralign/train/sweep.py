@@ -303,7 +303,11 @@ def choose_alpha(
     allowed = [
         point for point in points if within_bound(point.supported, before, max_supported_drop)
     ] or [zero]
-    best = max(allowed, key=lambda point: (point.mean_patching, -abs(point.alpha)))
+    top = max(point.mean_patching for point in allowed) - 1e-9  # sums in another order are equal
+    best = min(
+        (point for point in allowed if point.mean_patching >= top),
+        key=lambda point: abs(point.alpha),
+    )
     bound = f"{100 * max_supported_drop:g} point{'' if max_supported_drop == 0.01 else 's'}"
     if allowed == [zero] and len(points) > 1:
         curve = "; ".join(

@@ -184,7 +184,7 @@ def open_table(
     """Open one split of the data set that a table lists; `path`: the declaration's file.
 
     Files are opened when they are read. The fingerprint holds the hash of the whole table, and the
-    sizes of some files: pixels that change while the table stays are noticed by those.
+    sizes and bytes of some files: pixels that change while the table stays are noticed by those.
     """
     table_path = find_inside(declaration.table, path, data_root, what="table")
     table = read_table(table_path, declaration.column_names(), delimiter=declaration.delimiter)

@@ -74,7 +74,7 @@ from terralign.datasets.sample import Place
 from terralign.datasets.split import Split
 from terralign.datasets.tars import MAX_PAX_VALUES, HeaderReader
 from terralign.errors import DataError, first_line, nearest, quoted, some
-from terralign.files import decode_text, parse_json
+from terralign.files import decode_text, hash_json, parse_json
 from terralign.limits import require
 from terralign.progress import Progress
 from terralign.scenes.pictures import Size, describe_size
@@ -212,8 +212,8 @@ def open_tars(
 ) -> TarSet:
     """Open one split of a data set in tars; `path`: the declaration's file.
 
-    Every tar is read once for its texts. The fingerprint holds the names and sizes of tars and
-    members, not their content.
+    Every tar is read once for its texts. The fingerprint holds these, and the names and sizes of
+    tars and members, not their pixels.
     """
     root = find_inside(declaration.root, path, data_root, what="root")
     tars = find_tars(root, declaration.patterns(split, path), path)
@@ -233,7 +233,11 @@ def open_tars(
         tars=tars,
         tar_of=np.array(listing.tar_of, dtype=np.int64),
         decoders=decoders,
-        content=[describe_size(size) if "rgb" in layouts else None, *listing.members],
+        content=[
+            describe_size(size) if "rgb" in layouts else None,
+            *listing.members,
+            hash_json(listing.texts),
+        ],
         labels=columns.labels(declaration.labels, declaration, path, split),
         captions=None if captions is None else columns.captions(captions.column),
         prompts=declaration.prompts,
