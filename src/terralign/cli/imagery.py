@@ -954,6 +954,11 @@ def _source_of_map(
 
     tower = reading["tower"]
     if not is_folder_of_parts(Path(imagery)):
+        if imagery.endswith(".parquet"):
+            raise click.UsageError(
+                f"{shown(imagery)} is one file of vectors; maps are made of a folder of parts "
+                "(terralign embed ... --out FOLDER) or of a scene"
+            )
         if "scene" in mapping:
             raise click.UsageError("--scene: no effect on a scene, only on a folder of parts")
         sensor = _check(model, [imagery], reading, prompts)
