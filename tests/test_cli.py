@@ -147,6 +147,20 @@ def test_the_module_is_the_command() -> None:
     assert done.stderr.startswith("Usage: terralign run [OPTIONS] RECIPE")
 
 
+def test_closed_streams_change_nothing() -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m terralign info sensors --json <&- 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], stdout=subprocess.PIPE, timeout=60, check=True
+    )
+    assert json.loads(done.stdout)
+    opened = "import terralign.__main__ as m, sys; m._open_streams(); print(sys.stderr.isatty())"
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(opened)} 2>&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], stdout=subprocess.PIPE, timeout=60, check=True
+    )
+    assert done.stdout == b"False\n"
+
+
 _WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None
@@ -911,6 +925,21 @@ def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert "in broken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), ImportError("libtorch.so: failed to map segment from shared object")],
+)
+def test_exhausted_memory_is_named(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def broken(what: str | None) -> None:
+        raise fault
+
+    monkeypatch.setattr("terralign.cli.info.about", broken)
+    result = _call("info")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("terralign: memory is exhausted (")
+    assert "please report" not in result.stderr
 
 
 def test_debug_shows_the_traceback_of_a_users_fault() -> None:

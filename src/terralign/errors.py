@@ -189,6 +189,10 @@ _POINTERS = ("See previous exception for details", "Reprojection failed, err =")
 
 def _reason(error: BaseException) -> str:
     text = str(error)
+    if type(error).__name__ == "ValidationError" and (faults := getattr(error, "errors", None)):
+        fault = faults()[0]  # pydantic's text begins with how many there are
+        where = "".join(f"{part}: " for part in fault["loc"])
+        return where + str(fault["msg"]).removeprefix("Value error, ")
     if not any(pointer in text for pointer in _POINTERS):
         return text
     causes: list[BaseException] = [error]
@@ -208,6 +212,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: spaces, control and zero-width characters alone."""
+    return not any(one.isprintable() and not one.isspace() for one in text)
 
 
 def shown(path: object) -> str:

@@ -57,6 +57,8 @@ def _call(*arguments: object) -> Result:
         (("search", "a river", "scenes"), 'first: terralign search scenes "a river"'),
         (("search", "scenes", "a", "river"), 'in quotes: "a river"'),
         (("search", ".", "a river"), "did you mean scenes?"),
+        (("classify", "scenes", "starter", "--labels", "a,b"), "starter is a model, not imagery"),
+        (("score", "tiles.parquet", "a river", "--out", "a.tif"), "is one file of vectors; maps"),
         (("info", "sensor"), "did you mean 'sensors'?"),
     ],
 )

@@ -134,7 +134,7 @@ def test_an_offset_left_in_is_warned_of_once(caplog: pytest.LogCaptureFixture) -
     for _ in range(2):
         check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
     assert len(caplog.records) == 1
-    assert "declare dn_offset=-1000" in caplog.text
+    assert "declare the offset: -1000 (dn_offset=, --dn-offset)" in caplog.text
     layout = layout_of(sensor, units="dn", dn_offset=0.0)
     check_numbers([(dn, dn > 0)], layout, origin="data set 'other', split 'all'")
     assert len(caplog.records) == 2  # another data set is warned of, too
@@ -157,7 +157,7 @@ def test_an_offset_left_in_shows_in_most_bands(
     least = np.array([floors.get(name, 1080) for name in sensor.band_names])[:, None, None]
     dn = np.round(np.linspace(0, 2000, 4096).reshape(64, 64) + least)
     check(dn, layout_of(sensor, units="dn", dn_offset=0.0))
-    assert ("declare dn_offset=-1000" in caplog.text) == is_warned
+    assert ("declare the offset: -1000 (dn_offset=, --dn-offset)" in caplog.text) == is_warned
 
 
 def test_a_bright_scene_takes_three_bands_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:

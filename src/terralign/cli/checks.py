@@ -13,7 +13,7 @@ from terralign.encoders.sources import check_source, sensors_of
 from terralign.errors import DataError, SensorError, shown
 from terralign.files import missing_hint, read_toml
 from terralign.sensors import Sensor, find_sensor
-from terralign.toml_paths import TomlPaths
+from terralign.toml_paths import TomlPaths, model_names
 from terralign.toml_values import read_named
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ def check_paths(paths: Sequence[str]) -> None:
     files = [path for path in paths if not is_remote_source(path)]
     missing = [path for path in files if not Path(path).exists() and not glob.has_magic(path)]
     if missing and len(missing) == len(paths):
+        if missing[0] in model_names():
+            raise DataError(
+                f"{missing[0]} is a model, not imagery; the model comes before the files"
+            )
         raise DataError(
             f"{', '.join(map(shown, missing[:3]))}{', ...' if missing[3:] else ''} not found"
-            f"{missing_hint(missing[0])}"
+            f"{missing_hint(Path(missing[0]))}"
         )

@@ -175,7 +175,7 @@ def test_a_file_without_its_architecture_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrapping", ["plain", "training", "compiled", "lightning", "safetensors", "half"]
+    "wrapping", ["plain", "training", "compiled", "lightning", "safetensors", "half", "siglip"]
 )
 def test_a_state_dict_with_its_architecture_named_loads(
     tiny_clip: ClipModel, architecture: str, tmp_path: Path, wrapping: str
@@ -190,6 +190,8 @@ def test_a_state_dict_with_its_architecture_named_loads(
     elif wrapping in ("compiled", "lightning"):
         prefix = {"compiled": "module._orig_mod.", "lightning": "model.clip."}[wrapping]
         torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, path)
+    elif wrapping == "siglip":
+        torch.save({**state, "logit_bias": torch.tensor(-10.0)}, path)
     elif wrapping == "half":
         torch.save({key: value.half() for key, value in state.items()}, path)
     else:

@@ -130,7 +130,11 @@ def test_a_hostile_configuration_is_refused_without_taking_memory(
     [
         ({"mean": ["a", "b", "c"]}, "unusable preprocess_cfg"),
         ({"std": [0.1, 0.1]}, "unusable preprocess_cfg"),
-        ({"std": [0.0, 0.1, 0.1]}, "unusable preprocess_cfg"),
+        (
+            {"std": [0.0, 0.1, 0.1]},
+            r"unusable preprocess_cfg \(ValidationError: std must be positive\)",
+        ),
+        ({"mean": [123.7, 116.3, 103.5]}, "divide mean and std by 255"),
         ({"resize_mode": "longest"}, "resize_mode 'longest' is not supported"),
         ({"interpolation": "nearest"}, "interpolation 'nearest' is not supported"),
     ],

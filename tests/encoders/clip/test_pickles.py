@@ -9,11 +9,12 @@ import resource
 import struct
 import time
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,7 +132,7 @@ HOSTILE = {
     "sparse": name("torch._utils._rebuild_sparse_tensor") + b")R",
     "on no device": name("torch._utils._rebuild_meta_tensor_no_storage") + b")R",
     "a method's name": name("collections.OrderedDict") + b")R}" + text("items") + b"K\x00sb",
-    "numpy": name("numpy.core.multiarray.scalar") + b")R",
+    "another package": name("scipy.sparse.csr_matrix") + b")R",
     "values without end": b"](" + b"}" * 300_000 + b"e",
     "objects without end": name("builtins.set") + b"q\x00" + b"h\x00)R" * 50_000,
     "empty stack": b"0",
@@ -216,3 +217,20 @@ def test_a_list_of_members_without_end_is_not_read(
     torch.save({str(i): torch.zeros(1) for i in range(20)}, path)
     with pytest.raises(ModelError, match=r"more than the limit of 3 records; set TERRALIGN_LIMITS"):
         read_pickled(path)
+
+
+def test_objects_of_well_known_packages_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    weights = {"w": torch.arange(3.0)}
+    training = {
+        "best": np.float64(0.5), "order": np.arange(3), "folder": Path("a") / "b",
+        "losses": defaultdict(list, {"train": [1.0]}),
+    }  # fmt: skip
+    for archive in (True, False):
+        path = tmp_path / f"{archive}.pt"
+        torch.save(
+            {"state_dict": weights, **training}, path, _use_new_zipfile_serialization=archive
+        )
+        loaded = read_pickled(path)
+        assert torch.equal(loaded["state_dict"]["w"], weights["w"])
+        assert loaded.keys() == {"state_dict", *training}
+        assert type(loaded["losses"]) is type(loaded["best"]), "an object was made"

@@ -22,6 +22,7 @@ from terralign.encoders.clip import weights
 from terralign.encoders.clip.weights import (
     check_shapes,
     fit_names,
+    fit_scalars,
     hash_module,
     hash_state,
     load_weights,
@@ -353,3 +354,61 @@ def test_averaged_weights_beside_those_that_are_used_are_named(
     torch.save({"state_dict": STATE, key: {"a": torch.zeros(1)}, "schema": 1}, path)
     assert read_state_dict(path).keys() == STATE.keys()
     assert f"holds 'state_dict' and {key!r}; 'state_dict' is used" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_file_of_weights_is_read_by_its_content(tmp_path: Path, suffix: str) -> None:
+    torch.save(STATE, tmp_path / f"pickled{suffix}")
+    save_file(STATE, tmp_path / f"plain{suffix}")
+    for name in ("pickled", "plain"):
+        state = read_state_dict(tmp_path / f"{name}{suffix}")
+        assert all(torch.equal(state[key], value) for key, value in STATE.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        ("\n<!DOCTYPE html><html>Not found</html>", "is a web page"),
+    ],
+)
+def test_what_lies_in_the_place_of_weights_is_named(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    for path in (tmp_path / "w.pt", tmp_path / "w.safetensors"):
+        path.write_text(content)
+        with pytest.raises(ModelError, match=said):
+            read_state_dict(path)
+    with pytest.raises(ModelError, match=said):
+        read_shapes(path)
+
+
+def test_averaged_weights_alone_are_named(tmp_path: Path) -> None:
+    torch.save({"state_dict_ema": STATE, "epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="tensors lie under 'state_dict_ema'"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+def test_text_before_the_names_of_the_text_tower_is_fitted() -> None:
+    plain = {
+        name: torch.zeros(1)
+        for name in ("visual.proj", "logit_scale", "token_embedding.weight", "ln_final.bias")
+    }
+    custom = {
+        f"text.{key}" if key.startswith(("token", "ln")) else key: value
+        for key, value in plain.items()
+    }
+    for given, wanted in ((custom, plain), (plain, custom)):
+        for prefix in ("", "model."):
+            prefixed = {prefix + key: value for key, value in given.items()}
+            expected = {key: tuple(value.shape) for key, value in wanted.items()}
+            assert fit_names(prefixed, expected, what="w").keys() == wanted.keys()
+
+
+def test_single_numbers_take_the_expected_shape() -> None:
+    state = {"logit_scale": torch.tensor([2.5]), "bias": torch.ones(3), "other": torch.ones(1)}
+    fitted = fit_scalars(state, {"logit_scale": (), "bias": (1, 3)})
+    assert {key: tuple(one.shape) for key, one in fitted.items()} == {
+        "logit_scale": (), "bias": (3,), "other": (1,),
+    }  # fmt: skip
+    assert float(fitted["logit_scale"]) == 2.5

@@ -47,6 +47,7 @@ from terralign.encoders.clip.weights import (
     check_numbers_of,
     check_shapes,
     fit_names,
+    fit_scalars,
     hash_module,
     load_weights,
     read_shapes,
@@ -125,9 +126,15 @@ class ClipModel:
                 f"{self.source}: interpolation {interpolation!r} is not supported, only bicubic "
                 "and bilinear"
             )
+        mean = tuple(self.preprocess_cfg["mean"])
+        if max(mean) > 1:
+            raise ModelError(
+                f"{self.source}: preprocess_cfg has a mean of {max(mean):g}; expected that of "
+                "pixels from 0 to 1: divide mean and std by 255"
+            )
         return rgb_spec(
             size=int(size),
-            mean=tuple(self.preprocess_cfg["mean"]),
+            mean=mean,
             std=tuple(self.preprocess_cfg["std"]),
             interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
             resize_mode=cast(Literal["shortest", "squash"], mode),
@@ -374,8 +381,10 @@ def _load_file(
             "(%s-quickgelu:FILE), and the file does not say which", path, architecture,
         )  # fmt: skip
     text_config = read_text_config(model_cfg["text_cfg"], folder=None, hub=hub, what=what)
+    if any(key.endswith("logit_bias") for key in state):  # trained by the loss of SigLIP
+        model_cfg = {"init_logit_bias": 0.0, **model_cfg}
     expected = meta_shapes(model_cfg, text_config, what)
-    state = fit_names(state, expected, what=what)
+    state = fit_scalars(fit_names(state, expected, what=what), expected)
     check_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, what=what)
     model = build(model_cfg, text_config, what)
     load_weights(model, state, what=what)

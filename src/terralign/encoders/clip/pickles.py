@@ -3,7 +3,8 @@
 `torch.load(weights_only=True)` runs no code, but a file of some bytes can make it take any memory
 (`bytearray(N)`, a storage or a view of any size) or time (the hash of nested tuples). This reader
 takes what `torch.save` writes of state dicts and training checkpoints, and of that no more than the
-file has: tensors, numbers, texts, lists and tables.
+file has: tensors, numbers, texts, lists and tables. What training programs keep beside them in
+objects of well-known packages (settings, paths, NumPy's random state) is passed over, unmade.
 """
 
 from __future__ import annotations
@@ -173,6 +174,18 @@ class _Named:
     name: str
 
 
+class _PassedOver:
+    """In the place of an object that is not made."""
+
+
+_WELL_KNOWN = re.compile(
+    r"(numpy|pathlib|typing|omegaconf|pytorch_lightning|lightning|lightning_fabric|mmengine|mmcv"
+    r"|yacs|easydict|addict|ml_collections)\."
+    r"|collections\.defaultdict$|builtins\.(dict|list|tuple|str|int|float|bool|object)$"
+)
+"""Names of objects beside the weights that are passed over; any other refuses the file."""
+
+
 class _Reader:
     """Follows the pickles of one file as torch's restricted loader does, by fewer names."""
 
@@ -263,9 +276,12 @@ class _Reader:
                 _build(stack[-1], state)
             elif op == 0x81:  # NEWOBJ
                 args = stack.pop()
-                if stack[-1] != _Named("argparse.Namespace") or args != ():
+                if _is_well_known(stack[-1]):
+                    stack[-1] = _PassedOver()
+                elif stack[-1] == _Named("argparse.Namespace") and args == ():
+                    stack[-1] = argparse.Namespace()
+                else:
                     raise _foreign("objects of Python")
-                stack[-1] = argparse.Namespace()
             elif op == 0x8A:  # LONG1
                 length = data[at]
                 at += 1 + length
@@ -310,6 +326,8 @@ class _Reader:
 
     def _call(self, function: Any, args: Any) -> Any:
         self.num_values += 9  # a tensor or an object takes as much as ten plain values
+        if _is_well_known(function):
+            return _PassedOver()
         call = _CALLS.get(function.name) if type(function) is _Named else None
         if call is None or type(args) is not tuple:
             raise _foreign(function.name if type(function) is _Named else "objects of Python")
@@ -423,7 +441,13 @@ def _named(module: str, name: str) -> Any:
     full = f"{'builtins' if module == '__builtin__' else module}.{name}"
     if full in _CALLS or full in _STORAGES or full == "argparse.Namespace":
         return _Named(full)
+    if _WELL_KNOWN.match(full):
+        return _Named(full)
     raise _foreign(full)
+
+
+def _is_well_known(value: Any) -> bool:
+    return type(value) is _Named and _WELL_KNOWN.match(value.name) is not None
 
 
 def _foreign(name: str) -> _Refused:
@@ -456,6 +480,8 @@ def _key(key: Any) -> Any:
 
 
 def _set(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
+    if type(target) is _PassedOver:
+        return
     if type(target) not in (dict, OrderedDict, Counter):
         raise ValueError("values are set in what is no table")
     for key, value in items:
@@ -463,6 +489,8 @@ def _set(target: Any, items: Iterable[tuple[Any, Any]]) -> None:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
+    if type(target) is _PassedOver:
+        return
     if type(target) is not list:
         raise ValueError("values are appended to what is no list")
     target.extend(items)
@@ -470,6 +498,8 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 def _build(target: Any, state: Any) -> None:
     """Attributes of an `OrderedDict` (a state dict's `_metadata`) or of a `Namespace`."""
+    if type(target) is _PassedOver:
+        return
     if type(target) not in (OrderedDict, argparse.Namespace) or type(state) is not dict:
         raise _foreign("objects of Python")
     # An attribute of the name of a method would take its place.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import os
 import re
 import weakref
@@ -36,23 +37,45 @@ StateDict = dict[str, Tensor]
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint file holds, read without ever executing it.
 
-    `.safetensors`: the state dict. Anything else: what `torch.save` wrote, by `read_pickled`
-    (training arguments in an `argparse.Namespace` are let through, they are plain values).
+    A safetensors file: the state dict. Anything else: what `torch.save` wrote, by `read_pickled`
+    (training arguments in an `argparse.Namespace` are let through, they are plain values). Its
+    first bytes tell which, since many files of the one kind have the ending of the other.
     `ModelError` names what is wrong with a missing, truncated or unsafe file.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        with _reading_safetensors(path):
-            return load_file(path)
-    return read_pickled(path)
+    start = _first_bytes(path)
+    pickled = start.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors"
+    if pickled and start[8:9] != b"{":  # where the header of a safetensors file begins
+        return read_pickled(path)
+    with _reading_safetensors(path):
+        return load_file(path)
+
+
+_NO_WEIGHTS = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file; run `git lfs pull`"),
+    (b"<!doctype html", "is a web page, not weights; download the file itself"),
+    (b"<html", "is a web page, not weights; download the file itself"),
+)  # fmt: skip
+"""How files begin that are saved in the place of weights, and what to do."""
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The beginning of a file of weights; `ModelError` where it is known to be none."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for beginning, text in _NO_WEIGHTS:
+        if start.lstrip().lower().startswith(beginning):
+            raise ModelError(f"{path} {text}")
+    return start
 
 
 @contextmanager
 def _reading_safetensors(path: Path) -> Iterator[None]:
     """`ModelError` where the header is too long, or damaged in one of many ways."""
     try:
+        _first_bytes(path)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             length = int.from_bytes(os.read(descriptor, 8), "little")
@@ -117,8 +140,15 @@ def read_state_dict(path: Path) -> StateDict:
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
     if wrong:
+        inside = [
+            quoted(str(key))
+            for key, value in loaded.items()
+            if isinstance(value, Mapping) and any(isinstance(one, Tensor) for one in value.values())
+        ]
+        which = f"; tensors lie under {some(inside)}" if inside else ""
         raise ModelError(
-            f"{path} is no state dict: {wrong[0]!r:.120} is not a tensor. Save the state dict alone"
+            f"{path} is no state dict: {wrong[0]!r:.120} is not a tensor{which}. Save the state "
+            "dict alone"
         )
     state = dict(loaded)
     _check_names(state, path)
@@ -154,19 +184,43 @@ def _renamed(state: StateDict, names: Mapping[str, str], what: str) -> StateDict
 
 
 def fit_names(state: StateDict, expected: Mapping[str, tuple[int, ...]], *, what: str) -> StateDict:
-    """The weights without the prefix that all their names share, where the rest is as expected.
+    """The weights under the names that are expected, where a prefix makes the difference.
 
-    What is removed is logged. Any other state comes back as it is, for `check_shapes` to refuse.
+    Either one that all names share, or `text.` before those of the text tower, which open_clip has
+    with `--force-custom-text` alone. What is changed is logged. Any other state comes back as it
+    is, for `check_shapes` to refuse.
     """
     if state.keys() == expected.keys():
         return state
     prefix = shared_prefix(state)
-    while prefix:
-        names = {key: key.removeprefix(prefix) for key in state}
-        if set(names.values()) == expected.keys():
-            return _renamed(state, names, what)
+    while True:
+        plain = {key: key.removeprefix(prefix) for key in state}
+        for change in (str, _without_text, _with_text):
+            names = {key: change(name) for key, name in plain.items()}
+            if set(names.values()) == expected.keys():
+                return _renamed(state, names, what)
+        if not prefix:
+            return state
         prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
-    return state
+
+
+def _without_text(name: str) -> str:
+    return name.removeprefix("text.")
+
+
+def _with_text(name: str) -> str:
+    return name if name.startswith(("visual.", "logit_")) else f"text.{name}"
+
+
+def fit_scalars(state: StateDict, expected: Mapping[str, tuple[int, ...]]) -> StateDict:
+    """The weights with a single number in the shape that is expected: of shape (1,) in files of
+    FSDP, and of some programs, where others have ()."""
+    return {
+        key: value.reshape(expected[key])
+        if value.numel() == 1 and math.prod(expected.get(key, (0,))) == 1
+        else value
+        for key, value in state.items()
+    }
 
 
 def shared_prefix(keys: Iterable[str]) -> str:
