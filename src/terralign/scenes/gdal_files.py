@@ -14,6 +14,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import rasterio._env
+from rasterio.errors import RasterioError
+
+from terralign.errors import DataError, first_line
+
+
+@contextmanager
+def damage_reported(what: str) -> Iterator[None]:
+    """`DataError` for pixels that cannot be read. `what`: the file, as errors name it."""
+    try:
+        yield
+    except (RasterioError, OSError, ValueError) as error:
+        raise DataError(f"{what} is damaged: {plain_damage(first_line(error))}") from error
 
 
 def plain_damage(text: str) -> str:

@@ -31,7 +31,7 @@ from terralign.errors import DataError, first_line, shown
 from terralign.files import missing_hint
 from terralign.limits import require
 from terralign.scenes.archives import gdal_name, in_archive, open_member
-from terralign.scenes.gdal_files import open_gdal_file, plain_damage
+from terralign.scenes.gdal_files import damage_reported, open_gdal_file, plain_damage
 from terralign.scenes.remote import RemoteRaster, explain_remote
 from terralign.scenes.tiff_pages import Readable, read_pages
 
@@ -286,8 +286,7 @@ def _opened(opening: Callable[[], Any], origin: str, *, kind: str = "GeoTIFF") -
             source = opening()
     except (RasterioError, CPLE_BaseError, OSError, ValueError) as error:
         reason = first_line(error).replace(f"'{origin}'", "it is").removeprefix("it is ")
-        reason = reason.removeprefix(f"{os.path.basename(origin)}: ")
-        reason = plain_damage(reason)
+        reason = plain_damage(reason.removeprefix(f"{os.path.basename(origin)}: "))
         raise DataError(f"{origin} is not a readable {kind}: {reason}") from error
     _refuse_other_overviews(source, origin)
     return source
@@ -330,11 +329,13 @@ def read_mask_file(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _read(reading: Callable[[], Any], what: str) -> NDArray[np.bool_]:
-    try:
+    with damage_reported(f"the mask of {what}"):
         return np.asarray(reading()) > 0
-    except (RasterioError, OSError, ValueError) as error:
-        reason = plain_damage(first_line(error))
-        raise DataError(f"the mask of {what} is damaged: {reason}") from error
+
+
+def matrix_of(grid: Grid) -> NDArray[np.float64]:
+    """(column, row, 1) to map units, (3, 3)."""
+    return np.array([*grid.transform, 0, 0, 1]).reshape(3, 3)
 
 
 def items_of(source: Any, position: int) -> dict[str, str]:

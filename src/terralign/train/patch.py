@@ -81,7 +81,8 @@ def patch(
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
-    if preserve_on is None and settings.preserve_batch_size != _default("preserve_batch_size"):
+    usual = PatchSettings.model_fields["preserve_batch_size"].default
+    if preserve_on is None and settings.preserve_batch_size != usual:
         raise RecipeError(
             f"preserve_batch_size = {settings.preserve_batch_size} has no effect without "
             "preserve_on; leave it out, or name pictures to preserve on"
@@ -98,10 +99,6 @@ def patch(
     if settings.mode == "sequential":
         return run.sequentially(tasks, validation)
     return run.in_parallel(tasks, validation)
-
-
-def _default(name: str) -> object:
-    return PatchSettings.model_fields[name].default
 
 
 @dataclass
