@@ -927,6 +927,21 @@ def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
     assert "in broken" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), ImportError("libtorch.so: failed to map segment from shared object")],
+)
+def test_exhausted_memory_is_named(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def broken(what: str | None) -> None:
+        raise fault
+
+    monkeypatch.setattr("terralign.cli.info.about", broken)
+    result = _call("info")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("terralign: memory is exhausted (")
+    assert "please report" not in result.stderr
+
+
 def test_debug_shows_the_traceback_of_a_users_fault() -> None:
     result = _call("--debug", "run", "quikstart")
     assert result.exit_code == 1

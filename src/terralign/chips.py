@@ -321,6 +321,18 @@ def _composite_png(chip: Chip, composite: Composite) -> bytes:
     return stream.getvalue()
 
 
+def without_mask(array: NDArray[Any]) -> NDArray[Any]:
+    """A plain array: masked numbers of a masked array become NaN, in float32 where that is exact,
+    else float64. Whole numbers stay so where none is masked."""
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    mask, numbers = np.ma.getmaskarray(array), np.asarray(array.data)
+    if not mask.any():
+        return numbers
+    exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
+    return np.where(mask, exact(np.nan), numbers.astype(exact))
+
+
 def mark_invalid(
     pixels: NDArray[np.generic], valid: NDArray[np.bool_], layout: PixelLayout
 ) -> NDArray[np.generic]:

@@ -588,14 +588,21 @@ class Missing:
     """What is known of a path that does not exist.
 
     `folder`: the first of its folders that does not exist. `file`: what is a file there, where a
-    folder should be. `near`: the path beside the missing one that was probably meant.
+    folder should be. `near`: the path beside the missing one that was probably meant. `is_address`:
+    it is an address, or a name of GDAL's, which is no path.
     """
 
     folder: Path | None = None
     file: Path | None = None
     near: Path | None = None
+    is_address: bool = False
 
     def __str__(self) -> str:
+        if self.is_address:
+            return (
+                "expected a path of this machine: addresses, and names that GDAL alone knows, are "
+                "opened as assets of STAC items only"
+            )
         if self.file is not None:
             return f"{shown(self.file)} is a file, not a folder"
         parts = [] if self.folder is None else [f"there is no folder {shown(self.folder)}"]
@@ -618,6 +625,8 @@ def find_missing(path: Path | str) -> Missing:
     """
     if "://" in str(path) or str(path).startswith("~"):
         return Missing()
+    if _ADDRESS.match(str(path)):
+        return Missing(is_address=True)
     wanted = Path(path)
     try:
         while not wanted.parent.is_dir() and wanted != wanted.parent:
@@ -635,6 +644,11 @@ def find_missing(path: Path | str) -> Missing:
         near=wanted.with_name(near) if near else None,
     )
 
+
+_ADDRESS = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]+:/|/vsi\w+/|(?:GTIFF_\w+|NETCDF|HDF[45]|SENTINEL2_\w+|ZARR|GPKG):"
+)
+"""`https:/...` (a path has no `//`), `/vsizip/...` and `NETCDF:a.nc:B4`."""
 
 _MAX_NAMES = 1000
 

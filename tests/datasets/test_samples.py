@@ -196,6 +196,17 @@ def test_arrays_and_tensors_are_the_same_samples() -> None:
     assert half.layouts["sentinel1-grd"].units == "physical"
 
 
+def test_a_masked_array_without_a_masked_number_stays_whole() -> None:
+    pixels = np.full((2, 3, 8, 8), 90, np.uint8)
+    masked = np.ma.masked_array(pixels, mask=False)
+    assert np.array_equal(Samples.from_arrays(masked, sensor="rgb")[1]["rgb"], pixels[1])
+    masked[1, :, 0, 0] = np.ma.masked
+    with pytest.raises(DataError, match="units"):
+        Samples.from_arrays(masked, sensor="rgb")
+    found = Samples.from_arrays(masked, sensor="rgb", units="dn")[1]["rgb"]
+    assert np.isnan(found).sum() == 3
+
+
 def test_several_sensors_of_the_same_places() -> None:
     radar = np.full((6, 2, 8, 8), -14.0, np.float32)
     samples = Samples.from_arrays(

@@ -476,6 +476,15 @@ def test_the_mask_of_a_masked_array_counts(
     assert not torch.allclose(masked, encode(space, pixels), atol=1e-3)
 
 
+def test_masked_whole_numbers_are_dn_as_others_are(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16]
+) -> None:
+    masked = np.ma.masked_array(pixels, mask=np.broadcast_to(np.arange(32) < 8, pixels.shape))
+    found = space.embed(masked, sensor=L2A, bands=BANDS, dn_offset=0.0)
+    expected = space.embed(masked.filled(0), sensor=L2A, bands=BANDS, dn_offset=0.0)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-6)
+
+
 def test_a_chip_without_a_valid_pixel_is_refused(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:

@@ -128,7 +128,7 @@ def test_texts_that_fit_are_not_counted_again(
     embed_text(tiny_clip, ["a river", "forest " * 12])
 
 
-@pytest.mark.parametrize("texts", [[""], ["forest", " \n"]])
+@pytest.mark.parametrize("texts", [[""], ["forest", " \n"], ["forest", "\u200b"]])
 def test_an_empty_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> None:
     with pytest.raises(RecipeError, match=f"text {len(texts)} of {len(texts)} is empty"):
         embed_text(tiny_clip, texts)

@@ -432,6 +432,24 @@ def test_settings_without_sense_have_one_line(
     assert "\n" not in text
 
 
+def test_a_scene_that_is_given_twice_is_one(space: EmbeddingSpace, tmp_path: Path) -> None:
+    path = write_scene(tmp_path / "scenes" / "a.tif", 32)
+    again = path.parent / ".." / "scenes" / path.name
+    found = embedded(space, [path, str(again), path.parent], tmp_path / "out")
+    assert [len(found), found.num_vectors] == [1, facts_of(found.scenes[0].path).num_windows]
+
+
+def test_a_scene_with_a_local_reference_system_is_a_fault(
+    space: EmbeddingSpace, tmp_path: Path
+) -> None:
+    good, local = (write_scene(tmp_path / "x" / f"{name}.tif", 32) for name in "ab")
+    with rasterio.open(local, "r+") as file:
+        file.crs = 'LOCAL_CS["mine",UNIT["metre",1]]'
+    found = embedded(space, [local, good], tmp_path / "out")
+    assert [one.facts.scene for one in found.scenes] == ["a.tif"]
+    assert "windows cannot be brought to WGS84" in found.faults[0].error
+
+
 def test_shares_of_the_scenes_make_the_whole(space: EmbeddingSpace, tmp_path: Path) -> None:
     paths = [write_scene(tmp_path / f"{n}.tif", 40, seed=n) for n in range(5)]
     embedded(space, paths, tmp_path / "whole")

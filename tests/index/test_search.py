@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio.warp
 import shapely
+import torch
 from click.testing import CliRunner, Result
 
 from imagery import NO_OFFSET, S2, dn, write_geotiff, write_picture
@@ -435,6 +436,12 @@ def test_blocked_products_equal_one_product(num: int) -> None:
     assert np.allclose(cosines(vectors, query, None), exact, atol=1e-6)
     some = np.sort(rng.choice(5000, num, replace=False))
     assert np.allclose(cosines(vectors, query, some), exact[some], atol=1e-6)
+    expected = cosines(vectors, query, None)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(cosines(vectors, query, None), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # Files and the command

@@ -338,6 +338,12 @@ def test_every_format_is_read(tmp_path: Path, name: str) -> None:
         (b"\0\0\0\x1cftypheic" + bytes(40), "is a HEIF file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "is a HDF5 or netCDF-4 file"),
         (b"PK\x03\x04" + bytes(40), "is a ZIP file"),
+        (bytes(257) + b"ustar", "is a tar file, .*; unpack it"),
+        (b"\n<!DOCTYPE html><html>", "is an HTML file, .* login page"),
+        (b"<?xml version='1.0'?><Error/>", "is an XML file, .* download it again"),
+        (b'{"error": "expired"}', "is a JSON file, .* download it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer .*git lfs pull"),
+        (b"EHFA_HEADER_TAG" + bytes(40), "is an ERDAS Imagine file"),
     ],
 )
 def test_another_format_is_named(tmp_path: Path, content: bytes, said: str) -> None:

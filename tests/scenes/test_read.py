@@ -217,7 +217,7 @@ def test_a_file_cannot_make_gdal_open_another(tmp_path: Path) -> None:
     )
     with rasterio.open(link) as source:  # GDAL itself would
         assert source.driver == "VRT"
-    with pytest.raises(DataError, match="is not an image"):
+    with pytest.raises(DataError, match="is a VRT file, which is not read"):
         read_chip(link, sensor=L2A, bands=["B04"], dn_offset=0)
 
 

@@ -88,5 +88,5 @@ def check_paths(paths: Sequence[str]) -> None:
             )
         raise DataError(
             f"{', '.join(map(shown, missing[:3]))}{', ...' if missing[3:] else ''} not found"
-            f"{missing_hint(missing[0])}"
+            f"{missing_hint(Path(missing[0]))}"
         )

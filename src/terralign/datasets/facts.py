@@ -123,16 +123,12 @@ class DatasetFacts(BaseModel):
             "prompts": list(self.templates) if classified else [],
             "licence": self.licence,
             "source": self.source,
-            "fetched by": f"terralign fetch: {self.fetched_size()}" if self.files else "",
+            "fetched by": f"terralign fetch: {size_of(self.files)}" if self.files else "",
             "download": list(self.download),
             "layout": list(self.layout),
             "note": self.note,
         }
         return {key: value for key, value in shown.items() if value}
-
-    def fetched_size(self) -> str:
-        """What is fetched of it."""
-        return size_of(self.files)
 
 
 def size_of(files: Sequence[RemoteFile]) -> str:

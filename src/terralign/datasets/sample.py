@@ -19,7 +19,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from terralign.chips import PixelLayout
+from terralign.chips import PixelLayout, without_mask
 from terralign.errors import DataError, SensorError, SplitError
 from terralign.files import hash_json
 from terralign.scenes.pictures import Size
@@ -168,21 +168,15 @@ def is_counted(key: str) -> bool:
 
 
 def as_numbers(array: Any) -> NDArray[Any]:
-    """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU.
-
-    Masked numbers of a masked array become NaN.
-    """
+    """A NumPy array, without a copy where there is one; of a tensor, its numbers on the CPU, and of
+    a masked array as `without_mask` makes them."""
     if hasattr(array, "detach"):
         tensor = array.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
             tensor = tensor.float()
         numbers: NDArray[Any] = tensor.numpy()
         return numbers
-    if isinstance(array, np.ma.MaskedArray):
-        exact = np.float32 if array.dtype.itemsize <= 2 else np.float64
-        return np.asarray(np.ma.filled(array.astype(exact), np.nan))
-    found: NDArray[Any] = np.asanyarray(array)
-    return found
+    return without_mask(np.asanyarray(array))
 
 
 def require_labels(samples: SampleSet) -> Labels:

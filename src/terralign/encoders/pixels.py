@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from terralign.chips import Chip, PixelLayout
+from terralign.chips import Chip, PixelLayout, without_mask
 from terralign.compute import inferring
 from terralign.errors import DataError, SensorError
 from terralign.preprocess import (
@@ -69,6 +69,8 @@ def as_declared(pixels: Pixels | Chip, declared: Declared) -> tuple[Tensor, Pixe
     tensor = as_tensor(pixels)
     name = str(pixels.dtype).removeprefix("torch.")
     kind = np.dtype(np.float32 if tensor.is_floating_point() else np.int64)
+    if isinstance(pixels, np.ma.MaskedArray):  # whole numbers that are masked became NaN
+        kind = pixels.dtype
     if 0 in pixels.shape[-3:]:
         raise DataError(f"pixels have shape {tuple(pixels.shape)}, which holds no pixel")
     layout = declare_layout(
@@ -101,11 +103,7 @@ def as_tensor(pixels: Pixels) -> Tensor:
         if pixels.is_floating_point() and pixels.dtype not in _FLOATS:
             return pixels.detach().float()
         return pixels.detach()
-    if isinstance(pixels, np.ma.MaskedArray):
-        exact = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
-        mask = np.ma.getmaskarray(pixels)
-        numbers = np.asarray(pixels.data)
-        pixels = np.where(mask, exact(np.nan), numbers.astype(exact)) if mask.any() else numbers
+    pixels = without_mask(pixels)
     if pixels.dtype == np.longdouble:
         pixels = pixels.astype(np.float64)
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from terralign.encoders.published import published_models
 from terralign.errors import ModelError, TerralignError, nearest
-from terralign.files import missing_hint, not_found, read_json
+from terralign.files import hint_of_name, not_found, read_json
 from terralign.sensors import Sensor, parse_sensor
 from terralign.toml_paths import SHIPPED_MODELS, model_names
 from terralign.toml_paths import WEIGHTS_SUFFIXES as WEIGHTS_SUFFIXES
@@ -82,11 +81,10 @@ def check_source(source: str, *, others: Sequence[str] = ()) -> None:
     if not separator and source not in known:
         hint = nearest(source, model_names())
         near = f"{hint} Or it is" if hint.startswith("did you mean") else "expected"
-        missing = missing_hint(source) if os.sep in source else ""
         raise ModelError(
-            f"no model at {source!r}{missing}: {near} a name of `terralign info models`, a space "
-            "or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as ViT-B-32-quickgelu:openai) "
-            "or ARCHITECTURE:FILE"
+            f"no model at {source!r}{hint_of_name(source)}: {near} a name of `terralign info "
+            "models`, a space or open_clip folder, hf-hub:ORG/NAME, ARCHITECTURE:TAG (as "
+            "ViT-B-32-quickgelu:openai) or ARCHITECTURE:FILE"
         )
 
 

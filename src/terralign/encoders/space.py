@@ -218,8 +218,13 @@ class EmbeddingSpace(Shown):
             self, pixels, declared, tower=tower, window="whole", batch_size=batch_size,
             normalize=normalize,
         )  # fmt: skip
-        vectors = [one.vector for one in found if isinstance(one, EmbeddedChip)]
-        return torch.stack(vectors) if vectors else torch.zeros(0, self.dim)
+        return self._stacked([one.vector for one in found if isinstance(one, EmbeddedChip)])
+
+    def _stacked(self, vectors: list[Tensor]) -> Tensor:
+        """(N, D) float32 of N vectors (D,), on the CPU."""
+        if vectors:
+            return torch.stack(vectors)
+        return torch.zeros(0, self.dim, dtype=torch.float32, device="cpu")
 
     def declare(self, *, sensor: str | Path | Sensor | None = None, **others: Any) -> Declared:
         """What a caller declares of pixels, with the sensor found by its name."""
@@ -320,9 +325,8 @@ class EmbeddingSpace(Shown):
             composite=composite, tower=tower, window=window, errors=errors, batch_size=batch_size,
         )  # fmt: skip
         chips, columns = gathered(list(found))
-        vectors = [chip.vector for chip in chips]
         return Embeddings(
-            vectors=(torch.stack(vectors) if vectors else torch.zeros(0, self.dim)).numpy(),
+            vectors=self._stacked([chip.vector for chip in chips]).numpy(),
             space_id=self.space_id,
             tower_ids={name: self.tower_id(name) for name in dict.fromkeys(columns["towers"])},
             model=self.source,
@@ -790,10 +794,6 @@ def _load_compact(folder: Path, values: Mapping[str, Any]) -> ClipModel:
     return load_compact_clip(folder, names)
 
 
-_PARTS = f"*.{'[0-9a-f]' * 16}.{'[0-9a-f]' * 16}.parquet"
-"""Names of parts, which an index is opened of; other Parquet files hold plain vectors."""
-
-
 def _not_searchable(given: object) -> str:
     """What to do where something that is no vectors was given to be searched."""
     text = f"cannot search a {type(given).__name__}; "
@@ -802,7 +802,7 @@ def _not_searchable(given: object) -> str:
     path = os.fsdecode(given)
     has_parts = False
     with suppress(OSError, ValueError):  # a text that can be no path
-        has_parts = path != "" and any(Path(path).glob(_PARTS))
+        has_parts = path != "" and any(Path(path).glob("*.parquet"))
     if has_parts:
         return (
             f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"

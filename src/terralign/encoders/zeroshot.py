@@ -24,7 +24,7 @@ from terralign.encoders.prompt_sets import PromptSet as PromptSet
 from terralign.encoders.prompt_sets import load_prompts as load_prompts
 from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
 from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
-from terralign.errors import DataError, ModelError, RecipeError, quoted
+from terralign.errors import DataError, ModelError, RecipeError, is_blank, quoted
 from terralign.files import hash_json, set_aside
 from terralign.limits import require
 from terralign.progress import Progress
@@ -63,7 +63,7 @@ def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) 
     """
     if not texts or any(not isinstance(text, str) for text in texts):
         raise RecipeError("encode_text takes a list of at least one string")
-    empty = next((index for index, text in enumerate(texts) if not text.strip()), None)
+    empty = next((index for index, text in enumerate(texts) if is_blank(text)), None)
     if empty is not None:
         raise RecipeError(f"text {empty + 1} of {len(texts)} is empty; leave it out")
     device = next(clip.model.parameters()).device
@@ -186,7 +186,7 @@ def zero_shot_weights(
     """
     if not class_names or isinstance(class_names, str):
         raise RecipeError("zero-shot weights need a list of at least one class name")
-    empty = next((index for index, name in enumerate(class_names) if not name.strip()), None)
+    empty = next((index for index, name in enumerate(class_names) if is_blank(name)), None)
     if empty is not None:
         raise RecipeError(f"class name {empty + 1} of {len(class_names)} is empty; name the class")
     if tuple(class_names) != openai_imagenet_names():  # which has "missile" twice, as published

@@ -159,7 +159,7 @@ def embed_samples(
             shares.append(share)
             progress.advance(len(vectors))
     if not rows:
-        return Embedded(vectors=torch.zeros(0, encoder.dim))
+        return Embedded(vectors=torch.zeros(0, encoder.dim, dtype=torch.float32))
     share = torch.cat(shares).double()
     return Embedded(
         vectors=torch.cat(rows),

@@ -298,14 +298,21 @@ Listed = Path | Scene | StacItem | Fault
 
 
 def _listed(inputs: Inputs, declared: Declared) -> list[Listed]:
-    """The scenes that inputs stand for, in order; `DataError` for other things than scenes."""
+    """The scenes that inputs stand for, each once, in order; `DataError` for other things."""
     found: list[Listed] = []
+    seen: set[str] = set()
     for _, one in list_inputs(inputs, declared):
         if not isinstance(one, Path | Scene | StacItem | Fault):
             raise DataError(
                 f"cannot embed a {type(one).__name__} as a scene; give files, folders, Scenes or "
                 "STAC items, or use space.embed, which takes chips and numbers too"
             )
+        if isinstance(one, Path | StacItem):
+            name = source_name(one)
+            if name in seen:
+                logger.info("%s was given more than once; it is embedded once", shown(name))
+                continue
+            seen.add(name)
         found.append(one)
     return found
 

@@ -173,7 +173,7 @@ def window_shapes(
             np.asarray(one).reshape(xs.shape)
             for one in transform(grid.crs, WGS84, xs.ravel(), ys.ravel())
         )
-    except (RasterioError, ValueError) as error:
+    except (RasterioError, CPLE_BaseError, ValueError) as error:
         raise DataError(
             f"{origin}: its windows cannot be brought to WGS84: {first_line(error)}"
         ) from error

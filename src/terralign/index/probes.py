@@ -122,7 +122,7 @@ def exact_best(
 ) -> NDArray[np.int64]:
     """(Q, depth) the rows with the greatest products, greatest first, of some spans of rows."""
     asked = torch.from_numpy(np.ascontiguousarray(queries))
-    scores = torch.full((len(queries), 0), 0.0)
+    scores = torch.zeros(len(queries), 0, dtype=torch.float32)
     rows = torch.zeros((len(queries), 0), dtype=torch.int64)
     total = sum(map(len, spans))
     with torch.inference_mode(), Progress("compare all rows", total=total, unit="row") as progress:

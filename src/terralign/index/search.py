@@ -825,14 +825,14 @@ def cosines(
     """
     device = torch.device(device)
     num = len(vectors) if numbers is None else len(numbers)
-    found = torch.empty(num)
+    found = torch.empty(num, dtype=torch.float32, device="cpu")
     block = _DEVICE_ROWS
     if device.type == "cpu":
         block = max(16, _BLOCK_BYTES // (4 * vectors.shape[1]))
     wanted = torch.from_numpy(np.ascontiguousarray(query)).to(device)
 
     def compare(span: tuple[int, int]) -> None:
-        buffer = torch.empty(block, vectors.shape[1], device=device)
+        buffer = torch.empty(block, vectors.shape[1], dtype=torch.float32, device=device)
         for start in range(*span, block):
             end = min(span[1], start + block)
             rows = vectors[start:end] if numbers is None else _rows(vectors, numbers[start:end])

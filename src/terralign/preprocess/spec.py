@@ -151,7 +151,7 @@ def valid_shares(
     check_channels(pixels, layout)
     channels = [layout.bands.index(name) for name in names if name in layout.bands]
     nodata = layout.sensor.nodata if layout.units == "dn" else None
-    shares = torch.ones(len(pixels))
+    shares = torch.ones(len(pixels), dtype=torch.float32)
     if not channels or (nodata is None and not pixels.is_floating_point()):
         return shares
     if pixels.device.type != "cpu":

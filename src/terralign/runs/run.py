@@ -545,5 +545,7 @@ class _Run:
         return Sweep(
             points=[asdict(point) for point in patched.points],
             chosen=patched.choice.alpha,
+            baseline=patched.baseline,
+            of_last_task=self.recipe.patch.settings.mode == "sequential",
             max_supported_drop=self.recipe.patch.settings.max_supported_drop,
         )

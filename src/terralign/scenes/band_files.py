@@ -21,7 +21,14 @@ from terralign.errors import DataError, shown
 from terralign.scenes.band_names import read_band_names
 from terralign.scenes.declared import Declared
 from terralign.scenes.file_layout import shared_layout
-from terralign.scenes.geotiff import Place, grid_of, mask_rules, open_raster, require_small_blocks
+from terralign.scenes.geotiff import (
+    Place,
+    grid_of,
+    mask_rules,
+    matrix_of,
+    open_raster,
+    require_small_blocks,
+)
 from terralign.scenes.product_metadata import FileBands
 from terralign.scenes.product_names import eo_browser_day
 from terralign.scenes.products import BandFile, Product
@@ -162,7 +169,7 @@ def _pixel_area(grid: Grid) -> float:
 
 def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
     """Where a band's grid lies in the finest one; `DataError` where they do not nest."""
-    to_fine = np.linalg.inv(_matrix(fine)) @ _matrix(header.grid)
+    to_fine = np.linalg.inv(matrix_of(fine)) @ matrix_of(header.grid)
     (across, skew_x, right), (skew_y, along, down), _ = to_fine.tolist()
     factor = max(1, round(across))
     off = max(abs(across / factor - 1), abs(along / factor - 1), abs(skew_x), abs(skew_y))
@@ -185,11 +192,6 @@ def _placed(path: Path, header: _Header, fine: Grid) -> _Band:
         step=header.step,
         mask_index=header.mask_index,
     )
-
-
-def _matrix(grid: Grid) -> NDArray[np.float64]:
-    """(column, row, 1) to map units, (3, 3)."""
-    return np.array([*grid.transform, 0, 0, 1]).reshape(3, 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

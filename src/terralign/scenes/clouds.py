@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Grid, Window
-from terralign.errors import DataError, first_line, shown
-from terralign.scenes.gdal_files import plain_damage
-from terralign.scenes.geotiff import Place, grid_of, open_raster, require_small_blocks
+from terralign.errors import DataError, shown
+from terralign.scenes.gdal_files import damage_reported
+from terralign.scenes.geotiff import Place, grid_of, matrix_of, open_raster, require_small_blocks
 from terralign.scenes.rows import Pair, RowBuffer, block_step
 
 Clouded = Callable[[NDArray[Any]], NDArray[np.bool_]]
@@ -97,24 +96,28 @@ class CloudMask:
     def _decode(self, source: Any, first: int, stop: int) -> Pair:
         """Some rows of the mask, as whole numbers."""
         part = RasterioWindow(0, first, source.width, stop - first)
-        try:
+        with damage_reported(shown(self.place)):
             numbers = source.read(self.index, window=part)
-        except (RasterioError, OSError, ValueError) as error:
-            reason = plain_damage(first_line(error))
-            raise DataError(f"{shown(self.place)} is damaged: {reason}") from error
         if not np.issubdtype(numbers.dtype, np.integer):
             numbers = np.nan_to_num(numbers).astype(np.int64)
         return numbers, np.ones(numbers.shape, dtype=bool)
 
     def _positions(self, scene: Grid, mask: Grid) -> tuple[_Axis, _Axis]:
         """Where a scene's rows and columns lie in the mask."""
-        to_mask = np.linalg.inv(_matrix(mask)) @ _matrix(scene)
+        to_mask = np.linalg.inv(matrix_of(mask)) @ matrix_of(scene)
         (across, skew_x, right), (skew_y, along, down), _ = to_mask.tolist()
         skewed = max(abs(skew_x), abs(skew_y)) * max(scene.height, scene.width)
         if mask.crs != scene.crs or skewed > 0.5 or across <= 0 or along <= 0:
             raise DataError(
                 f"{shown(self.place)}: the mask of clouds is in {mask.crs}, not along the axes of "
                 f"the scene, which is in {scene.crs}; bring it to the scene's grid (gdalwarp)"
+            )
+        rows = (down, down + along * scene.height)
+        columns = (right, right + across * scene.width)
+        if min(rows[1], columns[1]) <= 0 or rows[0] >= mask.height or columns[0] >= mask.width:
+            raise DataError(
+                f"{shown(self.place)}: the mask of clouds lies elsewhere than the scene; give the "
+                "scene its own, or remove it"
             )
         return (along, down), (across, right)
 
@@ -151,7 +154,3 @@ def _nearest(
     places = np.floor((np.arange(first, first + count) + 0.5) * scale + shift + 1e-6)
     inside = (places >= 0) & (places < length)
     return places.clip(0, length - 1).astype(np.int64), inside
-
-
-def _matrix(grid: Grid) -> NDArray[np.float64]:
-    return np.array([*grid.transform, 0, 0, 1]).reshape(3, 3)

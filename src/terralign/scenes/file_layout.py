@@ -5,6 +5,7 @@ caller or stated by the file, its metadata or its name. Nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from terralign.scenes.product_metadata import (
     is_sensors_scale,
     stated_offset,
     stated_scale,
+    states_scale_alone,
 )
-from terralign.scenes.product_names import sensor_of_names
+from terralign.scenes.product_names import require_sensor_of_names, sensor_of_names
 from terralign.sensors import SENSORS, Sensor, find_sensor, sentinel2_dn_offset
 
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -135,6 +137,7 @@ def _identify(
                 "offset (dn_offset=)"
             )
         sensor = find_sensor(name)
+    require_sensor_of_names(sensor, [path.name], origin=shown(path))
     if len(source.subdatasets) > 1:
         raise DataError(
             f"{shown(path)} has {len(source.subdatasets)} pages; save one scene per file"
@@ -250,6 +253,8 @@ def _offset_of(
     product name; `UnknownOffsetError` where nothing states it."""
     stated = stated_offset(file, declared=declared)
     in_catalogue = None if catalogued is None else catalogued.dn_offset
+    if stated == 0 and declared is None and states_scale_alone(file):
+        _require_no_offset(file, products, in_catalogue)
     if stated is None and declared is None and in_catalogue is not None:
         return in_catalogue
     try:
@@ -260,3 +265,21 @@ def _offset_of(
         )
     except UnknownOffsetError as error:
         raise UnknownOffsetError(f"{shown(file.path)}: {error} (dn_offset=)") from error
+
+
+def _require_no_offset(
+    file: FileBands, products: Sequence[str], in_catalogue: float | None
+) -> None:
+    """Raise `UnknownOffsetError` where a name or a catalogue means a DN offset of a file whose
+    bands state a scale alone: GDAL reports an offset of 0 of bands without any."""
+    named: float | None = None
+    with suppress(UnknownOffsetError):
+        named = sentinel2_dn_offset(product_name=" in ".join([file.path.name, *products]))
+    who = "its catalogue" if in_catalogue is not None else "its product name"
+    meant = named if in_catalogue is None else in_catalogue
+    if meant:
+        raise UnknownOffsetError(
+            f"{shown(file.path)}: Sentinel-2 DN offset unknown: {who} means {meant:g}, but its "
+            "bands state a scale and an offset of 0; declare dn_offset=0 where it was removed, or "
+            "write it into the bands (gdal_edit.py -offset -0.1)"
+        )

@@ -14,18 +14,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import rasterio._env
+from rasterio.errors import RasterioError
+
+from terralign.errors import DataError, first_line
+
+
+@contextmanager
+def damage_reported(what: str) -> Iterator[None]:
+    """`DataError` for pixels that cannot be read. `what`: the file, as errors name it."""
+    try:
+        yield
+    except (RasterioError, OSError, ValueError) as error:
+        raise DataError(f"{what} is damaged: {plain_damage(first_line(error))}") from error
 
 
 def plain_damage(text: str) -> str:
     """What a reader of GDAL's reports of a damaged file, in words that say what to do."""
     if _CUT.search(text):
         return "it ends too early, before all of its pixels; download or copy it again"
+    if _NO_DIRECTORY.search(text):
+        return (
+            "its table of contents cannot be read, as of a file that ends too early; download or "
+            "copy it again"
+        )
     if _UNDECODED.search(text):
         return f"some of its pixels cannot be decoded ({text}); download or copy it again"
     return text
 
 
 _CUT = re.compile(r"got \d+ bytes, expected \d+|IO error during reading")
+_NO_DIRECTORY = re.compile(r"Failed to read directory|Can ?not read TIFF (header|directory)")
 _UNDECODED = re.compile(r"Decod|[Dd]ecompress|code not yet in table|Not a JPEG|WebPGetInfo")
 
 

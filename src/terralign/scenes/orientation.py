@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from typing import Any
 
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
@@ -59,11 +61,25 @@ def warn_unless_north_up(grid: Grid, *, origin: str) -> None:
     )
 
 
+def warn_of_points(source: Any, *, origin: str) -> None:
+    """Log a warning for an open raster that only control points or polynomials place on the globe,
+    as radar in its own geometry: they are not used."""
+    if source.crs is not None or not (source.gcps[0] or source.rpcs):
+        return
+    what = "ground control points" if source.gcps[0] else "polynomials (RPC)"
+    logger.warning(
+        "%s: it is placed on the globe by %s only, which are not used, and has no footprint; bring "
+        "it onto a grid first (gdalwarp -t_srs EPSG:... IN.tif OUT.tif)",
+        origin,
+        what,
+    )
+
+
 def _is_placed(grid: Grid) -> bool:
     if grid.crs is None or grid.transform == _NO_TRANSFORM:
         return False
     try:
         crs = CRS.from_user_input(grid.crs)
-    except (RasterioError, ValueError):
+    except (RasterioError, CPLE_BaseError, ValueError):
         return False
     return bool(crs.is_geographic or crs.is_projected)

@@ -199,10 +199,20 @@ _SIGNATURES = (
     (rb"\x1f\x8b", "gzip"),
     (rb"%PDF", "PDF"),
     (rb"P[1-7]\s", "PNM"),
+    (rb".{257}ustar", "tar"),
+    (rb"SQLite format 3\0", "GeoPackage or SQLite"),
+    (rb"EHFA_HEADER_TAG", "ERDAS Imagine"),
+    (rb"GRIB", "GRIB"),
+    (rb"ENVI\s", "ENVI header"),
+    (rb"<VRTDataset", "VRT"),
+    (rb"version https://git-lfs", "Git LFS pointer"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html)", "HTML"),
+    (rb"(\xef\xbb\xbf)?\s*<[?!\w]", "XML"),
+    (rb"(\xef\xbb\xbf)?\s*[{\[]\s*[\"{\[\]}]", "JSON"),
 )
 _PATTERNS = tuple((re.compile(pattern, re.DOTALL), name) for pattern, name in _SIGNATURES)
 
-HEAD_BYTES = 32
+HEAD_BYTES = 512
 """How much of a file `format_of` wants to see."""
 
 
@@ -218,7 +228,21 @@ def no_picture(head: bytes, *, read: str = _READ) -> str:
         return f"is empty, not an image; expected {read}"
     if known is None:
         return f"is not an image: it is no {read}"
-    return f"is a {known} file, which is not read; convert it to {read}"
+    article = "an" if known.startswith(("A", "E", "HTML", "X")) else "a"
+    todo = _TODO.get(known, f"convert it to {read}")
+    return f"is {article} {known} file, which is not read; {todo}"
+
+
+_TEXT = "it may be an error or a login page of the server that it came from: download it again"
+_TODO = {
+    **dict.fromkeys(("tar", "gzip"), "unpack it"),
+    "ZIP": "unpack it, or name it .zip where it holds a product with a file per band",
+    "Git LFS pointer": "fetch the file that it stands for (git lfs pull)",
+    "JPEG 2000": "give the folder of its product, or convert it to GeoTIFF (gdal_translate)",
+    "VRT": "write it out as GeoTIFF (gdal_translate)",
+    **dict.fromkeys(("HTML", "XML", "JSON"), _TEXT),
+}
+"""Format -> what to do about it, unless it is to be converted."""
 
 
 @contextmanager

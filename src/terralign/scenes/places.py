@@ -235,7 +235,7 @@ def is_geographic(crs: Any) -> bool:
     """
     try:
         return bool(_parse_crs(crs).is_geographic)
-    except (RasterioError, ValueError):
+    except (RasterioError, CPLE_BaseError, ValueError):
         return False
 
 
@@ -244,7 +244,7 @@ def map_unit(crs: Any) -> str:
     try:
         parsed = _parse_crs(crs)
         unit = "degrees" if parsed.is_geographic else str(parsed.linear_units)
-    except (RasterioError, ValueError):
+    except (RasterioError, CPLE_BaseError, ValueError):
         return "units"
     return "m" if unit in ("metre", "meter") else unit
 

@@ -60,6 +60,20 @@ _LEAST_FLOOR, _DARKEST_FLOOR, _GREATEST_FLOOR = 900.0, 1150.0, 1300.0
 and the floors of five in six bands up to the third. Of 1,572 EuroSAT tiles and L2A patches without
 the offset none looks like that."""
 
+_BRIGHT_FLOOR = 0.5
+"""A reflectance that some number is below in every band of a scene of land or water. Landsat's DN,
+scaled as Sentinel-2's, have none; of the 1,200 L2A patches above, the brightest has 0.06."""
+
+_SHORTWAVE = 0.05
+"""A reflectance in B12 from which it tells wrong orders of bands: water is darker, and noise."""
+
+_CROSS_ABOVE_CO = 2.0
+"""dB. Cross-polarised backscatter is the weaker one; of 70 BigEarthNet patches one has a VH above
+its VV, by 0.8 dB."""
+
+_WRAPPED = 5000
+"""Whole numbers this close below the largest of their type were negative."""
+
 _MAX_DARK = 0.002
 _DARK = 0.03
 """A reflectance that brightest pixels exceed; 255 as DN of Sentinel-2 are 0.0255."""
@@ -95,10 +109,13 @@ def check_numbers(
     judge = _Judge(layout, origin)
     for band, numbers in known.items():
         judge.fractions(dtype, numbers, where=f" in {band}")
-    if layout.units == "dn" and layout.sensor.name.startswith("sentinel2-"):
+    judge.wrapped(dtype, known)
+    if layout.sensor.name.startswith("sentinel2-"):
         judge.sentinel2_offset(known)
     judge.positive_offset()
     judge.zeros(parts)
+    judge.stretched(dtype, known)
+    judge.order(known)
     _judge_all(judge, dtype, known, max_share=MAX_SHARE)
 
 
@@ -130,12 +147,11 @@ def _judge_all(
     layout = judge.layout
     everything = np.concatenate(list(known.values()))
     judge.type(dtype)
-    physical = everything
-    if layout.units == "dn":
-        physical = (everything + layout.dn_offset) * layout.dn_scale + layout.add
+    physical = judge.physical(everything)
     judge.limits(physical, max_share)
     if layout.sensor.unit == "reflectance":
         judge.reflectance(physical)
+        judge.floors(known)
     elif layout.sensor.unit == "dB":
         judge.decibel(physical)
     elif layout.sensor.unit == "intensity":
@@ -242,6 +258,73 @@ class _Judge:
             _warned.add(key)
         if not known:
             logger.warning("%s: %s", self.origin, what)
+
+    def physical(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Numbers in the sensor's unit."""
+        layout = self.layout
+        if layout.units == "physical":
+            return numbers
+        return (numbers + layout.dn_offset) * layout.dn_scale + layout.add
+
+    def wrapped(self, dtype: np.dtype[Any], known: dict[str, NDArray[np.float64]]) -> None:
+        """Numbers below zero that became the largest of an unsigned type; saturated ones, which are
+        the largest, are none."""
+        if self.sensor.unit != "reflectance" or dtype != np.uint16:
+            return
+        largest = float(np.iinfo(dtype).max)
+        numbers = np.concatenate(list(known.values()))
+        wrapped = (numbers > largest - _WRAPPED) & (numbers < largest)
+        if float(wrapped.mean()) > MAX_SHARE and self.physical(numbers[wrapped]).min() > 3:
+            self.refuse(
+                f"{100 * wrapped.mean():.3g} % of the numbers lie just below {largest:g}, such as "
+                f"{numbers[wrapped].min():g}, as numbers below zero do in {dtype} (was an offset "
+                "subtracted in it?); subtract in int32, or give the original DN and dn_offset"
+            )
+
+    def stretched(self, dtype: np.dtype[Any], known: dict[str, NDArray[np.float64]]) -> None:
+        """Fractions that reach from exactly 0 to exactly 1 in every band."""
+        fractions = self.layout.units == "physical" and np.issubdtype(dtype, np.floating)
+        if not fractions or self.sensor.unit != "reflectance" or len(known) < 2:
+            return
+        if all(numbers.min() == 0 and numbers.max() == 1 for numbers in known.values()):
+            self.doubt(
+                "stretched",
+                "every band reaches from exactly 0 to exactly 1, as numbers do that were stretched "
+                "or clipped to that; give reflectance as it was measured",
+            )
+
+    def order(self, known: dict[str, NDArray[np.float64]]) -> None:
+        """Pairs of bands of which one is nearly always the brighter one."""
+        middle = {band: float(np.median(self.physical(one))) for band, one in known.items()}
+        if self.sensor.unit == "dB" and {"VV", "VH"} <= middle.keys():
+            if middle["VH"] > middle["VV"] + _CROSS_ABOVE_CO:
+                self.doubt_order("VH", "VV", "are the two exchanged?")
+        elif self.sensor.name.startswith("sentinel2-"):
+            last = "do they come in another order (EuroSAT has B8A last)?"
+            if {"B09", "B10"} <= middle.keys() and middle["B10"] > 1.5 * middle["B09"]:
+                self.doubt_order("B10", "B09", last)
+            elif middle.get("B12", 0) > max(_SHORTWAVE, 1.2 * middle.get("B11", np.inf)):
+                self.doubt_order("B12", "B11", last)
+
+    def doubt_order(self, band: str, other: str, todo: str) -> None:
+        self.doubt(
+            "order",
+            f"{band} is brighter than {other}, which it hardly ever is; check the bands: {todo}",
+        )
+
+    def floors(self, known: dict[str, NDArray[np.float64]]) -> None:
+        """Some number of each band is dark, unless the scale is another sensor's."""
+        num = sum(map(len, known.values()))
+        if not self.warns or len(known) < 3 or num < 1000:
+            return
+        for numbers in known.values():
+            if float(np.mean(self.physical(numbers) <= _BRIGHT_FLOOR)) > _FLOOR:
+                return
+        self.doubt(
+            "bright floor",
+            f"hardly a number is a reflectance below {_BRIGHT_FLOOR:g}, as those of water, shadow "
+            "and plants are; are these DN of another sensor or scale (as Landsat's)?",
+        )
 
     def type(self, dtype: np.dtype[Any]) -> None:
         """A type whose largest number is dark cannot hold what is declared."""
@@ -409,6 +492,9 @@ class _Judge:
 
     def sentinel2_offset(self, known: dict[str, NDArray[np.float64]]) -> None:
         offset = self.layout.dn_offset
+        in_dn = self.layout.units == "dn"
+        if not in_dn:
+            known = {band: numbers / self.sensor.dn_scale for band, numbers in known.items()}
         visible = [known[band] for band in _VISIBLE if band in known]
         if not visible:
             return
@@ -422,7 +508,14 @@ class _Judge:
             )
         if offset == 0 and len(visible) == len(_VISIBLE) and len(dn) > 1000:
             floors = self._floors_with_offset(known)
-            if floors:
+            if floors and not in_dn:
+                self.doubt(
+                    "offset",
+                    f"the darkest numbers of {len(floors)} of {counted(len(known), 'band')} lie "
+                    f"between {floors[0] * 1e-4:.3f} and {floors[-1] * 1e-4:.3f}, and none lower, "
+                    "as where Sentinel-2's offset was left in; if it was, subtract 0.1",
+                )
+            elif floors:
                 self.doubt(
                     "offset",
                     f"the darkest DN of {len(floors)} of {counted(len(known), 'band')} lie between "

@@ -321,6 +321,13 @@ def _from_scale(file: FileBands) -> Iterable[_Statement]:
     yield _Statement(value=value, origin=f"the offset {pair[1]:g} of its bands")
 
 
+def states_scale_alone(file: FileBands) -> bool:
+    """Whether all that a file states of its DN offset is that its bands' is 0, as GDAL reports also
+    of bands with a scale and no offset."""
+    texts = (key for index in file.indexes for key in items_of(file.source, index))
+    return not any((*_from_xml(file), *_from_items(file))) and "add_offset" not in texts
+
+
 def _one_offset(origin: Place, offsets: Mapping[str, float | None]) -> float:
     values = set(offsets.values())
     value = next(iter(values))

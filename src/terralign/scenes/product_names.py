@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from terralign.errors import DataError, quoted
+from terralign.errors import DataError, SensorError, quoted
 from terralign.scenes.band_names import band_meant, is_auxiliary
-from terralign.sensors import Sensor
+from terralign.sensors import RGB, SENSORS, Sensor
 
 _START = r"(?:^|[^A-Za-z0-9])"
 
@@ -36,6 +36,14 @@ _SENSORS = (
     ),
 )
 """Only L2A files of ESA name their resolution (`..._B04_10m`)."""
+
+_FOREIGN = (
+    (re.compile(_START + r"L[TEM]0[1-7]_L[12]\w{2}_\d{6}_\d{8}_"), "Landsat 1 to 7"),
+    (re.compile(_START + r"S3[A-D]_(?:OL|SL|SY)_"), "Sentinel-3"),
+    (re.compile(_START + r"M[OYC]D\d\d\w{0,3}\.A\d{7}\."), "MODIS"),
+)
+"""Products of no built-in sensor, some with bands of the same names: B4 of Landsat 5 is infrared,
+of Landsat 8 red."""
 
 _TILE_AND_DAY = (
     re.compile(
@@ -63,6 +71,31 @@ def sensor_of_names(names: Iterable[str], *, origin: str) -> str | None:
         )
         raise DataError(f"{origin}: product names contradict each other: {stated}; name the sensor")
     return next(iter(found), None)
+
+
+def require_sensor_of_names(sensor: Sensor, names: Iterable[str], *, origin: str) -> None:
+    """Raise `SensorError` where standard product names state another sensor than a built-in one.
+
+    Nothing is known of sensors of your own, and a picture (`rgb`) can be made of any product.
+    """
+    if sensor.name == RGB or sensor != SENSORS.get(sensor.name):
+        return
+    given = list(names)
+    stated = {other: name for name in given for pattern, other in _SENSORS if pattern.search(name)}
+    if stated and sensor.name not in stated:
+        other, name = next(iter(stated.items()))
+        raise SensorError(
+            f"{origin}: {quoted(name)} is a product of sensor {other!r}, not of {sensor.name!r}; "
+            "leave out the sensor, or correct it (of numbers that were processed further, "
+            "rename the file)"
+        )
+    for pattern, other in _FOREIGN:
+        name = next((one for one in given if pattern.search(one)), "")
+        if name and not stated:
+            raise SensorError(
+                f"{origin}: {quoted(name)} is a product of {other}, whose bands are not those of "
+                f"{sensor.name!r}; describe its sensor in a TOML file (sensor=)"
+            )
 
 
 def tile_and_day(name: str) -> tuple[str, str] | None:

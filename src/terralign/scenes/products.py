@@ -23,6 +23,7 @@ from terralign.scenes.product_names import (
     NamedBand,
     band_of_name,
     is_auxiliary_name,
+    require_sensor_of_names,
     sensor_of_names,
     tile_and_day,
 )
@@ -147,6 +148,8 @@ def _product_of(
             f"{shown(folder)} is a product of sensor {stated!r} by its names, not of "
             f"{sensor.name!r}; leave out the sensor, or correct it"
         )
+    given = [*names, *(path.name for path in rasters)]
+    require_sensor_of_names(sensor, given, origin=shown(folder))
     named = {path: band_of_name(stem_of(path), sensor) for path in rasters}
     bands = {path: found for path, found in named.items() if found is not None}
     if not bands:

@@ -13,16 +13,22 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from terralign.chips import Grid, PixelLayout, Window
 from terralign.cores import available_cores
-from terralign.errors import DataError, first_line, shown
+from terralign.errors import DataError, shown
 from terralign.limits import require
 from terralign.scenes.file_layout import FileLayout
-from terralign.scenes.gdal_files import plain_damage
-from terralign.scenes.geotiff import MaskRules, first_bytes, mask_rules, open_geotiff, valid_by_file
+from terralign.scenes.gdal_files import damage_reported
+from terralign.scenes.geotiff import (
+    MaskRules,
+    dataset_mask,
+    first_bytes,
+    mask_rules,
+    open_geotiff,
+    valid_by_file,
+)
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -191,14 +197,11 @@ class GeotiffSource:
         rules: MaskRules,
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         part = RasterioWindow(window.column, window.row, window.width, window.height)
-        try:
+        with damage_reported(shown(self.path)):
             pixels = source.read(indexes, window=part)
             valid = valid_by_file(source, pixels, indexes=indexes, window=part, rules=rules)
             if layout.sensor == SENSORS["rgb"] and self.dtype == np.uint8:
-                valid[:] = source.dataset_mask(window=part) > 0  # as pictures are masked
-        except (RasterioError, OSError, ValueError) as error:
-            reason = plain_damage(first_line(error))
-            raise DataError(f"{shown(self.path)} is damaged: {reason}") from error
+                valid[:] = dataset_mask(source, part) > 0  # as pictures are masked
         if layout.units == "dn" and layout.sensor.nodata is not None:
             valid &= pixels != layout.sensor.nodata
         return pixels, valid

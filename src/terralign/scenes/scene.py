@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terralign.chips import Chip, Grid, PixelLayout, Window, make_layout, marked_dtype
-from terralign.errors import DataError, SensorError, UnknownOffsetError, shown
+from terralign.errors import DataError, NumbersError, SensorError, UnknownOffsetError, shown
 from terralign.limits import enough_memory, limit
 from terralign.scenes.archives import is_archive
 from terralign.scenes.band_files import describe_product
@@ -33,7 +33,12 @@ from terralign.scenes.declared import Declared, DeclaredUnits
 from terralign.scenes.file_layout import describe_geotiff, is_rgb
 from terralign.scenes.geotiff import grid_of, open_geotiff, require_small_blocks
 from terralign.scenes.inputs import find_inputs as find_inputs
-from terralign.scenes.orientation import is_south_up, reversed_rows, warn_unless_north_up
+from terralign.scenes.orientation import (
+    is_south_up,
+    reversed_rows,
+    warn_of_points,
+    warn_unless_north_up,
+)
 from terralign.scenes.pictures import picture_shape
 from terralign.scenes.places import map_unit, product_datetime
 from terralign.scenes.plausible import check_numbers, concluded_offset, offset_verdict
@@ -455,7 +460,21 @@ def _in_decibel(
             f"{shown(path)}: units='linear' is power of radar; sensor {scene.sensor.name!r} has "
             f"{scene.sensor.unit}"
         )
+    _refuse_negative(scene)
     return replace(scene, source=DecibelSource(power=scene.source))
+
+
+def _refuse_negative(scene: Scene) -> None:
+    """Raise `NumbersError` where most numbers are negative, as dB are and power is not."""
+    samples = _samples(scene)
+    num_valid = sum(int(chip.valid.sum()) for chip in samples)
+    num_negative = sum(int((np.asarray(chip.pixels)[chip.valid] < 0).sum()) for chip in samples)
+    if 2 * num_negative > num_valid:
+        raise NumbersError(
+            f"{shown(scene.key)}: units='linear' was declared, but "
+            f"{100 * num_negative / num_valid:.3g} % of the numbers are negative, as dB are and "
+            "power is not; leave units out"
+        )
 
 
 def _checked(
@@ -550,6 +569,7 @@ def _open_picture(path: Path, declared: Declared) -> Scene:
 def _open_geotiff(path: Path, declared: Declared) -> Scene:
     with open_geotiff(path) as opened:
         scene, _ = _describe_geotiff(path, opened, declared)
+        warn_of_points(opened, origin=shown(path))
         return replace(scene, clouds=_mask_within(path, opened, scene))
 
 

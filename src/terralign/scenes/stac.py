@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import shapely
 from shapely.errors import ShapelyError
@@ -30,8 +30,9 @@ from terralign.scenes.band_names import band_meant, is_auxiliary
 from terralign.scenes.clouds import CloudMask, mask_kind
 from terralign.scenes.declared import Declared
 from terralign.scenes.geotiff import Place
+from terralign.scenes.places import box as box_of
 from terralign.scenes.product_metadata import Catalogued
-from terralign.scenes.product_names import sensor_of_names
+from terralign.scenes.product_names import require_sensor_of_names, sensor_of_names
 from terralign.scenes.products import BandFile, Product
 from terralign.scenes.remote import RemoteRaster, Signer, require_address
 from terralign.scenes.scene import Scene, open_product
@@ -121,7 +122,7 @@ def _footprint(value: Mapping[str, Any], origin: str) -> Mapping[str, Any] | Non
         if not _is_box(box):
             return None
         half = len(box) // 2
-        return dict(shapely.geometry.mapping(shapely.box(*box[:2], *box[half : half + 2])))
+        return box_of((box[0], box[1], box[half], box[half + 1]))
     require("geometry_points", _num_points(geometry), f"{origin} has a footprint of")
     try:
         shape = shapely.geometry.shape(geometry)
@@ -231,6 +232,7 @@ _LEVELS = (
 
 def _sensor_of(item: StacItem, declared: Sensor | None, names: Sequence[str]) -> Sensor:
     if declared is not None:
+        require_sensor_of_names(declared, names, origin=str(item))
         return declared
     stated = sensor_of_names(names, origin=str(item))
     if stated is None:
@@ -485,10 +487,10 @@ def _datetime_of(item: StacItem) -> dt.datetime | None:
         if isinstance(value, dt.datetime):
             return value.astimezone(dt.UTC)
         try:
-            when = dt.datetime.fromisoformat(_text(value).strip())
-        except ValueError:
+            when = dt.datetime.fromisoformat(_text(value).strip().upper())
+            return when.replace(tzinfo=when.tzinfo or dt.UTC).astimezone(dt.UTC)
+        except (ValueError, OverflowError):  # no date, or none of these years in UTC
             continue
-        return when.replace(tzinfo=when.tzinfo or dt.UTC).astimezone(dt.UTC)
     return None
 
 
@@ -541,7 +543,9 @@ def _place(item: StacItem, key: str) -> Place:
                 "give the item's file"
             )
         return Path(href)
-    return Path(item.base).parent / href
+    path = Path(item.base).parent / href
+    decoded = path if "%" not in href else Path(item.base).parent / unquote(href)
+    return decoded if decoded.is_file() and not path.is_file() else path
 
 
 def _region(value: Any) -> str | None:

@@ -50,12 +50,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchResult:
-    """Stage 1's weights and curve. `finetuned`: theta_1; `patched`: theta at the chosen alpha."""
+    """Stage 1's weights and curve. `finetuned`: theta_1; `patched`: theta at the chosen alpha;
+    `baseline`: supported task -> its value before any patching, which drops are measured from."""
 
     finetuned: StateDict
     patched: StateDict
     choice: Choice
     points: tuple[SweepPoint, ...]
+    baseline: dict[str, float]
 
 
 def patch(
@@ -81,7 +83,8 @@ def patch(
     """
     if not tasks or len(validation) != len(tasks):
         raise RecipeError("patching needs at least one task, each with its validation data")
-    if preserve_on is None and settings.preserve_batch_size != _default("preserve_batch_size"):
+    usual = PatchSettings.model_fields["preserve_batch_size"].default
+    if preserve_on is None and settings.preserve_batch_size != usual:
         raise RecipeError(
             f"preserve_batch_size = {settings.preserve_batch_size} has no effect without "
             "preserve_on; leave it out, or name pictures to preserve on"
@@ -98,10 +101,6 @@ def patch(
     if settings.mode == "sequential":
         return run.sequentially(tasks, validation)
     return run.in_parallel(tasks, validation)
-
-
-def _default(name: str) -> object:
-    return PatchSettings.model_fields[name].default
 
 
 @dataclass
@@ -185,8 +184,9 @@ class _Patching:
             )
             write_state_dict(folder / "patched.safetensors", patched)
         return PatchResult(
-            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points
-        )
+            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points,
+            baseline=self.baseline,
+        )  # fmt: skip
 
     def curve_stages(
         self, make: Callable[[float], StateDict], folder: Path
