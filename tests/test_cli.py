@@ -161,6 +161,18 @@ def test_closed_streams_change_nothing() -> None:
     assert done.stdout == b"False\n"
 
 
+def test_a_working_folder_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = _call("info", "sensors")
+    assert result.exit_code == 1
+    assert result.stderr == "terralign: the working folder is gone; change to one that exists\n"
+
+
 _WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None

@@ -158,6 +158,7 @@ def test_no_class_is_refused(tiny_clip: ClipModel) -> None:
         (["a", "b", " a"], "label ' a' is given more than once"),
         (["a"], "at least two class names"),
         ("forest", "one text, 'forest'"),
+        ({"a": "a wood", "b": "a lake"}, "give a list"),
     ],
 )
 def test_what_is_no_list_of_class_names_is_refused(labels: Any, said: str) -> None:

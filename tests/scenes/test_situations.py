@@ -149,6 +149,16 @@ def test_alpha_counts_beside_a_no_data_number(tmp_path: Path, is_picture: bool) 
         assert (np.isfinite(decode_rgb(path)).all(0) == expected).all()
 
 
+@pytest.mark.parametrize("name", ["dataMask", "valid_mask"])
+def test_a_band_that_marks_data_masks_the_others(tmp_path: Path, name: str) -> None:
+    pixels = np.concatenate([reflectance(4), np.ones((1, 40, 40))]).astype(np.float32)
+    pixels[:, :10] = 0
+    path = write_geotiff(tmp_path / "a.tif", pixels, (*FOUR, name))
+    chip = read_chip(path, sensor=L2A, units="physical")
+    assert chip.bands == FOUR
+    assert (chip.valid == (np.arange(40) >= 10)[:, None]).all()
+
+
 # Names
 
 

@@ -120,7 +120,7 @@ def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """At least two class names to choose from, as given; `DataError` where they cannot be."""
     if isinstance(labels, str):
         raise DataError(f"labels are one text, {labels!r}; give a list of at least two class names")
-    if not isinstance(labels, Iterable) or isinstance(labels, bytes):
+    if not isinstance(labels, Iterable) or isinstance(labels, bytes | Mapping):
         raise DataError(f"labels = {labels!r:.100}; give a list of at least two class names")
     names: tuple[str, ...] = tuple(labels)
     seen: set[str] = set()

@@ -31,6 +31,7 @@ from terralign.errors import DataError, first_line, shown
 from terralign.files import missing_hint
 from terralign.limits import require
 from terralign.scenes.archives import gdal_name, in_archive, open_member
+from terralign.scenes.band_names import is_validity
 from terralign.scenes.gdal_files import damage_reported, open_gdal_file, plain_damage
 from terralign.scenes.remote import RemoteRaster, explain_remote
 from terralign.scenes.tiff_pages import Readable, read_pages
@@ -368,19 +369,22 @@ _MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
 
 MaskRules = Sequence[tuple[set[float], bool, int]]
 """Of each band the numbers that mark no data, whether the file masks it besides, and the band whose
-zeros do (an alpha band that GDAL leaves aside), 0 where none."""
+zeros do (see `_mask_band`), 0 where none."""
 
 
-def _alpha_aside(source: Any) -> int:
-    """The alpha band of an open GeoTIFF that also has a no-data number, of which GDAL then takes no
-    notice; 0 where there is none."""
+def _mask_band(source: Any) -> int:
+    """The band of an open GeoTIFF whose zeros mark no data though GDAL takes no notice of it: by
+    its name, or alpha beside a no-data number; 0 where there is none."""
+    for index, text in enumerate(source.descriptions, start=1):
+        if text and is_validity(text):
+            return index
     found = next((n for n, one in enumerate(source.colorinterp, 1) if one == ColorInterp.alpha), 0)
     return found if MaskFlags.nodata in source.mask_flag_enums[0] and found > 1 else 0
 
 
 def dataset_mask(source: Any, window: Any = None) -> NDArray[np.uint8]:
     """(H, W) of an open GeoTIFF, 0 where it has no data by its no-data numbers, mask or alpha."""
-    aside = _alpha_aside(source)
+    aside = _mask_band(source)
     if not aside:
         found: NDArray[np.uint8] = source.dataset_mask(window=window)
         return found
@@ -394,7 +398,7 @@ def mask_rules(source: Any, indexes: Sequence[int]) -> MaskRules:
     """How an open GeoTIFF marks no data in its bands `indexes`, from 1."""
     flags = source.mask_flag_enums
     of_file = source.tags()
-    aside = _alpha_aside(source)
+    aside = _mask_band(source)
     return [
         (_no_data_numbers(source, index, of_file), bool(_MASKED & set(flags[index - 1])), aside)
         for index in indexes
