@@ -161,6 +161,18 @@ def test_closed_streams_change_nothing() -> None:
     assert done.stdout == b"False\n"
 
 
+def test_a_working_folder_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = _call("info", "sensors")
+    assert result.exit_code == 1
+    assert result.stderr == "terralign: the working folder is gone; change to one that exists\n"
+
+
 _WITHOUT_FCNTL = """
 import sys
 sys.modules["fcntl"] = None
@@ -925,6 +937,21 @@ def test_an_unexpected_fault_is_one_line_and_debug_shows_where(
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert "in broken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError(), ImportError("libtorch.so: failed to map segment from shared object")],
+)
+def test_exhausted_memory_is_named(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def broken(what: str | None) -> None:
+        raise fault
+
+    monkeypatch.setattr("terralign.cli.info.about", broken)
+    result = _call("info")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("terralign: memory is exhausted (")
+    assert "please report" not in result.stderr
 
 
 def test_debug_shows_the_traceback_of_a_users_fault() -> None:

@@ -270,6 +270,8 @@ def test_the_recipe_for_your_own_sensor_runs(working_folder: Path) -> None:
     rows = json.loads(result.stdout)["rows"]
     assert {row["model"] for row in rows} == {"base", "aligned"}
     assert "planet" in terralign.load("runs/planet/model").tower_names
+    report = Path("runs/planet/report.html").read_text(encoding="utf-8")
+    assert "--sensor planetscope" in report
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -214,6 +214,11 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: spaces, control and zero-width characters alone."""
+    return not any(one.isprintable() and not one.isspace() for one in text)
+
+
 def shown(path: object) -> str:
     """A path as one line of printable characters, as errors show those that may hold any.
 

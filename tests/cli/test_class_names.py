@@ -79,6 +79,8 @@ def test_a_file_has_one_name_a_line(tmp_path: Path) -> None:
         (b"\n \n", "names no class"),
         (b'"forest\nriver\n', "line 1.*quotes are not balanced"),
         (b'"a","b"\n', "line 1: one name a line"),
+        (b'{"0": "forest", "1": "river"}', "looks like JSON"),
+        (b'[\n"forest",\n"river"]', "looks like JSON"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_with_its_line(
@@ -88,6 +90,15 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(
     path.write_bytes(content)
     with pytest.raises(click.UsageError, match=said):
         read_class_names([], [], path)
+
+
+def test_a_table_is_no_list_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.csv"
+    path.write_text("id,name\n0,forest\n1,river\n")
+    with pytest.raises(click.UsageError, match=r"names.csv looks like a table"):
+        read_class_names([], [], path)
+    path.write_text('name\nforest\n"a, b"\n')
+    assert read_class_names([], [], path) == ("name", "forest", "a, b")
 
 
 def test_a_name_of_one_very_long_word_is_refused_with_its_line(tmp_path: Path) -> None:

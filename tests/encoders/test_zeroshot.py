@@ -128,7 +128,7 @@ def test_texts_that_fit_are_not_counted_again(
     embed_text(tiny_clip, ["a river", "forest " * 12])
 
 
-@pytest.mark.parametrize("texts", [[""], ["forest", " \n"]])
+@pytest.mark.parametrize("texts", [[""], ["forest", " \n"], ["forest", "\u200b"]])
 def test_an_empty_text_is_refused(tiny_clip: ClipModel, texts: list[str]) -> None:
     with pytest.raises(RecipeError, match=f"text {len(texts)} of {len(texts)} is empty"):
         embed_text(tiny_clip, texts)
@@ -158,6 +158,7 @@ def test_no_class_is_refused(tiny_clip: ClipModel) -> None:
         (["a", "b", " a"], "label ' a' is given more than once"),
         (["a"], "at least two class names"),
         ("forest", "one text, 'forest'"),
+        ({"a": "a wood", "b": "a lake"}, "give a list"),
     ],
 )
 def test_what_is_no_list_of_class_names_is_refused(labels: Any, said: str) -> None:

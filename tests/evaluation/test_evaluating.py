@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from fakes import Changed, input_spec
 from terralign.datasets.sample import optical_layout, require_labels
+from terralign.datasets.samples import Samples
 from terralign.datasets.synthetic import (
     SyntheticSet,
     open_synthetic_photos,
@@ -157,6 +158,15 @@ def test_zero_shot_agrees_with_a_computation_by_hand(
     )
     assert found.task == "zero-shot"
     assert found.tower == "rgb"
+
+
+def test_one_class_alone_is_warned_of(
+    base: EmbeddingSpace, photos: SyntheticSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = photos.read(np.arange(3))["rgb"]
+    samples = Samples.from_arrays({"rgb": pixels}, labels=[0, 0, 0], class_names=["a river"])
+    assert evaluate_zero_shot(base, samples, prompts=PLAIN).result.value("top1") == 1
+    assert "has one class, 'a river': accuracy is 100 %" in caplog.text
 
 
 def test_multi_label_sets_are_judged_by_average_precision(base: EmbeddingSpace) -> None:

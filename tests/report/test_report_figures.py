@@ -67,6 +67,9 @@ def test_the_alpha_curve_labels_the_chosen_alpha_and_the_ends_and_draws_the_boun
     assert sorted(texts(axes)) == ["0", "0.5", "1"]
     bounds = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert [line.get_xdata()[0] for line in bounds] == pytest.approx([54])
+    later = Sweep(points=POINTS, max_supported_drop=0.01, baseline={"photos": 0.57})
+    bounds = [x for x in alpha_figure(later).axes[0].lines if x.get_linestyle() == "--"]
+    assert bounds[0].get_xdata()[0] == pytest.approx(56)  # of before any patching
     stars = [line for line in axes.lines if line.get_marker() == "*"]
     assert [(s.get_xdata()[0], s.get_ydata()[0]) for s in stars] == [(pytest.approx(50), 65)]
 

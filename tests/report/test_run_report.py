@@ -87,6 +87,8 @@ def text_of(**changes: Any) -> str:
 def test_roles_and_alpha_are_explained() -> None:
     assert "Alpha is 1: patched is the fine-tuned" in text_of(sweep=Sweep(points=POINTS, chosen=1))
     assert "Alpha is 0: patched is the base" in text_of(sweep=Sweep(points=POINTS, chosen=0))
+    later = text_of(sweep=Sweep(points=POINTS, chosen=0, of_last_task=True))
+    assert "Alpha is 0: patched is what the tasks before the last one made" in later
     assert "Alpha is" not in text_of(sweep=Sweep(points=POINTS, chosen=0.5))
     text = text_of(sweep=Sweep(points=POINTS, chosen=0.5, max_supported_drop=0.06))
     assert (

@@ -20,6 +20,7 @@ from imagery import NEW_PRODUCT, read_chip, write_geotiff, write_product
 from terralign.chips import make_layout
 from terralign.errors import DataError, NumbersError, SensorError, UnknownOffsetError
 from terralign.files import find_missing
+from terralign.scenes.pictures import decode_rgb
 from terralign.scenes.plausible import check_numbers
 from terralign.scenes.scene import open_scene
 from terralign.sensors import SENSORS, Sensor
@@ -126,6 +127,36 @@ def test_decibels_declared_as_linear_power_are_refused(tmp_path: Path) -> None:
     power = write_geotiff(tmp_path / "b.tif", 10 ** (decibel / 10), ("VV", "VH"))
     chip = read_chip(power, sensor=S1, units="linear")
     np.testing.assert_allclose(chip.pixels, decibel, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_picture", [True, False])
+def test_alpha_counts_beside_a_no_data_number(tmp_path: Path, is_picture: bool) -> None:
+    pixels = RNG.integers(1, 200, (4, 20, 20)) * (1 if is_picture else 10)
+    pixels[0, :5] = pixels[1, :5] = pixels[2, :5] = 0
+    pixels[3] = 255
+    pixels[3, :, :4] = 0
+    path = write_geotiff(
+        tmp_path / "a.tif", pixels.astype(np.uint8 if is_picture else np.uint16), nodata=0
+    )
+    with rasterio.open(path, "r+") as file:
+        kind = rasterio.enums.ColorInterp
+        file.colorinterp = (kind.red, kind.green, kind.blue, kind.alpha)
+    how: Any = {} if is_picture else {"sensor": L2A, "bands": ["B04", "B03", "B02"], "dn_offset": 0}
+    expected = np.zeros((20, 20), bool)
+    expected[5:, 4:] = True
+    assert (read_chip(path, **how).valid == expected).all()
+    if is_picture:
+        assert (np.isfinite(decode_rgb(path)).all(0) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["dataMask", "valid_mask"])
+def test_a_band_that_marks_data_masks_the_others(tmp_path: Path, name: str) -> None:
+    pixels = np.concatenate([reflectance(4), np.ones((1, 40, 40))]).astype(np.float32)
+    pixels[:, :10] = 0
+    path = write_geotiff(tmp_path / "a.tif", pixels, (*FOUR, name))
+    chip = read_chip(path, sensor=L2A, units="physical")
+    assert chip.bands == FOUR
+    assert (chip.valid == (np.arange(40) >= 10)[:, None]).all()
 
 
 # Names

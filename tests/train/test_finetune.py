@@ -106,6 +106,22 @@ def test_golden_loss_curve_of_twenty_steps(tiny_clip: ClipModel, tmp_path: Path)
     assert losses_of(tmp_path) == pytest.approx(GOLDEN, rel=1e-3)
 
 
+def test_parts_of_a_batch_need_no_picture_to_preserve_on(
+    tiny_clip: ClipModel, task: PatchingTask, photos: SyntheticSet, tmp_path: Path
+) -> None:
+    """Two pictures for four parts: the loss is that of the whole batch."""
+    found = []
+    for accumulate in (1, 4):
+        settings = FinetuneSettings(
+            epochs=1, batch_size=8, lr=1e-5, preserve_unlabelled=1.0, preserve_batch_size=2,
+            accumulate=accumulate,
+        )  # fmt: skip
+        folder = tmp_path / str(accumulate)
+        finetune(tiny_clip, [task], settings, folder, preserve_on=photos)
+        found.append(losses_of(folder))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("step", [0, 3, NUM_STEPS - 1])
 def test_resuming_is_exact_with_every_part_of_a_run(
     tiny_clip: ClipModel,

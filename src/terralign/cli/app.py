@@ -17,6 +17,7 @@ import click
 
 import terralign
 from terralign.cli.faults import OneLineFaults, one_line
+from terralign.errors import StorageError
 from terralign.files import not_found, require_folder
 from terralign.launch import place
 
@@ -154,6 +155,10 @@ def main(debug: bool, quiet: bool, verbose: bool) -> None:
     Patch a CLIP on satellite RGB, align other sensors to it, then classify and search
     multispectral and radar imagery by text. Start with: terralign demo
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # libraries end the process without it
+        raise StorageError("the working folder is gone; change to one that exists") from error
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other; give one")
     handler = logging.StreamHandler(sys.stderr)
@@ -227,7 +232,10 @@ def print_run(result: Any, as_json: bool) -> None:
     if result.searched:
         click.echo(format_searched(result.searched))
     if result.complete_before:
-        click.echo(f"{result.folder} is already complete; nothing to do.")
+        click.echo(
+            f"{result.folder} is already complete; nothing to do. For data that changed since, "
+            "choose another folder."
+        )
     click.echo(f"model:  {result.folder / 'model'}")
     if (result.folder / "report.html").is_file():
         click.echo(f"report: {result.folder / 'report.html'}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from terralign.errors import StorageError
+from terralign.errors import StorageError, is_blank
 from terralign.files import read_lines
 from terralign.limits import require
 
@@ -86,7 +86,7 @@ def split_list(text: str, option: str) -> list[str]:
 
 
 def _named(text: str, option: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise click.UsageError(f"{option} {text!r} is empty; give the name of a class")
     return text.strip()
 
@@ -97,6 +97,15 @@ def _read_file(path: Path) -> list[str]:
         lines = read_lines(path, what="--labels-file")
     except StorageError as error:
         raise click.UsageError(str(error)) from error
+    first = next((line.strip() for line in lines if line.strip()), "")
+    separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower(), "\0")
+    if first.startswith(("{", "[")) or any(
+        separator in line and not line.strip().startswith('"') for line in lines
+    ):
+        kind = "JSON" if first.startswith(("{", "[")) else "a table of several columns"
+        raise click.UsageError(
+            f"--labels-file {path} looks like {kind}; give a text file of class names, one a line"
+        )
     found: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()

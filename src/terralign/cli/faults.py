@@ -21,11 +21,14 @@ from typing import Any, NoReturn
 
 import click
 
-from terralign.errors import Interrupted, RankLostError, TerralignError, printable
+from terralign.errors import Interrupted, RankLostError, TerralignError, first_line, printable
 from terralign.launch import LOST, Place, place
 
 MAX_SHOWN = 1000
 """Characters of a message."""
+
+_NO_MEMORY = re.compile("failed to map segment|Cannot allocate memory|DefaultCPUAllocator")
+"""What the loader of libraries and torch say where memory is exhausted."""
 
 MAX_READ = 10_000
 """Characters of a message that are looked at, from each end."""
@@ -145,7 +148,13 @@ class OneLineFaults(click.Group):
         except Exception as error:
             kind = type(error).__name__
             fault = error
-            text = f"unexpected {kind}: {error}; please report it with the output of --debug"
+            out_of_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
+            text = (
+                f"memory is exhausted ({first_line(error)}); free some, or raise the limit of the "
+                "process (ulimit -v, or its container's)"
+                if out_of_memory
+                else f"unexpected {kind}: {error}; please report it with the output of --debug"
+            )
         if context.params.get("debug"):
             traceback.print_exception(fault)
         here = _place()

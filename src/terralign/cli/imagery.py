@@ -26,7 +26,7 @@ from terralign.cli.app import (
 )
 from terralign.cli.class_names import read_class_names, split_list
 from terralign.cli.faults import name_options, report
-from terralign.errors import TerralignError, counted, shown
+from terralign.errors import TerralignError, counted, printable, shown
 from terralign.files import find_missing
 from terralign.precision import PRECISIONS
 from terralign.progress import beside_bars
@@ -334,7 +334,7 @@ def _print(rows: list[Classified], top: int) -> None:
         return
     counts = {name: sum(row.label == name for row in rows) for name in first.probabilities}
     shares = [
-        f"{name} {number} ({100 * number / len(rows):.1f} %)"
+        f"{printable(name)} {number} ({100 * number / len(rows):.1f} %)"
         for name, number in sorted(counts.items(), key=lambda item: -item[1])
         if number
     ]
@@ -364,7 +364,7 @@ def _seen(row: Classified) -> str:
 def _likeliest(probabilities: dict[str, float], top: int) -> str:
     """The likeliest classes, and what is left for the others."""
     best = sorted(probabilities.items(), key=lambda item: -item[1])
-    shown = [f"{name} {100 * value:.1f} %" for name, value in best[:top]]
+    shown = [f"{printable(name)} {100 * value:.1f} %" for name, value in best[:top]]
     if len(best) > top:
         rest = sum(value for _, value in best[top:])
         shown.append(f"{len(best) - top} more {100 * rest:.1f} %")

@@ -102,7 +102,7 @@ def as_fault(key: str, error: Exception) -> Fault:
     if isinstance(error, OSError):
         text = error.strerror or text
     text = " ".join(text.split())
-    name = shown(Path(key))
+    name = shown(key if "://" in key else Path(key))
     kind = SensorError if isinstance(error, SensorError) else DataError
     return Fault(key=key, error=text if name in text else f"{name}: {text}", kind=kind)
 

@@ -24,7 +24,7 @@ from terralign.encoders.prompt_sets import PromptSet as PromptSet
 from terralign.encoders.prompt_sets import load_prompts as load_prompts
 from terralign.encoders.prompt_sets import openai_imagenet_names as openai_imagenet_names
 from terralign.encoders.prompt_sets import prompt_set_names as prompt_set_names
-from terralign.errors import DataError, ModelError, RecipeError, quoted
+from terralign.errors import DataError, ModelError, RecipeError, is_blank, quoted
 from terralign.files import hash_json, set_aside
 from terralign.limits import require
 from terralign.progress import Progress
@@ -63,7 +63,7 @@ def embed_text(clip: ClipModel, texts: Sequence[str], *, batch_size: int = 256) 
     """
     if not texts or any(not isinstance(text, str) for text in texts):
         raise RecipeError("encode_text takes a list of at least one string")
-    empty = next((index for index, text in enumerate(texts) if not text.strip()), None)
+    empty = next((index for index, text in enumerate(texts) if is_blank(text)), None)
     if empty is not None:
         raise RecipeError(f"text {empty + 1} of {len(texts)} is empty; leave it out")
     device = next(clip.model.parameters()).device
@@ -120,7 +120,7 @@ def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """At least two class names to choose from, as given; `DataError` where they cannot be."""
     if isinstance(labels, str):
         raise DataError(f"labels are one text, {labels!r}; give a list of at least two class names")
-    if not isinstance(labels, Iterable) or isinstance(labels, bytes):
+    if not isinstance(labels, Iterable) or isinstance(labels, bytes | Mapping):
         raise DataError(f"labels = {labels!r:.100}; give a list of at least two class names")
     # Strings of NumPy are shown otherwise.
     names: tuple[str, ...] = tuple(str(one) if isinstance(one, str) else one for one in labels)
@@ -187,7 +187,7 @@ def zero_shot_weights(
     """
     if not class_names or isinstance(class_names, str):
         raise RecipeError("zero-shot weights need a list of at least one class name")
-    empty = next((index for index, name in enumerate(class_names) if not name.strip()), None)
+    empty = next((index for index, name in enumerate(class_names) if is_blank(name)), None)
     if empty is not None:
         raise RecipeError(f"class name {empty + 1} of {len(class_names)} is empty; name the class")
     if tuple(class_names) != openai_imagenet_names():  # which has "missile" twice, as published

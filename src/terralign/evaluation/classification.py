@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,10 +22,12 @@ from terralign.encoders.zeroshot import (
     load_prompts,
     openai_imagenet_names,
 )
-from terralign.errors import DataError, RecipeError
+from terralign.errors import DataError, RecipeError, quoted
 from terralign.evaluation.embed import Embed, choose_route, embed_samples
 from terralign.evaluation.metrics import MetricResult, classification_metrics, multilabel_metrics
 from terralign.evaluation.result import Evaluation
+
+logger = logging.getLogger(__name__)
 
 
 def choose_prompts(
@@ -92,6 +95,11 @@ def evaluate_zero_shot(
         raise DataError(
             f"{len(names)} class names for the {len(labels.class_names)} classes of {samples.name}"
         )
+    if len(names) == 1 and not labels.multi_label:
+        logger.warning(
+            "%s, split %s, has one class, %s: accuracy is 100 %% with any model",
+            samples.name, samples.split, quoted(names[0]),
+        )  # fmt: skip
     route = choose_route(space, samples, tower)
     chosen = choose_prompts(samples, prompts, own=space.prompts)
     weights = space.zero_shot_weights(names, chosen)

@@ -46,12 +46,15 @@ class Sweep:
 
     `points`: `{"alpha": float, "patching": {task: value}, "supported": {task: value}}`, values
     fractions of 1. `chosen`: the alpha that was. `max_supported_drop`: what a supported task may
-    lose against alpha 0, a fraction of 1. Raises `DataError` for points that make no curve.
+    lose, a fraction of 1, against its value in `baseline` (None: at alpha 0). `of_last_task`: alpha
+    0 is where the tasks before left off. Raises `DataError` for points that make no curve.
     """
 
     points: Sequence[Mapping[str, Any]]
     chosen: float | None = None
     max_supported_drop: float | None = None
+    baseline: Mapping[str, float] | None = None
+    of_last_task: bool = False
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -71,6 +74,12 @@ class Sweep:
         """The points by alpha."""
         return sorted(self.points, key=lambda point: float(point["alpha"]))
 
+    @property
+    def before(self) -> Mapping[str, float] | None:
+        """Supported task -> what its drop is measured from; None where that is not known."""
+        first = self.rising[0]
+        return self.baseline or (first["supported"] if float(first["alpha"]) == 0 else None)
+
     def write_csv(self, path: Path) -> None:
         """`alpha`, then `patching:TASK` and `supported:TASK`, fractions of 1."""
         tasks = [
@@ -87,8 +96,9 @@ class Sweep:
 def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
     """Mean accuracy over the patching tasks against each supported task's, one curve each.
 
-    The bound is a dashed line in the task's colour where the sweep has alpha 0. Without supported
-    tasks the patching accuracy is drawn against alpha. The chosen alpha and the ends are labelled.
+    The bound is a dashed line in the task's colour where it is known what a drop is measured from.
+    Without supported tasks the patching accuracy is drawn against alpha. The chosen alpha and the
+    ends are labelled.
     """
     points = sweep.rising
     alphas = [float(point["alpha"]) for point in points]
@@ -102,10 +112,17 @@ def alpha_figure(sweep: Sweep, theme: Theme = LIGHT) -> Figure:
         color = theme.line(number)["color"]
         style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 5, "linewidth": 1.6}
         axes.plot(xs, heights, label=shorten(name, 40), zorder=3, **style)
-        if curves and sweep.max_supported_drop is not None and alphas[0] == 0:
+        if curves and sweep.max_supported_drop is not None and sweep.before is not None:
             drop = 100 * sweep.max_supported_drop
-            bound = f"bound: alpha 0 less {drop:g} point{'' if drop == 1 else 's'}"
-            axes.axvline(xs[0] - drop, color=color, linestyle="--", linewidth=1.2, label=bound)
+            start = "before patching" if sweep.of_last_task else "alpha 0"
+            bound = f"bound: {start} less {drop:g} point{'' if drop == 1 else 's'}"
+            axes.axvline(
+                100 * sweep.before[name] - drop,
+                color=color,
+                linestyle="--",
+                linewidth=1.2,
+                label=bound,
+            )
         label: dict[str, Any] = {"textcoords": "offset points", "size": FONT_SIZE}
         for alpha, x, y in zip(alphas, xs, heights, strict=True):
             if alpha in (alphas[0], alphas[-1], sweep.chosen):

@@ -134,10 +134,13 @@ class RunReport:
                 )
             )
         if self.sweep is not None:
+            start = "the base model"
+            if self.sweep.of_last_task:
+                start = "the model that the tasks before left"
             plots.append(
                 Plot(
                     name="alpha-curve",
-                    caption="Interpolation of the weights, from the base model (alpha 0) to the "
+                    caption=f"Interpolation of the weights, from {start} (alpha 0) to the "
                     "fine-tuned one (alpha 1): patching against supported accuracy on validation "
                     "data. Further right forgets less, further up gains more.",
                     draw=partial(alpha_figure, self.sweep),
@@ -162,6 +165,8 @@ def _meaning_of_alpha(sweep: Sweep | None) -> list[str]:
     """Why alpha is where it is, and which two models are the same at an end of the curve."""
     if sweep is None or sweep.chosen is None:
         return []
+    if sweep.chosen == 0 and sweep.of_last_task:
+        return ["Alpha is 0: patched is what the tasks before the last one made."]
     if sweep.chosen == 0:
         return ["Alpha is 0: patched is the base model, and the same values are shown twice."]
     if len(sweep.points) < 3:
@@ -177,10 +182,12 @@ def _meaning_of_alpha(sweep: Sweep | None) -> list[str]:
 
 def _what_bounds_alpha(sweep: Sweep, chosen: float) -> list[str]:
     """What the best alpha on the patching tasks would have cost, where it was not chosen."""
-    before = sweep.rising[0]["supported"]
+    before = sweep.before
+    if before is None or sweep.max_supported_drop is None:
+        return []
     best = max(sweep.rising, key=lambda point: fmean(point["patching"].values()))
     drops = {task: before[task] - value for task, value in best["supported"].items()}
-    if best["alpha"] == chosen or sweep.max_supported_drop is None or not drops:
+    if best["alpha"] == chosen or max(drops.values(), default=0) <= sweep.max_supported_drop + 1e-9:
         return []
     task = max(drops, key=drops.__getitem__)
     return [

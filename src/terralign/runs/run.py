@@ -464,7 +464,8 @@ class _Run:
         """What to do with the model of the run, each with its command."""
         folder = self.folder.name if self.folder.is_absolute() else str(self.folder)
         model = shlex.quote(f"{folder}/model")
-        sensors = [name for tower in space.towers for name in space.input_spec(tower).sensors]
+        towers = [one.name for one in self.recipe.align] or list(space.towers)
+        sensors = [name for tower in towers for name in space.input_spec(tower).sensors]
         sensor = (sensors or [RGB])[0]
         offset = " --dn-offset -1000" if sensor.startswith("sentinel2") else ""
         steps = [
@@ -544,5 +545,7 @@ class _Run:
         return Sweep(
             points=[asdict(point) for point in patched.points],
             chosen=patched.choice.alpha,
+            baseline=patched.baseline,
+            of_last_task=self.recipe.patch.settings.mode == "sequential",
             max_supported_drop=self.recipe.patch.settings.max_supported_drop,
         )

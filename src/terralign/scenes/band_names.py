@@ -36,6 +36,9 @@ _AUXILIARY = re.compile(
 )
 """Names of bands that accompany measured ones: masks, quality, classes, angles."""
 
+_VALIDITY = re.compile(r"(data|valid)_?mask", re.IGNORECASE)
+"""Names of bands that are 0 where the others have no data, as Sentinel Hub's `dataMask`."""
+
 _WITH_WAVELENGTH = re.compile(
     r"([^,]+),\s*central wavelength\s*(\d+(?:\.\d*)?)\s*nm", re.IGNORECASE
 )
@@ -108,6 +111,11 @@ def read_band_names(source: Any, sensor: Sensor) -> BandNames:
 def is_auxiliary(name: str) -> bool:
     """Whether a name is that of something that accompanies measured bands."""
     return _AUXILIARY.fullmatch(name) is not None
+
+
+def is_validity(name: str) -> bool:
+    """Whether a name is that of a band that is 0 where the others have no data."""
+    return _VALIDITY.fullmatch(name.strip()) is not None
 
 
 def _texts_of(source: Any, position: int) -> list[str]:

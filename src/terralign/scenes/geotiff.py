@@ -22,7 +22,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio._env import get_gdal_config, set_gdal_config
 from rasterio._err import CPLE_BaseError
-from rasterio.enums import Interleaving, MaskFlags
+from rasterio.enums import ColorInterp, Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -31,6 +31,7 @@ from terralign.errors import DataError, first_line, shown
 from terralign.files import missing_hint
 from terralign.limits import require
 from terralign.scenes.archives import gdal_name, in_archive, open_member
+from terralign.scenes.band_names import is_validity
 from terralign.scenes.gdal_files import damage_reported, open_gdal_file, plain_damage
 from terralign.scenes.remote import RemoteRaster, explain_remote
 from terralign.scenes.tiff_pages import Readable, read_pages
@@ -312,7 +313,7 @@ def read_mask(source: Path | bytes, what: str) -> NDArray[np.bool_]:
     )
     with opening as file:
         require_small_blocks(what, file)
-        return _read(lambda: file.dataset_mask(), what)
+        return _read(lambda: dataset_mask(file), what)
 
 
 def read_mask_file(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -366,16 +367,40 @@ def _no_data_numbers(source: Any, index: int, of_file: Mapping[str, str]) -> set
 _MASKED = {MaskFlags.per_dataset, MaskFlags.alpha}
 
 
-MaskRules = Sequence[tuple[set[float], bool]]
-"""Of each band the numbers that mark no data, and whether the file masks it besides."""
+MaskRules = Sequence[tuple[set[float], bool, int]]
+"""Of each band the numbers that mark no data, whether the file masks it besides, and the band whose
+zeros do (see `_mask_band`), 0 where none."""
+
+
+def _mask_band(source: Any) -> int:
+    """The band of an open GeoTIFF whose zeros mark no data though GDAL takes no notice of it: by
+    its name, or alpha beside a no-data number; 0 where there is none."""
+    for index, text in enumerate(source.descriptions, start=1):
+        if text and is_validity(text):
+            return index
+    found = next((n for n, one in enumerate(source.colorinterp, 1) if one == ColorInterp.alpha), 0)
+    return found if MaskFlags.nodata in source.mask_flag_enums[0] and found > 1 else 0
+
+
+def dataset_mask(source: Any, window: Any = None) -> NDArray[np.uint8]:
+    """(H, W) of an open GeoTIFF, 0 where it has no data by its no-data numbers, mask or alpha."""
+    aside = _mask_band(source)
+    if not aside:
+        found: NDArray[np.uint8] = source.dataset_mask(window=window)
+        return found
+    bands = [index for index in range(1, source.count + 1) if index != aside]
+    pixels = source.read(bands, window=window)
+    valid = valid_by_file(source, pixels, indexes=bands, window=window)
+    return np.asarray(valid.any(0) * 255, dtype=np.uint8)
 
 
 def mask_rules(source: Any, indexes: Sequence[int]) -> MaskRules:
     """How an open GeoTIFF marks no data in its bands `indexes`, from 1."""
     flags = source.mask_flag_enums
     of_file = source.tags()
+    aside = _mask_band(source)
     return [
-        (_no_data_numbers(source, index, of_file), bool(_MASKED & set(flags[index - 1])))
+        (_no_data_numbers(source, index, of_file), bool(_MASKED & set(flags[index - 1])), aside)
         for index in indexes
     ]
 
@@ -399,10 +424,12 @@ def valid_by_file(
     valid: NDArray[np.bool_] = np.isfinite(pixels)
     indexes = indexes or range(1, len(pixels) + 1)
     rules = mask_rules(source, indexes) if rules is None else rules
-    for channel, (index, (numbers, masked)) in enumerate(zip(indexes, rules, strict=True)):
+    for channel, (index, (numbers, masked, aside)) in enumerate(zip(indexes, rules, strict=True)):
         for nodata in numbers:
             valid[channel] &= pixels[channel] != nodata
         if masked:
             shape = pixels.shape[1:]
             valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
+        if aside and index != aside:
+            valid[channel] &= source.read(aside, window=window, out_shape=pixels.shape[1:]) > 0
     return valid

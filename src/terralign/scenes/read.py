@@ -21,7 +21,14 @@ from terralign.errors import DataError, shown
 from terralign.limits import require
 from terralign.scenes.file_layout import FileLayout
 from terralign.scenes.gdal_files import damage_reported
-from terralign.scenes.geotiff import MaskRules, first_bytes, mask_rules, open_geotiff, valid_by_file
+from terralign.scenes.geotiff import (
+    MaskRules,
+    dataset_mask,
+    first_bytes,
+    mask_rules,
+    open_geotiff,
+    valid_by_file,
+)
 from terralign.scenes.pictures import (
     HEAD_BYTES,
     IMAGE_FORMATS,
@@ -194,7 +201,7 @@ class GeotiffSource:
             pixels = source.read(indexes, window=part)
             valid = valid_by_file(source, pixels, indexes=indexes, window=part, rules=rules)
             if layout.sensor == SENSORS["rgb"] and self.dtype == np.uint8:
-                valid[:] = source.dataset_mask(window=part) > 0  # as pictures are masked
+                valid[:] = dataset_mask(source, part) > 0  # as pictures are masked
         if layout.units == "dn" and layout.sensor.nodata is not None:
             valid &= pixels != layout.sensor.nodata
         return pixels, valid

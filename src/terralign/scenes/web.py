@@ -66,8 +66,13 @@ def fetch_json(url: str, body: Any = None, *, headers: dict[str, str] | None = N
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{what} answers with something other than JSON") from error
+        raise DataError(f"{what} answers with something other than JSON; {_ITEMS}") from error
+    if text.lstrip()[:1] not in ("{", "["):
+        raise DataError(f"{what} answers with a page or text, not with JSON; {_ITEMS}")
     return parse_json(text, name=what, fault=DataError)
+
+
+_ITEMS = "expected STAC items (a raster is opened as an asset of one, or once it is downloaded)"
 
 
 class _OnlyHttp(urllib.request.HTTPRedirectHandler):

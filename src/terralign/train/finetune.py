@@ -240,8 +240,10 @@ class _Learner(nn.Module):
             metrics["preserve"] = kept
             loss = loss + settings.preserve * kept
         if batch.unlabelled is not None:
-            moved = _moved(self._clip, batch.unlabelled, self.visual(batch.unlabelled))
-            kept = moved.sum() / max(1, len(batch.unlabelled)) * batch.unlabelled_share
+            kept = loss.new_zeros(())  # of a part that has none, which towers need not take
+            if len(batch.unlabelled):
+                moved = _moved(self._clip, batch.unlabelled, self.visual(batch.unlabelled))
+                kept = moved.mean() * batch.unlabelled_share
             metrics["preserve_unlabelled"] = kept
             loss = loss + settings.preserve_unlabelled * kept
         return loss, metrics

@@ -50,12 +50,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PatchResult:
-    """Stage 1's weights and curve. `finetuned`: theta_1; `patched`: theta at the chosen alpha."""
+    """Stage 1's weights and curve. `finetuned`: theta_1; `patched`: theta at the chosen alpha;
+    `baseline`: supported task -> its value before any patching, which drops are measured from."""
 
     finetuned: StateDict
     patched: StateDict
     choice: Choice
     points: tuple[SweepPoint, ...]
+    baseline: dict[str, float]
 
 
 def patch(
@@ -182,8 +184,9 @@ class _Patching:
             )
             write_state_dict(folder / "patched.safetensors", patched)
         return PatchResult(
-            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points
-        )
+            finetuned=on_cpu(at(1.0)), patched=on_cpu(patched), choice=choice, points=points,
+            baseline=self.baseline,
+        )  # fmt: skip
 
     def curve_stages(
         self, make: Callable[[float], StateDict], folder: Path

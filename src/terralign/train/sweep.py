@@ -178,7 +178,8 @@ def unique_names(tasks: Sequence[PatchingTask]) -> list[str]:
     names: list[str] = []
     for task in tasks:
         name = f"{task.samples.name}/{task.samples.split}"
-        names.append(name if name not in names else f"{name}#{len(names)}")
+        number = sum(name == one.rpartition("#")[0] or name == one for one in names) + 1
+        names.append(name if number == 1 else f"{name}#{number}")
     return names
 
 

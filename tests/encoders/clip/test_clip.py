@@ -328,3 +328,21 @@ def test_a_tag_without_a_network_is_told(
     monkeypatch.setitem(pretrained._PRETRAINED, architecture, {"mine": tag})
     with pytest.raises(ModelError, match=r"cannot load Tiny-ViT:mine: .*local folder or file"):
         load_clip(f"{architecture}:mine")
+
+
+def test_a_folder_of_another_layout_is_named(tiny_clip: ClipModel, tmp_path: Path) -> None:
+    def refused() -> str:
+        with pytest.raises(ModelError) as told:
+            load_clip(str(tmp_path))
+        return str(told.value)
+
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert "that of Hugging Face's transformers" in refused()
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    save_clip(tiny_clip, snapshot)
+    assert f"did you mean {snapshot}?" in refused()
+    for path in snapshot.iterdir():
+        path.rename(tmp_path / path.name)
+    (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "model-1-of-2.safetensors")
+    assert "it holds model-1-of-2.safetensors" in refused()

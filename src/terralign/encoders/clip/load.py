@@ -56,7 +56,7 @@ from terralign.encoders.clip.weights import (
 )
 from terralign.encoders.published import PublishedModel, published_models
 from terralign.encoders.sources import WEIGHTS_SUFFIXES, check_source
-from terralign.errors import ModelError, first_line, nearest
+from terralign.errors import ModelError, first_line, nearest, shown, some
 from terralign.files import hash_json, read_json, require_plain, write_json
 from terralign.preprocess import InputSpec, rgb_spec
 
@@ -253,12 +253,15 @@ def _load_folder(folder: Path, sha256: str | None, hub: Hub) -> ClipModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ModelError(
             f"{folder} is neither a space nor an open_clip folder: {CONFIG_NAME} not found"
+            f"{_what_it_holds(folder)}"
         )
     model_cfg = _read_model_cfg(folder / CONFIG_NAME, str(folder))
     text_config = read_text_config(model_cfg["text_cfg"], folder=folder, hub=hub, what=str(folder))
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
-        raise ModelError(f"{folder} lacks its weights, {WEIGHTS_NAME}")
+        others = sorted(one.name for one in folder.iterdir() if one.suffix in WEIGHTS_SUFFIXES)
+        found = f"; it holds {some(others)}: save them as that one file" if others else ""
+        raise ModelError(f"{folder} lacks its weights, {WEIGHTS_NAME}{found}")
     check_sha256(weights, sha256)
     # Shapes first, on the meta device: a hostile configuration takes no memory.
     what = str(weights)
@@ -266,6 +269,22 @@ def _load_folder(folder: Path, sha256: str | None, hub: Hub) -> ClipModel:
     model = _create(f"local-dir:{folder}", model_cfg, text_config, what=str(folder))
     check_numbers_of(read_state_dict(weights), model.state_dict(), what=what)
     return _finish(model, model_cfg, text_config, hub, source=str(folder), folder=folder)
+
+
+def _what_it_holds(folder: Path) -> str:
+    """What a folder is that is no open_clip folder, and what to give instead; "" if not known."""
+    below = sorted(one.parent for one in folder.glob(f"*/{CONFIG_NAME}"))
+    below += sorted(one.parent for one in folder.glob(f"snapshots/*/{CONFIG_NAME}"))
+    if below:
+        return f"; did you mean {shown(below[0])}?"
+    if (folder / "adapter_config.json").is_file():
+        return "; it holds an adapter (LoRA and the like): merge it into its base model first"
+    if (folder / "config.json").is_file():
+        return (
+            "; its config.json is that of Hugging Face's transformers: give the same model in "
+            "open_clip's layout, from its own hub page or converted"
+        )
+    return ""
 
 
 def load_compact_clip(folder: Path, names: Sequence[str]) -> ClipModel:
