@@ -63,7 +63,7 @@ def quickstart(out: Path, device: str | None, as_json: bool) -> None:
 )  # fmt: skip
 @device_option
 @json_option
-@example("terralign run micro-real --data-root data --out runs/m --set patch.epochs=2")
+@example("terralign run eurosat-starter --data-root data --out runs/m --set patch.epochs=2")
 def run(
     recipe: str,
     out: Path | None,
@@ -155,7 +155,7 @@ def _run_stage(
 @main.command()
 @click.option("--base", help="The model to start from, in place of the recipe's.")
 @_stage_options
-@example("terralign patch --recipe micro-real --data-root data --out runs/patched")
+@example("terralign patch --recipe eurosat-starter --data-root data --out runs/patched")
 def patch(**arguments: Any) -> None:
     """Run stage 1 alone: patch a CLIP on satellite RGB.
 
@@ -172,7 +172,8 @@ def patch(**arguments: Any) -> None:
 )
 @_stage_options
 @example(
-    "terralign align --recipe micro-real --base runs/patched/model --data-root data --out runs/a"
+    "terralign align --recipe eurosat-starter --base runs/patched/model --data-root data "
+    "--out runs/a"
 )
 def align(**arguments: Any) -> None:
     """Run stage 2 alone: align sensor towers to a space.
