@@ -531,6 +531,14 @@ def test_slips_of_the_command_have_one_line(
     assert message in result.stderr.splitlines()[-1]
 
 
+def test_hits_are_not_written_among_the_parts(scenes: Path) -> None:
+    before = sorted(scenes.iterdir())
+    result = _call("search", scenes, QUERY, "--out", scenes / "hits.parquet", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "holds parts" in result.stderr
+    assert sorted(scenes.iterdir()) == before
+
+
 def test_options_of_folders_are_refused_elsewhere(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     result = _call("search", tmp_path / "a.png", QUERY, "--bbox", "0,0,1,1", "--model", "m")

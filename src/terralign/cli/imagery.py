@@ -781,6 +781,11 @@ def _search_folder(
         raise click.UsageError("the query is empty; say what to search for")
     if out is not None:
         _check_folder(out, "--out")
+        if out.suffix == ".parquet" and out.parent.resolve() == folder.resolve():
+            raise click.UsageError(
+                f"--out {out}: {folder} holds parts, as which hits would be read; choose another "
+                "folder"
+            )
     dates = asked.pop("compare", None)
     explained = asked.pop("explain", False)
     useless = [f"--{name}" for name in ("start", "end", "cut", "exact") if name in asked]
