@@ -123,6 +123,7 @@ def test_results_are_values_and_show_as_tables(first_day: Path) -> None:
     tiles = space.embed("tiles/", sensor="sentinel2-l2a")
     assert np.asarray(tiles) == pytest.approx(tiles.vectors)
     assert np.linalg.norm(tiles.vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert [row.keys for row in tiles] == [(key,) for key in tiles.keys]
     hits = space.search(tiles, "a river", k=10)
     assert len(hits) == 4
     assert np.asarray(hits).tolist() == sorted((hit.score for hit in hits), reverse=True)

@@ -364,6 +364,19 @@ def test_arrays_of_other_libraries_are_taken(
     assert space.embed([DataArray(), pixels[0]], **declared).keys == ("0-0", "0-1", "0-2", "1")
 
 
+@pytest.mark.parametrize("number", [0, -1, 2.5, "8", None, True])
+def test_what_is_no_count_is_refused(
+    space: EmbeddingSpace, pixels: NDArray[np.uint16], number: Any
+) -> None:
+    message = "must be a whole number, 1 or more, not"
+    with pytest.raises(DataError, match=f"batch_size {message}"):
+        encode(space, pixels, batch_size=number)
+    vectors = space.embed(pixels, sensor=L2A, bands=BANDS, dn_offset=0)
+    with pytest.raises(DataError, match=f"k {message}"):
+        space.search(vectors, "a lake", k=number)
+    assert len(encode(space, pixels, batch_size=np.int64(2))) == 3
+
+
 def test_band_order_and_spelling_do_not_matter(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:
@@ -425,6 +438,23 @@ def test_the_composite_can_be_chosen(space: EmbeddingSpace, pixels: NDArray[np.u
     levels = (pixels[:, [2, 1, 0]] / 2750).clip(0, 1)
     by_hand = space.encode_image(levels, "rgb", units="physical")
     torch.testing.assert_close(eurosat, by_hand, atol=1e-5, rtol=0)
+
+
+def test_texts_come_in_any_iterable(space: EmbeddingSpace) -> None:
+    expected = space.encode_text(["a lake", "a field"])
+    names = ("a lake", "a field")
+    for texts in (np.array(names), names, dict.fromkeys(names)):
+        assert torch.equal(space.encode_text(texts), expected)
+        assert torch.equal(space.encode_text(iter(texts)), expected)
+    for nothing in ([], None, 3, [None]):
+        with pytest.raises(RecipeError, match="list of at least one string"):
+            space.encode_text(nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", [None, 3, b"starter"])
+def test_what_names_no_model_is_refused(source: Any) -> None:
+    with pytest.raises(ModelError, match="not the name or folder of a model"):
+        EmbeddingSpace.load(source)
 
 
 def test_one_text_is_a_list_of_one(space: EmbeddingSpace) -> None:

@@ -48,6 +48,7 @@ def demo(out: Path, device: str | None, as_json: bool) -> None:
     for hits in found.searches:
         best = hits[0]
         window = best.place.window
+        assert window is not None  # of a scene
         click.echo(
             f"{hits.query!r}: best at row {window.row}, column {window.column}, cosine "
             f"{best.score:.3f}"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -104,6 +104,13 @@ class Classification(Shown):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.probabilities, dtype=dtype, copy=copy)
+
+    @overload
+    def __getitem__(self, row: int) -> Classified: ...
+    @overload
+    def __getitem__(self, row: str) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, row: Any) -> Classification: ...
 
     def __getitem__(self, row: Any) -> Any:
         """A number gives that row, a label's name (N,) its probabilities, a slice or mask the same
@@ -256,6 +263,11 @@ class Hits(Shown, Sequence[Hit]):
 
     def __len__(self) -> int:
         return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
 
     def __getitem__(self, index: Any) -> Any:
         found = self.hits[index]

@@ -94,12 +94,18 @@ def embed_each(
         raise DataError(f'window must be a number of pixels, 1 or more, or "whole", not {window!r}')
     if errors not in ("raise", "skip"):
         raise DataError(f'errors must be "raise" or "skip", not {errors!r}')
-    if batch_size < 1:
-        raise DataError(f"batch_size must be 1 or more, not {batch_size}")
+    check_count("batch_size", batch_size)
     if tower is not None:
         space.input_spec(tower)
     read = _read_each(space, inputs, declared, tower, window, errors, batch_size)
     return _embed_each(space, read, errors, normalize=normalize)
+
+
+def check_count(name: str, value: object) -> None:
+    """`DataError` unless a value is a whole number, 1 or more."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < 1:  # type: ignore[operator]
+        raise DataError(f"{name} must be a whole number, 1 or more, not {value!r}")
 
 
 def _embed_each(

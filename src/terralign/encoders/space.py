@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ from terralign.encoders.answers import (
 from terralign.encoders.clip.load import ClipModel, load_clip, load_compact_clip, save_clip
 from terralign.encoders.clip.weights import check_numbers_of, write_state_dict
 from terralign.encoders.custom import Encoder, check_probe, fit_encoder, probe
-from terralign.encoders.embedding import EmbeddedChip, Errors, embed_each
+from terralign.encoders.embedding import EmbeddedChip, Errors, check_count, embed_each
 from terralign.encoders.inputs import Inputs, Windowing
 from terralign.encoders.pixels import Pixels, encode_ready, ready_pixels
 from terralign.encoders.sensor import CUSTOM, SensorTower, TowerConfig, load_tower
@@ -183,11 +183,14 @@ class EmbeddingSpace(Shown):
 
     # Encoding
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings of N texts, on the CPU."""
+    def encode_text(self, texts: Iterable[str]) -> Tensor:
+        """(N, D) float32 L2-normalised embeddings of N texts, on the CPU.
+
+        `RecipeError` without a text, or for one that is empty.
+        """
         if isinstance(texts, str):
             texts = [texts]
-        return embed_text(self.clip, texts)
+        return embed_text(self.clip, list(texts) if isinstance(texts, Iterable) else [])
 
     def encode_image(
         self,
@@ -459,8 +462,7 @@ class EmbeddingSpace(Shown):
             raise DataError(_not_searchable(embeddings))
         check_same_space(self.space_id, embeddings.space_id, "the vectors")
         embeddings.require_numbers(self.dim)
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise DataError(f"k must be a whole number, 1 or more, not {k!r}")
+        check_count("k", k)
         if isinstance(query, Embeddings):
             check_same_space(self.space_id, query.space_id, "the query's vectors")
             query.require_numbers(self.dim)
@@ -636,6 +638,10 @@ class EmbeddingSpace(Shown):
         or missing file is refused by its hash, and an encoder by its shapes and by what it computes
         (`ModelError`); nothing is ever searched for, guessed, or imported by name.
         """
+        if not isinstance(source, str | Path):
+            raise ModelError(
+                f"source is a {type(source).__name__}, not the name or folder of a model"
+            )
         folder = Path(source)
         described = shipped_model(source) if isinstance(source, str) else None
         if described is None and not _is_space(folder):
@@ -794,6 +800,10 @@ def _load_compact(folder: Path, values: Mapping[str, Any]) -> ClipModel:
     return load_compact_clip(folder, names)
 
 
+_PARTS = f"*.{'[0-9a-f]' * 16}.{'[0-9a-f]' * 16}.parquet"
+"""Names of parts, which an index is opened of; other Parquet files hold plain vectors."""
+
+
 def _not_searchable(given: object) -> str:
     """What to do where something that is no vectors was given to be searched."""
     text = f"cannot search a {type(given).__name__}; "
@@ -802,7 +812,7 @@ def _not_searchable(given: object) -> str:
     path = os.fsdecode(given)
     has_parts = False
     with suppress(OSError, ValueError):  # a text that can be no path
-        has_parts = path != "" and any(Path(path).glob("*.parquet"))
+        has_parts = path != "" and any(Path(path).glob(_PARTS))
     if has_parts:
         return (
             f"{text}open the folder of embedded scenes: space.search(ta.open_index({path!r}), ...)"

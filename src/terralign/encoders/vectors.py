@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,6 +179,9 @@ class Embeddings(Shown):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.vectors, dtype=dtype, copy=copy)
+
+    def __iter__(self) -> Iterator[Embeddings]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows: Any) -> Embeddings:
         chosen = choose_rows(len(self), rows)

@@ -122,7 +122,8 @@ def as_class_names(labels: Iterable[str]) -> tuple[str, ...]:
         raise DataError(f"labels are one text, {labels!r}; give a list of at least two class names")
     if not isinstance(labels, Iterable) or isinstance(labels, bytes | Mapping):
         raise DataError(f"labels = {labels!r:.100}; give a list of at least two class names")
-    names: tuple[str, ...] = tuple(labels)
+    # Strings of NumPy are shown otherwise.
+    names: tuple[str, ...] = tuple(str(one) if isinstance(one, str) else one for one in labels)
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str):

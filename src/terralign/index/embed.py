@@ -25,7 +25,7 @@ from torch import Tensor
 
 from terralign.chips import PixelLayout, Window, make_layout
 from terralign.compute import computing
-from terralign.encoders.embedding import check_fit, read_chips
+from terralign.encoders.embedding import check_count, check_fit, read_chips
 from terralign.encoders.inputs import Inputs, Source, list_inputs, open_sources
 from terralign.encoders.pixels import ready_pixels
 from terralign.encoders.space import EmbeddingSpace
@@ -258,8 +258,7 @@ def embed_scenes(
         space.input_spec(name)
     if not 1 <= part[0] <= part[1]:
         raise DataError(f"part is {part[0]} of {part[1]}; expected 1 of N to N of N")
-    if batch_size < 1:
-        raise DataError(f"batch_size must be 1 or more, not {batch_size}")
+    check_count("batch_size", batch_size)
     declared = space.declare(
         sensor=sensor, bands=bands, units=units, dn_offset=dn_offset, composite=composite
     )

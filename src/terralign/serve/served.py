@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -80,7 +80,7 @@ class KeepingSpace(EmbeddingSpace):
 
         self._keep = keep
 
-    def encode_text(self, texts: Sequence[str]) -> Any:
+    def encode_text(self, texts: Iterable[str]) -> Any:
         """(n, D) unit vectors."""
         return self._keep(tuple(texts))
 
