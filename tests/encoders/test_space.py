@@ -377,6 +377,15 @@ def test_what_is_no_count_is_refused(
     assert len(encode(space, pixels, batch_size=np.int64(2))) == 3
 
 
+def test_an_open_file_is_refused_by_its_kind(space: EmbeddingSpace, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\nlines of a file are no inputs")
+    with (
+        open(tmp_path / "a.png", "rb") as opened,
+        pytest.raises(DataError, match="cannot embed a BufferedReader; give a path"),
+    ):
+        space.embed(opened)
+
+
 def test_band_order_and_spelling_do_not_matter(
     space: EmbeddingSpace, pixels: NDArray[np.uint16]
 ) -> None:

@@ -11,6 +11,7 @@ import glob
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import IOBase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +170,7 @@ def _several(inputs: Inputs) -> Iterable[Any]:
     single = isinstance(inputs, _SINGLE) or is_array(inputs) or is_pystac(inputs)
     if single or _is_sample_set(inputs):
         return [inputs]
-    if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, bytes | dict | IOBase) or not isinstance(inputs, Iterable):
         return [inputs]  # refused by kind
     return inputs
 
