@@ -48,6 +48,9 @@ def draw_optical(cover: Cover, bands: Sequence[str], rng: Generator) -> NDArray[
     corner[:] = rng.uniform(*DARK_DN, corner.shape)
     if "B10" in bands:
         pixels[list(bands).index("B10")] = rng.uniform(5, 25, shape)  # cirrus: next to nothing
+    if {"B11", "B12"} <= set(bands):
+        shortwave = [list(bands).index(band) for band in ("B12", "B11")]
+        pixels[shortwave] = np.sort(pixels[shortwave], axis=0)  # B12 is the darker one
     return pixels.clip(1, 9000).astype(np.uint16)
 
 

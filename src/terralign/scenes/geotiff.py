@@ -374,7 +374,7 @@ zeros do (see `_mask_band`), 0 where none."""
 
 def _mask_band(source: Any) -> int:
     """The band of an open GeoTIFF whose zeros mark no data though GDAL takes no notice of it: by
-    its name, or alpha beside a no-data number; 0 where there is none."""
+    its name, or alpha beside a no-data number; else 0."""
     for index, text in enumerate(source.descriptions, start=1):
         if text and is_validity(text):
             return index

@@ -65,7 +65,7 @@ _BRIGHT_FLOOR = 0.5
 scaled as Sentinel-2's, have none; of the 1,200 L2A patches above, the brightest has 0.06."""
 
 _SHORTWAVE = 0.05
-"""A reflectance in B12 from which it tells wrong orders of bands: water is darker, and noise."""
+"""A reflectance in B12 above which it shows a wrong order of bands: water is darker, and noise."""
 
 _CROSS_ABOVE_CO = 2.0
 """dB. Cross-polarised backscatter is the weaker one; of 70 BigEarthNet patches one has a VH above
@@ -268,7 +268,7 @@ class _Judge:
 
     def wrapped(self, dtype: np.dtype[Any], known: dict[str, NDArray[np.float64]]) -> None:
         """Numbers below zero that became the largest of an unsigned type; saturated ones, which are
-        the largest, are none."""
+        the largest, do not count."""
         if self.sensor.unit != "reflectance" or dtype != np.uint16:
             return
         largest = float(np.iinfo(dtype).max)
