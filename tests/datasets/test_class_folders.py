@@ -15,6 +15,7 @@ from PIL import Image
 from rasterio import Affine
 
 from terralign.datasets.class_folders import open_folder, read_split_list
+from terralign.datasets.content import FileContent
 from terralign.datasets.file_set import FileSet
 from terralign.datasets.pixels import Pixels
 from terralign.errors import DataError
@@ -151,6 +152,12 @@ def test_the_fingerprint_follows_files_size_and_meaning(root: Path, tmp_path: Pa
     picture(root / "Bog" / "c.png", side=9)
     changed = opened(root).fingerprint
     assert len({first, resized, part, changed}) == 4
+
+
+def test_a_pipe_among_pictures_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")  # which would wait for somebody to write into it
+    content = FileContent(tmp_path / "a.png")
+    assert (content.length(), content.middle()) == (-1, content.address.encode())
 
 
 def test_the_fingerprint_follows_pixels_that_change_while_the_file_keeps_its_size(

@@ -239,7 +239,7 @@ def test_a_text_typed_before_the_page_is_ready_is_searched(tab: Tab) -> None:
 
     tab.page.route("**/countries-50m.json", late)
     tab.page.goto("about:blank")
-    tab.page.goto(tab.home, wait_until="commit")
+    tab.page.goto(tab.home, wait_until="domcontentloaded")
     tab.page.fill("#query", "a river")
     tab.page.press("#query", "Enter")
     tab.page.wait_for_selector(".hit .pick")

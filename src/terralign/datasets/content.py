@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,14 +113,13 @@ class FileContent:
         return _hash(b"".join(digests) or self.address.encode()).digest()
 
     def _files(self) -> list[Path]:
-        """The files that represent the sample; none where it is missing."""
+        """The files that represent the sample; none where it is missing, or no file (a pipe)."""
         if self.path.is_dir():
             return rasters_of(self.path)
         try:
-            self.path.stat()
+            return [self.path] if stat.S_ISREG(self.path.stat().st_mode) else []
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [self.path]
 
 
 def rasters_of(folder: Path) -> list[Path]:
