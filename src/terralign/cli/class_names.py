@@ -99,10 +99,9 @@ def _read_file(path: Path) -> list[str]:
         raise click.UsageError(str(error)) from error
     first = next((line.strip() for line in lines if line.strip()), "")
     separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower(), "\0")
-    if first.startswith(("{", "[")) or any(
-        separator in line and not line.strip().startswith('"') for line in lines
-    ):
-        kind = "JSON" if first.startswith(("{", "[")) else "a table of several columns"
+    is_json = first.startswith(("{", "["))
+    if is_json or any(separator in line and not line.strip().startswith('"') for line in lines):
+        kind = "JSON" if is_json else "a table of several columns"
         raise click.UsageError(
             f"--labels-file {path} looks like {kind}; give a text file of class names, one a line"
         )

@@ -424,12 +424,15 @@ def valid_by_file(
     valid: NDArray[np.bool_] = np.isfinite(pixels)
     indexes = indexes or range(1, len(pixels) + 1)
     rules = mask_rules(source, indexes) if rules is None else rules
+    shape = pixels.shape[1:]
+    marked: dict[int, NDArray[np.bool_]] = {}
     for channel, (index, (numbers, masked, aside)) in enumerate(zip(indexes, rules, strict=True)):
         for nodata in numbers:
             valid[channel] &= pixels[channel] != nodata
         if masked:
-            shape = pixels.shape[1:]
             valid[channel] &= source.read_masks(index, window=window, out_shape=shape) > 0
         if aside and index != aside:
-            valid[channel] &= source.read(aside, window=window, out_shape=pixels.shape[1:]) > 0
+            if aside not in marked:  # one band of the file, read for all of the others at once
+                marked[aside] = source.read(aside, window=window, out_shape=shape) > 0
+            valid[channel] &= marked[aside]
     return valid

@@ -132,10 +132,8 @@ def _product_of(
     of_metadata: str | None,
     sensor: Sensor | None,
 ) -> Product:
-    stated = (
-        sensor_of_names([*names, *(path.name for path in rasters)], origin=shown(folder))
-        or of_metadata
-    )
+    given = [*names, *(path.name for path in rasters)]
+    stated = sensor_of_names(given, origin=shown(folder)) or of_metadata
     if sensor is None:
         if stated is None:
             raise SensorError(
@@ -148,7 +146,6 @@ def _product_of(
             f"{shown(folder)} is a product of sensor {stated!r} by its names, not of "
             f"{sensor.name!r}; leave out the sensor, or correct it"
         )
-    given = [*names, *(path.name for path in rasters)]
     require_sensor_of_names(sensor, given, origin=shown(folder))
     named = {path: band_of_name(stem_of(path), sensor) for path in rasters}
     bands = {path: found for path, found in named.items() if found is not None}

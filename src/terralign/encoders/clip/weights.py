@@ -45,9 +45,11 @@ def read_checkpoint(path: Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}")
-    start = _first_bytes(path)
+    with open(path, "rb") as file:
+        start = file.read(_NUM_FIRST)
     pickled = start.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors"
     if pickled and start[8:9] != b"{":  # where the header of a safetensors file begins
+        _refuse_no_weights(path, start)
         return read_pickled(path)
     with _reading_safetensors(path):
         return load_file(path)
@@ -61,27 +63,29 @@ _NO_WEIGHTS = (
 """How files begin that are saved in the place of weights, and what to do."""
 
 
-def _first_bytes(path: Path) -> bytes:
-    """The beginning of a file of weights; `ModelError` where it is known to be none."""
-    with open(path, "rb") as file:
-        start = file.read(64)
+_NUM_FIRST = 64
+"""Bytes of a file that show of what kind it is."""
+
+
+def _refuse_no_weights(path: Path, start: bytes) -> None:
+    """`ModelError` where the first bytes of a file show that it holds no weights."""
     for beginning, text in _NO_WEIGHTS:
         if start.lstrip().lower().startswith(beginning):
             raise ModelError(f"{path} {text}")
-    return start
 
 
 @contextmanager
 def _reading_safetensors(path: Path) -> Iterator[None]:
     """`ModelError` where the header is too long, or damaged in one of many ways."""
     try:
-        _first_bytes(path)
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            length = int.from_bytes(os.read(descriptor, 8), "little")
+            start = os.read(descriptor, _NUM_FIRST)
             num_bytes = os.fstat(descriptor).st_size
         finally:
             os.close(descriptor)
+        _refuse_no_weights(path, start)
+        length = int.from_bytes(start[:8], "little")
         if length <= num_bytes:
             what = f"{path} has a header of"
             require("safetensors_header_bytes", length, what, fault=ModelError)
